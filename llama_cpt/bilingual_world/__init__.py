@@ -1,0 +1,1 @@
+"""A small invented world, told in two languages."""

@@ -1,0 +1,364 @@
+"""Every knob of a run, as frozen dataclasses, and the one way to read them.
+
+A config is a Python file that defines ``config = TrainConfig(...)``, or the JSON that a run
+writes beside its checkpoints. Architecture constants have no default: a forgotten ``rope_theta``
+is an error, not another model.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+import difflib
+from fractions import Fraction
+import json
+from pathlib import Path
+import runpy
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from llama_cpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3.1's frequency scaling (``rope_type: llama3`` in a Hugging Face config)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_length: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: what a Hugging Face ``config.json`` says of a Llama."""
+
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_eps: float
+    tied_embeddings: bool
+    context_length: int
+    """The longest row that the model is made for (``max_position_embeddings``)."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no Llama has."""
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_heads={self.num_heads} must be a multiple of "
+                f"model.num_kv_heads={self.num_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs.")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is computed; none of it changes what is computed."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and matrix operands; parameters, loss and norms are float32."""
+    remat: Literal["none", "minimal", "dots", "full", "offload"] = "full"
+    """What the backward pass recomputes: ``none`` nothing, ``full`` all but each layer's input."""
+    attention: Literal["auto", "splash", "cudnn", "reference"] = "auto"
+    """``auto`` is resolved once, at start, by backend and row length, and printed."""
+    loss_chunk_tokens: int = 2048
+    """Tokens on one device whose logits exist at a time."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Documents of one origin."""
+
+    name: str
+    source: str
+    """A path or glob (local or ``gs://``) of JSON Lines, Parquet or text files, compressed or not,
+    or ``tfds:NAME`` / ``tfds:NAME:SPLIT``."""
+    weight: float = 1.0
+    """Share of its group's rows, relative to the group's other corpora."""
+    text_field: str = "text"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token rows and their mixture."""
+
+    tokenizer: str
+    """A ``tokenizer.model`` (tiktoken or SentencePiece), a ``tokenizer.json``, or their folder."""
+    prepared: str
+    """Folder in which ``prepare`` keeps token rows."""
+    sequence_length: int
+    almr: Annotated[
+        float | tuple[tuple[int, float], ...], tyro.conf.arg(metavar="SHARE|STEP SHARE ...")
+    ]
+    """Additional-language mixture ratio: share of the tokens trained on that come from
+    ``additional``; or stages, ``((from_step, almr), ...)``."""
+    additional: tuple[CorpusConfig, ...] = ()
+    """Corpora of the language to add."""
+    original: tuple[CorpusConfig, ...] = ()
+    """Corpora of what the model knows already (replay)."""
+    heldout: tuple[CorpusConfig, ...] = ()
+    """Corpora to evaluate on, never to train on."""
+    max_epochs: float = 4.0
+    """Passes over any corpus beyond which a run is refused before it starts. Up to four passes cost
+    little against fresh text (Muennighoff et al. 2023, arXiv 2305.16264)."""
+    bad_documents: Literal["error", "skip"] = "error"
+    """A line that is not JSON, is not UTF-8 or has no text: stop, or skip and count it."""
+
+    def stages(self) -> tuple[tuple[int, Fraction], ...]:
+        """The ALMR as exact decimals: ``((from_step, almr), ...)``, the first from step 0."""
+        stages = self.almr if isinstance(self.almr, tuple) else ((0, self.almr),)
+        exact = tuple((step, Fraction(str(almr))) for step, almr in stages)
+        steps = [step for step, _ in exact]
+        if not exact or steps[0] != 0 or steps != sorted(set(steps)):
+            raise UserError(f"data.almr={self.almr}: stages must start at step 0 and rise.")
+        for _, almr in exact:
+            if not 0 <= almr <= 1:
+                raise UserError(f"data.almr={float(almr):g} is outside [0, 1].")
+        return exact
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        shares = {almr for _, almr in self.stages()}
+        if self.sequence_length < 1:
+            raise UserError(f"data.sequence_length={self.sequence_length} must be positive.")
+        if max(shares) > 0 and not self.additional:
+            raise UserError("data.almr is above 0 but data.additional names no corpus.")
+        if min(shares) < 1 and not self.original:
+            raise UserError("data.almr is below 1 but data.original names no corpus.")
+        for group in (self.additional + self.original, self.heldout):
+            names = [corpus.name for corpus in group]
+            for name in names:
+                if names.count(name) > 1:
+                    raise UserError(
+                        f"data: two corpora are named {name!r}; give each its own name."
+                    )
+        for corpus in self.additional + self.original:
+            if corpus.weight <= 0:
+                raise UserError(
+                    f"data: weight={corpus.weight} of corpus {corpus.name!r} must be above 0."
+                )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and the learning-rate schedule."""
+
+    peak_learning_rate: float
+    schedule: Literal["cosine", "wsd", "constant", "linear"] = "cosine"
+    """``wsd``: warm-up, stable, then a linear decay over ``decay_steps``."""
+    warmup_steps: int = 0
+    initial_learning_rate: float = 0.0
+    """Where the warm-up starts; to re-warm, the rate at which the base's training ended."""
+    final_learning_rate_fraction: float = 0.1
+    """The last step's rate as a share of the peak (``cosine``, ``linear``, ``wsd``)."""
+    decay_steps: int = 0
+    """Length of ``wsd``'s decay."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Not applied to norm scales."""
+    clip_norm: float = 1.0
+    """Bound on the global gradient norm."""
+
+
+@dataclass(frozen=True)
+class NextTokenConfig:
+    """The objective of CPT and SFT: cross-entropy of the next token where the mask is set."""
+
+    z_loss: float = 0.0
+    """Weight of the mean squared log-normaliser (PaLM, arXiv 2204.02311, section 5)."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how many to keep."""
+
+    every_steps: int = 500
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When to measure held-out loss and bits per byte."""
+
+    every_steps: int = 500
+    dense: bool = True
+    """Also at steps 1, 2, 4, 8, ... below ``every_steps``: forgetting rises first."""
+    documents: int = 256
+    """Held-out documents a corpus, spread evenly over it."""
+    batch_size: int = 8
+    """Windows of ``data.sequence_length`` scored at a time, over all devices."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run."""
+
+    output: str
+    """The run's folder: checkpoints, metrics, resolved config. An existing run resumes."""
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    num_steps: int
+    global_batch_size: int
+    """Rows a step, over all devices and micro-batches."""
+    microbatch_size: int = 0
+    """Rows a forward and backward pass, over all devices; 0 is the whole batch."""
+    init_from: str = ""
+    """Hugging Face folder or run folder to start from; empty draws random weights."""
+    seed: int = 0
+    objective: NextTokenConfig = field(default_factory=NextTokenConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log_every_steps: int = 10
+
+    @property
+    def num_microbatches(self) -> int:
+        """Forward and backward passes a step."""
+        return self.global_batch_size // (self.microbatch_size or self.global_batch_size)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run on any machine."""
+        for name in ("num_steps", "global_batch_size", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.microbatch_size < 0 or (
+            self.microbatch_size and self.global_batch_size % self.microbatch_size
+        ):
+            raise UserError(
+                f"global_batch_size={self.global_batch_size} must be a multiple of "
+                f"microbatch_size={self.microbatch_size}."
+            )
+        if self.data.sequence_length > self.model.context_length:
+            raise UserError(
+                f"data.sequence_length={self.data.sequence_length} is longer than "
+                f"model.context_length={self.model.context_length}."
+            )
+
+
+def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
+
+    Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
+    overrides prints every field and exits.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
+    config = _from_python(path) if path.endswith(".py") else _from_json(path)
+    return _apply_overrides(config, list(overrides))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values; ``from_dict`` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
+    """Build dataclass ``kind`` from JSON ``values``; ``where`` names the place in errors."""
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return from_dict(typing.get_args(kind)[0], values, where)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_dict(kind, values, where)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return from_dict(option, values, where)
+            except UserError as error:
+                last = error
+        raise last
+    if origin is tuple:
+        return _tuple_from_list(kind, values, where)
+    if origin is Literal:
+        if values not in typing.get_args(kind):
+            options = ", ".join(map(repr, typing.get_args(kind)))
+            raise UserError(f"{where}={values!r} must be one of {options}.")
+        return values
+    if kind is float and isinstance(values, int) and not isinstance(values, bool):
+        return float(values)
+    if not isinstance(values, kind) or (kind is int and isinstance(values, bool)):
+        raise UserError(f"{where}={values!r} must be {getattr(kind, '__name__', kind)}.")
+    return values
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``; did you mean 'x'?``, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"{where}: unknown field {name!r}{nearest(name, list(hints))}")
+    for spec in dataclasses.fields(kind):
+        optional = spec.default is not dataclasses.MISSING
+        optional = optional or spec.default_factory is not dataclasses.MISSING
+        if spec.name not in values and not optional:
+            raise UserError(f"{where}: field {spec.name!r} is missing.")
+    return kind(**{n: from_dict(hints[n], v, f"{where}.{n}") for n, v in values.items()})
+
+
+def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple:
+    kinds = typing.get_args(kind)
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{where}={values!r} must be a list.")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise UserError(f"{where}={values!r} must have {len(kinds)} entries.")
+    return tuple(
+        from_dict(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, values, strict=True))
+    )
+
+
+def _from_python(path: str) -> TrainConfig:
+    try:
+        config = runpy.run_path(path).get("config")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except TypeError as error:
+        raise UserError(f"{path}: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
+    return config
+
+
+def _from_json(path: str) -> TrainConfig:
+    try:
+        return from_dict(TrainConfig, json.loads(Path(path).read_text("utf-8")), path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}).") from None
+
+
+def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    if not overrides:
+        return config
+    annotated = Annotated[TrainConfig, tyro.conf.AvoidSubcommands]
+    return tyro.cli(annotated, default=config, args=overrides)

@@ -1,0 +1,1 @@
+"""Documents, tokens, token rows and their mixture."""

@@ -1,0 +1,22 @@
+"""The user's mistakes, told apart from ours."""
+
+from collections.abc import Iterator
+import contextlib
+import sys
+
+
+class UserError(ValueError):
+    """What a user can mend; the message names the file, field or line, and the remedy."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around a command: a UserError ends it in one line and exit status 1, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,1 @@
+"""Attention and other kernels, each with its plain-jnp meaning."""
