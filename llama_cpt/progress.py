@@ -1,0 +1,63 @@
+"""One line that says how far, how fast and how long still."""
+
+import sys
+import time
+from types import TracebackType
+
+
+class Progress:
+    """A progress line on stderr: updating on a terminal, otherwise a plain line every ten seconds.
+
+    ``total`` is in ``unit``; 0 means that it is not known, and no time left is shown.
+    """
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0.0
+        self._terminal = sys.stderr.isatty()
+        self._start = self._shown = time.monotonic()
+
+    def update(self, amount: float) -> None:
+        """Count ``amount`` more done."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self._shown >= (0.2 if self._terminal else 10.0):
+            self._shown = now
+            self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
+
+    def _show(self, start: str, end: str) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = self.done / seconds
+        text = f"{self.label}: {self.done:,.4g} {self.unit}, {rate:,.4g} {self.unit}/s"
+        if self.total:
+            left = max(self.total - self.done, 0) / max(rate, 1e-9)
+            text = (
+                f"{self.label}: {self.done:,.4g} of {self.total:,.4g} {self.unit} "
+                f"({self.done / self.total:.0%}), {rate:,.4g} {self.unit}/s, {duration(left)} left"
+            )
+        sys.stderr.write(f"{start}{text:<78}{end}")
+        sys.stderr.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._terminal:
+            self._show("\r", "\n")
+        elif kind is None:
+            self._show("", "\n")
+
+
+def duration(seconds: float) -> str:
+    """``65`` -> ``1m05s``."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
