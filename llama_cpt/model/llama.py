@@ -1,0 +1,219 @@
+"""Llama 3, 3.1 and 3.2 as a pytree.
+
+Letters in einsum strings: b batch, t query position, s key position, d embed, n query heads,
+k key/value heads, g query heads per key/value head, h head size, f mlp, v vocab.
+Matrices are stored (in, out), stacked over layers. Each parameter says its shape, its logical
+axes (placed by ``sharding.AXIS_RULES``) and its initial spread in one line.
+"""
+
+from functools import partial
+from typing import Any
+
+from flax import nnx
+import jax
+from jax import checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from llama_cpt.config import ModelConfig, RopeScaling
+from llama_cpt.model.attention import attend
+from llama_cpt.sharding import constrain
+
+# What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
+REMAT_POLICIES = {
+    "minimal": checkpoint_policies.save_from_both_policies(
+        checkpoint_policies.dots_with_no_batch_dims_saveable,
+        checkpoint_policies.save_only_these_names("attention"),
+    ),
+    "dots": checkpoint_policies.dots_saveable,
+    "full": checkpoint_policies.nothing_saveable,
+    "offload": checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def rms_norm(
+    x: Float[Array, "*rows embed"], scale: Float[Array, " embed"], *, eps: float
+) -> Float[Array, "*rows embed"]:
+    """x / rms(x) * scale, statistics in float32 (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * normed.astype(x.dtype)
+
+
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """RoPE's angle per position for each of head_dim / 2 pairs (Su et al. 2021, arXiv 2104.09864).
+
+    ``scaling`` is Llama-3.1's: wavelengths beyond the original context are stretched by
+    ``factor``, those well inside it are kept, those between are blended.
+    """
+    frequency = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is None:
+        return frequency.astype(np.float32)
+    turns = scaling.original_context_length * frequency / (2 * np.pi)
+    spread = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = np.clip((turns - scaling.low_freq_factor) / spread, 0.0, 1.0)
+    return (keep * frequency + (1 - keep) * frequency / scaling.factor).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"],
+    cos: Float[Array, "batch length half"],
+    sin: Float[Array, "batch length half"],
+) -> Float[Array, "batch length heads head_dim"]:
+    """Rotate pair (i, i + head_dim / 2), Hugging Face's half-split layout."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """All layers' parameters, stacked; inside the scan, one layer's."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array) -> None:
+        n, d, f = config.num_layers, config.embed_dim, config.mlp_dim
+        heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        keys = iter(jax.random.split(key, 7))
+        # Branches that write to the residual stream start smaller (GPT-2, section 2.3).
+        residual = 0.02 / (2 * n) ** 0.5
+        self.attention_norm = _ones((n, d), ("layers", "norm"))
+        self.query = _normal(next(keys), (n, d, heads), ("layers", "embed", "heads"))
+        self.key = _normal(next(keys), (n, d, kv), ("layers", "embed", "kv_heads"))
+        self.value = _normal(next(keys), (n, d, kv), ("layers", "embed", "kv_heads"))
+        self.output = _normal(next(keys), (n, heads, d), ("layers", "heads", "embed"), residual)
+        self.mlp_norm = _ones((n, d), ("layers", "norm"))
+        self.gate = _normal(next(keys), (n, d, f), ("layers", "embed", "mlp"))
+        self.up = _normal(next(keys), (n, d, f), ("layers", "embed", "mlp"))
+        self.down = _normal(next(keys), (n, f, d), ("layers", "mlp", "embed"), residual)
+
+
+class Llama(nnx.Module):
+    """A Llama: parameters are float32, activations ``compute_dtype``.
+
+    ``remat`` names what the backward pass recomputes, ``attention`` the implementation.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        key: jax.Array,
+        *,
+        compute_dtype: Any = jnp.float32,
+        remat: str = "none",
+        attention: str = "reference",
+    ) -> None:
+        self.config, self.compute_dtype = config, jnp.dtype(compute_dtype)
+        self.remat, self.attention = remat, attention
+        table = (config.vocab_size, config.embed_dim)
+        embedding_key, layers_key, head_key = jax.random.split(key, 3)
+        self.embedding = _normal(embedding_key, table, ("vocab", "embed"))
+        self.layers = Block(config, layers_key)
+        self.norm = _ones((config.embed_dim,), ("norm",))
+        tied = config.tied_embeddings
+        self.lm_head = None if tied else _normal(head_key, table, ("vocab", "embed"))
+
+    @property
+    def head(self) -> Float[Array, "vocab embed"]:
+        """The output matrix, float32; the embedding itself where the two are tied."""
+        return (self.embedding if self.lm_head is None else self.lm_head)[...]
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length embed"]:
+        """The last layer's normed output, in the compute type."""
+        config = self.config
+        with jax.named_scope("embed"):
+            x = self.embedding[...].astype(self.compute_dtype)[tokens]
+            x = constrain(x, "batch", "length", "act_embed")
+            frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            # float32: bfloat16 rounds position 257 to 256, and the two angles differ.
+            angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
+            rotation = jnp.cos(angles), jnp.sin(angles)
+        layer = partial(self._layer, rotation, segment_ids)
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        x, _ = jax.lax.scan(layer, x, self.layers)
+        return rms_norm(x, self.norm[...], eps=config.norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length vocab"]:
+        """Float32 logits."""
+        x = self.hidden(tokens, positions, segment_ids)
+        head = self.head.astype(self.compute_dtype)
+        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+
+    def _layer(
+        self,
+        rotation: tuple[jax.Array, jax.Array],
+        segment_ids: Int[Array, "batch length"],
+        x: Float[Array, "batch length embed"],
+        block: Block,
+    ) -> tuple[Float[Array, "batch length embed"], None]:
+        x = checkpoint_name(constrain(x, "batch", "length", "act_embed"), "layer_input")
+        with jax.named_scope("attention"):
+            x = x + self._attention(rotation, segment_ids, x, block)
+        with jax.named_scope("mlp"):
+            x = x + self._mlp(x, block)
+        return constrain(x, "batch", "length", "act_embed"), None
+
+    def _attention(
+        self,
+        rotation: tuple[jax.Array, jax.Array],
+        segment_ids: Int[Array, "batch length"],
+        x: Float[Array, "batch length embed"],
+        block: Block,
+    ) -> Float[Array, "batch length embed"]:
+        config = self.config
+        x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
+
+        def project(matrix: nnx.Param, heads: int) -> jax.Array:
+            y = jnp.einsum("btd,de->bte", x, self._cast(matrix))
+            return y.reshape(*x.shape[:2], heads, config.head_dim)
+
+        query = rotate(project(block.query, config.num_heads), *rotation)
+        key = rotate(project(block.key, config.num_kv_heads), *rotation)
+        value = project(block.value, config.num_kv_heads)
+        out = attend(query, key, value, segment_ids, implementation=self.attention)
+        out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
+        return jnp.einsum("bte,ed->btd", out, self._cast(block.output))
+
+    def _mlp(
+        self, x: Float[Array, "batch length embed"], block: Block
+    ) -> Float[Array, "batch length embed"]:
+        x = rms_norm(x, block.mlp_norm[...], eps=self.config.norm_eps)
+        gate = jnp.einsum("btd,df->btf", x, self._cast(block.gate))
+        up = jnp.einsum("btd,df->btf", x, self._cast(block.up))
+        inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
+        return jnp.einsum("btf,fd->btd", inner, self._cast(block.down))
+
+    def _cast(self, matrix: nnx.Param) -> jax.Array:
+        return matrix[...].astype(self.compute_dtype)
+
+
+def abstract_llama(config: ModelConfig, **options: Any) -> Llama:
+    """A Llama of ShapeDtypeStructs: shapes and axes, no memory. ``options`` are Llama's own."""
+    return jax.eval_shape(lambda: Llama(config, jax.random.key(0), **options))
+
+
+def _normal(
+    key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], spread: float = 0.02
+) -> nnx.Param:
+    return nnx.Param(spread * jax.random.normal(key, shape, jnp.float32), axes=axes)
+
+
+def _ones(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
