@@ -19,6 +19,7 @@ import numpy as np
 
 from llama_cpt.config import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
+from llama_cpt.model.embedding import lookup
 from llama_cpt.sharding import constrain
 
 # What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
@@ -41,7 +42,7 @@ REMAT_POLICIES = {
 def rms_norm(
     x: Float[Array, "*rows embed"], scale: Float[Array, " embed"], *, eps: float
 ) -> Float[Array, "*rows embed"]:
-    """x / rms(x) * scale, statistics in float32 (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    """x / rms(x) * scale, statistics in float32 (Zhang, Sennrich 2019, arXiv 1910.07467, eq. 4)."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return scale.astype(x.dtype) * normed.astype(x.dtype)
@@ -133,7 +134,7 @@ class Llama(nnx.Module):
         """The last layer's normed output, in the compute type."""
         config = self.config
         with jax.named_scope("embed"):
-            x = self.embedding[...].astype(self.compute_dtype)[tokens]
+            x = lookup(self.embedding[...], tokens, self.compute_dtype)
             x = constrain(x, "batch", "length", "act_embed")
             frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
             # float32: bfloat16 rounds position 257 to 256, and the two angles differ.

@@ -1,0 +1,64 @@
+"""AdamW, and the learning rate of each step, computed on the host."""
+
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import optax
+
+from llama_cpt.config import OptimizerConfig
+from llama_cpt.errors import UserError
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """The rate of the step with this number, from 0.
+
+    Warm-up is linear from ``initial_learning_rate`` and ends at the peak on step ``warmup_steps``;
+    ``cosine``, ``linear`` and ``wsd``'s decay end at the final rate on the last step.
+    """
+    peak, final = config.peak_learning_rate, config.final_learning_rate_fraction
+    if step < config.warmup_steps:
+        done = (step + 1) / (config.warmup_steps + 1)
+        return config.initial_learning_rate + (peak - config.initial_learning_rate) * done
+    decay_steps = (
+        config.decay_steps if config.schedule == "wsd" else num_steps - config.warmup_steps
+    )
+    done = min(max((step - (num_steps - decay_steps) + 1) / max(decay_steps, 1), 0.0), 1.0)
+    match config.schedule:
+        case "constant":
+            return peak
+        case "cosine":
+            return peak * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
+        case "linear" | "wsd":
+            return peak * (1 - (1 - final) * done)
+
+
+def check_schedule(config: OptimizerConfig, num_steps: int) -> None:
+    """Refuse phases that do not fit into the run."""
+    decay_steps = config.decay_steps if config.schedule == "wsd" else 0
+    if config.schedule == "wsd" and decay_steps < 1:
+        raise UserError("optimizer.schedule=wsd needs optimizer.decay_steps of at least 1.")
+    if config.warmup_steps + decay_steps > num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.warmup_steps} and decay_steps={decay_steps} do not "
+            f"fit into num_steps={num_steps}."
+        )
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW without its rate: the step multiplies by the rate, an argument (arXiv 1711.05101)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    )
+
+
+def decay_mask(model: Any) -> Any:
+    """True for matrices, False for norm scales."""
+    return jax.tree.map(
+        lambda parameter: "norm" not in parameter.get_metadata("axes"),
+        model,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )

@@ -1,0 +1,99 @@
+"""The state of a run, made sharded, and the one step that advances it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.sharding import shardings, with_shardings
+from llama_cpt.training.objectives import Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step reads and replaces."""
+
+    trained: Any
+    """The model, or the adapters that are trained beside it."""
+    frozen: Any
+    """What is read and not trained; empty without adapters."""
+    opt_state: Any
+
+
+def abstract_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state's shapes and shardings for an abstract ``model``: moments lie as parameters do."""
+    state = TrainState(model, (), jax.eval_shape(optimizer.init, model))
+    return with_shardings(state, mesh)
+
+
+def init_state(
+    make_model: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A new state, born sharded: no device ever holds the whole of it."""
+
+    def create() -> TrainState:
+        model = make_model()
+        return TrainState(model, (), optimizer.init(model))
+
+    placed = shardings(jax.eval_shape(create), mesh)
+    return jax.jit(create, out_shardings=placed)()
+
+
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+    """``step(state, batch, learning_rate) -> (state, metrics)``.
+
+    ``batch`` has a leading micro-batch dim; gradients and sums are added over it in float32 and
+    divided once. ``learning_rate`` is a float32 scalar, so that one compilation serves every
+    schedule.
+    """
+
+    def step(
+        state: TrainState, batch: TokenBatch, learning_rate: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradients, loss_sum, weight, sums = _accumulate(objective, state.trained, batch)
+        weight = jnp.maximum(weight, 1.0)
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
+            trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
+        metrics = {
+            "loss": loss_sum / weight,
+            "grad_norm": optax.global_norm(gradients),
+            "sums": sums,
+        }
+        return TrainState(trained, state.frozen, opt_state), metrics
+
+    return step
+
+
+def jit_train_step(step: Callable, placed: TrainState) -> Callable:
+    """``step`` compiled with the state donated and its shardings kept (``placed``)."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+
+def _accumulate(objective: Objective, model: Any, batch: TokenBatch) -> tuple:
+    """Gradients, loss sum, weight and sums, added over micro-batches one at a time."""
+
+    def one(part: TokenBatch) -> tuple:
+        def loss(model: Any) -> tuple:
+            loss_sum, weight, sums = objective(model, part)
+            return loss_sum, (weight, sums)
+
+        (loss_sum, (weight, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(model)
+        return gradients, loss_sum, weight, sums
+
+    if batch.tokens.shape[0] == 1:
+        return one(jax.tree.map(lambda leaf: leaf[0], batch))
+
+    def add(total: tuple, part: TokenBatch) -> tuple:
+        return jax.tree.map(jnp.add, total, one(part)), None
+
+    first = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batch))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    return jax.lax.scan(add, zeros, batch)[0]
