@@ -1,0 +1,17 @@
+"""Continual pre-training of Llama-3.2 1B: the recipe of cpt_8b at a size for one host."""
+
+from dataclasses import replace
+
+from configs.cpt_8b import config as cpt_8b
+from configs.models import LLAMA32_1B
+
+config = replace(
+    cpt_8b,
+    output="runs/cpt_1b",
+    init_from="meta-llama/Llama-3.2-1B",
+    model=LLAMA32_1B,
+    data=replace(cpt_8b.data, tokenizer="meta-llama/Llama-3.2-1B"),
+    global_batch_size=64,
+    microbatch_size=8,
+    evaluation=replace(cpt_8b.evaluation, batch_size=8),
+)

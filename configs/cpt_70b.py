@@ -1,0 +1,15 @@
+"""Continual pre-training of Llama-3 70B: the ratio of cpt_8b, at a lower rate."""
+
+from dataclasses import replace
+
+from configs.cpt_8b import config as cpt_8b
+from configs.models import LLAMA3_70B
+
+config = replace(
+    cpt_8b,
+    output="runs/cpt_70b",
+    init_from="meta-llama/Meta-Llama-3-70B",
+    model=LLAMA3_70B,
+    data=replace(cpt_8b.data, tokenizer="meta-llama/Meta-Llama-3-70B"),
+    optimizer=replace(cpt_8b.optimizer, peak_learning_rate=1e-5),
+)
