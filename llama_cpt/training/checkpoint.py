@@ -1,0 +1,291 @@
+"""Saving and restoring a run: Orbax writes the arrays, a manifest seals them.
+
+In a run's checkpoint folder: ``STEP/`` (Orbax: a nested dict of arrays that does not know Flax,
+and ``about``, which says what they are) and ``STEP.manifest-*.json`` (``manifest.py``). The
+manifest is written last, so what has none was interrupted: it is never restored, and the next
+save removes it.
+"""
+
+import contextlib
+import errno
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from llama_cpt.errors import UserError
+from llama_cpt.training import array_dict, manifest
+
+FOLDER = "checkpoints"
+"""Where a run keeps its checkpoints, below its output folder."""
+
+SAVE_TIMEOUT_SECONDS = 3600
+"""How long processes wait for each other's share of a save; Orbax's 600 s is short for a disk."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``folder`` (local or ``gs://``); the newest ``keep`` stay.
+
+    All processes make the same calls in the same order. One run at a time writes to a folder.
+    """
+
+    def __init__(self, folder: str, keep: int = 1) -> None:
+        self.folder, self.keep = epath.Path(folder).expanduser().absolute(), keep
+        # Compression would cost seven times the time for a tenth of the size of float weights.
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False), timeout_secs=SAVE_TIMEOUT_SECONDS
+        )
+        self._damaged: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Copy ``state`` (a pytree of arrays) to the host, then write it in the background.
+
+        ``about`` is plain JSON: rows consumed, resolved config, fingerprints. Waits for the save
+        before this one. A step that is saved already is left as it is. Raises UserError where
+        this save or the one before fails; checkpoints saved earlier are not touched.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        if jax.process_index() == 0:
+            self._prepare(step)
+        _barrier("checkpoint folder prepared")
+        try:
+            self._orbax.save(
+                self.folder / str(step),
+                args=ocp.args.PyTreeSave(array_dict.to_dict(state)),
+                custom_metadata=about,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            self._fail(step, error)
+            self.raise_if_failed()
+        self._thread = threading.Thread(target=self._finish, args=(step,), name="seal checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once the save under way is complete and sealed; raise UserError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            sealed_everywhere = _everywhere(self._failure is None)
+            self.raise_if_failed()
+            if not sealed_everywhere:
+                raise UserError(f"{self.folder}: another process could not save its share.")
+            self._prune()
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended a save in the background, once; does not wait."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored as far as is known without reading them, ascending."""
+        return [s for s in manifest.sealed_steps(self.folder) if s not in self._damaged]
+
+    def latest_verified(self) -> int | None:
+        """The newest step of which every file has the size and digest of its manifest.
+
+        A damaged checkpoint is named on stderr and the one before is tried. None where nothing
+        was ever saved. Raises UserError where checkpoints exist and all are damaged.
+        """
+        self._name_unsealed()
+        step = _from_first_process(max(self.steps(), default=-1))
+        while step >= 0:
+            if self.is_verified(step):
+                return step
+            step = _from_first_process(max((s for s in self.steps() if s < step), default=-1))
+            if step >= 0 and jax.process_index() == 0:
+                print(f"falling back to the checkpoint of step {step}", file=sys.stderr)
+        if self._damaged:
+            raise UserError(
+                f"{self.folder}: every checkpoint is damaged {sorted(self._damaged)}; put one "
+                "back from a copy, or name another output folder to start again."
+            )
+        return None
+
+    def is_verified(self, step: int) -> bool:
+        """Compare every file of ``step`` with the manifest; a bad one is named on stderr."""
+        path = self.folder / str(step)
+        found = manifest.damage(path, jax.process_index(), jax.process_count())
+        if found:
+            print(f"checkpoint {step} is damaged: {found}", file=sys.stderr)
+        whole = _everywhere(found is None)
+        if not whole:
+            self._damaged.add(step)
+        return whole
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        """The state saved at ``step``, to the last bit, in the tree of ``abstract``.
+
+        ``abstract``: a pytree like the one saved, of ShapeDtypeStructs (or arrays) with
+        shardings; the mesh need not be the one saved from. Raises UserError where names, shapes
+        or types differ. An array without sharding goes to the first device. Digests are not
+        read: ``latest_verified`` has done so.
+        """
+        return self._restore(step, abstract, whole=True)
+
+    def restore_trained(self, step: int, abstract: Any) -> Any:
+        """``restore`` of the state's ``trained`` alone; ``abstract`` is like it."""
+        return self._restore(step, {"trained": abstract}, whole=False)["trained"]
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What ``save`` was given as ``about``."""
+        return self._orbax.metadata(self.folder / str(step)).custom_metadata
+
+    def close(self) -> None:
+        """Wait, and end Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _restore(self, step: int, abstract: Any, *, whole: bool) -> Any:
+        path = self.folder / str(step)
+        item = jax.tree.map(_placed, array_dict.to_dict(abstract))
+        saved = self._orbax.metadata(path).item_metadata.tree
+        saved = saved if whole else {name: saved[name] for name in item if name in saved}
+        array_dict.compare(str(path), saved, item)
+        arguments = ocp.args.PyTreeRestore(
+            item,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+            partial_restore=not whole,
+        )
+        return array_dict.from_dict(self._orbax.restore(path, args=arguments), abstract)
+
+    def _prepare(self, step: int) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            manifest.discard_unsealed(self.folder)
+            if step in self._damaged:
+                manifest.discard(self.folder, step)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot keep checkpoints here ({error}).") from error
+
+    def _finish(self, step: int) -> None:
+        try:
+            self._orbax.wait_until_finished()
+            path = self.folder / str(step)
+            manifest.seal(path, jax.process_index(), jax.process_count())
+            self._damaged.discard(step)
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._prune()
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Keep the failure for the main thread and remove what the save has left."""
+        if jax.process_index() == 0:
+            # Orbax may still be writing other files; what is left then, the next save removes.
+            with contextlib.suppress(OSError):
+                manifest.discard(self.folder, step)
+        self._failure = error
+        if isinstance(error, OSError | RuntimeError | ValueError):
+            self._failure = self._explain(step, error)
+            self._failure.__cause__ = error
+
+    def _explain(self, step: int, error: Exception) -> UserError:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
+        remedy = " Free some space or set a smaller checkpoint.keep." if full else ""
+        return UserError(
+            f"{self.folder}: the checkpoint of step {step} was not saved: {reason}.{remedy} "
+            f"Earlier checkpoints are untouched (steps: {self.steps()})."
+        )
+
+    def _prune(self) -> None:
+        """Drop damaged checkpoints and all but the newest ``keep`` of those fully sealed."""
+        if jax.process_index() == 0 and (kept := self.steps()[-self.keep :]):
+            for step in set(manifest.sealed_steps(self.folder)) - set(kept):
+                manifest.discard(self.folder, step)
+
+    def _name_unsealed(self) -> None:
+        if jax.process_index() or not self.folder.exists():
+            return
+        sealed = manifest.sealed_steps(self.folder)
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and int(path.name) not in sealed:
+                print(
+                    f"{path} has no complete manifest: its save was interrupted, it is not used",
+                    file=sys.stderr,
+                )
+
+
+def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
+    """Save ``model`` alone, as step 0 of a new run folder, and wait.
+
+    Raises UserError where the folder holds checkpoints already.
+    """
+    with Checkpoints(str(epath.Path(folder) / FOLDER)) as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f"{folder} holds checkpoints already; name another folder.")
+        checkpoints.save(0, {"trained": model}, about)
+
+
+def load_trained(folder: str, abstract: Any, step: int | None = None) -> Any:
+    """The trained parameters of a run folder, in the tree of ``abstract`` with its shardings.
+
+    ``folder`` is a run's output or its checkpoint folder; ``step`` is the newest undamaged one
+    unless named. No optimizer state is read. Raises UserError where there is none.
+    """
+    checkpoints, step = open_run(folder, step)
+    with checkpoints:
+        return checkpoints.restore_trained(step, abstract)
+
+
+def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run folder (or checkpoint folder) and a verified step among them."""
+    place = epath.Path(folder)
+    checkpoints = Checkpoints(str(place / FOLDER if (place / FOLDER).exists() else place))
+    if step is None:
+        step = checkpoints.latest_verified()
+    elif step not in checkpoints.steps():
+        raise UserError(f"{folder}: no checkpoint of step {step}; there are {checkpoints.steps()}.")
+    elif not checkpoints.is_verified(step):
+        raise UserError(f"{folder}: the checkpoint of step {step} is damaged.")
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint.")
+    return checkpoints, step
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _from_first_process(value: int) -> int:
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _everywhere(here: bool) -> bool:
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.bool_(here)).all())

@@ -1,0 +1,171 @@
+"""Size and digest of every file of a checkpoint, kept beside it: what a checkpoint is sealed with.
+
+Orbax restores flipped bits without a word, and its commit says nothing of what reached the disk.
+A checkpoint in ``STEP`` is sealed once ``STEP.manifest-00000-of-0000N.json`` and its N - 1 sisters
+exist; each process digests and writes one share of the files, whatever wrote them.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+import contextlib
+import hashlib
+import json
+import os
+import re
+
+from etils import epath
+
+from llama_cpt.progress import Progress
+
+BLOCK_BYTES = 4 << 20
+THREADS = 8
+
+_PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
+
+
+def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
+    """Bring share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
+
+    Every one of ``parts`` processes calls it once the folder is complete. Raises OSError.
+    """
+    everything = _files(checkpoint)
+    names = everything[part::parts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(lambda name: _seal_file(checkpoint / name), names)
+        entries = dict(zip(names, digests, strict=True))
+    for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
+        _sync(folder)
+    _sync(checkpoint.parent)
+    content = {"all_files": len(everything), "files": entries}
+    path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(content, indent=1))
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
+
+
+def sealed_steps(folder: epath.Path) -> list[int]:
+    """Steps in ``folder`` of which all parts of the manifest exist, ascending."""
+    return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
+
+
+def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
+
+    Reads every byte; the shares need not be those of ``seal``.
+    """
+    sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
+    try:
+        contents = [json.loads(path.read_text()) for path in sealed.values()]
+        files = {name: entry for content in contents for name, entry in content["files"].items()}
+        if any(content["all_files"] != len(files) for content in contents) or not files:
+            return f"{checkpoint}: its manifest does not cover all its files"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{checkpoint}: its manifest cannot be read ({error})"
+    names = sorted(files)[part::parts]
+    total = sum(files[name][0] for name in names) / 1e9
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        Progress(f"verify checkpoint {checkpoint.name}", total, "GB")
+        if part == 0
+        else contextlib.nullcontext() as progress,
+    ):
+        checks = {pool.submit(_file_damage, checkpoint / n, *files[n]): n for n in names}
+        for check in as_completed(checks):
+            if check.result():
+                pool.shutdown(cancel_futures=True)
+                return check.result()
+            if progress:
+                progress.update(files[checks[check]][0] / 1e9)
+    return None
+
+
+def discard(folder: epath.Path, step: int) -> None:
+    """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
+    pattern = re.compile(rf"0*{step}(\..*)?")
+    names = [path.name for path in folder.iterdir() if pattern.fullmatch(path.name)]
+    for name in sorted(names, key=lambda name: ".manifest-" not in name):
+        path = folder / name
+        path.rmtree() if path.is_dir() else path.unlink()
+
+
+def discard_unsealed(folder: epath.Path) -> None:
+    """Remove what interrupted saves left: unsealed steps, temporary folders, drafts."""
+    sealed = set(sealed_steps(folder))
+    for path in list(folder.iterdir()):
+        step = re.match(r"(\d+)(\.|$)", path.name)
+        if step and int(step[1]) not in sealed:
+            discard(folder, int(step[1]))
+        elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
+            path.rmtree() if path.is_dir() else path.unlink()
+
+
+def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
+    """``{step: {(part, parts): manifest}}`` of every step of which the folder exists."""
+    found: dict[str, dict[tuple[int, int], epath.Path]] = {}
+    if not folder.exists():
+        return found
+    paths = list(folder.iterdir())
+    names = {path.name for path in paths}
+    for path in paths:
+        match = _PART.fullmatch(path.name)
+        if match and match[1] in names:
+            found.setdefault(match[1], {})[int(match[2]), int(match[3])] = path
+    return found
+
+
+def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
+    totals = {parts for _, parts in found}
+    return len(totals) == 1 and len(found) == totals.pop()
+
+
+def _files(folder: epath.Path) -> list[str]:
+    """Paths of all files below ``folder``, relative to it, sorted."""
+
+    def walk(place: epath.Path, prefix: str) -> Iterator[str]:
+        for path in place.iterdir():
+            if path.is_dir():
+                yield from walk(path, f"{prefix}{path.name}/")
+            else:
+                yield prefix + path.name
+
+    return sorted(walk(folder, ""))
+
+
+def _seal_file(path: epath.Path) -> tuple[int, str]:
+    _sync(path)
+    return _digest(path)
+
+
+def _digest(path: epath.Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
+
+
+def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
+    try:
+        found_size, found_digest = _digest(path)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error})"
+    if found_size != size:
+        return f"{path} has {found_size:,} bytes instead of {size:,}"
+    return None if found_digest == digest else f"{path} was altered (its digest is another)"
+
+
+def _sync(path: epath.Path) -> None:
+    """Wait until a local file or folder is on disk; object stores answer only then anyway."""
+    if "://" in str(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

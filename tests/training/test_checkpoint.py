@@ -1,0 +1,364 @@
+"""Checkpoints: exact, sealed, verified, whole or not there at all."""
+
+import errno
+import json
+import os
+from pathlib import Path
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llama_cpt.config import MeshConfig, ModelConfig
+from llama_cpt.errors import UserError
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.sharding import make_mesh, shardings, with_shardings
+from llama_cpt.training import manifest
+from llama_cpt.training.checkpoint import Checkpoints, load_trained, save_trained
+
+TINY = ModelConfig(
+    vocab_size=64,
+    embed_dim=32,
+    mlp_dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied_embeddings=False,
+    context_length=128,
+)
+ABOUT = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
+
+
+def make_state(mesh, seed=0):
+    """A model with moments that are not zero, placed on ``mesh``."""
+
+    def create():
+        model = Llama(TINY, jax.random.key(seed))
+        moments = optax.adam(1e-3).init(model)
+        moments = jax.tree.map(
+            lambda m: m + jax.random.normal(jax.random.key(7), m.shape) if m.ndim else m + 3,
+            moments,
+        )
+        return {"trained": model, "frozen": (), "opt_state": moments}
+
+    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
+
+
+def abstract_of(state, mesh):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return with_shardings(shapes, mesh)
+
+
+def assert_same_bits(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def small(value):
+    return {"trained": {"w": jnp.full((64,), value, jnp.float32)}}
+
+
+def save_small(folder, *steps, keep=9):
+    with Checkpoints(str(folder), keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, small(step), {"step": step})
+
+
+def biggest_file(folder):
+    return max((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 1)])
+def test_restores_to_the_bit_on_any_mesh(tmp_path, sizes):
+    state = make_state(make_mesh(MeshConfig(1, 8, 1)))
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(3, state, ABOUT)
+        checkpoints.wait()
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
+        abstract = abstract_of(state, mesh)
+        restored = checkpoints.restore(checkpoints.latest_verified(), abstract)
+        assert checkpoints.about(3) == ABOUT
+    assert_same_bits(restored, state)
+    for array, want in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
+        assert array.sharding == want.sharding
+
+
+def test_a_save_holds_the_state_of_its_moment(tmp_path):
+    """Donating and overwriting the buffers right after ``save`` must not reach the disk."""
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = jax.device_put({"trained": {"w": np.arange(4_000_000, dtype=np.float32)}})
+    before = np.array(state["trained"]["w"])
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        for _ in range(5):
+            state = advance(state)
+        checkpoints.wait()
+        restored = checkpoints.restore(1, jax.eval_shape(lambda: state))
+    np.testing.assert_array_equal(restored["trained"]["w"], before)
+
+
+def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(0, {"trained": Llama(TINY, jax.random.key(0))}, {})
+    tree = json.loads((tmp_path / "0" / "_METADATA").read_text())["tree_metadata"]
+    assert "('trained', 'layers', 'query')" in tree
+    assert "('trained', 'lm_head')" in tree
+
+
+def test_parameters_alone_from_a_run_folder(tmp_path):
+    mesh = make_mesh(MeshConfig(1, 8, 1))
+    state = make_state(mesh)
+    with Checkpoints(str(tmp_path / "checkpoints"), keep=2) as checkpoints:
+        checkpoints.save(1, make_state(mesh, seed=1), {})
+        checkpoints.save(2, state, {})
+    abstract = with_shardings(abstract_llama(TINY), make_mesh(MeshConfig(1, 4, 2)))
+    model = load_trained(str(tmp_path), abstract)
+    assert_same_bits(model, state["trained"])
+    assert model.layers.query.get_metadata("axes") == ("layers", "embed", "heads")
+    assert_same_bits(
+        load_trained(str(tmp_path / "checkpoints"), abstract_llama(TINY), step=1),
+        make_state(mesh, seed=1)["trained"],
+    )
+    with pytest.raises(UserError, match="no checkpoint of step 5; there are"):
+        load_trained(str(tmp_path), abstract, step=5)
+
+
+def test_a_model_saved_alone(tmp_path):
+    model = Llama(TINY, jax.random.key(0))
+    save_trained(str(tmp_path / "run"), model, {"step": 0})
+    assert_same_bits(load_trained(str(tmp_path / "run"), abstract_llama(TINY)), model)
+    with pytest.raises(UserError, match="holds checkpoints already"):
+        save_trained(str(tmp_path / "run"), model, {"step": 0})
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_trained(str(tmp_path / "nowhere"), abstract_llama(TINY))
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    import dataclasses
+
+    save_trained(str(tmp_path), Llama(TINY, jax.random.key(0)), {})
+    wide = dataclasses.replace(TINY, mlp_dim=128)
+    with pytest.raises(UserError, match=r"trained/layers/down is float32\[2, 64, 32\].*128"):
+        load_trained(str(tmp_path), abstract_llama(wide))
+    tied = dataclasses.replace(TINY, tied_embeddings=True)
+    with pytest.raises(UserError, match="holds trained/lm_head, which this config does not have"):
+        load_trained(str(tmp_path), abstract_llama(tied))
+    with Checkpoints(str(tmp_path / "checkpoints")) as checkpoints:
+        with pytest.raises(UserError, match="holds no opt_state/count"):
+            wanted = {"trained": abstract_llama(TINY), "opt_state": {"count": jnp.int32(0)}}
+            checkpoints.restore(0, wanted)
+
+
+def test_keeps_the_newest_and_a_repeated_save_changes_nothing(tmp_path):
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {})
+        checkpoints.save(3, small(9), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.restore(3, small(0))["trained"]["w"][0] == 3
+    assert sorted({path.name.split(".")[0] for path in tmp_path.iterdir()}) == ["2", "3"]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (flip, "was altered"),
+        (Path.unlink, "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes instead of"),
+    ],
+)
+def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd, harm, words):
+    save_small(tmp_path, 1, 2)
+    bad = biggest_file(tmp_path / "2")
+    harm(bad)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        assert checkpoints.latest_verified() == 1
+        said = capfd.readouterr().err
+        assert str(bad) in said and words in said
+        assert "falling back to the checkpoint of step 1" in said
+        # The run comes by step 2 again: the damaged one makes room, only then does 1 go.
+        checkpoints.save(2, small(2), {})
+        checkpoints.wait()
+        assert checkpoints.latest_verified() == 2
+        assert checkpoints.steps() == [2]
+    assert load_trained(str(tmp_path), {"w": small(0)["trained"]["w"]})["w"][0] == 2
+
+
+def test_a_damaged_manifest_and_a_run_with_nothing_sound(tmp_path, capfd):
+    save_small(tmp_path, 1, 2)
+    (tmp_path / "2.manifest-00000-of-00001.json").write_text('{"all_files": 3')
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest_verified() == 1
+    assert "manifest cannot be read" in capfd.readouterr().err
+    flip(biggest_file(tmp_path / "1"))
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        with pytest.raises(UserError, match=r"every checkpoint is damaged \[1, 2\]"):
+            checkpoints.latest_verified()
+
+
+def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
+    save_small(tmp_path, 1, 2)
+    (tmp_path / "2.manifest-00000-of-00001.json").unlink()
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "3.orbax-checkpoint-tmp" / "part").write_bytes(b"half")
+    (tmp_path / "1.manifest-00000-of-00001.json.draft").write_text("{")
+    with Checkpoints(str(tmp_path), keep=3) as checkpoints:
+        assert checkpoints.latest_verified() == 1
+        assert "2 has no complete manifest" in capfd.readouterr().err
+        checkpoints.save(2, small(22), {})
+        checkpoints.wait()
+        assert checkpoints.latest_verified() == 2
+        assert checkpoints.restore(2, small(0))["trained"]["w"][0] == 22
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "1",
+        "1.manifest-00000-of-00001.json",
+        "2",
+        "2.manifest-00000-of-00001.json",
+    ]
+
+
+def test_manifests_of_several_processes(tmp_path):
+    save_small(tmp_path, 1)
+    (tmp_path / "1.manifest-00000-of-00001.json").unlink()
+    import etils.epath
+
+    step = etils.epath.Path(tmp_path / "1")
+    for part in (2, 0):
+        manifest.seal(step, part, 3)
+        assert manifest.sealed_steps(step.parent) == []
+    manifest.seal(step, 1, 3)
+    assert manifest.sealed_steps(step.parent) == [1]
+    assert [manifest.damage(step, part, 2) for part in (0, 1)] == [None, None]
+    flip(biggest_file(tmp_path / "1"))
+    assert sum(manifest.damage(step, part, 2) is not None for part in (0, 1)) == 1
+
+
+def random_state(megabytes):
+    values = np.random.default_rng(0).standard_normal(megabytes * 250_000).astype(np.float32)
+    return {"trained": {"w": jnp.asarray(values)}}
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def check_failed_save(folder, reason):
+    """Saving 1 MB succeeded as step 1; saving 8 MB as step 2 must fail for ``reason``."""
+    with Checkpoints(str(folder), keep=1) as checkpoints:
+        with pytest.raises(UserError, match=rf"step 2 was not saved: {reason}.*\(steps: \[1\]\)"):
+            checkpoints.save(2, random_state(8), {})
+            checkpoints.wait()
+        assert checkpoints.latest_verified() == 1
+        checkpoints.save(3, random_state(1), {})
+        checkpoints.wait()
+        assert checkpoints.latest_verified() == 3
+    assert sorted(p.name for p in Path(folder).iterdir()) == ["3", "3.manifest-00000-of-00001.json"]
+
+
+def test_disk_full_while_saving(full_disk):
+    with Checkpoints(str(full_disk)) as checkpoints:
+        checkpoints.save(1, random_state(1), {})
+    check_failed_save(full_disk, "the disk is full")
+
+
+def test_a_write_that_the_system_refuses(tmp_path):
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, random_state(1), {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))
+    try:
+        check_failed_save(tmp_path, ".*File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_disk_full_while_sealing(tmp_path, monkeypatch):
+    save_small(tmp_path, 1)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints, monkeypatch.context() as patch:
+
+        def no_space(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(manifest, "_sync", no_space)
+        checkpoints.save(2, small(2), {})
+        with pytest.raises(UserError, match="step 2 was not saved: the disk is full"):
+            checkpoints.wait()
+    assert not (tmp_path / "2").exists()
+    assert load_trained(str(tmp_path), {"w": small(0)["trained"]["w"]})["w"][0] == 1
+
+
+KILLED = textwrap.dedent("""
+    import sys
+    import jax
+    from llama_cpt.training.checkpoint import Checkpoints
+    import numpy as np
+
+    with Checkpoints(sys.argv[1], keep=2) as checkpoints:
+        step = (checkpoints.latest_verified() or 0) + 1
+        while True:
+            state = {"trained": {f"w{i}": np.full((2000 + i, 500), step * 1.0, np.float32)
+                                 for i in range(4)}}
+            checkpoints.save(step, jax.device_put(state), {"step": step})
+            print(step, flush=True)
+            step += 1
+""")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """Whatever is restored after SIGKILL is one whole step, and no sealed one is ever lost."""
+    rng = np.random.default_rng(0)
+    newest = 0
+    for _ in range(12):
+        child = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        # Saving step n + 1 begins only when step n is sealed.
+        started = 0
+        for _ in range(rng.integers(1, 4)):
+            started = int(child.stdout.readline())
+        try:
+            child.wait(timeout=float(rng.uniform(0, 0.12)))
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+            step = checkpoints.latest_verified()
+            assert (step or 0) >= max(newest, started - 1)
+            if step is None:
+                continue
+            shapes = {f"w{i}": jnp.zeros((2000 + i, 500), jnp.float32) for i in range(4)}
+            restored = checkpoints.restore_trained(step, shapes)
+            assert checkpoints.about(step) == {"step": step}
+        assert all((np.asarray(w) == step).all() for w in restored.values())
+        newest = step
+    assert newest > 3
