@@ -269,6 +269,13 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     return _apply_overrides(config, list(overrides))
 
 
+def save(config: TrainConfig, path: Any) -> None:
+    """Write the resolved config as JSON, which ``load`` accepts."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain JSON values; ``from_dict`` reads it back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -282,12 +289,7 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_dict(kind, values, where)
     if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(kind):
-            try:
-                return from_dict(option, values, where)
-            except UserError as error:
-                last = error
-        raise last
+        return _union_from_value(kind, values, where)
     if origin is tuple:
         return _tuple_from_list(kind, values, where)
     if origin is Literal:
@@ -295,17 +297,29 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
             options = ", ".join(map(repr, typing.get_args(kind)))
             raise UserError(f"{where}={values!r} must be one of {options}.")
         return values
-    if kind is float and isinstance(values, int) and not isinstance(values, bool):
-        return float(values)
-    if not isinstance(values, kind) or (kind is int and isinstance(values, bool)):
-        raise UserError(f"{where}={values!r} must be {getattr(kind, '__name__', kind)}.")
-    return values
+    return _scalar(kind, values, where)
 
 
 def nearest(name: str, known: list[str]) -> str:
     """``; did you mean 'x'?``, or nothing where no known name is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
+    return float(value) if kind is float else value
+
+
+def _union_from_value(kind: Any, values: Any, where: str) -> Any:
+    for option in typing.get_args(kind):
+        try:
+            return from_dict(option, values, where)
+        except UserError as error:
+            last = error
+    raise last
 
 
 def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:

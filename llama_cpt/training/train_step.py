@@ -35,7 +35,7 @@ def abstract_state(model: Any, optimizer: optax.GradientTransformation, mesh: Me
 def init_state(
     make_model: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A new state, born sharded: no device ever holds the whole of it."""
+    """A state around a new model, born sharded: no device ever holds the whole of it."""
 
     def create() -> TrainState:
         model = make_model()
@@ -43,6 +43,12 @@ def init_state(
 
     placed = shardings(jax.eval_shape(create), mesh)
     return jax.jit(create, out_shardings=placed)()
+
+
+def state_around(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A state around ``model``'s own arrays, moments placed as they are."""
+    placed = shardings(jax.eval_shape(optimizer.init, model), mesh)
+    return TrainState(model, (), jax.jit(optimizer.init, out_shardings=placed)(model))
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
