@@ -1,0 +1,163 @@
+"""Which changes of a config a resumed run may have."""
+
+from dataclasses import replace
+import json
+
+import pytest
+
+from llama_cpt.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    to_dict,
+)
+from llama_cpt.errors import UserError
+from llama_cpt.training.resume import check_fingerprints, check_resume
+
+CONFIG = TrainConfig(
+    output="runs/a",
+    model=ModelConfig(64, 32, 64, 2, 4, 2, 8, 1e4, None, 1e-5, False, 128),
+    data=DataConfig(
+        tokenizer="t.model",
+        prepared="rows",
+        sequence_length=128,
+        almr=0.33,
+        additional=(CorpusConfig("zh", "zh.jsonl"),),
+        original=(CorpusConfig("en", "en.jsonl"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=1e-3),
+    num_steps=100,
+    global_batch_size=8,
+)
+SAVED = json.loads(json.dumps(to_dict(CONFIG)))
+
+
+def with_data(**changes):
+    return replace(CONFIG, data=replace(CONFIG.data, **changes))
+
+
+def test_nothing_changed():
+    assert check_resume(SAVED, CONFIG, steps_done=100) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields"),
+    [
+        (replace(CONFIG, mesh=MeshConfig(1, 4, 2)), {"mesh.fsdp", "mesh.tensor"}),
+        (replace(CONFIG, log_every_steps=1), {"log_every_steps"}),
+        (replace(CONFIG, evaluation=EvaluationConfig(every_steps=7)), {"evaluation.every_steps"}),
+        (replace(CONFIG, checkpoint=CheckpointConfig(keep=9)), {"checkpoint.keep"}),
+        (
+            replace(CONFIG, compute=ComputeConfig(remat="none", attention="splash")),
+            {"compute.remat", "compute.attention"},
+        ),
+        (replace(CONFIG, num_steps=200), {"num_steps"}),
+    ],
+)
+def test_what_may_differ_is_a_warning_with_both_values(changed, fields):
+    warnings = check_resume(SAVED, changed)
+    assert {warning.split(" was ")[0] for warning in warnings} == fields
+
+
+def test_a_longer_schedule_is_said():
+    (warning,) = check_resume(SAVED, replace(CONFIG, num_steps=200))
+    assert "num_steps was 100, is 200" in warning and "cosine" in warning
+    constant = replace(CONFIG, optimizer=replace(CONFIG.optimizer, schedule="constant"))
+    (warning,) = check_resume(to_dict(constant), replace(constant, num_steps=200))
+    assert warning == "num_steps was 100, is 200"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(CONFIG, output="elsewhere", init_from="somewhere"),
+        with_data(prepared="elsewhere", tokenizer="copy/t.model"),
+        with_data(additional=(CorpusConfig("zh", "moved/zh.jsonl"),)),
+    ],
+)
+def test_places_may_differ_without_a_word(changed):
+    assert check_resume(SAVED, changed) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "old", "new"),
+    [
+        (replace(CONFIG, seed=1), "seed", "0", "1"),
+        (replace(CONFIG, global_batch_size=16), "global_batch_size", "8", "16"),
+        (replace(CONFIG, microbatch_size=4), "microbatch_size", "0", "4"),
+        (replace(CONFIG, num_steps=50), "num_steps", "100", "50"),
+        (replace(CONFIG, model=replace(CONFIG.model, norm_eps=1e-6)), "model.norm_eps", "1e", "1e"),
+        (replace(CONFIG, compute=ComputeConfig("float32")), "compute.dtype", "bfloat16", "float32"),
+        (with_data(almr=0.5), "data.almr", "0.33", "0.5"),
+        (
+            with_data(almr=((0, 0.33), (9, 1.0))),
+            "data.almr",
+            "0.33",
+            r"\[\[0, 0.33\], \[9, 1.0\]\]",
+        ),
+        (
+            with_data(original=(CorpusConfig("en", "en.jsonl", weight=2.0),)),
+            "data.original[0].weight",
+            "1.0",
+            "2.0",
+        ),
+        (
+            replace(CONFIG, optimizer=OptimizerConfig(2e-3)),
+            "optimizer.peak_learning_rate",
+            "0.001",
+            "0.002",
+        ),
+    ],
+)
+def test_what_may_not_differ(changed, field, old, new):
+    name = field.replace("[", r"\[").replace("]", r"\]")
+    with pytest.raises(UserError, match=f"{name} was {old}.*, is {new}.*--allow-change {name}"):
+        check_resume(SAVED, changed)
+    assert len(check_resume(SAVED, changed, [field])) == 1
+    section = field.split(".")[0]
+    assert check_resume(SAVED, changed, [section]) == check_resume(SAVED, changed, [field])
+
+
+def test_all_refused_fields_are_named_at_once():
+    with pytest.raises(UserError, match="--allow-change global_batch_size seed"):
+        check_resume(SAVED, replace(CONFIG, seed=1, global_batch_size=16))
+
+
+def test_a_flag_that_names_nothing():
+    with pytest.raises(UserError, match="--allow-change optimizr: the config has no such"):
+        check_resume(SAVED, CONFIG, ["optimizr"])
+
+
+def test_fewer_steps_than_done_is_never_a_run():
+    with pytest.raises(UserError, match="num_steps=50, but 60 steps are done"):
+        check_resume(SAVED, replace(CONFIG, num_steps=50), ["num_steps"], steps_done=60)
+
+
+def test_a_corpus_is_added():
+    more = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
+    with pytest.raises(UserError, match=r"data.additional\[1\].name was nothing, is ja"):
+        check_resume(SAVED, more)
+    assert check_resume(SAVED, more, ["data.additional"])
+
+
+def test_a_config_saved_before_a_field_existed():
+    older = json.loads(json.dumps(SAVED))
+    del older["checkpoint"], older["data"]["max_epochs"]
+    assert check_resume(older, CONFIG) == []
+
+
+def test_changed_corpora_and_tokenizer_are_named():
+    saved = {"tokenizer": "a", "corpora": {"zh": "b", "en": "c"}}
+    check_fingerprints(saved, json.loads(json.dumps(saved)))
+    with pytest.raises(UserError, match="has changed: corpora.zh. Bring.*--allow-change data"):
+        check_fingerprints(saved, {"tokenizer": "a", "corpora": {"zh": "x", "en": "c"}})
+    with pytest.raises(UserError, match="changed: corpora.ja, tokenizer"):
+        now = {"tokenizer": "x", "corpora": {"zh": "b", "en": "c", "ja": "d"}}
+        check_fingerprints(saved, now)
+    check_fingerprints(saved, {"tokenizer": "x", "corpora": {}}, ["data"])
