@@ -1,6 +1,8 @@
 """Checkpoints: exact, sealed, verified, whole or not there at all."""
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 from pathlib import Path
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +21,11 @@ import pytest
 
 from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.errors import UserError
-from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.model.llama import abstract_llama
 from llama_cpt.sharding import make_mesh, shardings, with_shardings
 from llama_cpt.training import manifest
 from llama_cpt.training.checkpoint import Checkpoints, load_trained, save_trained
+from llama_cpt.training.train_step import TrainState
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -40,19 +44,25 @@ TINY = ModelConfig(
 ABOUT = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
 
 
+@functools.cache
+def model_shapes(config=TINY):
+    return abstract_llama(config)
+
+
+def make_model(seed=0):
+    """A model of numbers that are cheap to draw."""
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32))
+    return jax.tree.map(draw, model_shapes())
+
+
 def make_state(mesh, seed=0):
     """A model with moments that are not zero, placed on ``mesh``."""
-
-    def create():
-        model = Llama(TINY, jax.random.key(seed))
-        moments = optax.adam(1e-3).init(model)
-        moments = jax.tree.map(
-            lambda m: m + jax.random.normal(jax.random.key(7), m.shape) if m.ndim else m + 3,
-            moments,
-        )
-        return {"trained": model, "frozen": (), "opt_state": moments}
-
-    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
+    model = make_model(seed)
+    zeros = optax.adam(1e-3).init(model)[0]
+    moments = zeros._replace(count=jnp.int32(3), mu=make_model(seed + 8), nu=make_model(seed + 9))
+    state = TrainState(model, (), (moments,))
+    return jax.device_put(state, shardings(state, mesh))
 
 
 def abstract_of(state, mesh):
@@ -112,7 +122,7 @@ def test_a_save_holds_the_state_of_its_moment(tmp_path):
 
 def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
     with Checkpoints(str(tmp_path), keep=1) as checkpoints:
-        checkpoints.save(0, {"trained": Llama(TINY, jax.random.key(0))}, {})
+        checkpoints.save(0, {"trained": make_model()}, {})
     tree = json.loads((tmp_path / "0" / "_METADATA").read_text())["tree_metadata"]
     assert "('trained', 'layers', 'query')" in tree
     assert "('trained', 'lm_head')" in tree
@@ -124,41 +134,39 @@ def test_parameters_alone_from_a_run_folder(tmp_path):
     with Checkpoints(str(tmp_path / "checkpoints"), keep=2) as checkpoints:
         checkpoints.save(1, make_state(mesh, seed=1), {})
         checkpoints.save(2, state, {})
-    abstract = with_shardings(abstract_llama(TINY), make_mesh(MeshConfig(1, 4, 2)))
+    abstract = with_shardings(model_shapes(), make_mesh(MeshConfig(1, 4, 2)))
     model = load_trained(str(tmp_path), abstract)
-    assert_same_bits(model, state["trained"])
+    assert_same_bits(model, state.trained)
     assert model.layers.query.get_metadata("axes") == ("layers", "embed", "heads")
     assert_same_bits(
-        load_trained(str(tmp_path / "checkpoints"), abstract_llama(TINY), step=1),
-        make_state(mesh, seed=1)["trained"],
+        load_trained(str(tmp_path / "checkpoints"), model_shapes(), step=1),
+        make_state(mesh, seed=1).trained,
     )
     with pytest.raises(UserError, match="no checkpoint of step 5; there are"):
         load_trained(str(tmp_path), abstract, step=5)
 
 
 def test_a_model_saved_alone(tmp_path):
-    model = Llama(TINY, jax.random.key(0))
+    model = make_model()
     save_trained(str(tmp_path / "run"), model, {"step": 0})
-    assert_same_bits(load_trained(str(tmp_path / "run"), abstract_llama(TINY)), model)
+    assert_same_bits(load_trained(str(tmp_path / "run"), model_shapes()), model)
     with pytest.raises(UserError, match="holds checkpoints already"):
         save_trained(str(tmp_path / "run"), model, {"step": 0})
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_trained(str(tmp_path / "nowhere"), abstract_llama(TINY))
+        load_trained(str(tmp_path / "nowhere"), model_shapes())
 
 
 def test_another_model_is_refused_by_name(tmp_path):
-    import dataclasses
-
-    save_trained(str(tmp_path), Llama(TINY, jax.random.key(0)), {})
+    save_trained(str(tmp_path), make_model(), {})
     wide = dataclasses.replace(TINY, mlp_dim=128)
     with pytest.raises(UserError, match=r"trained/layers/down is float32\[2, 64, 32\].*128"):
-        load_trained(str(tmp_path), abstract_llama(wide))
+        load_trained(str(tmp_path), model_shapes(wide))
     tied = dataclasses.replace(TINY, tied_embeddings=True)
     with pytest.raises(UserError, match="holds trained/lm_head, which this config does not have"):
-        load_trained(str(tmp_path), abstract_llama(tied))
+        load_trained(str(tmp_path), model_shapes(tied))
     with Checkpoints(str(tmp_path / "checkpoints")) as checkpoints:
         with pytest.raises(UserError, match="holds no opt_state/count"):
-            wanted = {"trained": abstract_llama(TINY), "opt_state": {"count": jnp.int32(0)}}
+            wanted = {"trained": model_shapes(), "opt_state": {"count": jnp.int32(0)}}
             checkpoints.restore(0, wanted)
 
 
@@ -240,9 +248,7 @@ def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
 def test_manifests_of_several_processes(tmp_path):
     save_small(tmp_path, 1)
     (tmp_path / "1.manifest-00000-of-00001.json").unlink()
-    import etils.epath
-
-    step = etils.epath.Path(tmp_path / "1")
+    step = epath.Path(tmp_path / "1")
     for part in (2, 0):
         manifest.seal(step, part, 3)
         assert manifest.sealed_steps(step.parent) == []
