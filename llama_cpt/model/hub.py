@@ -1,0 +1,49 @@
+"""Where a model named by a user lies: a folder, a ``gs://`` URL or a name on the hub."""
+
+import re
+
+from etils import epath
+import huggingface_hub
+from huggingface_hub import errors
+
+from llama_cpt.errors import UserError
+
+PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "LICENSE*", "USE_POLICY*", "README.md")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(source: str) -> str:
+    """The folder or URL that holds ``source``; a hub name is downloaded first, resumably.
+
+    Raises UserError where there is nothing of that name or no right to it, with the remedy.
+    """
+    if epath.Path(source).expanduser().is_dir():
+        return str(epath.Path(source).expanduser())
+    if "://" in source:
+        raise UserError(f"{source}: no such folder, or no right to read it.")
+    if not HUB_NAME.fullmatch(source):
+        raise UserError(f"{source}: no such folder.")
+    return _download(source)
+
+
+def _download(name: str) -> str:
+    page = f"https://huggingface.co/{name}"
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=list(PATTERNS))
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: accept its licence at {page}, then run `hf auth login`."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: neither a folder nor a model on the hub ({page}); for a private one run "
+            "`hf auth login`."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise UserError(
+            f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
+            "name a folder that holds the model."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(f"{name}: the download stopped: {reason}. Run again to go on.") from None
