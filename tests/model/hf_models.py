@@ -1,0 +1,53 @@
+"""Tiny random Hugging Face models that tests compare with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.15,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def random_llama(seed: int = 0, **fields: Any) -> transformers.LlamaForCausalLM:
+    """A float32 Llama whose every tensor, norms too, is random."""
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SMALL, **fields}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def save_llama(
+    folder: Path, dtype: torch.dtype = torch.float32, shard: str = "1GB", **fields: Any
+) -> str:
+    """``random_llama(**fields)`` as a folder of ``dtype``; its path."""
+    random_llama(**fields).to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return str(folder)
+
+
+def token_rows(vocab_size: int, rows: int, length: int) -> np.ndarray:
+    """Random tokens, (rows, length) int32."""
+    return np.random.default_rng(1).integers(0, vocab_size, (rows, length), dtype=np.int32)
