@@ -53,7 +53,7 @@ class Checkpoints:
         this save or the one before fails; checkpoints saved earlier are not touched.
         """
         self.wait()
-        if step in self.steps():
+        if _from_first_process(int(step in self.steps())):
             return
         if jax.process_index() == 0:
             self._prepare(step)
@@ -80,6 +80,7 @@ class Checkpoints:
             if not sealed_everywhere:
                 raise UserError(f"{self.folder}: another process could not save its share.")
             self._prune()
+            _barrier("old checkpoints removed")
 
     def raise_if_failed(self) -> None:
         """Raise what ended a save in the background, once; does not wait."""

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -245,6 +246,19 @@ def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
     ]
 
 
+def test_a_removal_cut_short_leaves_nothing_sealed(tmp_path, monkeypatch):
+    save_small(tmp_path, 1)
+    folder = epath.Path(tmp_path)
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(folder), "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.discard(folder, 1)
+    assert manifest.sealed_steps(folder) == []
+
+
 def test_manifests_of_several_processes(tmp_path):
     save_small(tmp_path, 1)
     (tmp_path / "1.manifest-00000-of-00001.json").unlink()
@@ -368,3 +382,77 @@ def test_killed_at_random_moments(tmp_path):
         assert all((np.asarray(w) == step).all() for w in restored.values())
         newest = step
     assert newest > 3
+
+
+TWO_PROCESSES = textwrap.dedent("""
+    import os
+    import pathlib
+    import sys
+
+    folder, coordinator, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    import jax
+
+    jax.distributed.initialize(coordinator, num_processes=2, process_id=process)
+    from jax.sharding import NamedSharding, PartitionSpec
+    from llama_cpt.config import MeshConfig
+    from llama_cpt.sharding import make_mesh
+    from llama_cpt.training.checkpoint import Checkpoints
+    import numpy as np
+
+    sharding = NamedSharding(make_mesh(MeshConfig(1, 8, 1)), PartitionSpec("fsdp"))
+
+    def state(step):
+        values = np.arange(80_000, dtype=np.float32).reshape(8, -1) + step
+        place = lambda index: values[index]
+        return {"trained": {"w": jax.make_array_from_callback(values.shape, sharding, place)}}
+
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.latest_verified() is None
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step), {"step": step})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3], checkpoints.steps()
+        if process == 0:
+            files = [path for path in pathlib.Path(folder, "3").rglob("*") if path.is_file()]
+            largest = max(files, key=lambda path: path.stat().st_size)
+            data = bytearray(largest.read_bytes())
+            data[len(data) // 2] ^= 1
+            largest.write_bytes(data)
+        from jax.experimental import multihost_utils
+        multihost_utils.sync_global_devices("flipped")
+        assert checkpoints.latest_verified() == 2
+        restored = checkpoints.restore(2, state(0))
+        for found, want in zip(restored["trained"]["w"].addressable_shards,
+                               state(2)["trained"]["w"].addressable_shards, strict=True):
+            assert np.array_equal(found.data, want.data)
+        checkpoints.save(3, state(3), {"step": 3})
+""")
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    folder = tmp_path / "checkpoints"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(folder), coordinator, str(process)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [child.communicate(timeout=120)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], said
+    assert sum("was altered" in text for text in said) == 1
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
+        f"{step}.manifest-0000{part}-of-00002.json" for step in (2, 3) for part in (0, 1)
+    ]
+    w = load_trained(str(tmp_path), {"w": jax.ShapeDtypeStruct((8, 10_000), jnp.float32)})["w"]
+    np.testing.assert_array_equal(w, np.arange(80_000, dtype=np.float32).reshape(8, -1) + 3)
