@@ -36,7 +36,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, keep: int = 1) -> None:
-        self.folder, self.keep = epath.Path(folder).expanduser().absolute(), keep
+        place = epath.Path(folder).expanduser()
+        # Orbax takes absolute paths alone; absolute() would take gs:// for a folder's name.
+        self.folder = place if "://" in folder else place.absolute()
+        self.keep = keep
         # Compression would cost seven times the time for a tenth of the size of float weights.
         self._orbax = ocp.AsyncCheckpointer(
             ocp.PyTreeCheckpointHandler(use_compression=False), timeout_secs=SAVE_TIMEOUT_SECONDS

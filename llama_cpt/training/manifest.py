@@ -83,7 +83,7 @@ def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
 
 def discard(folder: epath.Path, step: int) -> None:
     """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
-    pattern = re.compile(rf"0*{step}(\..*)?")
+    pattern = re.compile(rf"{step}(\..*)?")
     names = [path.name for path in folder.iterdir() if pattern.fullmatch(path.name)]
     for name in sorted(names, key=lambda name: ".manifest-" not in name):
         path = folder / name

@@ -225,6 +225,13 @@ def test_a_damaged_manifest_and_a_run_with_nothing_sound(tmp_path, capfd):
             checkpoints.latest_verified()
 
 
+def test_folders_near_and_far(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert str(Checkpoints("gs://bucket/run/checkpoints").folder) == "gs://bucket/run/checkpoints"
+    save_small("runs/a/checkpoints", 1)
+    assert load_trained("runs/a", {"w": small(0)["trained"]["w"]})["w"][0] == 1
+
+
 def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").unlink()
