@@ -13,7 +13,7 @@ import math
 import os
 from pathlib import Path
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 from etils import epath
 import fsspec
@@ -224,7 +224,7 @@ def _stored_tensor(file: str, size: int, data_start: int, entry: tuple) -> Store
     return tensor
 
 
-def header_bytes(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
+def file_header(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
     """The header of a file that holds these tensors in this order, without gaps."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -236,8 +236,3 @@ def header_bytes(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def write_array(file: BinaryIO, array: np.ndarray) -> None:
-    """Append a contiguous array's bytes."""
-    file.write(memoryview(array.reshape(-1).view(np.uint8)))

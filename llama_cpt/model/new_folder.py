@@ -1,0 +1,41 @@
+"""A folder that appears whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+
+from etils import epath
+
+from llama_cpt.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(output: str) -> Iterator[epath.Path]:
+    """Where to write what ``output`` (local or ``gs://``) shall hold; removed after an error.
+
+    Local folders are written under another name and renamed at the end; an object store has no
+    renaming, so there the caller writes last what makes the folder valid. Raises UserError where
+    ``output`` holds something already or cannot be written.
+    """
+    final = epath.Path(output).expanduser()
+    try:
+        if final.exists() and (not final.is_dir() or any(final.iterdir())):
+            raise UserError(f"{output} exists already; name another folder or remove it.")
+        place = final
+        if "://" not in output:
+            place = final.with_name(f"{final.name}.incomplete")
+            if place.exists():
+                place.rmtree()
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            yield place
+        except BaseException:
+            with contextlib.suppress(OSError):
+                place.rmtree()
+            raise
+        if place != final:
+            if final.exists():
+                final.rmdir()
+            place.rename(final)
+    except OSError as error:
+        reason = error.strerror or (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(f"{output}: could not be written: {reason}. Nothing was kept.") from error
