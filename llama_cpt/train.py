@@ -1,0 +1,44 @@
+"""The command that trains: ``python -m llama_cpt.train CONFIG [--section.field value ...]``."""
+
+import argparse
+import sys
+
+from llama_cpt.config import load
+from llama_cpt.errors import one_line_errors
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.run import build
+from llama_cpt.training.trainer import fit
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, build, train; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.train",
+        description="Train on an exact mixture of languages. Token rows that are missing are "
+        "prepared first; a run whose output folder exists goes on where it stopped.",
+        epilog="Every field of the config is an option: `CONFIG --help` lists them with their "
+        "values. Exit status: 0 done, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", help="a config in Python, or a run's config.json")
+    parser.add_argument(
+        "--allow-change",
+        metavar="FIELD",
+        action="append",
+        default=[],
+        help="resume although this field (dotted name or section) differs from the saved run's",
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    if options.config is None or {"-h", "--help"} & set(overrides):
+        parser.print_help()
+        if options.config is None:
+            return 0
+    config = load(options.config, overrides)
+    run = build(config, make_mesh(config.mesh))
+    return fit(run, options.allow_change).value
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

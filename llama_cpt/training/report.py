@@ -1,0 +1,144 @@
+"""What a run tells: console lines, metrics.jsonl, TensorBoard, and a stop when the loss is lost."""
+
+from collections.abc import Iterator
+import contextlib
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from llama_cpt.chips import CHIPS
+from llama_cpt.errors import UserError
+from llama_cpt.metrics import MetricsWriter, model_flops_per_token
+from llama_cpt.progress import duration
+from llama_cpt.training.run import Run
+
+
+class Reporter:
+    """Reports steps as they finish: a step's numbers are fetched while the next one runs."""
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        self.run = run
+        config = run.config
+        resumed = first_step if first_step else None
+        first_process = jax.process_index() == 0
+        self.writer = MetricsWriter(config.output, resumed, enabled=first_process)
+        self.names = [corpus.name for corpus in config.data.additional + config.data.original]
+        self.tokens_per_step = config.global_batch_size * config.data.sequence_length
+        chip = CHIPS.get(jax.devices()[0].device_kind)
+        self.peak_flops = chip.peak_flops * run.program.mesh.size if chip else None
+        self.flops_per_token = model_flops_per_token(config.model, config.data.sequence_length)
+        self._pending: tuple[int, dict[str, Any], float] | None = None
+        # Throughput counts from the end of the first step: that one compiles.
+        self._clock, self._clock_step, self._seconds_per_step = 0.0, -1, 0.0
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.writer.close()
+
+    def step(self, done: int, metrics: dict[str, Any], rate: float) -> None:
+        """Step number ``done`` was dispatched; tell of the one before if it is due."""
+        self.flush()
+        self._pending = done, metrics, rate
+
+    def flush(self) -> None:
+        """Tell of the last step now. Raises UserError where its loss is not a number."""
+        if self._pending is None:
+            return
+        (done, metrics, rate), self._pending = self._pending, None
+        config = self.run.config
+        if self._clock_step >= 0 and done % config.log_every_steps and done != config.num_steps:
+            return
+        metrics = jax.device_get(metrics)
+        self._keep_time(done)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the loss of step {done} is {metrics['loss']}: lower optimizer.peak_learning_rate "
+                "or lengthen the warm-up; the run resumes from its last checkpoint."
+            )
+        values = self._train_values(done, metrics, rate)
+        self.writer.write(done, values)
+        self._print_step(done, values)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what is not training: its time does not count against throughput."""
+        self.flush()
+        start = time.monotonic()
+        yield
+        self._clock += time.monotonic() - start
+
+    def evaluation(self, done: int, results: dict[str, Any]) -> None:
+        """Held-out results by corpus after ``done`` steps."""
+        values = {}
+        for name, result in results.items():
+            values[f"eval/{name}/loss"] = result.loss
+            values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte
+        self.writer.write(done, values)
+        told = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
+        self._print(f"step {done:>6}  held-out bits per byte: {told}")
+
+    def _keep_time(self, done: int) -> None:
+        now = time.monotonic()
+        if 0 <= self._clock_step < done:
+            self._seconds_per_step = (now - self._clock) / (done - self._clock_step)
+        self._clock, self._clock_step = now, done
+
+    def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
+        """Metric key -> value of one step, by STYLE's names."""
+        mixture, rows = self.run.mixture, done * self.run.config.global_batch_size
+        nll, weight = metrics["sums"]["nll"]
+        values = {
+            "train/loss": float(metrics["loss"]),
+            "train/nll": float(nll) / max(float(weight), 1.0),
+            "train/grad_norm": float(metrics["grad_norm"]),
+            "train/learning_rate": rate,
+            "train/tokens": done * self.tokens_per_step,
+            "mixture/almr_asked": float(mixture.asked(rows)),
+            "mixture/almr_realised": float(mixture.realised(rows)),
+        }
+        sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_nll"])
+        added = len(self.run.config.data.additional)
+        groups = {"additional": slice(0, added), "original": slice(added, None)}
+        groups |= {name: slice(i, i + 1) for i, name in enumerate(self.names)}
+        for name, members in groups.items():
+            if weights[members].sum():
+                values[f"train/{name}/loss"] = sums[members].sum() / weights[members].sum()
+        for name, passes in zip(self.names, mixture.passes(rows), strict=True):
+            values[f"mixture/{name}/passes"] = float(passes)
+        if self._seconds_per_step:
+            speed = self.tokens_per_step / self._seconds_per_step
+            values["perf/tokens_per_second"] = speed
+            if self.peak_flops:
+                values["perf/mfu"] = speed * self.flops_per_token / self.peak_flops
+        return values
+
+    def _print_step(self, done: int, values: dict[str, float]) -> None:
+        num_steps = self.run.config.num_steps
+        parts = [f"step {done:>6}/{num_steps}", f"loss {values['train/loss']:.4f}"]
+        for group in ("additional", "original"):
+            if (key := f"train/{group}/loss") in values:
+                parts.append(f"{group} {values[key]:.4f}")
+        parts.append(f"lr {values['train/learning_rate']:.2e}")
+        parts.append(f"grad {values['train/grad_norm']:.2f}")
+        parts.append(
+            f"ALMR {values['mixture/almr_realised']:.4f} of {values['mixture/almr_asked']:.4f}"
+        )
+        if "perf/tokens_per_second" in values:
+            parts.append(f"{values['perf/tokens_per_second']:,.0f} tokens/s")
+            if "perf/mfu" in values:
+                parts.append(f"MFU {values['perf/mfu']:.1%}")
+            parts.append(f"{duration((num_steps - done) * self._seconds_per_step)} left")
+        self._print("  ".join(parts))
+
+    def _print(self, line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, flush=True)

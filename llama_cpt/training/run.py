@@ -1,0 +1,219 @@
+"""From a config to the parts of a run: data, model, step. Used by every command that trains."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+import optax
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.config import TrainConfig
+from llama_cpt.data.corpora import prepare
+from llama_cpt.data.loader import batches
+from llama_cpt.data.mixture import Mixture, mixture_of
+from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import UserError
+from llama_cpt.model.attention import resolve_attention
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.model.load import load_parameters
+from llama_cpt.sharding import BATCH_AXES, make_mesh, spec
+from llama_cpt.training.cross_entropy import token_nll
+from llama_cpt.training.objectives import make_objective
+from llama_cpt.training.optimizer import check_schedule, make_optimizer
+from llama_cpt.training.train_step import (
+    TrainState,
+    abstract_state,
+    init_state,
+    jit_train_step,
+    make_train_step,
+    state_around,
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is compiled: the same on a pod, on a laptop and ahead of time."""
+
+    mesh: Mesh
+    abstract: TrainState
+    """Shapes and shardings of the state."""
+    optimizer: optax.GradientTransformation
+    step: Callable
+    """``step(state, batch, learning_rate) -> (state, metrics)``, jitted, the state donated."""
+    score: Callable
+    """``score(model, batch) -> nll`` (batch, length), jitted."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's parts, ready for ``trainer.fit``."""
+
+    config: TrainConfig
+    program: Program
+    tokenizer: Tokenizer
+    mixture: Mixture
+    rows: tuple[TokenRows, ...]
+    heldout: dict[str, HeldoutDocuments]
+    fingerprints: dict[str, Any]
+    """Of the tokenizer and of every corpus: what a resumed run must find unchanged."""
+
+    def start(self) -> TrainState:
+        """The state before the first step: weights from ``init_from``, or drawn."""
+        program, model = self.program, self.program.abstract.trained
+        if self.config.init_from:
+            weights = load_parameters(self.config.init_from, model, program.mesh)
+            return state_around(weights, program.optimizer, program.mesh)
+        key = jax.random.key(self.config.seed)
+        return init_state(lambda: _llama_like(model, key), program.optimizer, program.mesh)
+
+    def batches(self, first_step: int) -> Iterator[TokenBatch]:
+        """Batches on the devices, from step ``first_step`` on, without end."""
+        config = self.config
+        return batches(
+            self.mixture,
+            self.rows,
+            bos_id=self.tokenizer.bos_id,
+            global_batch_size=config.global_batch_size,
+            num_microbatches=config.num_microbatches,
+            start_row=first_step * config.global_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def build(config: TrainConfig, mesh: Mesh) -> Run:
+    """Prepare what is missing, check all that can be checked before a step, compile nothing yet.
+
+    Raises UserError for whatever a user can mend.
+    """
+    program = make_program(config, mesh, jax.default_backend())
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, model.vocab_size is "
+            f"{config.model.vocab_size}: name the model's own tokenizer."
+        )
+    prepared = prepare(config.data)
+    corpora = config.data.additional + config.data.original
+    mixture = mixture_of(
+        config.data,
+        {corpus.name: prepared.rows[corpus.name].rows for corpus in corpora},
+        seed=config.seed,
+        global_batch_size=config.global_batch_size,
+    )
+    mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
+    return Run(
+        config,
+        program,
+        tokenizer,
+        mixture,
+        tuple(TokenRows(prepared.folder(corpus.name)) for corpus in corpora),
+        {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
+        prepared.fingerprints(),
+    )
+
+
+def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
+    """The jitted step and score of ``config`` on ``mesh``; ``backend`` settles ``auto``."""
+    check_mesh(config, mesh)
+    check_schedule(config.optimizer, config.num_steps)
+    compute = config.compute
+    attention = resolve_attention(compute.attention, backend, config.data.sequence_length)
+    model = abstract_llama(
+        config.model, compute_dtype=compute.dtype, remat=compute.remat, attention=attention
+    )
+    optimizer = make_optimizer(config.optimizer)
+    objective = make_objective(
+        config.objective,
+        num_corpora=len(config.data.additional + config.data.original),
+        loss_chunk_tokens=compute.loss_chunk_tokens,
+    )
+    abstract = abstract_state(model, optimizer, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jit_train_step(make_train_step(objective, optimizer), placed)
+
+    @jax.jit
+    def score(model: Llama, batch: TokenBatch) -> jax.Array:
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
+        return token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens)
+
+    return Program(mesh, abstract, optimizer, step, score)
+
+
+def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
+    """The step that ``train`` would run, lowered for ``topology`` (``v5p:4x4x8``), no TPU needed.
+
+    ``.compile()`` of the result runs the TPU compiler of the package ``libtpu``, on this machine.
+    """
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    program = make_program(config, make_mesh(config.mesh, devices), "tpu")
+    with jax.set_mesh(program.mesh):
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        return program.step.lower(program.abstract, abstract_batch(config, program.mesh), rate)
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> TokenBatch:
+    """Shapes and shardings of what one step takes: (micro-batches, rows, length)."""
+    rows = config.num_microbatches, config.global_batch_size // config.num_microbatches
+
+    def leaf(dtype: Any, last: int = config.data.sequence_length) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*rows, last), dtype, sharding=batch_sharding(mesh))
+
+    integers = {name: leaf(jnp.int32) for name in ("tokens", "targets", "segment_ids")}
+    return TokenBatch(
+        **integers,
+        positions=leaf(jnp.int32),
+        corpus=leaf(jnp.int32),
+        loss_mask=leaf(jnp.float32),
+        row=leaf(jnp.uint32, 2),
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every field of a step's batch."""
+    return NamedSharding(mesh, spec("microbatch", "batch", None))
+
+
+def put_batch(batch: TokenBatch, sharding: NamedSharding) -> TokenBatch:
+    """Global arrays from this process's rows."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuse sizes that the mesh does not divide, naming the field."""
+    slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    microbatch = config.global_batch_size // config.num_microbatches
+    field = "microbatch_size" if config.microbatch_size else "global_batch_size"
+    model = config.model
+    for name, size, axis, parts in (
+        (field, microbatch, "replica x fsdp", slices),
+        ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
+        ("model.embed_dim", model.embed_dim, "fsdp", mesh.shape["fsdp"]),
+        ("model.num_heads", model.num_heads, "tensor", mesh.shape["tensor"]),
+        ("model.num_kv_heads", model.num_kv_heads, "tensor", mesh.shape["tensor"]),
+        ("model.mlp_dim", model.mlp_dim, "tensor", mesh.shape["tensor"]),
+        ("model.vocab_size", model.vocab_size, "tensor", mesh.shape["tensor"]),
+    ):
+        if size % parts:
+            nearest = max(round(size / parts), 1) * parts
+            raise UserError(
+                f"{name}={size} must be a multiple of the mesh's {axis} ({parts}); "
+                f"nearest: {nearest}."
+            )
+
+
+def _llama_like(model: Llama, key: jax.Array) -> Llama:
+    """Random weights in the tree of the abstract ``model``."""
+    return Llama(
+        model.config,
+        key,
+        compute_dtype=model.compute_dtype,
+        remat=model.remat,
+        attention=model.attention,
+    )

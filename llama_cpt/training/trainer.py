@@ -1,0 +1,166 @@
+"""The only training loop: step, log, evaluate, save."""
+
+from collections.abc import Sequence
+import enum
+import signal
+import sys
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.config import EvaluationConfig, save, to_dict
+from llama_cpt.evaluation.perplexity import evaluate_heldout
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.optimizer import learning_rate
+from llama_cpt.training.report import Reporter
+from llama_cpt.training.resume import check_fingerprints, check_resume
+from llama_cpt.training.run import Run, batch_sharding, put_batch
+from llama_cpt.training.train_step import TrainState
+
+
+class Outcome(enum.Enum):
+    """How a call of ``fit`` ended; the value is the process's exit status."""
+
+    FINISHED = 0
+    PREEMPTED = 75
+    """SIGTERM: saved, to be started again (EX_TEMPFAIL, which the launch scripts restart on)."""
+    INTERRUPTED = 130
+    """Ctrl-C: saved."""
+
+
+class Signals:
+    """SIGTERM and SIGINT as a wish to stop after the step under way; a second Ctrl-C is obeyed."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome.FINISHED
+
+    def __enter__(self) -> "Signals":
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.outcome is Outcome.INTERRUPTED:
+            raise KeyboardInterrupt
+        interrupted = number == signal.SIGINT
+        self.outcome = Outcome.INTERRUPTED if interrupted else Outcome.PREEMPTED
+        print(f"\n{signal.Signals(number).name}: saving, then leaving", file=sys.stderr)
+
+
+def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
+    """Train to ``config.num_steps``, from the newest undamaged checkpoint where there is one.
+
+    Raises UserError where the run in ``config.output`` cannot be resumed with this config.
+    """
+    config = run.config
+    output = epath.Path(config.output)
+    with (
+        Signals() as signals,
+        Checkpoints(str(output / FOLDER), config.checkpoint.keep) as checkpoints,
+        jax.set_mesh(run.program.mesh),
+    ):
+        first_step = resumed_step(run, checkpoints, allow_change)
+        if first_step:
+            state = checkpoints.restore(first_step, run.program.abstract)
+        else:
+            state = run.start()
+        if jax.process_index() == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            save(config, output / "config.json")
+        with Reporter(run, first_step) as report:
+            state, last = _loop(run, state, first_step, checkpoints, report, signals)
+        if last > first_step:
+            checkpoints.save(last, state, about(run, last))
+        checkpoints.wait()
+        return signals.outcome
+
+
+def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]) -> int:
+    """The step to go on from, 0 for a new run; the saved config must agree with this one."""
+    step = checkpoints.latest_verified()
+    if step is None:
+        return 0
+    saved = checkpoints.about(step)
+    for warning in check_resume(saved["config"], run.config, allow_change):
+        print(f"resume: {warning}", file=sys.stderr)
+    check_fingerprints(saved["fingerprints"], run.fingerprints)
+    print(f"resuming {run.config.output} after step {step}")
+    return step
+
+
+def about(run: Run, steps_done: int) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays."""
+    return {
+        "step": steps_done,
+        "rows_consumed": steps_done * run.config.global_batch_size,
+        "config": to_dict(run.config),
+        "fingerprints": run.fingerprints,
+    }
+
+
+def evaluates_at(config: EvaluationConfig, steps_done: int, num_steps: int) -> bool:
+    """Before the first step, at powers of two early on, every ``every_steps``, and at the end."""
+    power_of_two = steps_done & (steps_done - 1) == 0
+    return (
+        steps_done in (0, num_steps)
+        or steps_done % config.every_steps == 0
+        or (config.dense and power_of_two and steps_done < config.every_steps)
+    )
+
+
+def _loop(
+    run: Run,
+    state: TrainState,
+    first_step: int,
+    checkpoints: Checkpoints,
+    report: Reporter,
+    signals: Signals,
+) -> tuple[TrainState, int]:
+    """Steps from ``first_step`` until the end or a signal; the state and the steps done."""
+    config = run.config
+    sharding = batch_sharding(run.program.mesh)
+    if first_step == 0 and run.heldout:
+        with report.pause():
+            report.evaluation(0, _evaluate(run, state))
+    source = run.batches(first_step)
+    for step in range(first_step, config.num_steps):
+        if signals.outcome is not Outcome.FINISHED:
+            return state, step
+        rate = learning_rate(config.optimizer, step, config.num_steps)
+        batch = put_batch(next(source), sharding)
+        state, metrics = run.program.step(state, batch, np.float32(rate))
+        done = step + 1
+        report.step(done, metrics, rate)
+        if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
+            with report.pause():
+                report.evaluation(done, _evaluate(run, state))
+        if done % config.checkpoint.every_steps == 0:
+            with report.pause():
+                checkpoints.save(done, state, about(run, done))
+    return state, config.num_steps
+
+
+def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
+    """Held-out loss and bits per byte of every held-out corpus."""
+    config, mesh = run.config, run.program.mesh
+    rows = jax.NamedSharding(mesh, batch_sharding(mesh).spec[1:])
+
+    def score(batch: TokenBatch) -> np.ndarray:
+        return np.asarray(run.program.score(state.trained, jax.device_put(batch, rows)))
+
+    return evaluate_heldout(
+        score,
+        run.heldout,
+        sequence_length=config.data.sequence_length,
+        batch_size=config.evaluation.batch_size,
+        documents=config.evaluation.documents,
+        bos_id=run.tokenizer.bos_id,
+    )
