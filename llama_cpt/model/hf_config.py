@@ -87,7 +87,10 @@ def read_config(folder: str) -> ModelConfig:
     fields["head_dim"] = _number(values, "head_dim", path)
     fields["rope_theta"], fields["rope_scaling"] = _read_rope(values, path)
     fields["norm_eps"] = float(fields["norm_eps"])
-    return ModelConfig(**fields)
+    try:
+        return ModelConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def config_json(
@@ -168,20 +171,24 @@ def _number(values: dict[str, Any], name: str, path: str) -> Any:
 
 def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or from ``rope_parameters``."""
-    spelt = [values[n] for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
-    if not all(isinstance(rope, dict) for rope in spelt):
-        raise UserError(f"{path}: rope_scaling={_shown(spelt[-1])} must hold fields.")
-    rope = dict(spelt[0]) if spelt else {}
-    if "rope_theta" not in rope:
-        rope["rope_theta"] = values.get("rope_theta")
-    if rope["rope_theta"] is None:
+    spelt = [n for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
+    for name in spelt:
+        if not isinstance(values[name], dict):
+            raise UserError(f"{path}: {name}={_shown(values[name])} must hold fields.")
+    ropes = [dict(values[name]) for name in spelt]
+    thetas = [values.get("rope_theta"), *(rope.pop("rope_theta", None) for rope in ropes)]
+    thetas = [theta for theta in thetas if theta is not None]
+    if any(theta != thetas[0] for theta in thetas) or any(rope != ropes[0] for rope in ropes):
+        raise UserError(f"{path}: rope_theta, {' and '.join(spelt)} contradict each other.")
+    rope = ropes[0] if ropes else {}
+    if not thetas:
         raise UserError(
             f"{path}: 'rope_theta' is missing; write down the one that the model was trained with "
             "(transformers would take 10000)."
         )
-    theta = float(_number(rope, "rope_theta", path))
+    theta = float(_number({"rope_theta": thetas[0]}, "rope_theta", path))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    allowed = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    allowed = {"rope_type", "type", "partial_rotary_factor"}
     if kind == "llama3":
         allowed |= set(ROPE_SCALING.values())
     elif kind != "default":

@@ -8,28 +8,30 @@ from huggingface_hub import errors
 
 from llama_cpt.errors import UserError
 
-PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "LICENSE*", "USE_POLICY*", "README.md")
+BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(source: str) -> str:
+def resolve(source: str, *, weights: bool = True) -> str:
     """The folder or URL that holds ``source``; a hub name is downloaded first, resumably.
 
+    ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
     Raises UserError where there is nothing of that name or no right to it, with the remedy.
     """
-    if epath.Path(source).expanduser().is_dir():
-        return str(epath.Path(source).expanduser())
+    place = epath.Path(source).expanduser()
+    if place.is_dir():
+        return str(place)
     if "://" in source:
         raise UserError(f"{source}: no such folder, or no right to read it.")
     if not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
-    return _download(source)
+    return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
 
 
-def _download(name: str) -> str:
+def _download(name: str, patterns: list[str]) -> str:
     page = f"https://huggingface.co/{name}"
     try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=list(PATTERNS))
+        return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
     except errors.GatedRepoError:
         raise UserError(
             f"{name} is gated: accept its licence at {page}, then run `hf auth login`."
