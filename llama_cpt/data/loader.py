@@ -1,0 +1,138 @@
+"""From row numbers to batches: read, cut into inputs and targets, ahead of the step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+import sys
+from typing import Protocol, runtime_checkable
+
+import grain
+import jax
+from jaxtyping import Int32, Int64, Integer, UInt32
+import numpy as np
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.data.mixture import Mixture
+from llama_cpt.errors import UserError
+
+# Batches read ahead, each by a thread of its own: enough for the step never to wait, and few
+# enough to hold in memory at any batch size that fits the step.
+_BATCHES_AHEAD = 4
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows of sequence_length + 1 tokens by index, such as ``token_rows.TokenRows``."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Rows ``indices``, (n, length + 1) uint32; called from several threads at once."""
+        ...
+
+
+def batches(  # noqa: PLR0913 - where a part of a batch lies takes five numbers
+    mixture: Mixture,
+    corpora: Sequence[RowSource],
+    *,
+    bos_id: int,
+    global_batch_size: int,
+    num_microbatches: int,
+    start_row: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[TokenBatch]:
+    """This process's part of every batch from ``start_row`` on, without end.
+
+    Fields are (micro-batches, rows, length), ``row`` (micro-batches, rows, 2). Process h of H gets
+    the h-th H-th of every micro-batch's rows, so that the processes' arrays side by side are the
+    array of a single process. Nothing is walked to get to ``start_row``. What ``read`` raises comes
+    out of ``next``. ``close()`` of the iterator, or dropping it, ends the threads.
+
+    Raises UserError where the batch cannot be divided so.
+    """
+    parts = num_microbatches * process_count
+    if global_batch_size % parts:
+        nearest = max(round(global_batch_size / parts), 1) * parts
+        raise UserError(
+            f"global_batch_size={global_batch_size} must be a multiple of {num_microbatches} "
+            f"micro-batches x {process_count} processes ({parts}); nearest: {nearest}."
+        )
+    offsets = np.arange(global_batch_size, dtype=np.int64)
+    offsets = offsets.reshape(num_microbatches, process_count, -1)[:, process_index]
+    read = partial(read_batch, mixture, corpora, bos_id)
+
+    def batch_of(step: int) -> TokenBatch:
+        return read(start_row + step * global_batch_size + offsets)
+
+    return _read_ahead(batch_of)
+
+
+def read_batch(
+    mixture: Mixture,
+    corpora: Sequence[RowSource],
+    bos_id: int,
+    row_numbers: Int64[np.ndarray, "microbatches rows"],
+) -> TokenBatch:
+    """The run's rows ``row_numbers``; fields (micro-batches, rows, length)."""
+    flat = row_numbers.reshape(-1)
+    corpus, index = mixture.locate(flat)
+    parts = {c: corpora[c].read(index[corpus == c]) for c in np.unique(corpus)}
+    rows = np.empty((flat.size, next(iter(parts.values())).shape[1]), np.uint32)
+    for c, part in parts.items():
+        rows[corpus == c] = part
+    batch = row_batch(rows, corpus, flat, bos_id)
+    return jax.tree.map(lambda x: x.reshape(*row_numbers.shape, -1), batch)
+
+
+def row_batch(
+    rows: UInt32[np.ndarray, "batch length_and_one"],
+    corpus: Int32[np.ndarray, " batch"],
+    row_numbers: Int64[np.ndarray, " batch"],
+    bos_id: int,
+) -> TokenBatch:
+    """Cut rows into inputs, the first L tokens, and targets, the last L; NumPy arrays.
+
+    A segment begins at BOS and at the row's start: what continues a document from the row before is
+    a segment at position 0. BOS is never learnt as a target.
+    """
+    signed = rows.view(np.int32)
+    tokens = np.ascontiguousarray(signed[:, :-1])
+    targets = np.ascontiguousarray(signed[:, 1:])
+    segment_ids, positions = segments(tokens, bos_id)
+    return TokenBatch(
+        tokens=tokens,
+        targets=targets,
+        loss_mask=(targets != bos_id).astype(np.float32),
+        segment_ids=segment_ids,
+        positions=positions,
+        corpus=np.repeat(corpus[:, None], tokens.shape[1], axis=1),
+        row=row_numbers.astype("<i8").view("<u4").reshape(-1, 2),
+    )
+
+
+def segments(
+    tokens: Integer[np.ndarray, "batch length"], bos_id: int
+) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
+    """Segment number, from 1, and place in the segment, from 0, of every token of every row."""
+    count, length = tokens.shape
+    begins = tokens == bos_id
+    begins[:, 0] = True
+    flat = np.flatnonzero(begins).astype(np.int32)
+    lengths = np.diff(flat, append=np.int32(count * length))
+    positions = np.arange(count * length, dtype=np.int32) - np.repeat(flat, lengths)
+    per_row = begins.sum(axis=1)
+    first = np.cumsum(per_row) - per_row
+    numbers = np.arange(1, flat.size + 1) - np.repeat(first, per_row)
+    segment_ids = np.repeat(numbers.astype(np.int32), lengths)
+    return segment_ids.reshape(count, length), positions.reshape(count, length)
+
+
+def _read_ahead(batch_of: Callable[[int], TokenBatch]) -> Iterator[TokenBatch]:
+    """``batch_of(0)``, ``batch_of(1)``, ... in order, made by threads ahead of their use."""
+    options = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
+    dataset = grain.MapDataset.range(sys.maxsize).map(batch_of).to_iter_dataset(options)
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,217 @@
+"""Which corpus, and which of its rows, is the run's row number i: a pure, closed-form function.
+
+ALMR, the additional-language mixture ratio, is the share of the tokens trained on that come from
+the added language; rows all have the same length, so it is a share of rows. With A(i) the exact sum
+of the ALMR over the rows before i, row i is additional when floor(A(i + 1)) - floor(A(i)) = 1:
+within one row of what is asked at every prefix. Inside a group the first corpus is split from the
+rest by the same rule on the group's own index, the second from the remainder on the remainder's
+index, and so on: corpus k of a group is within k + 1 rows of its share of the group's rows at every
+prefix. (One floor rule on all the weights at once breaks for three corpora.)
+"""
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+import math
+
+from jaxtyping import Int32, Int64
+import numpy as np
+
+from llama_cpt.config import CorpusConfig, DataConfig
+from llama_cpt.data.permutation import pass_keys, permute, stream_key
+from llama_cpt.errors import UserError
+
+# Longer than any run, and far from where int64 ends.
+_MOST_ROWS = 2**60
+
+
+@dataclass(frozen=True)
+class MixtureCorpus:
+    """A corpus as the mixture sees it."""
+
+    name: str
+    rows: int
+    weight: Fraction
+    """Share of its group's rows, relative to the group's other corpora."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Corpora are numbered ``additional`` first, then ``original``."""
+
+    stages: tuple[tuple[int, Fraction], ...]
+    """``((from_row, almr), ...)``, the first from row 0."""
+    additional: tuple[MixtureCorpus, ...]
+    original: tuple[MixtureCorpus, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a corpus from which no row can come."""
+        for corpus in self.corpora:
+            if corpus.rows < 1:
+                raise UserError(
+                    f"data: corpus {corpus.name!r} has no row of tokens: give it more text, "
+                    "shorten data.sequence_length, or drop it."
+                )
+
+    @property
+    def corpora(self) -> tuple[MixtureCorpus, ...]:
+        """All corpora, in the order of their numbers."""
+        return self.additional + self.original
+
+    def locate(
+        self, rows: Int64[np.ndarray, " n"]
+    ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """The corpus, and the row of that corpus, of each of the run's ``rows``."""
+        corpus, index = self.positions(rows)
+        size = self._sizes[corpus]
+        number, within = np.divmod(index, size)
+        return corpus, permute(within, size, pass_keys(self._keys[corpus], number))
+
+    def positions(
+        self, rows: Int64[np.ndarray, " n"]
+    ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """The corpus of each of the run's ``rows``, and how many of its rows came before."""
+        before = self._added_before(rows)
+        added = self._added_before(rows + 1) > before
+        corpus, index = np.empty(rows.shape, np.int32), np.empty(rows.shape, np.int64)
+        corpus[added], index[added] = _split(before[added], self.additional)
+        corpus[~added], index[~added] = _split((rows - before)[~added], self.original)
+        corpus[~added] += len(self.additional)
+        return corpus, index
+
+    def counts(self, num_rows: int) -> tuple[int, ...]:
+        """Rows of each corpus among the run's first ``num_rows``."""
+        added = self._added(num_rows)
+        return (
+            *_group_counts(added, self.additional),
+            *_group_counts(num_rows - added, self.original),
+        )
+
+    def passes(self, num_rows: int) -> tuple[Fraction, ...]:
+        """How often each corpus is gone through in the run's first ``num_rows``."""
+        counts = self.counts(num_rows)
+        return tuple(Fraction(n, c.rows) for n, c in zip(counts, self.corpora, strict=True))
+
+    def asked(self, num_rows: int) -> Fraction:
+        """The ALMR that the stages ask for over the first ``num_rows`` (at least 1)."""
+        ends = [start for start, _ in self.stages[1:]] + [num_rows]
+        spans = zip(self.stages, ends, strict=True)
+        return sum(
+            (almr * max(min(end, num_rows) - start, 0) for (start, almr), end in spans),
+            Fraction(0),
+        ) / Fraction(num_rows)
+
+    def realised(self, num_rows: int) -> Fraction:
+        """The additional share of the first ``num_rows`` (at least 1)."""
+        return Fraction(self._added(num_rows), num_rows)
+
+    def rows_within(self, max_epochs: float) -> int:
+        """The longest run, in rows, that passes over no corpus more than ``max_epochs`` times."""
+        bound = Fraction(str(max_epochs))
+        longer = bisect.bisect_left(
+            range(_MOST_ROWS), True, key=lambda num_rows: max(self.passes(num_rows)) > bound
+        )
+        return longer - 1
+
+    def check_epochs(self, num_rows: int, max_epochs: float) -> None:
+        """Raise UserError where a run of ``num_rows`` passes over a corpus more often than that."""
+        passes, corpus = max(
+            zip(self.passes(num_rows), self.corpora, strict=True), key=lambda pair: pair[0]
+        )
+        if passes > Fraction(str(max_epochs)):
+            raise UserError(
+                f"data: the run's {num_rows} rows pass {float(passes):.2f} times over corpus "
+                f"{corpus.name!r} ({corpus.rows} rows), data.max_epochs is {max_epochs:g}. This "
+                f"mixture lasts for {self.rows_within(max_epochs)} rows: train fewer steps, add "
+                "text, change data.almr or the weights, or raise data.max_epochs."
+            )
+
+    def _added(self, num_rows: int) -> int:
+        return int(self._added_before(np.array([num_rows], np.int64))[0])
+
+    def _added_before(self, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """floor(A(row)) of each row."""
+        added = np.empty_like(rows)
+        stage = np.searchsorted([start for start, _ in self.stages], rows, side="right") - 1
+        for number in np.unique(stage):
+            start, almr = self.stages[number]
+            whole, rest = self._sums_at_stages[number]
+            here = stage == number
+            added[here] = whole + _floor_line(rows[here] - start, almr, rest)
+        return added
+
+    @cached_property
+    def _sums_at_stages(self) -> tuple[tuple[int, Fraction], ...]:
+        """A at the first row of each stage: whole part and rest."""
+        sums = [self.asked(start) * start if start else Fraction(0) for start, _ in self.stages]
+        return tuple((math.floor(total), total - math.floor(total)) for total in sums)
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.array([corpus.rows for corpus in self.corpora], np.int64)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return np.array([stream_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
+
+
+def mixture_of(
+    config: DataConfig, rows_of_corpora: Mapping[str, int], *, seed: int, global_batch_size: int
+) -> Mixture:
+    """The mixture of a run; ``rows_of_corpora`` holds the rows of every corpus by name.
+
+    Raises UserError for a corpus without rows.
+    """
+
+    def group(corpora: tuple[CorpusConfig, ...]) -> tuple[MixtureCorpus, ...]:
+        return tuple(
+            MixtureCorpus(c.name, rows_of_corpora[c.name], Fraction(str(c.weight))) for c in corpora
+        )
+
+    stages = tuple((step * global_batch_size, almr) for step, almr in config.stages())
+    return Mixture(stages, group(config.additional), group(config.original), seed)
+
+
+def _shares(corpora: tuple[MixtureCorpus, ...]) -> list[Fraction]:
+    """Each corpus's share of what the corpora before it leave; the last takes all."""
+    weights = [corpus.weight for corpus in corpora]
+    return [weight / sum(weights[k:]) for k, weight in enumerate(weights)]
+
+
+def _split(
+    index: Int64[np.ndarray, " n"], corpora: tuple[MixtureCorpus, ...]
+) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Corpus within the group, and index within the corpus, of each index within the group."""
+    member, own = np.zeros(index.shape, np.int32), np.zeros(index.shape, np.int64)
+    left = np.arange(len(index))
+    for number, share in enumerate(_shares(corpora)):
+        before = _floor_line(index, share)
+        mine = _floor_line(index + 1, share) > before
+        member[left[mine]] = number
+        own[left[mine]] = before[mine]
+        left, index = left[~mine], (index - before)[~mine]
+    return member, own
+
+
+def _group_counts(index: int, corpora: tuple[MixtureCorpus, ...]) -> list[int]:
+    """Rows of each corpus among the group's first ``index``."""
+    counts = []
+    for share in _shares(corpora):
+        counts.append(math.floor(index * share))
+        index -= counts[-1]
+    return counts
+
+
+def _floor_line(
+    index: Int64[np.ndarray, " n"], slope: Fraction, offset: Fraction = Fraction(0)
+) -> Int64[np.ndarray, " n"]:
+    """floor(index * slope + offset), exactly; slope in [0, 1], offset in [0, 1)."""
+    denominator = math.lcm(slope.denominator, offset.denominator)
+    rise, start = int(slope * denominator), int(offset * denominator)
+    if denominator >= 2**31:  # Products would leave int64: Python's integers are slow and exact.
+        return ((index.astype(object) * rise + start) // denominator).astype(np.int64)
+    whole, part = np.divmod(index, denominator)
+    return whole * rise + (part * rise + start) // denominator

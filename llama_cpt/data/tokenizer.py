@@ -1,0 +1,292 @@
+"""Three kinds of vocabulary behind one interface, told apart by what the file holds.
+
+Llama-3's tiktoken ``tokenizer.model`` (lines of base64 and rank), a ``tokenizer.json`` of the
+``tokenizers`` library, a SentencePiece ``.model``. All of them encode text as ordinary text: a
+literal ``<|eot_id|>`` in a document never becomes the special token.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from pathlib import Path
+import re
+from typing import Any
+
+import sentencepiece
+import tiktoken
+import tokenizers
+
+from llama_cpt.errors import UserError
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+
+# Llama-3's split of text into words (meta-llama/llama-models, models/llama3/tokenizer.py).
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Llama-3's special tokens follow its ranks, 256 in all. Names as in Llama 3.1; Llama 3 calls the
+# fifth, sixth, ninth and eleventh reserved and never uses them.
+LLAMA3_SPECIAL = [
+    BOS,
+    EOS,
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+] + [f"<|reserved_special_token_{number}|>" for number in range(3, 248)]
+
+# tiktoken's splitter takes time and stack in the square of a run without a word border: Meta's own
+# tokenizer cuts texts and runs at these lengths, and so do we, with the same ids.
+MAX_TEXT_CHARACTERS = 400_000
+MAX_RUN_CHARACTERS = 25_000
+
+FILE_NAMES = ("tokenizer.model", "tokenizer.json")
+
+
+class Tokenizer:
+    """Text to ids and back, without BOS or EOS. ``path`` is the vocabulary file itself."""
+
+    kind: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path = str(path)
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text`` as ordinary text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``; special tokens by their names."""
+        raise NotImplementedError
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token such as ``<|eot_id|>``, None where there is none."""
+        raise NotImplementedError
+
+    def is_lossy(self, text: str) -> bool:
+        """Whether decoding the ids gives another text."""
+        return self.decode(self.encode(text)) != text
+
+    def __reduce__(self) -> tuple:
+        return load_tokenizer, (self.path,)
+
+    def _required_id(self, name: str) -> int:
+        found = self.special_id(name)
+        if found is None:
+            raise UserError(f"{self.path} has no token {name}: documents could not be delimited.")
+        return found
+
+
+class TiktokenTokenizer(Tokenizer):
+    """Llama-3's own file."""
+
+    kind = "tiktoken"
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        super().__init__(path, content)
+        self.ranks = _read_ranks(path, content)
+        self.special = {name: len(self.ranks) + i for i, name in enumerate(LLAMA3_SPECIAL)}
+        self._encoding = tiktoken.Encoding(
+            path.name,
+            pat_str=LLAMA3_PATTERN,
+            mergeable_ranks=self.ranks,
+            special_tokens=self.special,
+        )
+        self.vocab_size = self._encoding.n_vocab
+        self.bos_id, self.eos_id = self.special[BOS], self.special[EOS]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text; lone surrogates become U+FFFD."""
+        return [self._encode(text) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``; broken UTF-8 becomes U+FFFD."""
+        return self._encoding.decode(ids)
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token."""
+        return self.special.get(name)
+
+    def _encode(self, text: str) -> list[int]:
+        if len(text) <= MAX_RUN_CHARACTERS:
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for start in range(0, len(text), MAX_TEXT_CHARACTERS):
+            for piece in _cut_runs(text[start : start + MAX_TEXT_CHARACTERS]):
+                ids += self._encoding.encode_ordinary(piece)
+        return ids
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``; BOS and EOS as the ``tokenizer_config.json`` beside it says."""
+
+    kind = "tokenizers"
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        super().__init__(path, content)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            added = json.loads(content).get("added_tokens", [])
+            # The same vocabulary without its added tokens: what encodes special text as text.
+            self._ordinary = tokenizers.Tokenizer.from_str(
+                json.dumps({**json.loads(content), "added_tokens": []})
+            )
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path}: not a tokenizer.json ({error}).") from None
+        self._ordinary.no_truncation()
+        self._ordinary.no_padding()
+        self._special = {token["content"]: token["id"] for token in added}
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        names = _configured_names(path)
+        self.bos_id = self._delimiter(names.get("bos_token"), (BOS, "<s>", "<bos>"), "bos_token")
+        self.eos_id = self._delimiter(
+            names.get("eos_token"), (EOS, "</s>", "<eos>", "<|endoftext|>"), "eos_token"
+        )
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
+        return [one.ids for one in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def special_id(self, name: str) -> int | None:
+        """The id of an added token."""
+        return self._special.get(name)
+
+    def _delimiter(self, configured: str | None, usual: tuple[str, ...], field: str) -> int:
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        for name in (configured,) if configured else usual:
+            if name in vocabulary:
+                return vocabulary[name]
+        raise UserError(
+            f"{self.path}: no {field} is known; name it as {field!r} in a tokenizer_config.json "
+            "beside the file."
+        )
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model; lossy where its normaliser changes text."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        super().__init__(path, content)
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        self.vocab_size = self._processor.get_piece_size()
+        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise UserError(f"{path} defines no bos or eos piece: train it with both.")
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [self._processor.encode(text) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``; control symbols by their names."""
+        text, run = [], []
+        for one in ids:
+            if self._processor.is_control(one):
+                text += [self._processor.decode(run), self._processor.id_to_piece(one)]
+                run = []
+            else:
+                run.append(one)
+        return "".join([*text, self._processor.decode(run)])
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a control symbol."""
+        found = self._processor.piece_to_id(name)
+        return found if self._processor.is_control(found) else None
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer in ``path``: a vocabulary file or a folder with one.
+
+    Raises UserError where there is none, or it is damaged or of no known kind.
+    """
+    file = find_vocabulary(path)
+    content = file.read_bytes()
+    first = content.split(b"\n", 1)[0]
+    if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?", first):
+        return TiktokenTokenizer(file, content)
+    if content.lstrip()[:1] == b"{":
+        return JsonTokenizer(file, content)
+    try:
+        readable = sentencepiece.SentencePieceProcessor(model_proto=content).get_piece_size() > 0
+    except RuntimeError:
+        readable = False
+    if not readable:
+        raise UserError(
+            f"{file}: neither Llama-3's tokenizer.model, nor a tokenizer.json, nor an undamaged "
+            "SentencePiece model."
+        )
+    return SentencePieceTokenizer(file, content)
+
+
+def find_vocabulary(path: str) -> Path:
+    """The vocabulary file that ``path`` names or, being a folder, holds."""
+    place = Path(path).expanduser()
+    folders = (place, place / "original") if place.is_dir() else ()
+    for file in (place, *(folder / name for folder in folders for name in FILE_NAMES)):
+        if file.is_file():
+            return file
+    looked = f"holds no {' or '.join(FILE_NAMES)}" if place.is_dir() else "does not exist"
+    raise UserError(f"tokenizer {path} {looked}; set data.tokenizer to the model's own.")
+
+
+def _read_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+    ranks = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"{path}:{number}: not a token and its rank; is the file whole?"
+            ) from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise UserError(f"{path}: ranks are missing or double; is the file whole?")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise UserError(f"{path}: no token for byte {missing[0]}; is the file whole?")
+    return ranks
+
+
+def _cut_runs(text: str) -> list[str]:
+    """``text`` cut so that no run of spaces or of other characters is over the longest."""
+    pieces, start = [], 0
+    for run in re.finditer(r"\s+|\S+", text):
+        for cut in range(run.start() + MAX_RUN_CHARACTERS, run.end(), MAX_RUN_CHARACTERS):
+            pieces.append(text[start:cut])
+            start = cut
+    return [*pieces, text[start:]]
+
+
+def _configured_names(path: Path) -> dict[str, Any]:
+    """``bos_token`` and ``eos_token`` of the ``tokenizer_config.json`` beside ``path``."""
+    file = path.with_name("tokenizer_config.json")
+    if not file.is_file():
+        return {}
+    values = json.loads(file.read_text("utf-8"))
+    return {
+        field: token["content"] if isinstance(token, dict) else token
+        for field in ("bos_token", "eos_token")
+        if (token := values.get(field))
+    }
