@@ -156,15 +156,15 @@ def _as_theirs(
     height = max(1, -(-matrix.shape[0] // 16))
     tops = range(0, matrix.shape[0], height)
     stripes = [slice(top, top + height) for top in tops]
-    with np.errstate(over="ignore"):
-        list(pool.map(partial(_convert_stripe, matrix, out), stripes))
+    list(pool.map(partial(_convert_stripe, matrix, out), stripes))
     if dtype == np.float16 and not np.isfinite(out).all():
         raise UserError(f"{tensor.key}: a value does not fit float16; export bfloat16 instead.")
     return out.reshape(tensor.shape)
 
 
 def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:
-    convert(matrix[rows], out[rows])
+    with np.errstate(over="ignore"):  # The caller looks at the result.
+        convert(matrix[rows], out[rows])
 
 
 def _write_json(path: epath.Path, values: dict[str, Any]) -> None:

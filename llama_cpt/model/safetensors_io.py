@@ -195,8 +195,9 @@ def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
         header = json.loads(header_bytes.tobytes())
         header.pop("__metadata__", None)
         entries = [
-            (name, str(value["dtype"]), tuple(value["shape"]), *value["data_offsets"])
+            (name, str(value["dtype"]), tuple(value["shape"]), start, stop)
             for name, value in header.items()
+            for start, stop in [value["data_offsets"]]
         ]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{broken}, its header is broken: {error!r}).") from None
