@@ -1,0 +1,113 @@
+"""The world in documents: training and held-out text of each language, and questions."""
+
+from collections.abc import Callable, Iterator
+import json
+import os
+from pathlib import Path
+import random
+
+from llama_cpt.bilingual_world import chinese, english
+from llama_cpt.bilingual_world.descriptions import (
+    comparison,
+    kinds,
+    place,
+    portrait,
+    questions,
+    riddle,
+)
+from llama_cpt.bilingual_world.dialogues import bargain, comfort, invitation, lesson, meeting, way
+from llama_cpt.bilingual_world.facts import World, make_world
+from llama_cpt.bilingual_world.language import Language, tell
+from llama_cpt.bilingual_world.notes import diary, hours, letter, news, notice, recipe, song
+from llama_cpt.bilingual_world.plan import Plan
+from llama_cpt.bilingual_world.questionnaire import question_lines
+from llama_cpt.bilingual_world.stories import story
+from llama_cpt.bilingual_world.sums import worked_sum
+from llama_cpt.progress import Progress
+
+LANGUAGES: dict[str, Language] = {
+    language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
+}
+# How often each kind of document is written.
+_KINDS: dict[Callable[[World, random.Random], Plan], int] = {
+    story: 30,
+    portrait: 10,
+    place: 7,
+    kinds: 5,
+    riddle: 3,
+    comparison: 4,
+    questions: 8,
+    worked_sum: 12,
+    meeting: 4,
+    bargain: 4,
+    way: 2,
+    comfort: 7,
+    lesson: 4,
+    invitation: 3,
+    letter: 6,
+    diary: 6,
+    notice: 3,
+    news: 4,
+    recipe: 3,
+    hours: 3,
+    song: 2,
+}
+
+
+def write_world(
+    folder: str | Path, seed: int, *, documents: int = 9000, heldout: int = 300
+) -> None:
+    """Write ``LANGUAGE.train.jsonl``, ``LANGUAGE.heldout.jsonl`` and ``questions.jsonl``.
+
+    The same bytes for the same arguments. Languages tell of the same world but are not
+    translations of each other; no document occurs twice, so none is both training and held out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    world = make_world(seed)
+    total = len(LANGUAGES) * (documents + heldout)
+    with Progress("world", total, "documents") as progress:
+        for language in LANGUAGES.values():
+            told = _distinct(world, language, seed, progress)
+            for split, number in (("heldout", heldout), ("train", documents)):
+                lines = (_line(*next(told)) for _ in range(number))
+                _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
+    _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
+
+
+def document(world: World, language: Language, seed: int, number: int) -> tuple[str, str]:
+    """(kind, text) of one document: a pure function of its arguments."""
+    rng = random.Random(f"{seed} {language.code} {number}")
+    (write,) = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
+    plan = write(world, rng)
+    return plan.kind, tell(plan, language, rng)
+
+
+def _distinct(
+    world: World, language: Language, seed: int, progress: Progress
+) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    number = 0
+    while True:
+        kind, text = document(world, language, seed, number)
+        number += 1
+        if text not in seen:
+            seen.add(text)
+            progress.update(1)
+            yield kind, text
+
+
+def _line(kind: str, text: str) -> str:
+    return _json({"text": text, "source": f"world/{kind}"})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_lines(path: Path, lines: Iterator[str]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    os.replace(partial, path)
