@@ -1,0 +1,122 @@
+"""Where a run's numbers go, metrics.jsonl and TensorBoard, and the arithmetic behind MFU."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+import tempfile
+import time
+
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from llama_cpt.config import ModelConfig
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+# Objects behind a URL cannot be appended to: the files grow here and are copied over this often.
+_UPLOAD_SECONDS = 60.0
+
+
+class MetricsWriter:
+    """Writes ``metrics.jsonl`` and TensorBoard event files under ``folder`` (local or ``gs://``).
+
+    A run that goes on after step ``resume_step`` keeps what was written up to that step and drops
+    the rest; None is a run from the start, which keeps nothing. With ``enabled`` False (every
+    process but the first) nothing is touched.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, resume_step: int | None, *, enabled: bool = True
+    ) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._target = epath.Path(folder)
+        self._remote = "://" in str(folder)
+        self._local = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else self._target)
+        self._local.mkdir(parents=True, exist_ok=True)
+        last_step = -1 if resume_step is None else resume_step
+        _cut_back(self._target / FILE, self._local / FILE, last_step)
+        self._lines = (self._local / FILE).open("a", encoding="utf-8")
+        events = self._target / TENSORBOARD
+        earlier = len(list(events.iterdir())) if events.exists() else 0
+        # The name's time counts seconds: without the suffix a quick restart overwrites a file.
+        self._events = SummaryWriter(
+            str(self._local / TENSORBOARD),
+            purge_step=last_step + 1,
+            filename_suffix=f".{earlier}",
+            flush_secs=10,
+        )
+        self._uploaded = time.monotonic()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one line of ``values`` (by keys such as ``train/loss``) after ``step`` steps.
+
+        A value that is not finite is null in the file, and missing in TensorBoard.
+        """
+        if not self._enabled:
+            return
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._lines.flush()
+        for key, value in finite.items():
+            if value is not None:
+                self._events.add_scalar(key, value, step)
+        if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self._upload()
+
+    def close(self) -> None:
+        """Finish the files; calling it again does nothing."""
+        if not self._enabled or self._lines.closed:
+            return
+        self._lines.close()
+        self._events.close()
+        if self._remote:
+            self._upload()
+            shutil.rmtree(self._local)
+
+    def _upload(self) -> None:
+        for file in self._local.rglob("*"):
+            if file.is_file():
+                copy = self._target / file.relative_to(self._local).as_posix()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+        self._uploaded = time.monotonic()
+
+
+def model_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Floating-point operations that training on one token of such a row needs; MFU's numerator.
+
+    6 N + 6 layers heads head_dim sequence_length, as in PaLM (Chowdhery et al. 2022,
+    arXiv 2204.02311, appendix B) with two differences: N counts the weights of matrix products
+    (the head also where it is tied, the embedding lookup and norms not), and attention is counted
+    as causal, half of PaLM's 12 layers heads head_dim sequence_length. A multiply-add is 2, the
+    backward pass twice the forward; recomputation (remat) is not counted.
+    """
+    query_dim = config.num_heads * config.head_dim
+    key_value_dim = config.num_kv_heads * config.head_dim
+    attention = config.embed_dim * (2 * query_dim + 2 * key_value_dim)
+    weights = config.num_layers * (attention + 3 * config.embed_dim * config.mlp_dim)
+    weights += config.embed_dim * config.vocab_size
+    return float(6 * weights + 6 * config.num_layers * query_dim * sequence_length)
+
+
+def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
+    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``.
+
+    What is not a whole line of JSON, such as the last one of a run that was killed, is dropped.
+    """
+    kept = []
+    for line in source.read_bytes().splitlines() if source.exists() else ():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    draft = target.with_name(target.name + ".draft")
+    draft.write_bytes(b"".join(kept))
+    draft.replace(target)
