@@ -47,10 +47,11 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._terminal:
-            self._show("\r", "\n")
-        elif kind is None:
-            self._show("", "\n")
+        # What took no time needs no report.
+        if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
+            self._show("\r" if self._terminal else "", "\n")
+        elif self._terminal:
+            sys.stderr.write("\r" + " " * 100 + "\r")
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import load_parameters
-from llama_cpt.sharding import BATCH_AXES, make_mesh, spec
+from llama_cpt.sharding import BATCH_AXES, constrain, make_mesh, spec
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
@@ -141,7 +141,8 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:
         hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
-        return token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens)
+        # Replicated: every process adds up the whole of it.
+        return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))
 
     return Program(mesh, abstract, optimizer, step, score)
 

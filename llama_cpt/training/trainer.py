@@ -13,6 +13,7 @@ import numpy as np
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import EvaluationConfig, save, to_dict
 from llama_cpt.evaluation.perplexity import evaluate_heldout
+from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.report import Reporter
@@ -89,9 +90,9 @@ def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]
     if step is None:
         return 0
     saved = checkpoints.about(step)
-    for warning in check_resume(saved["config"], run.config, allow_change):
+    for warning in check_resume(saved["config"], run.config, allow_change, step):
         print(f"resume: {warning}", file=sys.stderr)
-    check_fingerprints(saved["fingerprints"], run.fingerprints)
+    check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
     print(f"resuming {run.config.output} after step {step}")
     return step
 
@@ -139,6 +140,7 @@ def _loop(
         state, metrics = run.program.step(state, batch, np.float32(rate))
         done = step + 1
         report.step(done, metrics, rate)
+        checkpoints.raise_if_failed()
         if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
             with report.pause():
                 report.evaluation(done, _evaluate(run, state))
@@ -151,7 +153,7 @@ def _loop(
 def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
     """Held-out loss and bits per byte of every held-out corpus."""
     config, mesh = run.config, run.program.mesh
-    rows = jax.NamedSharding(mesh, batch_sharding(mesh).spec[1:])
+    rows = jax.NamedSharding(mesh, spec("batch", None))
 
     def score(batch: TokenBatch) -> np.ndarray:
         return np.asarray(run.program.score(state.trained, jax.device_put(batch, rows)))

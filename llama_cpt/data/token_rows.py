@@ -1,0 +1,211 @@
+"""Token rows and held-out documents as ArrayRecord files: written once, read by index.
+
+A row is sequence_length + 1 little-endian uint32 tokens; rows do not overlap. A held-out document
+is a record of its own: its source's UTF-8 bytes as uint64, then its tokens.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from dataclasses import asdict, dataclass
+import json
+from typing import Any
+
+from array_record.python import array_record_module
+from etils import epath
+from jaxtyping import Integer, UInt32
+import numpy as np
+
+from llama_cpt.errors import UserError
+
+MANIFEST = "manifest.json"
+# One record a group: a row read alone decompresses nothing but itself. Uncompressed: token ids
+# barely compress without a model of them, and decompression would cost half of the reading.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+# Rows are read in random order: what is read ahead is never used.
+READER_OPTIONS = "readahead_buffer_size:0"
+TOKEN = np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``prepare`` made of one corpus; a folder without it is unfinished."""
+
+    corpus: str
+    tokenizer: str
+    """Fingerprint of the vocabulary."""
+    sequence_length: int
+    """0 for held-out documents."""
+    text_field: str
+    bad_documents: str
+    sources: list[dict[str, Any]]
+    """``{"path", "bytes", "modified", "sha256"}`` of each file."""
+    shards: list[tuple[str, int]]
+    """File and records of each shard."""
+    documents: int
+    tokens: int
+    """All tokens, BOS and EOS included."""
+    dropped_tokens: int
+    """Tails too short for a row."""
+    source_bytes: int
+    characters: int
+    skipped: dict[str, int]
+    """Bad documents by reason."""
+    checked_documents: int
+    """Documents decoded again to see whether the tokenizer keeps them."""
+    lossy_documents: int
+    """Those of them that it changed."""
+
+    @property
+    def rows(self) -> int:
+        """Records in all shards."""
+        return sum(rows for _, rows in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the corpus or how it is cut changes."""
+        digests = " ".join(source["sha256"] for source in self.sources)
+        return f"{self.tokenizer} {self.sequence_length} {self.text_field} {self.rows} {digests}"
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """The manifest of a prepared folder; None where preparing has not finished."""
+    path = epath.Path(folder) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        return Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a manifest ({error}); delete it to prepare again.") from None
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Make a prepared folder complete."""
+    write_atomically(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+
+
+def write_atomically(path: epath.Path, content: bytes) -> None:
+    """All of ``content`` in ``path``, or nothing."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+@contextlib.contextmanager
+def record_writer(path: str) -> Iterator[Any]:
+    """An ArrayRecord writer; the file bears its name once it is whole."""
+    draft = path + ".draft"
+    writer = array_record_module.ArrayRecordWriter(draft, WRITER_OPTIONS)
+    try:
+        yield writer
+    except BaseException:
+        writer.close()
+        epath.Path(draft).unlink(missing_ok=True)
+        raise
+    writer.close()
+    epath.Path(draft).replace(path)
+
+
+def cut_rows(
+    documents: Iterable[Integer[np.ndarray, " tokens"]], row_tokens: int
+) -> Iterator[UInt32[np.ndarray, " row_tokens"]]:
+    """Documents one after the other, cut into rows; a tail that fills no row comes last, short."""
+    held: list[np.ndarray] = []
+    count = 0
+    for document in documents:
+        held.append(document)
+        count += len(document)
+        if count >= row_tokens:
+            flat = np.concatenate(held).astype(TOKEN)
+            whole = count // row_tokens * row_tokens
+            yield from flat[:whole].reshape(-1, row_tokens)
+            held, count = [flat[whole:]], count - whole
+    if count:
+        yield np.concatenate(held).astype(TOKEN)
+
+
+class _Records:
+    """The records of several ArrayRecord files by one index; opened on first use."""
+
+    def __init__(self, folder: str, shards: Sequence[tuple[str, int]]) -> None:
+        self._paths = [str(epath.Path(folder) / name) for name, _ in shards]
+        self._ends = np.cumsum([records for _, records in shards], dtype=np.int64)
+        self._readers: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": None}
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        """The records at ``indices``, in their order."""
+        readers = self._readers or self._open()
+        shard = np.searchsorted(self._ends, indices, side="right")
+        records: list[bytes] = [b""] * len(indices)
+        for number in np.unique(shard):
+            here = np.flatnonzero(shard == number)
+            start = self._ends[number - 1] if number else 0
+            found = readers[number].read((indices[here] - start).tolist())
+            for place, record in zip(here, found, strict=True):
+                records[place] = record
+        return records
+
+    def _open(self) -> list[Any]:
+        readers = []
+        for path, records in zip(self._paths, np.diff(self._ends, prepend=0), strict=True):
+            try:
+                reader = array_record_module.ArrayRecordReader(path, READER_OPTIONS)
+                found = reader.num_records()
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: {reason}; delete its folder to prepare again.") from None
+            if found != records:
+                raise UserError(f"{path}: {found} records, {records} expected; is it whole?")
+            readers.append(reader)
+        self._readers = readers
+        return readers
+
+
+class TokenRows:
+    """A prepared corpus: rows of sequence_length + 1 tokens by index."""
+
+    def __init__(self, folder: str) -> None:
+        manifest = _required_manifest(folder)
+        self._records = _Records(folder, manifest.shards)
+        self._row_tokens = manifest.sequence_length + 1
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Integer[np.ndarray, " n"]) -> UInt32[np.ndarray, "n row_tokens"]:
+        """Rows ``indices``."""
+        content = b"".join(self._records.read(indices))
+        return np.frombuffer(content, TOKEN).reshape(len(indices), self._row_tokens)
+
+
+class HeldoutDocuments:
+    """A prepared held-out corpus: whole documents by index."""
+
+    def __init__(self, folder: str) -> None:
+        self._records = _Records(folder, _required_manifest(folder).shards)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def document(self, index: int) -> tuple[Integer[np.ndarray, " tokens"], int]:
+        """Tokens, BOS first and EOS last, and the source's UTF-8 bytes."""
+        (record,) = self._records.read(np.array([index]))
+        return np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little")
+
+
+def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) -> bytes:
+    """A held-out document as ``HeldoutDocuments`` reads it."""
+    return source_bytes.to_bytes(8, "little") + tokens.astype(TOKEN).tobytes()
+
+
+def _required_manifest(folder: str) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} is not prepared: run `python -m llama_cpt.prepare CONFIG`.")
+    return manifest

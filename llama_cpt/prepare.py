@@ -1,0 +1,106 @@
+"""The command that makes token rows: ``python -m llama_cpt.prepare CONFIG [--inspect N]``."""
+
+import argparse
+import sys
+
+import numpy as np
+
+from llama_cpt.config import TrainConfig, load
+from llama_cpt.data.corpora import Prepared, prepare
+from llama_cpt.data.loader import read_batch
+from llama_cpt.data.mixture import Mixture, mixture_of
+from llama_cpt.data.token_rows import Manifest, TokenRows
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import one_line_errors
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, prepare, report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.prepare",
+        description="Turn the config's documents into token rows, by all cores; what is done is "
+        "not done again. Prints what there is and how long it lasts at the config's ALMR.",
+        epilog="Every field of the config is an option: `CONFIG --help` lists them.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", help="a config in Python, or a run's config.json")
+    parser.add_argument(
+        "--inspect", type=int, default=0, metavar="N", help="show the run's first N rows, decoded"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.config is None or {"-h", "--help"} & set(overrides):
+        parser.print_help()
+        if options.config is None:
+            return
+    config = load(options.config, overrides)
+    prepared = prepare(config.data, options.workers)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    corpora = config.data.additional + config.data.original
+    mixture = mixture_of(
+        config.data,
+        {corpus.name: prepared.rows[corpus.name].rows for corpus in corpora},
+        seed=config.seed,
+        global_batch_size=config.global_batch_size,
+    )
+    for group, manifests in (("", prepared.rows), ("held-out ", prepared.heldout)):
+        for manifest in manifests.values():
+            print(_corpus_line(group, manifest))
+    print_duration(config, mixture)
+    if options.inspect:
+        inspect(prepared, mixture, tokenizer, options.inspect)
+
+
+def _corpus_line(group: str, manifest: Manifest) -> str:
+    line = (
+        f"{group}{manifest.corpus}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{manifest.source_bytes / manifest.tokens:.2f} bytes a token, "
+        f"{manifest.tokens / max(manifest.characters, 1):.3f} tokens a character"
+    )
+    if manifest.sequence_length:
+        line += f", {manifest.rows:,} rows ({manifest.dropped_tokens:,} tokens in tails left out)"
+    if manifest.skipped:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
+        line += f"\n  skipped: {reasons}"
+    if manifest.lossy_documents:
+        share = manifest.lossy_documents / manifest.checked_documents
+        line += f"\n  lossy: the tokenizer changes {share:.1%} of the documents"
+    return line
+
+
+def print_duration(config: TrainConfig, mixture: Mixture) -> None:
+    """How long the rows last at the config's ALMR, and how often its steps pass over them."""
+    batch, bound = config.global_batch_size, config.data.max_epochs
+    fresh, longest = (mixture.rows_within(passes) // batch for passes in (1, bound))
+    print(
+        f"at ALMR {config.data.almr}: {fresh:,} steps of {batch} rows without repeating a row, "
+        f"{longest:,} within data.max_epochs={bound:g}"
+    )
+    passes = mixture.passes(config.num_steps * batch)
+    for corpus, times in zip(mixture.corpora, passes, strict=True):
+        verdict = "  <- above data.max_epochs: the run is refused" if times > bound else ""
+        print(f"  {config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}{verdict}")
+
+
+def inspect(prepared: Prepared, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
+    """Print the run's first ``count`` rows as the model sees them."""
+    rows = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
+    batch = read_batch(mixture, rows, tokenizer.bos_id, np.arange(count, dtype=np.int64)[None])
+    for row in range(count):
+        corpus = mixture.corpora[int(batch.corpus[0, row, 0])]
+        print(f"\nrow {row}: corpus {corpus.name}")
+        ids = batch.segment_ids[0, row]
+        for segment in range(1, int(ids.max()) + 1):
+            place = np.flatnonzero(ids == segment)
+            text = tokenizer.decode(batch.tokens[0, row, place].tolist())
+            masked = int((batch.loss_mask[0, row, place] == 0).sum())
+            print(
+                f"  segment {segment}: tokens {place[0]}..{place[-1]}, positions 0.."
+                f"{len(place) - 1}, {masked} targets not learnt\n    {text!r}"
+            )
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])
