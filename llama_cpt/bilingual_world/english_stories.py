@@ -248,7 +248,7 @@ honest.back: But {a} turned round and gave {b} the {m} back.
 honest.back: {a:he} ran back {s2:to} and told {b} the truth.
 honest.praise: "You are honest," said {b} and gave {a:him} {f:a}.
 honest.moral: A good name is worth more than money.
-stage.start: On {w} there was a feast {s2:at}, and {a} was going to [sing|read a poem|play the flute] there.
+stage.start: On {w} there was a feast {s2:at}, and {a} was going to [sing|dance|read a poem] there.
 stage.fear: So many people! {a:of} hands were shaking.
 stage.fear: Just before it began {a} wanted to run away.
 stage.breath: "Breathe slowly and look at me," said {b}.

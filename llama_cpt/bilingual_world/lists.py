@@ -148,9 +148,9 @@ HIDING_PLACES = tuple(
     "basket_bottom behind_barrel under_stairs".split()
 )
 HOBBIES = tuple(
-    "play_flute swim go_fishing paint read_stories dance climb_hills collect_stamps fly_kites bake_cakes "
-    "sing play_chess ride_bicycle grow_flowers watch_birds write_poems row_boat mend_clocks "
-    "tell_jokes make_puppets look_stars play_drum pick_mushrooms draw_maps".split()
+    "play_flute swim go_fishing paint read_stories dance climb_hills collect_stamps fly_kites "
+    "bake_cakes sing play_chess ride_bicycle grow_flowers watch_birds write_poems row_boat "
+    "mend_clocks tell_jokes make_puppets look_stars play_drum pick_mushrooms draw_maps".split()
 )
 
 SAD_CAUSES = {
