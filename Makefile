@@ -1,0 +1,32 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/users
+	$(BIN)/python -m llama_cpt.demo
+
+test: .venv/testers
+	$(BIN)/python -m pytest
+
+test-all: .venv/testers
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/testers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/users: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/testers: .venv/users pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs
