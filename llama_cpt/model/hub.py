@@ -11,6 +11,9 @@ from llama_cpt.errors import UserError
 BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+# What a broken connection or a full disk raises; the HTTP library's own error is hidden in a base.
+DOWNLOAD_ERRORS = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
+
 
 def resolve(source: str, *, weights: bool = True) -> str:
     """The folder or URL that holds ``source``; a hub name is downloaded first, resumably.
@@ -18,14 +21,27 @@ def resolve(source: str, *, weights: bool = True) -> str:
     ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
     Raises UserError where there is nothing of that name or no right to it, with the remedy.
     """
+    if "://" in source:
+        _require_remote(source)
+        return source.rstrip("/")
     place = epath.Path(source).expanduser()
     if place.is_dir():
         return str(place)
-    if "://" in source:
-        raise UserError(f"{source}: no such folder, or no right to read it.")
     if not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
     return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
+
+
+def _require_remote(url: str) -> None:
+    try:
+        found = epath.Path(url).is_dir()
+    except Exception as error:  # The store's client passes on whatever its libraries raise.
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(
+            f"{url}: cannot be read: {reason}. Log in: `gcloud auth application-default login`."
+        ) from None
+    if not found:
+        raise UserError(f"{url}: no such folder.")
 
 
 def _download(name: str, patterns: list[str]) -> str:
@@ -46,6 +62,6 @@ def _download(name: str, patterns: list[str]) -> str:
             f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
             "name a folder that holds the model."
         ) from None
-    except (OSError, ValueError) as error:
+    except DOWNLOAD_ERRORS as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise UserError(f"{name}: the download stopped: {reason}. Run again to go on.") from None
