@@ -1,7 +1,7 @@
 """Continual pre-training of Llama-3 8B on Chinese and replayed English.
 
-Change the sources to your own corpora; the ratio and the rate are for a sweep to choose: 0.33 is
-the paper's ratio (arXiv 2409.06624), 2e-5 a common rate for this size, neither measured on your data.
+Change the sources to your own corpora. Ratio and rate are for measurement to choose: 0.33 is the
+paper's ratio (arXiv 2409.06624), 2e-5 a common rate for this size; neither knows your data.
 """
 
 from configs.models import LLAMA3_8B

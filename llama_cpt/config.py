@@ -12,6 +12,7 @@ from fractions import Fraction
 import json
 from pathlib import Path
 import runpy
+import sys
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -351,14 +352,17 @@ def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple:
 
 
 def _from_python(path: str) -> TrainConfig:
+    # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
+    beside = str(Path(path).resolve().parent.parent)
+    sys.path.insert(0, beside)
     try:
         config = runpy.run_path(path).get("config")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except TypeError as error:
+    except (UserError, TypeError, ImportError) as error:
         raise UserError(f"{path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    finally:
+        sys.path.remove(beside)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
     return config

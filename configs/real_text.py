@@ -1,0 +1,55 @@
+"""A small Llama on real English text: the base that ``real_text_cpt`` goes on from.
+
+Text: LLAMA_CPT_DATA (default ../shared/data), see docs/real_text.md.
+"""
+
+import os
+
+from llama_cpt.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+CORPUS = os.path.join(os.environ.get("LLAMA_CPT_DATA", "../shared/data"), "corpus")
+
+config = TrainConfig(
+    output="runs/real_text/base",
+    model=ModelConfig(
+        vocab_size=16384,
+        embed_dim=192,
+        mlp_dim=512,
+        num_layers=6,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        rope_theta=500000.0,
+        rope_scaling=None,
+        norm_eps=1e-5,
+        tied_embeddings=True,
+        context_length=512,
+    ),
+    data=DataConfig(
+        tokenizer="runs/real_text/tokenizer.model",
+        prepared="runs/real_text/prepared",
+        sequence_length=512,
+        almr=0.0,
+        original=(CorpusConfig("en", f"{CORPUS}/en/en.train-*.jsonl.gz"),),
+        heldout=(
+            CorpusConfig("zh", f"{CORPUS}/zh/zh.valid.jsonl.gz"),
+            CorpusConfig("en", f"{CORPUS}/en/en.valid.jsonl.gz"),
+        ),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=30),
+    num_steps=500,
+    global_batch_size=16,
+    compute=ComputeConfig(dtype="float32", remat="none"),
+    checkpoint=CheckpointConfig(every_steps=100, keep=1),
+    evaluation=EvaluationConfig(every_steps=250, dense=False, documents=24, batch_size=16),
+    log_every_steps=10,
+)

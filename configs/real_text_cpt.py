@@ -1,0 +1,21 @@
+"""Chinese onto ``real_text``'s English base, at the paper's ratio (arXiv 2409.06624)."""
+
+from dataclasses import replace
+
+from configs.real_text import CORPUS
+from configs.real_text import config as base
+from llama_cpt.config import CorpusConfig, EvaluationConfig, OptimizerConfig
+
+config = replace(
+    base,
+    output="runs/real_text/almr_0.33",
+    init_from="runs/real_text/base",
+    data=replace(
+        base.data,
+        almr=0.33,
+        additional=(CorpusConfig("zh", f"{CORPUS}/zh/zh.train-*.jsonl.gz"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, warmup_steps=10),
+    num_steps=200,
+    evaluation=EvaluationConfig(every_steps=50, documents=24, batch_size=16),
+)
