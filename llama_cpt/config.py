@@ -5,12 +5,15 @@ writes beside its checkpoints. Architecture constants have no default: a forgott
 is an error, not another model.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 import difflib
 from fractions import Fraction
+import io
 import json
 from pathlib import Path
+import re
 import runpy
 import sys
 import types
@@ -379,4 +382,33 @@ def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     if not overrides:
         return config
     annotated = Annotated[TrainConfig, tyro.conf.AvoidSubcommands]
-    return tyro.cli(annotated, default=config, args=overrides)
+    told = io.StringIO()
+    if {"-h", "--help"} & set(overrides):
+        return tyro.cli(annotated, default=config, args=overrides)
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            return tyro.cli(annotated, default=config, args=overrides)
+    except SystemExit:
+        raise UserError(_complaint(told.getvalue(), config)) from None
+
+
+def _complaint(box: str, config: TrainConfig) -> str:
+    """The sentence inside ``box``, which tyro draws around an error and its help, in one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    body = [" " if not line else line for line in lines]
+    end = next((i for i, line in enumerate(body) if line == " " or set(line) == {"─"}), len(body))
+    sentence = " ".join(body[:end]).rstrip(".")
+    unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
+    if not unknown:
+        return f"{sentence}."
+    name = unknown["name"].replace("-", "_")
+    return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
+
+
+def _dotted(values: dict[str, Any], above: str = "") -> list[str]:
+    """The names of all fields, as overrides spell them."""
+    names = []
+    for name, value in values.items():
+        deeper = isinstance(value, dict)
+        names += _dotted(value, f"{above}{name}.") if deeper else [above + name]
+    return names
