@@ -1,0 +1,245 @@
+"""One step is one step: however it is cut into micro-batches and laid over devices."""
+
+from dataclasses import replace
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.config import MeshConfig, ModelConfig, NextTokenConfig, OptimizerConfig
+from llama_cpt.errors import UserError
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.sharding import make_mesh, spec
+from llama_cpt.training.objectives import make_objective
+from llama_cpt.training.optimizer import check_schedule, learning_rate, make_optimizer
+from llama_cpt.training.train_step import (
+    abstract_state,
+    init_state,
+    jit_train_step,
+    make_train_step,
+)
+
+MODEL = ModelConfig(
+    vocab_size=64,
+    embed_dim=32,
+    mlp_dim=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied_embeddings=False,
+    context_length=16,
+)
+OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2)
+# Each micro-batch must divide over the batch axes: 32 rows in 4 parts over 8 devices.
+ROWS, LENGTH = 32, 16
+MESHES = {
+    "1x1": MeshConfig(1, 1, 1),
+    "8x1": MeshConfig(1, 8, 1),
+    "4x2": MeshConfig(1, 4, 2),
+    "2x2x2": MeshConfig(2, 2, 2),
+}
+
+
+def mesh_of(name: str) -> jax.sharding.Mesh:
+    config = MESHES[name]
+    return make_mesh(config, jax.devices()[: config.replica * config.fsdp * config.tensor])
+
+
+def ragged_batch(num_microbatches: int) -> TokenBatch:
+    """Rows of two documents, of which between none and all is learnt."""
+    draw = np.random.default_rng(7)
+    tokens = draw.integers(0, MODEL.vocab_size, (ROWS, LENGTH + 1), dtype=np.int32)
+    cut = draw.integers(1, LENGTH, (ROWS, 1))
+    place = np.arange(LENGTH)[None]
+    learnt = place < np.linspace(0, LENGTH, ROWS).astype(int)[:, None]
+    corpus = np.broadcast_to((np.arange(ROWS) % 2)[:, None], (ROWS, LENGTH))
+    batch = TokenBatch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        loss_mask=learnt.astype(np.float32),
+        segment_ids=(1 + (place >= cut)).astype(np.int32),
+        positions=np.where(place >= cut, place - cut, place).astype(np.int32),
+        corpus=corpus.astype(np.int32),
+        row=np.zeros((ROWS, 2), np.uint32),
+    )
+    return jax.tree.map(
+        lambda x: x.reshape(num_microbatches, ROWS // num_microbatches, *x.shape[1:]), batch
+    )
+
+
+class Setup:
+    """A jitted step and the state that it starts from."""
+
+    def __init__(self, mesh_name: str, optimizer: OptimizerConfig = OPTIMIZER) -> None:
+        self.mesh = mesh_of(mesh_name)
+        tx = make_optimizer(optimizer)
+        objective = make_objective(
+            NextTokenConfig(z_loss=1e-3), num_corpora=2, loss_chunk_tokens=24
+        )
+        placed = jax.tree.map(
+            lambda leaf: leaf.sharding, abstract_state(abstract_llama(MODEL), tx, self.mesh)
+        )
+        self.step = jit_train_step(make_train_step(objective, tx), placed)
+        with jax.set_mesh(self.mesh):
+            self.state = init_state(lambda: Llama(MODEL, jax.random.key(0)), tx, self.mesh)
+
+    def run(self, num_microbatches: int, rate: float = 1e-2) -> dict:
+        """One step from the present state, which it replaces; the metrics."""
+        sharding = jax.NamedSharding(self.mesh, spec("microbatch", "batch", None))
+        batch = jax.device_put(ragged_batch(num_microbatches), sharding)
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.step(self.state, batch, np.float32(rate))
+        return jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[dict, list[np.ndarray]]:
+    """Metrics of two steps, and the parameters after: one device, one micro-batch."""
+    setup = Setup("1x1")
+    metrics = [setup.run(1), setup.run(1)]
+    return metrics, [np.asarray(x) for x in jax.tree.leaves(setup.state.trained)]
+
+
+@pytest.mark.parametrize(
+    ("mesh_name", "num_microbatches"),
+    [("1x1", 2), ("1x1", 4), ("8x1", 1), ("4x2", 2), ("2x2x2", 4)],
+)
+def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
+    setup = Setup(mesh_name)
+    for expected in whole[0]:
+        metrics = setup.run(num_microbatches)
+        for have, want in zip(
+            jax.tree.leaves(metrics), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(have, want, rtol=1e-5)
+    for have, want in zip(jax.tree.leaves(setup.state.trained), whole[1], strict=True):
+        # Adam's first updates are signs: where a gradient is 0 but for rounding they may differ.
+        assert np.mean(np.abs(have - want) > 1e-4) < 1e-3
+
+
+def test_sums_are_the_loss_in_parts(whole):
+    metrics = whole[0][0]
+    nll, weight = metrics["sums"]["nll"]
+    parts, weights = metrics["sums"]["corpus_nll"]
+    assert weight == ragged_batch(1).loss_mask.sum() == weights.sum()
+    np.testing.assert_allclose(parts.sum(), nll, rtol=1e-6)
+    # The z-loss is in the loss and not in the nll.
+    assert metrics["loss"] > nll / weight
+
+
+def test_moments_lie_as_their_parameters():
+    setup = Setup("2x2x2")
+    setup.run(1)
+    adam = setup.state.opt_state[1]
+    for moments in (adam.mu, adam.nu):
+        pairs = zip(params(setup.state.trained), params(moments), strict=True)
+        for parameter, moment in pairs:
+            assert moment[...].sharding == parameter[...].sharding
+            axes = parameter.get_metadata("axes")
+            assert moment[...].sharding.spec == spec(*axes)
+            # A norm scale is whole everywhere; nothing else may be.
+            assert moment[...].sharding.is_fully_replicated == ("norm" in axes)
+
+
+def params(tree) -> list[nnx.Param]:
+    is_param = lambda leaf: isinstance(leaf, nnx.Param)
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_param) if is_param(leaf)]
+
+
+def test_two_rates_one_compilation():
+    setup = Setup("4x2")
+    before = [np.asarray(x) for x in jax.tree.leaves(setup.state.trained)]
+    setup.run(2, rate=0.0)
+    for have, want in zip(jax.tree.leaves(setup.state.trained), before, strict=True):
+        np.testing.assert_array_equal(have, want)
+    setup.run(2, rate=1e-3)
+    assert any(
+        (np.asarray(have) != want).any()
+        for have, want in zip(jax.tree.leaves(setup.state.trained), before, strict=True)
+    )
+    assert setup.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("clip_norm", [1e9, 0.05])
+def test_update_is_adamw(clip_norm):
+    """Three steps against AdamW in float64 (arXiv 1711.05101, algorithm 2)."""
+    config = replace(OPTIMIZER, clip_norm=clip_norm, weight_decay=0.3)
+    optimizer = make_optimizer(config)
+    draw = np.random.default_rng(0)
+    values = {"matrix": draw.normal(size=(4, 3)), "norm": draw.normal(size=3)}
+    axes = {"matrix": ("embed", "mlp"), "norm": ("norm",)}
+
+    def wrap(arrays: dict) -> dict:
+        return {
+            name: nnx.Param(jnp.asarray(x, jnp.float32), axes=axes[name])
+            for name, x in arrays.items()
+        }
+
+    model = wrap(values)
+    state = optimizer.init(model)
+    first = {name: np.zeros_like(x) for name, x in values.items()}
+    second = {name: np.zeros_like(x) for name, x in values.items()}
+    rate, b1, b2 = 0.05, config.beta1, config.beta2
+    for step in range(1, 4):
+        gradients = {name: draw.normal(size=x.shape) for name, x in values.items()}
+        updates, state = optimizer.update(wrap(gradients), state, model)
+        model = jax.tree.map(lambda p, u: p - rate * u, model, updates)
+        norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, gradient in gradients.items():
+            gradient = gradient * min(1.0, clip_norm / norm)
+            first[name] = b1 * first[name] + (1 - b1) * gradient
+            second[name] = b2 * second[name] + (1 - b2) * gradient**2
+            adam = first[name] / (1 - b1**step)
+            adam /= np.sqrt(second[name] / (1 - b2**step)) + config.eps
+            decay = config.weight_decay if name == "matrix" else 0.0
+            values[name] = values[name] - rate * (adam + decay * values[name])
+    for name, want in values.items():
+        np.testing.assert_allclose(model[name][...], want, rtol=1e-5, atol=1e-6)
+
+
+def rates(num_steps: int, **fields) -> list[float]:
+    config = OptimizerConfig(peak_learning_rate=1.0, **fields)
+    check_schedule(config, num_steps)
+    return [learning_rate(config, step, num_steps) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant", "linear"])
+def test_schedule_corners(schedule):
+    fields = {"decay_steps": 10} if schedule == "wsd" else {}
+    have = rates(50, schedule=schedule, warmup_steps=4, final_learning_rate_fraction=0.2, **fields)
+    # Evenly up, from above 0, to the peak on step 4 but for the decay's first small step.
+    np.testing.assert_allclose(have[:4], [0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose(have[4], 1.0, atol=0.02)
+    np.testing.assert_allclose(have[-1], 1.0 if schedule == "constant" else 0.2)
+    assert all(a >= b for a, b in zip(have[4:], have[5:], strict=False))
+    if schedule == "wsd":
+        assert set(have[4:40]) == {1.0} and have[40] < 1.0
+        np.testing.assert_allclose(np.diff(have[39:]), -0.08)
+    if schedule == "linear":
+        np.testing.assert_allclose(np.diff(have[4:]), -0.8 / 46)
+    if schedule == "cosine":
+        # Half-way through the decay, half-way between peak and final rate.
+        np.testing.assert_allclose(have[26], 0.6, atol=0.02)
+
+
+def test_rewarms_from_where_the_base_ended():
+    have = rates(20, schedule="constant", warmup_steps=9, initial_learning_rate=0.5)
+    np.testing.assert_allclose(have[:10], np.linspace(0.55, 1.0, 10))
+    down = rates(20, schedule="constant", warmup_steps=9, initial_learning_rate=2.0)
+    np.testing.assert_allclose(down[:10], np.linspace(1.9, 1.0, 10))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"schedule": "wsd"}, {"warmup_steps": 51}, {"schedule": "wsd", "decay_steps": 51}]
+)
+def test_phases_must_fit(fields):
+    with pytest.raises(UserError, match="optimizer"):
+        rates(50, **fields)
