@@ -29,6 +29,7 @@ EXPORT_DTYPES = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
+THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def export_hf(
         if options.write_others is not None:
             options.write_others(folder)
         with Progress(f"write {output}", total_bytes / 1e9, "GB") as progress:
-            weight_map = _write_shards(folder, shards, parameter, dtype, progress)
+            weight_map = _write_shards(folder, shards, _Parameters(parameter), dtype, progress)
         if len(shards) > 1:
             sizes = {"total_parameters": total_bytes // dtype.itemsize, "total_size": total_bytes}
             _write_json(folder / INDEX_FILE, {"metadata": sizes, "weight_map": weight_map})
@@ -116,50 +117,57 @@ def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list
     return shards
 
 
+class _Parameters:
+    """Holds one parameter on the host while its tensors are asked for in turn."""
+
+    def __init__(self, parameter: Callable[[str], jax.Array]) -> None:
+        self._parameter = parameter
+        self._cpu = jax.local_devices(backend="cpu")[0]
+        self._held, self._array = "", np.zeros(0)
+
+    def matrix(self, tensor: OutTensor) -> np.ndarray:
+        """Float32, in their orientation; a vector is one row."""
+        name = tensor.name
+        if self._held != name.ours:
+            # The last one is released before the next one comes.
+            self._held, self._array = name.ours, np.zeros(0)
+            self._array = np.asarray(jax.device_put(self._parameter(name.ours), self._cpu))
+        array = self._array[tensor.layer] if name.stacked else self._array
+        return array.T if name.transposed else array.reshape(-1, array.shape[-1])
+
+
 def _write_shards(
     folder: epath.Path,
     shards: list[list[OutTensor]],
-    parameter: Callable[[str], jax.Array],
+    parameters: _Parameters,
     dtype: np.dtype,
     progress: Progress,
 ) -> dict[str, str]:
     """Tensor name -> file."""
     weight_map = {}
-    held: tuple[str, Any] = ("", None)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for i, shard in enumerate(shards):
-            many = len(shards) > 1
-            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if many else SINGLE_FILE
-            with (folder / file).open("wb") as out:
-                out.write(file_header([(t.key, dtype, t.shape) for t in shard]))
-                for tensor in shard:
-                    if held[0] != tensor.name.ours:
-                        held = ("", None)  # Released before the next one comes.
-                        held = (tensor.name.ours, parameter(tensor.name.ours))
-                    values = _as_theirs(tensor, held[1], dtype, pool)
-                    out.write(memoryview(values.reshape(-1).view(np.uint8)))
-                    progress.update(values.nbytes / 1e9)
-                    weight_map[tensor.key] = file
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = file if len(shards) > 1 else SINGLE_FILE
+        with (folder / file).open("wb") as out:
+            out.write(file_header([(t.key, dtype, t.shape) for t in shard]))
+            for tensor in shard:
+                values = _as_dtype(tensor, parameters.matrix(tensor), dtype)
+                out.write(memoryview(values.reshape(-1).view(np.uint8)))
+                progress.update(values.nbytes / 1e9)
+                weight_map[tensor.key] = file
     return weight_map
 
 
-def _as_theirs(
-    tensor: OutTensor, array: jax.Array, dtype: np.dtype, pool: ThreadPoolExecutor
-) -> np.ndarray:
-    """One tensor in their layout and ``dtype``."""
-    # A layer alone: JAX keeps the host's copy of an array for as long as the array lives.
-    matrix = np.asarray(array[tensor.layer] if tensor.name.stacked else array[...])
-    if matrix.dtype != np.float32:
-        raise ValueError(f"{tensor.name.ours} is {matrix.dtype}, not float32")
-    matrix = matrix.T if tensor.name.transposed else matrix.reshape(-1, matrix.shape[-1])
+def _as_dtype(tensor: OutTensor, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy in ``dtype``, by all cores."""
     out = np.empty(matrix.shape, dtype)
-    height = max(1, -(-matrix.shape[0] // 16))
-    tops = range(0, matrix.shape[0], height)
-    stripes = [slice(top, top + height) for top in tops]
-    list(pool.map(partial(_convert_stripe, matrix, out), stripes))
+    height = max(1, -(-matrix.shape[0] // THREADS))
+    stripes = [slice(top, top + height) for top in range(0, matrix.shape[0], height)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(partial(_convert_stripe, matrix, out), stripes))
     if dtype == np.float16 and not np.isfinite(out).all():
         raise UserError(f"{tensor.key}: a value does not fit float16; export bfloat16 instead.")
-    return out.reshape(tensor.shape)
+    return out
 
 
 def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:

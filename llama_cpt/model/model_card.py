@@ -11,6 +11,7 @@ from llama_cpt.config import CorpusConfig, TrainConfig
 from llama_cpt.data.mixture import mixture_of
 from llama_cpt.errors import UserError
 from llama_cpt.model.hub import HUB_NAME
+from llama_cpt.model.origin import Origin
 
 USE = """## Use
 
@@ -23,18 +24,19 @@ model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 """
 
 
-def model_card(name: str, base: str, licences: Sequence[str], sections: Sequence[str]) -> str:
-    """The card of a model called ``name`` that started from ``base`` (empty: random weights).
+def model_card(name: str, origin: Origin, licences: Sequence[str], sections: Sequence[str]) -> str:
+    """The card of a model called ``name``.
 
-    ``licences`` are the names of licence files beside it, ``sections`` Markdown.
+    ``licences`` are the names of the base's licence files beside it, ``sections`` Markdown.
     """
     header = ["library_name: transformers", "pipeline_tag: text-generation"]
-    if HUB_NAME.fullmatch(base):
-        header.append(f"base_model: {base}")
+    if HUB_NAME.fullmatch(origin.base):
+        header.append(f"base_model: {origin.base}")
     licence = next((file for file in licences if file.startswith("LICENSE")), None)
     if licence:
         header += ["license: other", f"license_link: {licence}"]
-    started = f"Started from `{base}`." if base else "Started from random weights."
+    started = f"Started from {f'`{origin.base}`' if origin.base else 'random weights'}"
+    started += "".join(f", then run `{run}`" for run in origin.runs) + "."
     if licences:
         started += f" The base's terms apply: {', '.join(f'[{f}]({f})' for f in licences)}."
     body = [f"# {name}", started, *sections, USE.format(name=name)]
@@ -114,7 +116,7 @@ def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
     measured: dict[str, list[float]] = {}
     for line in metrics:
         for key, value in line.items():
-            if key.startswith("eval/"):
+            if key.startswith("eval/") and value is not None:
                 measured.setdefault(key.removeprefix("eval/"), []).append(float(value))
     if not measured:
         return ""

@@ -7,6 +7,9 @@ from etils import epath
 
 from llama_cpt.errors import UserError
 
+INCOMPLETE = ".incomplete"
+"""What a local folder's name ends in until it is whole."""
+
 
 @contextlib.contextmanager
 def new_folder(output: str) -> Iterator[epath.Path]:
@@ -22,7 +25,7 @@ def new_folder(output: str) -> Iterator[epath.Path]:
             raise UserError(f"{output} exists already; name another folder or remove it.")
         place = final
         if "://" not in output:
-            place = final.with_name(f"{final.name}.incomplete")
+            place = final.with_name(f"{final.name}{INCOMPLETE}")
             if place.exists():
                 place.rmtree()
         place.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,8 @@ class Origin:
     """The hub name or the folder's name; empty where the line began with random weights."""
     folder: str | None
     """Where its config, licence and tokenizer lie, if they can be had."""
+    runs: tuple[str, ...] = ()
+    """Names of the runs between it and the one asked about, the earliest first."""
 
     def config(self) -> dict[str, Any]:
         """Its Hugging Face ``config.json``; empty where there is none."""
@@ -42,17 +44,19 @@ class Origin:
 
 def origin_of(source: str) -> Origin:
     """Follow ``init_from`` from ``source`` (a folder or hub name) to where it began."""
-    seen: list[str] = []
-    while source and source not in seen:
-        seen.append(source)
+    places: list[epath.Path] = []
+    while source:
         place = epath.Path(source).expanduser()
         if not place.is_dir():
-            return Origin(source, resolve(source, weights=False))
+            return Origin(source, resolve(source, weights=False), _between(places))
+        if place in places:
+            raise UserError(f"{place}/config.json: init_from leads back to itself.")
         values = read_json(f"{place}/config.json")
         if "init_from" not in values:
-            return Origin(_base_name(place), str(place))
+            return Origin(_base_name(place), str(place), _between(places))
+        places.append(place)
         source = values["init_from"]
-    return Origin("", None)
+    return Origin("", None, _between(places))
 
 
 def write_origin(source: str, folder: epath.Path) -> None:
@@ -70,6 +74,10 @@ def copy_files(folder: str, output: epath.Path, patterns: tuple[str, ...]) -> li
             (output / file.name).write_bytes(file.read_bytes())
             copied.append(file.name)
     return copied
+
+
+def _between(places: list[epath.Path]) -> tuple[str, ...]:
+    return tuple(place.name for place in reversed(places[1:]))
 
 
 def _base_name(place: epath.Path) -> str:
