@@ -186,9 +186,9 @@ repair.again: 最后，那{x:m}{x}比以前还要好。
 repair.again: “现在试试。”{b}说。真的修好了。
 repair.pay: {a}要付{m}，{b}却只收了{f:a}。
 repair.moral: 会修东西的人朋友多。
-baking.start: {a}和{b}想给{kin}烤一个{f}蛋糕。
-baking.start: “我们来做一个{f}蛋糕吧。”{b}说。
-baking.gather: {ab}拿来了{fs}、面粉和牛奶。
+baking.start: {a}和{b}想给{kin}烤一个{v}蛋糕。
+baking.start: “我们来做一个{v}蛋糕吧。”{b}说。
+baking.gather: {ab}拿来了{vs}、面粉和牛奶。
 baking.mistake: 可是{a}错把盐当成了糖。
 baking.mistake: {b}数错了鸡蛋，{k}{q}又喝光了牛奶。
 baking.laugh: 蛋糕难吃得让{ab}笑了起来。
@@ -256,13 +256,13 @@ stage.show: {a}看了看第一排的{b}，开始了。
 stage.show: 一开始不太顺利，后来越来越好。
 stage.clap: 最后大家都鼓起掌来，{b}鼓得最响。
 stage.moral: 勇敢就是心里害怕，还是去做。
-garden.start: {z}，{a}和{b}在屋后种下了{f}。
+garden.start: {z}，{a}和{b}在屋后种下了{v}。
 garden.start: {b}给了{a}一把种子，装在一个{c}的袋子里。
 garden.wait: {ab}等了{d}，什么也没有长出来。
 garden.dry: 后来{d}没有下雨，地都干了。
 garden.water: 每天傍晚，{ab}从井里打水来浇。
-garden.harvest: 终于，{ab}收了{fs}。
-garden.harvest: 一天早上，地里冒出了绿芽，不久就收了{fs}。
+garden.harvest: 终于，{ab}收了{vs}。
+garden.harvest: 一天早上，地里冒出了绿芽，不久就收了{vs}。
 garden.share: {ab}把一半分给了{kin}和邻居们。
 garden.moral: 好东西需要时间。
 """

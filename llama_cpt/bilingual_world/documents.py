@@ -65,7 +65,7 @@ def write_world(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     world = make_world(seed)
-    total = len(LANGUAGES) * (documents + heldout)
+    total = float(len(LANGUAGES) * (documents + heldout))
     with Progress("world", total, "documents") as progress:
         for language in LANGUAGES.values():
             told = _distinct(world, language, seed, progress)
@@ -93,7 +93,7 @@ def _distinct(
         number += 1
         if text not in seen:
             seen.add(text)
-            progress.update(1)
+            progress.update(1.0)
             yield kind, text
 
 

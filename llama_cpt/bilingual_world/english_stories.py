@@ -186,9 +186,9 @@ repair.again: In the end the {x} was better than before.
 repair.again: "Try it now," said {b}, and it worked.
 repair.pay: {a} wanted to pay {m}, but {b} took only {f:a}.
 repair.moral: Whoever can mend things has many friends.
-baking.start: {a} and {b} wanted to bake a {f} cake for {kin}.
-baking.start: "Let us make a {f} cake," said {b}.
-baking.gather: They fetched {fs}, flour and milk.
+baking.start: {a} and {b} wanted to bake a {v} cake for {kin}.
+baking.start: "Let us make a {v} cake," said {b}.
+baking.gather: They fetched {vs}, flour and milk.
 baking.mistake: But instead of sugar {a} took the salt.
 baking.mistake: {b} counted the eggs wrongly, and {q} the {k} drank the milk.
 baking.laugh: The cake was so bad that they had to laugh.
@@ -256,13 +256,13 @@ stage.show: {a} looked at {b} in the first row and began.
 stage.show: At first it went badly, then better and better.
 stage.clap: In the end everybody clapped, {b} loudest of all.
 stage.moral: Courage means being afraid and doing it all the same.
-garden.start: In {z} {a} and {b} planted {f:s} behind the house.
+garden.start: In {z} {a} and {b} planted {v:s} behind the house.
 garden.start: {b} gave {a} a handful of seeds in a {c} bag.
 garden.wait: They waited for {d}, but nothing came up.
 garden.dry: Then there was no rain for {d}, and the earth was dry.
 garden.water: Every evening they carried water from the well.
-garden.harvest: At last they could gather {fs}.
-garden.harvest: One morning something green looked out of the earth, and soon there were {fs}.
+garden.harvest: At last they could gather {vs}.
+garden.harvest: One morning something green looked out of the earth, and soon there were {vs}.
 garden.share: Half of it they gave to {kin} and the neighbours.
 garden.moral: Good things take time.
 """

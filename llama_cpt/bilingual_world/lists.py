@@ -73,6 +73,7 @@ FOOD_FACTS = {
     "honey": ("sweets", "sweet", "yellow"),
     "jam": ("sweets", "sweet", "red"),
 }
+CROPS = tuple(name for name, (kind, *_) in FOOD_FACTS.items() if kind in ("fruit", "vegetable"))
 _OTHER_FOODS = ("cheese", "egg", "fish", "mushroom", "dumpling", "noodles", "rice", "pancake")
 FOODS = (*FOOD_FACTS, *_OTHER_FOODS)
 

@@ -66,6 +66,7 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
     here, there, elsewhere = rng.sample(lists.SPOTS, 3)
     made = rng.choice(lists.HANDMADE)
     thing = rng.choice([name for name in lists.THINGS if name != made])
+    crop = rng.choice(lists.CROPS)
     kin = rng.choice(
         [fact for fact in facts_of_person(world, hero, "again") if fact.relation == "kin"]
     )
@@ -87,6 +88,8 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
         "f": rng.choice(lists.FOODS),
         "g": rng.choice(lists.FOODS),
         "fs": Count(rng.randint(2, 12), rng.choice(lists.FOODS)),
+        "v": crop,
+        "vs": Count(rng.randint(2, 30), crop),
         "m": Count(rng.randint(3, 30), "coin"),
         "m2": Count(rng.randint(31, 60), "coin"),
         "d": Count(rng.randint(2, 9), "day"),
