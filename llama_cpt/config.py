@@ -392,12 +392,10 @@ def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
         raise UserError(_complaint(told.getvalue(), config)) from None
 
 
-def _complaint(box: str, config: TrainConfig) -> str:
-    """The sentence inside ``box``, which tyro draws around an error and its help, in one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    body = [" " if not line else line for line in lines]
-    end = next((i for i, line in enumerate(body) if line == " " or set(line) == {"─"}), len(body))
-    sentence = " ".join(body[:end]).rstrip(".")
+def _complaint(told: str, config: TrainConfig) -> str:
+    """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
+    parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
+    sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
     unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
     if not unknown:
         return f"{sentence}."

@@ -1,0 +1,176 @@
+"""A config is read, overridden and written back; what is wrong with it is said in one line."""
+
+from dataclasses import replace
+from fractions import Fraction
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from llama_cpt.config import TrainConfig, load, save, to_dict
+from llama_cpt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b"]
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    """As ``python -m llama_cpt.train`` in the project's folder: configs import each other."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture
+def shipped() -> TrainConfig:
+    return load("configs/cpt_8b.py")
+
+
+def refused(path: str, *overrides: str) -> str:
+    """The one line that refuses this."""
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_json_round_trip(name, tmp_path):
+    config = load(f"configs/{name}.py")
+    save(config, tmp_path / "config.json")
+    assert load(str(tmp_path / "config.json")) == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_stages_survive_json(shipped, tmp_path):
+    staged = replace(shipped, data=replace(shipped.data, almr=((0, 0.29), (100, 1.0))))
+    save(staged, tmp_path / "config.json")
+    again = load(str(tmp_path / "config.json"))
+    assert again == staged
+    assert again.data.stages() == ((0, Fraction(29, 100)), (100, Fraction(1)))
+
+
+def test_overrides(shipped):
+    assert load("configs/cpt_8b.py", []) == shipped
+    changed = load(
+        "configs/cpt_8b.py",
+        ["--data.almr", "0.29", "--num_steps", "7", "--compute.remat", "dots"],
+    )
+    assert changed == replace(
+        shipped,
+        num_steps=7,
+        data=replace(shipped.data, almr=0.29),
+        compute=replace(shipped.compute, remat="dots"),
+    )
+    assert changed.data.stages() == ((0, Fraction(29, 100)),)
+    staged = load("configs/cpt_8b.py", ["--data.almr", "0", "0.3", "100", "1.0"])
+    assert staged.data.almr == ((0, 0.3), (100, 1.0))
+
+
+@pytest.mark.parametrize("almr", ["1.5", "-0.1"])
+def test_almr_outside_its_range(almr, shipped):
+    assert "data.almr" in refused("configs/cpt_8b.py", f"--data.almr={almr}")
+    with pytest.raises(UserError, match="outside"):
+        replace(shipped.data, almr=float(almr))
+
+
+@pytest.mark.parametrize("stages", [(), ((5, 0.3),), ((0, 0.3), (0, 0.4)), ((0, 0.1), (9, 1.2))])
+def test_stages_that_make_no_sense(stages, shipped):
+    with pytest.raises(UserError, match="data.almr"):
+        replace(shipped.data, almr=stages)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--data.almrr", "0.3"], "did you mean 'data.almr'?"),
+        (["--num_step", "3"], "did you mean 'num_steps'?"),
+        (["--optimizer.peak_learning_rat=1"], "did you mean 'optimizer.peak_learning_rate'?"),
+        (["--num_steps", "many"], "'many'"),
+        (["--data.almr", "much"], "data.almr"),
+        (["--num_steps"], "num-steps"),
+        (["--num_steps", "0"], "num_steps=0"),
+        (["--compute.remat", "fulll"], "'fulll'"),
+        (["--microbatch_size", "7"], "microbatch_size=7"),
+    ],
+)
+def test_bad_overrides(overrides, expected):
+    assert expected in refused("configs/cpt_8b.py", *overrides)
+
+
+def change(values: dict, place: list, new: object) -> None:
+    for key in place[:-1]:
+        values = values[key]
+    values[place[-1]] = new
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "expected"),
+    [
+        (["num_stepz"], 3, "unknown field 'num_stepz'; did you mean 'num_steps'?"),
+        (["data", "almrs"], 0.3, "did you mean 'almr'?"),
+        (["num_steps"], "3", "num_steps='3' must be int"),
+        (["num_steps"], True, "num_steps=True must be int"),
+        (["model", "tied_embeddings"], 1, "tied_embeddings=1 must be bool"),
+        (["model"], 3, "must hold the fields of ModelConfig"),
+        (["data", "original"], "en", "must be a list"),
+        (["data", "original", 0, "weight"], 0, "must be above 0"),
+        (["data", "almr"], 7, "data.almr=7"),
+        (["compute", "dtype"], "float16", "must be one of 'bfloat16', 'float32'"),
+        (["data", "sequence_length"], 9000, "longer than model.context_length=8192"),
+        (["model", "num_kv_heads"], 5, "num_kv_heads=5"),
+    ],
+)
+def test_bad_json_fields(place, new, expected, shipped, tmp_path):
+    values = to_dict(shipped)
+    change(values, place, new)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert expected in refused(str(path))
+
+
+def test_forgotten_architecture_constant(shipped, tmp_path):
+    values = to_dict(shipped)
+    del values["model"]["rope_theta"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert "'rope_theta' is missing" in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("absent.py", None, "no such config file"),
+        ("empty.py", "", "defines no `config = TrainConfig(...)`"),
+        ("syntax.py", "a = 1\nconfig = (\n", ":2:"),
+        (
+            "typo.py",
+            "from llama_cpt.config import MeshConfig\nMeshConfig(fspd=1)\n",
+            "'fspd'",
+        ),
+        ("import.py", "import no_such_module_at_all\n", "no_such_module_at_all"),
+        ("name.py", "config = TrainConfg()\n", "TrainConfg"),
+        ("not.json", "{", "not JSON"),
+    ],
+)
+def test_bad_files(name, content, expected, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    line = refused(str(path))
+    assert str(path) in line and expected in line
+
+
+def test_the_command_says_it_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_cpt.train", "configs/cpt_8b.py", "--data.almrr", "0.3"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
