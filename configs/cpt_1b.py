@@ -8,9 +8,9 @@ from configs.models import LLAMA32_1B
 config = replace(
     cpt_8b,
     output="runs/cpt_1b",
-    init_from="meta-llama/Llama-3.2-1B",
+    init_from="weights/llama32_1b",
     model=LLAMA32_1B,
-    data=replace(cpt_8b.data, tokenizer="meta-llama/Llama-3.2-1B"),
+    data=replace(cpt_8b.data, tokenizer="weights/llama32_1b"),
     global_batch_size=64,
     microbatch_size=8,
     evaluation=replace(cpt_8b.evaluation, batch_size=8),

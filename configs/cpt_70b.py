@@ -8,8 +8,8 @@ from configs.models import LLAMA3_70B
 config = replace(
     cpt_8b,
     output="runs/cpt_70b",
-    init_from="meta-llama/Meta-Llama-3-70B",
+    init_from="weights/llama3_70b",
     model=LLAMA3_70B,
-    data=replace(cpt_8b.data, tokenizer="meta-llama/Meta-Llama-3-70B"),
+    data=replace(cpt_8b.data, tokenizer="weights/llama3_70b"),
     optimizer=replace(cpt_8b.optimizer, peak_learning_rate=1e-5),
 )

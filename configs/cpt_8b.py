@@ -1,5 +1,7 @@
 """Continual pre-training of Llama-3 8B on Chinese and replayed English.
 
+Weights and tokenizer come from
+`python -m llama_cpt.convert from-hf meta-llama/Meta-Llama-3-8B weights/llama3_8b`.
 Change the sources to your own corpora. Ratio and rate are for measurement to choose: 0.33 is the
 paper's ratio (arXiv 2409.06624), 2e-5 a common rate for this size; neither knows your data.
 """
@@ -16,10 +18,10 @@ from llama_cpt.config import (
 
 config = TrainConfig(
     output="runs/cpt_8b",
-    init_from="meta-llama/Meta-Llama-3-8B",
+    init_from="weights/llama3_8b",
     model=LLAMA3_8B,
     data=DataConfig(
-        tokenizer="meta-llama/Meta-Llama-3-8B",
+        tokenizer="weights/llama3_8b",
         prepared="data/prepared",
         sequence_length=8192,
         almr=0.33,
