@@ -360,7 +360,7 @@ def _from_python(path: str) -> TrainConfig:
     sys.path.insert(0, beside)
     try:
         config = runpy.run_path(path).get("config")
-    except (UserError, TypeError, ImportError) as error:
+    except (UserError, TypeError, NameError, AttributeError, ImportError, OSError) as error:
         raise UserError(f"{path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
