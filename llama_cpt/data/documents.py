@@ -1,179 +1,255 @@
-"""Documents from JSON Lines, Parquet, text files or TFDS, each with the place it came from."""
+"""Documents of JSON Lines, Parquet, text files and TFDS, each with the place it came from.
 
-from collections.abc import Callable, Iterator
+Two halves: ``read_blocks`` cuts files into blocks of raw documents, which costs little, and
+``documents_of`` parses a block, in whatever process the block has been sent to.
+"""
+
+import bz2
+from collections.abc import Iterator
+import contextlib
 from dataclasses import dataclass
-import glob
 import gzip
-import io
 import json
-import re
-from typing import Any
+import lzma
+from typing import Any, BinaryIO, NamedTuple
+import zlib
 
 import fsspec
-import pyarrow.parquet
 
-from llama_cpt.config import CorpusConfig
+from llama_cpt.data.sources import Sources, legible_errors, open_dataset
 from llama_cpt.errors import UserError
 
-# A part is tokenized by one process. Parts depend on the sources alone, never on the number of
-# workers, so that the same shards come out of any machine.
-PART_BYTES = 32 << 20
-PART_DOCUMENTS = 100_000
-# Consecutive documents that go to one part.
-SPAN = 256
+LINES = (".jsonl", ".json", ".ndjson")
+TEXT = (".txt", ".md")
+PARQUET = (".parquet",)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET_ROWS = 256
+TFDS_RECORDS = 256
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of ``count`` parts of a source; spans of its documents are dealt to them in turn."""
+class Document(NamedTuple):
+    """A good document."""
 
-    source: str
+    path: str
     number: int
-    count: int
-    text_field: str
+    """Its line in JSON Lines, its row elsewhere, from 1; 0 where the file is one document."""
+    text: str
+    source_bytes: int
+    """Of ``text`` in UTF-8."""
+
+
+class BadDocument(NamedTuple):
+    """A document that cannot be used, and why."""
+
+    path: str
+    number: int
+    reason: str
+    """One of few, to be counted by."""
+    detail: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.number}" if self.number else self.path
+        return f"{place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclass(frozen=True)
-class BadDocument:
-    """A document that cannot be read, and why."""
+class Block:
+    """Consecutive raw documents of one file."""
 
-    place: str
-    reason: str
+    path: str
+    first: int
+    """Line or row of the first document, from 1; 0 where the file is one document."""
+    raw: bytes | list[Any]
+    """Whole lines of JSON; or the values of the text field, each bytes or str if it is good."""
+    size: int
+    """Bytes of ``raw``."""
+    disk_bytes: float
+    """How much of the file on disk it took."""
 
 
-def sources_of(corpus: CorpusConfig) -> list[str]:
-    """The files of ``corpus`` in order, or its TFDS name. Raises UserError where there are none."""
-    if corpus.source.startswith("tfds:"):
-        return [corpus.source]
-    if "://" in corpus.source:
-        system, path = fsspec.core.url_to_fs(corpus.source)
-        found = [system.unstrip_protocol(name) for name in system.glob(path)]
+def read_blocks(sources: Sources, text_field: str, block_bytes: int) -> Iterator[Block]:
+    """All of ``sources`` in order, in blocks of about ``block_bytes``, a large document more.
+
+    The same blocks come out on every machine. Raises UserError for a file that is broken as a
+    whole: of no known kind, cut short, a Parquet file without column ``text_field``.
+    """
+    if sources.dataset:
+        with legible_errors(sources.dataset):
+            yield from _dataset_blocks(sources, text_field, block_bytes)
+        return
+    for path in sources.files:
+        name, decompress = path, None
+        for suffix in _DECOMPRESSORS:
+            if path.endswith(suffix):
+                name, decompress = path.removesuffix(suffix), _DECOMPRESSORS[suffix]
+        with legible_errors(path):
+            if name.endswith(PARQUET):
+                yield from _parquet_blocks(path, text_field, block_bytes)
+            elif name.endswith(LINES):
+                yield from _line_blocks(path, decompress, block_bytes)
+            elif name.endswith(TEXT):
+                yield from _text_block(path, decompress)
+            else:
+                raise UserError(
+                    f"{path}: of no known kind; documents are {', '.join(LINES + TEXT)} files, "
+                    f"also with {', '.join(_DECOMPRESSORS)}, or {', '.join(PARQUET)}."
+                )
+
+
+def documents_of(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
+    """Parse ``block``; blank lines are no documents."""
+    if isinstance(block.raw, bytes):
+        for number, line in enumerate(block.raw.split(b"\n"), block.first):
+            if line and not line.isspace():
+                yield _from_line(block.path, number, line, text_field)
     else:
-        found = glob.glob(corpus.source, recursive=True)
-    if not found:
-        raise UserError(f"corpus {corpus.name!r}: no file matches {corpus.source}.")
-    return sorted(found)
+        for offset, value in enumerate(block.raw):
+            number = block.first + offset if block.first else 0
+            yield _from_value(block.path, number, value)
 
 
-def parts_of(source: str, text_field: str) -> list[Part]:
-    """``source`` in as many parts as its size asks for."""
-    if source.startswith("tfds:"):
-        count = -(-len(_tfds(source)) // PART_DOCUMENTS)
-    else:
-        system, path = fsspec.core.url_to_fs(source)
-        count = -(-system.size(path) // PART_BYTES)
-    return [Part(source, number, max(count, 1), text_field) for number in range(max(count, 1))]
-
-
-def read_part(part: Part) -> Iterator[str | BadDocument]:
-    """The documents of ``part`` in order. Raises UserError where the source itself is broken."""
-    for number, (place, make) in enumerate(_entries(part)):
-        if (number // SPAN) % part.count == part.number:
-            yield _checked(place, make)
-
-
-def _checked(place: str, make: Callable[[], Any]) -> str | BadDocument:
+def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
     try:
-        text = make()
+        values = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode())
+    except UnicodeDecodeError as error:
+        return BadDocument(path, number, "not UTF-8", str(error.reason))
+    except (ValueError, RecursionError) as error:
+        return BadDocument(path, number, "not JSON", str(error))
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        return BadDocument(path, number, "not a JSON object", f"one object a line, not a {kind}")
+    if field not in values:
+        there = ", ".join(values) or "none"
+        return BadDocument(path, number, f"no field {field!r}", f"its fields: {there}")
+    return _from_value(path, number, values[field])
+
+
+def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
         if not isinstance(text, str):
-            return BadDocument(place, f"the text is {type(text).__name__}, not a string")
-        text.encode()
-    except UnicodeError as error:
-        return BadDocument(place, f"not UTF-8 ({error.reason})")
-    except json.JSONDecodeError as error:
-        return BadDocument(place, f"not JSON ({error.msg})")
-    except KeyError as error:
-        return BadDocument(place, error.args[0])
-    return text
+            detail = f"it is of type {type(text).__name__}"
+            return BadDocument(path, number, "text is not a string", detail)
+        source_bytes = len(text.encode())
+    except UnicodeDecodeError as error:
+        return BadDocument(path, number, "not UTF-8", str(error.reason))
+    except UnicodeEncodeError:
+        return BadDocument(path, number, "not UTF-8", "a lone surrogate")
+    if not text or text.isspace():
+        return BadDocument(path, number, "empty text", "")
+    return Document(path, number, text, source_bytes)
 
 
-def _entries(part: Part) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(place, function that gives the text) of every document of the part's source."""
-    name = re.sub(r"\.(gz|zst|bz2|xz)$", "", part.source)
-    if part.source.startswith("tfds:"):
-        return _from_tfds(part)
-    if name.endswith(".parquet"):
-        return _from_parquet(part)
-    if name.endswith((".jsonl", ".json", ".ndjson")):
-        return _from_lines(part)
-    if name.endswith((".txt", ".md")):
-        return _from_text(part)
-    raise UserError(
-        f"{part.source}: of no known kind; documents are .jsonl, .parquet, .txt or .md files, "
-        "the former also with .gz, .bz2, .xz or .zst."
-    )
+def _line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+    line, held, at = 1, [], 0
+    with _opened(path, decompress) as (disk, file):
+        while chunk := _read(file, block_bytes, f"{path}: broken after line {line}"):
+            cut = chunk.rfind(b"\n") + 1
+            if not cut:
+                held.append(chunk)
+                continue
+            raw = b"".join([*held, chunk[:cut]])
+            held = [chunk[cut:]]
+            yield Block(path, line, raw, len(raw), disk.tell() - at)
+            line, at = line + raw.count(b"\n"), disk.tell()
+        if raw := b"".join(held):
+            yield Block(path, line, raw, len(raw), disk.tell() - at)
 
 
-def _from_lines(part: Part) -> Iterator[tuple[str, Callable[[], Any]]]:
-    def text(line: bytes) -> Any:
-        values = json.loads(line.decode())
-        return _field(values, part.text_field)
-
-    number = 0
-    with _open(part.source) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{part.source}:{number}", lambda line=line: text(line)
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise UserError(
-                f"{part.source}: broken after line {number} ({error}); is the file whole?"
-            ) from None
+def _text_block(path: str, decompress: Any) -> Iterator[Block]:
+    with _opened(path, decompress) as (disk, file):
+        raw = _read(file, -1, f"{path}: broken")
+        raw = raw.removeprefix(BYTE_ORDER_MARK)
+        yield Block(path, 0, [raw], len(raw), disk.tell())
 
 
-def _from_parquet(part: Part) -> Iterator[tuple[str, Callable[[], Any]]]:
-    with fsspec.open(part.source, "rb") as file:
+def _parquet_blocks(path: str, field: str, block_bytes: int) -> Iterator[Block]:
+    import pyarrow  # only this kind needs it
+    import pyarrow.parquet
+
+    with fsspec.open(path, "rb") as file:
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{part.source}: not a Parquet file ({error}).") from None
-        if part.text_field not in table.schema_arrow.names:
-            names = ", ".join(table.schema_arrow.names)
-            raise UserError(f"{part.source}: no column {part.text_field!r}; there are: {names}.")
-        row = 0
-        for batch in table.iter_batches(SPAN, columns=[part.text_field]):
-            for text in batch.column(0):
-                row += 1
-                yield f"{part.source}:row {row}", text.as_py
+            raise UserError(f"{path}: not a Parquet file ({error}).") from None
+        schema = table.schema_arrow
+        if field not in schema.names:
+            there = ", ".join(schema.names)
+            raise UserError(f"{path}: no column {field!r}; its columns: {there}.")
+        kind = schema.field(field).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if not any(
+            is_kind(kind)
+            for is_kind in (
+                pyarrow.types.is_string,
+                pyarrow.types.is_large_string,
+                pyarrow.types.is_binary,
+                pyarrow.types.is_large_binary,
+            )
+        ):
+            raise UserError(f"{path}: column {field!r} holds {kind}, not strings.")
+        batches = table.iter_batches(PARQUET_ROWS, columns=[field])
+        # As bytes: a string that is not UTF-8 is then one bad document, not a broken file.
+        values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
+        share = file.size / max(table.metadata.num_rows, 1)
+        yield from _value_blocks(path, values, block_bytes, share)
 
 
-def _from_text(part: Part) -> Iterator[tuple[str, Callable[[], Any]]]:
-    with _open(part.source) as file:
-        content = file.read()
-    yield part.source, content.decode
+def _dataset_blocks(sources: Sources, field: str, block_bytes: int) -> Iterator[Block]:
+    builder, split = open_dataset(sources.dataset)
+    there = list(builder.info.features)
+    if field not in there:
+        raise UserError(f"{sources.dataset}: no field {field!r}; its fields: {', '.join(there)}.")
+    data = builder.as_data_source(split=split)
+    starts = range(0, len(data), TFDS_RECORDS)
+    records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
+    values = (record[field] for batch in records for record in batch)
+    share = sum(stat["bytes"] for stat in sources.stats()) / max(len(data), 1)
+    yield from _value_blocks(sources.dataset, values, block_bytes, share)
 
 
-def _from_tfds(part: Part) -> Iterator[tuple[str, Callable[[], Any]]]:
-    data = _tfds(part.source)
+def _value_blocks(
+    path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float
+) -> Iterator[Block]:
+    """Blocks of ``values``, each of which took ``disk_bytes`` on disk."""
+    first, held, size = 1, [], 0
+    for value in values:
+        held.append(value)
+        size += len(value) if isinstance(value, bytes | str) else 0
+        if size >= block_bytes:
+            yield Block(path, first, held, size, disk_bytes * len(held))
+            first, held, size = first + len(held), [], 0
+    if held:
+        yield Block(path, first, held, size, disk_bytes * len(held))
 
-    def text(index: int) -> Any:
-        value = _field(data[index], part.text_field)
-        return value.decode() if isinstance(value, bytes) else value
 
-    for index in range(len(data)):
-        yield f"{part.source}:{index}", lambda index=index: text(index)
+@contextlib.contextmanager
+def _opened(path: str, decompress: Any) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file on disk, and the same decompressed."""
+    with fsspec.open(path, "rb") as disk:
+        if not decompress:
+            yield disk, disk
+        else:
+            with decompress(disk) as file:
+                yield disk, file
 
 
-def _tfds(source: str) -> Any:
-    import tensorflow_datasets as tfds  # seconds to import, and only this kind needs it
-
-    name, _, split = source.removeprefix("tfds:").partition(":")
+def _read(file: BinaryIO, size: int, failure: str) -> bytes:
     try:
-        return tfds.data_source(name, split=split or "train")
-    except Exception as error:  # tfds has no common class for what a user can mend
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source}: {reason} (build it as ArrayRecord: `tfds build --file_format=array_record`)"
-        ) from None
+        return file.read(size)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{failure} ({error}); is the file whole?") from None
 
 
-def _field(values: Any, name: str) -> Any:
-    if not isinstance(values, dict):
-        raise KeyError(f"not an object with fields but {type(values).__name__}")
-    if name not in values:
-        raise KeyError(f"no field {name!r}; there are: {', '.join(map(str, values))}")
-    return values[name]
+def _zstd(disk: BinaryIO) -> Any:
+    import pyarrow  # only this kind needs it
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(disk), "zstd")
 
 
-def _open(source: str) -> io.BufferedIOBase:
-    return fsspec.open(source, "rb", compression="infer").open()
+_DECOMPRESSORS = {
+    ".gz": lambda disk: gzip.GzipFile(fileobj=disk),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstd,
+}

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 from dataclasses import asdict, dataclass
 import json
+import os
+import pathlib
+import tempfile
 from typing import Any
 
 from array_record.python import array_record_module
@@ -18,11 +21,15 @@ import numpy as np
 from llama_cpt.errors import UserError
 
 MANIFEST = "manifest.json"
-# One record a group: a row read alone decompresses nothing but itself. Uncompressed: token ids
-# barely compress without a model of them, and decompression would cost half of the reading.
-WRITER_OPTIONS = "group_size:1,uncompressed"
-# Rows are read in random order: what is read ahead is never used.
-READER_OPTIONS = "readahead_buffer_size:0"
+# Rows are read singly, in random order, and a group is decompressed as a whole: 8 rows a group cost
+# four times the time a row (rows of 8192 Llama-3 tokens of Chinese, one core: 5,500 rows/s against
+# 21,000) and save 6 % of the space. zstd at its fastest takes 1.7 bytes a token where uncompressed
+# takes 4, and reads 20,000 rows/s where uncompressed reads 32,000: ten times what a loader needs,
+# and from a disk of 1 GB/s more than uncompressed. zstd's usual level 3 saves 7 % more.
+WRITER_OPTIONS = "group_size:1,zstd:1"
+# What is read ahead of a random read is never used.
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+READER_BUFFER_BYTES = 32 << 10
 TOKEN = np.dtype("<u4")
 
 
@@ -38,7 +45,7 @@ class Manifest:
     text_field: str
     bad_documents: str
     sources: list[dict[str, Any]]
-    """``{"path", "bytes", "modified", "sha256"}`` of each file."""
+    """``{"path", "bytes", "modified", "digest"}`` of each file."""
     shards: list[tuple[str, int]]
     """File and records of each shard."""
     documents: int
@@ -54,6 +61,10 @@ class Manifest:
     """Documents decoded again to see whether the tokenizer keeps them."""
     lossy_documents: int
     """Those of them that it changed."""
+    dataset: str = ""
+    """The source where it is a TFDS name."""
+    digest: str = ""
+    """SHA-256 over the records of all shards."""
 
     @property
     def rows(self) -> int:
@@ -62,9 +73,8 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the corpus or how it is cut changes."""
-        digests = " ".join(source["sha256"] for source in self.sources)
-        return f"{self.tokenizer} {self.sequence_length} {self.text_field} {self.rows} {digests}"
+        """Changes when what a run reads changes; does not depend on where anything lies."""
+        return f"{self.tokenizer} {self.sequence_length} {self.rows} {self.digest}"
 
 
 def read_manifest(folder: str) -> Manifest | None:
@@ -74,9 +84,13 @@ def read_manifest(folder: str) -> Manifest | None:
         return None
     try:
         values = json.loads(path.read_text())
-        return Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a manifest ({error}); delete it to prepare again.") from None
+        manifest = Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
+        if all("digest" in source for source in manifest.sources):
+            return manifest
+        error: Exception = KeyError("sources have no digest")
+    except (ValueError, TypeError, KeyError) as caught:
+        error = caught
+    raise UserError(f"{path}: not a manifest ({error}); delete {folder} to prepare it anew.")
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
@@ -93,17 +107,29 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def record_writer(path: str) -> Iterator[Any]:
-    """An ArrayRecord writer; the file bears its name once it is whole."""
-    draft = path + ".draft"
-    writer = array_record_module.ArrayRecordWriter(draft, WRITER_OPTIONS)
-    try:
-        yield writer
-    except BaseException:
-        writer.close()
-        epath.Path(draft).unlink(missing_ok=True)
-        raise
-    writer.close()
-    epath.Path(draft).replace(path)
+    """An ArrayRecord writer; the file bears its name once it is whole.
+
+    Raises UserError where it cannot be written, such as on a full disk; nothing of it is left.
+    """
+    with contextlib.ExitStack() as stack:
+        draft = f"{path}.draft"
+        if "://" in path:  # ArrayRecord writes local files only.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            draft = os.path.join(folder, "records")
+        try:
+            writer = array_record_module.ArrayRecordWriter(draft, WRITER_OPTIONS)
+            yield writer
+            writer.close()
+            if "://" in path:
+                epath.Path(draft).copy(path, overwrite=True)
+            else:
+                os.replace(draft, path)
+        except BaseException as error:
+            pathlib.Path(draft).unlink(missing_ok=True)
+            if isinstance(error, RuntimeError | OSError):  # RuntimeError: ArrayRecord's own
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: cannot be written ({reason}).") from None
+            raise
 
 
 def cut_rows(
@@ -155,7 +181,9 @@ class _Records:
         readers = []
         for path, records in zip(self._paths, np.diff(self._ends, prepend=0), strict=True):
             try:
-                reader = array_record_module.ArrayRecordReader(path, READER_OPTIONS)
+                reader = array_record_module.ArrayRecordReader(
+                    path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
+                )
                 found = reader.num_records()
             except (RuntimeError, ValueError, IndexError) as error:
                 reason = str(error).splitlines()[0]

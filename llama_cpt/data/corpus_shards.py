@@ -1,0 +1,274 @@
+"""One corpus into shards: the same bytes from any number of workers, resumable by shard.
+
+The documents of all source files, in order, are one stream. It is cut into spans, which workers
+encode, and consecutive spans into shards, by sizes in the sources alone. A shard's tokens are cut
+into rows by themselves, so shards do not depend on one another; a tail that fills no row is left
+out. Finished shards lie in ``partial/`` with a summary each, until all are there.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+import hashlib
+import itertools
+import json
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from llama_cpt.data.documents import read_blocks
+from llama_cpt.data.encoding import EncodedSpan, Span
+from llama_cpt.data.sources import Sources
+from llama_cpt.data.token_rows import (
+    Manifest,
+    cut_rows,
+    heldout_record,
+    record_writer,
+    write_atomically,
+    write_manifest,
+)
+from llama_cpt.errors import UserError
+from llama_cpt.progress import Progress
+
+PARTIAL = "partial"
+RECIPE = "recipe.json"
+
+Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the content of a prepared corpus depends on but its sources."""
+
+    corpus: str
+    tokenizer: str
+    """Fingerprint of the vocabulary."""
+    sequence_length: int
+    """0 for held-out documents."""
+    text_field: str
+    bad_documents: str
+    dataset: str
+    """The source where it is a TFDS name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the stream of documents is cut; sizes in bytes of (decompressed) source."""
+
+    span_bytes: int
+    """What a worker encodes at a time: a fraction of a second's work."""
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What went into a shard."""
+
+    records: int
+    documents: int
+    tokens: int
+    dropped_tokens: int
+    source_bytes: int
+    characters: int
+    skipped: dict[str, int]
+    checked_documents: int
+    lossy_documents: int
+    digest: str
+    """SHA-256 of the records."""
+
+
+def layout_of(source_bytes: int, sequence_length: int) -> Layout:
+    """Shards of a large corpus are few enough to keep open, of a small one enough to resume by.
+
+    A shard drops half a row on average: at least a thousand rows each make that 0.05 %.
+    """
+    thousand_rows = 4096 * (sequence_length + 1)  # Text has about four bytes a token.
+    return Layout(2 << 20, max(64 << 20, thousand_rows, source_bytes // 64))
+
+
+def write_corpus(
+    folder: epath.Path,
+    sources: Sources,
+    recipe: Recipe,
+    digests: list[dict[str, Any]],
+    layout: Layout,
+    encode: Encode,
+) -> Manifest:
+    """Write the shards that are missing in ``folder``, and at last the manifest.
+
+    ``digests`` are the sources' stats and digests. Raises UserError for a bad document (unless
+    ``recipe`` skips those) and for a corpus that gives no row; what is finished then remains.
+    """
+    partial = folder / PARTIAL
+    _start(partial, asdict(recipe) | {"layout": asdict(layout), "sources": digests})
+    finished = _finished(partial)
+    megabytes = sum(source["bytes"] for source in digests) / 1e6
+    with Progress(f"prepare {recipe.corpus}", megabytes, "MB") as progress:
+
+        def missing() -> Iterator[Span]:
+            for span in spans_of(sources, recipe, layout):
+                if span.shard not in finished:
+                    yield span
+                else:
+                    progress.update(span.disk_bytes / 1e6)
+
+        encoded = encode(missing())
+        for shard, spans in itertools.groupby(encoded, key=lambda span: span.shard):
+            finished[shard] = write_shard(partial, shard, recipe, _shown(spans, progress))
+    summaries = [finished[shard] for shard in sorted(finished)]
+    _check_enough(recipe, sources, summaries)
+    names = _publish(folder, len(summaries), recipe)
+    manifest = _manifest(recipe, digests, names, summaries)
+    write_manifest(str(folder), manifest)
+    partial.rmtree()
+    return manifest
+
+
+def spans_of(sources: Sources, recipe: Recipe, layout: Layout) -> Iterator[Span]:
+    """The corpus's raw documents in order, cut into spans and shards."""
+
+    def span() -> Span:
+        return Span(shard, tuple(blocks), recipe.text_field, recipe.bad_documents == "skip")
+
+    shard, blocks, span_size, shard_size = 0, [], 0, 0
+    for block in read_blocks(sources, recipe.text_field, layout.span_bytes):
+        blocks.append(block)
+        span_size += block.size
+        if span_size >= layout.span_bytes:
+            yield span()
+            shard_size += span_size
+            blocks, span_size = [], 0
+            if shard_size >= layout.shard_bytes:
+                shard, shard_size = shard + 1, 0
+    if blocks:
+        yield span()
+
+
+def write_shard(
+    partial: epath.Path, shard: int, recipe: Recipe, spans: Iterable[EncodedSpan]
+) -> ShardSummary:
+    """Write one shard; the summary beside it says that it is whole."""
+    counts, skipped = Counter(), Counter()
+
+    def counted() -> Iterator[EncodedSpan]:
+        for span in spans:
+            if span.failure:
+                raise UserError(
+                    f"{span.failure}. Mend it, or set data.bad_documents=skip to leave such "
+                    "documents out and count them."
+                )
+            counts.update(
+                documents=len(span.lengths),
+                tokens=len(span.tokens),
+                source_bytes=int(span.source_bytes.sum()),
+                characters=span.characters,
+                checked_documents=span.checked_documents,
+                lossy_documents=span.lossy_documents,
+            )
+            skipped.update(span.skipped)
+            yield span
+
+    digest = hashlib.sha256()
+    with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
+        for record in _records(counted(), recipe.sequence_length, counts):
+            writer.write(record)
+            digest.update(record)
+            counts["records"] += 1
+    fields = set(ShardSummary.__dataclass_fields__) - {"skipped", "digest"}
+    summary = ShardSummary(
+        **{field: counts[field] for field in fields},
+        skipped=dict(sorted(skipped.items())),
+        digest=digest.hexdigest(),
+    )
+    write_atomically(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
+    return summary
+
+
+def _records(
+    spans: Iterator[EncodedSpan], sequence_length: int, counts: Counter
+) -> Iterator[bytes]:
+    """Rows, or held-out documents where ``sequence_length`` is 0."""
+    if not sequence_length:
+        for span in spans:
+            documents = np.split(span.tokens, np.cumsum(span.lengths)[:-1])
+            for tokens, size in zip(documents, span.source_bytes.tolist(), strict=True):
+                yield heldout_record(tokens, size)
+        return
+    for row in cut_rows((span.tokens for span in spans), sequence_length + 1):
+        if len(row) == sequence_length + 1:
+            yield row.tobytes()
+        else:
+            counts["dropped_tokens"] = len(row)
+
+
+def _shown(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[EncodedSpan]:
+    for span in spans:
+        yield span
+        progress.update(span.disk_bytes / 1e6)
+
+
+def _start(partial: epath.Path, content: dict[str, Any]) -> None:
+    """Keep what an earlier, ended call finished only if it was made of the same."""
+    path = partial / RECIPE
+    recipe = json.dumps(content).encode()
+    if path.exists() and path.read_bytes() == recipe:
+        return
+    if partial.exists():
+        partial.rmtree()
+    for shard in partial.parent.glob("*.array_record"):
+        shard.unlink()
+    partial.mkdir(parents=True)
+    write_atomically(path, recipe)
+
+
+def _finished(partial: epath.Path) -> dict[int, ShardSummary]:
+    return {
+        int(path.stem): ShardSummary(**json.loads(path.read_text()))
+        for path in partial.glob("*.json")
+        if path.name != RECIPE
+    }
+
+
+def _publish(folder: epath.Path, count: int, recipe: Recipe) -> list[str]:
+    """Give the shards their names; a call that was ended in the middle of it goes on."""
+    kind = "rows" if recipe.sequence_length else "documents"
+    names = [f"{kind}-{shard:05}-of-{count:05}.array_record" for shard in range(count)]
+    for shard, name in enumerate(names):
+        draft = folder / PARTIAL / f"{shard:05}.array_record"
+        if draft.exists():
+            draft.replace(folder / name)
+    return names
+
+
+def _check_enough(recipe: Recipe, sources: Sources, summaries: list[ShardSummary]) -> None:
+    if any(summary.records for summary in summaries):
+        return
+    where = f"corpus {recipe.corpus!r} ({sources.dataset or sources.files[0]}"
+    where += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
+    if not any(summary.documents for summary in summaries):
+        skipped = sum(sum(summary.skipped.values()) for summary in summaries)
+        raise UserError(f"{where} holds no documents{f', {skipped} skipped' if skipped else ''}.")
+    tokens, row_tokens = sum(summary.tokens for summary in summaries), recipe.sequence_length + 1
+    raise UserError(
+        f"{where} has {tokens} tokens, a row takes {row_tokens}: {row_tokens - tokens} are "
+        "missing. Give it more text or set a smaller data.sequence_length."
+    )
+
+
+def _manifest(
+    recipe: Recipe,
+    digests: list[dict[str, Any]],
+    names: list[str],
+    summaries: list[ShardSummary],
+) -> Manifest:
+    summed = set(ShardSummary.__dataclass_fields__) - {"records", "skipped", "digest"}
+    content = "".join(summary.digest for summary in summaries)
+    return Manifest(
+        **asdict(recipe),
+        sources=digests,
+        shards=[(name, s.records) for name, s in zip(names, summaries, strict=True)],
+        skipped=dict(sum((Counter(summary.skipped) for summary in summaries), Counter())),
+        digest=hashlib.sha256(content.encode()).hexdigest(),
+        **{field: sum(getattr(s, field) for s in summaries) for field in summed},
+    )
