@@ -184,7 +184,7 @@ def readers():
 
 def assert_no_reader_left():
     for thread in readers():
-        thread.join()
+        thread.join(timeout=60)
     assert not readers()
 
 
