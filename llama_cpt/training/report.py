@@ -54,16 +54,20 @@ class Reporter:
         if self._pending is None:
             return
         (done, metrics, rate), self._pending = self._pending, None
-        config = self.run.config
-        if self._clock_step >= 0 and done % config.log_every_steps and done != config.num_steps:
-            return
-        metrics = jax.device_get(metrics)
-        self._keep_time(done)
-        if not math.isfinite(metrics["loss"]):
+        # Every step's, also between logged ones: a checkpoint of a lost model must not be saved.
+        if not math.isfinite(float(metrics["loss"])):
             raise UserError(
                 f"the loss of step {done} is {metrics['loss']}: lower optimizer.peak_learning_rate "
                 "or lengthen the warm-up; the run resumes from its last checkpoint."
             )
+        config = self.run.config
+        # Which steps are told does not depend on where a run was resumed.
+        due = done % config.log_every_steps == 0 or done in (1, config.num_steps)
+        if due or self._clock_step < 0:
+            self._keep_time(done)
+        if not due:
+            return
+        metrics = jax.device_get(metrics)
         values = self._train_values(done, metrics, rate)
         self.writer.write(done, values)
         self._print_step(done, values)

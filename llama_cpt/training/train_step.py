@@ -70,7 +70,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
         metrics = {
             "loss": loss_sum / weight,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "sums": sums,
         }
         return TrainState(trained, state.frozen, opt_state), metrics

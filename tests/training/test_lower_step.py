@@ -1,0 +1,45 @@
+"""The step of every shipped config compiles for its pod and fits into its chips."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from llama_cpt.chips import CHIPS
+from llama_cpt.config import ComputeConfig, EvaluationConfig, MeshConfig, load
+from llama_cpt.training.run import lower_step
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
+)
+
+MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
+
+
+def compile_for(config, topology: str) -> jax.stages.Compiled:
+    compiled = lower_step(config, topology).compile()
+    peak = compiled.memory_analysis().peak_memory_in_bytes
+    assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
+    return compiled
+
+
+def test_tiny_step_compiles(make_config, tmp_path):
+    config = make_config(
+        tmp_path,
+        mesh=MeshConfig(1, 4, 1),
+        global_batch_size=8,
+        microbatch_size=4,
+        compute=ComputeConfig(attention="reference", loss_chunk_tokens=24),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+    compile_for(config, "v5e:2x2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "topology"),
+    [("cpt_1b", "v5e:2x4"), ("cpt_8b", "v5p:2x2x4"), ("cpt_70b", "v5p:4x4x8")],
+)
+def test_shipped_step_fits(name, topology):
+    compile_for(load(str(ROOT / "configs" / f"{name}.py")), topology)

@@ -1,0 +1,180 @@
+"""A run steps, tells, evaluates, saves, stops when asked, and goes on as if it never had."""
+
+from dataclasses import replace
+import json
+import os
+from pathlib import Path
+import signal
+
+import jax
+import pytest
+
+from llama_cpt.config import EvaluationConfig, MeshConfig, OptimizerConfig, TrainConfig, load
+from llama_cpt.errors import UserError
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training import trainer
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.run import Run, build
+from llama_cpt.training.trainer import Outcome, evaluates_at, fit
+from tests.training.runs import learnt
+
+
+def run_of(config: TrainConfig) -> Run:
+    return build(config, make_mesh(config.mesh, jax.devices()[:1]))
+
+
+def train(config: TrainConfig, **options) -> Outcome:
+    return fit(run_of(config), **options)
+
+
+def train_until(config: TrainConfig, steps: int, monkeypatch, number: int) -> Outcome:
+    """Train, and send this process a signal when step ``steps`` is under way."""
+    real = trainer.learning_rate
+
+    def with_signal(optimizer, step: int, num_steps: int) -> float:
+        if step == steps - 1:
+            os.kill(os.getpid(), number)
+        return real(optimizer, step, num_steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "learning_rate", with_signal)
+        return train(config)
+
+
+def saved_steps(output: Path) -> list[int]:
+    with Checkpoints(str(output / FOLDER), 3) as checkpoints:
+        return checkpoints.steps()
+
+
+@pytest.fixture(scope="module")
+def whole(make_config, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert train(make_config(output)) is Outcome.FINISHED
+    return output
+
+
+def test_tells_every_step_and_learns(whole):
+    lines = [line for line in learnt(whole) if "train/loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"] - 0.2
+    assert [line["train/tokens"] for line in lines] == [128 * n for n in range(1, 9)]
+    assert {"train/zh/loss", "train/en/loss", "train/additional/loss"} <= set(lines[-1])
+    assert saved_steps(whole) == [3, 6, 8]
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_evaluates_early_and_at_the_end(whole):
+    lines = [line for line in learnt(whole) if "eval/zh/bits_per_byte" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2, 4, 5, 8]
+    assert all(line["eval/en/bits_per_byte"] > 0 for line in lines)
+
+
+def test_when_it_evaluates():
+    config = EvaluationConfig(every_steps=10)
+    steps = [step for step in range(26) if evaluates_at(config, step, 25)]
+    assert steps == [0, 1, 2, 4, 8, 10, 20, 25]
+    sparse = replace(config, dense=False)
+    assert [step for step in range(26) if evaluates_at(sparse, step, 25)] == [0, 10, 20, 25]
+
+
+def test_realised_share_is_within_a_row_of_the_asked(whole, make_config):
+    for line in learnt(whole):
+        if "train/loss" in line:
+            rows = line["step"] * 4
+            asked = line["mixture/almr_asked"]
+            assert asked == pytest.approx(make_config("").data.almr)
+            assert abs(line["mixture/almr_realised"] - asked) * rows < 1
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(
+    steps, whole, make_config, tmp_path, monkeypatch
+):
+    config = make_config(tmp_path / "run")
+    outcome = train_until(config, steps, monkeypatch, signal.SIGTERM)
+    assert outcome is Outcome.PREEMPTED and outcome.value == 75
+    assert saved_steps(tmp_path / "run")[-1] == steps
+    assert train(config) is Outcome.FINISHED
+    assert learnt(tmp_path / "run") == learnt(whole)
+
+
+def test_told_steps_do_not_depend_on_the_interruption(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run", log_every_steps=4)
+    train_until(config, 2, monkeypatch, signal.SIGINT)
+    train(config)
+    steps = [line["step"] for line in learnt(tmp_path / "run") if "train/loss" in line]
+    assert steps == [1, 4, 8]
+
+
+def test_a_finished_run_has_nothing_to_do(whole):
+    before = learnt(whole)
+    assert train(run_config(whole)) is Outcome.FINISHED
+    assert learnt(whole) == before and saved_steps(whole) == [3, 6, 8]
+
+
+def run_config(output: Path) -> TrainConfig:
+    return load(str(output / "config.json"))
+
+
+def test_lost_loss_stops_and_keeps_what_was_saved(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run", log_every_steps=100)
+    real = trainer.learning_rate
+    # The fourth update is infinite, the fifth step's loss is no number; 6 would be saved.
+    spoiled = lambda *a: float("inf") if a[1] == 3 else real(*a)
+    monkeypatch.setattr(trainer, "learning_rate", spoiled)
+    with pytest.raises(UserError, match="the loss of step 5 is nan") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert saved_steps(tmp_path / "run") == [3]
+    monkeypatch.setattr(trainer, "learning_rate", real)
+    assert train(config) is Outcome.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"global_batch_size": 8}, "global_batch_size"),
+        ({"seed": 5}, "seed"),
+        ({"optimizer": OptimizerConfig(peak_learning_rate=1.0)}, "optimizer.peak_learning_rate"),
+    ],
+)
+def test_what_may_not_change_on_resume(change, field, whole):
+    config = replace(run_config(whole), num_steps=9, **change)
+    with pytest.raises(UserError, match=field):
+        train(config)
+    assert saved_steps(whole) == [3, 6, 8]
+
+
+def test_a_changed_corpus_is_refused(make_config, tmp_path, corpora, monkeypatch):
+    config = make_config(tmp_path / "run")
+    train_until(config, 2, monkeypatch, signal.SIGTERM)
+    texts = (corpora / "en.jsonl").read_text(encoding="utf-8").splitlines()
+    other = tmp_path / "en.jsonl"
+    other.write_text("\n".join([*texts[1:], json.dumps({"text": "moon " * 30})]) + "\n")
+    corpus = replace(config.data.original[0], source=str(other))
+    data = replace(config.data, original=(corpus,), prepared=str(tmp_path / "prepared"))
+    with pytest.raises(UserError, match="changed.*en"):
+        train(replace(config, data=data))
+    assert saved_steps(tmp_path / "run") == [2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"global_batch_size": 6, "microbatch_size": 3}, "microbatch_size=3"),
+        ({"evaluation": EvaluationConfig(batch_size=3)}, "evaluation.batch_size=3"),
+        ({"num_steps": 10_000}, "max_epochs"),
+    ],
+)
+def test_refused_before_the_first_step(fields, named, make_config, tmp_path):
+    config = make_config(tmp_path / "run", mesh=MeshConfig(1, 2, 1), **fields)
+    with pytest.raises(UserError, match=named):
+        build(config, make_mesh(config.mesh, jax.devices()[:2]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokenizer_of_another_size(make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    with pytest.raises(UserError, match="model.vocab_size"):
+        run_of(replace(config, model=replace(config.model, vocab_size=512)))
