@@ -157,6 +157,7 @@ def test_a_far_start_reads_only_its_own_rows():
         source = loader(start, corpora=counting)
         batch = next(source)
         source.close()
+        assert_no_reader_left()
         assert row_numbers(batch)[0, 0] == start
         assert sum(reads) <= 16 * 6
 
