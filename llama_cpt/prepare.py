@@ -3,10 +3,12 @@
 import argparse
 import sys
 
+import jax
 import numpy as np
 
 from llama_cpt.config import TrainConfig, load
 from llama_cpt.data.corpora import Prepared, prepare
+from llama_cpt.data.inspect_rows import row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.token_rows import Manifest, TokenRows
@@ -26,9 +28,15 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("config", nargs="?", help="a config in Python, or a run's config.json")
     parser.add_argument(
-        "--inspect", type=int, default=0, metavar="N", help="show the run's first N rows, decoded"
+        "--inspect",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="show the run's first N rows, decoded",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: all cores)"
+    )
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()
@@ -46,27 +54,38 @@ def main(arguments: list[str]) -> None:
     )
     for group, manifests in (("", prepared.rows), ("held-out ", prepared.heldout)):
         for manifest in manifests.values():
-            print(_corpus_line(group, manifest))
+            print(corpus_report(group, manifest, tokenizer))
     print_duration(config, mixture)
     if options.inspect:
         inspect(prepared, mixture, tokenizer, options.inspect)
 
 
-def _corpus_line(group: str, manifest: Manifest) -> str:
-    line = (
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
+    """What ``prepare`` made of a corpus, in one line and one for each thing to know."""
+    lines = [
         f"{group}{manifest.corpus}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"{manifest.source_bytes / manifest.tokens:.2f} bytes a token, "
-        f"{manifest.tokens / max(manifest.characters, 1):.3f} tokens a character"
-    )
+        f"{manifest.tokens / manifest.characters:.3f} tokens a character"
+    ]
     if manifest.sequence_length:
-        line += f", {manifest.rows:,} rows ({manifest.dropped_tokens:,} tokens in tails left out)"
+        lines[0] += f", {manifest.rows:,} rows of {manifest.sequence_length:,}"
+        lines.append(f"  {manifest.dropped_tokens:,} tokens left out: tails that fill no row")
     if manifest.skipped:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in manifest.skipped.items())
-        line += f"\n  skipped: {reasons}"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
+        lines.append(f"  {sum(manifest.skipped.values()):,} documents skipped: {reasons}")
     if manifest.lossy_documents:
         share = manifest.lossy_documents / manifest.checked_documents
-        line += f"\n  lossy: the tokenizer changes {share:.1%} of the documents"
-    return line
+        lines.append(
+            f"  lossy: {tokenizer.path} ({tokenizer.kind}) changes {share:.1%} of the documents "
+            f"({manifest.checked_documents:,} checked)"
+        )
+    return "\n".join(lines)
 
 
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
@@ -79,26 +98,22 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
     )
     passes = mixture.passes(config.num_steps * batch)
     for corpus, times in zip(mixture.corpora, passes, strict=True):
-        verdict = "  <- above data.max_epochs: the run is refused" if times > bound else ""
-        print(f"  {config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}{verdict}")
+        line = f"{config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}"
+        if times > bound:
+            print(f"ERROR: {line}, above data.max_epochs={bound:g}: train refuses this run")
+        else:
+            print(f"  {line}")
 
 
 def inspect(prepared: Prepared, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
     """Print the run's first ``count`` rows as the model sees them."""
     rows = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
-    batch = read_batch(mixture, rows, tokenizer.bos_id, np.arange(count, dtype=np.int64)[None])
-    for row in range(count):
-        corpus = mixture.corpora[int(batch.corpus[0, row, 0])]
-        print(f"\nrow {row}: corpus {corpus.name}")
-        ids = batch.segment_ids[0, row]
-        for segment in range(1, int(ids.max()) + 1):
-            place = np.flatnonzero(ids == segment)
-            text = tokenizer.decode(batch.tokens[0, row, place].tolist())
-            masked = int((batch.loss_mask[0, row, place] == 0).sum())
-            print(
-                f"  segment {segment}: tokens {place[0]}..{place[-1]}, positions 0.."
-                f"{len(place) - 1}, {masked} targets not learnt\n    {text!r}"
-            )
+    for number in range(count):
+        batch = read_batch(mixture, rows, tokenizer.bos_id, np.array([[number]], np.int64))
+        corpora, places = mixture.locate(np.array([number], np.int64))
+        name = mixture.corpora[int(corpora[0])].name
+        print(f"\nrow {number} of the run: row {places[0]} of {name}")
+        print(row_as_text(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import gzip
 import json
 import lzma
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 import zlib
 
 import fsspec
@@ -150,17 +150,17 @@ def _line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block
                 continue
             raw = b"".join([*held, chunk[:cut]])
             held = [chunk[cut:]]
-            yield Block(path, line, raw, len(raw), disk.tell() - at)
+            yield Block(path, line, raw, len(raw), float(disk.tell() - at))
             line, at = line + raw.count(b"\n"), disk.tell()
         if raw := b"".join(held):
-            yield Block(path, line, raw, len(raw), disk.tell() - at)
+            yield Block(path, line, raw, len(raw), float(disk.tell() - at))
 
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
     with _opened(path, decompress) as (disk, file):
         raw = _read(file, -1, f"{path}: broken")
         raw = raw.removeprefix(BYTE_ORDER_MARK)
-        yield Block(path, 0, [raw], len(raw), disk.tell())
+        yield Block(path, 0, [raw], len(raw), float(disk.tell()))
 
 
 def _parquet_blocks(path: str, field: str, block_bytes: int) -> Iterator[Block]:
@@ -224,7 +224,7 @@ def _value_blocks(
 
 
 @contextlib.contextmanager
-def _opened(path: str, decompress: Any) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
     """The file on disk, and the same decompressed."""
     with fsspec.open(path, "rb") as disk:
         if not decompress:
@@ -234,14 +234,14 @@ def _opened(path: str, decompress: Any) -> Iterator[tuple[BinaryIO, BinaryIO]]:
                 yield disk, file
 
 
-def _read(file: BinaryIO, size: int, failure: str) -> bytes:
+def _read(file: Any, size: int, failure: str) -> bytes:
     try:
         return file.read(size)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{failure} ({error}); is the file whole?") from None
 
 
-def _zstd(disk: BinaryIO) -> Any:
+def _zstd(disk: Any) -> Any:
     import pyarrow  # only this kind needs it
 
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(disk), "zstd")

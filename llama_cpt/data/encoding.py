@@ -48,7 +48,7 @@ class Span:
     @property
     def disk_bytes(self) -> float:
         """How much of the sources on disk it took."""
-        return sum(block.disk_bytes for block in self.blocks)
+        return sum((block.disk_bytes for block in self.blocks), 0.0)
 
 
 @dataclass(frozen=True)

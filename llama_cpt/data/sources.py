@@ -106,10 +106,11 @@ def open_dataset(source: str) -> tuple[Any, str]:
     """
     import tensorflow_datasets as tfds  # a second to import, and only this kind needs it
 
-    name, *rest = source.removeprefix(TFDS).split(":")
-    if rest and re.fullmatch(r"[\d*]+\.[\d*]+\.[\d*]+", rest[0]):
-        name = f"{name}:{rest.pop(0)}"
-    split = rest[0] if rest else "train"
+    pattern = rf"{TFDS}([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(.+))?"
+    named = re.fullmatch(pattern, source)
+    if not named:
+        raise UserError(f"{source}: not of the form tfds:NAME or tfds:NAME:SPLIT.")
+    name, split = named[1], named[2] or "train"
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     remedy = f"Build it: `TFDS_DATA_DIR={folder} tfds build --file_format=array_record {name}`."
     try:

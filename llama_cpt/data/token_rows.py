@@ -172,7 +172,8 @@ class _Records:
         for number in np.unique(shard):
             here = np.flatnonzero(shard == number)
             start = self._ends[number - 1] if number else 0
-            found = readers[number].read((indices[here] - start).tolist())
+            with _broken_shard(self._paths[number]):
+                found = readers[number].read((indices[here] - start).tolist())
             for place, record in zip(here, found, strict=True):
                 records[place] = record
         return records
@@ -180,19 +181,25 @@ class _Records:
     def _open(self) -> list[Any]:
         readers = []
         for path, records in zip(self._paths, np.diff(self._ends, prepend=0), strict=True):
-            try:
+            with _broken_shard(path):
                 reader = array_record_module.ArrayRecordReader(
                     path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
                 )
                 found = reader.num_records()
-            except (RuntimeError, ValueError, IndexError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: {reason}; delete its folder to prepare again.") from None
-            if found != records:
-                raise UserError(f"{path}: {found} records, {records} expected; is it whole?")
+                if found != records:
+                    raise ValueError(f"{found} records, {records} expected")
             readers.append(reader)
         self._readers = readers
         return readers
+
+
+@contextlib.contextmanager
+def _broken_shard(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {reason}; delete its folder to prepare it anew.") from None
 
 
 class TokenRows:

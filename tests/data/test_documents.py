@@ -1,0 +1,255 @@
+"""Every kind of source gives the same documents; whatever is bad is named with its place."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import fsspec
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llama_cpt.config import CorpusConfig
+from llama_cpt.data.documents import BadDocument, documents_of, read_blocks
+from llama_cpt.data.sources import digested, find_sources, what_changed
+from llama_cpt.errors import UserError
+
+TEXTS = ["plain", "中文，两行\nand a 😀", "a literal <|eot_id|>", "x" * 300, " "] + ["y z"] * 600
+LINES = "".join(json.dumps({"id": i, "text": t}) + "\r\n" for i, t in enumerate(TEXTS)).encode()
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+def corpus(source, field="text"):
+    return CorpusConfig("zh", str(source), text_field=field)
+
+
+def read(source, field="text", block_bytes=1000):
+    blocks = read_blocks(find_sources(corpus(source, field)), field, block_bytes)
+    return [document for block in blocks for document in documents_of(block, field)]
+
+
+def texts(documents):
+    return [d.text for d in documents if not isinstance(d, BadDocument)]
+
+
+def write_lines(path, content):
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
+def test_json_lines(tmp_path, suffix, block_bytes):
+    documents = read(write_lines(tmp_path / f"a.jsonl{suffix}", LINES), block_bytes=block_bytes)
+    assert texts(documents) == [t for t in TEXTS if t.strip()]
+    assert [d.number for d in documents] == list(range(1, len(TEXTS) + 1))
+    assert [d.source_bytes for d in documents[:2]] == [5, len(TEXTS[1].encode())]
+    assert str(documents[4]).endswith(f"a.jsonl{suffix}:5: empty text")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" "))),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_blocks_are_whole_lines_and_lose_nothing(tmp_path_factory, lines, block_bytes, end):
+    content = b"\n".join(lines) + (b"\n" if end else b"")
+    path = write_lines(tmp_path_factory.mktemp("lines") / "a.jsonl", content)
+    blocks = list(read_blocks(find_sources(corpus(path)), "text", block_bytes))
+    assert b"".join(block.raw for block in blocks) == content
+    assert sum(block.disk_bytes for block in blocks) == len(content)
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        assert before.raw.endswith(b"\n")
+        assert block.first == before.first + before.raw.count(b"\n")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_parquet(tmp_path, kind):
+    table = pa.table({"n": list(range(len(TEXTS))), "text": pa.array(TEXTS, pa.string())})
+    table = table.set_column(1, "text", table["text"].cast(kind))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    documents = read(tmp_path / "a.parquet")
+    assert texts(documents) == [t for t in TEXTS if t.strip()]
+    assert documents[-1].number == len(TEXTS)
+    assert str(documents[4]).endswith("a.parquet:5: empty text")
+
+
+def test_bad_values_of_a_parquet_column(tmp_path):
+    binary = pa.array([b"good", b"\xff\xfe", None, b"too"], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), 4, binary.buffers(), null_count=1)
+    pq.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
+    documents = read(tmp_path / "a.parquet")
+    assert texts(documents) == ["good", "too"]
+    assert [d.reason for d in documents[1:3]] == ["not UTF-8", "text is not a string"]
+
+
+def test_text_files_are_documents(tmp_path):
+    write_lines(tmp_path / "b.txt.gz", "zwei\n\nAbsätze".encode())
+    (tmp_path / "a.md").write_bytes(b"\xef\xbb\xbf# one")
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    documents = read(tmp_path / "*.*")
+    assert texts(documents) == ["# one", "zwei\n\nAbsätze"]
+    assert str(documents[2]) == f"{tmp_path}/c.txt: not UTF-8 (invalid start byte)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "\xff"}', "not UTF-8 (invalid start byte)"),
+        (b'{"text": "\\ud800"}', "not UTF-8 (a lone surrogate)"),
+        (b'{"text": "cut', "not JSON (Unterminated string starting at: line 1 column 10 (char 9))"),
+        (b"[" * 100_000, "not JSON ("),
+        (b'[{"text": "array"}]', "not a JSON object (one object a line, not a list)"),
+        (b'{"body": "b", "title": 1}', "no field 'text' (its fields: body, title)"),
+        (b"{}", "no field 'text' (its fields: none)"),
+        (b'{"text": null}', "text is not a string (it is of type NoneType)"),
+        (b'{"text": ["b"]}', "text is not a string (it is of type list)"),
+        (b'{"text": ""}', "empty text"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    content = b'\xef\xbb\xbf{"text": "before"}\n\n' + line + b'\n{"text": "after"}'
+    before, bad, after = read(write_lines(tmp_path / "a.jsonl", content))
+    assert str(bad).startswith(f"{tmp_path}/a.jsonl:3: {message}")
+    assert (before.text, after.text, after.number) == ("before", "after", 4)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_file_cut_short_is_refused(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 1 << 62, 5000)
+    content = "".join(json.dumps({"text": str(n)}) + "\n" for n in noise).encode()
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](content)[:-100])
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: .*is the file whole\?"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none-*.jsonl", "corpus 'zh': no file matches .*none-"),
+        ("", "is a folder: name its files"),
+        ("a.csv", r"a.csv: of no known kind; documents are .jsonl"),
+        ("a.parquet", "a.parquet: not a Parquet file"),
+        ("a.jsonl.gz", "a.jsonl.gz: broken after line 1 .*Not a gzipped file"),
+    ],
+)
+def test_a_source_that_cannot_be_read(tmp_path, name, message):
+    for broken in ("a.csv", "a.parquet", "a.jsonl.gz"):
+        (tmp_path / broken).write_bytes(b"what is this?")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_parquet_column_that_is_missing_or_of_numbers(tmp_path):
+    pq.write_table(pa.table({"id": [1], "body": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column 'text'; its columns: id, body"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="column 'id' holds int64, not strings"):
+        read(tmp_path / "a.parquet", "id")
+    assert texts(read(tmp_path / "a.parquet", "body")) == ["b"]
+
+
+def test_a_document_of_50_megabytes(tmp_path):
+    text = "大文件 large " * (50_000_000 // 16)
+    lines = [json.dumps({"text": t}, ensure_ascii=False) for t in ("a", text, "b")]
+    path = write_lines(tmp_path / "a.jsonl", "\n".join(lines).encode())
+    documents = read(path, block_bytes=2 << 20)
+    assert texts(documents) == ["a", text, "b"]
+    assert [d.number for d in documents] == [1, 2, 3]
+
+
+def test_a_remote_source(tmp_path):
+    system = fsspec.filesystem("memory")
+    for name, content in (("b", LINES), ("a", b'{"text": "first"}\n')):
+        with system.open(f"/bucket/{name}.jsonl.gz", "wb") as file:
+            file.write(gzip.compress(content))
+    sources = find_sources(corpus("memory://bucket/*.jsonl.gz"))
+    assert [path.rsplit("/", 1)[1] for path in sources.files] == ["a.jsonl.gz", "b.jsonl.gz"]
+    assert texts(read("memory://bucket/*.jsonl.gz")) == ["first"] + [t for t in TEXTS if t.strip()]
+    assert len(digested("zh", sources.stats())[0]["digest"]) == 64
+    with pytest.raises(UserError, match="nonesuch://x: cannot be read"):
+        find_sources(corpus("nonesuch://x"))
+
+
+def test_changes_of_the_sources_are_seen(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", LINES)
+    sources = find_sources(corpus(path))
+    before = digested("zh", sources.stats())
+    assert what_changed(sources, before) is None
+    path.touch()
+    assert what_changed(sources, before) is None
+    path.write_bytes(LINES[:-3] + b" \r\n")
+    assert what_changed(sources, before) == f"source {path} has changed"
+    write_lines(tmp_path / "b.jsonl", LINES)
+    both = find_sources(corpus(tmp_path / "*.jsonl"))
+    assert what_changed(both, before) == "there are 2 source files, there were 1"
+    (tmp_path / "elsewhere").mkdir()
+    moved = write_lines(tmp_path / "elsewhere" / "a.jsonl", LINES)
+    assert what_changed(find_sources(corpus(moved)), before) is None
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A TFDS dataset of two splits, written as ArrayRecord without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    class TinyTexts(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.2.0")
+
+        def _info(self):
+            features = {"text": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, description="texts")
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(600), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            yield from ((i, {"text": f"文 number {i}", "id": i}) for i in range(count))
+
+    TinyTexts(data_dir=folder, file_format="array_record").download_and_prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        patch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(folder))
+        yield folder
+
+
+def test_tfds(dataset):
+    documents = read("tfds:tiny_texts")
+    assert sorted(texts(documents)) == sorted(f"文 number {i}" for i in range(600))
+    assert [d.number for d in documents] == list(range(1, 601))
+    assert texts(read("tfds:tiny_texts:1.2.0:train[:10]")) == texts(documents)[:10]
+    assert len(read("tfds:tiny_texts:test")) == 3
+    sources = find_sources(corpus("tfds:tiny_texts"))
+    assert [source["bytes"] > 0 for source in digested("zh", sources.stats())] == [True]
+    assert {str(d).split(": ")[1] for d in read("tfds:tiny_texts:test", "id")} == {
+        "text is not a string (it is of type int)"
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "message"),
+    [
+        ("tfds:nonesuch", "text", "tfds:nonesuch: Dataset nonesuch not found.*tfds build"),
+        ("tfds:tiny_texts:valid", "text", "Unknown split 'valid'"),
+        ("tfds:tiny_texts", "body", r"no field 'body'; its fields: (id, text|text, id)"),
+    ],
+)
+def test_tfds_names_that_are_wrong(dataset, source, field, message):
+    with pytest.raises(UserError, match=message):
+        read(source, field)

@@ -1,0 +1,124 @@
+"""Rows on disk: cut exactly, read by index, broken files named."""
+
+import pickle
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+
+from llama_cpt.data.token_rows import (
+    HeldoutDocuments,
+    Manifest,
+    TokenRows,
+    cut_rows,
+    heldout_record,
+    read_manifest,
+    record_writer,
+    write_manifest,
+)
+from llama_cpt.errors import UserError
+
+LENGTH = 7
+
+
+def write(folder, shards, *, length=LENGTH):
+    """``shards``: the records of each."""
+    folder.mkdir(exist_ok=True)
+    names = [f"rows-{i:05}-of-{len(shards):05}.array_record" for i in range(len(shards))]
+    for name, records in zip(names, shards, strict=True):
+        with record_writer(str(folder / name)) as writer:
+            for record in records:
+                writer.write(record)
+    counts = dict.fromkeys(("documents", "tokens", "dropped_tokens", "source_bytes"), 0)
+    manifest = Manifest(
+        corpus="zh",
+        tokenizer="f",
+        sequence_length=length,
+        text_field="text",
+        bad_documents="error",
+        sources=[],
+        shards=[(name, len(records)) for name, records in zip(names, shards, strict=True)],
+        characters=0,
+        skipped={},
+        checked_documents=0,
+        lossy_documents=0,
+        **counts,
+    )
+    write_manifest(str(folder), manifest)
+    return manifest
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40)), st.integers(1, 20))
+def test_rows_and_tail_are_the_documents_in_order(lengths, row_tokens):
+    tokens = np.arange(sum(lengths), dtype=np.uint32)
+    documents = np.split(tokens, np.cumsum(lengths))
+    rows = list(cut_rows(iter(documents), row_tokens))
+    assert all(len(row) == row_tokens for row in rows[:-1])
+    assert np.array_equal(np.concatenate([*rows, tokens[:0]]), tokens)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.data())
+def test_rows_by_index_across_shards(tmp_path_factory, sizes, data):
+    rows = np.arange(sum(sizes) * (LENGTH + 1), dtype=np.uint32).reshape(-1, LENGTH + 1)
+    shards = np.split(rows, np.cumsum(sizes)[:-1])
+    folder = tmp_path_factory.mktemp("rows")
+    manifest = write(folder, [[row.astype("<u4").tobytes() for row in part] for part in shards])
+    assert read_manifest(str(folder)) == manifest
+    read = TokenRows(str(folder))
+    assert len(read) == len(rows)
+    last = max(len(rows) - 1, 0)
+    places = data.draw(st.lists(st.integers(0, last), max_size=20)) if len(rows) else []
+    indices = np.array(places, np.int64)
+    assert np.array_equal(read.read(indices), rows[indices])
+    assert np.array_equal(pickle.loads(pickle.dumps(read)).read(indices), rows[indices])
+
+
+def test_heldout_documents(tmp_path):
+    documents = [(np.arange(n, dtype=np.uint32), n * 5_000_000_000) for n in (2, 1000, 3)]
+    write(tmp_path, [[heldout_record(*d) for d in documents]], length=0)
+    read = HeldoutDocuments(str(tmp_path))
+    assert len(read) == 3
+    for index, (tokens, source_bytes) in enumerate(documents):
+        assert np.array_equal(read.document(index)[0], tokens)
+        assert read.document(index)[1] == source_bytes
+
+
+def test_a_folder_without_manifest_and_a_manifest_that_is_none(tmp_path):
+    assert read_manifest(str(tmp_path)) is None
+    with pytest.raises(UserError, match="is not prepared: run `python -m llama_cpt.prepare CONF"):
+        TokenRows(str(tmp_path))
+    (tmp_path / "manifest.json").write_text('{"rows": 3}')
+    with pytest.raises(UserError, match=f"not a manifest .* delete {tmp_path}"):
+        TokenRows(str(tmp_path))
+
+
+def test_broken_shards_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [rng.bytes(4 * (LENGTH + 1)) for _ in range(20_000)]
+    write(tmp_path, [records])
+    (shard,) = tmp_path.glob("*.array_record")
+    content = shard.read_bytes()
+    read = TokenRows(str(tmp_path))
+
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{shard.name}: .*delete its folder"):
+        read.read(np.array([0]))
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(UserError, match=f"{shard.name}: Corrupted.*delete its folder"):
+        read.read(np.arange(len(records)))
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name}: .*No such file"):
+        TokenRows(str(tmp_path)).read(np.array([0]))
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    (tmp_path / "rows.draft").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="rows: cannot be written .*No space left on device"):
+        with record_writer(str(tmp_path / "rows")) as writer:
+            for _ in range(100_000):
+                writer.write(bytes(1000))
+    assert not list(tmp_path.iterdir())
