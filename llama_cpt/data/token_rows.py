@@ -185,6 +185,8 @@ class _Records:
                 reader = array_record_module.ArrayRecordReader(
                     path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
                 )
+                if not reader.ok():
+                    reader.read([0])  # Raises with the reason, which opening keeps to itself.
                 found = reader.num_records()
                 if found != records:
                     raise ValueError(f"{found} records, {records} expected")

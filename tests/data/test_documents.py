@@ -6,7 +6,8 @@ import json
 import lzma
 
 import fsspec
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
