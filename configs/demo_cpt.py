@@ -1,0 +1,25 @@
+"""The demo's second run: Chinese comes in at ALMR 0.33, English is replayed.
+
+``--data.almr 1.0 --output runs/demo/almr_1.0`` makes it the third run, without replay.
+"""
+
+from dataclasses import replace
+
+from configs.demo_base import FOLDER
+from configs.demo_base import config as base
+from llama_cpt.config import CorpusConfig, EvaluationConfig, OptimizerConfig
+
+config = replace(
+    base,
+    output=f"{FOLDER}/almr_0.33",
+    init_from=base.output,
+    data=replace(
+        base.data,
+        almr=0.33,
+        additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.train.jsonl"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=40),
+    num_steps=600,
+    evaluation=EvaluationConfig(every_steps=60, documents=50, batch_size=16),
+    seed=1,
+)
