@@ -116,9 +116,7 @@ def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, who
     setup = Setup(mesh_name)
     for expected in whole[0]:
         metrics = setup.run(num_microbatches)
-        for have, want in zip(
-            jax.tree.leaves(metrics), jax.tree.leaves(expected), strict=True
-        ):
+        for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(have, want, rtol=1e-5)
     for have, want in zip(jax.tree.leaves(setup.state.trained), whole[1], strict=True):
         # Adam's first updates are signs: where a gradient is 0 but for rounding they may differ.
