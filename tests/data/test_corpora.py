@@ -1,0 +1,464 @@
+"""Preparing: exact rows, the same bytes from any number of workers and after any death."""
+
+import base64
+from dataclasses import replace
+import gzip
+import json
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import sentencepiece
+
+from llama_cpt.config import CorpusConfig, DataConfig
+from llama_cpt.data import corpora, corpus_shards, encoding
+from llama_cpt.data.corpora import prepare
+from llama_cpt.data.corpus_shards import Layout, layout_of
+from llama_cpt.data.documents import documents_of
+from llama_cpt.data.encoding import EncodingPool, encode_span
+from llama_cpt.data.sources import find_sources
+from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
+from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH = 31
+SMALL = Layout(span_bytes=300, shard_bytes=3000)
+ZH_SHARDS = 15
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A tiktoken file of the 256 bytes and two merges."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the"]
+    lines = (base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(corpora, "layout_of", lambda *_: SMALL)
+
+
+def texts(count, seed=0):
+    rng = random.Random(seed)
+    return [f"{i}: the " + rng.choice("ab中 ") * rng.randrange(200) for i in range(count)]
+
+
+def write_lines(path, documents):
+    content = "".join(json.dumps({"text": text}) + "\n" for text in documents).encode()
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def config(tmp_path, vocabulary):
+    """Two files of Chinese, one of English, one held out."""
+    for name, seed in (("zh0.jsonl", 0), ("zh1.jsonl.gz", 1), ("en.jsonl", 2), ("held.jsonl", 3)):
+        write_lines(tmp_path / name, texts(100, seed))
+    return DataConfig(
+        tokenizer=str(vocabulary),
+        prepared=str(tmp_path / "prepared"),
+        sequence_length=LENGTH,
+        almr=0.33,
+        additional=(CorpusConfig("zh", str(tmp_path / "zh*")),),
+        original=(CorpusConfig("en", str(tmp_path / "en.jsonl")),),
+        heldout=(CorpusConfig("zh", str(tmp_path / "held.jsonl")),),
+    )
+
+
+def contents(config):
+    """Every file but the locks."""
+    folder = Path(config.prepared)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def tokens_of(tokenizer, documents):
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in documents]
+    return np.array([one for document in ids for one in document], np.uint32)
+
+
+def shards_of(prepared, name):
+    rows = TokenRows(prepared.folder(name))
+    ends = np.cumsum([count for _, count in prepared.rows[name].shards])
+    return np.split(rows.read(np.arange(len(rows))), ends[:-1])
+
+
+def test_rows_are_the_documents_in_order(config):
+    prepared, tokenizer = prepare(config), load_tokenizer(config.tokenizer)
+    manifest = prepared.rows["zh"]
+    expected = tokens_of(tokenizer, texts(100, 0) + texts(100, 1))
+    (rows,) = shards_of(prepared, "zh")
+    dropped = manifest.dropped_tokens
+    assert dropped == manifest.tokens % (LENGTH + 1)
+    assert np.array_equal(rows.ravel(), expected[: len(expected) - dropped])
+    assert (manifest.documents, manifest.tokens) == (200, len(expected))
+    assert manifest.characters == sum(map(len, texts(100, 0) + texts(100, 1)))
+    heldout = HeldoutDocuments(prepared.heldout_folder("zh"))
+    assert len(heldout) == prepared.heldout["zh"].rows == 100
+    for index, text in enumerate(texts(100, 3)):
+        tokens, source_bytes = heldout.document(index)
+        assert np.array_equal(tokens, tokens_of(tokenizer, [text]))
+        assert source_bytes == len(text.encode())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=20), max_size=4),
+    st.integers(1, 300),
+    st.integers(1, 2000),
+)
+def test_each_shard_is_its_documents_in_order(
+    tmp_path_factory, vocabulary, files, span_bytes, shard_bytes
+):
+    """Whatever the sizes: rows and dropped tail of a shard are its documents, none lost."""
+    folder = tmp_path_factory.mktemp("corpus")
+    everything = [text for file in [*files, ["enough text for a row" * 3]] for text in file]
+    for number, file in enumerate([*files, ["enough text for a row" * 3]]):
+        write_lines(folder / f"{number}.jsonl", file)
+    source = CorpusConfig("zh", str(folder / "*.jsonl"))
+    layout = Layout(span_bytes, shard_bytes)
+    config = DataConfig(
+        str(vocabulary), str(folder / "out"), LENGTH, 1.0, (source,), bad_documents="skip"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "layout_of", lambda *_: layout)
+        prepared = prepare(config)
+    manifest, tokenizer = prepared.rows["zh"], load_tokenizer(config.tokenizer)
+    recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "skip", "")
+    documents = [[] for _ in manifest.shards]
+    for span in corpus_shards.spans_of(find_sources(source), recipe, layout):
+        for block in span.blocks:
+            documents[span.shard] += [
+                d.text for d in documents_of(block, "text") if hasattr(d, "text")
+            ]
+    assert sum(documents, []) == [text for text in everything if text and not text.isspace()]
+    dropped = 0
+    for rows, own in zip(shards_of(prepared, "zh"), documents, strict=True):
+        expected = tokens_of(tokenizer, own)
+        assert rows.size == len(expected) // (LENGTH + 1) * (LENGTH + 1)
+        assert np.array_equal(rows.ravel(), expected[: rows.size])
+        dropped += len(expected) - rows.size
+    assert dropped == manifest.dropped_tokens
+    assert sum(manifest.skipped.values()) == len(everything) - manifest.documents
+
+
+def test_any_number_of_workers_gives_the_same_bytes(config, small, tmp_path):
+    found = []
+    for workers in (1, 2, 4):
+        own = replace(config, prepared=str(tmp_path / f"by{workers}"))
+        assert len(prepare(own, workers).rows["zh"].shards) > 5
+        found.append(contents(own))
+    assert found[0] == found[1] == found[2]
+
+
+KILLED = """
+import os, signal, sys
+from llama_cpt.config import DataConfig, from_dict
+from llama_cpt.data import corpora, corpus_shards
+import json
+
+config = from_dict(DataConfig, json.loads(sys.argv[1]))
+corpora.layout_of = lambda *_: corpus_shards.Layout({span_bytes}, {shard_bytes})
+place, after = sys.argv[2], int(sys.argv[3])
+whole = getattr(corpus_shards, place)
+def dying(*arguments):
+    global after
+    after -= 1
+    if after < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+setattr(corpus_shards, place, dying)
+corpora.prepare(config, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "after", "expected_finished"),
+    [
+        ("write_shard", 0, 0),
+        ("write_shard", 3, 3),
+        ("heldout_record", 20, 1),
+        ("write_atomically", 3, 2),
+        ("_publish", 0, ZH_SHARDS),
+        ("write_manifest", 0, ZH_SHARDS),
+    ],
+)
+def test_killed_and_called_again(
+    config, small, tmp_path, monkeypatch, place, after, expected_finished
+):
+    """SIGKILL at many places: the same bytes in the end, and finished shards are not repeated."""
+    from llama_cpt.config import to_dict
+
+    whole = replace(config, prepared=str(tmp_path / "whole"))
+    prepare(whole)
+    program = KILLED.format(span_bytes=SMALL.span_bytes, shard_bytes=SMALL.shard_bytes)
+    killed = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(to_dict(config)), place, str(after)],
+        cwd=ROOT,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+    def name_of(partial):
+        return str(Path(partial).parent.relative_to(config.prepared))
+
+    summaries = [path for path in Path(config.prepared).rglob("partial/0*.json")]
+    finished = {(name_of(path.parent), int(path.stem)) for path in summaries}
+    written = []
+    original = corpus_shards.write_shard
+
+    def recorded(partial, shard, *rest):
+        written.append((name_of(partial), shard))
+        return original(partial, shard, *rest)
+
+    monkeypatch.setattr(corpus_shards, "write_shard", recorded)
+    prepared = prepare(config)
+    assert contents(config) == contents(whole)
+    everything = {("zh", n) for n in range(len(prepared.rows["zh"].shards))}
+    everything |= {("en", n) for n in range(len(prepared.rows["en"].shards))}
+    everything |= {("heldout/zh", n) for n in range(len(prepared.heldout["zh"].shards))}
+    if place == "heldout_record":
+        everything = {one for one in everything if one[0] == "heldout/zh"}
+    assert sorted(written) == sorted(everything - finished)
+    assert len(finished) == expected_finished
+
+
+def test_what_is_there_is_not_prepared_again(config, monkeypatch):
+    first = prepare(config)
+    monkeypatch.setattr(corpora, "write_corpus", None)
+    monkeypatch.setattr("llama_cpt.data.sources.file_digest", None)
+    second = prepare(config)
+    assert second == first
+    assert second.fingerprints() == first.fingerprints()
+
+
+def test_fingerprints_do_not_depend_on_places(config, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in tmp_path.glob("*.jsonl*"):
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+
+    def moved(group):
+        return tuple(
+            replace(c, source=c.source.replace(str(tmp_path), str(elsewhere))) for c in group
+        )
+
+    other = replace(
+        config,
+        prepared=str(elsewhere / "prepared"),
+        additional=moved(config.additional),
+        original=moved(config.original),
+        heldout=moved(config.heldout),
+    )
+    assert prepare(other).fingerprints() == prepare(config).fingerprints()
+    prepare(replace(other, prepared=config.prepared))
+
+
+def other_tokenizer(config, tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(Path(config.tokenizer).read_bytes() + base64.b64encode(b"ab") + b" 258\n")
+    return replace(config, tokenizer=str(path))
+
+
+def other_text(config, tmp_path):
+    content = (tmp_path / "zh0.jsonl").read_bytes()
+    (tmp_path / "zh0.jsonl").write_bytes(content.replace(b"the", b"eht", 1))
+    return config
+
+
+def other_file(config, tmp_path):
+    write_lines(tmp_path / "zh2.jsonl", ["more"])
+    return config
+
+
+def other_field(config, tmp_path):
+    return replace(config, additional=(replace(config.additional[0], text_field="body"),))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config, _: replace(config, sequence_length=15), "sequence_length was 31, is 15"),
+        (other_field, "text_field was 'text', is 'body'"),
+        (other_tokenizer, "tokenizer was '.*', is '"),
+        (other_text, "source .*zh0.jsonl has changed"),
+        (other_file, "there are 3 source files, there were 2"),
+    ],
+)
+def test_what_is_stale_is_refused_and_kept(config, tmp_path, change, message):
+    prepare(config)
+    before = contents(config)
+    with pytest.raises(UserError, match=f"prepared/zh was .*{message}.* delete .*prepared/zh"):
+        prepare(change(config, tmp_path))
+    assert contents(config) == before
+
+
+def test_a_partly_prepared_corpus_of_other_sources_is_not_continued(
+    config, small, monkeypatch, tmp_path
+):
+    def failing(*_):
+        raise UserError("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_shards, "_publish", failing)
+        with pytest.raises(UserError, match="stop"):
+            prepare(config)
+    assert list(Path(config.prepared).glob("zh/partial/*.array_record"))
+    prepared = prepare(other_text(config, tmp_path))
+    assert (
+        b"eht"
+        in load_tokenizer(config.tokenizer)
+        .decode(shards_of(prepared, "zh")[0].ravel().tolist())
+        .encode()
+    )
+    assert not list(Path(config.prepared).rglob("partial"))
+
+
+def test_prepared_rows_outlive_their_sources(config, tmp_path, capsys):
+    first = prepare(config)
+    for path in tmp_path.glob("*.jsonl*"):
+        path.unlink()
+    assert prepare(config) == first
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_bad_documents_stop_or_are_skipped(config, tmp_path):
+    bad = [b'{"body": 1}\n', b"not JSON\n", b'{"text": "\xff"}\n', b'{"text": 3}\n', b"not JSON\n"]
+    content = (tmp_path / "en.jsonl").read_bytes()
+    (tmp_path / "en.jsonl").write_bytes(content + b"".join(bad))
+    for workers in (1, 2):
+        with pytest.raises(
+            UserError, match=r"en.jsonl:101: no field 'text' \(its fields: body\).*skip"
+        ):
+            prepare(config, workers)
+    skipping = replace(config, bad_documents="skip")
+    manifest = prepare(skipping).rows["en"]
+    assert manifest.documents == 100
+    assert manifest.skipped == {
+        "no field 'text'": 1,
+        "not JSON": 2,
+        "not UTF-8": 1,
+        "text is not a string": 1,
+    }
+    with pytest.raises(UserError, match="bad_documents was 'skip', is 'error'"):
+        prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"corpus 'en' .*en.jsonl\) holds no documents\."),
+        (b"\n \n", "holds no documents"),
+        (b"what?\n", "holds no documents, 1 skipped"),
+        (b'{"text": "short"}\n', r"has 7 tokens, a row takes 32: 25 are missing.*sequence_length"),
+    ],
+)
+def test_a_corpus_that_gives_no_row(config, tmp_path, content, message):
+    (tmp_path / "en.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        prepare(replace(config, bad_documents="skip"))
+    assert not (Path(config.prepared) / "en" / "manifest.json").exists()
+
+
+def test_a_held_out_file_that_is_trained_on_is_said(config, capsys):
+    prepare(
+        replace(config, heldout=(replace(config.heldout[0], source=config.original[0].source),))
+    )
+    assert "held-out corpus 'zh' and corpus 'en' share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["heldout", "a/b", "..", ""])
+def test_names_that_are_no_folder_of_their_own(config, name):
+    with pytest.raises(UserError, match="a corpus cannot be named"):
+        prepare(replace(config, original=(replace(config.original[0], name=name),)))
+
+
+def test_a_lossy_tokenizer_is_counted(config, tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the a b 中 0 1 2 3 4 5 6 7 8 9 :"] * 50),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    write_lines(tmp_path / "en.jsonl", ["the a b", "ＡＢ full width", "the\ttab", "the b"] * 4)
+    config = replace(config, tokenizer=str(tmp_path / "tokenizer.model"))
+    manifest = prepare(config).rows["en"]
+    assert (manifest.checked_documents, manifest.lossy_documents) == (16, 8)
+
+
+def test_small_files_share_shards_and_large_ones_are_cut():
+    assert layout_of(10**6, 8192).shard_bytes == 64 << 20
+    assert layout_of(10**12, 8192).shard_bytes == 10**12 // 64
+    assert layout_of(10**6, 131_072).shard_bytes >= 4 * 1000 * 131_073
+
+
+def spans(config, count=30):
+    recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "error", "")
+    found = list(corpus_shards.spans_of(find_sources(config.additional[0]), recipe, SMALL))
+    assert len(found) >= count
+    return found
+
+
+def test_the_pool_keeps_order_and_draws_only_what_it_needs(config):
+    drawn = []
+    everything = spans(config)
+
+    def drawing():
+        for span in everything:
+            drawn.append(span)
+            yield span
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    with EncodingPool(tokenizer.path, 2) as pool:
+        encoded = pool.encode(drawing())
+        next(encoded)
+        assert len(drawn) <= 2 * encoding.SPANS_AHEAD + 1
+        rest = list(encoded)
+    for span, found in zip(everything[1:], rest, strict=True):
+        assert np.array_equal(found.tokens, encode_span(tokenizer, span).tokens)
+
+
+def test_a_dead_worker_is_said(config):
+    with EncodingPool(load_tokenizer(config.tokenizer).path, 2) as pool:
+        for process in pool._processes:
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="worker process .* status -9.*fewer --workers"):
+            list(pool.encode(iter(spans(config))))
+
+
+def test_workers_do_not_import_jax():
+    program = "import sys, llama_cpt.data.encoding; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_a_second_call_waits_for_the_first(config, small):
+    """Two processes at a time: one prepares, both find the same."""
+    from llama_cpt.config import to_dict
+
+    program = (
+        "import sys, json; from llama_cpt.config import DataConfig, from_dict\n"
+        "from llama_cpt.data.corpora import prepare\n"
+        "print(prepare(from_dict(DataConfig, json.loads(sys.argv[1]))).fingerprints())"
+    )
+    command = [sys.executable, "-c", program, json.dumps(to_dict(config))]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1]
+    assert said[0].decode().strip() == str(prepare(config).fingerprints())
