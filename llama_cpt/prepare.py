@@ -91,7 +91,7 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
     """How long the rows last at the config's ALMR, and how often its steps pass over them."""
     batch, bound = config.global_batch_size, config.data.max_epochs
-    fresh, longest = (mixture.rows_within(passes) // batch for passes in (1, bound))
+    fresh, longest = (mixture.rows_within(passes) // batch for passes in (1.0, bound))
     print(
         f"at ALMR {config.data.almr}: {fresh:,} steps of {batch} rows without repeating a row, "
         f"{longest:,} within data.max_epochs={bound:g}"

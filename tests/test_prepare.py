@@ -1,0 +1,145 @@
+"""The command: what it prints is what a run will find."""
+
+import base64
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llama_cpt.config import load
+from llama_cpt.data.corpora import prepare
+from llama_cpt.data.loader import read_batch
+from llama_cpt.data.mixture import mixture_of
+from llama_cpt.data.token_rows import TokenRows
+from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.errors import UserError
+from llama_cpt.prepare import main
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+from llama_cpt.config import *
+
+config = TrainConfig(
+    output="unused",
+    model=ModelConfig(
+        vocab_size=512, embed_dim=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
+        head_dim=8, rope_theta=1e4, rope_scaling=None, norm_eps=1e-5, tied_embeddings=True,
+        context_length=64,
+    ),
+    data=DataConfig(
+        tokenizer={folder!r} + "/tokenizer.model", prepared={folder!r} + "/prepared",
+        sequence_length=15, almr=0.25, max_epochs=2.0,
+        additional=(CorpusConfig("zh", {folder!r} + "/zh.jsonl"),),
+        original=(CorpusConfig("en", {folder!r} + "/en.jsonl"),),
+        heldout=(CorpusConfig("zh", {folder!r} + "/held.jsonl"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=1e-3),
+    num_steps=10,
+    global_batch_size=4,
+)
+"""
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    lines = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    # 18 tokens a document in zh, 14 in en: 11 rows and 26 rows of 16.
+    for name, text, count in (("zh", "中文 12345678 x", 9), ("en", "twelve bytes", 30)):
+        lines = [json.dumps({"text": text})] * count
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "held.jsonl").write_text(json.dumps({"text": "另一个"}))
+    (tmp_path / "config.py").write_text(CONFIG.format(folder=str(tmp_path)))
+    return str(tmp_path / "config.py")
+
+
+def test_report(config_path, capsys):
+    main([config_path])
+    assert capsys.readouterr().out.splitlines() == [
+        "zh: 9 documents, 171 tokens, 0.89 bytes a token, 1.462 tokens a character, 10 rows of 15",
+        "  11 tokens left out: tails that fill no row",
+        "en: 30 documents, 420 tokens, 0.86 bytes a token, 1.167 tokens a character, 26 rows of 15",
+        "  4 tokens left out: tails that fill no row",
+        "held-out zh: 1 documents, 11 tokens, 0.82 bytes a token, 3.667 tokens a character",
+        "at ALMR 0.25: 8 steps of 4 rows without repeating a row, 17 within data.max_epochs=2",
+        "  10 steps: 1.00 passes of zh",
+        "  10 steps: 1.15 passes of en",
+    ]
+
+
+def test_overrides_and_too_many_passes(config_path, capsys):
+    main([config_path, "--num-steps", "20", "--workers", "2", "--data.almr", "0", "1.0", "5", "0"])
+    out = capsys.readouterr().out
+    assert "  20 steps: 2.00 passes of zh\n" in out
+    assert "ERROR: 20 steps: 2.31 passes of en, above data.max_epochs=2: train refuses this" in out
+
+
+def test_inspect_shows_what_the_model_sees(config_path, capsys):
+    """From the printed rows alone, the batch's tokens, segments and mask come back."""
+    config = load(config_path)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    main([config_path, "--inspect", "12"])
+    first = capsys.readouterr().out
+    main([config_path, "--inspect", "12"])
+    assert capsys.readouterr().out == first
+    shown = re.split(r"\nrow \d+ of the run: ", first)[1:]
+    prepared = prepare(config.data)
+    rows = {name: manifest.rows for name, manifest in prepared.rows.items()}
+    mixture = mixture_of(config.data, rows, seed=config.seed, global_batch_size=4)
+    corpora = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
+    batch = read_batch(mixture, corpora, tokenizer.bos_id, np.arange(12)[None])
+    for number, text in enumerate(shown):
+        name = mixture.corpora[batch.corpus[0, number, 0]].name
+        assert re.match(rf"row \d+ of {name}\n", text)
+        spans = re.findall(r"segment (\d+): tokens (\d+)\.\.(\d+), positions 0\.\.(\d+)", text)
+        segment_ids = np.zeros(15, int)
+        for segment, start, end, last in (map(int, span) for span in spans):
+            segment_ids[start : end + 1] = segment
+            assert last == end - start
+        assert np.array_equal(segment_ids, batch.segment_ids[0, number])
+        unlearnt = re.findall(r"x not learnt: <\|begin_of_text\|> after token (\d+)", text)
+        expected = np.flatnonzero(batch.loss_mask[0, number] == 0)
+        assert [int(place) for place in unlearnt] == expected.tolist()
+        pieces = [part.strip() for part in re.findall(r"^  \| (.*)$", text, re.MULTILINE)]
+        whole = tokenizer.decode(batch.tokens[0, number].tolist())
+        assert "".join(pieces).replace("\ufffd", "").replace(" ", "") == whole.replace(
+            "\ufffd", ""
+        ).replace(" ", "")
+        continued = batch.tokens[0, number, 0] != tokenizer.bos_id
+        assert ("goes on from the row before" in text) == continued
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "llama_cpt.prepare", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_users_mistake_is_one_line(config_path, tmp_path):
+    (tmp_path / "en.jsonl").write_text('{"text": 1}')
+    failed = run(config_path)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == (
+        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Mend it, or set "
+        "data.bad_documents=skip to leave such documents out and count them.\n"
+    )
+
+
+def test_help_and_unknown_options(config_path):
+    assert "--inspect N" in run("--help").stdout
+    assert "--inspect N" in run().stdout
+    with pytest.raises(UserError, match="did you mean"):
+        main([config_path, "--data.alrm", "0.5"])
+    for value in ("0", "-1", "many"):
+        with pytest.raises(SystemExit):
+            main([config_path, "--workers", value])
+
+
+def test_skipped_and_lossless(config_path, tmp_path, capsys):
+    with (tmp_path / "zh.jsonl").open("a") as file:
+        file.write("\nno JSON\n{}\n{}")
+    main([config_path, "--data.bad-documents", "skip"])
+    assert "  3 documents skipped: 2 no field 'text', 1 not JSON\n" in capsys.readouterr().out
