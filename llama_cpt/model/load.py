@@ -1,6 +1,5 @@
 """Weights from wherever they are: a Hugging Face folder or a run folder."""
 
-
 from etils import epath
 import jax
 from jax.sharding import Mesh

@@ -1,0 +1,230 @@
+"""The command that brings weights in and out: ``python -m llama_cpt.convert --help``."""
+
+import argparse
+from functools import partial
+import sys
+import tempfile
+from typing import Any
+
+from etils import epath
+import jax
+
+from llama_cpt.config import TrainConfig, from_dict, to_dict
+from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.data.tokenizer_export import export_tokenizer
+from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.model.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
+from llama_cpt.model.hf_verify import TensorDifference, compare_logits, compare_weights
+from llama_cpt.model.hf_weights import load_hf
+from llama_cpt.model.hub import resolve
+from llama_cpt.model.model_card import model_card, read_metrics, training_sections
+from llama_cpt.model.new_folder import INCOMPLETE, new_folder
+from llama_cpt.model.origin import (
+    LICENCE_FILES,
+    TOKENIZER_FILES,
+    Origin,
+    copy_files,
+    origin_of,
+    write_origin,
+)
+from llama_cpt.model.trained_weights import TrainedWeights
+from llama_cpt.training.checkpoint import save_trained
+
+DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
+EXAMPLES = """examples:
+  python -m llama_cpt.convert from-hf meta-llama/Llama-3.2-1B weights/llama-3.2-1b
+  python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
+  python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
+
+SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
+what from-hf wrote. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
+init_from as well: from-hf serves where its float32 checkpoint is to be kept or copied.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Parse and convert; the exit status."""
+    options = _parser().parse_args(arguments)
+    # Weights pass through the host; an accelerator that another process uses is left alone.
+    jax.config.update("jax_platforms", "cpu")
+    match options.command:
+        case "from-hf":
+            from_hf(options.source, options.output)
+        case "to-hf":
+            to_hf(
+                options.checkpoint,
+                options.output,
+                dtype=options.dtype,
+                shard_gb=options.shard_gb,
+                base=options.base,
+            )
+        case "verify":
+            return 0 if verify(options.source, options.checkpoint) else 1
+    return 0
+
+
+def from_hf(source: str, output: str) -> None:
+    """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
+    folder = resolve(source)
+    with new_folder(output) as place:
+        model = load_hf(folder)
+        copy_files(folder, place, ("config.json", "generation_config.json"))
+        copy_files(folder, place, LICENCE_FILES + TOKENIZER_FILES)
+        write_origin(source, place)
+        about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
+        save_trained(str(place), model, about)
+    print(f"{output}: {source} as a checkpoint; train with init_from={output!r}")
+
+
+def to_hf(
+    checkpoint: str,
+    output: str,
+    *,
+    dtype: str = "bfloat16",
+    shard_gb: float = 5.0,
+    base: str | None = None,
+) -> None:
+    """Write the newest checkpoint of a run as a Hugging Face folder.
+
+    Config, tokenizer, model card and the base's licence come with it; ``base`` says where that
+    one lies (a folder or hub name) if it is no longer where the run started from.
+    """
+    if shard_gb <= 0:
+        raise UserError(f"--shard-gb {shard_gb:g} must be above 0.")
+    with TrainedWeights(checkpoint) as weights:
+        run = weights.about["config"]
+        config = from_dict(TrainConfig, run, checkpoint) if "init_from" in run else None
+        origin = _origin(config, checkpoint if base is None else base)
+        theirs = origin.config()
+        if theirs.get("vocab_size") != weights.config.vocab_size:
+            theirs = {}
+        place = _tokenizer_place(config, checkpoint)
+        tokenizer = load_tokenizer(place) if place and not theirs else None
+        export = ExportOptions(
+            dtype,
+            int(shard_gb * 1e9),
+            bos_id=theirs.get("bos_token_id", tokenizer and tokenizer.bos_id),
+            eos_id=theirs.get("eos_token_id", tokenizer and tokenizer.eos_id),
+            write_others=partial(_write_others, weights, config, origin, place),
+        )
+        export_hf(weights.parameter, weights.config, output, export)
+    print(f"{output}: step {weights.step} of {checkpoint} in {dtype}")
+
+
+def verify(source: str, checkpoint: str) -> bool:
+    """Print how a checkpoint differs from ``source``, tensors and logits; whether nothing does."""
+    folder = resolve(source)
+    with TrainedWeights(checkpoint) as weights:
+        differences = compare_weights(folder, weights)
+        _print_differences(differences)
+        logits = compare_logits(folder, weights)
+    if isinstance(logits, str):
+        print(f"logits: not compared: {logits}")
+    else:
+        print(f"logits: max abs difference {logits.max_abs:.3g}, KL {logits.kl:.3g} nats a token")
+    return not any(difference.differing for difference in differences)
+
+
+def _origin(config: TrainConfig | None, source: str) -> Origin:
+    try:
+        return origin_of(source)
+    except UserError as error:
+        base = config.init_from if config else ""
+        print(
+            f"warning: the base's licence and settings are not copied: {error} Name its place with "
+            "--base.",
+            file=sys.stderr,
+        )
+        return Origin(base, None)
+
+
+def _tokenizer_place(config: TrainConfig | None, checkpoint: str) -> str | None:
+    """Where the tokenizer lies: what the run was given, or beside what from-hf wrote."""
+    if config is None:
+        files = (epath.Path(checkpoint) / name for name in ("tokenizer.json", "tokenizer.model"))
+        return checkpoint if any(file.exists() for file in files) else None
+    place = config.data.tokenizer
+    return place if epath.Path(place).exists() else resolve(place, weights=False)
+
+
+def _write_others(
+    weights: TrainedWeights,
+    config: TrainConfig | None,
+    origin: Origin,
+    tokenizer: str | None,
+    folder: epath.Path,
+) -> None:
+    """Tokenizer, licence, generation settings and card."""
+    licences = copy_files(origin.folder, folder, LICENCE_FILES) if origin.folder else []
+    if origin.folder and origin.config().get("vocab_size") == weights.config.vocab_size:
+        copy_files(origin.folder, folder, ("generation_config.json",))
+    if tokenizer is not None:
+        _write_tokenizer(tokenizer, folder)
+    sections = []
+    if config is not None:
+        metrics = read_metrics(epath.Path(weights.folder) / "metrics.jsonl", weights.step)
+        sections = training_sections(config, weights.about["rows_consumed"], metrics)
+    name = folder.name.removesuffix(INCOMPLETE)
+    (folder / "README.md").write_text(
+        model_card(name, origin, licences, sections), encoding="utf-8"
+    )
+
+
+def _write_tokenizer(source: str, folder: epath.Path) -> None:
+    """A Hugging Face tokenizer is copied as it is, with its template; any other is turned."""
+    place = epath.Path(source)
+    if (place / "tokenizer.json").exists() and (place / "tokenizer_config.json").exists():
+        copy_files(source, folder, TOKENIZER_FILES)
+    else:
+        with tempfile.TemporaryDirectory() as written:
+            export_tokenizer(source, written)
+            copy_files(written, folder, ("*",))
+
+
+def _print_differences(differences: list[TensorDifference]) -> None:
+    values = sum(d.values for d in differences)
+    differing = sum(d.differing for d in differences)
+    largest = max(differences, key=lambda d: d.max_abs)
+    print(
+        f"{len(differences)} tensors, {values:,} values: {differing:,} differ once rounded to the "
+        f"type stored; max abs difference {largest.max_abs:.3g} ({largest.name})"
+    )
+    worst = sorted((d for d in differences if d.differing), key=lambda d: -d.differing)
+    for d in worst[:10]:
+        print(f"  {d.name}: {d.differing:,} of {d.values:,}, max abs difference {d.max_abs:.3g}")
+    if len(worst) > 10:
+        print(f"  and {len(worst) - 10} more tensors")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.convert",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    into = commands.add_parser("from-hf", help="Hugging Face -> checkpoint", epilog=EXAMPLES, **raw)
+    into.add_argument("source", metavar="SOURCE")
+    into.add_argument("output", metavar="OUTPUT", help="a new folder")
+    out = commands.add_parser("to-hf", help="checkpoint -> Hugging Face", epilog=EXAMPLES, **raw)
+    out.add_argument("checkpoint", metavar="CHECKPOINT")
+    out.add_argument("output", metavar="OUTPUT", help="a new folder")
+    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), default="bfloat16")
+    out.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default 5)")
+    out.add_argument("--base", help="where the first model of the line lies, if it was moved")
+    check = commands.add_parser(
+        "verify",
+        help="compare every tensor, and logits; exit status 1 where they differ",
+        epilog=EXAMPLES,
+        **raw,
+    )
+    check.add_argument("source", metavar="SOURCE")
+    check.add_argument("checkpoint", metavar="CHECKPOINT")
+    return parser
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""The command: there, back, compared, with what belongs to a model beside it."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+import tokenizers
+import torch
+import transformers
+
+from llama_cpt.config import (
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    save,
+    to_dict,
+)
+from llama_cpt.convert import main, to_hf
+from llama_cpt.errors import UserError
+from llama_cpt.model.hf_weights import load_hf
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from tests.model.hf_models import save_llama
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A Hugging Face folder as one finds them: tokenizer, licence, policy, settings."""
+    folder = tmp_path / "tiny-llama"
+    save_llama(folder, torch.bfloat16, "60KB", bos_token_id=126, eos_token_id=[127, 125])
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(126)}
+    names = ["<|begin_of_text|>", "<|end_of_text|>"]
+    model = tokenizers.models.BPE(vocabulary, [], byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(names)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ mine }}"}
+    values |= dict(zip(("bos_token", "eos_token"), names, strict=True))
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    (folder / "generation_config.json").write_text('{"temperature": 0.6}')
+    (folder / "LICENSE.txt").write_text("the licence")
+    (folder / "USE_POLICY.md").write_text("the policy")
+    return folder
+
+
+BESIDE = (
+    "LICENSE.txt",
+    "USE_POLICY.md",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def stored(folder):
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokenizer: str) -> Path:
+    """What ``train`` leaves after 4 of 9 steps of 8 rows of 16 tokens."""
+    config = TrainConfig(
+        output=str(folder),
+        model=model,
+        data=DataConfig(
+            tokenizer=tokenizer,
+            prepared="rows",
+            sequence_length=16,
+            almr=((0, 0.5), (2, 0.33)),
+            additional=(CorpusConfig("zh-web", "zh.jsonl"),),
+            original=(CorpusConfig("en-books", "a.jsonl"), CorpusConfig("en-web", "b.jsonl", 3.0)),
+        ),
+        optimizer=OptimizerConfig(2.5e-4, warmup_steps=2),
+        num_steps=9,
+        global_batch_size=8,
+        init_from=init_from,
+    )
+    folder.mkdir(parents=True)
+    save(config, folder / "config.json")
+    about = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
+    with Checkpoints(str(folder / FOLDER)) as checkpoints:
+        checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, about)
+    lines = [
+        {"step": step, "eval/zh/bits_per_byte": value, "train/loss": 1.0}
+        for step, value in ((0, 2.5), (4, 1.25), (8, 0.5))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def test_there_compared_and_back(source, tmp_path, capsys):
+    checkpoint, output = tmp_path / "deep" / "checkpoint", tmp_path / "out"
+    assert main(["from-hf", str(source), str(checkpoint)]) == 0
+    assert main(["verify", str(source), str(checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert "30 tensors" in said and ": 0 differ" in said and "max abs difference 0 (" in said
+    assert "logits: max abs difference" in said and "KL" in said
+    assert float(said.split("logits: max abs difference ")[1].split(",")[0]) < 1e-4
+    assert main(["to-hf", str(checkpoint), str(output), "--shard-gb", "0.00006"]) == 0
+    before, after = stored(source), stored(output)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))
+    for name in BESIDE:
+        assert (output / name).read_bytes() == (source / name).read_bytes(), name
+    config = json.loads((output / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (126, [127, 125])
+    card = (output / "README.md").read_text()
+    assert "Started from `tiny-llama`." in card and "license_link: LICENSE.txt" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_run_that_started_from_another(source, tmp_path, capsys):
+    model = load_hf(str(source))
+    changed = jax.tree.map(lambda leaf: leaf, model)
+    changed.layers.key[...] = changed.layers.key[...].at[1, 2, 3].add(0.5)
+    first = run_folder(tmp_path / "first", model.config, model, str(source), str(source))
+    second = run_folder(
+        tmp_path / "second", model.config, changed, str(first), str(source / "tokenizer.json")
+    )
+    to_hf(str(second), str(tmp_path / "out"), dtype="float32")
+    output = tmp_path / "out"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (126, 127)
+    assert (output / "LICENSE.txt").read_text() == "the licence"
+    card = (output / "README.md").read_text()
+    for fact in (
+        "Started from `tiny-llama`, then run `first`.",
+        "[LICENSE.txt](LICENSE.txt), [USE_POLICY.md](USE_POLICY.md)",
+        "| steps | 4 of 9 |",
+        "| tokens | 512 (32 rows of 16) |",
+        "| peak learning rate | 0.00025 |",
+        # 16 rows at 0.5 and 16 at 0.33: 13.28 rows asked, 13 whole ones trained on.
+        "asked 0.415, realised 0.40625",
+        "| additional | zh-web | 208 |",
+        "| zh/bits_per_byte | 2.5000 | 1.2500 |",
+    ):
+        assert fact in card, fact
+    assert main(["verify", str(source), str(second)]) == 1
+    said = capsys.readouterr().out
+    assert ": 1 differ" in said and "model.layers.1.self_attn.k_proj.weight: 1 of" in said
+    reloaded = load_hf(str(output))
+    np.testing.assert_array_equal(reloaded.layers.key[...], changed.layers.key[...])
+
+
+def test_a_base_that_is_gone(source, tmp_path, capsys):
+    model = load_hf(str(source))
+    run = run_folder(tmp_path / "run", model.config, model, "/gone", str(source))
+    to_hf(str(run), str(tmp_path / "out"))
+    assert "licence" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "LICENSE.txt").exists()
+    to_hf(str(run), str(tmp_path / "again"), base=str(source))
+    assert (tmp_path / "again" / "LICENSE.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["from-hf", "absent", "OUT"], "absent: no such folder"),
+        (["to-hf", "absent", "OUT"], "absent: no such folder"),
+        (["to-hf", "SOURCE", "OUT"], "holds no checkpoint"),
+        (["verify", "SOURCE", "absent"], "absent: no such folder"),
+        (["from-hf", "SOURCE", "SOURCE"], "exists already"),
+        (["to-hf", "absent", "OUT", "--shard-gb", "0"], "--shard-gb 0 must be above 0"),
+    ],
+)
+def test_mistakes(arguments, said, source, tmp_path):
+    places = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=said):
+        main([places.get(argument, argument) for argument in arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_ends_in_one_line(tmp_path):
+    output = str(tmp_path / "out")
+    command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path}/config.json: no such file.\n"
+    assert not list(tmp_path.iterdir())
