@@ -102,6 +102,7 @@ def _from_to(bits: Float[np.ndarray, " points"]) -> str:
 
 def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
     before = curves[0].bits[corpus][0]
+    lost = np.mean([curve.bits[corpus].mean() for curve in curves]) > before
     axes.axhline(before, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))
     for curve, (colour, style) in zip(curves, _STYLES, strict=False):
         axes.plot(curve.tokens, curve.bits[corpus], style, color=colour, linewidth=2)
@@ -112,9 +113,10 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
         f"before: {before:.2f}",
         (0.74, before),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
+        xytext=(0, -3 if lost else 3),  # on the side that the curves leave free
         textcoords="offset points",
         ha="right",
+        va="top" if lost else "bottom",
         fontsize=8.5,
         color=_GREY,
     )
@@ -149,8 +151,9 @@ def _scale(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
     axes.set_yticks(ticks)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(0, max(curve.tokens[-1] for curve in curves) * 1.33)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    end = max(curve.tokens[-1] for curve in curves)
+    axes.set_xlim(0, end * 1.33)
+    axes.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, end) if tick <= end])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.set_xlabel("tokens of continual pre-training", fontsize=9.5)
     axes.set_ylabel("held-out bits per byte (log)", fontsize=9.5)
