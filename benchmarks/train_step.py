@@ -117,7 +117,10 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(
         0, options.vocab, (options.rows, options.length + 1), dtype=np.int32
     )
-    runs = {"llama_cpt": ours(config, tokens, options.chunk), "transformers": theirs(config, tokens)}
+    runs = {
+        "llama_cpt": ours(config, tokens, options.chunk),
+        "transformers": theirs(config, tokens),
+    }
     seconds = {name: [] for name in runs}
     for repeat in range(options.repeats + 2):
         for name, run in runs.items():
