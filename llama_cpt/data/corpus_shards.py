@@ -132,7 +132,8 @@ def spans_of(sources: Sources, recipe: Recipe, layout: Layout) -> Iterator[Span]
         return Span(shard, tuple(blocks), recipe.text_field, recipe.bad_documents == "skip")
 
     shard, blocks, span_size, shard_size = 0, [], 0, 0
-    for block in read_blocks(sources, recipe.text_field, layout.span_bytes):
+    # Blocks end where documents do, short of what is asked: with few a span, spans overshoot less.
+    for block in read_blocks(sources, recipe.text_field, -(-layout.span_bytes // 4)):
         blocks.append(block)
         span_size += block.size
         if span_size >= layout.span_bytes:

@@ -5,6 +5,7 @@ Worker processes run ``serve`` and speak pickles over their standard input and o
 is JAX and a second of start for each; its forked ones inherit JAX's threads, which may deadlock.
 """
 
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,8 +76,9 @@ class EncodedSpan:
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     """Encode the documents of ``span``."""
     counts, skipped, failure = Counter(), Counter(), ""
-    ids: list[int] = []
-    ends, sizes = [0], []
+    # An array takes a list's ids at once while they are in the cache: five times as fast as NumPy
+    # takes them, and an eighth of the memory of a list of all.
+    tokens, ends, sizes = array("I"), [0], []
     # A tiktoken vocabulary has every byte and no normaliser.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
     for document in (d for block in span.blocks for d in documents_of(block, span.text_field)):
@@ -87,10 +89,10 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
             failure = str(document)
             break
         own = tokenizer.encode(document.text)
-        ids.append(tokenizer.bos_id)
-        ids += own
-        ids.append(tokenizer.eos_id)
-        ends.append(len(ids))
+        tokens.append(tokenizer.bos_id)
+        tokens.fromlist(own)
+        tokens.append(tokenizer.eos_id)
+        ends.append(len(tokens))
         sizes.append(document.source_bytes)
         counts["characters"] += len(document.text)
         if len(sizes) <= to_check:
@@ -98,7 +100,7 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     return EncodedSpan(
         span.shard,
         span.disk_bytes,
-        np.array(ids, np.uint32),
+        np.frombuffer(tokens, np.uint32),
         np.diff(np.array(ends, np.int64)),
         np.array(sizes, np.int64),
         counts["characters"],
