@@ -2,7 +2,7 @@
 
 python benchmarks/real_text.py
 
-About half an hour on two cores; goes on where it stopped. Results: docs/real_text.md.
+About an hour on two cores; goes on where it stopped.
 """
 
 import gzip

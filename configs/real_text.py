@@ -1,6 +1,7 @@
 """A small Llama on real English text: the base that ``real_text_cpt`` goes on from.
 
-Text: LLAMA_CPT_DATA (default ../shared/data), see docs/real_text.md.
+`python benchmarks/real_text.py` makes the vocabulary and both runs. Text: LLAMA_CPT_DATA (default
+../shared/data).
 """
 
 import os
