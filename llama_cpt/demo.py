@@ -118,7 +118,7 @@ def _command(name: str, *arguments: str) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status in (75, 130):
-        print("Stopped and saved; run the demo again to go on.", file=sys.stderr)
+        print("Stopped; run the demo again to go on.", file=sys.stderr)
         raise SystemExit(status)
     if status:
         raise UserError(f"`{shown}` ended with status {status}; see above.")
