@@ -1,0 +1,103 @@
+"""``prepare`` against the tokenizer alone, on the same text, a core: the ratio of tokens a second.
+
+    python -m benchmarks.prepare TOKENIZER FILE [FILE ...] [--workers N] [--length L] [--repeats N]
+
+FILE: JSON Lines with a field ``text``, compressed or not. The tokenizer alone encodes every text,
+read and parsed beforehand, in one process: no BOS, no EOS, no rows, nothing written. ``prepare``
+reads, decompresses, parses, encodes, cuts rows, compresses and writes them, with N processes, its
+start included. Both are measured in turn, several times; printed are million tokens a second of
+processor time (of all processes together; other work on the machine disturbs it less) and a second
+of wall clock and process, and the medians of the ratios of neighbours.
+"""
+
+import argparse
+import os
+from pathlib import Path
+import resource
+import statistics
+import tempfile
+import time
+
+from llama_cpt.config import CorpusConfig, DataConfig
+from llama_cpt.data.corpora import prepare
+from llama_cpt.data.documents import documents_of, read_blocks
+from llama_cpt.data.sources import find_sources
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+
+
+def processor_seconds() -> float:
+    """Of this process and of its ended children."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+
+
+def measure(work) -> tuple[int, float, float]:
+    """Tokens, processor seconds, wall seconds."""
+    processor, wall = processor_seconds(), time.perf_counter()
+    tokens = work()
+    return tokens, processor_seconds() - processor, time.perf_counter() - wall
+
+
+def texts_of(files: list[str]) -> list[str]:
+    return [
+        document.text
+        for file in files
+        for block in read_blocks(find_sources(CorpusConfig("corpus", file)), "text", 2 << 20)
+        for document in documents_of(block, "text")
+    ]
+
+
+def encode_alone(tokenizer: Tokenizer, texts: list[str]) -> int:
+    # The library itself, without what guards it against endless runs of one kind of character.
+    encode = tokenizer.encode
+    if tokenizer.kind == "tiktoken":
+        encode = tokenizer._encoding.encode_ordinary
+    return sum(len(encode(text)) for text in texts)
+
+
+def prepare_all(arguments: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        (Path(folder) / "sources").mkdir()
+        for number, file in enumerate(arguments.files):
+            name = f"{number:05}-{Path(file).name}"
+            os.symlink(Path(file).resolve(), Path(folder) / "sources" / name)
+        corpus = CorpusConfig("corpus", f"{folder}/sources/*")
+        prepared = f"{folder}/prepared"
+        config = DataConfig(
+            arguments.tokenizer, prepared, arguments.length, 1.0, additional=(corpus,)
+        )
+        return prepare(config, arguments.workers).rows["corpus"].tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tokenizer")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--length", type=int, default=8192)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", help="where to prepare (a temporary folder)")
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    texts = texts_of(arguments.files)
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    print(f"{len(texts):,} documents, {megabytes:.1f} MB of text, {arguments.workers} workers")
+    pairs = []
+    for _ in range(arguments.repeats):
+        alone = measure(lambda: encode_alone(tokenizer, texts))
+        whole = measure(lambda: prepare_all(arguments))
+        pairs.append((*rates(alone, 1), *rates(whole, arguments.workers)))
+        print("{:.2f} {:.2f} alone, {:.2f} {:.2f} prepare".format(*pairs[-1]), flush=True)
+    by_processor = statistics.median(pair[2] / pair[0] for pair in pairs)
+    by_wall = statistics.median(pair[3] / pair[1] for pair in pairs)
+    print(f"ratio by processor time {by_processor:.3f}, by wall clock {by_wall:.3f} (goal 0.8)")
+
+
+def rates(measured: tuple[int, float, float], processes: int) -> tuple[float, float]:
+    """Million tokens a processor second, and a second and process."""
+    tokens, processor, wall = measured
+    return tokens / processor / 1e6, tokens / wall / processes / 1e6
+
+
+if __name__ == "__main__":
+    main()
