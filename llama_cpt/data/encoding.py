@@ -5,7 +5,6 @@ Worker processes run ``serve`` and speak pickles over their standard input and o
 is JAX and a second of start for each; its forked ones inherit JAX's threads, which may deadlock.
 """
 
-from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,9 +75,8 @@ class EncodedSpan:
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     """Encode the documents of ``span``."""
     counts, skipped, failure = Counter(), Counter(), ""
-    # An array takes a list's ids at once while they are in the cache: five times as fast as NumPy
-    # takes them, and an eighth of the memory of a list of all.
-    tokens, ends, sizes = array("I"), [0], []
+    begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
+    arrays, lengths, sizes = [], [], []
     # A tiktoken vocabulary has every byte and no normaliser.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
     for document in (d for block in span.blocks for d in documents_of(block, span.text_field)):
@@ -88,20 +86,18 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
                 continue
             failure = str(document)
             break
-        own = tokenizer.encode(document.text)
-        tokens.append(tokenizer.bos_id)
-        tokens.fromlist(own)
-        tokens.append(tokenizer.eos_id)
-        ends.append(len(tokens))
+        tokens = tokenizer.encode_array(document.text)
+        arrays += begin, tokens, end
+        lengths.append(len(tokens) + 2)
         sizes.append(document.source_bytes)
         counts["characters"] += len(document.text)
         if len(sizes) <= to_check:
-            counts["lossy"] += tokenizer.decode(own) != document.text
+            counts["lossy"] += tokenizer.decode(tokens.tolist()) != document.text
     return EncodedSpan(
         span.shard,
         span.disk_bytes,
-        np.frombuffer(tokens, np.uint32),
-        np.diff(np.array(ends, np.int64)),
+        np.concatenate([np.zeros(0, np.uint32), *arrays]),
+        np.array(lengths, np.int64),
         np.array(sizes, np.int64),
         counts["characters"],
         skipped,

@@ -137,7 +137,10 @@ class TiktokenTokenizer(Tokenizer):
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _encode(self, text: str) -> list[int]:
-        return [one for piece in _pieces(text) for one in self._encoding.encode_ordinary(piece)]
+        ids: list[int] = []
+        for piece in _pieces(text):
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
 
 
 class JsonTokenizer(Tokenizer):
