@@ -1,6 +1,6 @@
 """``prepare`` against the tokenizer alone, on the same text, a core: the ratio of tokens a second.
 
-    python -m benchmarks.prepare TOKENIZER FILE [FILE ...] [--workers N] [--length L] [--repeats N]
+    python -m benchmarks.prepare TOKENIZER FILE [FILE ...] [--workers N] [--copies N] ...
 
 FILE: JSON Lines with a field ``text``, compressed or not. The tokenizer alone encodes every text,
 read and parsed beforehand, in one process: no BOS, no EOS, no rows, nothing written. ``prepare``
@@ -47,18 +47,18 @@ def texts_of(files: list[str]) -> list[str]:
     ]
 
 
-def encode_alone(tokenizer: Tokenizer, texts: list[str]) -> int:
+def encode_alone(tokenizer: Tokenizer, texts: list[str], copies: int) -> int:
     # The library itself, without what guards it against endless runs of one kind of character.
     encode = tokenizer.encode
     if tokenizer.kind == "tiktoken":
         encode = tokenizer._encoding.encode_ordinary
-    return sum(len(encode(text)) for text in texts)
+    return sum(len(encode(text)) for _ in range(copies) for text in texts)
 
 
 def prepare_all(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         (Path(folder) / "sources").mkdir()
-        for number, file in enumerate(arguments.files):
+        for number, file in enumerate(arguments.files * arguments.copies):
             name = f"{number:05}-{Path(file).name}"
             os.symlink(Path(file).resolve(), Path(folder) / "sources" / name)
         corpus = CorpusConfig("corpus", f"{folder}/sources/*")
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--length", type=int, default=8192)
+    parser.add_argument("--copies", type=int, default=1, help="times the text: starts count less")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="where to prepare (a temporary folder)")
     arguments = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"{len(texts):,} documents, {megabytes:.1f} MB of text, {arguments.workers} workers")
     pairs = []
     for _ in range(arguments.repeats):
-        alone = measure(lambda: encode_alone(tokenizer, texts))
+        alone = measure(lambda: encode_alone(tokenizer, texts, arguments.copies))
         whole = measure(lambda: prepare_all(arguments))
         pairs.append((*rates(alone, 1), *rates(whole, arguments.workers)))
         print("{:.2f} {:.2f} alone, {:.2f} {:.2f} prepare".format(*pairs[-1]), flush=True)

@@ -1,8 +1,9 @@
 """Real text end to end: a vocabulary, a base on English, Chinese added at ALMR 0.33 and 1.0.
 
-python benchmarks/real_text.py
+    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/real_text.py
 
-About an hour on two cores; goes on where it stopped.
+About an hour on two cores; goes on where it stopped. What it prints at the end, and the figure, is
+what docs/real_text.md shows. Needs torch and transformers, which load what was exported.
 """
 
 import gzip
@@ -11,11 +12,18 @@ from pathlib import Path
 import subprocess
 import sys
 
+import torch
+import transformers
+
 from configs.real_text import CORPUS, config
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.evaluation.figure import draw_curves, finding, read_curve
 
 # Each language's share of the text that the vocabulary is trained on, in bytes.
 VOCABULARY_BYTES = 6_000_000
+LANGUAGES = {"zh": "Chinese", "en": "English"}
+PROMPTS = ("The history of the city", "In the morning she", "中国的历史", "他在大学")
+NEW_TOKENS = 40
 
 
 def write_sample(folder: Path) -> list[Path]:
@@ -37,15 +45,42 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
+def continuations(folder: Path) -> None:
+    """What ``transformers`` makes of the exported model; sampled, the seed fixed."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    print(f"\n{folder}")
+    for prompt in PROMPTS:
+        torch.manual_seed(0)
+        ids = model.generate(
+            **tokenizer(prompt, return_tensors="pt"),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=True,
+            top_p=0.9,
+            temperature=0.8,
+        )
+        print("  " + tokenizer.decode(ids[0], skip_special_tokens=True).replace("\n", " "))
+
+
 def main() -> None:
     tokenizer = Path(config.data.tokenizer)
+    folder = tokenizer.parent
     if not tokenizer.exists():
-        tokenizer.parent.mkdir(parents=True, exist_ok=True)
-        train_vocabulary(write_sample(tokenizer.parent), tokenizer, config.model.vocab_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        train_vocabulary(write_sample(folder), tokenizer, config.model.vocab_size)
     run("llama_cpt.train", "configs/real_text.py")
-    run("llama_cpt.train", "configs/real_text_cpt.py")
-    alone = ["--data.almr", "1.0", "--output", "runs/real_text/almr_1.0"]
-    run("llama_cpt.train", "configs/real_text_cpt.py", *alone)
+    curves = []
+    for almr in ("0.33", "1.0"):
+        output = f"runs/real_text/almr_{almr}"
+        run("llama_cpt.train", "configs/real_text_cpt.py", "--data.almr", almr, "--output", output)
+        curves.append(read_curve(output, f"ALMR {almr}", tuple(LANGUAGES)))
+    for name in ("base", "almr_0.33", "almr_1.0"):
+        exported = folder / f"exported_{name}"
+        if not (exported / "config.json").exists():
+            run("llama_cpt.convert", "to-hf", str(folder / name), str(exported))
+        continuations(exported)
+    draw_curves(curves, folder / "real_text.png", added="zh", original="en", names=LANGUAGES)
+    print(finding(curves, "zh", "en", LANGUAGES))
 
 
 if __name__ == "__main__":

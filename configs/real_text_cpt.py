@@ -15,7 +15,7 @@ config = replace(
         almr=0.33,
         additional=(CorpusConfig("zh", f"{CORPUS}/zh/zh.train-*.jsonl.gz"),),
     ),
-    optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, warmup_steps=10),
-    num_steps=200,
-    evaluation=EvaluationConfig(every_steps=50, documents=24, batch_size=16),
+    optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=20),
+    num_steps=300,
+    evaluation=EvaluationConfig(every_steps=100, documents=24, batch_size=16),
 )

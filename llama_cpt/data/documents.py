@@ -130,7 +130,7 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
         if not isinstance(text, str):
             detail = f"it is of type {type(text).__name__}"
             return BadDocument(path, number, "text is not a string", detail)
-        source_bytes = len(text.encode())
+        source_bytes = len(text) if text.isascii() else len(text.encode())
     except UnicodeDecodeError as error:
         return BadDocument(path, number, "not UTF-8", str(error.reason))
     except UnicodeEncodeError:

@@ -245,17 +245,6 @@ def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
         checkpoints.save(0, {"trained": model}, about)
 
 
-def load_trained(folder: str, abstract: Any, step: int | None = None) -> Any:
-    """The trained parameters of a run folder, in the tree of ``abstract`` with its shardings.
-
-    ``folder`` is a run's output or its checkpoint folder; ``step`` is the newest undamaged one
-    unless named. No optimizer state is read. Raises UserError where there is none.
-    """
-    checkpoints, step = open_run(folder, step)
-    with checkpoints:
-        return checkpoints.restore_trained(step, abstract)
-
-
 def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
     """The checkpoints of a run folder (or checkpoint folder) and a verified step among them."""
     place = epath.Path(folder)

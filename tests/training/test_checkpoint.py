@@ -25,7 +25,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.sharding import make_mesh, shardings, with_shardings
 from llama_cpt.training import manifest
-from llama_cpt.training.checkpoint import Checkpoints, load_trained, save_trained
+from llama_cpt.training.checkpoint import Checkpoints, open_run, save_trained
 from llama_cpt.training.train_step import TrainState
 
 TINY = ModelConfig(
@@ -64,6 +64,12 @@ def make_state(mesh, seed=0):
     moments = zeros._replace(count=jnp.int32(3), mu=make_model(seed + 8), nu=make_model(seed + 9))
     state = TrainState(model, (), (moments,))
     return jax.device_put(state, shardings(state, mesh))
+
+
+def load_trained(folder, abstract, step=None):
+    checkpoints, step = open_run(folder, step)
+    with checkpoints:
+        return checkpoints.restore_trained(step, abstract)
 
 
 def abstract_of(state, mesh):
