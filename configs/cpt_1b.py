@@ -10,7 +10,7 @@ config = replace(
     output="runs/cpt_1b",
     init_from="weights/llama32_1b",
     model=LLAMA32_1B,
-    data=replace(cpt_8b.data, tokenizer="weights/llama32_1b"),
+    data=replace(cpt_8b.data, tokenizer="weights/llama32_1b", prepared="data/prepared_1b"),
     global_batch_size=64,
     microbatch_size=8,
     evaluation=replace(cpt_8b.evaluation, batch_size=8),

@@ -12,6 +12,8 @@ import difflib
 from fractions import Fraction
 import io
 import json
+import math
+import os
 from pathlib import Path
 import re
 import runpy
@@ -55,6 +57,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no Llama has."""
+        sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads")
+        require_at_least(1, self, "model", *sizes, "head_dim", "context_length")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} must be a multiple of "
@@ -73,9 +77,13 @@ class ComputeConfig:
     remat: Literal["none", "minimal", "dots", "full", "offload"] = "full"
     """What the backward pass recomputes: ``none`` nothing, ``full`` all but each layer's input."""
     attention: Literal["auto", "splash", "cudnn", "reference"] = "auto"
-    """``auto`` is resolved once, at start, by backend and row length, and printed."""
+    """``auto`` is resolved once, at start, by backend, row length and ``dtype``, and printed."""
     loss_chunk_tokens: int = 2048
     """Tokens on one device whose logits exist at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse a chunk of nothing."""
+        require_at_least(1, self, "compute", "loss_chunk_tokens")
 
 
 @dataclass(frozen=True)
@@ -129,20 +137,19 @@ class DataConfig:
     def stages(self) -> tuple[tuple[int, Fraction], ...]:
         """The ALMR as exact decimals: ``((from_step, almr), ...)``, the first from step 0."""
         stages = self.almr if isinstance(self.almr, tuple) else ((0, self.almr),)
-        exact = tuple((step, Fraction(str(almr))) for step, almr in stages)
-        steps = [step for step, _ in exact]
-        if not exact or steps[0] != 0 or steps != sorted(set(steps)):
+        steps = [step for step, _ in stages]
+        if not stages or steps[0] != 0 or steps != sorted(set(steps)):
             raise UserError(f"data.almr={self.almr}: stages must start at step 0 and rise.")
-        for _, almr in exact:
+        for _, almr in stages:
             if not 0 <= almr <= 1:
-                raise UserError(f"data.almr={float(almr):g} is outside [0, 1].")
-        return exact
+                raise UserError(f"data.almr={almr:g} is outside [0, 1].")
+        return tuple((step, Fraction(str(almr))) for step, almr in stages)
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
         shares = {almr for _, almr in self.stages()}
-        if self.sequence_length < 1:
-            raise UserError(f"data.sequence_length={self.sequence_length} must be positive.")
+        require_at_least(1, self, "data", "sequence_length")
+        require_above_zero("data.max_epochs", self.max_epochs)
         if max(shares) > 0 and not self.additional:
             raise UserError("data.almr is above 0 but data.additional names no corpus.")
         if min(shares) < 1 and not self.original:
@@ -155,9 +162,10 @@ class DataConfig:
                         f"data: two corpora are named {name!r}; give each its own name."
                     )
         for corpus in self.additional + self.original:
-            if corpus.weight <= 0:
+            require_above_zero(f"data: weight of corpus {corpus.name!r}", corpus.weight)
+            if corpus.name in ("additional", "original"):
                 raise UserError(
-                    f"data: weight={corpus.weight} of corpus {corpus.name!r} must be above 0."
+                    f"data: a corpus cannot be named {corpus.name!r}: its group's loss is."
                 )
 
 
@@ -181,7 +189,13 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Not applied to norm scales."""
     clip_norm: float = 1.0
-    """Bound on the global gradient norm."""
+    """Bound on the global gradient norm; a huge one (1e9) clips nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would train nothing."""
+        require_above_zero("optimizer.clip_norm", self.clip_norm)
+        require_at_least(0, self, "optimizer", "peak_learning_rate", "initial_learning_rate")
+        require_at_least(0, self, "optimizer", "warmup_steps", "decay_steps", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -199,6 +213,10 @@ class CheckpointConfig:
     every_steps: int = 500
     keep: int = 3
 
+    def __post_init__(self) -> None:
+        """Refuse to keep none."""
+        require_at_least(1, self, "checkpoint", "every_steps", "keep")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -211,6 +229,10 @@ class EvaluationConfig:
     """Held-out documents a corpus, spread evenly over it."""
     batch_size: int = 8
     """Windows of ``data.sequence_length`` scored at a time, over all devices."""
+
+    def __post_init__(self) -> None:
+        """Refuse to measure nothing."""
+        require_at_least(1, self, "evaluation", "every_steps", "documents", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -244,9 +266,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run on any machine."""
-        for name in ("num_steps", "global_batch_size", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
         if self.microbatch_size < 0 or (
             self.microbatch_size and self.global_batch_size % self.microbatch_size
         ):
@@ -261,6 +281,21 @@ class TrainConfig:
             )
 
 
+def require_at_least(least: int, section: Any, where: str, *names: str) -> None:
+    """Raise UserError for a field of ``section``, called ``where``, that is below ``least``."""
+    for name in names:
+        # Not `<`: nothing that is not a number passes.
+        if not getattr(section, name) >= least:
+            told = f"{where}.{name}".lstrip(".")
+            raise UserError(f"{told}={getattr(section, name)} must be at least {least}.")
+
+
+def require_above_zero(name: str, value: float) -> None:
+    """Raise UserError unless ``value`` is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise UserError(f"{name}={value} must be a finite number above 0.")
+
+
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
 
@@ -270,7 +305,7 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
     config = _from_python(path) if path.endswith(".py") else _from_json(path)
-    return _apply_overrides(config, list(overrides))
+    return _at_home(_apply_overrides(config, list(overrides)))
 
 
 def save(config: TrainConfig, path: Any) -> None:
@@ -368,7 +403,11 @@ def _from_python(path: str) -> TrainConfig:
         sys.path.remove(beside)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
-    return config
+    try:
+        # Python checks no field's type: what JSON of it may not say, it may not either.
+        return from_dict(TrainConfig, to_dict(config), path)
+    except TypeError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _from_json(path: str) -> TrainConfig:
@@ -376,6 +415,21 @@ def _from_json(path: str) -> TrainConfig:
         return from_dict(TrainConfig, json.loads(Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
+
+
+def _at_home(config: TrainConfig) -> TrainConfig:
+    """The config with ``~`` written out, so that every part of a run means the same folder."""
+    data = config.data
+    return dataclasses.replace(
+        config,
+        output=os.path.expanduser(config.output),
+        init_from=os.path.expanduser(config.init_from),
+        data=dataclasses.replace(
+            data,
+            tokenizer=os.path.expanduser(data.tokenizer),
+            prepared=os.path.expanduser(data.prepared),
+        ),
+    )
 
 
 def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:

@@ -2,6 +2,8 @@
 
 import argparse
 from functools import partial
+from pathlib import Path
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -18,7 +20,7 @@ from llama_cpt.model.hf_verify import TensorDifference, compare_logits, compare_
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.model_card import model_card, read_metrics, training_sections
-from llama_cpt.model.new_folder import INCOMPLETE, new_folder
+from llama_cpt.model.new_folder import INCOMPLETE, new_folder, require_new
 from llama_cpt.model.origin import (
     LICENCE_FILES,
     TOKENIZER_FILES,
@@ -65,6 +67,7 @@ def main(arguments: list[str]) -> int:
 
 def from_hf(source: str, output: str) -> None:
     """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
+    require_new(output)
     folder = resolve(source)
     with new_folder(output) as place:
         model = load_hf(folder)
@@ -91,6 +94,7 @@ def to_hf(
     """
     if shard_gb <= 0:
         raise UserError(f"--shard-gb {shard_gb:g} must be above 0.")
+    require_new(output)
     with TrainedWeights(checkpoint) as weights:
         run = weights.about["config"]
         config = from_dict(TrainConfig, run, checkpoint) if "init_from" in run else None
@@ -144,7 +148,13 @@ def _tokenizer_place(config: TrainConfig | None, checkpoint: str) -> str | None:
         files = (epath.Path(checkpoint) / name for name in ("tokenizer.json", "tokenizer.model"))
         return checkpoint if any(file.exists() for file in files) else None
     place = config.data.tokenizer
-    return place if epath.Path(place).exists() else resolve(place, weights=False)
+    if epath.Path(place).exists():
+        return place
+    try:
+        return resolve(place, weights=False)
+    except UserError as error:
+        print(f"warning: no tokenizer is written: data.tokenizer={error}", file=sys.stderr)
+        return None
 
 
 def _write_others(
@@ -177,7 +187,11 @@ def _write_tokenizer(source: str, folder: epath.Path) -> None:
         copy_files(source, folder, TOKENIZER_FILES)
     else:
         with tempfile.TemporaryDirectory() as written:
-            export_tokenizer(source, written)
+            try:
+                export_tokenizer(source, written)
+            except UserError as error:
+                print(f"warning: {error} It is copied as it is.", file=sys.stderr)
+                shutil.copyfile(load_tokenizer(source).path, Path(written) / "tokenizer.model")
             copy_files(written, folder, ("*",))
 
 

@@ -117,9 +117,10 @@ def _command(name: str, *arguments: str) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status in (75, 130):
+    # Below 0: by the signal itself, before the command had begun to heed it.
+    if status in (75, 130, -signal.SIGINT, -signal.SIGTERM):
         print("Stopped; run the demo again to go on.", file=sys.stderr)
-        raise SystemExit(status)
+        raise SystemExit(status if status > 0 else 128 - status)
     if status:
         raise UserError(f"`{shown}` ended with status {status}; see above.")
 

@@ -11,10 +11,13 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a command: a UserError ends it in one line and exit status 1, without a traceback."""
+    """Around a command: a UserError ends it in one line and exit status 1, without a traceback.
+
+    So does what the operating system refuses: a full disk, a missing permission.
+    """
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -79,12 +79,8 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
     if manifest.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         lines.append(f"  {sum(manifest.skipped.values()):,} documents skipped: {reasons}")
-    if manifest.lossy_documents:
-        share = manifest.lossy_documents / manifest.checked_documents
-        lines.append(
-            f"  lossy: {tokenizer.path} ({tokenizer.kind}) changes {share:.1%} of the documents "
-            f"({manifest.checked_documents:,} checked)"
-        )
+    if told := manifest.lossy():
+        lines.append(f"  {told}")
     return "\n".join(lines)
 
 

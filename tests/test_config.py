@@ -117,7 +117,7 @@ def change(values: dict, place: list, new: object) -> None:
         (["model", "tied_embeddings"], 1, "tied_embeddings=1 must be bool"),
         (["model"], 3, "must hold the fields of ModelConfig"),
         (["data", "original"], "en", "must be a list"),
-        (["data", "original", 0, "weight"], 0, "must be above 0"),
+        (["data", "original", 0, "weight"], 0, "must be a finite number above 0"),
         (["data", "almr"], 7, "data.almr=7"),
         (["compute", "dtype"], "float16", "must be one of 'bfloat16', 'float32'"),
         (["data", "sequence_length"], 9000, "longer than model.context_length=8192"),
@@ -130,6 +130,71 @@ def test_bad_json_fields(place, new, expected, shipped, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     assert expected in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        (["checkpoint", "every_steps"], 0),
+        (["checkpoint", "keep"], 0),
+        (["evaluation", "every_steps"], 0),
+        (["evaluation", "batch_size"], 0),
+        (["compute", "loss_chunk_tokens"], 0),
+        (["model", "num_kv_heads"], 0),
+        (["model", "num_layers"], -1),
+        (["data", "max_epochs"], float("inf")),
+        (["data", "almr"], float("nan")),
+        (["data", "original", 0, "weight"], float("nan")),
+        (["optimizer", "clip_norm"], 0),
+        (["optimizer", "peak_learning_rate"], float("nan")),
+        (["optimizer", "warmup_steps"], -1),
+        (["data", "original", 0, "name"], "original"),
+    ],
+)
+def test_numbers_that_no_run_can_use(place, new, shipped, tmp_path):
+    values = to_dict(shipped)
+    change(values, place, new)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert str(place[-1]) in refused(str(path))
+
+
+def test_a_python_config_is_held_to_its_types(tmp_path):
+    """In a process of its own: here jaxtyping checks types, which no user's run does."""
+    wrong = {
+        'optimizer=replace(config.optimizer, schedule="consine")': "schedule='consine' must be",
+        'compute=replace(config.compute, dtype="bf16")': "dtype='bf16' must be",
+        "evaluation=None": "evaluation=None must hold the fields",
+        "num_steps=10.5": "num_steps=10.5 must be int",
+        "seed={1}": "not JSON serializable",
+    }
+    paths = [tmp_path / f"{number}.py" for number in range(len(wrong))]
+    for path, section in zip(paths, wrong, strict=True):
+        path.write_text(
+            "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
+            f"config = replace(config, {section})\n"
+        )
+    code = """
+import sys
+from llama_cpt.config import load
+from llama_cpt.errors import UserError
+for path in sys.argv[1:]:
+    try:
+        load(path)
+    except UserError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    told = done.stdout.splitlines()
+    assert len(told) == len(wrong), done.stdout + done.stderr
+    for path, line, expected in zip(paths, told, wrong.values(), strict=True):
+        assert str(path) in line and expected in line
+
+
+def test_home_is_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("configs/cpt_8b.py", ["--output", "~/runs/x"]).output == "/home/me/runs/x"
 
 
 def test_forgotten_architecture_constant(shipped, tmp_path):

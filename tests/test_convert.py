@@ -158,6 +158,25 @@ def test_a_base_that_is_gone(source, tmp_path, capsys):
     assert (tmp_path / "again" / "LICENSE.txt").exists()
 
 
+def test_a_tokenizer_that_no_tokenizer_json_equals(source, tmp_path, capsys, shared_data):
+    """The weights come out all the same, the tokenizer as it is."""
+    model = load_hf(str(source))
+    vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
+    run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
+    to_hf(str(run), str(tmp_path / "out"))
+    assert "its normaliser changes text, it removes spaces. It is copied as it is." in capsys.readouterr().err
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == vocabulary.read_bytes()
+    assert not (tmp_path / "out/tokenizer.json").exists() and stored(tmp_path / "out")
+
+
+def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
+    model = load_hf(str(source))
+    run = run_folder(tmp_path / "run", model.config, model, str(source), "/gone/tokenizer.model")
+    to_hf(str(run), str(tmp_path / "out"))
+    assert "no tokenizer is written: data.tokenizer=/gone" in capsys.readouterr().err
+    assert stored(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

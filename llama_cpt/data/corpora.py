@@ -1,9 +1,8 @@
 """Every corpus of a config as token rows: what is missing is prepared, what is stale is refused."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 import contextlib
 from dataclasses import asdict, dataclass
-import fcntl
 from functools import partial
 import os
 import re
@@ -19,6 +18,7 @@ from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
 from llama_cpt.data.token_rows import Manifest, read_manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
+from llama_cpt.folders import locked
 
 HELDOUT = "heldout"
 # Below this, starting processes costs more than they save.
@@ -32,6 +32,11 @@ class Prepared:
     config: DataConfig
     rows: dict[str, Manifest]
     heldout: dict[str, Manifest]
+
+    def lossy(self) -> list[str]:
+        """A sentence on every corpus whose text the tokenizer changes."""
+        groups = (self.rows.values(), self.heldout.values())
+        return [told for group in groups for manifest in group if (told := manifest.lossy())]
 
     def folder(self, name: str) -> str:
         """Where a training corpus lies."""
@@ -105,7 +110,9 @@ def _corpus(
     )
     found = read_manifest(str(folder))
     if found is None:
-        with _alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        told = f"{folder}: waiting for another process that prepares it"
+        with locked(folder.parent / f".{folder.name}.lock", told, wait=True):
             found = read_manifest(str(folder))
             if found is None:
                 return _write(folder, corpus, recipe, encoders)
@@ -177,22 +184,6 @@ def _check_names(config: DataConfig) -> None:
                 f"data: a corpus cannot be named {corpus.name!r}, which names its folder: use "
                 f"letters, digits and any of ._+- and not {HELDOUT!r}."
             )
-
-
-@contextlib.contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """One process at a time writes ``folder``; the lock ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if "://" in str(folder):
-        yield  # Object stores know no locks.
-        return
-    with open(folder.parent / f".{folder.name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _folder(config: DataConfig, name: str, *, heldout: bool) -> epath.Path:

@@ -76,6 +76,16 @@ class Manifest:
         """Changes when what a run reads changes; does not depend on where anything lies."""
         return f"{self.tokenizer} {self.sequence_length} {self.rows} {self.digest}"
 
+    def lossy(self) -> str:
+        """That the tokenizer changes documents, in a sentence; empty where it keeps them."""
+        if not self.lossy_documents:
+            return ""
+        share = self.lossy_documents / self.checked_documents
+        return (
+            f"lossy: the tokenizer changes {share:.1%} of the documents of {self.corpus} "
+            f"({self.checked_documents:,} checked)"
+        )
+
 
 def read_manifest(folder: str) -> Manifest | None:
     """The manifest of a prepared folder; None where preparing has not finished."""
@@ -160,9 +170,6 @@ class _Records:
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_readers": None}
 
     def read(self, indices: np.ndarray) -> list[bytes]:
         """The records at ``indices``, in their order."""

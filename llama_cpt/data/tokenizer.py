@@ -85,13 +85,6 @@ class Tokenizer:
         """The id of a special token such as ``<|eot_id|>``, None where there is none."""
         raise NotImplementedError
 
-    def is_lossy(self, text: str) -> bool:
-        """Whether decoding the ids gives another text."""
-        return self.decode(self.encode(text)) != text
-
-    def __reduce__(self) -> tuple:
-        return load_tokenizer, (self.path,)
-
     def _required_id(self, name: str) -> int:
         found = self.special_id(name)
         if found is None:

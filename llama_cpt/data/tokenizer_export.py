@@ -41,7 +41,8 @@ def export_tokenizer(path: str, output: Any) -> None:
     tokenizer = load_tokenizer(path)
     source = Path(tokenizer.path)
     if tokenizer.kind == "tokenizers":
-        for name in ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"):
+        shutil.copyfile(source, output / "tokenizer.json")
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (file := source.with_name(name)).is_file():
                 shutil.copyfile(file, output / name)
         return
@@ -147,8 +148,7 @@ def _check_convertible(path: str, proto: Any) -> None:
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UserError(
-            f"{path} cannot become a tokenizer.json with the same ids: {', '.join(found)}. Export "
-            "the weights with the tokenizer.json of another source."
+            f"{path} cannot become a tokenizer.json with the same ids: {', '.join(found)}."
         )
 
 

@@ -16,15 +16,31 @@ from pallas_kernels import reference
 
 # A dense mask grows with the length squared; beyond this it dwarfs the activations.
 LONGEST_CUDNN_ROW = 8192
+# The largest that divides the row.
+SPLASH_BLOCKS = (512, 256, 128)
 
 
-def resolve_attention(name: str, backend: str, sequence_length: int) -> str:
-    """The implementation that ``auto`` means on ``backend`` (``cpu``, ``gpu``, ``tpu``)."""
-    if name != "auto":
-        return name
+def resolve_attention(name: str, backend: str, sequence_length: int, dtype: str) -> str:
+    """``name``, or what ``auto`` means on ``backend`` (``cpu``, ``gpu``, ``tpu``).
+
+    Raises UserError where ``name`` cannot attend in rows of that length or in ``dtype``.
+    """
+    if name == "auto":
+        name = _automatic(backend, sequence_length, dtype)
+    if name == "splash" and sequence_length % SPLASH_BLOCKS[-1]:
+        raise UserError(
+            f"compute.attention=splash takes rows of a multiple of {SPLASH_BLOCKS[-1]}: "
+            f"data.sequence_length is {sequence_length}."
+        )
+    if name == "cudnn" and dtype == "float32":
+        raise UserError("compute.attention=cudnn takes no float32: set compute.dtype=bfloat16.")
+    return name
+
+
+def _automatic(backend: str, sequence_length: int, dtype: str) -> str:
     if backend == "tpu":
         return "splash"
-    if backend == "gpu":
+    if backend == "gpu" and dtype == "bfloat16":
         if sequence_length > LONGEST_CUDNN_ROW:
             raise UserError(
                 f"compute.attention=auto has no choice on a GPU for rows of {sequence_length}: "
@@ -84,7 +100,7 @@ def _splash(
     query, key, value = (
         jnp.pad(x, padding).swapaxes(1, 2) for x in (query * head_dim**-0.5, key, value)
     )
-    block = min(512, length)
+    block = next(size for size in SPLASH_BLOCKS if length % size == 0)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -5,12 +5,13 @@ import jax
 from jax.sharding import Mesh
 
 from llama_cpt.config import ModelConfig, from_dict
-from llama_cpt.model.hf_config import require_equal
+from llama_cpt.errors import UserError
+from llama_cpt.model.hf_config import read_config, require_equal
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
 from llama_cpt.sharding import with_shardings
-from llama_cpt.training.checkpoint import FOLDER, open_run
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
 
 
 def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
@@ -19,11 +20,32 @@ def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
     ``source``: a Hugging Face folder, ``gs://`` URL or hub name, or a run's folder. Raises
     UserError where the architectures differ, in constants such as ``rope_theta`` too.
     """
-    if not (epath.Path(source) / FOLDER).exists():
+    if not _is_run(source):
         model = load_hf(resolve(source), abstract.config, mesh)
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(model))
     checkpoints, step = open_run(source)
     with checkpoints:
-        saved = checkpoints.about(step)["config"]["model"]
-        require_equal(abstract.config, from_dict(ModelConfig, saved, source), source)
+        require_equal(abstract.config, _saved_model(checkpoints, step, source), source)
         return checkpoints.restore_trained(step, with_shardings(abstract, mesh))
+
+
+def check_source(source: str, config: ModelConfig) -> None:
+    """Raise UserError where ``source`` is not there or holds another architecture.
+
+    Reads no weights: what can be known before hours of other work.
+    """
+    if not _is_run(source):
+        require_equal(config, read_config(resolve(source, weights=False)), source)
+        return
+    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
+        if not (steps := checkpoints.steps()):
+            raise UserError(f"{source} holds no checkpoint.")
+        require_equal(config, _saved_model(checkpoints, steps[-1], source), source)
+
+
+def _is_run(source: str) -> bool:
+    return (epath.Path(source) / FOLDER).exists()
+
+
+def _saved_model(checkpoints: Checkpoints, step: int, source: str) -> ModelConfig:
+    return from_dict(ModelConfig, checkpoints.about(step)["config"]["model"], source)

@@ -11,6 +11,13 @@ INCOMPLETE = ".incomplete"
 """What a local folder's name ends in until it is whole."""
 
 
+def require_new(output: str) -> None:
+    """Raise UserError where ``output`` holds something already."""
+    place = epath.Path(output).expanduser()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{output} exists already; name another folder or remove it.")
+
+
 @contextlib.contextmanager
 def new_folder(output: str) -> Iterator[epath.Path]:
     """Where to write what ``output`` (local or ``gs://``) shall hold; removed after an error.
@@ -19,11 +26,9 @@ def new_folder(output: str) -> Iterator[epath.Path]:
     renaming, so there the caller writes last what makes the folder valid. Raises UserError where
     ``output`` holds something already or cannot be written.
     """
-    final = epath.Path(output).expanduser()
+    require_new(output)
+    place = final = epath.Path(output).expanduser()
     try:
-        if final.exists() and (not final.is_dir() or any(final.iterdir())):
-            raise UserError(f"{output} exists already; name another folder or remove it.")
-        place = final
         if "://" not in output:
             place = final.with_name(f"{final.name}{INCOMPLETE}")
             if place.exists():

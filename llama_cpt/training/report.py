@@ -50,16 +50,18 @@ class Reporter:
         self._pending = done, metrics, rate
 
     def flush(self) -> None:
-        """Tell of the last step now. Raises UserError where its loss is not a number."""
+        """Tell of the last step now. Raises UserError where its loss or gradient is lost."""
         if self._pending is None:
             return
         (done, metrics, rate), self._pending = self._pending, None
         # Every step's, also between logged ones: a checkpoint of a lost model must not be saved.
-        if not math.isfinite(float(metrics["loss"])):
-            raise UserError(
-                f"the loss of step {done} is {metrics['loss']}: lower optimizer.peak_learning_rate "
-                "or lengthen the warm-up; the run resumes from its last checkpoint."
-            )
+        # The loss is that of the weights before the update, the gradient norm tells of those after.
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(value := float(metrics[name])):
+                raise UserError(
+                    f"{name} of step {done} is {value}: lower optimizer.peak_learning_rate or "
+                    "lengthen the warm-up; the run resumes from its last checkpoint."
+                )
         config = self.run.config
         # Which steps are told does not depend on where a run was resumed.
         due = done % config.log_every_steps == 0 or done in (1, config.num_steps)

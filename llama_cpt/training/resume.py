@@ -19,7 +19,7 @@ MAY_DIFFER = (
 )
 
 # Where things lie. That the things are the same, their fingerprints tell.
-PLACES = ("output", "init_from", "data.tokenizer", "data.prepared")
+PLACES = ("output", "data.tokenizer", "data.prepared")
 
 
 def check_resume(
@@ -34,9 +34,6 @@ def check_resume(
     (``optimizer``) that may change all the same. Raises UserError, naming field, both values and
     the flag, for any other change; also where ``num_steps`` lies before ``steps_done``.
     """
-    for name in allow:
-        if not _is_field(name, to_dict(config)):
-            raise UserError(f"--allow-change {name}: the config has no such field or section.")
     if config.num_steps < steps_done:
         raise UserError(
             f"num_steps={config.num_steps}, but {steps_done} steps are done already: set more, "
@@ -45,8 +42,13 @@ def check_resume(
     # Through from_dict: a config saved before a field existed means the field's default.
     before = _flat(to_dict(from_dict(TrainConfig, saved_config, "the checkpoint's config")))
     now = _flat(to_dict(config))
+    names = sorted(before.keys() | now.keys())
+    for name in allow:
+        if not any(_covers((name,), field) for field in names):
+            raise UserError(f"--allow-change {name}: the config has no such field or section.")
+    _check_rows_before(before, config, steps_done)
     warnings, refused = [], {}
-    for name in sorted(before.keys() | now.keys()):
+    for name in names:
         old, new = before.get(name, "nothing"), now.get(name, "nothing")
         if old == new or _covers(PLACES, name) or _is_source(name):
             continue
@@ -58,7 +60,7 @@ def check_resume(
     if refused:
         raise UserError(
             f"the checkpoint was trained with another config: {'; '.join(refused.values())}. Set "
-            f"back, name another output folder, or pass --allow-change {' '.join(refused)}."
+            f"back, name another output folder, or pass {' '.join(map(_flag, refused))}."
         )
     return warnings
 
@@ -73,10 +75,34 @@ def check_fingerprints(
     before, after = _flat(saved), _flat(now)
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name) != after.get(name)]
-    if changed and "data" not in allow:
+    refused = [name for name in changed if not _covers(allow, _section(name))]
+    if refused:
+        flags = " ".join(_flag(section) for section in sorted({*map(_section, refused)}))
         raise UserError(
-            f"what the checkpoint was trained on has changed: {', '.join(changed)}. Bring it "
-            "back, name another output folder, or pass --allow-change data."
+            f"what the checkpoint was trained on has changed: {', '.join(refused)}. Bring it "
+            f"back, name another output folder, or pass {flags}."
+        )
+
+
+def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: int) -> None:
+    """Refuse what would give the rows consumed so far another number, or another share."""
+    batch_size = before["global_batch_size"]
+    if steps_done and config.global_batch_size != batch_size:
+        raise UserError(
+            f"global_batch_size was {batch_size}, is {config.global_batch_size}: rows are counted "
+            "by it, so that a run keeps its size. Start a new run from this one: --init-from "
+            f"{config.output}, with another output."
+        )
+    was = before["data.almr"]
+    was = was if isinstance(was, list) else [[0, was]]
+    done = [[step, share] for step, share in was if step < steps_done]
+    stages = [[step, float(share)] for step, share in config.data.stages() if step < steps_done]
+    if stages != done:
+        kept = ", ".join(f"({step}, {share:g})" for step, share in done)
+        raise UserError(
+            f"data.almr was {before['data.almr']}, is {config.data.almr}: {steps_done} steps are "
+            f"done as they were. Keep them as stages and add yours: ({kept}, ({steps_done}, ...)), "
+            "and pass --allow-change data.almr; or name another output folder."
         )
 
 
@@ -95,8 +121,13 @@ def _covers(names: Sequence[str], field: str) -> bool:
     return any(field == name or field.startswith((f"{name}.", f"{name}[")) for name in names)
 
 
-def _is_field(name: str, values: dict[str, Any]) -> bool:
-    return any(_covers((name,), field) for field in _flat(values))
+def _flag(name: str) -> str:
+    return f"--allow-change {name}"
+
+
+def _section(fingerprint: str) -> str:
+    """Of a fingerprint's name, ``heldout.zh``: the section of the config that may change it."""
+    return "data.heldout" if fingerprint.startswith("heldout.") else "data"
 
 
 def _is_source(name: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 import math
+import sys
 from typing import Any
 
 import jax
@@ -19,9 +20,10 @@ from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
+from llama_cpt.folders import require_writable
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
-from llama_cpt.model.load import load_parameters
+from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.sharding import BATCH_AXES, constrain, make_mesh, spec
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
@@ -92,7 +94,11 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
 
     Raises UserError for whatever a user can mend.
     """
+    for place in (config.output, config.data.prepared):
+        require_writable(place)
     program = make_program(config, mesh, jax.default_backend())
+    if config.init_from:
+        check_source(config.init_from, config.model)
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
@@ -100,6 +106,8 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
             f"{config.model.vocab_size}: name the model's own tokenizer."
         )
     prepared = prepare(config.data)
+    for told in prepared.lossy():
+        print(f"warning: {told}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
     mixture = mixture_of(
         config.data,
@@ -124,7 +132,9 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     check_mesh(config, mesh)
     check_schedule(config.optimizer, config.num_steps)
     compute = config.compute
-    attention = resolve_attention(compute.attention, backend, config.data.sequence_length)
+    attention = resolve_attention(
+        compute.attention, backend, config.data.sequence_length, compute.dtype
+    )
     model = abstract_llama(
         config.model, compute_dtype=compute.dtype, remat=compute.remat, attention=attention
     )
@@ -188,6 +198,11 @@ def put_batch(batch: TokenBatch, sharding: NamedSharding) -> TokenBatch:
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse sizes that the mesh does not divide, naming the field."""
+    if jax.process_count() > 1 and mesh.shape["tensor"] > jax.local_device_count():
+        raise UserError(
+            f"mesh.tensor={mesh.shape['tensor']} spans hosts of {jax.local_device_count()} devices "
+            "each; it must lie within a host."
+        )
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     microbatch = config.global_batch_size // config.num_microbatches
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"

@@ -1,6 +1,7 @@
 """The only training loop: step, log, evaluate, save."""
 
 from collections.abc import Sequence
+import contextlib
 import enum
 import signal
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import EvaluationConfig, save, to_dict
 from llama_cpt.evaluation.perplexity import evaluate_heldout
+from llama_cpt.folders import locked
 from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.optimizer import learning_rate
@@ -63,8 +65,16 @@ def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
     """
     config = run.config
     output = epath.Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    first_process = jax.process_index() == 0
+    alone = locked(
+        output / ".lock",
+        f"{config.output}: another process trains there; wait for it, or name another output.",
+        wait=False,
+    )
     with (
         Signals() as signals,
+        alone if first_process else contextlib.nullcontext(),
         Checkpoints(str(output / FOLDER), config.checkpoint.keep) as checkpoints,
         jax.set_mesh(run.program.mesh),
     ):
@@ -73,15 +83,27 @@ def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
             state = checkpoints.restore(first_step, run.program.abstract)
         else:
             state = run.start()
-        if jax.process_index() == 0:
-            output.mkdir(parents=True, exist_ok=True)
+        if first_process:
             save(config, output / "config.json")
+            print(_described(run), flush=True)
         with Reporter(run, first_step) as report:
             state, last = _loop(run, state, first_step, checkpoints, report, signals)
         if last > first_step:
             checkpoints.save(last, state, about(run, last))
         checkpoints.wait()
         return signals.outcome
+
+
+def _described(run: Run) -> str:
+    """The run in a line: how large, on what, and what ``auto`` came to."""
+    model, mesh = run.program.abstract.trained, run.program.mesh
+    size = sum(leaf.size for leaf in jax.tree.leaves(model))
+    axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    return (
+        f"{run.config.output}: {size:,} parameters on {kind} ({axes}), attention "
+        f"{model.attention}, remat {model.remat}, compute {run.config.compute.dtype}"
+    )
 
 
 def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]) -> int:

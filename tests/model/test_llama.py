@@ -7,7 +7,8 @@ import pytest
 
 from configs import models
 from llama_cpt.config import ModelConfig, RopeScaling
-from llama_cpt.model.attention import attend
+from llama_cpt.errors import UserError
+from llama_cpt.model.attention import attend, resolve_attention
 from llama_cpt.model.llama import REMAT_POLICIES, Llama, inverse_frequencies
 
 # ``config.json`` of meta-llama's repositories on huggingface.co, what concerns the architecture.
@@ -201,6 +202,27 @@ def test_reference_attention(kv_heads):
     have = attend(*map(jnp.asarray, (query, key, value, segments)), implementation="reference")
     wide = (np.asarray(x, np.float64) for x in (query, key, value))
     np.testing.assert_allclose(have, attention_in_float64(*wide, segments), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "length", "dtype", "found"),
+    [
+        ("auto", "cpu", 100, "bfloat16", "reference"),
+        ("auto", "gpu", 8192, "bfloat16", "cudnn"),
+        ("auto", "gpu", 8192, "float32", "reference"),
+        ("auto", "tpu", 8192, "float32", "splash"),
+        ("reference", "tpu", 100, "float32", "reference"),
+        ("auto", "gpu", 16384, "bfloat16", "name cudnn"),
+        ("cudnn", "gpu", 128, "float32", "set compute.dtype=bfloat16"),
+        ("auto", "tpu", 8200, "bfloat16", "multiple of 128"),
+    ],
+)
+def test_resolve_attention(name, backend, length, dtype, found):
+    if " " not in found:
+        assert resolve_attention(name, backend, length, dtype) == found
+    else:
+        with pytest.raises(UserError, match=found):
+            resolve_attention(name, backend, length, dtype)
 
 
 def test_rope_keeps_fast_pairs_and_stretches_slow_ones():

@@ -76,7 +76,7 @@ def test_a_longer_schedule_is_said():
 @pytest.mark.parametrize(
     "changed",
     [
-        replace(CONFIG, output="elsewhere", init_from="somewhere"),
+        replace(CONFIG, output="elsewhere"),
         with_data(prepared="elsewhere", tokenizer="copy/t.model"),
         with_data(additional=(CorpusConfig("zh", "moved/zh.jsonl"),)),
     ],
@@ -89,6 +89,7 @@ def test_places_may_differ_without_a_word(changed):
     ("changed", "field", "old", "new"),
     [
         (replace(CONFIG, seed=1), "seed", "0", "1"),
+        (replace(CONFIG, init_from="other"), "init_from", "", "other"),
         (replace(CONFIG, global_batch_size=16), "global_batch_size", "8", "16"),
         (replace(CONFIG, microbatch_size=4), "microbatch_size", "0", "4"),
         (replace(CONFIG, num_steps=50), "num_steps", "100", "50"),
@@ -125,7 +126,8 @@ def test_what_may_not_differ(changed, field, old, new):
 
 
 def test_all_refused_fields_are_named_at_once():
-    with pytest.raises(UserError, match="--allow-change global_batch_size seed"):
+    flags = "--allow-change global_batch_size --allow-change seed"
+    with pytest.raises(UserError, match=flags):
         check_resume(SAVED, replace(CONFIG, seed=1, global_batch_size=16))
 
 
@@ -137,6 +139,30 @@ def test_a_flag_that_names_nothing():
 def test_fewer_steps_than_done_is_never_a_run():
     with pytest.raises(UserError, match="num_steps=50, but 60 steps are done"):
         check_resume(SAVED, replace(CONFIG, num_steps=50), ["num_steps"], steps_done=60)
+
+
+def test_the_rows_consumed_keep_their_number():
+    with pytest.raises(UserError, match="global_batch_size was 8, is 16.*--init-from runs/a"):
+        check_resume(
+            SAVED, replace(CONFIG, global_batch_size=16), ["global_batch_size"], steps_done=1
+        )
+
+
+def test_the_share_of_rows_consumed_stays():
+    allow = {"allow": ["data.almr"], "steps_done": 60}
+    with pytest.raises(UserError, match=r"stages and add yours: \(\(0, 0.33\), \(60, ...\)\)"):
+        check_resume(SAVED, with_data(almr=0.5), **allow)
+    later = with_data(almr=((0, 0.33), (60, 0.5)))
+    assert len(check_resume(SAVED, later, **allow)) == 1
+    staged = to_dict(later)
+    assert check_resume(staged, later, steps_done=90) == []
+    with pytest.raises(UserError, match=r"\(0, 0.33\), \(60, 0.5\), \(90, ...\)"):
+        check_resume(staged, CONFIG, ["data.almr"], steps_done=90)
+
+
+def test_a_corpus_is_dropped():
+    both = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
+    assert check_resume(to_dict(both), CONFIG, ["data.additional[1]"])
 
 
 def test_a_corpus_is_added():
@@ -153,11 +179,13 @@ def test_a_config_saved_before_a_field_existed():
 
 
 def test_changed_corpora_and_tokenizer_are_named():
-    saved = {"tokenizer": "a", "corpora": {"zh": "b", "en": "c"}}
+    saved = {"data": {"zh": "b", "en": "c"}, "heldout": {"zh": "h"}}
     check_fingerprints(saved, json.loads(json.dumps(saved)))
-    with pytest.raises(UserError, match="has changed: corpora.zh. Bring.*--allow-change data"):
-        check_fingerprints(saved, {"tokenizer": "a", "corpora": {"zh": "x", "en": "c"}})
-    with pytest.raises(UserError, match="changed: corpora.ja, tokenizer"):
-        now = {"tokenizer": "x", "corpora": {"zh": "b", "en": "c", "ja": "d"}}
-        check_fingerprints(saved, now)
-    check_fingerprints(saved, {"tokenizer": "x", "corpora": {}}, ["data"])
+    with pytest.raises(UserError, match="has changed: data.zh. Bring.*--allow-change data\\.$"):
+        check_fingerprints(saved, saved | {"data": {"zh": "x", "en": "c"}})
+    with pytest.raises(UserError, match="changed: data.en, data.ja, heldout.zh"):
+        check_fingerprints(saved, {"data": {"zh": "b", "ja": "d"}, "heldout": {}})
+    check_fingerprints(saved, {"data": {}, "heldout": {}}, ["data"])
+    with pytest.raises(UserError, match="--allow-change data.heldout\\.$"):
+        check_fingerprints(saved, saved | {"heldout": {}})
+    check_fingerprints(saved, saved | {"heldout": {}}, ["data.heldout"])

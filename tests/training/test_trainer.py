@@ -1,6 +1,7 @@
 """A run steps, tells, evaluates, saves, stops when asked, and goes on as if it never had."""
 
 from dataclasses import replace
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -123,12 +124,39 @@ def test_lost_loss_stops_and_keeps_what_was_saved(make_config, tmp_path, monkeyp
     # The fourth update is infinite, the fifth step's loss is no number; 6 would be saved.
     spoiled = lambda *a: float("inf") if a[1] == 3 else real(*a)
     monkeypatch.setattr(trainer, "learning_rate", spoiled)
-    with pytest.raises(UserError, match="the loss of step 5 is nan") as caught:
+    with pytest.raises(UserError, match="loss of step 5 is nan") as caught:
         train(config)
     assert "\n" not in str(caught.value)
     assert saved_steps(tmp_path / "run") == [3]
     monkeypatch.setattr(trainer, "learning_rate", real)
     assert train(config) is Outcome.FINISHED
+
+
+def test_weights_that_a_lost_gradient_made_are_not_saved(make_config, tmp_path, monkeypatch):
+    """At a step that saves: its loss is that of the weights before."""
+    run = run_of(make_config(tmp_path / "run"))
+    real = run.program.step
+
+    def step(state, batch, rate):
+        state, metrics = real(state, batch, rate)
+        lost = jax.numpy.float32("nan") if trainer_steps.append(0) or len(trainer_steps) == 6 else 1
+        return state, metrics | {"grad_norm": metrics["grad_norm"] * lost}
+
+    trainer_steps: list[int] = []
+    run = replace(run, program=replace(run.program, step=step))
+    with pytest.raises(UserError, match="grad_norm of step 6 is nan"):
+        fit(run)
+    assert saved_steps(tmp_path / "run") == [3]
+
+
+def test_one_process_at_a_time_in_a_folder(make_config, tmp_path):
+    run = run_of(make_config(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process trains there"):
+            fit(run)
+    assert fit(run) is Outcome.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -178,3 +206,17 @@ def test_tokenizer_of_another_size(make_config, tmp_path):
     config = make_config(tmp_path / "run")
     with pytest.raises(UserError, match="model.vocab_size"):
         run_of(replace(config, model=replace(config.model, vocab_size=512)))
+
+
+def test_a_wrong_start_is_told_before_anything_is_prepared(make_config, whole, tmp_path):
+    config = make_config(tmp_path / "run", init_from=str(whole))
+    config = replace(config, data=replace(config.data, prepared=str(tmp_path / "rows")))
+    for changed, told in (
+        (replace(config, init_from=str(tmp_path / "nothing")), "no such folder"),
+        (replace(config, model=replace(config.model, rope_theta=1.0)), "rope_theta"),
+        (replace(config, output=str(whole / "config.json")), "is a file"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run_of(changed)
+    assert not list(tmp_path.iterdir())
+    assert train(config) is Outcome.FINISHED
