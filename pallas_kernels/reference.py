@@ -23,17 +23,19 @@ def attention(
     visible = (place[:, None] >= place[None, :])[None] & (
         segment_ids[:, :, None] == segment_ids[:, None, :]
     )
+    # Added, not selected by: the gradient needs no mask then.
+    hidden = jnp.where(visible, 0, -jnp.inf).astype(wide)[:, None, None]
     # Heads first, a group's queries side by side: one plain matrix product for each kv head.
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     scores = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=wide)
-    scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, length) * head_dim**-0.5
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    by_head = (batch, kv_heads, heads // kv_heads, length, length)
+    scores = (scores.reshape(by_head) * head_dim**-0.5 + hidden).reshape(scores.shape)
     # Divided after the product with the values: head_dim divisions a query, not one a key.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1)[..., None]
-    weights = weights.astype(value.dtype).reshape(batch, kv_heads, -1, length)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, value, preferred_element_type=wide)
-    out = out.reshape(batch, kv_heads, heads // kv_heads, length, head_dim) / total
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    out = jnp.einsum("bkqs,bksh->bkqh", weights, value, preferred_element_type=wide) / total
+    out = out.reshape(batch, kv_heads, heads // kv_heads, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim).astype(query.dtype)

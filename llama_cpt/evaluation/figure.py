@@ -102,43 +102,33 @@ def _from_to(bits: Float[np.ndarray, " points"]) -> str:
 
 def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
     before = curves[0].bits[corpus][0]
-    lost = np.mean([curve.bits[corpus].mean() for curve in curves]) > before
     axes.axhline(before, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+    labels = [(before, f"before: {before:.2f}", _GREY, "normal")]
     for curve, (colour, style) in zip(curves, _STYLES, strict=False):
+        end = curve.bits[corpus][-1]
         axes.plot(curve.tokens, curve.bits[corpus], style, color=colour, linewidth=2)
-        axes.plot(curve.tokens[-1], curve.bits[corpus][-1], "o", color=colour, markersize=4)
+        axes.plot(curve.tokens[-1], end, "o", color=colour, markersize=4)
+        labels.append((end, f"{curve.label}\n{end:.2f}", colour, "bold"))
     _scale(axes, curves, corpus)
-    _label_ends(axes, curves, corpus)
-    axes.annotate(
-        f"before: {before:.2f}",
-        (0.74, before),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3 if lost else 3),  # on the side that the curves leave free
-        textcoords="offset points",
-        ha="right",
-        va="top" if lost else "bottom",
-        fontsize=8.5,
-        color=_GREY,
-    )
+    _label_ends(axes, labels, max(curve.tokens[-1] for curve in curves))
 
 
-def _label_ends(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
-    """Each curve's name and last value beside its end, in its colour, kept apart."""
+def _label_ends(axes: Axes, labels: list[tuple[float, str, str, str]], end: float) -> None:
+    """Each line's name and value beside its end, in its colour, kept apart."""
     low, high = np.log(axes.get_ylim())
     previous = -np.inf
-    for index in sorted(range(len(curves)), key=lambda i: curves[i].bits[corpus][-1]):
-        curve, (colour, _) = curves[index], _STYLES[index]
-        place = max(np.log(curve.bits[corpus][-1]), previous + 0.12 * (high - low))
+    for value, text, colour, weight in sorted(labels):
+        place = max(np.log(value), previous + 0.11 * (high - low))
         previous = place
         axes.annotate(
-            f"{curve.label}\n{curve.bits[corpus][-1]:.2f}",
-            (curve.tokens[-1], np.exp(place)),
+            text,
+            (end, np.exp(place)),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=9,
             color=colour,
-            fontweight="bold",
+            fontweight=weight,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
 
