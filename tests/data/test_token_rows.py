@@ -1,7 +1,5 @@
 """Rows on disk: cut exactly, read by index, broken files named."""
 
-import pickle
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -73,7 +71,6 @@ def test_rows_by_index_across_shards(tmp_path_factory, sizes, data):
     places = data.draw(st.lists(st.integers(0, last), max_size=20)) if len(rows) else []
     indices = np.array(places, np.int64)
     assert np.array_equal(read.read(indices), rows[indices])
-    assert np.array_equal(pickle.loads(pickle.dumps(read)).read(indices), rows[indices])
 
 
 def test_heldout_documents(tmp_path):
