@@ -76,7 +76,7 @@ class ComputeConfig:
     """Type of activations and matrix operands; parameters, loss and norms are float32."""
     remat: Literal["none", "minimal", "dots", "full", "offload"] = "full"
     """What the backward pass recomputes: ``none`` nothing, ``full`` all but each layer's input."""
-    attention: Literal["auto", "splash", "cudnn", "reference"] = "auto"
+    attention: Literal["auto", "pallas", "splash", "cudnn", "reference"] = "auto"
     """``auto`` is resolved once, at start, by backend, row length and ``dtype``, and printed."""
     loss_chunk_tokens: int = 2048
     """Tokens on one device whose logits exist at a time."""

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import spec
 from pallas_kernels import reference
+from pallas_kernels.attention_parts import LANES
+from pallas_kernels.flash_attention import HEAD_DIMS, LONGEST, flash_attention
 
 # A dense mask grows with the length squared; beyond this it dwarfs the activations.
 LONGEST_CUDNN_ROW = 8192
@@ -20,13 +22,26 @@ LONGEST_CUDNN_ROW = 8192
 SPLASH_BLOCKS = (512, 256, 128)
 
 
-def resolve_attention(name: str, backend: str, sequence_length: int, dtype: str) -> str:
+def resolve_attention(
+    name: str, backend: str, sequence_length: int, head_dim: int, dtype: str
+) -> str:
     """``name``, or what ``auto`` means on ``backend`` (``cpu``, ``gpu``, ``tpu``).
 
-    Raises UserError where ``name`` cannot attend in rows of that length or in ``dtype``.
+    Raises UserError where ``name`` cannot attend there, in rows of that length, with that
+    ``head_dim`` or in ``dtype``.
     """
     if name == "auto":
         name = _automatic(backend, sequence_length, dtype)
+    if name in ("pallas", "splash") and backend != "tpu":
+        raise UserError(f"compute.attention={name} runs on TPUs; here it is {backend}: set auto.")
+    if name == "pallas" and (
+        sequence_length % LANES or sequence_length > LONGEST or head_dim not in HEAD_DIMS
+    ):
+        raise UserError(
+            f"compute.attention=pallas takes rows of a multiple of {LANES} up to {LONGEST} and "
+            f"model.head_dim of {', '.join(map(str, HEAD_DIMS))}; data.sequence_length is "
+            f"{sequence_length}, model.head_dim {head_dim}. Change them, or name reference."
+        )
     if name == "splash" and sequence_length % SPLASH_BLOCKS[-1]:
         raise UserError(
             f"compute.attention=splash takes rows of a multiple of {SPLASH_BLOCKS[-1]}: "
@@ -39,7 +54,7 @@ def resolve_attention(name: str, backend: str, sequence_length: int, dtype: str)
 
 def _automatic(backend: str, sequence_length: int, dtype: str) -> str:
     if backend == "tpu":
-        return "splash"
+        return "pallas"
     if backend == "gpu" and dtype == "bfloat16":
         if sequence_length > LONGEST_CUDNN_ROW:
             raise UserError(
@@ -65,6 +80,8 @@ def attend(
             return reference.attention(query, key, value, segment_ids)
         case "cudnn":
             return _cudnn(query, key, value, segment_ids)
+        case "pallas":
+            return _per_device(flash_attention)(query, key, value, segment_ids)
         case "splash":
             return _per_device(_splash)(query, key, value, segment_ids)
     raise ValueError(f"attention {implementation!r} is not resolved or not known")

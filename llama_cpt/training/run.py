@@ -133,7 +133,11 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     check_schedule(config.optimizer, config.num_steps)
     compute = config.compute
     attention = resolve_attention(
-        compute.attention, backend, config.data.sequence_length, compute.dtype
+        compute.attention,
+        backend,
+        config.data.sequence_length,
+        config.model.head_dim,
+        compute.dtype,
     )
     model = abstract_llama(
         config.model, compute_dtype=compute.dtype, remat=compute.remat, attention=attention

@@ -210,19 +210,22 @@ def test_reference_attention(kv_heads):
         ("auto", "cpu", 100, "bfloat16", "reference"),
         ("auto", "gpu", 8192, "bfloat16", "cudnn"),
         ("auto", "gpu", 8192, "float32", "reference"),
-        ("auto", "tpu", 8192, "float32", "splash"),
+        ("auto", "tpu", 8192, "float32", "pallas"),
+        ("splash", "tpu", 8192, "float32", "splash"),
         ("reference", "tpu", 100, "float32", "reference"),
         ("auto", "gpu", 16384, "bfloat16", "name cudnn"),
         ("cudnn", "gpu", 128, "float32", "set compute.dtype=bfloat16"),
-        ("auto", "tpu", 8200, "bfloat16", "multiple of 128"),
+        ("auto", "tpu", 8200, "bfloat16", "name reference"),
+        ("splash", "tpu", 8200, "bfloat16", "multiple of 128"),
+        ("pallas", "cpu", 128, "bfloat16", "runs on TPUs; here it is cpu"),
     ],
 )
 def test_resolve_attention(name, backend, length, dtype, found):
     if " " not in found:
-        assert resolve_attention(name, backend, length, dtype) == found
+        assert resolve_attention(name, backend, length, 64, dtype) == found
     else:
         with pytest.raises(UserError, match=found):
-            resolve_attention(name, backend, length, dtype)
+            resolve_attention(name, backend, length, 64, dtype)
 
 
 def test_rope_keeps_fast_pairs_and_stretches_slow_ones():

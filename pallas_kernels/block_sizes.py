@@ -1,0 +1,42 @@
+"""How large a piece of the scores the attention kernels take at a time, by chip."""
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Multiples of 128, each of which divides the one above it."""
+
+    tile: int = 512
+    """Queries and keys of a tile: what a step of the grid fetches and computes."""
+    forward_queries: int = 128
+    """Queries whose scores with a tile's keys are in flight at a time, going forward."""
+    forward_ahead: int = 1
+    """Such parts whose scores are computed ahead of their exponentials, going forward."""
+    backward_queries: int = 128
+    """Queries whose products with a tile's keys are in flight at a time, going backward."""
+    backward_keys: int = 8192
+    """Keys whose gradients are held in VMEM: a pass over the tiles for each so many keys."""
+
+
+# By the TPU compiler's schedule (docs/kernels.md). A systolic array of 128 x 128 takes 128 queries
+# at a time, and what is in flight stays near the registers; one of 256 x 256 would idle on them.
+_NARROW = BlockSizes()
+_WIDE = BlockSizes(forward_queries=256, forward_ahead=3, backward_queries=256)
+_OF_CHIP = {"v5e": _NARROW, "v5p": _NARROW, "v6e": _WIDE, "tpu7x": _WIDE}
+_OF_KIND = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+
+
+def block_sizes_of(chip: str) -> BlockSizes:
+    """The sizes for ``v5e``, ``v5p``, ``v6e`` or ``tpu7x``."""
+    return _OF_CHIP[chip]
+
+
+def current_block_sizes() -> BlockSizes:
+    """The sizes for the devices of the current mesh, else for the default device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    kind = (device or jax.devices()[0]).device_kind
+    return _OF_CHIP[_OF_KIND.get(kind, "v5e")]

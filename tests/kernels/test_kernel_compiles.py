@@ -1,0 +1,63 @@
+"""The kernels compile for every TPU, forward and backward; interpret mode accepts more."""
+
+import importlib.util
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.block_sizes import block_sizes_of, current_block_sizes
+from pallas_kernels.flash_attention import flash_attention
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
+)
+
+TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+LLAMA_8B, LLAMA_70B = (32, 8), (64, 8)
+LENGTHS, HEAD_DIMS = (2048, 8192, 32768, 131072), (64, 128)
+# Each chip, length and head size at least once; few heads, for the time.
+COVERING = [
+    ("v5e", 2048, 64, (8, 2)),
+    ("v5p", 8192, 128, (2, 1)),
+    ("v6e", 32768, 128, (2, 1)),
+    ("tpu7x", 131072, 64, (4, 2)),
+]
+ALL = [
+    (chip, length, head_dim, heads)
+    for chip in TOPOLOGY
+    for length in LENGTHS
+    for head_dim in HEAD_DIMS
+    for heads in (LLAMA_8B, LLAMA_70B)
+]
+
+
+def compile_attention(chip: str, length: int, head_dim: int, heads: tuple[int, int]) -> None:
+    devices = topologies.get_topology_desc(TOPOLOGY[chip], platform="tpu").devices
+    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
+    place = jax.NamedSharding(mesh, jax.P())
+
+    def operand(count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, length, count, head_dim), jnp.bfloat16, sharding=place)
+
+    def loss(query, key, value, segment_ids):
+        assert current_block_sizes() == block_sizes_of(chip)
+        return flash_attention(query, key, value, segment_ids).astype(jnp.float32).sum()
+
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
+    query, key = (operand(count) for count in heads)
+    with jax.set_mesh(mesh):
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids).compile()
+
+
+@pytest.mark.parametrize(("chip", "length", "head_dim", "heads"), COVERING)
+def test_compiles(chip, length, head_dim, heads):
+    compile_attention(chip, length, head_dim, heads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chip", "length", "head_dim", "heads"), ALL)
+def test_compiles_all(chip, length, head_dim, heads):
+    compile_attention(chip, length, head_dim, heads)

@@ -1,0 +1,68 @@
+"""The table holds what a row needs: no tile that matters is missing, none beside is visited."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.tiles import CROSSING, DIAGONAL, FIRST, LAST, needed_tiles, unpack
+
+BLOCK = 4
+TABLE = jax.jit(needed_tiles, static_argnums=(1, 3))
+
+
+def visited(ids: np.ndarray, first_key: int = 0, num_keys: int | None = None) -> list[tuple]:
+    """(row, query block, key block, flags) of each entry."""
+    table = TABLE(jnp.asarray(ids), BLOCK, first_key, num_keys)
+    tiles = unpack(table.entries[: int(table.count)], ids.shape[1] // BLOCK)
+    return list(zip(*(np.asarray(part).tolist() for part in tiles), strict=True))
+
+
+def visible(ids: np.ndarray, row: int, query: int, key: int) -> np.ndarray:
+    """Which pairs of a tile see each other."""
+    q, k = (np.arange(n * BLOCK, (n + 1) * BLOCK) for n in (query, key))
+    return (q[:, None] >= k) & (ids[row, q][:, None] == ids[row, k])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 5).flatmap(
+        lambda blocks: st.lists(
+            st.lists(st.integers(1, 4), min_size=blocks * BLOCK, max_size=blocks * BLOCK),
+            min_size=1,
+            max_size=3,
+        )
+    ),
+    st.booleans(),
+    st.data(),
+)
+def test_table(rows, packed, data):
+    ids = np.array([np.sort(row) if packed else row for row in rows], np.int32)
+    blocks = ids.shape[1] // BLOCK
+    span = data.draw(st.integers(1, blocks))
+    passes = [visited(ids, first, span) for first in range(0, blocks, span)]
+    assert sorted(t[:3] for tiles in passes for t in tiles) == [t[:3] for t in visited(ids)]
+    for first, tiles in zip(range(0, blocks, span), passes, strict=True):
+        for number, (row, query, key, flags) in enumerate(tiles):
+            pairs = visible(ids, row, query, key)
+            beside = [tiles[n][:2] if 0 <= n < len(tiles) else () for n in (number - 1, number + 1)]
+            assert bool(flags & FIRST) == (beside[0] != (row, query))
+            assert bool(flags & LAST) == (beside[1] != (row, query))
+            assert bool(flags & DIAGONAL) == (query == key)
+            assert flags & CROSSING or query == key or pairs.all()
+            assert not (packed and flags & CROSSING and query != key and pairs.all())
+        # In order: what belongs to a query block, and a row, lies side by side.
+        assert [t[:3] for t in tiles] == sorted(t[:3] for t in tiles)
+        here = {t[:3] for t in tiles}
+        for row, query, key in np.ndindex(len(ids), blocks, blocks):
+            if first <= key < first + span and visible(ids, row, query, key).any():
+                assert (row, query, key) in here
+            elif packed:
+                assert (row, query, key) not in here
+
+
+def test_too_many_rows():
+    with pytest.raises(ValueError, match="too many for one call"):
+        needed_tiles(jnp.zeros((2**15, 1024), jnp.int32), BLOCK)
