@@ -1,0 +1,181 @@
+"""What the TPU compiler makes of the attention kernels, ours and JAX's splash, on no TPU.
+
+    python benchmarks/attention_schedule.py [--chip v5e] [--heads 32 --kv-heads 8 --head-dim 128]
+
+`libtpu` writes out the schedule that a TensorCore runs, instruction bundle by bundle. For every
+region of a kernel that holds matrix products: bundles for a thousand scores (visible pairs of a
+query and a key, of one head), products a tile, spills, and the share of the bundles in which the
+matrix units are held. Waiting for memory is not in it: a lower bound, to compare kernels by.
+A backward pass's region follows its forward's. Needs libtpu.
+"""
+
+import argparse
+from collections import Counter
+import json
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+import tempfile
+
+TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+MATRIX_SIDE = {"v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
+# Rows of a bfloat16 operand that one instruction feeds to a matrix unit.
+ROWS_FED = 16
+SPLASH_BLOCKS = (512, 1024)
+
+
+def compile_kernel(spec: dict) -> None:
+    """In a process of its own: libtpu reads its flags once."""
+    import jax
+    from jax.experimental import topologies
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pallas_kernels.flash_attention import flash_attention
+
+    devices = topologies.get_topology_desc(TOPOLOGY[spec["chip"]], platform="tpu").devices
+    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
+    place = jax.NamedSharding(mesh, jax.P())
+    attention = splash(spec["block"]) if spec["block"] else flash_attention
+
+    def operand(heads: int) -> jax.ShapeDtypeStruct:
+        shape = (1, spec["length"], heads, spec["head_dim"])
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+
+    def loss(*operands):
+        return attention(*operands).astype(jnp.float32).sum()
+
+    query, key = operand(spec["heads"]), operand(spec["kv_heads"])
+    ids = jax.ShapeDtypeStruct((1, spec["length"]), jnp.int32, sharding=place)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids).compile()
+    print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes}))
+
+
+def splash(block: int):
+    """JAX's kernel with its fused backward pass, a kv head at a time, as its users call it."""
+    import jax
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    names = ("block_q", "block_kv", "block_kv_compute")
+    names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = splash_attention_kernel.BlockSizes(
+        **dict.fromkeys(names, block), use_fused_bwd_kernel=True
+    )
+
+    def attention(query, key, value, segment_ids):
+        batch, length, heads, head_dim = query.shape
+        kv_heads = key.shape[2]
+        mask = splash_attention_mask.MultiHeadMask(
+            [splash_attention_mask.CausalMask((length, length))] * (heads // kv_heads)
+        )
+        kernel = splash_attention_kernel.make_splash_mqa_single_device(mask, block_sizes=sizes)
+        ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
+        query = query.swapaxes(1, 2).reshape(batch, kv_heads, -1, length, head_dim)
+        a_row = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        out = jax.vmap(a_row)(query * head_dim**-0.5, key, value, ids)
+        return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+
+    return attention
+
+
+def regions_of(bundles: Path, utilisation: Path) -> list[Counter]:
+    """Counts of every straight piece of a schedule that holds matrix products."""
+    held = [line.split() for line in utilisation.read_text().split("UTILIZATION:")[1].splitlines()]
+    held = [int(line[0]) for line in held if line]
+    regions, region, number = [], Counter(), 0
+    for line in bundles.read_text().splitlines():
+        head = re.match(r"\s*(?:0x[0-9a-f]+|0)\s*(LH|LB|LE|PB|PF|CT)?\s*:", line)
+        if not head:
+            continue
+        if head[1]:
+            regions.append(region)
+            region = Counter()
+        region["bundles"] += 1
+        region["products"] += len(re.findall(r"vmatmul\.", line))
+        region["spills"] += len(re.findall(r"_spill\]", line))
+        region["held"] += held[number] if number < len(held) else 0
+        number += 1
+        if "sbr.rel" in line:
+            regions.append(region)
+            region = Counter()
+    return [r for r in [*regions, region] if r["products"]]
+
+
+def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
+    """Regions of each kernel, and the step's temporaries in HBM in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+        }
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", json.dumps(spec)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(f"{spec} does not compile:\n{done.stderr[-3000:]}")
+        found = {}
+        for bundles in sorted(Path(folder).glob("*-final_bundles.txt")):
+            name = re.sub(r"^\d+-|-\d+-final_bundles\.txt$", "", bundles.name)
+            if "analysis" in name or "fusion" in name or not re.search("attention|splash", name):
+                continue
+            pattern = f"*{name}-*-final_hlo-static-per-bundle-utilization.txt"
+            found[name] = regions_of(bundles, next(Path(folder).glob(pattern)))
+        return found, json.loads(done.stdout.splitlines()[-1])["temporaries"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--chip", choices=TOPOLOGY, action="append")
+    sizes = {"length": 8192, "heads": 32, "kv-heads": 8, "head-dim": 128}
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        compile_kernel(json.loads(options.child))
+        return
+    shape = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in sizes}
+    for chip in options.chip or TOPOLOGY:
+        for block in (0, *SPLASH_BLOCKS):
+            report(chip, block, shape)
+
+
+def report(chip: str, block: int, shape: dict) -> None:
+    """A line for each kernel's region."""
+    kernels, temporaries = schedule({"chip": chip, "block": block} | shape)
+    label = f"splash {block}" if block else "ours"
+    print(f"{chip} {label}: {temporaries / 1e6:,.0f} MB of temporaries", flush=True)
+    # Ours takes all query heads of a kv head at once, splash one.
+    heads = 1 if block else shape["heads"] // shape["kv_heads"] * max(128 // shape["head_dim"], 1)
+    scores = heads * (block or 512) ** 2
+    product = scores * shape["head_dim"] / (ROWS_FED * MATRIX_SIDE[chip] ** 2)
+    for name, regions in kernels.items():
+        for region in regions:
+            print(
+                f"  {name[:44]:44} {region['bundles']:6} bundles "
+                f"{1000 * region['bundles'] / scores:7.3f} a thousand scores "
+                f"{region['products'] / product:6.2f} products a tile  "
+                f"matrix units held {region['held'] / 4 / region['bundles']:4.0%}  "
+                f"spills {region['spills']}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
