@@ -27,8 +27,18 @@ import tyro
 from llama_cpt.errors import UserError
 
 
+class _Section:
+    """What all sections of a config share: fields are held to their types."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a field of another type, as JSON's are."""
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for name, kind in hints.items():
+            from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
+
+
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(_Section):
     """Llama-3.1's frequency scaling (``rope_type: llama3`` in a Hugging Face config)."""
 
     factor: float
@@ -38,7 +48,7 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """The architecture: what a Hugging Face ``config.json`` says of a Llama."""
 
     vocab_size: int
@@ -57,6 +67,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no Llama has."""
+        super().__post_init__()
         sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads")
         require_at_least(1, self, "model", *sizes, "head_dim", "context_length")
         if self.num_heads % self.num_kv_heads:
@@ -69,7 +80,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
+class ComputeConfig(_Section):
     """How the model is computed; none of it changes what is computed."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -83,11 +94,12 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         """Refuse a chunk of nothing."""
+        super().__post_init__()
         require_at_least(1, self, "compute", "loss_chunk_tokens")
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(_Section):
     """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
 
     replica: int = 1
@@ -96,7 +108,7 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(_Section):
     """Documents of one origin."""
 
     name: str
@@ -109,7 +121,7 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """Token rows and their mixture."""
 
     tokenizer: str
@@ -147,6 +159,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
+        super().__post_init__()
+        require_named("data", tokenizer=self.tokenizer, prepared=self.prepared)
         shares = {almr for _, almr in self.stages()}
         require_at_least(1, self, "data", "sequence_length")
         require_above_zero("data.max_epochs", self.max_epochs)
@@ -170,7 +184,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Section):
     """AdamW and the learning-rate schedule."""
 
     peak_learning_rate: float
@@ -193,13 +207,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would train nothing."""
+        super().__post_init__()
         require_above_zero("optimizer.clip_norm", self.clip_norm)
         require_at_least(0, self, "optimizer", "peak_learning_rate", "initial_learning_rate")
         require_at_least(0, self, "optimizer", "warmup_steps", "decay_steps", "weight_decay")
 
 
 @dataclass(frozen=True)
-class NextTokenConfig:
+class NextTokenConfig(_Section):
     """The objective of CPT and SFT: cross-entropy of the next token where the mask is set."""
 
     z_loss: float = 0.0
@@ -207,7 +222,7 @@ class NextTokenConfig:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(_Section):
     """When to save and how many to keep."""
 
     every_steps: int = 500
@@ -215,11 +230,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse to keep none."""
+        super().__post_init__()
         require_at_least(1, self, "checkpoint", "every_steps", "keep")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(_Section):
     """When to measure held-out loss and bits per byte."""
 
     every_steps: int = 500
@@ -232,11 +248,12 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
+        super().__post_init__()
         require_at_least(1, self, "evaluation", "every_steps", "documents", "batch_size")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """One run."""
 
     output: str
@@ -266,6 +283,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run on any machine."""
+        super().__post_init__()
+        require_named("", output=self.output)
         require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
         if self.microbatch_size < 0 or (
             self.microbatch_size and self.global_batch_size % self.microbatch_size
@@ -284,16 +303,22 @@ class TrainConfig:
 def require_at_least(least: int, section: Any, where: str, *names: str) -> None:
     """Raise UserError for a field of ``section``, called ``where``, that is below ``least``."""
     for name in names:
-        # Not `<`: nothing that is not a number passes.
-        if not getattr(section, name) >= least:
+        if not least <= getattr(section, name) < math.inf:
             told = f"{where}.{name}".lstrip(".")
-            raise UserError(f"{told}={getattr(section, name)} must be at least {least}.")
+            raise UserError(f"{told}={getattr(section, name)} must be at least {least}, finite.")
 
 
 def require_above_zero(name: str, value: float) -> None:
     """Raise UserError unless ``value`` is a finite number above 0."""
     if not 0 < value < math.inf:
         raise UserError(f"{name}={value} must be a finite number above 0.")
+
+
+def require_named(where: str, **places: str) -> None:
+    """Raise UserError for an empty name, which would be the current folder's."""
+    for name, place in places.items():
+        if not place:
+            raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty: name a place.")
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -326,6 +351,8 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     if origin is Annotated:
         return from_dict(typing.get_args(kind)[0], values, where)
     if dataclasses.is_dataclass(kind):
+        if isinstance(values, kind):
+            return values
         return _dataclass_from_dict(kind, values, where)
     if origin in (typing.Union, types.UnionType):
         return _union_from_value(kind, values, where)
@@ -395,19 +422,17 @@ def _from_python(path: str) -> TrainConfig:
     sys.path.insert(0, beside)
     try:
         config = runpy.run_path(path).get("config")
-    except (UserError, TypeError, NameError, AttributeError, ImportError, OSError) as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    except Exception as error:  # It is the user's program: whatever it raises is theirs to mend.
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(beside)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
-    try:
-        # Python checks no field's type: what JSON of it may not say, it may not either.
-        return from_dict(TrainConfig, to_dict(config), path)
-    except TypeError as error:
-        raise UserError(f"{path}: {error}") from None
+    return config
 
 
 def _from_json(path: str) -> TrainConfig:
@@ -452,7 +477,8 @@ def _complaint(told: str, config: TrainConfig) -> str:
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
     unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
     if not unknown:
-        return f"{sentence}."
+        # Our own sentences name the field.
+        return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
     name = unknown["name"].replace("-", "_")
     return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
 

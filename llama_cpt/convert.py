@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from llama_cpt.config import TrainConfig, from_dict, to_dict
+from llama_cpt.config import TrainConfig, from_dict, require_above_zero, to_dict
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.data.tokenizer_export import export_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
                 dtype=options.dtype,
                 shard_gb=options.shard_gb,
                 base=options.base,
+                tokenizer=options.tokenizer,
             )
         case "verify":
             return 0 if verify(options.source, options.checkpoint) else 1
@@ -86,29 +87,30 @@ def to_hf(
     dtype: str = "bfloat16",
     shard_gb: float = 5.0,
     base: str | None = None,
+    tokenizer: str | None = None,
 ) -> None:
     """Write the newest checkpoint of a run as a Hugging Face folder.
 
     Config, tokenizer, model card and the base's licence come with it; ``base`` says where that
-    one lies (a folder or hub name) if it is no longer where the run started from.
+    one lies (a folder or hub name) if it is no longer where the run started from, ``tokenizer``
+    where the tokenizer lies if it was moved.
     """
-    if shard_gb <= 0:
-        raise UserError(f"--shard-gb {shard_gb:g} must be above 0.")
+    require_above_zero("--shard-gb", shard_gb)
     require_new(output)
     with TrainedWeights(checkpoint) as weights:
         run = weights.about["config"]
         config = from_dict(TrainConfig, run, checkpoint) if "init_from" in run else None
-        origin = _origin(config, checkpoint if base is None else base)
+        origin = _origin(config, checkpoint) if base is None else origin_of(base)
         theirs = origin.config()
         if theirs.get("vocab_size") != weights.config.vocab_size:
             theirs = {}
-        place = _tokenizer_place(config, checkpoint)
-        tokenizer = load_tokenizer(place) if place and not theirs else None
+        place = tokenizer or _tokenizer_place(config, checkpoint)
+        read = load_tokenizer(place) if place and (tokenizer or not theirs) else None
         export = ExportOptions(
             dtype,
             int(shard_gb * 1e9),
-            bos_id=theirs.get("bos_token_id", tokenizer and tokenizer.bos_id),
-            eos_id=theirs.get("eos_token_id", tokenizer and tokenizer.eos_id),
+            bos_id=theirs.get("bos_token_id", read and read.bos_id),
+            eos_id=theirs.get("eos_token_id", read and read.eos_id),
             write_others=partial(_write_others, weights, config, origin, place),
         )
         export_hf(weights.parameter, weights.config, output, export)
@@ -153,7 +155,11 @@ def _tokenizer_place(config: TrainConfig | None, checkpoint: str) -> str | None:
     try:
         return resolve(place, weights=False)
     except UserError as error:
-        print(f"warning: no tokenizer is written: data.tokenizer={error}", file=sys.stderr)
+        print(
+            f"warning: no tokenizer is written: data.tokenizer={error} Name its place with "
+            "--tokenizer.",
+            file=sys.stderr,
+        )
         return None
 
 
@@ -228,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--dtype", choices=list(EXPORT_DTYPES), default="bfloat16")
     out.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default 5)")
     out.add_argument("--base", help="where the first model of the line lies, if it was moved")
+    out.add_argument("--tokenizer", help="where the tokenizer lies, if it was moved")
     check = commands.add_parser(
         "verify",
         help="compare every tensor, and logits; exit status 1 where they differ",

@@ -1,6 +1,7 @@
 """Where a run's numbers go, metrics.jsonl and TensorBoard, and the arithmetic behind MFU."""
 
 from collections.abc import Mapping
+import contextlib
 import json
 import math
 import os
@@ -10,9 +11,12 @@ import tempfile
 import time
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from llama_cpt.config import ModelConfig
+from llama_cpt.errors import UserError
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -44,13 +48,12 @@ class MetricsWriter:
         self._lines = (self._local / FILE).open("a", encoding="utf-8")
         events = self._target / TENSORBOARD
         earlier = len(list(events.iterdir())) if events.exists() else 0
-        # The name's time counts seconds: without the suffix a quick restart overwrites a file.
-        self._events = SummaryWriter(
-            str(self._local / TENSORBOARD),
-            purge_step=last_step + 1,
-            filename_suffix=f".{earlier}",
-            flush_secs=10,
-        )
+        (self._local / TENSORBOARD).mkdir(exist_ok=True)
+        # The name's time counts seconds: without the suffix a quick restart overwrites a file. The
+        # library's writer with a thread of its own waits for ever once the disk is full.
+        self._events = EventsWriter(str(self._local / TENSORBOARD / "events"), f".{earlier}")
+        started = SessionLog(status=SessionLog.START)
+        self._event(Event(step=last_step + 1, session_log=started))
         self._uploaded = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -61,11 +64,18 @@ class MetricsWriter:
         if not self._enabled:
             return
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-        self._lines.flush()
-        for key, value in finite.items():
-            if value is not None:
-                self._events.add_scalar(key, value, step)
+        try:
+            self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            self._lines.flush()
+            for key, value in finite.items():
+                if value is not None:
+                    self._event(Event(step=step, summary=scalar(key, value)))
+            self._events.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
+                "its last checkpoint when there is room."
+            ) from error
         if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self._upload()
 
@@ -73,11 +83,18 @@ class MetricsWriter:
         """Finish the files; calling it again does nothing."""
         if not self._enabled or self._lines.closed:
             return
-        self._lines.close()
-        self._events.close()
+        # What could not be written is told by write; closing tries once more.
+        with contextlib.suppress(OSError):
+            self._lines.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
         if self._remote:
             self._upload()
             shutil.rmtree(self._local)
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
 
     def _upload(self) -> None:
         for file in self._local.rglob("*"):

@@ -14,6 +14,7 @@ from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.token_rows import Manifest, TokenRows
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import one_line_errors
+from llama_cpt.folders import require_writable
 
 
 def main(arguments: list[str]) -> None:
@@ -43,8 +44,10 @@ def main(arguments: list[str]) -> None:
         if options.config is None:
             return
     config = load(options.config, overrides)
-    prepared = prepare(config.data, options.workers)
+    require_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer.require_size(config.model.vocab_size)
+    prepared = prepare(config.data, options.workers)
     corpora = config.data.additional + config.data.original
     mixture = mixture_of(
         config.data,
@@ -96,7 +99,7 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
     for corpus, times in zip(mixture.corpora, passes, strict=True):
         line = f"{config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}"
         if times > bound:
-            print(f"ERROR: {line}, above data.max_epochs={bound:g}: train refuses this run")
+            print(f"warning: {line}, above data.max_epochs={bound:g}: train refuses this run")
         else:
             print(f"  {line}")
 

@@ -166,13 +166,18 @@ def test_a_python_config_is_held_to_its_types(tmp_path):
         'compute=replace(config.compute, dtype="bf16")': "dtype='bf16' must be",
         "evaluation=None": "evaluation=None must hold the fields",
         "num_steps=10.5": "num_steps=10.5 must be int",
-        "seed={1}": "not JSON serializable",
+        "seed={1}": "seed={1} must be int",
+        'output=""': "output is empty",
+        "optimizer=OptimizerConfig(peak_learning_rate=None)": "peak_learning_rate=None must be",
+        'data=replace(config.data, additional=("zh", "x"))': "must hold the fields of CorpusConfig",
+        "data=replace(config.data, almr='0.29')": "almr='0.29' must be",
+        "seed=1 // 0": "ZeroDivisionError",
     }
     paths = [tmp_path / f"{number}.py" for number in range(len(wrong))]
     for path, section in zip(paths, wrong, strict=True):
         path.write_text(
             "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
-            f"config = replace(config, {section})\n"
+            f"from llama_cpt.config import *\nconfig = replace(config, {section})\n"
         )
     code = """
 import sys

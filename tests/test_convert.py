@@ -178,6 +178,8 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
     to_hf(str(run), str(tmp_path / "out"))
     assert "no tokenizer is written: data.tokenizer=/gone" in capsys.readouterr().err
     assert stored(tmp_path / "out")
+    to_hf(str(run), str(tmp_path / "again"), tokenizer=str(source))
+    assert (tmp_path / "again" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,12 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
         (["to-hf", "SOURCE", "OUT"], "holds no checkpoint"),
         (["verify", "SOURCE", "absent"], "absent: no such folder"),
         (["from-hf", "SOURCE", "SOURCE"], "exists already"),
-        (["to-hf", "absent", "OUT", "--shard-gb", "0"], "--shard-gb 0 must be above 0"),
+        (["from-hf", "SOURCE", ""], "OUTPUT is empty"),
+        (["to-hf", "absent", "OUT", "--shard-gb", "nan"], "must be a finite number"),
+        (
+            ["to-hf", "absent", "OUT", "--shard-gb", "0"],
+            "--shard-gb=0.0 must be a finite",
+        ),
     ],
 )
 def test_mistakes(arguments, said, source, tmp_path):

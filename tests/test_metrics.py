@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from llama_cpt import metrics
 from llama_cpt.config import ModelConfig
+from llama_cpt.errors import UserError
 from llama_cpt.metrics import MetricsWriter, model_flops_per_token
 from llama_cpt.model.llama import abstract_llama
 
@@ -159,3 +160,12 @@ def test_published_size():
         128256, 4096, 14336, 32, 32, 8, 128, 5e5, None, 1e-5, False, context_length=8192
     )
     assert model_flops_per_token(llama_8b, 8192) == pytest.approx(51.47e9, rel=1e-3)
+
+
+def test_a_full_disk_is_an_error_and_no_wait(tmp_path):
+    writer = MetricsWriter(tmp_path, None)
+    writer._lines.close()
+    writer._lines = open("/dev/full", "w")
+    with pytest.raises(UserError, match="metrics cannot be written: No space left"):
+        writer.write(1, {"train/loss": 1.0})
+    writer.close()

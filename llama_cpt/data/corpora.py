@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import contextlib
 from dataclasses import asdict, dataclass
+import fnmatch
 from functools import partial
 import os
 import re
@@ -146,6 +147,9 @@ def _check_current(
         try:
             sources = find_sources(corpus)
         except UserError as error:
+            wanted = os.path.expanduser(corpus.source)
+            if not all(fnmatch.fnmatch(source["path"], wanted) for source in found.sources):
+                raise UserError(f"{error} The rows in {folder} were made of others.") from None
             print(
                 f"note: {error} Its rows in {folder} are used as they were prepared.",
                 file=sys.stderr,

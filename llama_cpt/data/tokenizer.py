@@ -85,6 +85,14 @@ class Tokenizer:
         """The id of a special token such as ``<|eot_id|>``, None where there is none."""
         raise NotImplementedError
 
+    def require_size(self, vocab_size: int) -> None:
+        """Raise UserError unless the vocabulary is that of a model with ``vocab_size`` tokens."""
+        if self.vocab_size != vocab_size:
+            raise UserError(
+                f"{self.path} has {self.vocab_size} tokens, model.vocab_size is {vocab_size}: name "
+                "the model's own tokenizer."
+            )
+
     def _required_id(self, name: str) -> int:
         found = self.special_id(name)
         if found is None:

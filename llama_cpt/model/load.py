@@ -7,9 +7,11 @@ from jax.sharding import Mesh
 from llama_cpt.config import ModelConfig, from_dict
 from llama_cpt.errors import UserError
 from llama_cpt.model.hf_config import read_config, require_equal
+from llama_cpt.model.hf_names import checked_tensors
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
+from llama_cpt.model.safetensors_io import byte_reader
 from llama_cpt.sharding import with_shardings
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
 
@@ -32,10 +34,15 @@ def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
 def check_source(source: str, config: ModelConfig) -> None:
     """Raise UserError where ``source`` is not there or holds another architecture.
 
-    Reads no weights: what can be known before hours of other work.
+    Reads no weights, only what their files say of them: before hours of other work.
     """
     if not _is_run(source):
-        require_equal(config, read_config(resolve(source, weights=False)), source)
+        folder = resolve(source, weights=False)
+        require_equal(config, read_config(folder), source)
+        # What lies on the hub is not here yet.
+        if epath.Path(source).exists():
+            with byte_reader() as reader:
+                checked_tensors(folder, config, reader)
         return
     with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
         if not (steps := checkpoints.steps()):

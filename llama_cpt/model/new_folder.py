@@ -12,7 +12,9 @@ INCOMPLETE = ".incomplete"
 
 
 def require_new(output: str) -> None:
-    """Raise UserError where ``output`` holds something already."""
+    """Raise UserError where ``output`` holds something already, or is no name."""
+    if not output:
+        raise UserError("OUTPUT is empty: name a folder.")
     place = epath.Path(output).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{output} exists already; name another folder or remove it.")

@@ -8,6 +8,7 @@ save removes it.
 
 import contextlib
 import errno
+import logging
 import sys
 import threading
 from types import TracebackType
@@ -24,6 +25,11 @@ from llama_cpt.training import array_dict, manifest
 
 FOLDER = "checkpoints"
 """Where a run keeps its checkpoints, below its output folder."""
+
+# Orbax logs the traceback of what it raises; here that becomes one line.
+logging.getLogger("absl").addFilter(
+    lambda record: not ("orbax" in record.pathname and record.levelno >= logging.ERROR)
+)
 
 SAVE_TIMEOUT_SECONDS = 3600
 """How long processes wait for each other's share of a save; Orbax's 600 s is short for a disk."""
@@ -210,7 +216,8 @@ class Checkpoints:
     def _explain(self, step: int, error: Exception) -> UserError:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
-        remedy = " Free some space or set a smaller checkpoint.keep." if full else ""
+        smaller = " or set a smaller checkpoint.keep" if self.keep > 1 else ""
+        remedy = f" Free some space{smaller}." if full else ""
         return UserError(
             f"{self.folder}: the checkpoint of step {step} was not saved: {reason}.{remedy} "
             f"Earlier checkpoints are untouched (steps: {self.steps()})."

@@ -18,6 +18,13 @@ MAY_DIFFER = (
     "data.max_epochs",
 )
 
+# What no checkpoint can be read as, or what is read at a run's start alone.
+NEVER_DIFFERS = (
+    *(f"model.{name}" for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers")),
+    *(f"model.{name}" for name in ("num_heads", "num_kv_heads", "head_dim", "tied_embeddings")),
+    "init_from",
+)
+
 # Where things lie. That the things are the same, their fingerprints tell.
 PLACES = ("output", "data.tokenizer", "data.prepared")
 
@@ -49,9 +56,17 @@ def check_resume(
     _check_rows_before(before, config, steps_done)
     warnings, refused = [], {}
     for name in names:
-        old, new = before.get(name, "nothing"), now.get(name, "nothing")
-        if old == new or _covers(PLACES, name) or _is_source(name):
+        old, new = (
+            "''" if (value := values.get(name, "nothing")) == "" else value
+            for values in (before, now)
+        )
+        if before.get(name) == now.get(name) or _covers(PLACES, name) or _is_source(name):
             continue
+        if name in NEVER_DIFFERS:
+            raise UserError(
+                f"{name} was {old}, is {new}: this run cannot go on so. Set it back, or name "
+                "another output folder to start anew."
+            )
         grows = name == "num_steps" and new > old
         if grows or _covers((*MAY_DIFFER, *allow), name):
             warnings.append(f"{name} was {old}, is {new}{_consequence(name, config)}")

@@ -100,11 +100,7 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
     if config.init_from:
         check_source(config.init_from, config.model)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, model.vocab_size is "
-            f"{config.model.vocab_size}: name the model's own tokenizer."
-        )
+    tokenizer.require_size(config.model.vocab_size)
     prepared = prepare(config.data)
     for told in prepared.lossy():
         print(f"warning: {told}", file=sys.stderr)

@@ -115,7 +115,9 @@ def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]
     for warning in check_resume(saved["config"], run.config, allow_change, step):
         print(f"resume: {warning}", file=sys.stderr)
     check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
-    print(f"resuming {run.config.output} after step {step}")
+    done = step == run.config.num_steps
+    told = "all steps are done: raise num_steps to go on" if done else "resuming"
+    print(f"{run.config.output}: {told} after step {step}")
     return step
 
 

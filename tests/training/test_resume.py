@@ -89,7 +89,6 @@ def test_places_may_differ_without_a_word(changed):
     ("changed", "field", "old", "new"),
     [
         (replace(CONFIG, seed=1), "seed", "0", "1"),
-        (replace(CONFIG, init_from="other"), "init_from", "", "other"),
         (replace(CONFIG, global_batch_size=16), "global_batch_size", "8", "16"),
         (replace(CONFIG, microbatch_size=4), "microbatch_size", "0", "4"),
         (replace(CONFIG, num_steps=50), "num_steps", "100", "50"),
@@ -139,6 +138,19 @@ def test_a_flag_that_names_nothing():
 def test_fewer_steps_than_done_is_never_a_run():
     with pytest.raises(UserError, match="num_steps=50, but 60 steps are done"):
         check_resume(SAVED, replace(CONFIG, num_steps=50), ["num_steps"], steps_done=60)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (replace(CONFIG, init_from="other"), "init_from was '', is other: this run cannot"),
+        (replace(CONFIG, model=replace(CONFIG.model, mlp_dim=128)), "model.mlp_dim was 64, is 128"),
+    ],
+)
+def test_what_no_flag_allows(changed, told):
+    with pytest.raises(UserError, match=told) as caught:
+        check_resume(SAVED, changed, ["model"])
+    assert "--allow-change" not in str(caught.value)
 
 
 def test_the_rows_consumed_keep_their_number():

@@ -84,7 +84,7 @@ def test_realised_share_is_within_a_row_of_the_asked(whole, make_config):
         if "train/loss" in line:
             rows = line["step"] * 4
             asked = line["mixture/almr_asked"]
-            assert asked == pytest.approx(make_config("").data.almr)
+            assert asked == pytest.approx(make_config("run").data.almr)
             assert abs(line["mixture/almr_realised"] - asked) * rows < 1
 
 
