@@ -330,6 +330,9 @@ def test_prepared_rows_outlive_their_sources(config, tmp_path, capsys):
         path.unlink()
     assert prepare(config) == first
     assert "no file matches" in capsys.readouterr().err
+    other = replace(config.original[0], source=str(tmp_path / "mistyped.jsonl"))
+    with pytest.raises(UserError, match="no file matches.*were made of others"):
+        prepare(replace(config, original=(other,)))
 
 
 def test_bad_documents_stop_or_are_skipped(config, tmp_path):
