@@ -25,6 +25,7 @@ from pallas_kernels.attention_parts import (
     by_kind,
     column,
     dot,
+    in_flight,
 )
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
@@ -181,9 +182,9 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
                 s = jnp.where(visible, s, HIDDEN)
             return s, d_p
 
-        for head, begin in itertools.product(range(heads.together), range(0, size, part)):
+        parts = list(itertools.product(range(heads.together), range(0, size, part)))
+        for (head, begin), (s, d_p) in in_flight(scores, parts, sizes.backward_ahead):
             rows, at, key_at = slice(begin, begin + part), heads.at(head), heads.key_at(head)
-            s, d_p = scores(head, begin)
             p = jnp.exp2(s - log_sum_ref[0, 0, head : head + 1, rows])
             d_s = (p * (d_p - delta_ref[head : head + 1, rows])).astype(k_ref.dtype)
             keys = s.shape[0]

@@ -1,6 +1,7 @@
 """The forward kernel of attention: softmax by tiles, running maximum and sum (arXiv 1805.02867)."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from pallas_kernels.attention_parts import (
     by_kind,
     column,
     dot,
+    in_flight,
 )
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
@@ -114,12 +116,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
                 s = jnp.where(visible, s, HIDDEN)
             return s
 
-        parts = [(head, begin) for head in range(heads.together) for begin in range(0, size, part)]
-        # Products are issued ahead of this part's exponentials: the matrix unit works meanwhile.
-        pending = [scores(*after) for after in parts[: sizes.forward_ahead]]
-        for number, (head, begin) in enumerate(parts):
-            pending += [scores(*after) for after in parts[number + sizes.forward_ahead :][:1]]
-            s = pending.pop(0)
+        parts = list(itertools.product(range(heads.together), range(0, size, part)))
+        for (head, begin), s in in_flight(scores, parts, sizes.forward_ahead):
             keys, rows = s.shape[1], slice(begin, begin + part)
             before = max_ref[head, rows]
             now = jnp.maximum(before, s.max(-1, keepdims=True))

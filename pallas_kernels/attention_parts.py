@@ -1,6 +1,6 @@
 """What the forward and the backward kernel of attention share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 import functools
 import math
@@ -144,6 +144,16 @@ def column(row: jax.Array) -> jax.Array:
     """(1, n) -> (n, 1)."""
     bits = jax.lax.bitcast_convert_type(jnp.broadcast_to(row, (8, row.shape[1])), jnp.float32)
     return jax.lax.bitcast_convert_type(bits.T, row.dtype)[:, :1]
+
+
+def in_flight(
+    scores: Callable[[int, int], Any], parts: list[tuple[int, int]], ahead: int
+) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Each part with its scores, computed ``ahead`` parts before: so the matrix unit goes on."""
+    pending = [scores(*part) for part in parts[:ahead]]
+    for number, part in enumerate(parts):
+        pending += [scores(*after) for after in parts[number + ahead :][:1]]
+        yield part, pending.pop(0)
 
 
 def by_kind(flags: jax.Array, tile: Callable[[bool, bool], None]) -> None:

@@ -17,15 +17,21 @@ class BlockSizes:
     """Such parts whose scores are computed ahead of their exponentials, going forward."""
     backward_queries: int = 128
     """Queries whose products with a tile's keys are in flight at a time, going backward."""
+    backward_ahead: int = 0
+    """Such parts whose scores are computed ahead, going backward."""
     backward_keys: int = 8192
     """Keys whose gradients are held in VMEM: a pass over the tiles for each so many keys."""
 
 
 # By the TPU compiler's schedule (docs/kernels.md). A systolic array of 128 x 128 takes 128 queries
 # at a time, and what is in flight stays near the registers; one of 256 x 256 would idle on them.
-_NARROW = BlockSizes()
 _WIDE = BlockSizes(forward_queries=256, forward_ahead=3, backward_queries=256)
-_OF_CHIP = {"v5e": _NARROW, "v5p": _NARROW, "v6e": _WIDE, "tpu7x": _WIDE}
+_OF_CHIP = {
+    "v5e": BlockSizes(),
+    "v5p": BlockSizes(backward_queries=256),
+    "v6e": _WIDE,
+    "tpu7x": _WIDE,
+}
 _OF_KIND = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 
 

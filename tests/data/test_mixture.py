@@ -236,8 +236,8 @@ def test_too_many_passes_are_refused_before_the_run():
 def config_of(almr, *, additional=("zh",), original=("en",), weights=()):
     weights = dict(weights)
     return DataConfig(
-        tokenizer="",
-        prepared="",
+        tokenizer="t",
+        prepared="rows",
         sequence_length=8,
         almr=almr,
         additional=tuple(CorpusConfig(n, "", weights.get(n, 1.0)) for n in additional),

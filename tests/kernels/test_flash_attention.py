@@ -41,11 +41,11 @@ class Case:
 # Groups of 1, 2, 3 and 4; kv heads that lie two to a step; rows that are padded, that are shorter
 # than a tile, whose keys take several walks, the last of them shorter.
 CASES = {
-    "two kv heads a step": Case(2, 512, 4, 2, 64, BlockSizes(256, 128, 2, 128, 256)),
+    "two kv heads a step": Case(2, 512, 4, 2, 64, BlockSizes(256, 128, 2, 128, 1, 256)),
     "padded": Case(1, 1152, 3, 1, 128, BlockSizes(256, 256, 1, 256)),
     "no group": Case(1, 384, 2, 2, 128, BlockSizes(256, 128, 3, 128)),
     "one tile": Case(2, 128, 4, 1, 64, BlockSizes()),
-    "several walks": Case(1, 640, 2, 1, 256, BlockSizes(128, 128, 1, 128, 512)),
+    "several walks": Case(1, 640, 2, 1, 256, BlockSizes(128, 128, 1, 128, 0, 512)),
     "bfloat16": Case(1, 1024, 2, 1, 128, BlockSizes(256, 128, 1, 128), "bfloat16"),
 }
 
@@ -120,6 +120,7 @@ def test_any_shape(data):
         data.draw(part),
         data.draw(st.integers(0, 4)),
         data.draw(part),
+        data.draw(st.integers(0, 4)),
         data.draw(st.sampled_from([128, 512, 8192])),
     )
     kv_heads = data.draw(st.integers(1, 3))
@@ -150,7 +151,7 @@ def test_the_reference_is_right():
 
 def test_no_races():
     """The TPU interpreter's buffers, copies and memory, with races looked for."""
-    case = Case(2, 256, 2, 1, 128, BlockSizes(128, 128, 1, 128, 128))
+    case = Case(2, 256, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, 128))
     segment_ids = jnp.asarray(np.repeat([[1, 2, 3, 3]] * 2, 64, axis=1), jnp.int32)
 
     def attention(*operands):

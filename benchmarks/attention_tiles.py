@@ -1,0 +1,130 @@
+"""Tiles that attention visits on packed rows of real text, ours beside splash's causal ones.
+
+    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/attention_tiles.py TOKENIZER FILES
+
+Documents (JSON Lines, or a JSON list; a dialogue is one document) as they come, packed into rows.
+Needed: tiles of 512 x 512 that hold a visible pair. Bundles: by the compiler's schedule for v5e
+(benchmarks/attention_schedule.py), forward and backward, for a row and a head.
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+import numpy as np
+
+from llama_cpt.data.loader import segments
+from llama_cpt.data.tokenizer import load_tokenizer
+from pallas_kernels.tiles import CROSSING, DIAGONAL, needed_tiles, unpack
+
+TILE = 512
+# Bundles a thousand scores on v5e, forward + backward: whole, crossed, diagonal tiles; splash's.
+OURS = (3.973 + 8.518, 4.577 + 9.504, 3.758 + 6.641)
+SPLASH = {512: 4.532 + 9.300, 1024: 4.636 + 8.786}
+
+
+def texts(path: str, field: str):
+    opened = gzip.open if path.endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        records = json.load(file) if ".json" in Path(path).suffixes else map(json.loads, file)
+        for record in records:
+            found = record.get(field)
+            yield found if isinstance(found, str) else json.dumps(record, ensure_ascii=False)
+
+
+def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
+    """Segment ids, (rows, length)."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    parts, count = [], 0
+    for path in options.files:
+        for text in texts(path, options.text_field):
+            parts.append([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id])
+            count += len(parts[-1])
+            if count > options.tokens:
+                break
+    flat = np.concatenate(parts).astype(np.int32)
+    rows = flat[: len(flat) // length * length].reshape(-1, length)
+    return segments(rows, tokenizer.bos_id)[0]
+
+
+def needed(ids: np.ndarray) -> int:
+    """Tiles with a visible pair, by looking at every one."""
+    blocks = ids.reshape(len(ids), -1, TILE)
+    count = 0
+    for row in blocks:
+        for query in range(len(row)):
+            count += 1 + sum(np.isin(row[key], row[query]).any() for key in range(query))
+    return count
+
+
+def draw(ids: np.ndarray, path: str) -> None:
+    """The row's tiles by kind, the documents' borders as lines."""
+    blocks = ids.shape[1] // TILE
+    table = needed_tiles(jnp.asarray(ids), TILE)
+    tiles = unpack(table.entries[: int(table.count)], blocks)
+    kind = np.tril(np.ones((blocks, blocks), int))
+    flags = np.asarray(tiles.flags)
+    kind[np.asarray(tiles.query), np.asarray(tiles.key)] = np.where(
+        flags & DIAGONAL, 4, np.where(flags & CROSSING, 3, 2)
+    )
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    names = {
+        0: ("white", None),
+        1: ("#e6e6e6", "causal, walked by splash alone"),
+        2: ("#0072b2", "whole: no mask"),
+        3: ("#56b4e9", "crossed by a border"),
+        4: ("#d55e00", "diagonal"),
+    }
+    colours = ListedColormap([colour for colour, _ in names.values()])
+    axes.imshow(kind, cmap=colours, vmin=0, vmax=4, extent=(0, ids.shape[1], ids.shape[1], 0))
+    for border in np.flatnonzero(np.diff(ids[0])) + 1:
+        axes.axhline(border, color="black", linewidth=0.5)
+        axes.axvline(border, color="black", linewidth=0.5)
+    axes.set_xlabel("key")
+    axes.set_ylabel("query")
+    handles = [Patch(color=colour, label=name) for colour, name in names.values() if name]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tokenizer")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--text-field", default="text")
+    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--picture", help="a PNG of a row of 8192 with as many documents as most")
+    options = parser.parse_args()
+    for length in (8192, 32768):
+        ids = packed_rows(options, length)
+        if options.picture and length == 8192:
+            draw(ids[np.argsort(ids.max(1))[len(ids) // 2]][None], options.picture)
+        table = jax.jit(needed_tiles, static_argnums=1)(jnp.asarray(ids), TILE)
+        flags = np.asarray(unpack(table.entries[: int(table.count)], length // TILE).flags)
+        kinds = np.where(flags & DIAGONAL, 2, np.where(flags & CROSSING, 1, 0))
+        counts = np.bincount(kinds, minlength=3)
+        blocks = length // TILE
+        causal = len(ids) * blocks * (blocks + 1) // 2
+        ours = float((counts * np.array(OURS)).sum()) * TILE**2 / 1000
+        theirs = {
+            size: cost * len(ids) * (length // size) * (length // size + 1) / 2 * size**2 / 1000
+            for size, cost in SPLASH.items()
+        }
+        print(
+            f"rows of {length}: {len(ids)} rows, {ids.max(1).mean():.1f} documents a row; tiles "
+            f"visited {counts.sum()} (whole {counts[0]}, crossed {counts[1]}, diagonal "
+            f"{counts[2]}), needed {needed(ids)}; splash {causal}, {causal / counts.sum():.2f} of "
+            f"ours; bundles of splash {min(theirs.values()) / ours:.2f} of ours",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
