@@ -76,7 +76,6 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
         return unpack(entries[t], walk.blocks).row, jax.lax.div(start[0], span), step
 
     spans = pl.BlockSpec((1, span * tile, key_width), span_of)
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
     in_specs = [
         specs.query(),
         specs.key(),
@@ -90,7 +89,7 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
     operands = [table.entries, first, query, key, value, out, out_gradient, log_sum, ids, ids]
     aliases = {}
     if before is not None:
-        in_specs += [specs.query(), anywhere, anywhere]
+        in_specs += [specs.query(), spans, spans]
         aliases = {len(operands) + n: n for n in range(3)}
         operands += before
     return pl.pallas_call(
