@@ -25,12 +25,12 @@ COVERING = [
     ("v6e", 32768, 128, (2, 1)),
     ("tpu7x", 131072, 64, (4, 2)),
 ]
+# Every chip with every length, and both with every kind of heads: a Latin square, for the time.
+KINDS = [(head_dim, heads) for head_dim in HEAD_DIMS for heads in (LLAMA_8B, LLAMA_70B)]
 ALL = [
-    (chip, length, head_dim, heads)
-    for chip in TOPOLOGY
-    for length in LENGTHS
-    for head_dim in HEAD_DIMS
-    for heads in (LLAMA_8B, LLAMA_70B)
+    (chip, length, *KINDS[(row + column) % len(KINDS)])
+    for row, chip in enumerate(TOPOLOGY)
+    for column, length in enumerate(LENGTHS)
 ]
 
 
