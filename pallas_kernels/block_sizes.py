@@ -26,18 +26,12 @@ class BlockSizes:
 # By the TPU compiler's schedule (docs/kernels.md). A systolic array of 128 x 128 takes 128 queries
 # at a time, and what is in flight stays near the registers; one of 256 x 256 would idle on them.
 _WIDE = BlockSizes(forward_queries=256, forward_ahead=3, backward_queries=256)
-_OF_CHIP = {
-    "v5e": BlockSizes(),
-    "v5p": BlockSizes(backward_queries=256),
-    "v6e": _WIDE,
-    "tpu7x": _WIDE,
+OF_DEVICE_KIND = {
+    "TPU v5 lite": BlockSizes(),
+    "TPU v5": BlockSizes(backward_queries=256),
+    "TPU v6 lite": _WIDE,
+    "TPU7x": _WIDE,
 }
-_OF_KIND = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
-
-
-def block_sizes_of(chip: str) -> BlockSizes:
-    """The sizes for ``v5e``, ``v5p``, ``v6e`` or ``tpu7x``."""
-    return _OF_CHIP[chip]
 
 
 def current_block_sizes() -> BlockSizes:
@@ -45,4 +39,4 @@ def current_block_sizes() -> BlockSizes:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     kind = (device or jax.devices()[0]).device_kind
-    return _OF_CHIP[_OF_KIND.get(kind, "v5e")]
+    return OF_DEVICE_KIND.get(kind, BlockSizes())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.block_sizes import block_sizes_of, current_block_sizes
+from pallas_kernels.block_sizes import OF_DEVICE_KIND, current_block_sizes
 from pallas_kernels.flash_attention import flash_attention
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def compile_attention(chip: str, length: int, head_dim: int, heads: tuple[int, i
         return jax.ShapeDtypeStruct((1, length, count, head_dim), jnp.bfloat16, sharding=place)
 
     def loss(query, key, value, segment_ids):
-        assert current_block_sizes() == block_sizes_of(chip)
+        assert current_block_sizes() == OF_DEVICE_KIND[devices[0].device_kind]
         return flash_attention(query, key, value, segment_ids).astype(jnp.float32).sum()
 
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
