@@ -8,37 +8,31 @@ is an error, not another model.
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
-import difflib
 from fractions import Fraction
 import io
 import json
-import math
 import os
 from pathlib import Path
 import re
 import runpy
 import sys
-import types
-import typing
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from llama_cpt.errors import UserError
-
-
-class _Section:
-    """What all sections of a config share: fields are held to their types."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a field of another type, as JSON's are."""
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for name, kind in hints.items():
-            from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
+from llama_cpt.fields import (
+    Section,
+    from_dict,
+    nearest,
+    require_above_zero,
+    require_at_least,
+    require_named,
+)
 
 
 @dataclass(frozen=True)
-class RopeScaling(_Section):
+class RopeScaling(Section):
     """Llama-3.1's frequency scaling (``rope_type: llama3`` in a Hugging Face config)."""
 
     factor: float
@@ -48,7 +42,7 @@ class RopeScaling(_Section):
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The architecture: what a Hugging Face ``config.json`` says of a Llama."""
 
     vocab_size: int
@@ -80,7 +74,7 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ComputeConfig(_Section):
+class ComputeConfig(Section):
     """How the model is computed; none of it changes what is computed."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -99,7 +93,7 @@ class ComputeConfig(_Section):
 
 
 @dataclass(frozen=True)
-class MeshConfig(_Section):
+class MeshConfig(Section):
     """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
 
     replica: int = 1
@@ -108,7 +102,7 @@ class MeshConfig(_Section):
 
 
 @dataclass(frozen=True)
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """Documents of one origin."""
 
     name: str
@@ -121,7 +115,19 @@ class CorpusConfig(_Section):
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class ChatConfig(Section):
+    """How conversations become rows."""
+
+    template: Literal["auto", "llama3"] = "auto"
+    """``auto``: the ``chat_template`` of the tokenizer's folder if it has one, else Llama-3's."""
+    learn: Literal["assistant", "last", "all"] = "assistant"
+    """What is learnt: every assistant turn with its end token, the last of them, or all."""
+    too_long: Literal["drop", "truncate_start", "truncate_end"] = "drop"
+    """A conversation longer than a row is left out, or loses tokens at the named end; counted."""
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
     """Token rows and their mixture."""
 
     tokenizer: str
@@ -145,6 +151,9 @@ class DataConfig(_Section):
     little against fresh text (Muennighoff et al. 2023, arXiv 2305.16264)."""
     bad_documents: Literal["error", "skip"] = "error"
     """A line that is not JSON, is not UTF-8 or has no text: stop, or skip and count it."""
+    chat: ChatConfig | None = None
+    """Set: ``additional`` and ``original`` hold conversations or, for a preference objective,
+    preferences; unset: documents. ``heldout`` holds documents always."""
 
     def stages(self) -> tuple[tuple[int, Fraction], ...]:
         """The ALMR as exact decimals: ``((from_step, almr), ...)``, the first from step 0."""
@@ -184,7 +193,7 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW and the learning-rate schedule."""
 
     peak_learning_rate: float
@@ -214,15 +223,84 @@ class OptimizerConfig(_Section):
 
 
 @dataclass(frozen=True)
-class NextTokenConfig(_Section):
+class NextTokenConfig(Section):
     """The objective of CPT and SFT: cross-entropy of the next token where the mask is set."""
 
     z_loss: float = 0.0
     """Weight of the mean squared log-normaliser (PaLM, arXiv 2204.02311, section 5)."""
+    neftune_alpha: float = 0.0
+    """Scale of the uniform noise on embeddings (NEFTune, arXiv 2310.05914); 0 adds none."""
 
 
 @dataclass(frozen=True)
-class CheckpointConfig(_Section):
+class PreferenceConfig(Section):
+    """The objective of DPO and its kin (``training/preference_losses.py`` has the equations)."""
+
+    loss: Literal["sigmoid", "robust", "ipo", "sigmoid_norm", "hinge", "simpo", "orpo", "kto"]
+    """``simpo`` and ``orpo`` need no reference; ``kto`` takes unpaired answers too."""
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    """Share of preferences taken to be wrong (``sigmoid``: cDPO; ``robust``)."""
+    gamma: float = 1.0
+    """``simpo``'s target margin."""
+    nll_weight: float = 0.0
+    """Weight of the chosen answer's mean nats a token beside the loss (RPO); ``orpo`` has it."""
+    mask_format_tokens: bool = False
+    """Leave the header and end tokens of answers out of log-probabilities and NLL, as Llama 3 does
+    (arXiv 2407.21783, section 4.1.4)."""
+    desirable_weight: float = 1.0
+    """``kto``'s weight of good answers."""
+    undesirable_weight: float = 1.0
+    """``kto``'s weight of bad answers."""
+    chosen_fall_bound: float = 20.0
+    """Nats by which ``logps/chosen`` may fall below the reference before a warning."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights without meaning."""
+        super().__post_init__()
+        require_above_zero("objective.beta", self.beta)
+        require_above_zero("objective.chosen_fall_bound", self.chosen_fall_bound)
+        require_at_least(0, self, "objective", "nll_weight", "gamma")
+        require_at_least(0, self, "objective", "desirable_weight", "undesirable_weight")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(
+                f"objective.label_smoothing={self.label_smoothing} must be in [0, 0.5)."
+            )
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise UserError(
+                f"objective.label_smoothing is for sigmoid and robust, not {self.loss}."
+            )
+
+
+@dataclass(frozen=True)
+class LoraConfig(Section):
+    """Adapters beside frozen weights (LoRA, arXiv 2106.09685)."""
+
+    rank: int
+    alpha: float
+    """A product of adapters is scaled by ``alpha / rank``."""
+    targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    """Matrices of every layer that get adapters."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs set to zero while training."""
+
+    def __post_init__(self) -> None:
+        """Refuse targets that no layer has."""
+        super().__post_init__()
+        require_at_least(1, self, "lora", "rank")
+        require_above_zero("lora.alpha", self.alpha)
+        known = ("query", "key", "value", "output", "gate", "up", "down")
+        for target in self.targets:
+            if target not in known:
+                raise UserError(f"lora.targets: unknown {target!r}{nearest(target, list(known))}")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise UserError(f"lora.targets={self.targets}: name each matrix once, at least one.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout={self.dropout} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Section):
     """When to save and how many to keep."""
 
     every_steps: int = 500
@@ -235,7 +313,7 @@ class CheckpointConfig(_Section):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """When to measure held-out loss and bits per byte."""
 
     every_steps: int = 500
@@ -253,7 +331,7 @@ class EvaluationConfig(_Section):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """One run."""
 
     output: str
@@ -269,7 +347,9 @@ class TrainConfig(_Section):
     init_from: str = ""
     """Hugging Face folder or run folder to start from; empty draws random weights."""
     seed: int = 0
-    objective: NextTokenConfig = field(default_factory=NextTokenConfig)
+    objective: NextTokenConfig | PreferenceConfig = field(default_factory=NextTokenConfig)
+    lora: LoraConfig | None = None
+    """Set: adapters are trained and the weights of ``init_from`` stay as they are."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -293,32 +373,15 @@ class TrainConfig(_Section):
                 f"global_batch_size={self.global_batch_size} must be a multiple of "
                 f"microbatch_size={self.microbatch_size}."
             )
+        if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
+            raise UserError(f"objective.loss={self.objective.loss} needs data.chat: preferences.")
+        if self.lora and not self.init_from:
+            raise UserError("lora needs init_from: adapters go beside weights that were trained.")
         if self.data.sequence_length > self.model.context_length:
             raise UserError(
                 f"data.sequence_length={self.data.sequence_length} is longer than "
                 f"model.context_length={self.model.context_length}."
             )
-
-
-def require_at_least(least: int, section: Any, where: str, *names: str) -> None:
-    """Raise UserError for a field of ``section``, called ``where``, that is below ``least``."""
-    for name in names:
-        if not least <= getattr(section, name) < math.inf:
-            told = f"{where}.{name}".lstrip(".")
-            raise UserError(f"{told}={getattr(section, name)} must be at least {least}, finite.")
-
-
-def require_above_zero(name: str, value: float) -> None:
-    """Raise UserError unless ``value`` is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise UserError(f"{name}={value} must be a finite number above 0.")
-
-
-def require_named(where: str, **places: str) -> None:
-    """Raise UserError for an empty name, which would be the current folder's."""
-    for name, place in places.items():
-        if not place:
-            raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty: name a place.")
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -343,77 +406,6 @@ def save(config: TrainConfig, path: Any) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain JSON values; ``from_dict`` reads it back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
-    """Build dataclass ``kind`` from JSON ``values``; ``where`` names the place in errors."""
-    origin = typing.get_origin(kind)
-    if origin is Annotated:
-        return from_dict(typing.get_args(kind)[0], values, where)
-    if dataclasses.is_dataclass(kind):
-        if isinstance(values, kind):
-            return values
-        return _dataclass_from_dict(kind, values, where)
-    if origin in (typing.Union, types.UnionType):
-        return _union_from_value(kind, values, where)
-    if origin is tuple:
-        return _tuple_from_list(kind, values, where)
-    if origin is Literal:
-        if values not in typing.get_args(kind):
-            options = ", ".join(map(repr, typing.get_args(kind)))
-            raise UserError(f"{where}={values!r} must be one of {options}.")
-        return values
-    return _scalar(kind, values, where)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """``; did you mean 'x'?``, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _scalar(kind: Any, value: Any, where: str) -> Any:
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
-    return float(value) if kind is float else value
-
-
-def _union_from_value(kind: Any, values: Any, where: str) -> Any:
-    for option in typing.get_args(kind):
-        try:
-            return from_dict(option, values, where)
-        except UserError as error:
-            last = error
-    raise last
-
-
-def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for name in values:
-        if name not in hints:
-            raise UserError(f"{where}: unknown field {name!r}{nearest(name, list(hints))}")
-    for spec in dataclasses.fields(kind):
-        optional = spec.default is not dataclasses.MISSING
-        optional = optional or spec.default_factory is not dataclasses.MISSING
-        if spec.name not in values and not optional:
-            raise UserError(f"{where}: field {spec.name!r} is missing.")
-    return kind(**{n: from_dict(hints[n], v, f"{where}.{n}") for n, v in values.items()})
-
-
-def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple:
-    kinds = typing.get_args(kind)
-    if not isinstance(values, list | tuple):
-        raise UserError(f"{where}={values!r} must be a list.")
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(values)
-    if len(kinds) != len(values):
-        raise UserError(f"{where}={values!r} must have {len(kinds)} entries.")
-    return tuple(
-        from_dict(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, values, strict=True))
-    )
 
 
 def _from_python(path: str) -> TrainConfig:

@@ -4,8 +4,9 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config import ModelConfig, from_dict
+from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
+from llama_cpt.fields import from_dict
 from llama_cpt.model.hf_config import read_config, require_equal
 from llama_cpt.model.hf_names import checked_tensors
 from llama_cpt.model.hf_weights import load_hf

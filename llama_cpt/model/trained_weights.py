@@ -7,8 +7,9 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from llama_cpt.config import ModelConfig, from_dict
+from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
+from llama_cpt.fields import from_dict
 from llama_cpt.model.hf_names import parameters_by_path
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.training import array_dict

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from llama_cpt.batch import TokenBatch
+from llama_cpt.batch import Batch
 from llama_cpt.sharding import shardings, with_shardings
 from llama_cpt.training.objectives import Objective
 
@@ -60,7 +60,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     """
 
     def step(
-        state: TrainState, batch: TokenBatch, learning_rate: jax.Array
+        state: TrainState, batch: Batch, learning_rate: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         gradients, loss_sum, weight, sums = _accumulate(objective, state.trained, batch)
         weight = jnp.maximum(weight, 1.0)
@@ -83,10 +83,10 @@ def jit_train_step(step: Callable, placed: TrainState) -> Callable:
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
 
 
-def _accumulate(objective: Objective, model: Any, batch: TokenBatch) -> tuple:
+def _accumulate(objective: Objective, model: Any, batch: Batch) -> tuple:
     """Gradients, loss sum, weight and sums, added over micro-batches one at a time."""
 
-    def one(part: TokenBatch) -> tuple:
+    def one(part: Batch) -> tuple:
         def loss(model: Any) -> tuple:
             loss_sum, weight, sums = objective(model, part)
             return loss_sum, (weight, sums)
@@ -94,10 +94,10 @@ def _accumulate(objective: Objective, model: Any, batch: TokenBatch) -> tuple:
         (loss_sum, (weight, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(model)
         return gradients, loss_sum, weight, sums
 
-    if batch.tokens.shape[0] == 1:
+    if jax.tree.leaves(batch)[0].shape[0] == 1:
         return one(jax.tree.map(lambda leaf: leaf[0], batch))
 
-    def add(total: tuple, part: TokenBatch) -> tuple:
+    def add(total: tuple, part: Batch) -> tuple:
         return jax.tree.map(jnp.add, total, one(part)), None
 
     first = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batch))

@@ -163,7 +163,8 @@ def test_any_number_of_workers_gives_the_same_bytes(config, small, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from llama_cpt.config import DataConfig, from_dict
+from llama_cpt.config import DataConfig
+from llama_cpt.fields import from_dict
 from llama_cpt.data import corpora, corpus_shards
 import json
 
@@ -455,7 +456,8 @@ def test_a_second_call_waits_for_the_first(config, small):
     from llama_cpt.config import to_dict
 
     program = (
-        "import sys, json; from llama_cpt.config import DataConfig, from_dict\n"
+        "import sys, json; from llama_cpt.config import DataConfig\n"
+        "from llama_cpt.fields import from_dict\n"
         "from llama_cpt.data.corpora import prepare\n"
         "print(prepare(from_dict(DataConfig, json.loads(sys.argv[1]))).fingerprints())"
     )
