@@ -132,6 +132,7 @@ ask.animal.eats: {k}吃什么？
 ask.animal.lives: {k}住在哪里？
 ask.job.place: {j}在哪里工作？
 answer: {v:answer}。
+chat.wish: 一路顺风！
 marked.question: 问：{q}
 marked.answer: 答：{q}
 """

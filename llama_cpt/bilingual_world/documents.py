@@ -7,6 +7,11 @@ from pathlib import Path
 import random
 
 from llama_cpt.bilingual_world import chinese, english
+from llama_cpt.bilingual_world.chats import (
+    conversation_lines,
+    examination_lines,
+    preference_lines,
+)
 from llama_cpt.bilingual_world.descriptions import (
     comparison,
     kinds,
@@ -28,6 +33,7 @@ from llama_cpt.progress import Progress
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
+CHAT_REPEATS = 4
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 30,
@@ -57,7 +63,8 @@ _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
 def write_world(
     folder: str | Path, seed: int, *, documents: int = 9000, heldout: int = 300
 ) -> None:
-    """Write ``LANGUAGE.train.jsonl``, ``LANGUAGE.heldout.jsonl`` and ``questions.jsonl``.
+    """Write ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, ``questions.jsonl`` with choices
+    and ``examination.jsonl`` with right answers.
 
     The same bytes for the same arguments. Languages tell of the same world but are not
     translations of each other; no document occurs twice, so none is both training and held out.
@@ -72,6 +79,12 @@ def write_world(
             for split, number in (("heldout", heldout), ("train", documents)):
                 lines = (_line(*next(told)) for _ in range(number))
                 _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
+            chats = conversation_lines(world, language, seed, repeats=CHAT_REPEATS)
+            _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
+            preferences = preference_lines(world, language, seed)
+            _write_lines(folder / f"{language.code}.preferences.jsonl", map(_json, preferences))
+    examination = examination_lines(world, LANGUAGES, seed)
+    _write_lines(folder / "examination.jsonl", map(_json, examination))
     _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
 
 

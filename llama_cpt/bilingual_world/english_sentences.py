@@ -132,6 +132,7 @@ ask.animal.eats: What does a {k} eat?
 ask.animal.lives: Where does a {k} live?
 ask.job.place: Where does a {j} work?
 answer: {v:answer}.
+chat.wish: Fair winds!
 marked.question: Question: {q}
 marked.answer: Answer: {q}
 """

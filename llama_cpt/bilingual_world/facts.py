@@ -149,6 +149,13 @@ def facts_of_kinds() -> list[Fact]:
     return facts
 
 
+def all_facts(world: World) -> list[Fact]:
+    """Everything that is known, always in the same order."""
+    facts = [fact for person in world.people for fact in facts_of_person(world, person)]
+    facts += [fact for town in world.towns for fact in facts_of_town(world, town)]
+    return facts + facts_of_kinds()
+
+
 def never_asked(fact: Fact) -> bool:
     """True for the eighth of all facts that training states but never asks."""
     names = [fact.relation] + [str(value) for _, value in sorted(fact.slots.items())]

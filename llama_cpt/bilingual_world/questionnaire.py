@@ -3,14 +3,7 @@
 from collections.abc import Iterator, Mapping
 import random
 
-from llama_cpt.bilingual_world.facts import (
-    Fact,
-    World,
-    facts_of_kinds,
-    facts_of_person,
-    facts_of_town,
-    never_asked,
-)
+from llama_cpt.bilingual_world.facts import World, all_facts, never_asked
 from llama_cpt.bilingual_world.language import Language, sentence
 from llama_cpt.bilingual_world.plan import Say
 
@@ -19,7 +12,7 @@ def question_lines(
     world: World, languages: Mapping[str, Language], seed: int
 ) -> Iterator[dict[str, object]]:
     """``{"language", "question", "answer", "choices"}``, the same questions in each language."""
-    for number, fact in enumerate(_all_facts(world)):
+    for number, fact in enumerate(all_facts(world)):
         if not fact.others or not never_asked(fact):
             continue
         wrong = [value for value in fact.others if str(value) != str(fact.answer)]
@@ -34,11 +27,3 @@ def question_lines(
                 "answer": sentence(Say("answer", {"v": fact.answer}), language, rng),
                 "choices": shown,
             }
-
-
-def _all_facts(world: World) -> Iterator[Fact]:
-    for person in world.people:
-        yield from facts_of_person(world, person)
-    for town in world.towns:
-        yield from facts_of_town(world, town)
-    yield from facts_of_kinds()

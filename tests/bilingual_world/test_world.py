@@ -14,7 +14,8 @@ from llama_cpt.bilingual_world.language import Language, tell
 from llama_cpt.bilingual_world.plan import Mention
 from llama_cpt.bilingual_world.stories import story
 
-NAMES = ("en.train", "en.heldout", "zh.train", "zh.heldout", "questions")
+KINDS = ("train", "heldout", "chats", "preferences")
+NAMES = (*(f"{code}.{kind}" for code in LANGUAGES for kind in KINDS), "questions", "examination")
 
 
 def read(folder, name):
