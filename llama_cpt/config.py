@@ -5,25 +5,15 @@ writes beside its checkpoints. Architecture constants have no default: a forgott
 is an error, not another model.
 """
 
-import contextlib
-import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
-import io
-import json
-import os
-from pathlib import Path
-import re
-import runpy
-import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from llama_cpt.errors import UserError
 from llama_cpt.fields import (
     Section,
-    from_dict,
     nearest,
     require_above_zero,
     require_at_least,
@@ -382,103 +372,3 @@ class TrainConfig(Section):
                 f"data.sequence_length={self.data.sequence_length} is longer than "
                 f"model.context_length={self.model.context_length}."
             )
-
-
-def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
-
-    Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
-    overrides prints every field and exits.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
-    config = _from_python(path) if path.endswith(".py") else _from_json(path)
-    return _at_home(_apply_overrides(config, list(overrides)))
-
-
-def save(config: TrainConfig, path: Any) -> None:
-    """Write the resolved config as JSON, which ``load`` accepts."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
-    draft.replace(path)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values; ``from_dict`` reads it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _from_python(path: str) -> TrainConfig:
-    # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
-    beside = str(Path(path).resolve().parent.parent)
-    sys.path.insert(0, beside)
-    try:
-        config = runpy.run_path(path).get("config")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
-    except Exception as error:  # It is the user's program: whatever it raises is theirs to mend.
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(beside)
-    if not isinstance(config, TrainConfig):
-        raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
-    return config
-
-
-def _from_json(path: str) -> TrainConfig:
-    try:
-        return from_dict(TrainConfig, json.loads(Path(path).read_text("utf-8")), path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
-
-
-def _at_home(config: TrainConfig) -> TrainConfig:
-    """The config with ``~`` written out, so that every part of a run means the same folder."""
-    data = config.data
-    return dataclasses.replace(
-        config,
-        output=os.path.expanduser(config.output),
-        init_from=os.path.expanduser(config.init_from),
-        data=dataclasses.replace(
-            data,
-            tokenizer=os.path.expanduser(data.tokenizer),
-            prepared=os.path.expanduser(data.prepared),
-        ),
-    )
-
-
-def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    if not overrides:
-        return config
-    annotated = Annotated[TrainConfig, tyro.conf.AvoidSubcommands]
-    told = io.StringIO()
-    if {"-h", "--help"} & set(overrides):
-        return tyro.cli(annotated, default=config, args=overrides)
-    try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            return tyro.cli(annotated, default=config, args=overrides)
-    except SystemExit:
-        raise UserError(_complaint(told.getvalue(), config)) from None
-
-
-def _complaint(told: str, config: TrainConfig) -> str:
-    """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
-    parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
-    sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
-    unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
-    if not unknown:
-        # Our own sentences name the field.
-        return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
-    name = unknown["name"].replace("-", "_")
-    return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
-
-
-def _dotted(values: dict[str, Any], above: str = "") -> list[str]:
-    """The names of all fields, as overrides spell them."""
-    names = []
-    for name, value in values.items():
-        deeper = isinstance(value, dict)
-        names += _dotted(value, f"{above}{name}.") if deeper else [above + name]
-    return names

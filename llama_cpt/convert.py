@@ -11,11 +11,11 @@ from typing import Any
 from etils import epath
 import jax
 
-from llama_cpt.config import TrainConfig, to_dict
+from llama_cpt.config import TrainConfig
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.data.tokenizer_export import export_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
-from llama_cpt.fields import from_dict, require_above_zero
+from llama_cpt.fields import from_dict, require_above_zero, to_dict
 from llama_cpt.model.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
 from llama_cpt.model.hf_verify import TensorDifference, compare_logits, compare_weights
 from llama_cpt.model.hf_weights import load_hf

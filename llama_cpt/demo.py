@@ -17,7 +17,8 @@ from types import FrameType
 
 from llama_cpt.bilingual_world.documents import write_world
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.config import TrainConfig, load
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.evaluation.figure import Curve, draw_curves, finding, read_curve
 from llama_cpt.progress import duration

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -39,6 +40,11 @@ def require_named(where: str, **places: str) -> None:
     for name, place in places.items():
         if not place:
             raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty: name a place.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values; ``from_dict`` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: Any, values: Any, where: str = "config") -> Any:

@@ -6,7 +6,8 @@ import sys
 import jax
 import numpy as np
 
-from llama_cpt.config import TrainConfig, load
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import load
 from llama_cpt.data.corpora import Prepared, prepare
 from llama_cpt.data.inspect_rows import row_as_text
 from llama_cpt.data.loader import read_batch

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from llama_cpt.config import load
+from llama_cpt.config_file import load
 from llama_cpt.errors import one_line_errors
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.run import build

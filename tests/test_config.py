@@ -10,8 +10,10 @@ import sys
 
 import pytest
 
-from llama_cpt.config import TrainConfig, load, save, to_dict
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import load, save
 from llama_cpt.errors import UserError
+from llama_cpt.fields import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b"]
@@ -181,7 +183,7 @@ def test_a_python_config_is_held_to_its_types(tmp_path):
         )
     code = """
 import sys
-from llama_cpt.config import load
+from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
 for path in sys.argv[1:]:
     try:

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from llama_cpt import demo
-from llama_cpt.config import load
+from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
 
 ROOT = Path(demo.__file__).parents[1]

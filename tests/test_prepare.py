@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from llama_cpt.config import load
+from llama_cpt.config_file import load
 from llama_cpt.data.corpora import prepare
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import mixture_of

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llama_cpt.config import TrainConfig, to_dict
+from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
-from llama_cpt.fields import from_dict
+from llama_cpt.fields import from_dict, to_dict
 
 # How the run is computed, watched and kept; none of it changes what is trained.
 MAY_DIFFER = (

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from llama_cpt.batch import TokenBatch
-from llama_cpt.config import EvaluationConfig, save, to_dict
+from llama_cpt.config import EvaluationConfig
+from llama_cpt.config_file import save
 from llama_cpt.evaluation.perplexity import evaluate_heldout
+from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
 from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints

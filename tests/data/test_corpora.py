@@ -198,7 +198,7 @@ def test_killed_and_called_again(
     config, small, tmp_path, monkeypatch, place, after, expected_finished
 ):
     """SIGKILL at many places: the same bytes in the end, and finished shards are not repeated."""
-    from llama_cpt.config import to_dict
+    from llama_cpt.fields import to_dict
 
     whole = replace(config, prepared=str(tmp_path / "whole"))
     prepare(whole)
@@ -453,7 +453,7 @@ def test_workers_do_not_import_jax():
 
 def test_a_second_call_waits_for_the_first(config, small):
     """Two processes at a time: one prepares, both find the same."""
-    from llama_cpt.config import to_dict
+    from llama_cpt.fields import to_dict
 
     program = (
         "import sys, json; from llama_cpt.config import DataConfig\n"

@@ -6,8 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from llama_cpt.config import MeshConfig, ModelConfig, to_dict
+from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.errors import UserError
+from llama_cpt.fields import to_dict
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import load_parameters
 from llama_cpt.sharding import make_mesh

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from llama_cpt.chips import CHIPS
-from llama_cpt.config import ComputeConfig, EvaluationConfig, MeshConfig, load
+from llama_cpt.config import ComputeConfig, EvaluationConfig, MeshConfig
+from llama_cpt.config_file import load
 from llama_cpt.training.run import lower_step
 from tests.conftest import ROOT
 

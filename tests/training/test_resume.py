@@ -15,9 +15,9 @@ from llama_cpt.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
-    to_dict,
 )
 from llama_cpt.errors import UserError
+from llama_cpt.fields import to_dict
 from llama_cpt.training.resume import check_fingerprints, check_resume
 
 CONFIG = TrainConfig(

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from llama_cpt.config import TrainConfig, save
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import save
 from tests.training.runs import learnt
 
 ROOT = Path(__file__).resolve().parents[2]

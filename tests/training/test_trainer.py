@@ -10,7 +10,8 @@ import signal
 import jax
 import pytest
 
-from llama_cpt.config import EvaluationConfig, MeshConfig, OptimizerConfig, TrainConfig, load
+from llama_cpt.config import EvaluationConfig, MeshConfig, OptimizerConfig, TrainConfig
+from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training import trainer
