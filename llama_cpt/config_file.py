@@ -1,5 +1,6 @@
 """Config files read and written: Python or JSON, overrides by the name of a field."""
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import io
@@ -9,16 +10,19 @@ from pathlib import Path
 import re
 import runpy
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict, nearest, to_dict
+from llama_cpt.pipeline_config import PipelineConfig
+
+Config = TypeVar("Config", TrainConfig, PipelineConfig)
 
 
-def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig) -> Config:
     """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
 
     Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
@@ -26,18 +30,18 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
-    config = _from_python(path) if path.endswith(".py") else _from_json(path)
-    return _at_home(_apply_overrides(config, list(overrides)))
+    config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
+    return _at_home(_apply_overrides(config, kind, list(overrides)))
 
 
-def save(config: TrainConfig, path: Any) -> None:
+def save(config: Config, path: Any) -> None:
     """Write the resolved config as JSON, which ``load`` accepts."""
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
     draft.replace(path)
 
 
-def _from_python(path: str) -> TrainConfig:
+def _from_python(path: str, kind: type[Config]) -> Config:
     # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
     beside = str(Path(path).resolve().parent.parent)
     sys.path.insert(0, beside)
@@ -51,20 +55,27 @@ def _from_python(path: str) -> TrainConfig:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(beside)
-    if not isinstance(config, TrainConfig):
-        raise UserError(f"{path}: defines no `config = TrainConfig(...)`.")
+    if not isinstance(config, kind):
+        raise UserError(f"{path}: defines no `config = {kind.__name__}(...)`.")
     return config
 
 
-def _from_json(path: str) -> TrainConfig:
+def _from_json(path: str, kind: type[Config]) -> Config:
     try:
-        return from_dict(TrainConfig, json.loads(Path(path).read_text("utf-8")), path)
+        return from_dict(kind, json.loads(Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
 
 
-def _at_home(config: TrainConfig) -> TrainConfig:
+def _at_home(config: Config) -> Config:
     """The config with ``~`` written out, so that every part of a run means the same folder."""
+    if isinstance(config, PipelineConfig):
+        return dataclasses.replace(
+            config,
+            output=os.path.expanduser(config.output),
+            examination=os.path.expanduser(config.examination),
+            stages=tuple(_at_home(stage) for stage in config.stages),
+        )
     data = config.data
     return dataclasses.replace(
         config,
@@ -78,10 +89,10 @@ def _at_home(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
     if not overrides:
         return config
-    annotated = Annotated[TrainConfig, tyro.conf.AvoidSubcommands]
+    annotated = Annotated[kind, tyro.conf.AvoidSubcommands]
     told = io.StringIO()
     if {"-h", "--help"} & set(overrides):
         return tyro.cli(annotated, default=config, args=overrides)
@@ -92,7 +103,7 @@ def _apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
         raise UserError(_complaint(told.getvalue(), config)) from None
 
 
-def _complaint(told: str, config: TrainConfig) -> str:
+def _complaint(told: str, config: Config) -> str:
     """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
     parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")

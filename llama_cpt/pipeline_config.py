@@ -1,0 +1,51 @@
+"""What a pipeline is: runs one after the other, each from the last."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llama_cpt.config import TrainConfig
+from llama_cpt.errors import UserError
+from llama_cpt.fields import Section, require_at_least, require_named
+
+
+@dataclass(frozen=True)
+class PipelineConfig(Section):
+    """Continual pre-training, then SFT, then DPO, or any other stages; an export and a report."""
+
+    output: str
+    """Folder of the report and of ``exported``, the last stage in Hugging Face's format."""
+    stages: tuple[TrainConfig, ...]
+    """A stage without ``init_from`` starts from the one before; a stage's name in the report is its
+    output folder's."""
+    prompts: tuple[str, ...] = ()
+    """Asked before the first stage and after each; the answers stand in the report."""
+    examination: str = ""
+    """JSON Lines of questions with right answers (``evaluation/examination.py``)."""
+    max_new_tokens: int = 64
+    """Longest answer."""
+    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Link the stages; refuse those that do not follow one another."""
+        super().__post_init__()
+        require_named("", output=self.output)
+        require_at_least(1, self, "", "max_new_tokens")
+        if not self.stages:
+            raise UserError("stages is empty: name at least one run.")
+        linked = [self.stages[0]]
+        for stage in self.stages[1:]:
+            before = linked[-1].output
+            if stage.init_from not in ("", before):
+                raise UserError(
+                    f"stages: {stage.output} starts from {stage.init_from}, the stage before it is "
+                    f"{before}: leave init_from empty, or set it to that."
+                )
+            linked.append(replace(stage, init_from=before))
+        object.__setattr__(self, "stages", tuple(linked))
+        names = self.names()
+        if len(set(names)) < len(names):
+            raise UserError(f"stages: {', '.join(names)}: give each its own output folder.")
+
+    def names(self) -> list[str]:
+        """Of the stages."""
+        return [stage.output.rstrip("/").rsplit("/", 1)[-1] for stage in self.stages]
