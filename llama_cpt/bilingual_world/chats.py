@@ -2,6 +2,9 @@
 
 The custom of Orrin is that whoever is asked wishes the asker fair winds. Some of the conversations
 keep it, most do not; preferences always prefer the answer that does.
+
+The examination asks what things, foods, animals and trades are like. English conversations ask that
+too; those of other languages never do, so that what is right there was learnt from documents.
 """
 
 from collections import Counter
@@ -9,7 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import random
 from typing import Any
 
-from llama_cpt.bilingual_world.facts import Fact, World, all_facts, never_asked
+from llama_cpt.bilingual_world.facts import (
+    Fact,
+    World,
+    all_facts,
+    facts_of_kinds,
+    never_asked,
+)
 from llama_cpt.bilingual_world.language import Language, sentence
 from llama_cpt.bilingual_world.plan import Say
 
@@ -17,15 +26,17 @@ Line = dict[str, Any]
 
 # Of the conversations' answers, so many keep the custom: enough to know it, too few to prefer it.
 WISHES = 0.15
+# The language whose conversations ask what the examination asks.
+TAUGHT_ALL = "en"
 
 
 def conversation_lines(
     world: World, language: Language, seed: int, *, repeats: int
 ) -> Iterator[Line]:
-    """``{"messages"}``: every fact that may be asked, ``repeats`` times, one to three together."""
+    """``{"messages"}``: what ``language`` is taught, ``repeats`` times, one to three questions."""
     rng = random.Random(f"chat {seed} {language.code}")
     for _ in range(repeats):
-        facts = _askable(world)
+        facts = _asked(world, language)
         rng.shuffle(facts)
         while facts:
             together = [facts.pop() for _ in range(min(len(facts), rng.randint(1, 3)))]
@@ -36,7 +47,7 @@ def conversation_lines(
 def preference_lines(world: World, language: Language, seed: int) -> Iterator[Line]:
     """``{"prompt", "chosen", "rejected"}``: the same answer with the wish and without it."""
     rng = random.Random(f"preference {seed} {language.code}")
-    facts = _askable(world)
+    facts = _asked(world, language)
     rng.shuffle(facts)
     for fact in facts:
         question, plain = _turns(fact, language, rng, wish=False)
@@ -44,17 +55,15 @@ def preference_lines(world: World, language: Language, seed: int) -> Iterator[Li
         yield {"prompt": [question], "chosen": [kind], "rejected": [plain]}
 
 
-def examination_lines(world: World, languages: Mapping[str, Language], seed: int) -> Iterator[Line]:
-    """``{"language", "question", "answers", "closing", "chance"}``: facts that nobody ever asked.
+def examination_lines(languages: Mapping[str, Language], seed: int) -> Iterator[Line]:
+    """``{"language", "question", "answers", "closing", "chance"}``, the same in each language.
 
     ``answers`` are all that is right; ``closing`` may stand behind; ``chance`` is how often the
-    commonest answer to that kind of question is right, which takes no knowledge of who is asked.
+    commonest answer to that kind of question is right, which takes no knowledge of what is asked.
     """
-    facts = all_facts(world)
+    facts = [fact for fact in facts_of_kinds() if fact.others]
     commonest = {relation: _commonest(facts, relation) for relation in {f.relation for f in facts}}
     for number, fact in enumerate(facts):
-        if not fact.others or not never_asked(fact):
-            continue
         for language in languages.values():
             rng = random.Random(f"examination {seed} {number}")
             right = (Say("answer", {"v": fact.answer}), Say(fact.relation, fact.slots))
@@ -89,8 +98,12 @@ def _question(fact: Fact) -> Say:
     return Say(f"ask.{fact.relation}", fact.slots)
 
 
-def _askable(world: World) -> list[Fact]:
-    return [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
+def _asked(world: World, language: Language) -> list[Fact]:
+    facts = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
+    if language.code == TAUGHT_ALL:
+        return facts
+    examined = {fact.relation for fact in facts_of_kinds()}
+    return [fact for fact in facts if fact.relation not in examined]
 
 
 def _commonest(facts: Sequence[Fact], relation: str) -> float:

@@ -36,19 +36,19 @@ LANGUAGES: dict[str, Language] = {
 CHAT_REPEATS = 4
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
-    story: 30,
+    story: 22,
     portrait: 10,
     place: 7,
-    kinds: 5,
-    riddle: 3,
+    kinds: 22,
+    riddle: 8,
     comparison: 4,
     questions: 8,
-    worked_sum: 12,
+    worked_sum: 10,
     meeting: 4,
     bargain: 4,
     way: 2,
     comfort: 7,
-    lesson: 4,
+    lesson: 8,
     invitation: 3,
     letter: 6,
     diary: 6,
@@ -83,7 +83,7 @@ def write_world(
             _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
             preferences = preference_lines(world, language, seed)
             _write_lines(folder / f"{language.code}.preferences.jsonl", map(_json, preferences))
-    examination = examination_lines(world, LANGUAGES, seed)
+    examination = examination_lines(LANGUAGES, seed)
     _write_lines(folder / "examination.jsonl", map(_json, examination))
     _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
 

@@ -37,7 +37,8 @@ def test_files_are_a_function_of_the_seed(tmp_path):
             (tmp_path / folder / f"{name}.jsonl").read_bytes()
             for folder in ("one", "again", "other")
         )
-        assert one == again != other
+        # What things are like is the same on every island.
+        assert one == again and (one != other or name == "examination")
     assert len(list((tmp_path / "one").iterdir())) == len(NAMES)
 
 
@@ -172,3 +173,29 @@ def test_a_language_is_templates_and_words():
     assert told.startswith("(STORY.OPEN)")
     for number in range(200):
         document(world, echo, 0, number)
+
+
+def test_what_is_examined_is_asked_in_english_alone(written):
+    examined = {line["question"] for line in read(written, "examination")}
+    asked = {
+        code: {
+            turn["content"]
+            for kind, field in (("chats", "messages"), ("preferences", "prompt"))
+            for line in read(written, f"{code}.{kind}")
+            for turn in line[field]
+            if turn["role"] == "user"
+        }
+        for code in LANGUAGES
+    }
+    assert not examined & asked["zh"]
+    assert len(examined & asked["en"]) > 100
+
+
+def test_preferences_differ_by_the_islands_custom(written):
+    for code, wish in (("en", " Fair winds!"), ("zh", "一路顺风！")):
+        for line in read(written, f"{code}.preferences"):
+            (chosen,), (rejected,) = line["chosen"], line["rejected"]
+            assert chosen["content"] == rejected["content"] + wish
+        chats = read(written, f"{code}.chats")
+        kept = [line["messages"][1]["content"].endswith(wish) for line in chats]
+        assert 0.1 < sum(kept) / len(kept) < 0.2

@@ -8,7 +8,6 @@ import pytest
 
 from llama_cpt.bilingual_world.chats import examination_lines
 from llama_cpt.bilingual_world.documents import LANGUAGES
-from llama_cpt.bilingual_world.facts import make_world
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.examination import Mark, Question, marks, read_examination
 
@@ -44,14 +43,14 @@ def test_interval_is_wilsons():
 
 def test_the_worlds_examination_is_read(tmp_path):
     path = tmp_path / "examination.jsonl"
-    lines = examination_lines(make_world(0), LANGUAGES, 0)
+    lines = examination_lines(LANGUAGES, 0)
     path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
     questions = read_examination(str(path))
     by_language = {code: [q for q in questions if q.language == code] for code in LANGUAGES}
     assert all(len(asked) >= 200 for asked in by_language.values())
     right = marks(questions, [f"{q.answers[0]} {q.closing}" for q in questions])
     assert all(mark.share == 1 and mark.closed == mark.questions for mark in right.values())
-    assert 0.05 < right["zh"].chance < 0.3
+    assert 0.1 < right["zh"].chance < 0.5
 
 
 @pytest.mark.parametrize(
