@@ -278,9 +278,14 @@ class LoraConfig(Section):
 
     rank: int
     alpha: float
-    """What an adapter adds is scaled by ``alpha / rank``."""
+    """What an adapter adds is multiplied by ``alpha / rank``."""
     targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
     """Matrices of every layer that get adapters."""
+
+    @property
+    def scale(self) -> float:
+        """Of what an adapter adds."""
+        return self.alpha / self.rank
 
     def __post_init__(self) -> None:
         """Refuse targets that no layer has."""

@@ -1,6 +1,5 @@
 """Adapters of low rank beside a Llama's matrices (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
 
-from functools import partial
 from typing import Any
 
 from flax import nnx
@@ -22,7 +21,8 @@ class Adapters(nnx.Module):
 
     def __init__(self, config: LoraConfig, model: Llama, key: jax.Array) -> None:
         self.targets = config.targets
-        for target, part in zip(config.targets, jax.random.split(key, len(config.targets))):
+        keys = jax.random.split(key, len(config.targets))
+        for target, part in zip(config.targets, keys, strict=True):
             check_rank(config.rank, target, getattr(model.layers, target))
             setattr(self, target, _adapter(config, getattr(model.layers, target), part))
 
@@ -76,7 +76,7 @@ def in_dtype(model: Llama, dtype: Any) -> Llama:
     def cast(leaf: jax.Array) -> jax.Array:
         if leaf.dtype == dtype:
             return leaf
-        result = jax.jit(partial(jnp.astype, dtype=dtype), out_shardings=leaf.sharding)(leaf)
+        result = jax.jit(lambda x: x.astype(dtype), out_shardings=leaf.sharding)(leaf)
         leaf.delete()
         return result
 
@@ -106,7 +106,7 @@ def _adapter(config: LoraConfig, matrix: nnx.Param, key: jax.Array) -> Adapter:
     return Adapter(
         nnx.Param(a, axes=("layers", row_axis, "rank")),
         nnx.Param(jnp.zeros((layers, config.rank, columns)), axes=("layers", "rank", column_axis)),
-        config.alpha / config.rank,
+        config.scale,
     )
 
 

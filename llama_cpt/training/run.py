@@ -76,7 +76,9 @@ class Run:
             return replace(state, frozen=self.frozen())
         model = program.abstract.trained
         if self.config.init_from:
-            return state_around(load_parameters(self.config.init_from, model, mesh), optimizer, mesh)
+            return state_around(
+                load_parameters(self.config.init_from, model, mesh), optimizer, mesh
+            )
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:

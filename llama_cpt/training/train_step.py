@@ -98,7 +98,7 @@ def jit_train_step(step: Callable, placed: TrainState) -> Callable:
 
 
 def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
-    """Gradients of what is trained, loss sum, weight and sums, added over micro-batches one at a time."""
+    """Gradients, loss sum, weight and sums, added over micro-batches one at a time."""
 
     def one(part: Batch) -> tuple:
         def loss(trained: Any) -> tuple:
