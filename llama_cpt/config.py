@@ -268,11 +268,14 @@ class LoraConfig(Section):
 
     rank: int
     alpha: float
-    """A product of adapters is scaled by ``alpha / rank``."""
+    """What an adapter adds is multiplied by ``alpha / rank``."""
     targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
     """Matrices of every layer that get adapters."""
-    dropout: float = 0.0
-    """Share of an adapter's inputs set to zero while training."""
+
+    @property
+    def scale(self) -> float:
+        """Of what an adapter adds."""
+        return self.alpha / self.rank
 
     def __post_init__(self) -> None:
         """Refuse targets that no layer has."""
@@ -285,8 +288,6 @@ class LoraConfig(Section):
                 raise UserError(f"lora.targets: unknown {target!r}{nearest(target, list(known))}")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise UserError(f"lora.targets={self.targets}: name each matrix once, at least one.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout={self.dropout} must be in [0, 1).")
 
 
 @dataclass(frozen=True)

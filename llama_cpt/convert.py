@@ -19,7 +19,7 @@ from llama_cpt.fields import from_dict, require_above_zero, to_dict
 from llama_cpt.model.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
 from llama_cpt.model.hf_verify import TensorDifference, compare_logits, compare_weights
 from llama_cpt.model.hf_weights import load_hf
-from llama_cpt.model.hub import resolve
+from llama_cpt.model.hub import HUB_NAME, resolve
 from llama_cpt.model.model_card import model_card, read_metrics, training_sections
 from llama_cpt.model.new_folder import INCOMPLETE, new_folder, require_new
 from llama_cpt.model.origin import (
@@ -30,6 +30,7 @@ from llama_cpt.model.origin import (
     origin_of,
     write_origin,
 )
+from llama_cpt.model.peft_folder import export_peft
 from llama_cpt.model.trained_weights import TrainedWeights
 from llama_cpt.training.checkpoint import save_trained
 
@@ -37,6 +38,7 @@ DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and comp
 EXAMPLES = """examples:
   python -m llama_cpt.convert from-hf meta-llama/Llama-3.2-1B weights/llama-3.2-1b
   python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
+  python -m llama_cpt.convert to-hf runs/lora exports/lora-adapters --adapters
   python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
@@ -54,14 +56,12 @@ def main(arguments: list[str]) -> int:
         case "from-hf":
             from_hf(options.source, options.output)
         case "to-hf":
-            to_hf(
-                options.checkpoint,
-                options.output,
-                dtype=options.dtype,
-                shard_gb=options.shard_gb,
-                base=options.base,
-                tokenizer=options.tokenizer,
-            )
+            given = {"base": options.base, "tokenizer": options.tokenizer}
+            given |= {"dtype": options.dtype} if options.dtype else {}
+            if options.adapters:
+                to_peft(options.checkpoint, options.output, **given)
+            else:
+                to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **given)
         case "verify":
             return 0 if verify(options.source, options.checkpoint) else 1
     return 0
@@ -90,7 +90,7 @@ def to_hf(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the newest checkpoint of a run as a Hugging Face folder.
+    """Write the newest checkpoint of a run as a Hugging Face folder, adapters merged.
 
     Config, tokenizer, model card and the base's licence come with it; ``base`` says where that
     one lies (a folder or hub name) if it is no longer where the run started from, ``tokenizer``
@@ -112,10 +112,42 @@ def to_hf(
             int(shard_gb * 1e9),
             bos_id=theirs.get("bos_token_id", read and read.bos_id),
             eos_id=theirs.get("eos_token_id", read and read.eos_id),
-            write_others=partial(_write_others, weights, config, origin, place),
+            write_others=partial(_write_others, weights, config, origin, place, "transformers"),
         )
         export_hf(weights.parameter, weights.config, output, export)
     print(f"{output}: step {weights.step} of {checkpoint} in {dtype}")
+
+
+def to_peft(
+    checkpoint: str,
+    output: str,
+    *,
+    dtype: str = "float32",
+    base: str | None = None,
+    tokenizer: str | None = None,
+) -> None:
+    """Write the newest checkpoint of a LoRA run as a folder of adapters that ``peft`` loads.
+
+    What comes with it, and ``base`` and ``tokenizer``, are as in ``to_hf``.
+    """
+    require_new(output)
+    with TrainedWeights(checkpoint) as weights:
+        if weights.beside is None:
+            raise UserError(f"{checkpoint} holds a whole model, no adapters: drop --adapters.")
+        config = from_dict(TrainConfig, weights.about["config"], checkpoint)
+        origin = _origin(config, checkpoint) if base is None else origin_of(base)
+        place = tokenizer or _tokenizer_place(config, checkpoint)
+        on_hub = HUB_NAME.fullmatch(origin.base) and not origin.runs
+        export_peft(
+            weights.stored,
+            weights.beside.lora,
+            output,
+            num_layers=weights.config.num_layers,
+            dtype=EXPORT_DTYPES[dtype],
+            base=origin.base if on_hub else config.init_from,
+            write_others=partial(_write_others, weights, config, origin, place, "peft"),
+        )
+    print(f"{output}: adapters of step {weights.step} of {checkpoint} in {dtype}")
 
 
 def verify(source: str, checkpoint: str) -> bool:
@@ -169,6 +201,7 @@ def _write_others(
     config: TrainConfig | None,
     origin: Origin,
     tokenizer: str | None,
+    library: str,
     folder: epath.Path,
 ) -> None:
     """Tokenizer, licence, generation settings and card."""
@@ -183,7 +216,7 @@ def _write_others(
         sections = training_sections(config, weights.about["rows_consumed"], metrics)
     name = folder.name.removesuffix(INCOMPLETE)
     (folder / "README.md").write_text(
-        model_card(name, origin, licences, sections), encoding="utf-8"
+        model_card(name, origin, licences, sections, library), encoding="utf-8"
     )
 
 
@@ -232,7 +265,10 @@ def _parser() -> argparse.ArgumentParser:
     out = commands.add_parser("to-hf", help="checkpoint -> Hugging Face", epilog=EXAMPLES, **raw)
     out.add_argument("checkpoint", metavar="CHECKPOINT")
     out.add_argument("output", metavar="OUTPUT", help="a new folder")
-    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), default="bfloat16")
+    told = "bfloat16 unless given, float32 for adapters"
+    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=told)
+    told = "of a LoRA run: write the adapters alone, in PEFT's format, instead of a merged model"
+    out.add_argument("--adapters", action="store_true", help=told)
     out.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default 5)")
     out.add_argument("--base", help="where the first model of the line lies, if it was moved")
     out.add_argument("--tokenizer", help="where the tokenizer lies, if it was moved")

@@ -24,6 +24,7 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "norm": None,
+    "rank": None,
     "microbatch": None,
     "batch": BATCH_AXES,
     "length": None,

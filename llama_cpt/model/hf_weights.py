@@ -73,6 +73,28 @@ def load_hf(
     return with_parameters(abstract, arrays)
 
 
+class HfWeights:
+    """A Hugging Face folder read parameter by parameter, as float32 on this machine's CPU.
+
+    Raises UserError for whatever is wrong with the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        folder = resolve(path)
+        self.config = read_config(folder)
+        mesh = make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+        self._shapes = parameters_by_path(with_shardings(abstract_llama(self.config), mesh))
+        with byte_reader() as reader:
+            self._tensors = checked_tensors(folder, self.config, reader)
+
+    def parameter(self, path: str) -> jax.Array:
+        """One array, such as ``layers/query``; nothing else is read."""
+        plan = _plan(BY_OURS[path], self._shapes[path].get_value(), self._tensors)
+        total = sum(block.size_bytes for block in plan.blocks)
+        with byte_reader() as reader, Progress(f"read {path}", total / 1e9, "GB") as progress:
+            return _read(plan, reader, progress)
+
+
 Bounds = tuple[tuple[int, int], ...]
 """(start, stop) in each dim."""
 

@@ -1,7 +1,7 @@
 """Llama 3, 3.1 and 3.2 as a pytree.
 
 Letters in einsum strings: b batch, t query position, s key position, d embed, n query heads,
-k key/value heads, g query heads per key/value head, h head size, f mlp, v vocab.
+k key/value heads, g query heads per key/value head, h head size, v vocab.
 Matrices are stored (in, out), stacked over layers. Each parameter says its shape, its logical
 axes (placed by ``sharding.AXIS_RULES``) and its initial spread in one line.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from llama_cpt.config import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
+from llama_cpt.model.linear import Adapted, product
 from llama_cpt.sharding import constrain
 
 # What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
@@ -181,28 +182,23 @@ class Llama(nnx.Module):
         config = self.config
         x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
-        def project(matrix: nnx.Param, heads: int) -> jax.Array:
-            y = jnp.einsum("btd,de->bte", x, self._cast(matrix))
-            return y.reshape(*x.shape[:2], heads, config.head_dim)
+        def project(matrix: nnx.Param | Adapted, heads: int) -> jax.Array:
+            return product(x, matrix).reshape(*x.shape[:2], heads, config.head_dim)
 
         query = rotate(project(block.query, config.num_heads), *rotation)
         key = rotate(project(block.key, config.num_kv_heads), *rotation)
         value = project(block.value, config.num_kv_heads)
         out = attend(query, key, value, segment_ids, implementation=self.attention)
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
-        return jnp.einsum("bte,ed->btd", out, self._cast(block.output))
+        return product(out, block.output)
 
     def _mlp(
         self, x: Float[Array, "batch length embed"], block: Block
     ) -> Float[Array, "batch length embed"]:
         x = rms_norm(x, block.mlp_norm[...], eps=self.config.norm_eps)
-        gate = jnp.einsum("btd,df->btf", x, self._cast(block.gate))
-        up = jnp.einsum("btd,df->btf", x, self._cast(block.up))
+        gate, up = product(x, block.gate), product(x, block.up)
         inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
-        return jnp.einsum("btf,fd->btd", inner, self._cast(block.down))
-
-    def _cast(self, matrix: nnx.Param) -> jax.Array:
-        return matrix[...].astype(self.compute_dtype)
+        return product(inner, block.down)
 
 
 def abstract_llama(config: ModelConfig, **options: Any) -> Llama:

@@ -1,5 +1,7 @@
 """Weights from wherever they are: a Hugging Face folder or a run folder."""
 
+from typing import Any
+
 from etils import epath
 import jax
 from jax.sharding import Mesh
@@ -12,6 +14,8 @@ from llama_cpt.model.hf_names import checked_tensors
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
+from llama_cpt.model.lora import abstract_adapters, merged
+from llama_cpt.model.lora_base import lora_base
 from llama_cpt.model.safetensors_io import byte_reader
 from llama_cpt.sharding import with_shardings
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
@@ -20,16 +24,26 @@ from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
 def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
     """The parameters in ``source``, in the tree of ``abstract`` (its options), on ``mesh``.
 
-    ``source``: a Hugging Face folder, ``gs://`` URL or hub name, or a run's folder. Raises
-    UserError where the architectures differ, in constants such as ``rope_theta`` too.
+    ``source``: a Hugging Face folder, ``gs://`` URL or hub name, or a run's folder; adapters come
+    added into the weights that they were trained beside. Raises UserError where the architectures
+    differ, in constants such as ``rope_theta`` too.
     """
     if not _is_run(source):
         model = load_hf(resolve(source), abstract.config, mesh)
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(model))
     checkpoints, step = open_run(source)
     with checkpoints:
-        require_equal(abstract.config, _saved_model(checkpoints, step, source), source)
-        return checkpoints.restore_trained(step, with_shardings(abstract, mesh))
+        about = checkpoints.about(step)
+        require_equal(abstract.config, _saved_model(about, source), source)
+        base = lora_base(about, source)
+        if base is None:
+            return checkpoints.restore_trained(step, with_shardings(abstract, mesh))
+        like = with_shardings(abstract_adapters(base.lora, abstract), mesh)
+        adapters = checkpoints.restore_trained(step, like)
+    with base.named(source):
+        model = load_parameters(base.source, abstract, mesh)
+        base.require_all(model)
+    return merged(model, adapters)
 
 
 def check_source(source: str, config: ModelConfig) -> None:
@@ -48,12 +62,16 @@ def check_source(source: str, config: ModelConfig) -> None:
     with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
         if not (steps := checkpoints.steps()):
             raise UserError(f"{source} holds no checkpoint.")
-        require_equal(config, _saved_model(checkpoints, steps[-1], source), source)
+        about = checkpoints.about(steps[-1])
+    require_equal(config, _saved_model(about, source), source)
+    if base := lora_base(about, source):
+        with base.named(source):
+            check_source(base.source, config)
 
 
 def _is_run(source: str) -> bool:
     return (epath.Path(source) / FOLDER).exists()
 
 
-def _saved_model(checkpoints: Checkpoints, step: int, source: str) -> ModelConfig:
-    return from_dict(ModelConfig, checkpoints.about(step)["config"]["model"], source)
+def _saved_model(about: dict[str, Any], source: str) -> ModelConfig:
+    return from_dict(ModelConfig, about["config"]["model"], source)

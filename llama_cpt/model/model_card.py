@@ -13,7 +13,8 @@ from llama_cpt.errors import UserError
 from llama_cpt.model.hub import HUB_NAME
 from llama_cpt.model.origin import Origin
 
-USE = """## Use
+USES = {
+    "transformers": """## Use
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,15 +22,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 ```
-"""
+""",
+    "peft": """## Use
+
+Adapters: `base_model_name_or_path` in `adapter_config.json` is where the model beside them lies.
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+```
+""",
+}
 
 
-def model_card(name: str, origin: Origin, licences: Sequence[str], sections: Sequence[str]) -> str:
-    """The card of a model called ``name``.
+def model_card(
+    name: str,
+    origin: Origin,
+    licences: Sequence[str],
+    sections: Sequence[str],
+    library: str = "transformers",
+) -> str:
+    """The card of a model called ``name``, which ``library`` (of ``USES``) loads.
 
     ``licences`` are the names of the base's licence files beside it, ``sections`` Markdown.
     """
-    header = ["library_name: transformers", "pipeline_tag: text-generation"]
+    header = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if HUB_NAME.fullmatch(origin.base):
         header.append(f"base_model: {origin.base}")
     licence = next((file for file in licences if file.startswith("LICENSE")), None)
@@ -39,7 +57,7 @@ def model_card(name: str, origin: Origin, licences: Sequence[str], sections: Seq
     started += "".join(f", then run `{run}`" for run in origin.runs) + "."
     if licences:
         started += f" The base's terms apply: {', '.join(f'[{f}]({f})' for f in licences)}."
-    body = [f"# {name}", started, *sections, USE.format(name=name)]
+    body = [f"# {name}", started, *sections, USES[library].format(name=name)]
     return "\n".join(["---", *header, "---", ""]) + "\n" + "\n\n".join(body)
 
 
@@ -80,6 +98,9 @@ def _training(config: TrainConfig, rows: int) -> str:
         ("compute type", config.compute.dtype),
         ("seed", str(config.seed)),
     ]
+    if lora := config.lora:
+        targets = ", ".join(lora.targets)
+        cells.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, of {targets}"))
     return "## Training\n\n" + _table(("", ""), cells)
 
 

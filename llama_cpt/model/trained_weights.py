@@ -1,5 +1,7 @@
 """A checkpoint read parameter by parameter: what export and verification need of it."""
 
+from contextlib import ExitStack
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -10,17 +12,21 @@ import orbax.checkpoint as ocp
 from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict
-from llama_cpt.model.hf_names import parameters_by_path
+from llama_cpt.model.hf_config import require_equal
+from llama_cpt.model.hf_weights import HfWeights
 from llama_cpt.model.llama import abstract_llama
+from llama_cpt.model.lora import abstract_adapters, merged_matrix
+from llama_cpt.model.lora_base import lora_base
 from llama_cpt.training import array_dict
-from llama_cpt.training.checkpoint import open_run
+from llama_cpt.training.checkpoint import FOLDER, open_run
 
 
 class TrainedWeights:
     """The trained parameters in a run's folder, or in one that ``convert from-hf`` wrote.
 
-    The newest checkpoint that is whole. Raises UserError where there is none, or where it does not
-    hold the Llama that it says it holds.
+    The newest checkpoint that is whole. Adapters come added into the weights that they were trained
+    beside; those are opened when the first is asked for. Raises UserError where there is no
+    checkpoint, or where it does not hold what it says it holds.
     """
 
     def __init__(self, folder: str) -> None:
@@ -30,21 +36,41 @@ class TrainedWeights:
         with checkpoints:
             self.about: dict[str, Any] = checkpoints.about(step)
         self.folder, self.step = folder, step
-        self._path = checkpoints.folder / str(step)
+        self._path, self._opened = checkpoints.folder / str(step), ExitStack()
         try:
             model = self.about["config"]["model"]
         except (KeyError, TypeError):
             raise UserError(f"{self._path}: does not say which model it is.") from None
         self.config = from_dict(ModelConfig, model, f"{self._path}: model")
+        self.beside = lora_base(self.about, folder)
+        """Of a LoRA run: what it says of the weights beside its adapters."""
         abstract = abstract_llama(self.config)
-        self._shapes = parameters_by_path(abstract)
+        if self.beside:
+            abstract = abstract_adapters(self.beside.lora, abstract)
+        wanted = array_dict.to_dict(abstract)
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         saved = self._orbax.metadata(self._path).item_metadata.tree
-        array_dict.compare(str(self._path), saved["trained"], array_dict.to_dict(abstract))
+        array_dict.compare(str(self._path), saved["trained"], wanted)
+        self._shapes = wanted
 
     def parameter(self, path: str) -> jax.Array:
-        """One array, such as ``layers/query``, on this machine's CPU; nothing else is read."""
-        like = self._shapes[path].get_value()
+        """One array of the model, such as ``layers/query``, on this machine's CPU."""
+        if self.beside is None:
+            return self.stored(path)
+        with self.beside.named(self.folder):
+            matrix = self._base.parameter(path)
+            self.beside.require(path, matrix)
+        target = path.removeprefix("layers/")
+        if target not in self.beside.lora.targets:
+            return matrix
+        a, b = (self.stored(f"{target}/{factor}") for factor in ("a", "b"))
+        return merged_matrix(matrix, a, b, self.beside.lora.scale)
+
+    def stored(self, path: str) -> jax.Array:
+        """One array of the checkpoint, ``layers/query`` or ``query/a``; nothing else is read."""
+        like: Any = self._shapes
+        for name in path.split("/"):
+            like = like[name]
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         item: Any = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=cpu)
         names = ("trained", *path.split("/"))
@@ -60,6 +86,16 @@ class TrainedWeights:
             values = values[name]
         return values
 
+    @cached_property
+    def _base(self) -> "TrainedWeights | HfWeights":
+        source = self.beside.source
+        if (epath.Path(source) / FOLDER).exists():
+            base = self._opened.enter_context(TrainedWeights(source))
+        else:
+            base = HfWeights(source)
+        require_equal(self.config, base.config, source)
+        return base
+
     def __enter__(self) -> "TrainedWeights":
         return self
 
@@ -69,4 +105,5 @@ class TrainedWeights:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._opened.close()
         self._orbax.close()

@@ -24,6 +24,8 @@ NEVER_DIFFERS = (
     *(f"model.{name}" for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers")),
     *(f"model.{name}" for name in ("num_heads", "num_kv_heads", "head_dim", "tied_embeddings")),
     "init_from",
+    "lora.rank",
+    "lora.targets",
 )
 
 # Where things lie. That the things are the same, their fingerprints tell.

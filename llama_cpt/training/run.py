@@ -1,7 +1,7 @@
 """From a config to the parts of a run: data, model, step. Used by every command that trains."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 import sys
 from typing import Any
@@ -24,6 +24,7 @@ from llama_cpt.folders import require_writable
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
+from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
 from llama_cpt.sharding import BATCH_AXES, constrain, make_mesh, spec
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
@@ -67,12 +68,24 @@ class Run:
 
     def start(self) -> TrainState:
         """The state before the first step: weights from ``init_from``, or drawn."""
-        program, model = self.program, self.program.abstract.trained
+        program, key = self.program, jax.random.key(self.config.seed)
+        optimizer, mesh = program.optimizer, program.mesh
+        if lora := self.config.lora:
+            frozen = program.abstract.frozen
+            state = init_state(lambda: Adapters(lora, frozen, key), optimizer, mesh)
+            return replace(state, frozen=self.frozen())
+        model = program.abstract.trained
         if self.config.init_from:
-            weights = load_parameters(self.config.init_from, model, program.mesh)
-            return state_around(weights, program.optimizer, program.mesh)
-        key = jax.random.key(self.config.seed)
-        return init_state(lambda: _llama_like(model, key), program.optimizer, program.mesh)
+            return state_around(
+                load_parameters(self.config.init_from, model, mesh), optimizer, mesh
+            )
+        return init_state(lambda: _llama_like(model, key), optimizer, mesh)
+
+    def frozen(self) -> Llama:
+        """The weights of ``init_from``, beside which adapters are trained."""
+        like = abstract_in(self.program.abstract.frozen, jnp.float32)
+        model = load_parameters(self.config.init_from, like, self.program.mesh)
+        return in_dtype(model, self.config.compute.dtype)
 
     def batches(self, first_step: int) -> Iterator[TokenBatch]:
         """Batches on the devices, from step ``first_step`` on, without end."""
@@ -144,7 +157,13 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         num_corpora=len(config.data.additional + config.data.original),
         loss_chunk_tokens=compute.loss_chunk_tokens,
     )
-    abstract = abstract_state(model, optimizer, mesh)
+    if config.lora:
+        # In the compute type: each product would round the weights to it all the same.
+        frozen = abstract_in(model, compute.dtype)
+        adapters = abstract_adapters(config.lora, frozen)
+        abstract = abstract_state(adapters, optimizer, mesh, frozen)
+    else:
+        abstract = abstract_state(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jit_train_step(make_train_step(objective, optimizer), placed)
 

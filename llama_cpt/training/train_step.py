@@ -1,7 +1,7 @@
 """The state of a run, made sharded, and the one step that advances it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 import optax
 
 from llama_cpt.batch import Batch
+from llama_cpt.model.llama import Llama
+from llama_cpt.model.lora import combine
 from llama_cpt.sharding import shardings, with_shardings
 from llama_cpt.training.objectives import Objective
 
@@ -22,13 +24,25 @@ class TrainState:
     trained: Any
     """The model, or the adapters that are trained beside it."""
     frozen: Any
-    """What is read and not trained; empty without adapters."""
+    """The model beside which adapters are trained; empty without them."""
     opt_state: Any
 
+    @property
+    def model(self) -> Llama:
+        """What the state computes; the arrays are the state's own."""
+        return combine(self.trained, self.frozen)
 
-def abstract_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state's shapes and shardings for an abstract ``model``: moments lie as parameters do."""
-    state = TrainState(model, (), jax.eval_shape(optimizer.init, model))
+    @property
+    def saved(self) -> "TrainState":
+        """What a checkpoint holds: all but what is read where the run started from."""
+        return replace(self, frozen=())
+
+
+def abstract_state(
+    trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh, frozen: Any = ()
+) -> TrainState:
+    """The state's shapes and shardings for abstract parts: moments lie as parameters do."""
+    state = TrainState(trained, frozen, jax.eval_shape(optimizer.init, trained))
     return with_shardings(state, mesh)
 
 
@@ -62,7 +76,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     def step(
         state: TrainState, batch: Batch, learning_rate: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradients, loss_sum, weight, sums = _accumulate(objective, state.trained, batch)
+        gradients, loss_sum, weight, sums = _accumulate(objective, state, batch)
         weight = jnp.maximum(weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         with jax.named_scope("optimizer"):
@@ -83,15 +97,16 @@ def jit_train_step(step: Callable, placed: TrainState) -> Callable:
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
 
 
-def _accumulate(objective: Objective, model: Any, batch: Batch) -> tuple:
+def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
     """Gradients, loss sum, weight and sums, added over micro-batches one at a time."""
 
     def one(part: Batch) -> tuple:
-        def loss(model: Any) -> tuple:
-            loss_sum, weight, sums = objective(model, part)
+        def loss(trained: Any) -> tuple:
+            loss_sum, weight, sums = objective(combine(trained, state.frozen), part)
             return loss_sum, (weight, sums)
 
-        (loss_sum, (weight, sums)), gradients = jax.value_and_grad(loss, has_aux=True)(model)
+        value_and_gradients = jax.value_and_grad(loss, has_aux=True)
+        (loss_sum, (weight, sums)), gradients = value_and_gradients(state.trained)
         return gradients, loss_sum, weight, sums
 
     if jax.tree.leaves(batch)[0].shape[0] == 1:

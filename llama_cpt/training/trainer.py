@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+from dataclasses import replace
 import enum
 import signal
 import sys
@@ -17,6 +18,7 @@ from llama_cpt.config_file import save
 from llama_cpt.evaluation.perplexity import evaluate_heldout
 from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
+from llama_cpt.model.lora_base import NOTED, checksums, lora_base
 from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.optimizer import learning_rate
@@ -82,7 +84,7 @@ def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
     ):
         first_step = resumed_step(run, checkpoints, allow_change)
         if first_step:
-            state = checkpoints.restore(first_step, run.program.abstract)
+            state = restored(run, checkpoints, first_step)
         else:
             state = run.start()
         if first_process:
@@ -91,21 +93,27 @@ def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
         with Reporter(run, first_step) as report:
             state, last = _loop(run, state, first_step, checkpoints, report, signals)
         if last > first_step:
-            checkpoints.save(last, state, about(run, last))
+            checkpoints.save(last, state.saved, about(run, state, last))
         checkpoints.wait()
         return signals.outcome
 
 
 def _described(run: Run) -> str:
     """The run in a line: how large, on what, and what ``auto`` came to."""
-    model, mesh = run.program.abstract.trained, run.program.mesh
-    size = sum(leaf.size for leaf in jax.tree.leaves(model))
+    abstract, mesh = run.program.abstract, run.program.mesh
+    size, trained = _size(abstract.model), _size(abstract.trained)
+    share = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
     axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
     kind = jax.devices()[0].device_kind
     return (
-        f"{run.config.output}: {size:,} parameters on {kind} ({axes}), attention "
-        f"{model.attention}, remat {model.remat}, compute {run.config.compute.dtype}"
+        f"{run.config.output}: {share if run.config.lora else f'{size:,} parameters'} on {kind} "
+        f"({axes}), attention {abstract.model.attention}, remat {abstract.model.remat}, compute "
+        f"{run.config.compute.dtype}"
     )
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]) -> int:
@@ -123,9 +131,20 @@ def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]
     return step
 
 
-def about(run: Run, steps_done: int) -> dict[str, Any]:
+def restored(run: Run, checkpoints: Checkpoints, step: int) -> TrainState:
+    """The state after ``step``; the weights beside adapters must be those of before."""
+    state = checkpoints.restore(step, run.program.abstract.saved)
+    if base := lora_base(checkpoints.about(step), run.config.output):
+        with base.named(run.config.output):
+            state = replace(state, frozen=run.frozen())
+            base.require_all(state.frozen)
+    return state
+
+
+def about(run: Run, state: TrainState, steps_done: int) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
     return {
+        NOTED: checksums(state.frozen),
         "step": steps_done,
         "rows_consumed": steps_done * run.config.global_batch_size,
         "config": to_dict(run.config),
@@ -172,7 +191,7 @@ def _loop(
                 report.evaluation(done, _evaluate(run, state))
         if done % config.checkpoint.every_steps == 0:
             with report.pause():
-                checkpoints.save(done, state, about(run, done))
+                checkpoints.save(done, state.saved, about(run, state, done))
     return state, config.num_steps
 
 
@@ -182,7 +201,7 @@ def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
     rows = jax.NamedSharding(mesh, spec("batch", None))
 
     def score(batch: TokenBatch) -> np.ndarray:
-        return np.asarray(run.program.score(state.trained, jax.device_put(batch, rows)))
+        return np.asarray(run.program.score(state.model, jax.device_put(batch, rows)))
 
     return evaluate_heldout(
         score,

@@ -1,0 +1,41 @@
+"""A product with one of the model's matrices, with or without an adapter beside it."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Adapter(nnx.Module):
+    """The factors of what is added to a matrix, stacked over layers as it is.
+
+    ``a`` is (layers, in, rank), ``b`` (layers, rank, out); inside the scan both lack the layers.
+    """
+
+    def __init__(self, a: nnx.Param, b: nnx.Param, scale: float) -> None:
+        self.a, self.b, self.scale = a, b, scale
+
+
+class Adapted(nnx.Module):
+    """A matrix with an adapter beside it: what stands in the model in the matrix's place."""
+
+    def __init__(self, matrix: nnx.Param, adapter: Adapter) -> None:
+        self.matrix, self.adapter = matrix, adapter
+
+
+def product(
+    x: Float[Array, "batch length in"], matrix: nnx.Param | Adapted
+) -> Float[Array, "batch length out"]:
+    """x W, or x W + scale (x A) B (Hu et al. 2021, arXiv 2106.09685, eq. 3); operands in x's type.
+
+    Where B is 0 the sum is x W to the last bit.
+    """
+    if not isinstance(matrix, Adapted):
+        return _times(x, matrix)
+    adapter = matrix.adapter
+    added = _times(_times(x, adapter.a) * adapter.scale, adapter.b)
+    return _times(x, matrix.matrix) + added
+
+
+def _times(x: jax.Array, matrix: nnx.Param) -> jax.Array:
+    return jnp.einsum("bti,io->bto", x, matrix[...].astype(x.dtype))

@@ -1,0 +1,227 @@
+"""Adapters add nothing at first; merged, unmerged and in peft they are the same model."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_cpt.batch import TokenBatch
+from llama_cpt.config import (
+    CorpusConfig,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    NextTokenConfig,
+    OptimizerConfig,
+    TrainConfig,
+    to_dict,
+)
+from llama_cpt.convert import main, to_hf
+from llama_cpt.errors import UserError
+from llama_cpt.model.llama import Llama
+from llama_cpt.model.lora import Adapters, in_dtype, merged, with_adapters
+from llama_cpt.model.lora_base import NOTED, checksum, checksums
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.objectives import make_objective
+
+CONFIG = ModelConfig(
+    vocab_size=128,
+    embed_dim=48,
+    mlp_dim=80,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=12,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied_embeddings=False,
+    context_length=256,
+)
+LORA = LoraConfig(rank=4, alpha=6.0)
+SHAPE = (2, 24)
+
+
+def model_of(dtype: str = "float32") -> Llama:
+    return Llama(CONFIG, jax.random.key(0), compute_dtype=dtype)
+
+
+def adapters_of(model: Llama, lora: LoraConfig = LORA, *, drawn: bool) -> Adapters:
+    """New adapters, or such as training leaves: with B drawn too."""
+    adapters = Adapters(lora, model, jax.random.key(1))
+    for number, target in enumerate(lora.targets if drawn else ()):
+        b = getattr(adapters, target).b
+        b[...] = 0.2 * jax.random.normal(jax.random.key(number), b.shape)
+    return adapters
+
+
+def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, SHAPE, dtype=np.int32)
+    positions = np.broadcast_to(np.arange(SHAPE[1], dtype=np.int32), SHAPE)
+    return jnp.asarray(tokens), jnp.asarray(positions), jnp.ones(SHAPE, jnp.int32)
+
+
+def logits(model: Llama) -> np.ndarray:
+    return np.asarray(jax.jit(Llama.__call__)(model, *inputs()))
+
+
+def loss(model: Llama) -> np.ndarray:
+    tokens, positions, segments = inputs()
+    corpus, row = jnp.zeros(SHAPE, jnp.int32), jnp.zeros((SHAPE[0], 2), jnp.uint32)
+    mask = jnp.ones(SHAPE, jnp.float32)
+    batch = TokenBatch(tokens, jnp.roll(tokens, -1, 1), mask, segments, positions, corpus, row)
+    objective = make_objective(NextTokenConfig(z_loss=1e-3), num_corpora=1, loss_chunk_tokens=16)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        return np.asarray(jax.jit(objective)(model, batch)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_new_adapters_leave_the_loss_to_the_last_bit(dtype):
+    model = model_of(dtype)
+    new, drawn = (with_adapters(model, adapters_of(model, drawn=d)) for d in (False, True))
+    assert loss(new) == loss(model) != loss(drawn)
+    np.testing.assert_array_equal(logits(new), logits(model))
+
+
+def test_weights_kept_in_the_compute_type_are_the_same_model():
+    model = model_of("bfloat16")
+    adapters = adapters_of(model, drawn=True)
+    before = logits(with_adapters(model, adapters))
+    # The arrays that are cast are given up.
+    kept = in_dtype(model_of("bfloat16"), "bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16"}
+    np.testing.assert_array_equal(logits(with_adapters(kept, adapters)), before)
+
+
+@pytest.mark.parametrize("target", LORA.targets)
+def test_merged_is_unmerged(target):
+    model = model_of()
+    adapters = adapters_of(model, LoraConfig(4, 6.0, (target,)), drawn=True)
+    unmerged = logits(with_adapters(model, adapters))
+    assert np.abs(unmerged - logits(model)).max() > 1e-3
+    np.testing.assert_allclose(logits(merged(model, adapters)), unmerged, atol=1e-5)
+
+
+def test_a_rank_that_no_matrix_has():
+    with pytest.raises(UserError, match=r"lora.rank=25 .* 'key' has, 24; set a smaller one"):
+        Adapters(LoraConfig(25, 1.0, ("query", "key")), model_of(), jax.random.key(0))
+
+
+def test_a_checksum_is_of_every_value_and_its_place():
+    array = jax.random.normal(jax.random.key(0), (3, 8, 16))
+    seen = {int(checksum(array, "float32")), int(checksum(array, "bfloat16"))}
+    seen |= {int(checksum(array.at[1, 2, 3].add(1e-6), "float32"))}
+    seen |= {int(checksum(array[:, ::-1], "float32")), int(checksum(array[::-1], "float32"))}
+    assert len(seen) == 5
+    mesh = make_mesh(MeshConfig(1, 4, 2), jax.devices())
+    cut = jax.device_put(array, jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor")))
+    assert int(checksum(cut, "float32")) == int(checksum(array, "float32"))
+
+
+def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
+    """What ``train`` leaves of a LoRA run beside ``model``, the weights in ``base``."""
+    config = TrainConfig(
+        output=str(folder),
+        model=model.config,
+        data=DataConfig("/gone", "rows", 16, 1.0, additional=(CorpusConfig("zh", "zh.jsonl"),)),
+        optimizer=OptimizerConfig(1e-3),
+        num_steps=9,
+        global_batch_size=8,
+        init_from=base,
+        lora=LoraConfig(LORA.rank, LORA.alpha, adapters.targets),
+    )
+    about = {"step": 4, "rows_consumed": 32, "config": to_dict(config)}
+    about[NOTED] = checksums(in_dtype(jax.tree.map(jnp.copy, model), config.compute.dtype))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    with Checkpoints(str(folder / FOLDER)) as checkpoints:
+        checkpoints.save(4, {"trained": adapters, "opt_state": {}}, about)
+    return folder
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A Hugging Face folder, a LoRA run beside it, and the logits of the two together."""
+    pytest.importorskip("transformers")
+    from llama_cpt.model.hf_weights import load_hf
+    from tests.model.hf_models import save_llama
+
+    base = save_llama(tmp_path / "base")
+    model = load_hf(base)
+    adapters = adapters_of(model, LoraConfig(4, 6.0, ("query", "key", "output", "up")), drawn=True)
+    expected = logits(with_adapters(model, adapters))
+    assert np.abs(expected - logits(model)).max() > 0.1
+    return Path(base), lora_run(tmp_path / "run", base, model, adapters), expected
+
+
+def torch_logits(model) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(inputs()[0])).long()).logits.numpy()
+
+
+def test_peft_gives_the_same_logits(exported, tmp_path):
+    peft = pytest.importorskip("peft")
+    base, run, expected = exported
+    output = tmp_path / "adapters"
+    assert main(["to-hf", str(run), str(output), "--adapters"]) == 0
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(output)
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        str(base)
+    )
+    np.testing.assert_allclose(torch_logits(model), expected, atol=2e-5)
+    card = (output / "README.md").read_text()
+    assert "library_name: peft" in card and "rank 4, alpha 6, of query, key, output, up" in card
+
+
+def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
+    import transformers
+
+    _, run, expected = exported
+    to_hf(str(run), str(tmp_path / "merged"), dtype="float32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(torch_logits(model), expected, atol=2e-5)
+
+
+def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
+    from llama_cpt.model.hf_weights import load_hf
+    from llama_cpt.model.load import load_parameters
+    from llama_cpt.model.trained_weights import TrainedWeights
+
+    _, run, _ = exported
+    model = load_hf(str(exported[0]))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    first = load_parameters(str(run), model, mesh)
+    second = lora_run(tmp_path / "second", str(run), first, adapters_of(first, drawn=True))
+    expected = logits(with_adapters(first, adapters_of(first, drawn=True)))
+    loaded = load_parameters(str(second), model, mesh)
+    np.testing.assert_allclose(logits(loaded), expected, atol=2e-5)
+    with TrainedWeights(str(second)) as weights:
+        for name in ("embedding", "layers/key", "layers/down"):
+            part = loaded
+            for attribute in name.split("/"):
+                part = getattr(part, attribute)
+            np.testing.assert_allclose(weights.parameter(name), part[...], atol=1e-6)
+
+
+def test_a_base_that_is_gone_or_another(exported, tmp_path):
+    base, run, _ = exported
+    from tests.model.hf_models import save_llama
+
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="run holds adapters.* lay at .*base': put them, or a link"):
+        to_hf(str(run), str(tmp_path / "out"))
+    save_llama(base, seed=1)
+    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+        to_hf(str(run), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    main(["to-hf", str(run), str(tmp_path / "out"), "--adapters"])
+    with pytest.raises(UserError, match="whole model, no adapters: drop --adapters"):
+        main(["from-hf", str(base), str(tmp_path / "whole")])
+        main(["to-hf", str(tmp_path / "whole"), str(tmp_path / "more"), "--adapters"])

@@ -1,0 +1,152 @@
+"""A LoRA run: it holds and saves adapters alone, resumes to the last bit, and is a model after."""
+
+from dataclasses import replace
+from pathlib import Path
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config import ComputeConfig, LoraConfig, TrainConfig
+from llama_cpt.errors import UserError
+from llama_cpt.model.load import check_source, load_parameters
+from llama_cpt.model.lora import merged
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.checkpoint import open_run
+from llama_cpt.training.run import make_program
+from llama_cpt.training.trainer import Outcome, restored
+from tests.training.runs import learnt
+from tests.training.test_trainer import run_of, saved_steps, train, train_until
+
+LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))
+
+
+@pytest.fixture(scope="module")
+def base(make_config, tmp_path_factory) -> Path:
+    """A run of two steps to start from."""
+    output = tmp_path_factory.mktemp("base") / "run"
+    train(make_config(output, num_steps=2))
+    return output
+
+
+@pytest.fixture(scope="module")
+def lora_config(make_config, base):
+    def make(output: Path, **fields) -> TrainConfig:
+        return make_config(output, **({"lora": LORA, "init_from": str(base)} | fields))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(lora_config, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted LoRA run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert train(lora_config(output)) is Outcome.FINISHED
+    return output
+
+
+def test_starts_as_the_base_and_learns(base, whole):
+    before, lines = learnt(base)[-1], learnt(whole)
+    for language in ("zh", "en"):
+        key = f"eval/{language}/loss"
+        assert lines[0][key] == before[key]
+        assert lines[-1][key] < before[key] - 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_goes_on_to_the_last_bit(steps, whole, lora_config, tmp_path, monkeypatch):
+    config = lora_config(tmp_path / "run")
+    assert train_until(config, steps, monkeypatch, signal.SIGTERM) is Outcome.PREEMPTED
+    assert saved_steps(tmp_path / "run")[-1] == steps
+    assert train(config) is Outcome.FINISHED
+    assert learnt(tmp_path / "run") == learnt(whole)
+
+
+def test_the_state_and_the_checkpoint_hold_adapters_alone(whole, lora_config):
+    factors = {f"{target}/{factor}" for target in LORA.targets for factor in ("a", "b")}
+    program = run_of(lora_config(whole)).program
+    adam = program.abstract.opt_state[1]
+    for tree in (adam.mu, adam.nu, program.abstract.trained):
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+        assert {"/".join(key.name for key in path[:2]) for path, _ in paths} == factors
+    checkpoints, step = open_run(str(whole))
+    with checkpoints:
+        tree = checkpoints._orbax.metadata(checkpoints.folder / str(step)).item_metadata.tree
+    assert set(tree) == {"trained", "opt_state"} and set(tree["trained"]) == set(LORA.targets)
+
+
+def test_weights_beside_are_held_in_the_compute_type(lora_config, tmp_path):
+    config = lora_config(tmp_path / "run", compute=ComputeConfig("bfloat16", loss_chunk_tokens=24))
+    config = replace(config, num_steps=2)
+    assert train(config) is Outcome.FINISHED
+    run = run_of(config)
+    checkpoints, step = open_run(config.output)
+    with checkpoints, jax.set_mesh(run.program.mesh):
+        state = restored(run, checkpoints, step)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trained)} == {"float32"}
+
+
+def test_a_run_of_adapters_starts_the_next_one_merged(whole, lora_config, make_config, tmp_path):
+    run = run_of(lora_config(whole))
+    checkpoints, step = open_run(str(whole))
+    with checkpoints, jax.set_mesh(run.program.mesh):
+        state = restored(run, checkpoints, step)
+    loaded = load_parameters(str(whole), run.program.abstract.frozen, run.program.mesh)
+    expected = merged(state.frozen, state.trained)
+    for have, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(have, want)
+    train(make_config(tmp_path / "next", num_steps=2, init_from=str(whole)))
+    key = "eval/zh/loss"
+    np.testing.assert_allclose(learnt(tmp_path / "next")[0][key], learnt(whole)[-1][key], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lora", "field"),
+    [
+        (replace(LORA, rank=4), "lora.rank was 2, is 4: this run cannot"),
+        (replace(LORA, targets=("query", "up")), "lora.targets was .*this run cannot"),
+        (replace(LORA, alpha=1.0), "lora.alpha was 64.0, is 1.0.*--allow-change lora.alpha"),
+        (None, "lora.rank was 2, is nothing: this run cannot"),
+    ],
+)
+def test_other_adapters_are_another_run(lora, field, whole, lora_config):
+    with pytest.raises(UserError, match=field):
+        train(lora_config(whole, lora=lora))
+
+
+def test_a_rank_that_no_matrix_has_is_refused_before_work(lora_config, tmp_path):
+    config = lora_config(tmp_path / "run", lora=replace(LORA, rank=17))
+    with pytest.raises(UserError, match="lora.rank=17 is more than the matrix 'query' has, 16"):
+        run_of(config)
+
+
+def test_other_weights_beside_the_adapters(base, whole, lora_config, make_config, tmp_path):
+    moved = tmp_path / "base"
+    shutil.copytree(base, moved)
+    config = lora_config(tmp_path / "run", init_from=str(moved), num_steps=2)
+    train(config)
+    # The base trains on: its newest checkpoint is another model.
+    train(make_config(moved, num_steps=3), allow_change=["optimizer"])
+    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+        train(replace(config, num_steps=3))
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match=f"run holds adapters.*lay at '{moved}': put them, or a"):
+        check_source(config.output, config.model)
+    with pytest.raises(UserError, match=f"{moved}: no such folder"):
+        run_of(replace(config, num_steps=3))
+
+
+def test_the_step_needs_less_memory(make_config, tmp_path):
+    """The state of a step with adapters, and the gradients, are those of adapters."""
+    config = make_config(tmp_path / "run")
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    sizes = {}
+    for lora in (None, LORA):
+        program = make_program(replace(config, lora=lora, init_from="base"), mesh, "cpu")
+        sizes[lora] = sum(leaf.size for leaf in jax.tree.leaves(program.abstract))
+    model = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.frozen))
+    assert sizes[None] > 3 * model
+    assert sizes[LORA] < 1.5 * model

@@ -1,0 +1,77 @@
+"""A step with adapters is one step, however it is laid over devices, and moves nothing else."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config import LoraConfig, NextTokenConfig
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.model.lora import Adapters, abstract_adapters
+from llama_cpt.sharding import shardings, spec
+from llama_cpt.training.objectives import make_objective
+from llama_cpt.training.optimizer import make_optimizer
+from llama_cpt.training.train_step import (
+    abstract_state,
+    init_state,
+    jit_train_step,
+    make_train_step,
+)
+from tests.training.test_train_step import MODEL, OPTIMIZER, mesh_of, params, ragged_batch
+
+LORA = LoraConfig(rank=3, alpha=12.0, targets=("query", "value", "output", "gate", "down"))
+
+
+def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
+    """Metrics of two steps, and the state after."""
+    mesh, tx = mesh_of(mesh_name), make_optimizer(OPTIMIZER)
+    objective = make_objective(NextTokenConfig(), num_corpora=2, loss_chunk_tokens=24)
+    model = abstract_llama(MODEL)
+    abstract = abstract_state(abstract_adapters(LORA, model), tx, mesh, model)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jit_train_step(make_train_step(objective, tx), placed)
+    batch = jax.device_put(
+        ragged_batch(num_microbatches), jax.NamedSharding(mesh, spec("microbatch", "batch", None))
+    )
+    metrics = []
+    with jax.set_mesh(mesh):
+        state = init_state(lambda: Adapters(LORA, model, jax.random.key(1)), tx, mesh)
+        frozen = jax.device_put(Llama(MODEL, jax.random.key(0)), shardings(model, mesh))
+        state = replace(state, frozen=frozen)
+        for _ in range(2):
+            state, told = step(state, batch, np.float32(1e-2))
+            metrics.append(jax.device_get(told))
+    return metrics, state
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple:
+    return two_steps("1x1", 1)
+
+
+@pytest.mark.parametrize(("mesh_name", "num_microbatches"), [("1x1", 4), ("4x2", 2)])
+def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
+    metrics, state = two_steps(mesh_name, num_microbatches)
+    for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(whole[0]), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5)
+    pairs = zip(jax.tree.leaves(state.trained), jax.tree.leaves(whole[1].trained), strict=True)
+    for have, want in pairs:
+        # Adam's first updates are signs: where a gradient is 0 but for rounding they may differ.
+        assert np.mean(np.abs(have - np.asarray(want)) > 1e-4) < 1e-2
+    moments = state.opt_state[1]
+    for tree in (moments.mu, moments.nu, state.trained):
+        for parameter in params(tree):
+            assert parameter[...].sharding.spec == spec(*parameter.get_metadata("axes"))
+
+
+def test_adapters_move_and_what_is_beside_them_does_not(whole):
+    metrics, state = whole
+    assert metrics[1]["loss"] < metrics[0]["loss"]
+    before = Adapters(LORA, abstract_llama(MODEL), jax.random.key(1))
+    for target in LORA.targets:
+        was, now = getattr(before, target), getattr(state.trained, target)
+        assert (np.asarray(now.a[...]) != was.a[...]).any() and np.asarray(now.b[...]).any()
+    frozen = jax.tree.leaves(Llama(MODEL, jax.random.key(0)))
+    for have, want in zip(jax.tree.leaves(state.frozen), frozen, strict=True):
+        np.testing.assert_array_equal(have, want)
