@@ -143,6 +143,7 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         config.objective,
         num_corpora=len(config.data.additional + config.data.original),
         loss_chunk_tokens=compute.loss_chunk_tokens,
+        seed=config.seed,
     )
     abstract = abstract_state(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
