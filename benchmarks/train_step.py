@@ -53,7 +53,7 @@ def ours(config: ModelConfig, tokens: np.ndarray, chunk: int):  # noqa: ANN201
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig(1e-4))
     state = init_state(lambda: Llama(config, jax.random.key(0)), optimizer, mesh)
-    objective = make_objective(NextTokenConfig(), num_corpora=1, loss_chunk_tokens=chunk)
+    objective = make_objective(NextTokenConfig(), num_corpora=1, loss_chunk_tokens=chunk, seed=0)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jit_train_step(make_train_step(objective, optimizer), placed)
     rows, length = tokens.shape[0], tokens.shape[1] - 1

@@ -260,6 +260,9 @@ class PreferenceConfig(Section):
             raise UserError(
                 f"objective.label_smoothing is for sigmoid and robust, not {self.loss}."
             )
+        if self.nll_weight and self.loss in ("orpo", "kto"):
+            told = "has that term already" if self.loss == "orpo" else "knows no chosen answer"
+            raise UserError(f"objective.nll_weight must be 0: {self.loss} {told}.")
 
 
 @dataclass(frozen=True)
@@ -366,6 +369,12 @@ class TrainConfig(Section):
             )
         if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
             raise UserError(f"objective.loss={self.objective.loss} needs data.chat: preferences.")
+        loss = getattr(self.objective, "loss", None)
+        if loss == "kto" and self.global_batch_size // self.num_microbatches < 2:
+            raise UserError(
+                "objective.loss=kto estimates a mean over a micro-batch: set microbatch_size (or "
+                "global_batch_size) to at least 2."
+            )
         if self.lora and not self.init_from:
             raise UserError("lora needs init_from: adapters go beside weights that were trained.")
         if self.data.sequence_length > self.model.context_length:

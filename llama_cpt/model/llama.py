@@ -131,11 +131,18 @@ class Llama(nnx.Module):
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"],
+        *,
+        embedding_noise: Float[Array, "batch length embed"] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """The last layer's normed output, in the compute type."""
+        """The last layer's normed output, in the compute type.
+
+        ``embedding_noise``, where there is any, is added to what the first layer reads.
+        """
         config = self.config
         with jax.named_scope("embed"):
             x = lookup(self.embedding[...], tokens, self.compute_dtype)
+            if embedding_noise is not None:
+                x = x + embedding_noise.astype(x.dtype)
             x = constrain(x, "batch", "length", "act_embed")
             frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
             # float32: bfloat16 rounds position 257 to 256, and the two angles differ.

@@ -38,13 +38,18 @@ def linear_cross_entropy(
     return _per_device(kernel, 2)(hidden, head, targets, weights)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_nll(
     hidden: Float[Array, "batch length embed"],
     head: Float[Array, "vocab embed"],
     targets: Int[Array, "batch length"],
     chunk_tokens: int,
 ) -> Float[Array, "batch length"]:
-    """Each token's negative log-likelihood in nats, without gradient."""
+    """Each token's negative log-likelihood in nats.
+
+    Its gradient computes the logits a second time: in a loss of whole answers a token's weight is
+    known only when all of them have been scored.
+    """
     weights = jnp.ones(targets.shape, jnp.float32)
     return linear_cross_entropy(hidden, head, targets, weights, 0.0, chunk_tokens)[1]
 
@@ -69,6 +74,21 @@ def _backward(z_loss: float, chunk_tokens: int, saved: tuple, cotangents: tuple)
 
 
 linear_cross_entropy.defvjp(_forward, _backward)
+
+
+def _nll_forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk_tokens: int
+) -> tuple:
+    return token_nll(hidden, head, targets, chunk_tokens), (hidden, head, targets)
+
+
+def _nll_backward(chunk_tokens: int, saved: tuple, cotangent: jax.Array) -> tuple:
+    hidden, head, targets = saved
+    _, (d_hidden, d_head) = _forward(hidden, head, targets, cotangent, 0.0, chunk_tokens)
+    return d_hidden, d_head, None
+
+
+token_nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _per_device(kernel: Callable, outputs: int) -> Callable:

@@ -81,6 +81,14 @@ def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     return None
 
 
+def manifest_digest(checkpoint: epath.Path) -> str:
+    """SHA-256 over the digests of a sealed checkpoint's files: of another model it is another."""
+    parts = sorted(_parts(checkpoint.parent)[checkpoint.name].items())
+    contents = [json.loads(path.read_text())["files"] for _, path in parts]
+    files = {name: entry for content in contents for name, entry in content.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def discard(folder: epath.Path, step: int) -> None:
     """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
     pattern = re.compile(rf"{step}(\..*)?")
@@ -99,6 +107,16 @@ def discard_unsealed(folder: epath.Path) -> None:
             discard(folder, int(step[1]))
         elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
             path.rmtree() if path.is_dir() else path.unlink()
+
+
+def digest_of(path: epath.Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
 
 
 def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
@@ -135,22 +153,12 @@ def _files(folder: epath.Path) -> list[str]:
 
 def _seal_file(path: epath.Path) -> tuple[int, str]:
     _sync(path)
-    return _digest(path)
-
-
-def _digest(path: epath.Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
-    size, digest = 0, hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            size += len(block)
-            digest.update(block)
-    return size, digest.hexdigest()
+    return digest_of(path)
 
 
 def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
     try:
-        found_size, found_digest = _digest(path)
+        found_size, found_digest = digest_of(path)
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:

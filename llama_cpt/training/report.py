@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import math
+import sys
 import time
 from typing import Any
 
@@ -10,9 +11,11 @@ import jax
 import numpy as np
 
 from llama_cpt.chips import CHIPS
+from llama_cpt.config import PreferenceConfig
 from llama_cpt.errors import UserError
 from llama_cpt.metrics import MetricsWriter, model_flops_per_token
 from llama_cpt.progress import duration
+from llama_cpt.training.preference_objectives import REFERENCE_FREE
 from llama_cpt.training.run import Run
 
 
@@ -30,6 +33,7 @@ class Reporter:
         chip = CHIPS.get(jax.devices()[0].device_kind)
         self.peak_flops = chip.peak_flops * run.program.mesh.size if chip else None
         self.flops_per_token = model_flops_per_token(config.model, config.data.sequence_length)
+        self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
         # Throughput counts from the end of the first step: that one compiles.
         self._clock, self._clock_step, self._seconds_per_step = 0.0, -1, 0.0
@@ -70,9 +74,11 @@ class Reporter:
         if not due:
             return
         metrics = jax.device_get(metrics)
-        values = self._train_values(done, metrics, rate)
+        told = means(metrics["sums"])
+        values = self._train_values(done, metrics, rate) | told
         self.writer.write(done, values)
-        self._print_step(done, values)
+        self._print_step(done, values, [name for name in told if name != "train/nll"])
+        self._warn_of_fall(done, values)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -101,17 +107,15 @@ class Reporter:
     def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
         """Metric key -> value of one step, by STYLE's names."""
         mixture, rows = self.run.mixture, done * self.run.config.global_batch_size
-        nll, weight = metrics["sums"]["nll"]
         values = {
             "train/loss": float(metrics["loss"]),
-            "train/nll": float(nll) / max(float(weight), 1.0),
             "train/grad_norm": float(metrics["grad_norm"]),
             "train/learning_rate": rate,
             "train/tokens": done * self.tokens_per_step,
             "mixture/almr_asked": float(mixture.asked(rows)),
             "mixture/almr_realised": float(mixture.realised(rows)),
         }
-        sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_nll"])
+        sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_loss"])
         added = len(self.run.config.data.additional)
         groups = {"additional": slice(0, added), "original": slice(added, None)}
         groups |= {name: slice(i, i + 1) for i, name in enumerate(self.names)}
@@ -127,12 +131,13 @@ class Reporter:
                 values["perf/mfu"] = speed * self.flops_per_token / self.peak_flops
         return values
 
-    def _print_step(self, done: int, values: dict[str, float]) -> None:
+    def _print_step(self, done: int, values: dict[str, float], also: list[str]) -> None:
         num_steps = self.run.config.num_steps
         parts = [f"step {done:>6}/{num_steps}", f"loss {values['train/loss']:.4f}"]
         for group in ("additional", "original"):
             if (key := f"train/{group}/loss") in values:
                 parts.append(f"{group} {values[key]:.4f}")
+        parts += [f"{name} {values[name]:.4g}" for name in also]
         parts.append(f"lr {values['train/learning_rate']:.2e}")
         parts.append(f"grad {values['train/grad_norm']:.2f}")
         parts.append(
@@ -145,6 +150,41 @@ class Reporter:
             parts.append(f"{duration((num_steps - done) * self._seconds_per_step)} left")
         self._print("  ".join(parts))
 
+    def _warn_of_fall(self, done: int, values: dict[str, float]) -> None:
+        """Once, where chosen answers have become much less likely than under the reference."""
+        objective = self.run.config.objective
+        if self._warned or not isinstance(objective, PreferenceConfig):
+            return
+        if objective.loss in REFERENCE_FREE or "rewards/chosen" not in values:
+            return
+        fallen = -values["rewards/chosen"] / objective.beta
+        if fallen > objective.chosen_fall_bound:
+            self._warned = True
+            if jax.process_index() == 0:
+                print(
+                    f"warning: step {done}: logps/chosen is {fallen:.1f} nats below the "
+                    f"reference's, beyond objective.chosen_fall_bound="
+                    f"{objective.chosen_fall_bound:g}: chosen answers are being unlearnt. Lower "
+                    "optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
+                    file=sys.stderr,
+                )
+
     def _print(self, line: str) -> None:
         if jax.process_index() == 0:
             print(line, flush=True)
+
+
+def means(sums: dict[str, Any]) -> dict[str, float]:
+    """Metric key -> mean of every (sum, weight) of ``sums`` that has a weight.
+
+    ``rewards/margins`` is the chosen mean less the rejected one: for pairs that is the mean margin,
+    and TRL's KTO has it so too. ``corpus_loss`` is in parts and not among them.
+    """
+    values = {
+        name: float(total) / float(weight)
+        for name, (total, weight) in sums.items()
+        if name != "corpus_loss" and weight > 0
+    }
+    if {"rewards/chosen", "rewards/rejected"} <= values.keys():
+        values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+    return values

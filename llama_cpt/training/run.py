@@ -156,6 +156,7 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         config.objective,
         num_corpora=len(config.data.additional + config.data.original),
         loss_chunk_tokens=compute.loss_chunk_tokens,
+        seed=config.seed,
     )
     if config.lora:
         # In the compute type: each product would round the weights to it all the same.

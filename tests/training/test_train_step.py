@@ -82,7 +82,7 @@ class Setup:
         self.mesh = mesh_of(mesh_name)
         tx = make_optimizer(optimizer)
         objective = make_objective(
-            NextTokenConfig(z_loss=1e-3), num_corpora=2, loss_chunk_tokens=24
+            NextTokenConfig(z_loss=1e-3), num_corpora=2, loss_chunk_tokens=24, seed=0
         )
         placed = jax.tree.map(
             lambda leaf: leaf.sharding, abstract_state(abstract_llama(MODEL), tx, self.mesh)
@@ -125,8 +125,8 @@ def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, who
 
 def test_sums_are_the_loss_in_parts(whole):
     metrics = whole[0][0]
-    nll, weight = metrics["sums"]["nll"]
-    parts, weights = metrics["sums"]["corpus_nll"]
+    nll, weight = metrics["sums"]["train/nll"]
+    parts, weights = metrics["sums"]["corpus_loss"]
     assert weight == ragged_batch(1).loss_mask.sum() == weights.sum()
     np.testing.assert_allclose(parts.sum(), nll, rtol=1e-6)
     # The z-loss is in the loss and not in the nll.

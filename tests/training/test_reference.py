@@ -1,0 +1,166 @@
+"""Reference log-probabilities: right, computed once, and never those of another model."""
+
+from dataclasses import replace
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_cpt.batch import PreferenceBatch
+from llama_cpt.config import MeshConfig
+from llama_cpt.errors import UserError
+from llama_cpt.model.llama import Llama
+from llama_cpt.sharding import make_mesh, shardings
+from llama_cpt.training.checkpoint import save_trained
+from llama_cpt.training.reference import (
+    Identity,
+    make_scorer,
+    model_identity,
+    reference_logprobs,
+)
+from tests.training.preferences import VOCAB, preference_batch, random_pairs
+from tests.training.test_train_step import MODEL
+
+LENGTH, ROWS = 48, 10
+CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)
+IDENTITY = Identity(model="m", tokenizer="t", dtype="float32")
+PAIRS = random_pairs(2 * ROWS)
+
+
+class Rows:
+    """Two pairs a row, in memory."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def batch(self, indices: np.ndarray) -> PreferenceBatch:
+        return preference_batch([PAIRS[2 * i : 2 * i + 2] for i in indices], LENGTH)
+
+
+class Counted:
+    """``make_score``, which counts how often it and its product are called."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, seed: int = 0) -> None:
+        self.mesh, self.seed, self.made, self.scored = mesh, seed, 0, 0
+
+    def __call__(self):
+        self.made += 1
+        create = lambda: Llama(CONFIG, jax.random.key(self.seed))
+        with jax.set_mesh(self.mesh):
+            placed = shardings(jax.eval_shape(create), self.mesh)
+            model = jax.jit(create, out_shardings=placed)()
+        score = make_scorer(model, self.mesh, loss_chunk_tokens=24)
+
+        def counted(batch: PreferenceBatch) -> np.ndarray:
+            self.scored += 1
+            return score(batch)
+
+        return counted
+
+
+@pytest.fixture(scope="module")
+def mesh() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
+
+
+def columns(folder, make_score, identity=IDENTITY, fingerprint="f") -> np.ndarray:
+    found = reference_logprobs(
+        {"zh": (Rows(), fingerprint)},
+        make_score,
+        folder=str(folder),
+        identity=identity,
+        batch_size=4,
+    )
+    return found["zh"]
+
+
+@pytest.fixture(scope="module")
+def kept(mesh, tmp_path_factory):
+    """A cache and the array that went into it."""
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, columns(folder, Counted(mesh))
+
+
+def test_is_each_answer_alone(kept):
+    model = Llama(CONFIG, jax.random.key(0))
+    for row, have in enumerate(kept[1]):
+        answers = [
+            a for p in PAIRS[2 * row : 2 * row + 2] for a in ((p, p.chosen), (p, p.rejected))
+        ]
+        for (pair, answer), value in zip(answers, have, strict=True):
+            tokens = jnp.array([pair.prompt + answer])
+            positions = jnp.arange(tokens.shape[1])[None]
+            logits = model(tokens, positions, jnp.ones_like(tokens))
+            logprobs = jax.nn.log_softmax(logits[0, :-1])
+            targets = tokens[0, 1:]
+            each = logprobs[jnp.arange(targets.size), targets]
+            np.testing.assert_allclose(value, each[-len(answer) :].sum(), rtol=1e-5)
+
+
+def test_computed_once(kept, mesh):
+    folder, array = kept
+    again = Counted(mesh)
+    np.testing.assert_array_equal(columns(folder, again), array)
+    assert again.made == 0
+    assert array.dtype == np.float32 and array.shape == (ROWS, 4)
+
+
+@pytest.mark.parametrize("field", ["model", "tokenizer", "dtype", "corpus"])
+def test_another_origin_is_another_cache(kept, mesh, field):
+    folder, array = kept
+    other = Counted(mesh, seed=1)
+    identity = IDENTITY if field == "corpus" else replace(IDENTITY, **{field: "other"})
+    found = columns(folder, other, identity, "other" if field == "corpus" else "f")
+    assert other.made == 1 and other.scored == 3 and not np.allclose(found, array)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no_digest", "bad_digest", "another_shape"])
+def test_a_damaged_file_is_computed_anew(kept, mesh, tmp_path, damage, capsys):
+    array = columns(tmp_path, Counted(mesh))
+    (file,) = tmp_path.glob("*/zh.npy")
+    content, digest = bytearray(file.read_bytes()), file.with_name("zh.npy.json")
+    content[-3] ^= 1
+    if damage == "another_shape":
+        other = Counted(mesh)
+        rows = Rows()
+        rows.batch = lambda indices: preference_batch([PAIRS[:1] for _ in indices], LENGTH)
+        reference_logprobs(
+            {"zh": (rows, "f")}, other, folder=str(tmp_path), identity=IDENTITY, batch_size=4
+        )
+    else:
+        damaged = {"cut": (file, bytes(content[:-8])), "flipped": (file, bytes(content))}
+        damaged["bad_digest"] = (digest, b"{")
+        place, what = damaged.get(damage, (digest, None))
+        place.unlink() if what is None else place.write_bytes(what)
+    told = capsys.readouterr().err
+    again = Counted(mesh)
+    np.testing.assert_array_equal(columns(tmp_path, again), array)
+    told += capsys.readouterr().err
+    assert again.made == 1 and ("computed anew" in told) == (damage != "no_digest")
+    assert columns(tmp_path, again) is not None and again.made == 1
+
+
+def test_refuses_what_is_not_finite(tmp_path):
+    def make_score():
+        return lambda batch: np.where(np.arange(4)[None] == 2, np.nan, np.zeros((4, 1)))
+
+    with pytest.raises(UserError, match="'zh'.* row 0 .*not finite"):
+        columns(tmp_path, make_score)
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_identity_tells_weights_apart(tmp_path):
+    about = {"config": {"model": {}}}
+    for name, seed in (("a", 0), ("b", 1)):
+        save_trained(str(tmp_path / name), Llama(CONFIG, jax.random.key(seed)), about)
+        hf = tmp_path / f"hf_{name}"
+        hf.mkdir()
+        (hf / "model.safetensors").write_bytes(json.dumps(seed).encode())
+    sources = [str(tmp_path / name) for name in ("a", "b", "hf_a", "hf_b")]
+    found = [model_identity(source, CONFIG, 0) for source in sources]
+    found += [model_identity("", CONFIG, seed) for seed in (0, 1)]
+    found.append(model_identity(sources[0], replace(CONFIG, rope_theta=5e5), 0))
+    assert len(set(found)) == 7
+    assert found[:4] == [model_identity(source, CONFIG, 1) for source in sources]
