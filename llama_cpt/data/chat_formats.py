@@ -74,9 +74,7 @@ def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
         # Whole conversations, which agree up to the answer.
         prompt = _system(record) + chosen[:-1]
         if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-            raise BadRecordError(
-                "chosen and rejected differ before the last turn, or have no prompt"
-            )
+            raise BadRecordError("chosen and rejected are not answers to one prompt")
         chosen, rejected = chosen[-1:], rejected[-1:]
     if [turn.role for turn in chosen + rejected] != ["assistant"] * 2:
         raise BadRecordError("chosen and rejected are not one assistant turn each")

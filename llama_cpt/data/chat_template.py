@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import json
 from pathlib import Path
 import re
-from typing import Literal, Protocol
+from typing import Literal
 
 from jaxtyping import Bool, UInt32
 import numpy as np
@@ -44,22 +44,11 @@ class Rendering:
     """Where each assistant turn's content and end token lie."""
 
 
-class Template(Protocol):
-    """What turns messages into text; ``bos`` and ``eos`` are names of tokens."""
-
-    fingerprint: str
-
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The text that the model reads."""
-        ...
-
-    def spoken(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The rendered text, and where in it the assistant speaks."""
-        ...
-
-
 class Llama3Template:
-    """Llama-3's own (meta-llama/llama-models, ``models/llama3/chat_format.py``)."""
+    """Llama-3's own (meta-llama/llama-models, ``models/llama3/chat_format.py``).
+
+    ``bos`` is the name of the tokenizer's BOS.
+    """
 
     fingerprint = LLAMA3
 
@@ -89,7 +78,7 @@ class Llama3Template:
 class ChatTemplate:
     """A template and the tokenizer that it writes for."""
 
-    def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
+    def __init__(self, template: Llama3Template | JinjaTemplate, tokenizer: Tokenizer) -> None:
         self.fingerprint = template.fingerprint
         self._template, self._tokenizer = template, tokenizer
 

@@ -99,9 +99,8 @@ def _check_turns(messages: Sequence[Message]) -> None:
                 raise BadRecordError("the assistant speaks first")
             raise BadRecordError(f"two {message.role} turns in a row")
         if not message.content.strip():
-            raise BadRecordError(
-                "an empty answer" if message.role == "assistant" else "an empty turn"
-            )
+            what = "answer" if message.role == "assistant" else "turn"
+            raise BadRecordError(f"an empty {what}")
         expected = "assistant" if message.role == "user" else "user"
     for message in messages:
         _check_text(message.content)

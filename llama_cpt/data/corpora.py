@@ -16,7 +16,8 @@ import numpy as np
 from llama_cpt.config import CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
 from llama_cpt.data.chat_template import load_chat_template
 from llama_cpt.data.chat_units import ChatRecipe, recipe_of
-from llama_cpt.data.corpus_shards import Encode, Recipe, layout_of, write_corpus
+from llama_cpt.data.corpus_shards import Encode, write_corpus
+from llama_cpt.data.corpus_spans import Layout, Recipe, layout_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
 from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
@@ -163,7 +164,10 @@ def _write(
     sources = find_sources(corpus)
     digests = digested(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
-    layout = layout_of(source_bytes, recipe)
+    layout = layout_of(source_bytes, recipe.sequence_length)
+    if recipe.chat and recipe.chat.kind == "unpaired":
+        # One shard: an answer's mismatch is the corpus's next answer, the last's the first.
+        layout = Layout(layout.span_bytes, 1 << 62)
     encode = encoders.suited_to(source_bytes)
     return write_corpus(folder, sources, recipe, digests, layout, encode)
 
@@ -172,10 +176,11 @@ def _check_current(
     folder: epath.Path, corpus: CorpusConfig, recipe: Recipe, found: Manifest
 ) -> None:
     """Refuse a prepared corpus that is not what the config asks for now."""
+    made, asked = (_flat({f: getattr(one, f) for f in asdict(recipe)}) for one in (found, recipe))
     changed = [
-        f"{field} was {getattr(found, field)!r}, is {wanted!r}"
-        for field, wanted in asdict(recipe).items()
-        if getattr(found, field) != wanted
+        f"{field} was {made.get(field)!r}, is {asked.get(field)!r}"
+        for field in asked | made
+        if made.get(field) != asked.get(field)
         # Where nothing was skipped, both settings give the same rows.
         and (field != "bad_documents" or found.skipped)
     ]
@@ -198,6 +203,13 @@ def _check_current(
             f"data.prepared, or delete {folder} to prepare it anew (runs that read it cannot "
             "resume then)."
         )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe, and those of its ``chat`` as ``chat.NAME``."""
+    chat = values.pop("chat") or {}
+    fields = chat if isinstance(chat, dict) else asdict(chat)
+    return values | {f"chat.{name}": value for name, value in fields.items()}
 
 
 def _warn_of_overlap(prepared: Prepared) -> None:

@@ -46,7 +46,7 @@ class Span:
     text_field: str
     skip_bad: bool
     """Count bad documents and leave them out; otherwise the first ends the span."""
-    chat: ChatRecipe | None
+    chat: ChatRecipe | None = None
     """Of chat data; None for documents."""
 
     @property
