@@ -6,24 +6,32 @@ import sys
 import jax
 import numpy as np
 
+from llama_cpt.batch import TokenBatch
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.data.corpora import Prepared, prepare
-from llama_cpt.data.inspect_rows import row_as_text
+from llama_cpt.data.corpora import Prepared, open_rows, prepare
+from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, mixture_of
-from llama_cpt.data.token_rows import Manifest, TokenRows
+from llama_cpt.data.token_rows import Manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import one_line_errors
 from llama_cpt.folders import require_writable
+
+_NOUNS = {
+    "documents": "documents",
+    "conversations": "conversations",
+    "preferences": "preferences",
+    "unpaired": "judged answers or pairs of them",
+}
 
 
 def main(arguments: list[str]) -> None:
     """Parse, prepare, report."""
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.prepare",
-        description="Turn the config's documents into token rows, by all cores; what is done is "
-        "not done again. Prints what there is and how long it lasts at the config's ALMR.",
+        description="Turn the config's documents or chats into token rows, by all cores; what is done "
+        "is not done again. Prints what there is and how long it lasts at the config's ALMR.",
         epilog="Every field of the config is an option: `CONFIG --help` lists them.",
         add_help=False,
         allow_abbrev=False,
@@ -48,7 +56,7 @@ def main(arguments: list[str]) -> None:
     require_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
-    prepared = prepare(config.data, options.workers)
+    prepared = prepare(config.data, options.workers, objective=config.objective)
     corpora = config.data.additional + config.data.original
     mixture = mixture_of(
         config.data,
@@ -72,20 +80,51 @@ def _count(text: str) -> int:
 
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
     """What ``prepare`` made of a corpus, in one line and one for each thing to know."""
+    kind = manifest.chat["kind"] if manifest.chat else "documents"
     lines = [
-        f"{group}{manifest.corpus}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{group}{manifest.corpus}: {manifest.documents:,} {_NOUNS[kind]}, "
+        f"{manifest.tokens:,} tokens, "
         f"{manifest.source_bytes / manifest.tokens:.2f} bytes a token, "
         f"{manifest.tokens / manifest.characters:.3f} tokens a character"
     ]
     if manifest.sequence_length:
         lines[0] += f", {manifest.rows:,} rows of {manifest.sequence_length:,}"
-        lines.append(f"  {manifest.dropped_tokens:,} tokens left out: tails that fill no row")
+        if manifest.chat:
+            lines += _chat_lines(manifest)
+        else:
+            lines.append(f"  {manifest.dropped_tokens:,} tokens left out: tails that fill no row")
     if manifest.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
-        lines.append(f"  {sum(manifest.skipped.values()):,} documents skipped: {reasons}")
+        skipped = sum(manifest.skipped.values())
+        lines.append(f"  {skipped:,} {_NOUNS[kind]} skipped: {reasons}")
     if told := manifest.lossy():
         lines.append(f"  {told}")
     return "\n".join(lines)
+
+
+def _chat_lines(manifest: Manifest) -> list[str]:
+    """What became of chat data: formats, places of the rows, what is too long."""
+    counts = manifest.chat_counts
+    formats = ", ".join(f"{name} ({count:,})" for name, count in manifest.formats.items())
+    padding = 1 - counts["places"] / (manifest.rows * manifest.sequence_length)
+    lines = [
+        f"  format: {formats}",
+        f"  {counts['learnt_tokens']:,} tokens learnt in a pass, {padding:.1%} of the rows is "
+        "padding",
+    ]
+    if counts["prompt_tokens_twice"]:
+        twice = counts["prompt_tokens_twice"]
+        lines.append(f"  {twice:,} tokens are prompts read a second time")
+    told = {
+        "too_long": "left out, longer than a row",
+        "truncated": "truncated to a row",
+        "nothing_to_learn": "left out, nothing to learn within a row",
+        "mismatches_cut": "mismatches lost their end",
+    }
+    lines += [f"  {counts[name]:,} {text}" for name, text in told.items() if counts[name]]
+    if manifest.dropped_tokens:
+        lines.append(f"  {manifest.dropped_tokens:,} tokens left out so")
+    return lines
 
 
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
@@ -107,13 +146,15 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
 
 def inspect(prepared: Prepared, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
     """Print the run's first ``count`` rows as the model sees them."""
-    rows = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
+    rows = open_rows(prepared)
     for number in range(count):
         batch = read_batch(mixture, rows, tokenizer.bos_id, np.array([[number]], np.int64))
         corpora, places = mixture.locate(np.array([number], np.int64))
         name = mixture.corpora[int(corpora[0])].name
         print(f"\nrow {number} of the run: row {places[0]} of {name}")
-        print(row_as_text(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
+        shown = packed_row_as_text if prepared.config.chat else row_as_text
+        batch = batch if isinstance(batch, TokenBatch) else batch.rows
+        print(shown(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
 
 
 if __name__ == "__main__":

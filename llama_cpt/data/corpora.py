@@ -1,6 +1,6 @@
 """Every corpus of a config as token rows: what is missing is prepared, what is stale is refused."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
 from dataclasses import asdict, dataclass
 import fnmatch
@@ -11,12 +11,17 @@ import sys
 from typing import Any
 
 from etils import epath
+import numpy as np
 
-from llama_cpt.config import CorpusConfig, DataConfig
-from llama_cpt.data.corpus_shards import Encode, Recipe, layout_of, write_corpus
+from llama_cpt.config import CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
+from llama_cpt.data.chat_template import load_chat_template
+from llama_cpt.data.chat_units import ChatRecipe, recipe_of
+from llama_cpt.data.corpus_shards import Encode, write_corpus
+from llama_cpt.data.corpus_spans import Layout, Recipe, layout_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
+from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
 from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
-from llama_cpt.data.token_rows import Manifest, read_manifest
+from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import locked
@@ -56,25 +61,51 @@ class Prepared:
         }
 
 
-def prepare(config: DataConfig, workers: int | None = None) -> Prepared:
+def prepare(
+    config: DataConfig,
+    workers: int | None = None,
+    *,
+    objective: NextTokenConfig | PreferenceConfig | None = None,
+) -> Prepared:
     """Prepare what is missing and return all; the same shards come out for any ``workers``.
 
     A killed call goes on at the shard where it was; a second call at the same time waits. Raises
     UserError for bad sources, and for a prepared corpus whose sources, tokenizer, row length or
-    text field are no longer what they were: runs may depend on it, so it is never replaced.
+    text field are no longer what they were: runs may depend on it, so it is never replaced. What
+    ``objective`` learns from, by default next tokens, decides how chat data is packed.
     """
     _check_names(config)
     tokenizer = load_tokenizer(config.tokenizer)
+    chat = None
+    if config.chat:
+        template = load_chat_template(tokenizer, config.chat.template)
+        chat = recipe_of(config.chat, template, objective or NextTokenConfig())
     with contextlib.ExitStack() as stack:
         encoders = _Encoders(stack, tokenizer, workers)
 
-        def manifests(corpora: Iterable[CorpusConfig], *, heldout: bool) -> dict[str, Manifest]:
-            return {c.name: _corpus(config, c, encoders, heldout=heldout) for c in corpora}
+        def manifests(corpora: Iterable[CorpusConfig], make: Callable) -> dict[str, Manifest]:
+            return {corpus.name: make(config, corpus, encoders) for corpus in corpora}
 
-        rows = manifests(config.additional + config.original, heldout=False)
-        prepared = Prepared(config, rows, manifests(config.heldout, heldout=True))
+        rows = manifests(config.additional + config.original, partial(_corpus, chat=chat))
+        heldout = manifests(config.heldout, partial(_corpus, heldout=True))
+        prepared = Prepared(config, rows, heldout)
     _warn_of_overlap(prepared)
     return prepared
+
+
+def open_rows(
+    prepared: Prepared, references: Mapping[str, np.ndarray] | None = None
+) -> tuple[TokenRows, ...] | tuple[PackedRows, ...]:
+    """The training corpora in the mixture's order, ready to read.
+
+    ``references``: by corpus, the answers' log-probabilities under the reference model (see
+    ``PackedRows``); zeros for a corpus without.
+    """
+    folders = {name: prepared.folder(name) for name in prepared.rows}
+    if prepared.config.chat is None:
+        return tuple(TokenRows(folder) for folder in folders.values())
+    known = [(references or {}).get(name) for name in folders]
+    return open_packed_rows(list(folders.values()), known)
 
 
 class _Encoders:
@@ -98,7 +129,12 @@ class _Encoders:
 
 
 def _corpus(
-    config: DataConfig, corpus: CorpusConfig, encoders: _Encoders, *, heldout: bool
+    config: DataConfig,
+    corpus: CorpusConfig,
+    encoders: _Encoders,
+    *,
+    chat: ChatRecipe | None = None,
+    heldout: bool = False,
 ) -> Manifest:
     folder = _folder(config, corpus.name, heldout=heldout)
     recipe = Recipe(
@@ -108,6 +144,7 @@ def _corpus(
         text_field=corpus.text_field,
         bad_documents=config.bad_documents,
         dataset=corpus.source if corpus.source.startswith(TFDS) else "",
+        chat=chat,
     )
     found = read_manifest(str(folder))
     if found is None:
@@ -128,6 +165,9 @@ def _write(
     digests = digested(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
     layout = layout_of(source_bytes, recipe.sequence_length)
+    if recipe.chat and recipe.chat.kind == "unpaired":
+        # One shard: an answer's mismatch is the corpus's next answer, the last's the first.
+        layout = Layout(layout.span_bytes, 1 << 62)
     encode = encoders.suited_to(source_bytes)
     return write_corpus(folder, sources, recipe, digests, layout, encode)
 
@@ -136,10 +176,11 @@ def _check_current(
     folder: epath.Path, corpus: CorpusConfig, recipe: Recipe, found: Manifest
 ) -> None:
     """Refuse a prepared corpus that is not what the config asks for now."""
+    made, asked = (_flat({f: getattr(one, f) for f in asdict(recipe)}) for one in (found, recipe))
     changed = [
-        f"{field} was {getattr(found, field)!r}, is {wanted!r}"
-        for field, wanted in asdict(recipe).items()
-        if getattr(found, field) != wanted
+        f"{field} was {made.get(field)!r}, is {asked.get(field)!r}"
+        for field in asked | made
+        if made.get(field) != asked.get(field)
         # Where nothing was skipped, both settings give the same rows.
         and (field != "bad_documents" or found.skipped)
     ]
@@ -162,6 +203,13 @@ def _check_current(
             f"data.prepared, or delete {folder} to prepare it anew (runs that read it cannot "
             "resume then)."
         )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe, and those of its ``chat`` as ``chat.NAME``."""
+    chat = values.pop("chat") or {}
+    fields = chat if isinstance(chat, dict) else asdict(chat)
+    return values | {f"chat.{name}": value for name, value in fields.items()}
 
 
 def _warn_of_overlap(prepared: Prepared) -> None:

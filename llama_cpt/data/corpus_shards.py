@@ -17,8 +17,10 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from llama_cpt.data.documents import read_blocks
+from llama_cpt.data.chat_lengths import fitted, with_mismatches
+from llama_cpt.data.corpus_spans import Layout, Recipe, spans_of
 from llama_cpt.data.encoding import EncodedSpan, Span
+from llama_cpt.data.packing import packed_records
 from llama_cpt.data.sources import Sources
 from llama_cpt.data.token_rows import (
     Manifest,
@@ -38,30 +40,6 @@ Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that the content of a prepared corpus depends on but its sources."""
-
-    corpus: str
-    tokenizer: str
-    """Fingerprint of the vocabulary."""
-    sequence_length: int
-    """0 for held-out documents."""
-    text_field: str
-    bad_documents: str
-    dataset: str
-    """The source where it is a TFDS name."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the stream of documents is cut; sizes in bytes of (decompressed) source."""
-
-    span_bytes: int
-    """What a worker encodes at a time: a fraction of a second's work."""
-    shard_bytes: int
-
-
-@dataclass(frozen=True)
 class ShardSummary:
     """What went into a shard."""
 
@@ -76,15 +54,23 @@ class ShardSummary:
     lossy_documents: int
     digest: str
     """SHA-256 of the records."""
+    formats: dict[str, int]
+    """Chats by format."""
+    units: int
+    """The most that a row has of conversations, pairs, judged answers."""
+    chat_counts: dict[str, int]
+    """What ``chat_lengths`` and ``packing`` counted."""
 
 
-def layout_of(source_bytes: int, sequence_length: int) -> Layout:
-    """Shards of a large corpus are few enough to keep open, of a small one enough to resume by.
-
-    A shard drops half a row on average: at least a thousand rows each make that 0.05 %.
-    """
-    thousand_rows = 4096 * (sequence_length + 1)  # Text has about four bytes a token.
-    return Layout(2 << 20, max(64 << 20, thousand_rows, source_bytes // 64))
+CHAT_COUNTS = (
+    "places",
+    "learnt_tokens",
+    "prompt_tokens_twice",
+    "too_long",
+    "truncated",
+    "nothing_to_learn",
+    "mismatches_cut",
+)
 
 
 def write_corpus(
@@ -125,32 +111,11 @@ def write_corpus(
     return manifest
 
 
-def spans_of(sources: Sources, recipe: Recipe, layout: Layout) -> Iterator[Span]:
-    """The corpus's raw documents in order, cut into spans and shards."""
-
-    def span() -> Span:
-        return Span(shard, tuple(blocks), recipe.text_field, recipe.bad_documents == "skip")
-
-    shard, blocks, span_size, shard_size = 0, [], 0, 0
-    # Blocks end where documents do, short of what is asked: with few a span, spans overshoot less.
-    for block in read_blocks(sources, recipe.text_field, -(-layout.span_bytes // 4)):
-        blocks.append(block)
-        span_size += block.size
-        if span_size >= layout.span_bytes:
-            yield span()
-            shard_size += span_size
-            blocks, span_size = [], 0
-            if shard_size >= layout.shard_bytes:
-                shard, shard_size = shard + 1, 0
-    if blocks:
-        yield span()
-
-
 def write_shard(
     partial: epath.Path, shard: int, recipe: Recipe, spans: Iterable[EncodedSpan]
 ) -> ShardSummary:
     """Write one shard; the summary beside it says that it is whole."""
-    counts, skipped = Counter(), Counter()
+    counts, skipped, formats = Counter(), Counter(), Counter()
 
     def counted() -> Iterator[EncodedSpan]:
         for span in spans:
@@ -161,43 +126,57 @@ def write_shard(
                 )
             counts.update(
                 documents=len(span.lengths),
-                tokens=len(span.tokens),
+                tokens=int(span.lengths.sum()),
                 source_bytes=int(span.source_bytes.sum()),
                 characters=span.characters,
                 checked_documents=span.checked_documents,
                 lossy_documents=span.lossy_documents,
             )
             skipped.update(span.skipped)
+            formats.update(span.formats)
             yield span
 
     digest = hashlib.sha256()
     with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
-        for record in _records(counted(), recipe.sequence_length, counts):
+        for record in _records(counted(), recipe, counts):
             writer.write(record)
             digest.update(record)
             counts["records"] += 1
-    fields = set(ShardSummary.__dataclass_fields__) - {"skipped", "digest"}
+    fields = set(ShardSummary.__dataclass_fields__) - {
+        "skipped",
+        "digest",
+        "formats",
+        "chat_counts",
+    }
     summary = ShardSummary(
         **{field: counts[field] for field in fields},
         skipped=dict(sorted(skipped.items())),
         digest=digest.hexdigest(),
+        formats=dict(sorted(formats.items())),
+        chat_counts={name: counts[name] for name in CHAT_COUNTS} if recipe.chat else {},
     )
     write_atomically(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
     return summary
 
 
-def _records(
-    spans: Iterator[EncodedSpan], sequence_length: int, counts: Counter
-) -> Iterator[bytes]:
-    """Rows, or held-out documents where ``sequence_length`` is 0."""
-    if not sequence_length:
+def _records(spans: Iterator[EncodedSpan], recipe: Recipe, counts: Counter) -> Iterator[bytes]:
+    """Rows, or held-out documents where the recipe's ``sequence_length`` is 0."""
+    length = recipe.sequence_length
+    if recipe.chat:
+        units = (unit for span in spans for unit in span.units)
+        units = fitted(units, recipe.chat, length, counts)
+        if recipe.chat.kind == "unpaired":
+            units = with_mismatches(units, length, counts)
+        yield from packed_records(units, recipe.chat, length, counts)
+        return
+    if not length:
         for span in spans:
             documents = np.split(span.tokens, np.cumsum(span.lengths)[:-1])
             for tokens, size in zip(documents, span.source_bytes.tolist(), strict=True):
                 yield heldout_record(tokens, size)
         return
-    for row in cut_rows((span.tokens for span in spans), sequence_length + 1):
-        if len(row) == sequence_length + 1:
+    for row in cut_rows((span.tokens for span in spans), length + 1):
+        if len(row) == length + 1:
             yield row.tobytes()
         else:
             counts["dropped_tokens"] = len(row)
@@ -250,6 +229,11 @@ def _check_enough(recipe: Recipe, sources: Sources, summaries: list[ShardSummary
     if not any(summary.documents for summary in summaries):
         skipped = sum(sum(summary.skipped.values()) for summary in summaries)
         raise UserError(f"{where} holds no documents{f', {skipped} skipped' if skipped else ''}.")
+    if recipe.chat:
+        raise UserError(
+            f"{where} has nothing to learn from that data.sequence_length="
+            f"{recipe.sequence_length} holds: set a larger one, or data.chat.too_long."
+        )
     tokens, row_tokens = sum(summary.tokens for summary in summaries), recipe.sequence_length + 1
     raise UserError(
         f"{where} has {tokens} tokens, a row takes {row_tokens}: {row_tokens - tokens} are "
@@ -263,13 +247,22 @@ def _manifest(
     names: list[str],
     summaries: list[ShardSummary],
 ) -> Manifest:
-    summed = set(ShardSummary.__dataclass_fields__) - {"records", "skipped", "digest"}
+    counted = ("skipped", "formats", "chat_counts")
+    summed = set(ShardSummary.__dataclass_fields__) - {"records", "digest", "units", *counted}
     content = "".join(summary.digest for summary in summaries)
     return Manifest(
         **asdict(recipe),
         sources=digests,
         shards=[(name, s.records) for name, s in zip(names, summaries, strict=True)],
-        skipped=dict(sum((Counter(summary.skipped) for summary in summaries), Counter())),
+        units=max(summary.units for summary in summaries),
+        **{field: dict(_sum(getattr(s, field) for s in summaries)) for field in counted},
         digest=hashlib.sha256(content.encode()).hexdigest(),
         **{field: sum(getattr(s, field) for s in summaries) for field in summed},
     )
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> Counter:
+    total: Counter = Counter()
+    for one in counts:
+        total.update(one)  # Counter's own sum would leave zeros out.
+    return total

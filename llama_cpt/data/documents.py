@@ -78,15 +78,12 @@ def read_blocks(sources: Sources, text_field: str, block_bytes: int) -> Iterator
             yield from _dataset_blocks(sources, text_field, block_bytes)
         return
     for path in sources.files:
-        name, decompress = path, None
-        for suffix in _DECOMPRESSORS:
-            if path.endswith(suffix):
-                name, decompress = path.removesuffix(suffix), _DECOMPRESSORS[suffix]
+        name, decompress = plain_name(path)
         with legible_errors(path):
             if name.endswith(PARQUET):
                 yield from _parquet_blocks(path, text_field, block_bytes)
             elif name.endswith(LINES):
-                yield from _line_blocks(path, decompress, block_bytes)
+                yield from line_blocks(path, decompress, block_bytes)
             elif name.endswith(TEXT):
                 yield from _text_block(path, decompress)
             else:
@@ -140,9 +137,18 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
     return Document(path, number, text, source_bytes)
 
 
-def _line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+def plain_name(path: str) -> tuple[str, Any]:
+    """The file's name without the suffix of its compression, and what undoes that, or None."""
+    for suffix, decompress in _DECOMPRESSORS.items():
+        if path.endswith(suffix):
+            return path.removesuffix(suffix), decompress
+    return path, None
+
+
+def line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+    """Whole lines of a file, in blocks of about ``block_bytes``."""
     line, held, at = 1, [], 0
-    with _opened(path, decompress) as (disk, file):
+    with opened(path, decompress) as (disk, file):
         while chunk := _read(file, block_bytes, f"{path}: broken after line {line}"):
             cut = chunk.rfind(b"\n") + 1
             if not cut:
@@ -157,7 +163,7 @@ def _line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block
 
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
-    with _opened(path, decompress) as (disk, file):
+    with opened(path, decompress) as (disk, file):
         raw = _read(file, -1, f"{path}: broken")
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         yield Block(path, 0, [raw], len(raw), float(disk.tell()))
@@ -192,7 +198,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int) -> Iterator[Block]:
         # As bytes: a string that is not UTF-8 is then one bad document, not a broken file.
         values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
         share = file.size / max(table.metadata.num_rows, 1)
-        yield from _value_blocks(path, values, block_bytes, share)
+        yield from value_blocks(path, values, block_bytes, share)
 
 
 def _dataset_blocks(sources: Sources, field: str, block_bytes: int) -> Iterator[Block]:
@@ -205,10 +211,10 @@ def _dataset_blocks(sources: Sources, field: str, block_bytes: int) -> Iterator[
     records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
     values = (record[field] for batch in records for record in batch)
     share = sum(stat["bytes"] for stat in sources.stats()) / max(len(data), 1)
-    yield from _value_blocks(sources.dataset, values, block_bytes, share)
+    yield from value_blocks(sources.dataset, values, block_bytes, share)
 
 
-def _value_blocks(
+def value_blocks(
     path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float
 ) -> Iterator[Block]:
     """Blocks of ``values``, each of which took ``disk_bytes`` on disk."""
@@ -224,7 +230,7 @@ def _value_blocks(
 
 
 @contextlib.contextmanager
-def _opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
+def opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
     """The file on disk, and the same decompressed."""
     with fsspec.open(path, "rb") as disk:
         if not decompress:

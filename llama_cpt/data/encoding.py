@@ -8,7 +8,7 @@ is JAX and a second of start for each; its forked ones inherit JAX's threads, wh
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import os
 import pickle
 from queue import SimpleQueue
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from llama_cpt.data.chat_template import same_template
+from llama_cpt.data.chat_units import ChatRecipe, Unit, encode_chats
 from llama_cpt.data.documents import BadDocument, Block, documents_of
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
@@ -44,6 +46,8 @@ class Span:
     text_field: str
     skip_bad: bool
     """Count bad documents and leave them out; otherwise the first ends the span."""
+    chat: ChatRecipe | None = None
+    """Of chat data; None for documents."""
 
     @property
     def disk_bytes(self) -> float:
@@ -53,12 +57,12 @@ class Span:
 
 @dataclass(frozen=True)
 class EncodedSpan:
-    """The documents of a span as tokens, one after the other."""
+    """A span's documents as tokens, one after the other, or its chats as units."""
 
     shard: int
     disk_bytes: float
     tokens: np.ndarray
-    """uint32: BOS, text, EOS of each document."""
+    """uint32: BOS, text, EOS of each document; empty for chats."""
     lengths: np.ndarray
     """int64 (documents,): tokens of each."""
     source_bytes: np.ndarray
@@ -70,10 +74,15 @@ class EncodedSpan:
     lossy_documents: int
     failure: str
     """What stopped it, or empty."""
+    units: list[Unit] = field(default_factory=list)
+    formats: Counter = field(default_factory=Counter)
+    """Chats by format."""
 
 
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
-    """Encode the documents of ``span``."""
+    """Encode the documents or chats of ``span``."""
+    if span.chat:
+        return _encode_chats(tokenizer, span, span.chat)
     counts, skipped, failure = Counter(), Counter(), ""
     begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
     arrays, lengths, sizes = [], [], []
@@ -104,6 +113,25 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
         min(len(sizes), to_check),
         counts["lossy"],
         failure,
+    )
+
+
+def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatRecipe) -> EncodedSpan:
+    template = same_template(tokenizer, recipe.template)
+    done = encode_chats(template, span.blocks, recipe, skip_bad=span.skip_bad)
+    return EncodedSpan(
+        span.shard,
+        span.disk_bytes,
+        np.zeros(0, np.uint32),
+        np.array(done.tokens, np.int64),
+        np.array(done.source_bytes, np.int64),
+        done.characters,
+        done.skipped,
+        0,
+        0,
+        done.failure,
+        done.units,
+        done.formats,
     )
 
 

@@ -19,6 +19,32 @@ def row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
     return "\n".join([*parts, f"  then, as a target only: {last!r}"])
 
 
+def packed_row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
+    """Row ``row`` of packed chats: a paragraph a segment, what is learnt on lines with ``>``."""
+    segment_ids = batch.segment_ids[row]
+    parts = [
+        _packed_segment(batch, row, np.flatnonzero(segment_ids == number), tokenizer)
+        for number in np.unique(segment_ids[segment_ids > 0])
+    ]
+    return "\n".join([*parts, f"  --- {np.sum(segment_ids == 0)} places of padding"])
+
+
+def _packed_segment(batch: TokenBatch, row: int, places: np.ndarray, tokenizer: Tokenizer) -> str:
+    tokens = [int(batch.tokens[row, places[0]]), *batch.targets[row, places].tolist()]
+    learnt = np.array([False, *batch.loss_mask[row, places].astype(bool)])
+    positions = batch.positions[row, places]
+    lines = [
+        f"  --- segment {batch.segment_ids[row, places[0]]}: tokens {places[0]}..{places[-1]}, "
+        f"positions {positions[0]}..{positions[-1]}"
+    ]
+    borders = [0, *(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
+    for start, end in zip(borders, borders[1:], strict=False):
+        mark = ">" if learnt[start] else "|"
+        text = tokenizer.decode(tokens[start:end])
+        lines += [f"  {mark} {line}" for line in text.split("\n")]
+    return "\n".join(lines)
+
+
 def _segment(batch: TokenBatch, row: int, places: np.ndarray, tokenizer: Tokenizer) -> str:
     tokens = batch.tokens[row, places].tolist()
     positions = batch.positions[row, places]

@@ -10,8 +10,9 @@ import jax
 from jaxtyping import Int32, Int64, Integer, UInt32
 import numpy as np
 
-from llama_cpt.batch import TokenBatch
+from llama_cpt.batch import Batch, TokenBatch
 from llama_cpt.data.mixture import Mixture
+from llama_cpt.data.packed_rows import PackedBlock, packed_batch
 from llama_cpt.errors import UserError
 
 # Batches read ahead, each by a thread of its own: enough for the step never to wait, and few
@@ -21,12 +22,12 @@ _BATCHES_AHEAD = 4
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Rows of sequence_length + 1 tokens by index, such as ``token_rows.TokenRows``."""
+    """Rows by index, such as ``token_rows.TokenRows`` and ``packed_rows.PackedRows``."""
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Rows ``indices``, (n, length + 1) uint32; called from several threads at once."""
+    def read(self, indices: np.ndarray) -> np.ndarray | PackedBlock:
+        """Rows ``indices``, (n, length + 1) uint32 or packed; by several threads at once."""
         ...
 
 
@@ -40,13 +41,13 @@ def batches(  # noqa: PLR0913 - where a part of a batch lies takes five numbers
     start_row: int,
     process_index: int,
     process_count: int,
-) -> Iterator[TokenBatch]:
+) -> Iterator[Batch]:
     """This process's part of every batch from ``start_row`` on, without end.
 
-    Fields are (micro-batches, rows, length), ``row`` (micro-batches, rows, 2). Process h of H gets
-    the h-th H-th of every micro-batch's rows, so that the processes' arrays side by side are the
-    array of a single process. Nothing is walked to get to ``start_row``. What ``read`` raises comes
-    out of ``next``. ``close()`` of the iterator, or dropping it, ends the threads.
+    Fields are (micro-batches, rows, ...), such as ``tokens`` (micro-batches, rows, length). Process
+    h of H gets the h-th H-th of every micro-batch's rows, so that the processes' arrays side by
+    side are the array of a single process. Nothing is walked to get to ``start_row``. What ``read``
+    raises comes out of ``next``. ``close()`` of the iterator, or dropping it, ends the threads.
 
     Raises UserError where the batch cannot be divided so.
     """
@@ -61,7 +62,7 @@ def batches(  # noqa: PLR0913 - where a part of a batch lies takes five numbers
     offsets = offsets.reshape(num_microbatches, process_count, -1)[:, process_index]
     read = partial(read_batch, mixture, corpora, bos_id)
 
-    def batch_of(step: int) -> TokenBatch:
+    def batch_of(step: int) -> Batch:
         return read(start_row + step * global_batch_size + offsets)
 
     return _read_ahead(batch_of)
@@ -72,15 +73,18 @@ def read_batch(
     corpora: Sequence[RowSource],
     bos_id: int,
     row_numbers: Int64[np.ndarray, "microbatches rows"],
-) -> TokenBatch:
-    """The run's rows ``row_numbers``; fields (micro-batches, rows, length)."""
+) -> Batch:
+    """The run's rows ``row_numbers``; fields (micro-batches, rows, ...)."""
     flat = row_numbers.reshape(-1)
     corpus, index = mixture.locate(flat)
-    parts = {c: corpora[c].read(index[corpus == c]) for c in np.unique(corpus)}
-    rows = np.empty((flat.size, next(iter(parts.values())).shape[1]), np.uint32)
-    for c, part in parts.items():
-        rows[corpus == c] = part
-    batch = row_batch(rows, corpus, flat, bos_id)
+    parts = [corpora[c].read(index[corpus == c]) for c in np.unique(corpus)]
+    # Stable: a part's rows are in the order in which it was asked for them.
+    places = np.argsort(np.argsort(corpus, kind="stable"), kind="stable")
+    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[places], *parts)
+    if isinstance(rows, PackedBlock):
+        batch: Batch = packed_batch(rows, corpus, flat)
+    else:
+        batch = row_batch(rows, corpus, flat, bos_id)
     return jax.tree.map(lambda x: x.reshape(*row_numbers.shape, -1), batch)
 
 
@@ -127,7 +131,7 @@ def segments(
     return segment_ids.reshape(count, length), positions.reshape(count, length)
 
 
-def _read_ahead(batch_of: Callable[[int], TokenBatch]) -> Iterator[TokenBatch]:
+def _read_ahead(batch_of: Callable[[int], Batch]) -> Iterator[Batch]:
     """``batch_of(0)``, ``batch_of(1)``, ... in order, made by threads ahead of their use."""
     options = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
     dataset = grain.MapDataset.range(sys.maxsize).map(batch_of).to_iter_dataset(options)

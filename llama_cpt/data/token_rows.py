@@ -6,7 +6,7 @@ is a record of its own: its source's UTF-8 bytes as uint64, then its tokens.
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 import json
 import os
 import pathlib
@@ -52,7 +52,7 @@ class Manifest:
     tokens: int
     """All tokens, BOS and EOS included."""
     dropped_tokens: int
-    """Tails too short for a row."""
+    """Tails too short for a row; of chats, what a row cannot hold."""
     source_bytes: int
     characters: int
     skipped: dict[str, int]
@@ -65,6 +65,14 @@ class Manifest:
     """The source where it is a TFDS name."""
     digest: str = ""
     """SHA-256 over the records of all shards."""
+    chat: dict[str, Any] | None = None
+    """``chat_units.ChatRecipe`` of chat data; None for documents."""
+    formats: dict[str, int] = field(default_factory=dict)
+    """Chats by format."""
+    units: int = 0
+    """The most that a row has of conversations, pairs, judged answers."""
+    chat_counts: dict[str, int] = field(default_factory=dict)
+    """Places taken, tokens learnt, chats dropped and truncated: ``corpus_shards.CHAT_COUNTS``."""
 
     @property
     def rows(self) -> int:
@@ -160,7 +168,7 @@ def cut_rows(
         yield np.concatenate(held).astype(TOKEN, copy=False)
 
 
-class _Records:
+class Records:
     """The records of several ArrayRecord files by one index; opened on first use."""
 
     def __init__(self, folder: str, shards: Sequence[tuple[str, int]]) -> None:
@@ -215,8 +223,8 @@ class TokenRows:
     """A prepared corpus: rows of sequence_length + 1 tokens by index."""
 
     def __init__(self, folder: str) -> None:
-        manifest = _required_manifest(folder)
-        self._records = _Records(folder, manifest.shards)
+        manifest = required_manifest(folder)
+        self._records = Records(folder, manifest.shards)
         self._row_tokens = manifest.sequence_length + 1
 
     def __len__(self) -> int:
@@ -232,7 +240,7 @@ class HeldoutDocuments:
     """A prepared held-out corpus: whole documents by index."""
 
     def __init__(self, folder: str) -> None:
-        self._records = _Records(folder, _required_manifest(folder).shards)
+        self._records = Records(folder, required_manifest(folder).shards)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -248,7 +256,8 @@ def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) ->
     return source_bytes.to_bytes(8, "little") + tokens.astype(TOKEN).tobytes()
 
 
-def _required_manifest(folder: str) -> Manifest:
+def required_manifest(folder: str) -> Manifest:
+    """The manifest of a prepared folder; raises UserError where preparing has not finished."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} is not prepared: run `python -m llama_cpt.prepare CONFIG`.")

@@ -60,6 +60,8 @@ class Tokenizer:
     vocab_size: int
     bos_id: int
     eos_id: int
+    special_tokens: dict[str, int]
+    """Ids by name of the tokens that no ordinary text has, such as ``<|eot_id|>``."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path = str(path)
@@ -83,7 +85,7 @@ class Tokenizer:
 
     def special_id(self, name: str) -> int | None:
         """The id of a special token such as ``<|eot_id|>``, None where there is none."""
-        raise NotImplementedError
+        return self.special_tokens.get(name)
 
     def require_size(self, vocab_size: int) -> None:
         """Raise UserError unless the vocabulary is that of a model with ``vocab_size`` tokens."""
@@ -108,15 +110,15 @@ class TiktokenTokenizer(Tokenizer):
     def __init__(self, path: Path, content: bytes) -> None:
         super().__init__(path, content)
         self.ranks = _read_ranks(path, content)
-        self.special = {name: len(self.ranks) + i for i, name in enumerate(LLAMA3_SPECIAL)}
+        self.special_tokens = {name: len(self.ranks) + i for i, name in enumerate(LLAMA3_SPECIAL)}
         self._encoding = tiktoken.Encoding(
             path.name,
             pat_str=LLAMA3_PATTERN,
             mergeable_ranks=self.ranks,
-            special_tokens=self.special,
+            special_tokens=self.special_tokens,
         )
         self.vocab_size = self._encoding.n_vocab
-        self.bos_id, self.eos_id = self.special[BOS], self.special[EOS]
+        self.bos_id, self.eos_id = self.special_tokens[BOS], self.special_tokens[EOS]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text; lone surrogates become U+FFFD."""
@@ -125,10 +127,6 @@ class TiktokenTokenizer(Tokenizer):
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``; broken UTF-8 becomes U+FFFD."""
         return self._encoding.decode(ids)
-
-    def special_id(self, name: str) -> int | None:
-        """The id of a special token."""
-        return self.special.get(name)
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
         """Ids of ``text``, without a list in between; lone surrogates raise UnicodeError."""
@@ -162,7 +160,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{path}: not a tokenizer.json ({error}).") from None
         self._ordinary.no_truncation()
         self._ordinary.no_padding()
-        self._special = {token["content"]: token["id"] for token in added}
+        self.special_tokens = {token["content"]: token["id"] for token in added}
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         names = _configured_names(path)
         self.bos_id = self._delimiter(names.get("bos_token"), (BOS, "<s>", "<bos>"), "bos_token")
@@ -178,10 +176,6 @@ class JsonTokenizer(Tokenizer):
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def special_id(self, name: str) -> int | None:
-        """The id of an added token."""
-        return self._special.get(name)
 
     def _delimiter(self, configured: str | None, usual: tuple[str, ...], field: str) -> int:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -206,6 +200,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
             raise UserError(f"{path} defines no bos or eos piece: train it with both.")
+        self.special_tokens = {
+            self._processor.id_to_piece(one): one
+            for one in range(self.vocab_size)
+            if self._processor.is_control(one)
+        }
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text."""
@@ -221,11 +220,6 @@ class SentencePieceTokenizer(Tokenizer):
             else:
                 run.append(one)
         return "".join([*text, self._processor.decode(run)])
-
-    def special_id(self, name: str) -> int | None:
-        """The id of a control symbol."""
-        found = self._processor.piece_to_id(name)
-        return found if self._processor.is_control(found) else None
 
 
 def load_tokenizer(path: str) -> Tokenizer:

@@ -91,7 +91,7 @@ def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     turned.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
     turned.decoder = decoders.ByteLevel()
-    turned.add_special_tokens([_special(name) for name in tokenizer.special])
+    turned.add_special_tokens([_special(name) for name in tokenizer.special_tokens])
     return turned
 
 

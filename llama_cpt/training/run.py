@@ -14,10 +14,10 @@ import optax
 
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import TrainConfig
-from llama_cpt.data.corpora import prepare
-from llama_cpt.data.loader import batches
+from llama_cpt.data.corpora import open_rows, prepare
+from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, mixture_of
-from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
+from llama_cpt.data.token_rows import HeldoutDocuments
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import require_writable
@@ -61,7 +61,7 @@ class Run:
     program: Program
     tokenizer: Tokenizer
     mixture: Mixture
-    rows: tuple[TokenRows, ...]
+    rows: tuple[RowSource, ...]
     heldout: dict[str, HeldoutDocuments]
     fingerprints: dict[str, Any]
     """Of the tokenizer and of every corpus: what a resumed run must find unchanged."""
@@ -114,7 +114,7 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
         check_source(config.init_from, config.model)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
-    prepared = prepare(config.data)
+    prepared = prepare(config.data, objective=config.objective)
     for told in prepared.lossy():
         print(f"warning: {told}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
@@ -130,7 +130,7 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
         program,
         tokenizer,
         mixture,
-        tuple(TokenRows(prepared.folder(corpus.name)) for corpus in corpora),
+        open_rows(prepared),
         {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
         prepared.fingerprints(),
     )

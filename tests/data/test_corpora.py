@@ -20,7 +20,7 @@ import sentencepiece
 from llama_cpt.config import CorpusConfig, DataConfig
 from llama_cpt.data import corpora, corpus_shards, encoding
 from llama_cpt.data.corpora import prepare
-from llama_cpt.data.corpus_shards import Layout, layout_of
+from llama_cpt.data.corpus_spans import Layout, layout_of
 from llama_cpt.data.documents import documents_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.sources import find_sources

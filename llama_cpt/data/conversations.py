@@ -1,0 +1,115 @@
+"""What chat data means, whatever format it came in: conversations, preferences, judged answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+# Noncharacters of Unicode: the code of chat templates marks places in text with them.
+MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be learnt from: ``reason`` is one of few, ``detail`` its own."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Perhaps a system message, then user and assistant in turn; the assistant speaks."""
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        """Raise BadRecordError for what no chat model should learn."""
+        _check_turns(self.messages)
+        if all(message.role != "assistant" for message in self.messages):
+            raise BadRecordError("no assistant turn")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, whose last turn is the user's."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+    def __post_init__(self) -> None:
+        """Raise BadRecordError for a pair that prefers nothing."""
+        _check_prompt(self.prompt)
+        for answer in (self.chosen, self.rejected):
+            _check_turns((*self.prompt, Message("assistant", answer)))
+        if self.chosen.strip() == self.rejected.strip():
+            raise BadRecordError("an answer equal to its rival")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer to a prompt, whose last turn is the user's, and whether it is a good one."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    good: bool
+
+    def __post_init__(self) -> None:
+        """Raise BadRecordError for an answer to nobody."""
+        _check_prompt(self.prompt)
+        _check_turns((*self.prompt, Message("assistant", self.answer)))
+
+
+Chat = Conversation | Preference | Judged
+
+
+def contents(chat: Chat) -> list[str]:
+    """All text of ``chat``, each turn once."""
+    match chat:
+        case Conversation(messages):
+            return [message.content for message in messages]
+        case Preference(prompt, chosen, rejected):
+            return [message.content for message in prompt] + [chosen, rejected]
+        case Judged(prompt, answer):
+            return [message.content for message in prompt] + [answer]
+
+
+def _check_prompt(prompt: Sequence[Message]) -> None:
+    if not prompt or prompt[-1].role != "user":
+        raise BadRecordError("the prompt does not end with a user turn")
+
+
+def _check_turns(messages: Sequence[Message]) -> None:
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    expected = "user"
+    for number, message in enumerate(turns):
+        if message.role == "system":
+            raise BadRecordError("a system turn that is not the first")
+        if message.role != expected:
+            if not number:
+                raise BadRecordError("the assistant speaks first")
+            raise BadRecordError(f"two {message.role} turns in a row")
+        if not message.content.strip():
+            what = "answer" if message.role == "assistant" else "turn"
+            raise BadRecordError(f"an empty {what}")
+        expected = "assistant" if message.role == "user" else "user"
+    for message in messages:
+        _check_text(message.content)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRecordError("not UTF-8", "a lone surrogate") from None
+    if found := [mark for mark in MARKS if mark in text]:
+        raise BadRecordError("not text", f"U+{ord(found[0]):04X} is no character")

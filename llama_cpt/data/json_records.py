@@ -1,0 +1,86 @@
+"""Records of JSON Lines and of JSON files that hold one array, each with where it came from."""
+
+from collections.abc import Iterator
+import json
+from typing import Any, NamedTuple
+
+from llama_cpt.data.documents import (
+    BYTE_ORDER_MARK,
+    LINES,
+    BadDocument,
+    Block,
+    line_blocks,
+    opened,
+    plain_name,
+    value_blocks,
+)
+from llama_cpt.data.sources import Sources, legible_errors
+from llama_cpt.errors import UserError
+
+
+class Record(NamedTuple):
+    """One object of JSON."""
+
+    path: str
+    number: int
+    """Its line in JSON Lines, its place in an array, from 1."""
+    values: dict[str, Any]
+
+
+def read_record_blocks(sources: Sources, block_bytes: int) -> Iterator[Block]:
+    """All of ``sources`` in order, in blocks of about ``block_bytes``.
+
+    A block's ``raw`` is whole lines of JSON, or elements of an array, each as JSON. Raises
+    UserError for a file that is of no known kind or is broken as a whole.
+    """
+    if sources.dataset:
+        raise UserError(f"{sources.dataset}: chat data is {' or '.join(LINES)} files, not TFDS.")
+    for path in sources.files:
+        name, decompress = plain_name(path)
+        if not name.endswith(LINES):
+            raise UserError(f"{path}: of no known kind; chat data is {', '.join(LINES)} files.")
+        with legible_errors(path):
+            if _is_array(path, decompress):
+                yield from _array_blocks(path, decompress, block_bytes)
+            else:
+                yield from line_blocks(path, decompress, block_bytes)
+
+
+def records_of(block: Block) -> Iterator[Record | BadDocument]:
+    """Parse ``block``; blank lines are no records."""
+    raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
+    for number, element in enumerate(raw, block.first):
+        if element and not element.isspace():
+            yield _record(block.path, number, element)
+
+
+def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
+    try:
+        values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
+    except UnicodeDecodeError as error:
+        return BadDocument(path, number, "not UTF-8", str(error.reason))
+    except (ValueError, RecursionError) as error:
+        return BadDocument(path, number, "not JSON", str(error))
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        return BadDocument(path, number, "not a JSON object", f"a record is no {kind}")
+    return Record(path, number, values)
+
+
+def _is_array(path: str, decompress: Any) -> bool:
+    with opened(path, decompress) as (_, file):
+        while start := file.read(1 << 16).removeprefix(BYTE_ORDER_MARK):
+            if start.strip():
+                return start.lstrip().startswith(b"[")
+    return False
+
+
+def _array_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+    with opened(path, decompress) as (disk, file):
+        try:
+            elements = json.loads(file.read().removeprefix(BYTE_ORDER_MARK).decode())
+        except (ValueError, RecursionError, EOFError, OSError) as error:
+            raise UserError(f"{path}: not a JSON array ({error}); is the file whole?") from None
+        share = disk.tell() / max(len(elements), 1)
+    raw = (json.dumps(element).encode() for element in elements)
+    yield from value_blocks(path, raw, block_bytes, share)
