@@ -6,6 +6,7 @@ Matrices are stored (in, out), stacked over layers. Each parameter says its shap
 axes (placed by ``sharding.AXIS_RULES``) and its initial spread in one line.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,12 @@ REMAT_POLICIES = {
         offload_dst="pinned_host",
     ),
 }
+
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosine and sine, (batch, length, head_dim / 2)."""
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""``(query, key, value) -> (out, kept)``; ``kept`` is a key/value cache, or None."""
 
 
 def rms_norm(
@@ -138,21 +145,18 @@ class Llama(nnx.Module):
 
         ``embedding_noise``, where there is any, is added to what the first layer reads.
         """
-        config = self.config
-        with jax.named_scope("embed"):
-            x = lookup(self.embedding[...], tokens, self.compute_dtype)
-            if embedding_noise is not None:
-                x = x + embedding_noise.astype(x.dtype)
-            x = constrain(x, "batch", "length", "act_embed")
-            frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-            # float32: bfloat16 rounds position 257 to 256, and the two angles differ.
-            angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
-            rotation = jnp.cos(angles), jnp.sin(angles)
-        layer = partial(self._layer, rotation, segment_ids)
+
+        def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+            return attend(query, key, value, segment_ids, implementation=self.attention), None
+
+        x, rotation = self.embed(tokens, positions)
+        if embedding_noise is not None:
+            x = x + embedding_noise.astype(x.dtype)
+        layer = partial(self.layer, rotation, attention)
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         x, _ = jax.lax.scan(layer, x, self.layers)
-        return rms_norm(x, self.norm[...], eps=config.norm_eps)
+        return rms_norm(x, self.norm[...], eps=self.config.norm_eps)
 
     def __call__(
         self,
@@ -165,27 +169,42 @@ class Llama(nnx.Module):
         head = self.head.astype(self.compute_dtype)
         return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
 
-    def _layer(
+    def embed(
+        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+    ) -> tuple[Float[Array, "batch length embed"], Rotation]:
+        """What the first layer reads, and the rotation of every layer's queries and keys."""
+        config = self.config
+        with jax.named_scope("embed"):
+            x = lookup(self.embedding[...], tokens, self.compute_dtype)
+            x = constrain(x, "batch", "length", "act_embed")
+            frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            # float32: bfloat16 rounds position 257 to 256, and the two angles differ.
+            angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
+            return x, (jnp.cos(angles), jnp.sin(angles))
+
+    def layer(
         self,
-        rotation: tuple[jax.Array, jax.Array],
-        segment_ids: Int[Array, "batch length"],
+        rotation: Rotation,
+        attention: Attention,
         x: Float[Array, "batch length embed"],
         block: Block,
-    ) -> tuple[Float[Array, "batch length embed"], None]:
+    ) -> tuple[Float[Array, "batch length embed"], Any]:
+        """One layer with the parameters in ``block``; beside it, what ``attention`` kept."""
         x = checkpoint_name(constrain(x, "batch", "length", "act_embed"), "layer_input")
         with jax.named_scope("attention"):
-            x = x + self._attention(rotation, segment_ids, x, block)
+            attended, kept = self._attention(rotation, attention, x, block)
+            x = x + attended
         with jax.named_scope("mlp"):
             x = x + self._mlp(x, block)
-        return constrain(x, "batch", "length", "act_embed"), None
+        return constrain(x, "batch", "length", "act_embed"), kept
 
     def _attention(
         self,
-        rotation: tuple[jax.Array, jax.Array],
-        segment_ids: Int[Array, "batch length"],
+        rotation: Rotation,
+        attention: Attention,
         x: Float[Array, "batch length embed"],
         block: Block,
-    ) -> Float[Array, "batch length embed"]:
+    ) -> tuple[Float[Array, "batch length embed"], Any]:
         config = self.config
         x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
@@ -195,9 +214,9 @@ class Llama(nnx.Module):
         query = rotate(project(block.query, config.num_heads), *rotation)
         key = rotate(project(block.key, config.num_kv_heads), *rotation)
         value = project(block.value, config.num_kv_heads)
-        out = attend(query, key, value, segment_ids, implementation=self.attention)
+        out, kept = attention(query, key, value)
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
-        return product(out, block.output)
+        return product(out, block.output), kept
 
     def _mlp(
         self, x: Float[Array, "batch length embed"], block: Block

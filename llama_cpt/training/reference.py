@@ -19,9 +19,10 @@ from jaxtyping import Float32
 import numpy as np
 
 from llama_cpt.batch import PreferenceBatch, UnpairedBatch
-from llama_cpt.config import ModelConfig, to_dict
+from llama_cpt.config import ModelConfig
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
+from llama_cpt.fields import to_dict
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
 from llama_cpt.progress import Progress
