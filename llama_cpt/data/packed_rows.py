@@ -62,6 +62,11 @@ class PackedRows:
             reference_logprobs=self._reference_logprobs(indices),
         )
 
+    def batch(self, indices: Integer[np.ndarray, " n"]) -> Batch:
+        """Rows ``indices`` as a batch of this corpus alone."""
+        corpus = np.zeros(len(indices), np.int32)
+        return packed_batch(self.read(indices), corpus, indices.astype(np.int64))
+
     def _good(
         self, segment_ids: Int32[np.ndarray, "rows length"], good: Int32[np.ndarray, "rows length"]
     ) -> Float32[np.ndarray, "rows units"]:

@@ -91,23 +91,34 @@ def reference_logprobs(
     return found
 
 
-def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int) -> Score:
-    """``score(batch)`` by ``model``, sharded over ``mesh``; one compilation a shape."""
-    rows = jax.NamedSharding(mesh, spec("batch", None))
+def scorer_program(loss_chunk_tokens: int) -> Callable:
+    """``program(model, batch) -> log-probabilities`` (batch, segments), jitted."""
 
     @jax.jit
-    def program(model: Llama, batch: Any) -> jax.Array:
+    def program(model: Llama, batch: PreferenceBatch | UnpairedBatch) -> jax.Array:
         segments = batch.reference_logprobs.shape[-1]
         chunk = loss_chunk_tokens
         logprobs = segment_logprobs(model, batch.rows, segments, loss_chunk_tokens=chunk)
         # Replicated: every process keeps the whole of it.
         return constrain(logprobs, None, None)
 
+    return program
+
+
+def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int) -> Score:
+    """``score(batch)`` by ``model``, sharded over ``mesh``; one compilation a shape."""
+    rows, program = row_sharding(mesh), scorer_program(loss_chunk_tokens)
+
     def score(batch: PreferenceBatch | UnpairedBatch) -> np.ndarray:
         with jax.set_mesh(mesh):
             return np.asarray(program(model, jax.device_put(batch, rows)))
 
     return score
+
+
+def row_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """Of every field of a batch that is scored."""
+    return jax.NamedSharding(mesh, spec("batch", None))
 
 
 def model_identity(source: str, config: ModelConfig, seed: int) -> str:

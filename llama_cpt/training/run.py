@@ -7,16 +7,17 @@ import sys
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+import numpy as np
 import optax
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.config import TrainConfig
-from llama_cpt.data.corpora import open_rows, prepare
+from llama_cpt.batch import Batch, TokenBatch
+from llama_cpt.config import PreferenceConfig, TrainConfig
+from llama_cpt.data.corpora import Prepared, open_rows, prepare
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, mixture_of
+from llama_cpt.data.packed_rows import PackedRows
 from llama_cpt.data.token_rows import HeldoutDocuments
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
@@ -25,10 +26,18 @@ from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
-from llama_cpt.sharding import BATCH_AXES, constrain, make_mesh, spec
+from llama_cpt.sharding import BATCH_AXES, constrain, spec
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
+from llama_cpt.training.preference_objectives import REFERENCE_FREE
+from llama_cpt.training.reference import (
+    Identity,
+    Score,
+    make_scorer,
+    model_identity,
+    reference_logprobs,
+)
 from llama_cpt.training.train_step import (
     TrainState,
     abstract_state,
@@ -87,7 +96,7 @@ class Run:
         model = load_parameters(self.config.init_from, like, self.program.mesh)
         return in_dtype(model, self.config.compute.dtype)
 
-    def batches(self, first_step: int) -> Iterator[TokenBatch]:
+    def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches on the devices, from step ``first_step`` on, without end."""
         config = self.config
         return batches(
@@ -130,9 +139,41 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
         program,
         tokenizer,
         mixture,
-        open_rows(prepared),
+        open_rows(prepared, _references(config, program, prepared, tokenizer)),
         {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
         prepared.fingerprints(),
+    )
+
+
+def _references(
+    config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer
+) -> dict[str, np.ndarray]:
+    """By corpus, what the model that the run starts from makes of its answers."""
+    objective = config.objective
+    if not isinstance(objective, PreferenceConfig) or objective.loss in REFERENCE_FREE:
+        return {}
+
+    def make_score() -> Score:
+        model = program.abstract.model
+        if config.lora:
+            model = abstract_in(program.abstract.frozen, jnp.float32)
+        weights = load_parameters(config.init_from, model, program.mesh)
+        chunk = config.compute.loss_chunk_tokens
+        return make_scorer(weights, program.mesh, loss_chunk_tokens=chunk)
+
+    return reference_logprobs(
+        {
+            name: (PackedRows(prepared.folder(name)), manifest.fingerprint)
+            for name, manifest in prepared.rows.items()
+        },
+        make_score,
+        folder=f"{config.data.prepared}/reference",
+        identity=Identity(
+            model_identity(config.init_from, config.model, config.seed),
+            tokenizer.fingerprint,
+            config.compute.dtype,
+        ),
+        batch_size=config.global_batch_size // config.num_microbatches,
     )
 
 
@@ -177,41 +218,12 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     return Program(mesh, abstract, optimizer, step, score)
 
 
-def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
-    """The step that ``train`` would run, lowered for ``topology`` (``v5p:4x4x8``), no TPU needed.
-
-    ``.compile()`` of the result runs the TPU compiler of the package ``libtpu``, on this machine.
-    """
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    program = make_program(config, make_mesh(config.mesh, devices), "tpu")
-    with jax.set_mesh(program.mesh):
-        rate = jax.ShapeDtypeStruct((), jnp.float32)
-        return program.step.lower(program.abstract, abstract_batch(config, program.mesh), rate)
-
-
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> TokenBatch:
-    """Shapes and shardings of what one step takes: (micro-batches, rows, length)."""
-    rows = config.num_microbatches, config.global_batch_size // config.num_microbatches
-
-    def leaf(dtype: Any, last: int = config.data.sequence_length) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*rows, last), dtype, sharding=batch_sharding(mesh))
-
-    integers = {name: leaf(jnp.int32) for name in ("tokens", "targets", "segment_ids")}
-    return TokenBatch(
-        **integers,
-        positions=leaf(jnp.int32),
-        corpus=leaf(jnp.int32),
-        loss_mask=leaf(jnp.float32),
-        row=leaf(jnp.uint32, 2),
-    )
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every field of a step's batch."""
     return NamedSharding(mesh, spec("microbatch", "batch", None))
 
 
-def put_batch(batch: TokenBatch, sharding: NamedSharding) -> TokenBatch:
+def put_batch(batch: Batch, sharding: NamedSharding) -> Batch:
     """Global arrays from this process's rows."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 

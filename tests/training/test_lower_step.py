@@ -8,7 +8,7 @@ import pytest
 from llama_cpt.chips import CHIPS
 from llama_cpt.config import ComputeConfig, EvaluationConfig, MeshConfig
 from llama_cpt.config_file import load
-from llama_cpt.training.run import lower_step
+from llama_cpt.training.ahead_of_time import lower_step
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(

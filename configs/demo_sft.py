@@ -1,0 +1,24 @@
+"""The demo's third stage: the island's conversations, in both languages."""
+
+from dataclasses import replace
+
+from configs.demo_base import FOLDER
+from configs.demo_cpt import config as cpt
+from llama_cpt.config import ChatConfig, CorpusConfig, OptimizerConfig
+
+config = replace(
+    cpt,
+    output=f"{FOLDER}/sft",
+    init_from=cpt.output,
+    data=replace(
+        cpt.data,
+        chat=ChatConfig(),
+        prepared=f"{FOLDER}/prepared_sft",
+        almr=0.5,
+        additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.chats.jsonl"),),
+        original=(CorpusConfig("en", f"{FOLDER}/world/en.chats.jsonl"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=20),
+    num_steps=240,
+    seed=2,
+)
