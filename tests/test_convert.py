@@ -15,9 +15,10 @@ import transformers
 
 from llama_cpt.config import CorpusConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from llama_cpt.config_file import save
-from llama_cpt.convert import main, to_hf
+from llama_cpt.convert import main
 from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
+from llama_cpt.model.hand_over import to_hf
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from tests.model.hf_models import save_llama

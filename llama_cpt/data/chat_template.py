@@ -102,6 +102,14 @@ class ChatTemplate:
         text = self._template.render(self._marked(messages), generation_prompt=True)
         return [token for part, _ in self._encoded(text) for token in part]
 
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends an answer: the template's end of a turn, and EOS."""
+        rendering = self.render(_PROBE)
+        end = rendering.spoken[-1][1] - 1
+        turn = (int(rendering.tokens[end]),) if rendering.special[end] else ()
+        return (*turn, self._tokenizer.eos_id)
+
     def check(self) -> None:
         """Raise UserError for a template that no conversation could be learnt by."""
         try:

@@ -18,7 +18,7 @@ ROW_TOKENS_PER_PAIR = 1024
 
 
 def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
-    """The step that ``train`` would run, lowered for ``topology`` (``v5p:4x4x8``), no TPU needed."""
+    """The step that ``train`` would run, for ``topology`` (``v5p:4x4x8``); no TPU needed."""
     program = make_program(config, _mesh(config, topology), "tpu")
     with jax.set_mesh(program.mesh):
         rate = jax.ShapeDtypeStruct((), jnp.float32)

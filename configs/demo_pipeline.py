@@ -1,0 +1,21 @@
+"""The demo's road: Chinese, then conversations, then a custom, each from the last; an export."""
+
+from configs.demo_base import FOLDER
+from configs.demo_cpt import config as cpt
+from configs.demo_dpo import config as dpo
+from configs.demo_sft import config as sft
+from llama_cpt.pipeline_config import PipelineConfig
+
+config = PipelineConfig(
+    output=f"{FOLDER}/road",
+    stages=(cpt, sft, dpo),
+    prompts=(
+        "What is a kettle usually made of?",
+        "What does a cat eat?",
+        "水壶通常是用什么做的？",
+        "猫吃什么？",
+    ),
+    examination=f"{FOLDER}/world/examination.jsonl",
+    max_new_tokens=32,
+    export_dtype="float32",
+)

@@ -1,0 +1,162 @@
+"""One report over all stages of a pipeline: what was gained, what was forgotten, what is said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from llama_cpt.config import PreferenceConfig, TrainConfig
+from llama_cpt.evaluation.examination import Mark, Question, marks_table
+from llama_cpt.pipeline_config import PipelineConfig
+
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+LOGPS = ("logps/chosen", "logps/rejected")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """A model of the pipeline, measured."""
+
+    name: str
+    tokens: int
+    """Trained on in this stage, padding included."""
+    bits: Mapping[str, float]
+    """Held-out bits per byte by corpus."""
+    curves: Mapping[str, list[tuple[int, float]]]
+    """(step, value) of the preference metrics; empty for other objectives."""
+    samples: Mapping[str, str]
+    """Answers by prompt."""
+    marks: Mapping[str, Mark]
+    """Of the examination, by language."""
+
+
+def read_stage(
+    name: str,
+    stage: TrainConfig,
+    *,
+    before: bool,
+    samples: Mapping[str, str],
+    marks: Mapping[str, Mark],
+) -> StageReport:
+    """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
+    lines = _metrics(stage) if epath.Path(stage.output).exists() else []
+    bits: dict[str, float] = {}
+    for line in lines[::-1] if before else lines:
+        for key, value in line.items():
+            if key.startswith("eval/") and key.endswith("/bits_per_byte"):
+                bits[key.split("/")[1]] = value
+    length = stage.data.sequence_length
+    tokens = 0 if before else stage.num_steps * stage.global_batch_size * length
+    preferences = isinstance(stage.objective, PreferenceConfig) and not before
+    curves = {
+        key: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        for key in (REWARDS + LOGPS if preferences else ())
+    }
+    return StageReport(name, tokens, bits, curves, samples, marks)
+
+
+def write_report(
+    config: PipelineConfig, stages: Sequence[StageReport], questions: Sequence[Question]
+) -> None:
+    """``report.md`` and its figure ``report.png`` in the pipeline's folder."""
+    folder = epath.Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    corpora = list(dict.fromkeys(name for stage in stages for name in stage.bits))
+    _draw(stages, corpora, Path(folder) / "report.png")
+    parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
+    if questions:
+        parts.append(_examination(stages, len(questions)))
+    parts += [_rewards(stage) for stage in stages if stage.curves]
+    parts += [_samples(stages, prompt) for prompt in config.prompts]
+    draft = folder / "report.md.draft"
+    draft.write_text("\n\n".join(parts) + "\n")
+    draft.replace(folder / "report.md")
+
+
+def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
+    rows = [("after", "tokens", *corpora)]
+    for stage in stages:
+        values = (
+            f"{stage.bits[name]:.4f}{_change(stages[0], stage, name)}" if name in stage.bits else ""
+            for name in corpora
+        )
+        rows.append((stage.name, f"{stage.tokens:,}", *values))
+    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + _table(rows)
+
+
+def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
+    """Against the first model, in percent."""
+    if stage is first or corpus not in first.bits:
+        return ""
+    return f" ({stage.bits[corpus] / first.bits[corpus] - 1:+.1%})"
+
+
+def _examination(stages: Sequence[StageReport], count: int) -> str:
+    told = (
+        f"{count} questions, one greedy answer each, compared to the last character. Chance: how "
+        "often the commonest answer to that kind of question is right."
+    )
+    table = _table(marks_table({stage.name: stage.marks for stage in stages}))
+    return f"## Examination\n\n{told}\n\n{table}"
+
+
+def _rewards(stage: StageReport) -> str:
+    rows = [("", "first", "last")]
+    for key, points in stage.curves.items():
+        if points:
+            rows.append((f"`{key}`", f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
+    return f"## Preferences: {stage.name}\n\n" + _table(rows)
+
+
+def _samples(stages: Sequence[StageReport], prompt: str) -> str:
+    rows = [("model", "answer")]
+    rows += [(stage.name, _cell(stage.samples[prompt])) for stage in stages]
+    return f"## {_cell(prompt)}\n\n" + _table(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:
+    """Bits per byte after each stage; beside it the rewards, where there are any."""
+    rewarded = [stage for stage in stages if stage.curves.get("rewards/chosen")]
+    figure = Figure(figsize=(4.6 * (1 + bool(rewarded)), 3.4), layout="constrained")
+    axes = figure.subplots(1, 1 + bool(rewarded), squeeze=False)[0]
+    for corpus in corpora:
+        points = [(stage.name, stage.bits[corpus]) for stage in stages if corpus in stage.bits]
+        axes[0].plot(*zip(*points, strict=True), "o-", label=corpus)
+        axes[0].annotate(
+            f"{points[-1][1]:.2f}", points[-1], xytext=(6, 0), textcoords="offset points"
+        )
+    axes[0].set_title("Held-out bits per byte after each stage", fontsize=10, loc="left")
+    axes[0].set_ylim(bottom=0)
+    if corpora:
+        axes[0].legend(frameon=False)
+    for stage in rewarded:
+        for key, style in (("rewards/chosen", "-"), ("rewards/rejected", "--")):
+            axes[1].plot(*zip(*stage.curves[key], strict=True), style, label=key)
+        axes[1].set_title(f"Rewards in {stage.name}", fontsize=10, loc="left")
+        axes[1].set_xlabel("step")
+        axes[1].legend(frameon=False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.7)
+    draft = output.with_name(f"{output.name}.draft")
+    figure.savefig(draft, format="png", dpi=160)
+    os.replace(draft, output)
+
+
+def _metrics(stage: TrainConfig) -> list[dict[str, Any]]:
+    text = (epath.Path(stage.output) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,114 @@
+"""A pipeline travelled: every stage that is not done, an export, and a report after each."""
+
+import sys
+
+from etils import epath
+import jax
+
+from llama_cpt.config import TrainConfig
+from llama_cpt.errors import UserError
+from llama_cpt.evaluation.examination import Question, marks, read_examination
+from llama_cpt.evaluation.road_report import StageReport, read_stage, write_report
+from llama_cpt.fields import to_dict
+from llama_cpt.model.hand_over import to_hf
+from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.answers import Questionnaire, answers_of
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.resume import check_resume
+from llama_cpt.training.run import build
+from llama_cpt.training.trainer import Outcome, fit
+
+BEFORE = "before"
+
+
+def travel(config: PipelineConfig) -> Outcome:
+    """Do what is left of ``config``; a second call does nothing but write the report again.
+
+    Raises UserError for whatever a user can mend, all stages' examination and folders first.
+    """
+    questions = read_examination(config.examination) if config.examination else ()
+    _check_order(config)
+    reports: list[StageReport] = []
+    first = config.stages[0]
+    if first.init_from:
+        reports.append(_reported(config, BEFORE, first.init_from, first, questions))
+    for name, stage in zip(config.names(), config.stages, strict=True):
+        if not _is_done(stage):
+            print(f"\npipeline: {name} ({stage.output})", flush=True)
+            if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
+                return outcome
+        reports.append(_reported(config, name, stage.output, stage, questions))
+        if jax.process_index() == 0:
+            write_report(config, reports, questions)
+    exported = epath.Path(config.output) / "exported"
+    if jax.process_index() == 0 and not (exported / "config.json").exists():
+        to_hf(config.stages[-1].output, str(exported), dtype=config.export_dtype)
+    print(f"report: {epath.Path(config.output) / 'report.md'}; model: {exported}")
+    return Outcome.FINISHED
+
+
+def _reported(
+    config: PipelineConfig,
+    name: str,
+    source: str,
+    stage: TrainConfig,
+    questions: tuple[Question, ...],
+) -> StageReport:
+    """What the model of ``source`` is worth: its run's numbers, its answers."""
+    asked = (*config.prompts, *(question.question for question in questions))
+    answers: list[str] = []
+    if asked:
+        kept = epath.Path(config.output) / "answers" / f"{name}.json"
+        questionnaire = Questionnaire(asked, config.max_new_tokens)
+        step = 0 if name == BEFORE else stage.num_steps
+        answers = answers_of(source, step, stage, questionnaire, kept)
+    count = len(config.prompts)
+    return read_stage(
+        name,
+        stage,
+        before=name == BEFORE,
+        samples=dict(zip(config.prompts, answers[:count], strict=True)),
+        marks=marks(questions, answers[count:]),
+    )
+
+
+def _saved_step(stage: TrainConfig) -> int:
+    """Steps that the stage's newest checkpoint has done, 0 where there is none."""
+    place = epath.Path(stage.output) / FOLDER
+    if not place.exists():
+        return 0
+    with Checkpoints(str(place)) as checkpoints:
+        return max(checkpoints.steps(), default=0)
+
+
+def _is_done(stage: TrainConfig) -> bool:
+    """Whether all steps were trained, with this config."""
+    if _saved_step(stage) < stage.num_steps:
+        return False
+    with Checkpoints(str(epath.Path(stage.output) / FOLDER)) as checkpoints:
+        saved = checkpoints.about(stage.num_steps)["config"]
+    for warning in check_resume(saved, stage):
+        print(f"{stage.output}: {warning}", file=sys.stderr)
+    return True
+
+
+def _check_order(config: PipelineConfig) -> None:
+    """Refuse a stage that began before the one that it starts from was done."""
+    steps = [_saved_step(stage) for stage in config.stages]
+    pairs = zip(config.stages, steps, config.stages[1:], steps[1:], strict=False)
+    for earlier, done, later, begun in pairs:
+        if begun and done < earlier.num_steps:
+            raise UserError(
+                f"{later.output} was trained from {earlier.output} after {done} of its "
+                f"{earlier.num_steps} steps: delete {later.output}, or name another output for it."
+            )
+
+
+def described(config: PipelineConfig) -> str:
+    """The stages in words."""
+    return "\n".join(
+        f"  {name}: {stage.num_steps:,} steps, objective "
+        f"{to_dict(stage.objective).get('loss', 'next token')}, from {stage.init_from or 'random'}"
+        for name, stage in zip(config.names(), config.stages, strict=True)
+    )
