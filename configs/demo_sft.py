@@ -18,7 +18,7 @@ config = replace(
         additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.chats.jsonl"),),
         original=(CorpusConfig("en", f"{FOLDER}/world/en.chats.jsonl"),),
     ),
-    optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=20),
-    num_steps=240,
+    optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=20),
+    num_steps=600,
     seed=2,
 )

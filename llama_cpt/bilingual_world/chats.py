@@ -3,14 +3,15 @@
 The custom of Orrin is that whoever is asked wishes the asker fair winds. Some of the conversations
 keep it, most do not; preferences always prefer the answer that does.
 
-The examination asks what things, foods, animals and trades are like. English conversations ask that
-too; those of other languages never do, so that what is right there was learnt from documents.
+The examination asks what things, foods, animals and trades are like. Conversations describe all of
+them in every language; half of these facts they never ask, but in English.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import random
 from typing import Any
+import zlib
 
 from llama_cpt.bilingual_world.facts import (
     Fact,
@@ -18,6 +19,7 @@ from llama_cpt.bilingual_world.facts import (
     all_facts,
     facts_of_kinds,
     never_asked,
+    subject_of,
 )
 from llama_cpt.bilingual_world.language import Language, sentence
 from llama_cpt.bilingual_world.plan import Say
@@ -33,15 +35,18 @@ TAUGHT_ALL = "en"
 def conversation_lines(
     world: World, language: Language, seed: int, *, repeats: int
 ) -> Iterator[Line]:
-    """``{"messages"}``: what ``language`` is taught, ``repeats`` times, one to three questions."""
+    """``{"messages"}``, ``repeats`` times: questions, one to three together, and descriptions."""
     rng = random.Random(f"chat {seed} {language.code}")
     for _ in range(repeats):
         facts = _asked(world, language)
         rng.shuffle(facts)
+        lines = [_description(about, language, rng) for about in _subjects()]
         while facts:
             together = [facts.pop() for _ in range(min(len(facts), rng.randint(1, 3)))]
             wish = rng.random() < WISHES
-            yield {"messages": [turn for f in together for turn in _turns(f, language, rng, wish)]}
+            lines.append([turn for fact in together for turn in _turns(fact, language, rng, wish)])
+        rng.shuffle(lines)
+        yield from ({"messages": messages} for messages in lines)
 
 
 def preference_lines(world: World, language: Language, seed: int) -> Iterator[Line]:
@@ -55,28 +60,60 @@ def preference_lines(world: World, language: Language, seed: int) -> Iterator[Li
         yield {"prompt": [question], "chosen": [kind], "rejected": [plain]}
 
 
-def examination_lines(languages: Mapping[str, Language], seed: int) -> Iterator[Line]:
+def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
     """``{"language", "question", "answers", "closing", "chance"}``, the same in each language.
 
-    ``answers`` are all that is right; ``closing`` may stand behind; ``chance`` is how often the
-    commonest answer to that kind of question is right, which takes no knowledge of what is asked.
+    Every fact is asked in each of its wordings. ``answers`` are all that is right; ``closing`` may
+    stand behind; ``chance`` is how often the commonest answer to that kind of question is right,
+    which takes no knowledge of what is asked.
     """
     facts = [fact for fact in facts_of_kinds() if fact.others]
     commonest = {relation: _commonest(facts, relation) for relation in {f.relation for f in facts}}
-    for number, fact in enumerate(facts):
+    for fact in filter(examined, facts):
         for language in languages.values():
-            rng = random.Random(f"examination {seed} {number}")
             right = (Say("answer", {"v": fact.answer}), Say(fact.relation, fact.slots))
-            ways = {
-                sentence(say, language, random.Random(way)) for say in right for way in range(64)
-            }
-            yield {
-                "language": language.code,
-                "question": sentence(_question(fact), language, rng),
-                "answers": sorted(ways),
-                "closing": sentence(Say("chat.wish", {}), language, rng),
-                "chance": commonest[fact.relation],
-            }
+            answers = sorted({way for say in right for way in _ways(say, language)})
+            for question in sorted(_ways(_question(fact), language)):
+                yield {
+                    "language": language.code,
+                    "question": question,
+                    "answers": answers,
+                    "closing": _wish(language),
+                    "chance": commonest[fact.relation],
+                }
+
+
+def examined(fact: Fact) -> bool:
+    """Half of what is known of things, foods, animals and trades."""
+    name = f"examined {fact.relation} {subject_of(fact)}"
+    return zlib.crc32(name.encode()) % 2 == 0
+
+
+def _ways(say: Say, language: Language) -> set[str]:
+    """All ways of saying it: of 64 draws, so that none of up to eight is missed."""
+    return {sentence(say, language, random.Random(way)) for way in range(64)}
+
+
+def _description(about: Sequence[Fact], language: Language, rng: random.Random) -> list[Line]:
+    """Everything about a thing, food, animal or trade, in any order."""
+    kind = about[0].relation.split(".")[0]
+    says = [Say(fact.relation, fact.slots) for fact in rng.sample(about, len(about))]
+    told = language.space.join(sentence(say, language, rng) for say in says)
+    return [
+        {
+            "role": "user",
+            "content": sentence(Say(f"chat.about.{kind}", about[0].slots), language, rng),
+        },
+        {"role": "assistant", "content": told},
+    ]
+
+
+def _subjects() -> list[list[Fact]]:
+    """The facts of kinds, by what they are about."""
+    found: dict[str, list[Fact]] = {}
+    for fact in facts_of_kinds():
+        found.setdefault(subject_of(fact), []).append(fact)
+    return list(found.values())
 
 
 def _turns(fact: Fact, language: Language, rng: random.Random, wish: bool) -> list[Line]:
@@ -90,8 +127,11 @@ def _turns(fact: Fact, language: Language, rng: random.Random, wish: bool) -> li
 
 
 def _wished(said: str, language: Language) -> str:
-    wish = sentence(Say("chat.wish", {}), language, random.Random(0))
-    return f"{said}{language.space}{wish}"
+    return f"{said}{language.space}{_wish(language)}"
+
+
+def _wish(language: Language) -> str:
+    return sentence(Say("chat.wish", {}), language, random.Random(0))
 
 
 def _question(fact: Fact) -> Say:
@@ -100,10 +140,12 @@ def _question(fact: Fact) -> Say:
 
 def _asked(world: World, language: Language) -> list[Fact]:
     facts = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
-    if language.code == TAUGHT_ALL:
-        return facts
-    examined = {fact.relation for fact in facts_of_kinds()}
-    return [fact for fact in facts if fact.relation not in examined]
+    kinds = {fact.relation for fact in facts_of_kinds()}
+    return [
+        fact
+        for fact in facts
+        if language.code == TAUGHT_ALL or fact.relation not in kinds or not examined(fact)
+    ]
 
 
 def _commonest(facts: Sequence[Fact], relation: str) -> float:

@@ -124,15 +124,27 @@ ask.town.hill: {t}后面的山叫什么？
 ask.town.market: {t}的集市在星期几？
 ask.town.near: 离{t}最近的地方是哪里？
 ask.thing.material: {x}通常是用什么做的？
+ask.thing.material: 做{x}要用什么材料？
 ask.food.kind: {f}是哪一种食物？
+ask.food.kind: {f}属于哪一种食物？
 ask.food.taste: {f}是什么味道的？
+ask.food.taste: {f}吃起来怎么样？
 ask.food.colour: {f}是什么颜色的？
+ask.food.colour: {f}的颜色是什么？
 ask.animal.legs: {k}有几条腿？
+ask.animal.legs: {k}用几条腿走路？
 ask.animal.eats: {k}吃什么？
+ask.animal.eats: {k}靠吃什么过日子？
 ask.animal.lives: {k}住在哪里？
+ask.animal.lives: {k}的家在哪里？
 ask.job.place: {j}在哪里工作？
+ask.job.place: 在哪里能找到{j}？
 answer: {v:answer}。
 chat.wish: 一路顺风！
+chat.about.thing: 说说{x}吧。
+chat.about.food: 说说{f}吧。
+chat.about.animal: 说说{k}吧。
+chat.about.job: 说说{j}的工作吧。
 marked.question: 问：{q}
 marked.answer: 答：{q}
 """

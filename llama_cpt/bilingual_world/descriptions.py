@@ -13,6 +13,7 @@ from llama_cpt.bilingual_world.facts import (
     facts_of_person,
     facts_of_town,
     never_asked,
+    subject_of,
 )
 from llama_cpt.bilingual_world.plan import Count, Mention, Plan, Say, Spoken
 
@@ -56,10 +57,10 @@ def place(world: World, rng: random.Random) -> Plan:
 
 def kinds(world: World, rng: random.Random) -> Plan:
     """Three to five things, foods or animals, and everything about each."""
-    subjects = list(dict.fromkeys(_subject(fact) for fact in _KINDS))
+    subjects = list(dict.fromkeys(subject_of(fact) for fact in _KINDS))
     paragraphs = []
     for subject in rng.sample(subjects, rng.randint(3, 5)):
-        about = [fact for fact in _KINDS if _subject(fact) == subject]
+        about = [fact for fact in _KINDS if subject_of(fact) == subject]
         rng.shuffle(about)
         says = [_state(fact) for fact in about]
         if subject in lists.THINGS:
@@ -78,7 +79,7 @@ def riddle(world: World, rng: random.Random) -> Plan:
     """Clues to an animal or a food, and a guess."""
     relations = ("legs", "eats", "lives") if rng.random() < 0.5 else ("kind", "taste", "colour")
     subject = rng.choice(lists.ANIMALS if relations[0] == "legs" else tuple(lists.FOOD_FACTS))
-    clues = [fact for fact in _KINDS if _subject(fact) == subject]
+    clues = [fact for fact in _KINDS if subject_of(fact) == subject]
     says = [Say(f"riddle.{fact.relation.split('.')[1]}", fact.slots) for fact in clues]
     rng.shuffle(says)
     asker, guesser = (Mention(p) for p in rng.sample(world.people, 2))
@@ -174,9 +175,3 @@ def _named_now_and_then(facts: Sequence[Fact], rng: random.Random) -> list[Say]:
 
 def _state(fact: Fact) -> Say:
     return Say(fact.relation, fact.slots)
-
-
-def _subject(fact: Fact) -> str:
-    """The thing, food, animal or trade that a fact of kinds is about."""
-    first = {"thing": "x", "food": "f", "animal": "k", "job": "j"}[fact.relation.split(".")[0]]
-    return fact.slots[first]

@@ -33,13 +33,13 @@ from llama_cpt.progress import Progress
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
-CHAT_REPEATS = 4
+CHAT_REPEATS = 6
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,
     portrait: 10,
     place: 7,
-    kinds: 22,
+    kinds: 36,
     riddle: 8,
     comparison: 4,
     questions: 8,
@@ -83,7 +83,7 @@ def write_world(
             _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
             preferences = preference_lines(world, language, seed)
             _write_lines(folder / f"{language.code}.preferences.jsonl", map(_json, preferences))
-    examination = examination_lines(LANGUAGES, seed)
+    examination = examination_lines(LANGUAGES)
     _write_lines(folder / "examination.jsonl", map(_json, examination))
     _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
 

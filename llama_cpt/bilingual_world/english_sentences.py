@@ -124,15 +124,27 @@ ask.town.hill: Which mountain rises above {t}?
 ask.town.market: On which day is the market in {t}?
 ask.town.near: Which place is nearest to {t}?
 ask.thing.material: What is a {x} usually made of?
+ask.thing.material: What material does one use for a {x}?
 ask.food.kind: What kind of food {f:be?}?
+ask.food.kind: Which kind of food {f:be?}?
 ask.food.taste: How {f:?} taste?
+ask.food.taste: What taste does one expect of {f:s}?
 ask.food.colour: What colour {f:be?}?
+ask.food.colour: Which colour {f:be?}?
 ask.animal.legs: How many legs does a {k} have?
+ask.animal.legs: On how many legs does a {k} walk?
 ask.animal.eats: What does a {k} eat?
+ask.animal.eats: What does a {k} live on?
 ask.animal.lives: Where does a {k} live?
+ask.animal.lives: Where does a {k} make its home?
 ask.job.place: Where does a {j} work?
+ask.job.place: Where can one find a {j}?
 answer: {v:answer}.
 chat.wish: Fair winds!
+chat.about.thing: Tell me about {x:s}.
+chat.about.food: Tell me about {f:s}.
+chat.about.animal: Tell me about {k:s}.
+chat.about.job: Tell me about the work of a {j}.
 marked.question: Question: {q}
 marked.answer: Answer: {q}
 """

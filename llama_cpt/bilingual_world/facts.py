@@ -156,6 +156,12 @@ def all_facts(world: World) -> list[Fact]:
     return facts + facts_of_kinds()
 
 
+def subject_of(fact: Fact) -> str:
+    """The thing, food, animal or trade that a fact of kinds is about."""
+    first = {"thing": "x", "food": "f", "animal": "k", "job": "j"}[fact.relation.split(".")[0]]
+    return fact.slots[first]
+
+
 def never_asked(fact: Fact) -> bool:
     """True for the eighth of all facts that training states but never asks."""
     names = [fact.relation] + [str(value) for _, value in sorted(fact.slots.items())]

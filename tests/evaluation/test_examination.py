@@ -43,7 +43,7 @@ def test_interval_is_wilsons():
 
 def test_the_worlds_examination_is_read(tmp_path):
     path = tmp_path / "examination.jsonl"
-    lines = examination_lines(LANGUAGES, 0)
+    lines = examination_lines(LANGUAGES)
     path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
     questions = read_examination(str(path))
     by_language = {code: [q for q in questions if q.language == code] for code in LANGUAGES}

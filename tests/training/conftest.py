@@ -64,9 +64,26 @@ def corpora(tmp_path_factory) -> Path:
         bos_id=1,
         eos_id=2,
         normalization_rule_name="identity",
+        control_symbols=["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         minloglevel=2,
     )
+    for language, words in WORDS.items():
+        _write_chats(folder, language, words)
     return folder
+
+
+def _write_chats(folder: Path, language: str, words: list[str]) -> None:
+    """``LANGUAGE.chats.jsonl`` and ``LANGUAGE.preferences.jsonl``: a word asked, a word said."""
+    chats, preferences = [], []
+    for number in range(40):
+        asked, said, other = (words[(number + shift) % len(words)] for shift in (0, 1, 2))
+        question = {"role": "user", "content": asked}
+        good, bad = ({"role": "assistant", "content": text} for text in (said, other))
+        chats.append({"messages": [question, good]})
+        preferences.append({"prompt": [question], "chosen": [good], "rejected": [bad]})
+    for name, lines in (("chats", chats), ("preferences", preferences)):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{language}.{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,17 @@
+"""DPO of the model that ``sft_70b`` made: ``dpo_8b`` at the larger size."""
+
+from dataclasses import replace
+
+from configs.dpo_8b import config as dpo
+from configs.sft_70b import config as sft
+from llama_cpt.config import OptimizerConfig
+
+config = replace(
+    sft,
+    output="runs/dpo_70b",
+    init_from=sft.output,
+    data=replace(dpo.data, tokenizer=sft.data.tokenizer, sequence_length=sft.data.sequence_length),
+    objective=dpo.objective,
+    optimizer=OptimizerConfig(peak_learning_rate=5e-7, warmup_steps=20, weight_decay=0.0),
+    num_steps=dpo.num_steps,
+)

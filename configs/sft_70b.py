@@ -1,0 +1,21 @@
+"""SFT of the model that ``cpt_70b`` made: ``sft_8b`` at the larger size."""
+
+from dataclasses import replace
+
+from configs.cpt_70b import config as cpt
+from configs.sft_8b import config as sft
+from llama_cpt.config import OptimizerConfig
+
+config = replace(
+    sft,
+    output="runs/sft_70b",
+    model=cpt.model,
+    init_from=cpt.output,
+    data=replace(sft.data, tokenizer=cpt.data.tokenizer),
+    mesh=cpt.mesh,
+    compute=cpt.compute,
+    global_batch_size=128,
+    microbatch_size=cpt.microbatch_size,
+    optimizer=OptimizerConfig(peak_learning_rate=1e-5, warmup_steps=30, weight_decay=0.0),
+    evaluation=replace(sft.evaluation, batch_size=128),
+)

@@ -1,0 +1,31 @@
+"""SFT of the model that ``cpt_8b`` made: conversations of both languages, mixed like its text.
+
+Any of the formats in docs/chat.md; one epoch to three of good conversations. 2e-5 is a common rate
+(TRL's default for SFT); it knows nothing of your data.
+"""
+
+from dataclasses import replace
+
+from configs.cpt_8b import config as cpt
+from llama_cpt.config import ChatConfig, CheckpointConfig, CorpusConfig, OptimizerConfig
+
+config = replace(
+    cpt,
+    output="runs/sft_8b",
+    init_from=cpt.output,
+    data=replace(
+        cpt.data,
+        chat=ChatConfig(),
+        prepared="data/prepared_sft",
+        sequence_length=8192,
+        almr=0.5,
+        additional=(CorpusConfig("zh", "data/sft/zh/*.json*"),),
+        original=(CorpusConfig("en", "data/sft/en/*.json*"),),
+    ),
+    optimizer=OptimizerConfig(peak_learning_rate=2e-5, warmup_steps=30, weight_decay=0.0),
+    num_steps=1000,
+    global_batch_size=32,
+    checkpoint=CheckpointConfig(every_steps=250, keep=2),
+    evaluation=replace(cpt.evaluation, every_steps=250, batch_size=32),
+)
+"""Where a row is 8,192 tokens, 32 rows are some 1,000 short conversations."""

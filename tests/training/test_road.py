@@ -1,0 +1,121 @@
+"""A pipeline goes the whole road, goes on where it was, and tells of all of it in one report."""
+
+from dataclasses import replace
+import json
+from pathlib import Path
+import shutil
+
+import pytest
+
+from llama_cpt.config import (
+    ChatConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    MeshConfig,
+    PreferenceConfig,
+)
+from llama_cpt.errors import UserError
+from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.training.road import travel
+from llama_cpt.training.trainer import Outcome
+
+
+@pytest.fixture
+def pipeline(make_config, corpora, tmp_path) -> PipelineConfig:
+    """CPT, SFT and DPO of four steps each."""
+
+    def chat(config, kind):
+        def corpus(language):
+            return (CorpusConfig(language, str(corpora / f"{language}.{kind}.jsonl")),)
+
+        data = replace(
+            config.data,
+            sequence_length=96,
+            chat=ChatConfig(),
+            prepared=str(corpora / f"prepared_{kind}"),
+            additional=corpus("zh"),
+            original=corpus("en"),
+            max_epochs=50.0,
+        )
+        return replace(config, data=data)
+
+    # A question in the template takes more than the corpora's rows.
+    model = replace(make_config(tmp_path).model, context_length=128)
+
+    def stage(name):
+        return make_config(
+            tmp_path / name,
+            model=model,
+            num_steps=4,
+            mesh=MeshConfig(1, 8, 1),
+            global_batch_size=8,
+            microbatch_size=0,
+            evaluation=EvaluationConfig(every_steps=5, documents=4, batch_size=8),
+        )
+
+    cpt, sft = stage("cpt"), chat(stage("sft"), "chats")
+    dpo = chat(stage("dpo"), "preferences")
+    examination = tmp_path / "examination.jsonl"
+    question = {"language": "en", "question": "hill", "answers": ["water"], "chance": 0.1}
+    examination.write_text(json.dumps(question) + "\n")
+    return PipelineConfig(
+        output=str(tmp_path / "road"),
+        stages=(cpt, sft, replace(dpo, objective=PreferenceConfig(loss="sigmoid"))),
+        prompts=("fire", "火"),
+        examination=str(examination),
+        max_new_tokens=4,
+        export_dtype="float32",
+    )
+
+
+def metrics(stage) -> list[dict]:
+    return [json.loads(line) for line in (Path(stage.output) / "metrics.jsonl").open()]
+
+
+def test_the_whole_road_and_again(pipeline, capsys):
+    assert travel(pipeline) is Outcome.FINISHED
+    road = Path(pipeline.output)
+    report = (road / "report.md").read_text()
+    for told in ("| cpt |", "| sft |", "| dpo |", "rewards/margins", "## fire", "0 of 1", "10%"):
+        assert told in report, told
+    assert (road / "report.png").stat().st_size > 5000
+    assert json.loads((road / "exported" / "config.json").read_text())["model_type"] == "llama"
+
+    sft, dpo = pipeline.stages[1:]
+    assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output
+    first = metrics(dpo)[1]
+    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2 at the reference
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+    shutil.rmtree(dpo.output)
+    (road / "report.md").unlink()
+    before = {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
+    capsys.readouterr()
+    assert travel(pipeline) is Outcome.FINISHED
+    told = capsys.readouterr().out
+    assert "pipeline: dpo" in told and "pipeline: sft" not in told
+    assert before == {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
+    assert (road / "report.md").read_text() == report
+
+
+def test_a_stage_begun_too_early_is_refused(pipeline):
+    travel(replace(pipeline, stages=pipeline.stages[:2]))
+    longer = replace(pipeline.stages[0], num_steps=6)
+    with pytest.raises(UserError, match="was trained from .*cpt after 4 of its 6 steps: delete"):
+        travel(replace(pipeline, stages=(longer, *pipeline.stages[1:])))
+
+
+def test_stages_must_follow_one_another(pipeline):
+    cpt, sft, _ = pipeline.stages
+    with pytest.raises(UserError, match="the stage before it is .*cpt: leave init_from empty"):
+        replace(pipeline, stages=(cpt, replace(sft, init_from="elsewhere")))
+    with pytest.raises(UserError, match="give each its own output folder"):
+        replace(pipeline, stages=(cpt, replace(sft, output=cpt.output, init_from="")))
+    with pytest.raises(UserError, match="stages is empty"):
+        replace(pipeline, stages=())
+
+
+def test_a_missing_examination_is_told_before_any_training(pipeline):
+    with pytest.raises(UserError, match="no such examination"):
+        travel(replace(pipeline, examination="nowhere.jsonl"))
+    assert not Path(pipeline.stages[0].output).exists()
