@@ -114,8 +114,8 @@ def model_flops_per_token(
     arXiv 2204.02311, appendix B) with two differences: N counts the weights of matrix products
     (the head also where it is tied, the embedding lookup and norms not), and attention is counted
     as causal, half of PaLM's 12 layers heads head_dim sequence_length. A multiply-add is 2, the
-    backward pass twice the forward; recomputation (remat) is not counted. ``frozen`` weights have no
-    gradient of their own, 4 N in place of 6 N; what adapters add is not counted.
+    backward pass twice the forward; recomputation (remat) is not counted. ``frozen`` weights have
+    no gradient of their own, 4 N in place of 6 N; what adapters add is not counted.
     """
     query_dim = config.num_heads * config.head_dim
     key_value_dim = config.num_kv_heads * config.head_dim
