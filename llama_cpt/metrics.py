@@ -105,21 +105,25 @@ class MetricsWriter:
         self._uploaded = time.monotonic()
 
 
-def model_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def model_flops_per_token(
+    config: ModelConfig, sequence_length: int, *, frozen: bool = False
+) -> float:
     """Floating-point operations that training on one token of such a row needs; MFU's numerator.
 
     6 N + 6 layers heads head_dim sequence_length, as in PaLM (Chowdhery et al. 2022,
     arXiv 2204.02311, appendix B) with two differences: N counts the weights of matrix products
     (the head also where it is tied, the embedding lookup and norms not), and attention is counted
     as causal, half of PaLM's 12 layers heads head_dim sequence_length. A multiply-add is 2, the
-    backward pass twice the forward; recomputation (remat) is not counted.
+    backward pass twice the forward; recomputation (remat) is not counted. ``frozen`` weights have
+    no gradient of their own, 4 N in place of 6 N; what adapters add is not counted.
     """
     query_dim = config.num_heads * config.head_dim
     key_value_dim = config.num_kv_heads * config.head_dim
     attention = config.embed_dim * (2 * query_dim + 2 * key_value_dim)
     weights = config.num_layers * (attention + 3 * config.embed_dim * config.mlp_dim)
     weights += config.embed_dim * config.vocab_size
-    return float(6 * weights + 6 * config.num_layers * query_dim * sequence_length)
+    per_weight = 4 if frozen else 6
+    return float(per_weight * weights + 6 * config.num_layers * query_dim * sequence_length)
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:

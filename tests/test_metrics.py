@@ -152,6 +152,9 @@ def test_flops_count_the_model_s_matrices():
     attention = 3 * TINY.num_layers * 2 * 2 * TINY.num_heads * TINY.head_dim * pairs / length
     expected = 6 * (matrices - norms - lookup) + attention
     assert model_flops_per_token(TINY, length) == jnp.float32(expected)
+    # Beside adapters the matrices have no gradient: forward, and backward to the activations.
+    expected -= 2 * (matrices - norms - lookup)
+    assert model_flops_per_token(TINY, length, frozen=True) == jnp.float32(expected)
 
 
 def test_published_size():

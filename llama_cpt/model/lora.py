@@ -42,11 +42,13 @@ def with_adapters(model: Llama, adapters: Adapters) -> Llama:
 
 
 def merged(model: Llama, adapters: Adapters) -> Llama:
-    """``model`` with the adapters' products added into its matrices."""
+    """``model`` with the adapters' products added into its matrices, which are given up for it."""
     result = _shallow_copy(model)
     for target in adapters.targets:
         matrix, adapter = getattr(model.layers, target), getattr(adapters, target)
         whole = merged_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
+        whole = jax.device_put(whole, matrix[...].sharding)
+        matrix[...].delete()
         setattr(result.layers, target, matrix.replace(whole))
     return result
 

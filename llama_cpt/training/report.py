@@ -32,7 +32,9 @@ class Reporter:
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
         chip = CHIPS.get(jax.devices()[0].device_kind)
         self.peak_flops = chip.peak_flops * run.program.mesh.size if chip else None
-        self.flops_per_token = model_flops_per_token(config.model, config.data.sequence_length)
+        self.flops_per_token = model_flops_per_token(
+            config.model, config.data.sequence_length, frozen=config.lora is not None
+        )
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
         # Throughput counts from the end of the first step: that one compiles.

@@ -102,13 +102,14 @@ def _described(run: Run) -> str:
     """The run in a line: how large, on what, and what ``auto`` came to."""
     abstract, mesh = run.program.abstract, run.program.mesh
     size, trained = _size(abstract.model), _size(abstract.trained)
-    share = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
+    told = f"{size:,} parameters"
+    if run.config.lora:
+        told = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
     axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
     kind = jax.devices()[0].device_kind
     return (
-        f"{run.config.output}: {share if run.config.lora else f'{size:,} parameters'} on {kind} "
-        f"({axes}), attention {abstract.model.attention}, remat {abstract.model.remat}, compute "
-        f"{run.config.compute.dtype}"
+        f"{run.config.output}: {told} on {kind} ({axes}), attention {abstract.model.attention}, "
+        f"remat {abstract.model.remat}, compute {run.config.compute.dtype}"
     )
 
 
