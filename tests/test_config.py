@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from llama_cpt.config import TrainConfig
+from llama_cpt.config import ChatConfig, PreferenceConfig, TrainConfig
 from llama_cpt.config_file import load, save
 from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
@@ -159,6 +159,28 @@ def test_numbers_that_no_run_can_use(place, new, shipped, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     assert str(place[-1]) in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"loss": "orpo", "nll_weight": 0.2}, "orpo has that term already"),
+        ({"loss": "kto", "nll_weight": 0.2}, "kto knows no chosen answer"),
+        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing is for sigmoid and robust"),
+        ({"loss": "robust", "label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
+    ],
+)
+def test_weights_without_meaning(fields, expected):
+    with pytest.raises(UserError, match=expected):
+        PreferenceConfig(**fields)
+
+
+def test_kto_needs_company_in_a_microbatch(shipped):
+    data = replace(shipped.data, chat=ChatConfig())
+    fields = {"objective": PreferenceConfig(loss="kto"), "data": data}
+    replace(shipped, microbatch_size=2, **fields)
+    with pytest.raises(UserError, match="at least 2"):
+        replace(shipped, microbatch_size=1, **fields)
 
 
 def test_a_python_config_is_held_to_its_types(tmp_path):

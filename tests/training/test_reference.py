@@ -83,8 +83,14 @@ def kept(mesh, tmp_path_factory):
     return folder, columns(folder, Counted(mesh))
 
 
+@jax.jit
+def logprobs_of(model: Llama, tokens: jax.Array) -> jax.Array:
+    logits = model(tokens, jnp.arange(16)[None], jnp.ones_like(tokens))
+    return jax.nn.log_softmax(logits[0])
+
+
 def test_is_each_answer_alone(kept):
-    model = Llama(CONFIG, jax.random.key(0))
+    model = jax.jit(lambda: Llama(CONFIG, jax.random.key(0)))()
     for row, have in enumerate(kept[1]):
         answers = [
             a for p in PAIRS[2 * row : 2 * row + 2] for a in ((p, p.chosen), (p, p.rejected))

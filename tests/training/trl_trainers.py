@@ -8,7 +8,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
 import transformers
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -61,7 +61,10 @@ def run_dpo(trainer: DPOTrainer, pairs: list[Pair], **settings: Any) -> tuple[fl
     return _run(trainer, trainer.data_collator(examples))
 
 
-def run_kto(trainer: KTOTrainer, answers: list[Judged], **settings: Any) -> tuple[float, dict]:
+def run_kto(
+    trainer: KTOTrainer, answers: list[Judged], columns: Any, **settings: Any
+) -> tuple[float, dict]:
+    """``columns``: reference log-probabilities (answers, 2) of answer and mismatch, or None."""
     for name, value in settings.items():
         assert hasattr(trainer, name)
         setattr(trainer, name, value)
@@ -74,7 +77,11 @@ def run_kto(trainer: KTOTrainer, answers: list[Judged], **settings: Any) -> tupl
         }
         for j in answers
     ]
-    return _run(trainer, trainer.data_collator(examples))
+    inputs = trainer.data_collator(examples)
+    if columns is not None:
+        names = ("ref_logps", "ref_KL_logps")
+        inputs |= {name: torch.tensor(columns[:, i]) for i, name in enumerate(names)}
+    return _run(trainer, inputs)
 
 
 def _run(trainer: Any, inputs: dict[str, Any]) -> tuple[float, dict]:
@@ -115,3 +122,31 @@ def run_odds(kind: type, model: Any, pairs: list[Pair], **settings: Any) -> tupl
     loss, metrics = trainer.get_batch_loss_metrics(model, _sides(pairs))
     loss.backward()
     return loss.item(), metrics
+
+
+def sft_loss(
+    model: Any, conversations: list[tuple[list[int], list[int]]], folder: Path, *, packing: bool
+) -> float:
+    """The loss on the answers of all (prompt, answer), in one batch."""
+    rows = [
+        {"input_ids": prompt + answer, "assistant_masks": [0] * len(prompt) + [1] * len(answer)}
+        for prompt, answer in conversations
+    ]
+    length = sum(len(row["input_ids"]) for row in rows)
+    config = SFTConfig(
+        **_options(folder),
+        per_device_train_batch_size=len(rows),
+        packing=packing,
+        max_length=length,
+        eos_token="t1",
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(),
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    assert inputs["input_ids"].shape[0] == (1 if packing else len(rows))
+    with torch.no_grad():
+        return trainer.compute_loss(trainer.model, inputs).item()

@@ -1,0 +1,82 @@
+"""What a run tells of preferences: TRL's names, and a warning when chosen answers are unlearnt."""
+
+from dataclasses import replace
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config import ChatConfig, PreferenceConfig
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.report import Reporter, means
+from llama_cpt.training.run import build
+
+PAIRS = 4.0
+
+
+def metrics_of(log_ratio: float) -> dict:
+    """As the step gives them: four pairs, chosen ``log_ratio`` nats above the reference."""
+    per_pair = {
+        "rewards/chosen": 0.1 * log_ratio,
+        "rewards/rejected": -0.5,
+        "rewards/accuracies": 0.75,
+        "logps/chosen": -40.0 + log_ratio,
+        "logps/rejected": -50.0,
+        "nll": 1.5,
+    }
+    sums = {name: (np.float32(PAIRS * x), np.float32(PAIRS)) for name, x in per_pair.items()}
+    sums["corpus_loss"] = np.array([1.0, 6.0], np.float32), np.array([1.0, 3.0], np.float32)
+    return {"loss": np.float32(1.75), "grad_norm": np.float32(1), "sums": sums}
+
+
+@pytest.fixture
+def told(make_config, tmp_path, capsys):
+    """``told(objective, log_ratios)``: metrics.jsonl's lines, console and stderr of those steps."""
+
+    def tell(objective: PreferenceConfig, log_ratios: list[float]) -> tuple[list[dict], str, str]:
+        config = make_config(tmp_path / "run")
+        run = build(config, make_mesh(config.mesh, jax.devices()[:1]))
+        data = replace(config.data, chat=ChatConfig())
+        run = replace(run, config=replace(config, objective=objective, data=data))
+        capsys.readouterr()
+        with Reporter(run, 0) as report:
+            for step, log_ratio in enumerate(log_ratios, 1):
+                report.step(step, metrics_of(log_ratio), 1e-3)
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], *capsys.readouterr()
+
+    return tell
+
+
+def test_preferences_by_trls_names(told):
+    (line,), console, _ = told(PreferenceConfig(loss="sigmoid"), [5.0])
+    want = {
+        "rewards/chosen": 0.5,
+        "rewards/rejected": -0.5,
+        "rewards/margins": 1.0,
+        "rewards/accuracies": 0.75,
+        "logps/chosen": -35.0,
+        "logps/rejected": -50.0,
+        "nll": 1.5,
+    }
+    for name, value in want.items():
+        assert line[name] == pytest.approx(value)
+        assert f"{name} {value:.4g}" in console
+    assert line["train/loss"] == 1.75
+    assert line["train/zh/loss"] == 1.0 and line["train/original/loss"] == 2.0
+
+
+def test_warns_once_when_chosen_falls(told):
+    objective = PreferenceConfig(loss="sigmoid", chosen_fall_bound=20.0)
+    _, _, errors = told(objective, [0.0, -19.0, -21.0, -30.0])
+    assert errors.count("logps/chosen is 21.0 nats below") == 1 and errors.count("warning") == 1
+
+
+def test_without_a_reference_nothing_falls(told):
+    assert "warning" not in told(PreferenceConfig(loss="simpo"), [-500.0])[2]
+
+
+def test_means_leave_out_what_has_no_weight():
+    sums = {"rewards/chosen": (1.0, 2.0), "rewards/rejected": (0.0, 0.0), "kl": (3.0, 4.0)}
+    assert means(sums) == {"rewards/chosen": 0.5, "kl": 0.75}
