@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     """Parse, prepare, report."""
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.prepare",
-        description="Turn the config's documents or chats into token rows, by all cores; what is done "
-        "is not done again. Prints what there is and how long it lasts at the config's ALMR.",
+        description="Turn the config's documents or chats into token rows, by all cores; what is "
+        "done is not done again. Prints what there is and how long it lasts at the config's ALMR.",
         epilog="Every field of the config is an option: `CONFIG --help` lists them.",
         add_help=False,
         allow_abbrev=False,
