@@ -167,7 +167,7 @@ def test_chats(config_path, tmp_path, capsys):
         "  1 left out, longer than a row\n"
         "  124 tokens left out so\n"
         "  1 conversations skipped: 1 of no known chat format\n"
-        "en: 3 conversations, 81 tokens"
+        "en: 3 conversations, 78 tokens"
     )
     row = shown.split("row 0 of the run: row 0 of zh\n")[1].splitlines()
     assert row[0] == "  --- segment 1: tokens 0..62, positions 0..62"
