@@ -418,6 +418,15 @@ def test_batches(tmp_path, vocabulary, kind):
         known = list(references.values())[c][i]
         assert batch.reference_logprobs[at][: known.size].tolist() == known.tolist()
         assert batch.reference_logprobs[at].shape == (2 * most[1],)
+    if references:
+        with pytest.raises(UserError, match="are of other rows"):
+            open_rows(prepared, {"en": references["en"][1:]})
+        with pytest.raises(UserError, match="are of other rows"):
+            open_rows(prepared, {"en": references["en"][:, 1:]})
+        wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
+        alone = open_rows(prepared, wider)[1].batch(np.array([2, 0]))
+        assert alone.reference_logprobs.tolist() == references["en"][[2, 0]].tolist()
+        assert alone.rows.row.tolist() == [[2, 0], [0, 0]]
     halves = [
         next(loader(config, prepared, references, process_index=h, process_count=2)[1])
         for h in range(2)
