@@ -54,8 +54,8 @@ class PreferenceBatch:
 class UnpairedBatch:
     """Rows of judged answers: answer a of a row is segment 2a + 1, and 2a + 2 its mismatch.
 
-    The mismatch is the same prompt with the corpus's next answer (the last with the first), for
-    KTO's estimate of the KL divergence (arXiv 2402.01306, section 4.1).
+    The mismatch is the same prompt with the corpus's next answer to another prompt (the last with
+    the first), for KTO's estimate of the KL divergence (arXiv 2402.01306, section 4.1).
     """
 
     rows: TokenBatch

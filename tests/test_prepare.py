@@ -144,3 +144,36 @@ def test_skipped_and_lossless(config_path, tmp_path, capsys):
         file.write("\nno JSON\n{}\n{}")
     main([config_path, "--data.bad-documents", "skip"])
     assert "  3 documents skipped: 2 no field 'text', 1 not JSON\n" in capsys.readouterr().out
+
+
+def test_chats(config_path, tmp_path, capsys):
+    """Formats, what is learnt and what is lost; the rows shown with the learnt lines marked."""
+    turns = [("user", "h"), ("assistant", "hello"), ("user", "more"), ("assistant", "no\nmore")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    chats = [{"messages": messages}, {"prompt": "x" * 99, "completion": "y"}, {"prompt": "x"}]
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    (tmp_path / "en.jsonl").write_text(json.dumps([{"instruction": "a", "output": "b"}] * 3))
+    (tmp_path / "en.jsonl").rename(tmp_path / "en.json")
+    text = Path(config_path).read_text().replace("en.jsonl", "en.json").replace("=15", "=64")
+    text = text.replace("almr=0.25", "almr=0.5, chat=ChatConfig(), bad_documents='skip'")
+    Path(config_path).write_text(text)
+    main([config_path, "--inspect", "1", "--data.almr", "1.0"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "zh: 2 conversations, 188 tokens, 0.62 bytes a token, 1.607 tokens a character, "
+        "1 rows of 64\n"
+        "  format: messages (1), prompt-completion (1)\n"
+        "  14 tokens learnt in a pass, 1.6% of the rows is padding\n"
+        "  1 left out, longer than a row\n"
+        "  124 tokens left out so\n"
+        "  1 conversations skipped: 1 of no known chat format\n"
+        "en: 3 conversations, 78 tokens"
+    )
+    row = shown.split("row 0 of the run: row 0 of zh\n")[1].splitlines()
+    assert row[0] == "  --- segment 1: tokens 0..62, positions 0..62"
+    assert [line for line in row if line.startswith("  >")] == [
+        "  > hello<|eot_id|>",
+        "  > no",
+        "  > more<|eot_id|>",
+    ]
+    assert row[-1] == "  --- 1 places of padding"

@@ -89,7 +89,7 @@ def _truncated(unit: Unit, recipe: ChatRecipe, length: int) -> Unit | None:
 
 
 def _without_start(segment: Segment, count: int) -> Segment | None:
-    """Without ``count`` tokens after the first, which is BOS; answers stay whole."""
+    """Without ``count`` tokens after the first, BOS as a rule; answers stay whole."""
     if segment.prompt_tokens and count >= segment.prompt_tokens - 1:
         return None
     keep = np.r_[0, count + 1 : len(segment.tokens)]

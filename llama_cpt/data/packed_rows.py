@@ -9,6 +9,7 @@ import numpy as np
 from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.data.packing import TOKEN, fields_of
 from llama_cpt.data.token_rows import Records, required_manifest
+from llama_cpt.errors import UserError
 
 
 class PackedBlock(NamedTuple):
@@ -29,8 +30,8 @@ class PackedRows:
     """A prepared corpus of chat data: rows by index.
 
     ``units`` is the number of pairs or judged answers that every row is given room for; 0 is as
-    many as the corpus needs. ``reference``: log-probabilities of the answers, (rows, 2 units of the
-    corpus), perhaps memory-mapped; zeros without it.
+    many as the corpus needs. ``reference``: log-probabilities of the answers, (rows, segments),
+    perhaps memory-mapped; zeros without it. Raises UserError where they are of other rows.
     """
 
     def __init__(self, folder: str, *, units: int = 0, reference: np.ndarray | None = None) -> None:
@@ -39,6 +40,13 @@ class PackedRows:
         self._length, self._kind = manifest.sequence_length, manifest.chat["kind"]
         self.units = max(manifest.units, units)
         self._reference = reference
+        if reference is not None and not (
+            len(reference) == len(self) and reference.shape[1] >= 2 * manifest.units
+        ):
+            raise UserError(
+                f"{folder}: reference log-probabilities of shape {reference.shape} are of other "
+                f"rows: ({len(self)}, {2 * manifest.units}) is needed. Compute them anew."
+            )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -63,7 +71,7 @@ class PackedRows:
         )
 
     def batch(self, indices: Integer[np.ndarray, " n"]) -> Batch:
-        """Rows ``indices`` as a batch of this corpus alone."""
+        """Rows ``indices`` by themselves: of corpus 0, their own indices as row numbers."""
         corpus = np.zeros(len(indices), np.int32)
         return packed_batch(self.read(indices), corpus, indices.astype(np.int64))
 
@@ -80,7 +88,7 @@ class PackedRows:
     ) -> Float32[np.ndarray, "n segments"]:
         wide = np.zeros((len(indices), 2 * self.units), np.float32)
         if self._reference is not None:
-            known = self._reference[indices]
+            known = self._reference[indices, : wide.shape[1]]
             wide[:, : known.shape[1]] = known
         return wide
 

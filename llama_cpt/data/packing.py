@@ -17,8 +17,9 @@ from llama_cpt.data.chat_units import ChatRecipe, Unit
 FIELDS = ("tokens", "targets", "loss_mask", "segment_ids")
 UNPAIRED_FIELDS = (*FIELDS, "good")
 TOKEN = np.dtype("<u4")
-# Rows filled at a time.
-OPEN_ROWS = 128
+# Rows filled at a time. Padding of 20,000 chats of 270 tokens (median) in rows of 4096: 16 leave
+# 1.1 %, 64 0.5 %, 256 0.4 %, the last in a third more time and four times the memory.
+OPEN_ROWS = 64
 
 
 def fields_of(kind: str) -> tuple[str, ...]:

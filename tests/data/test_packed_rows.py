@@ -1,0 +1,466 @@
+"""Packing loses nothing and mixes nothing; what is too long is counted; batches of all kinds."""
+
+import base64
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+import itertools
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.batch import PreferenceBatch, TokenBatch, UnpairedBatch
+from llama_cpt.config import ChatConfig, CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
+from llama_cpt.data import corpora
+from llama_cpt.data.chat_lengths import fitted, with_mismatches
+from llama_cpt.data.chat_template import load_chat_template
+from llama_cpt.data.chat_units import ChatRecipe, Segment, Unit
+from llama_cpt.data.conversations import Message
+from llama_cpt.data.corpora import open_rows, prepare
+from llama_cpt.data.corpus_spans import Layout
+from llama_cpt.data.inspect_rows import packed_row_as_text
+from llama_cpt.data.loader import batches, read_batch
+from llama_cpt.data.mixture import Mixture, MixtureCorpus, mixture_of
+from llama_cpt.data.packed_rows import open_packed_rows
+from llama_cpt.data.packing import TOKEN, fields_of, packed_records
+from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.errors import UserError
+
+DPO, KTO = PreferenceConfig("sigmoid"), PreferenceConfig("kto")
+KINDS = ("conversations", "preferences", "unpaired")
+LENGTH = 24
+BOS = 1
+
+
+def recipe(kind, too_long="drop"):
+    return ChatRecipe(kind, "llama3", "assistant", too_long, False)
+
+
+@st.composite
+def units(draw, kind, longest):
+    """Units of random tokens, the prompts of a pair equal."""
+    made = []
+    for number in range(draw(st.integers(1, 30))):
+        random = np.random.default_rng(draw(st.integers(0, 1000)) + 1000 * number)
+        prompt = np.r_[BOS, random.integers(2, 9, random.integers(1, longest // 2))]
+        answers = [random.integers(9, 1000, random.integers(1, longest // 2)) for _ in range(2)]
+        segments = tuple(
+            Segment(
+                np.r_[prompt, answer].astype(np.uint32),
+                np.arange(len(prompt) + len(answer)) >= len(prompt),
+                0 if kind == "conversations" else len(prompt),
+            )
+            for answer in (answers if kind == "preferences" else answers[:1])
+        )
+        made.append(Unit(segments, bool(random.integers(2))))
+    return made
+
+
+def rows_of(records, kind):
+    names = fields_of(kind)
+    return [
+        dict(zip(names, np.frombuffer(record, TOKEN).reshape(len(names), -1), strict=True))
+        for record in records
+    ]
+
+
+def found_segments(row):
+    """Segment number -> tokens, targets, loss_mask, in order; each lies in one piece."""
+    found = {}
+    for number in range(1, int(row["segment_ids"].max()) + 1):
+        places = np.flatnonzero(row["segment_ids"] == number)
+        assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
+        fields = ("tokens", "targets", "loss_mask")
+        found[number] = tuple(tuple(row[field][places].tolist()) for field in fields)
+    return found
+
+
+def as_placed(segment):
+    tokens, learnt = segment.tokens.tolist(), segment.learnt.astype(int).tolist()
+    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(learnt[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_every_unit_is_in_one_row_once(kind, data):
+    given_units = data.draw(units(kind, LENGTH // 2))
+    if kind == "unpaired":
+        given_units = [Unit(unit.segments * 2, unit.good) for unit in given_units]
+    given_units = [
+        unit
+        for unit in given_units
+        if sum(len(segment.tokens) - 1 for segment in unit.segments) <= LENGTH
+    ]
+    counts = Counter()
+    records = list(packed_records(given_units, recipe(kind), LENGTH, counts))
+    members = 1 if kind == "conversations" else 2
+    found, most = [], 0
+    for row in rows_of(records, kind):
+        assert not row["loss_mask"][row["segment_ids"] == 0].any()
+        segments = found_segments(row)
+        assert len(segments) % members == 0
+        most = max(most, len(segments) // members)
+        for first in range(1, len(segments) + 1, members):
+            places = row["segment_ids"] == first
+            good = row["good"][places][0] if kind == "unpaired" else 0
+            found.append((tuple(segments[first + m] for m in range(members)), good))
+    expected = [
+        (tuple(map(as_placed, unit.segments)), unit.good * (kind == "unpaired"))
+        for unit in given_units
+    ]
+    assert Counter(found) == Counter(expected)
+    placed = [one for unit in expected for one in unit[0]]
+    assert counts["places"] == sum(len(tokens) for tokens, _, _ in placed)
+    assert counts["learnt_tokens"] == sum(sum(mask) for _, _, mask in placed)
+    assert counts["units"] == most
+    assert counts["prompt_tokens_twice"] == sum(
+        segment.prompt_tokens for unit in given_units for segment in unit.segments[1:]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("too_long", ["drop", "truncate_start", "truncate_end"])
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_what_a_row_cannot_hold(kind, too_long, data):
+    """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
+    given_units = data.draw(units(kind, 2 * LENGTH))
+    counts = Counter()
+    kept = list(fitted(given_units, recipe(kind, too_long), LENGTH, counts))
+    left = iter(kept)
+    after = next(left, None)
+    whole = cut = lost = 0
+    for unit in given_units:
+        places = sum(len(s.tokens) - 1 for s in unit.segments)
+        if kind == "unpaired":
+            places += unit.segments[0].prompt_tokens
+        if after is unit:
+            assert places <= LENGTH
+        else:
+            assert places > LENGTH
+            if after is None or not is_cut_of(after, unit, too_long):
+                lost += 1
+                continue
+            cut += 1
+            assert sum(len(s.tokens) - 1 for s in after.segments) <= LENGTH
+        whole += 1
+        after = next(left, None)
+    assert after is None and whole == len(kept)
+    assert counts["truncated"] == cut and counts["too_long"] + counts["nothing_to_learn"] == lost
+    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_units, kept)]
+    assert counts["dropped_tokens"] == tokens[0] - tokens[1]
+    if too_long == "drop":
+        assert not cut
+
+
+def is_cut_of(after, before, too_long):
+    """Whether the tokens left are those at the other end, and BOS."""
+    for a, b in zip(after.segments, before.segments, strict=True):
+        lost = len(b.tokens) - len(a.tokens)
+        if too_long == "truncate_end":
+            kept, prompt_tokens = b.tokens[: len(a.tokens)], b.prompt_tokens
+        else:
+            kept = np.r_[b.tokens[:1], b.tokens[lost + 1 :]]
+            prompt_tokens = max(b.prompt_tokens - lost, 0)
+        if not np.array_equal(a.tokens, kept) or a.prompt_tokens != prompt_tokens:
+            return False
+    return all(a.learnt[1:].any() for a in after.segments)
+
+
+def judged(prompt, answer, good=True):
+    tokens = np.array([BOS, *prompt, *answer], np.uint32)
+    prompt_tokens = 1 + len(prompt)
+    return Unit((Segment(tokens, np.arange(len(tokens)) >= prompt_tokens, prompt_tokens),), good)
+
+
+def test_a_mismatch_is_the_next_answer_to_another_prompt():
+    given_units = [
+        judged([2], [20, 21]),
+        judged([2], [30], False),
+        judged([3], [40, 41, 42]),
+        judged([4, 4], [50]),
+        judged([2], [60]),
+    ]
+    counts = Counter()
+    made = list(with_mismatches(given_units, 100, counts))
+    assert [unit.segments[0].tokens.tolist() for unit in made] == [
+        unit.segments[0].tokens.tolist() for unit in given_units
+    ]
+    assert [unit.segments[1].tokens.tolist() for unit in made] == [
+        [BOS, 2, 40, 41, 42],
+        [BOS, 2, 40, 41, 42],
+        [BOS, 3, 50],
+        [BOS, 4, 4, 60],
+        [BOS, 2, 40, 41, 42],
+    ]
+    assert [unit.good for unit in made] == [True, False, True, True, True]
+    assert counts["mismatches_cut"] == 0
+    # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
+    cut = list(with_mismatches(given_units[:1] + given_units[2:3], 6, counts))
+    assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
+    assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
+    assert counts["mismatches_cut"] == 2
+    with pytest.raises(UserError, match="answers to two prompts"):
+        list(with_mismatches(given_units[:2], 100, counts))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """A tiktoken file of the 256 bytes and Llama-3's special tokens."""
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
+    lines = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def chats(kind, count, seed):
+    """Records of ``kind``; every tenth is bad."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        prompt = f"{seed}.{number}" + "?" * int(random.integers(20))
+        answers = ["yes " * int(random.integers(1, 9)), "no" * int(random.integers(1, 9))]
+        if number % 10 == 9:
+            answers[0] = ""
+        if kind == "conversations":
+            yield {"instruction": prompt, "input": "", "output": answers[0]}
+        elif kind == "preferences" or number % 2:
+            yield {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}
+        else:
+            yield {"prompt": prompt, "completion": answers[0], "label": bool(random.integers(2))}
+
+
+OBJECTIVES = {"conversations": NextTokenConfig(), "preferences": DPO, "unpaired": KTO}
+
+
+def config_of(folder, vocabulary, kind, sequence_length=160):
+    for name, seed in (("zh", 0), ("en", 1)):
+        lines = (json.dumps(record) + "\n" for record in chats(kind, 80, seed))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "held.jsonl").write_text(json.dumps({"text": "held out"}))
+    return DataConfig(
+        tokenizer=str(vocabulary),
+        prepared=str(folder / "prepared"),
+        sequence_length=sequence_length,
+        almr=0.25,
+        additional=(CorpusConfig("zh", str(folder / "zh.jsonl")),),
+        original=(CorpusConfig("en", str(folder / "en.jsonl")),),
+        heldout=(CorpusConfig("zh", str(folder / "held.jsonl")),),
+        bad_documents="skip",
+        chat=ChatConfig(),
+    )
+
+
+def contents(folder):
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
+    """From record to row, by one worker or two, in several shards, for each objective."""
+    monkeypatch.setattr(corpora, "layout_of", lambda *_: Layout(300, 2000))
+    config = config_of(tmp_path, vocabulary, kind)
+    prepared = prepare(config, 1, objective=OBJECTIVES[kind])
+    again = replace(config, prepared=str(tmp_path / "again"))
+    prepare(again, 2, objective=OBJECTIVES[kind])
+    assert contents(config.prepared) == contents(again.prepared)
+    manifest = prepared.rows["zh"]
+    assert (len(manifest.shards) > 1) == (kind != "unpaired")
+    assert manifest.documents == 72 and manifest.skipped == {"an empty answer": 8}
+    assert sum(manifest.formats.values()) == 72 and manifest.chat["kind"] == kind
+    tokenizer = load_tokenizer(config.tokenizer)
+    template = load_chat_template(tokenizer, "llama3")
+    answers = Counter()
+    for record in chats(kind, 80, 0):
+        if not record.get("output", record.get("chosen", record.get("completion"))):
+            continue
+        prompt = [Message("user", record.get("prompt", record.get("instruction")))]
+        for field in ("output", "completion", "chosen", "rejected"):
+            if field in record:
+                answer = f"{record[field].strip()}<|eot_id|>"
+                answers[tokenizer.decode(template.prompt(prompt)) + answer] += 1
+    found = Counter()
+    (rows,) = open_packed_rows([prepared.folder("zh")], [None])
+    block = rows.read(np.arange(len(rows)))
+    for row in range(len(rows)):
+        fields = {name: getattr(block, name)[row] for name in fields_of("conversations")}
+        for number, (tokens, targets, learnt) in found_segments(fields).items():
+            if kind == "unpaired" and number % 2 == 0:
+                continue
+            text = tokenizer.decode([tokens[0], *targets])
+            found[text] += 1
+            said = tokenizer.decode(list(itertools.compress(targets, learnt)))
+            assert text.endswith(f"assistant<|end_header_id|>\n\n{said}")
+    assert found == answers
+
+
+def test_a_stale_or_other_kind_is_refused(tmp_path, vocabulary):
+    config = config_of(tmp_path, vocabulary, "preferences")
+    first = prepare(config, objective=DPO)
+    assert prepare(config, objective=DPO) == first
+    for change, objective, complaint in (
+        ({"chat": ChatConfig(learn="last")}, DPO, "chat.learn was 'assistant', is 'last'"),
+        ({}, KTO, "chat.kind was 'preferences', is 'unpaired'"),
+        ({}, replace(DPO, mask_format_tokens=True), "chat.mask_format_tokens was False, is True"),
+        ({"chat": None}, NextTokenConfig(), "chat.kind was 'preferences', is None"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            prepare(replace(config, **change), objective=objective)
+    fresh = replace(config, prepared=str(tmp_path / "fresh"))
+    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Mend it, or set"):
+        prepare(replace(fresh, bad_documents="error"), objective=DPO)
+    with pytest.raises(UserError, match="holds no documents, 80 skipped"):
+        prepare(replace(fresh, prepared=str(tmp_path / "c")), objective=NextTokenConfig())
+    with pytest.raises(UserError, match=r"nothing to learn from that .*sequence_length=8 holds"):
+        prepare(replace(fresh, sequence_length=8), objective=DPO)
+    assert not list(tmp_path.glob("fresh/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("learn", "expected"),
+    [("assistant", ["a<|eot_id|>", "b<|eot_id|>"]), ("last", ["b<|eot_id|>"]), ("all", None)],
+)
+def test_what_is_learnt(tmp_path, vocabulary, learn, expected):
+    turns = zip(("user", "assistant") * 2, "uavb", strict=True)
+    record = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(record))
+    config = replace(config_of(tmp_path, vocabulary, "conversations"), chat=ChatConfig(learn=learn))
+    one = CorpusConfig("one", str(tmp_path / "one.jsonl"))
+    prepared = prepare(replace(config, additional=(one,), original=(), almr=1.0, heldout=()))
+    tokenizer = load_tokenizer(config.tokenizer)
+    batch = read_batch(
+        Mixture(((0, Fraction(1)),), (MixtureCorpus("one", 1, Fraction(1)),), (), 0),
+        open_rows(prepared),
+        tokenizer.bos_id,
+        np.zeros((1, 1), np.int64),
+    )
+    row = jax.tree.map(lambda x: x[0], batch)
+    shown = packed_row_as_text(row, 0, tokenizer).splitlines()
+    learnt = [line[4:] for line in shown if line.startswith("  > ")]
+    if expected is None:
+        assert learnt[0].startswith("<|start_header_id|>user") and learnt[-1] == "b<|eot_id|>"
+        assert [line for line in shown if line.startswith("  | ")] == ["  | <|begin_of_text|>"]
+    else:
+        assert learnt == expected
+
+
+def test_format_tokens_are_left_out(tmp_path, vocabulary):
+    config = config_of(tmp_path, vocabulary, "preferences")
+    masked = prepare(config, objective=replace(DPO, mask_format_tokens=True))
+    (rows, _) = open_rows(masked)
+    block = rows.read(np.arange(len(rows)))
+    end = load_tokenizer(config.tokenizer).special_id("<|eot_id|>")
+    assert block.loss_mask.sum() > 0
+    assert not block.loss_mask[block.targets == end].any()
+
+
+def loader(config, prepared, references=None, **changes):
+    sizes = {name: manifest.rows for name, manifest in prepared.rows.items()}
+    mixture = mixture_of(config, sizes, seed=0, global_batch_size=8)
+    settings = dict(
+        bos_id=256, global_batch_size=8, num_microbatches=2, process_index=0, process_count=1
+    )
+    opened = open_rows(prepared, references)
+    return mixture, batches(mixture, opened, start_row=8, **settings | changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches(tmp_path, vocabulary, kind):
+    config = config_of(tmp_path, vocabulary, kind)
+    short = [json.dumps(record) + "\n" for record in chats(kind, 3, 5)]
+    (tmp_path / "zh.jsonl").write_text("".join(short))
+    prepared = prepare(config, objective=OBJECTIVES[kind])
+    most = [manifest.units for manifest in prepared.rows.values()]
+    assert most[0] < most[1]
+    random = np.random.default_rng(0)
+    references = None
+    if kind != "conversations":
+        references = {
+            name: random.normal(size=(manifest.rows, 2 * manifest.units)).astype(np.float32)
+            for name, manifest in prepared.rows.items()
+        }
+    mixture, source = loader(config, prepared, references)
+    batch = next(source)
+    source.close()
+    expected = {
+        "conversations": TokenBatch,
+        "preferences": PreferenceBatch,
+        "unpaired": UnpairedBatch,
+    }
+    assert type(batch) is expected[kind]
+    rows = batch if kind == "conversations" else batch.rows
+    assert rows.tokens.shape == (2, 4, 160) and rows.row.shape == (2, 4, 2)
+    assert rows.row[..., 0].reshape(-1).tolist() == list(range(8, 16))
+    for field in ("tokens", "targets", "segment_ids", "positions", "corpus"):
+        assert getattr(rows, field).dtype == np.int32
+    corpus, index = mixture.locate(np.arange(8, 16))
+    opened = open_rows(prepared)
+    for place, (c, i) in enumerate(zip(corpus, index, strict=True)):
+        block = opened[c].read(np.array([i]))
+        at = divmod(place, 4)
+        for field in ("tokens", "targets", "loss_mask", "segment_ids"):
+            np.testing.assert_array_equal(getattr(rows, field)[at], getattr(block, field)[0])
+        assert (rows.corpus[at] == c).all()
+        for number in np.unique(rows.segment_ids[at]):
+            positions = rows.positions[at][rows.segment_ids[at] == number]
+            assert positions.tolist() == list(range(len(positions)))
+        if kind == "conversations":
+            continue
+        mask = batch.pair_mask[at] if kind == "preferences" else batch.answer_mask[at]
+        count = rows.segment_ids[at].max() // 2
+        assert mask.tolist() == [1.0] * count + [0.0] * (most[1] - count)
+        known = list(references.values())[c][i]
+        assert batch.reference_logprobs[at][: known.size].tolist() == known.tolist()
+        assert batch.reference_logprobs[at].shape == (2 * most[1],)
+    if references:
+        with pytest.raises(UserError, match="are of other rows"):
+            open_rows(prepared, {"en": references["en"][1:]})
+        with pytest.raises(UserError, match="are of other rows"):
+            open_rows(prepared, {"en": references["en"][:, 1:]})
+        wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
+        alone = open_rows(prepared, wider)[1].batch(np.array([2, 0]))
+        assert alone.reference_logprobs.tolist() == references["en"][[2, 0]].tolist()
+        assert alone.rows.row.tolist() == [[2, 0], [0, 0]]
+    halves = [
+        next(loader(config, prepared, references, process_index=h, process_count=2)[1])
+        for h in range(2)
+    ]
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *halves)
+    for one, other in zip(*map(jax.tree.leaves, (joined, batch)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_good_answers_keep_their_judgement(tmp_path, vocabulary):
+    config = config_of(tmp_path, vocabulary, "unpaired")
+    prepared = prepare(config, objective=KTO)
+    expected = {}
+    for record in (*chats("unpaired", 80, 0), *chats("unpaired", 80, 1)):
+        if "label" in record:
+            expected[record["prompt"], record["completion"].strip()] = record["label"]
+        else:
+            expected[record["prompt"], record["chosen"].strip()] = True
+            expected[record["prompt"], record["rejected"].strip()] = False
+    tokenizer = load_tokenizer(config.tokenizer)
+    seen = 0
+    for rows in open_rows(prepared):
+        block = rows.read(np.arange(len(rows)))
+        for row, answer in zip(*np.nonzero(block.unit_mask), strict=True):
+            places = block.segment_ids[row] == 2 * answer + 1
+            text = tokenizer.decode(block.targets[row][places].tolist())
+            prompt, said = (part.rsplit("\n\n", 1)[1] for part in text.split("<|eot_id|>")[:2])
+            assert bool(block.good[row, answer]) == expected[prompt, said]
+            seen += 1
+        assert not block.good[block.unit_mask == 0].any()
+    pairs = sum(
+        count
+        for manifest in prepared.rows.values()
+        for name, count in manifest.formats.items()
+        if "chosen" in name
+    )
+    assert seen == pairs + sum(manifest.documents for manifest in prepared.rows.values())
