@@ -1,6 +1,5 @@
 """Generation: the ids of transformers, the logits of the full forward."""
 
-import jax
 import numpy as np
 import pytest
 
