@@ -23,7 +23,8 @@ def lower_prefill(
 ) -> jax.stages.Lowered:
     """The call that reads ``rows`` prompts of ``length`` tokens, lowered for ``topology``."""
     placed = _topology_mesh(mesh, topology)
-    decoder = _abstract_decoder(config, length, placed)
+    attention = resolve_attention("auto", "tpu", length, config.head_dim, DTYPE)
+    decoder = _abstract_decoder(config, attention, placed)
     with jax.set_mesh(placed):
         tokens = _leaf(placed, (rows, length), jnp.int32, "batch", None)
         lengths = _leaf(placed, (rows,), jnp.int32, "batch")
@@ -35,7 +36,7 @@ def lower_decode(
 ) -> jax.stages.Lowered:
     """The call that makes tokens of ``rows`` rows in a cache of ``columns``, for ``topology``."""
     placed = _topology_mesh(mesh, topology)
-    decoder = _abstract_decoder(config, columns, placed)
+    decoder = _abstract_decoder(config, "reference", placed)
     state = _abstract_state(config, placed, rows, columns)
     with jax.set_mesh(placed):
         stops = _leaf(placed, (STOP_IDS,), jnp.int32)
@@ -47,8 +48,7 @@ def _topology_mesh(mesh: MeshConfig, topology: str) -> Mesh:
     return make_mesh(mesh, topologies.get_topology_desc(topology, platform="tpu").devices)
 
 
-def _abstract_decoder(config: ModelConfig, length: int, mesh: Mesh) -> Decoder:
-    attention = resolve_attention("auto", "tpu", length, config.head_dim, DTYPE)
+def _abstract_decoder(config: ModelConfig, attention: str, mesh: Mesh) -> Decoder:
     model = abstract_llama(config, compute_dtype=DTYPE, attention=attention)
     return with_shardings(jax.eval_shape(lay_out, model), mesh)
 
