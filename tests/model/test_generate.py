@@ -1,4 +1,4 @@
-"""Generation: the ids of transformers, the logits of the full forward, rows apart from each other."""
+"""Generation: ids of transformers, logits of the full forward, rows apart from each other."""
 
 import importlib.util
 
@@ -84,13 +84,13 @@ def transformers_greedy(path: str, rows: list[list[int]], count: int) -> list[li
 def test_decode_gives_the_logits_of_the_full_forward(model, decoder):
     rows = np.random.default_rng(4).integers(0, TINY.vocab_size, (4, 60), dtype=np.int32)
     every = jnp.broadcast_to(jnp.arange(60), rows.shape)
-    full = jax.jit(Llama.__call__)(model, jnp.asarray(rows), every, jnp.ones_like(every))
+    full = np.asarray(jax.jit(Llama.__call__)(model, rows, every, jnp.ones_like(every)))
     tokens, lengths = padded([row[:size].tolist() for row, size in zip(rows, LENGTHS, strict=True)])
     hidden, cache = jax.jit(prefill, static_argnames="columns")(
         decoder, tokens, lengths, columns=256
     )
     for row, size in enumerate(LENGTHS):
-        got = logits_of(decoder, hidden[row, :size])
+        got = np.asarray(logits_of(decoder, hidden[row, :size]))
         np.testing.assert_allclose(got, full[row, :size], atol=1e-4, rtol=0)
     step = jax.jit(decode)
     for ahead in range(12):
