@@ -16,12 +16,13 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_cpt.batch import Leaf
 from llama_cpt.model.attention import attend
 from llama_cpt.model.llama import Block, Llama, rms_norm
-from llama_cpt.sharding import constrain
+from llama_cpt.sharding import constrain, shardings
 
 Layer = tuple[Leaf, Leaf]
 """Keys and values of one layer, each (batch, kv_heads, columns, head_dim)."""
@@ -52,9 +53,13 @@ class Cache:
     """int32: where the next token of every row goes."""
 
 
-def make_decoder(model: Llama) -> Decoder:
-    """A copy of ``model``'s weights in its compute type, layer by layer, placed as they are."""
-    return jax.jit(lay_out)(model)
+def make_decoder(model: Llama, mesh: Mesh | None = None) -> Decoder:
+    """A copy of ``model``'s weights in its compute type, layer by layer, placed as they are.
+
+    ``mesh`` is the one that ``model`` lies on; None is one device.
+    """
+    placed = None if mesh is None else shardings(jax.eval_shape(lay_out, model), mesh)
+    return jax.jit(lay_out, out_shardings=placed)(model)
 
 
 def lay_out(model: Llama) -> Decoder:
@@ -64,12 +69,10 @@ def lay_out(model: Llama) -> Decoder:
     stacked, ends.layers = ends.layers, None
 
     def one(layer: int, parameter: nnx.Param) -> nnx.Param:
-        axes = parameter.get_metadata("axes")[1:]
-        return nnx.Param(constrain(parameter[...][layer], *axes), axes=axes)
+        return nnx.Param(parameter[...][layer], axes=parameter.get_metadata("axes")[1:])
 
-    is_parameter = lambda node: isinstance(node, nnx.Param)
     layers = tuple(
-        jax.tree.map(partial(one, layer), stacked, is_leaf=is_parameter)
+        jax.tree.map(partial(one, layer), stacked, is_leaf=lambda node: isinstance(node, nnx.Param))
         for layer in range(model.config.num_layers)
     )
     return Decoder(ends, layers)

@@ -28,6 +28,7 @@ CALL_TOKENS = 8
 STOP_IDS = 8
 """Stop tokens are padded to a multiple of this: their number is no part of the program."""
 NO_TOKEN = -1
+GREEDY = Sampling()
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +49,7 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
     """What follows each prompt, up to its first stop token, which is left out.
@@ -57,10 +58,8 @@ def generate(
     prompt and for one that leaves the model's context no room.
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    for new in stream(
-        decoder, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling,
-        mesh=mesh,
-    ):  # fmt: skip
+    asked = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampling": sampling}
+    for new in stream(decoder, prompts, **asked, mesh=mesh):
         for row, tokens in zip(rows, new, strict=True):
             row += tokens
     return rows
@@ -72,7 +71,7 @@ def stream(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> Iterator[list[list[int]]]:
     """``generate`` as it goes: each row's new tokens, up to ``CALL_TOKENS`` at a time."""

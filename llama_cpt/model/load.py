@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from llama_cpt.config import ModelConfig
+from llama_cpt.data.tokenizer import FILE_NAMES
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict
 from llama_cpt.model.hf_config import read_config, require_equal
@@ -16,7 +17,7 @@ from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merged
 from llama_cpt.model.lora_base import lora_base
-from llama_cpt.model.safetensors_io import byte_reader
+from llama_cpt.model.safetensors_io import byte_reader, read_json
 from llama_cpt.sharding import with_shardings
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
 
@@ -67,6 +68,28 @@ def check_source(source: str, config: ModelConfig) -> None:
     if base := lora_base(about, source):
         with base.named(source):
             check_source(base.source, config)
+
+
+def model_config_of(source: str) -> ModelConfig:
+    """The architecture of what ``source`` holds, as ``load_parameters`` takes it."""
+    if not _is_run(source):
+        return read_config(resolve(source, weights=False))
+    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
+        if not (steps := checkpoints.steps()):
+            raise UserError(f"{source} holds no checkpoint.")
+        about = checkpoints.about(steps[-1])
+    return from_dict(ModelConfig, about["config"]["model"], source)
+
+
+def tokenizer_of(source: str) -> str:
+    """Where the tokenizer of ``source`` lies: beside its weights, or as its config says."""
+    folder = epath.Path(resolve(source, weights=False))
+    if any((folder / name).exists() for name in (*FILE_NAMES, "original")):
+        return str(folder)
+    data = read_json(str(folder / "config.json")).get("data")
+    if isinstance(data, dict) and data.get("tokenizer"):
+        return data["tokenizer"]
+    raise UserError(f"{source} holds no tokenizer: name the model's own with --tokenizer.")
 
 
 def _is_run(source: str) -> bool:

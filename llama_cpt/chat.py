@@ -1,0 +1,151 @@
+"""The command that talks: ``python -m llama_cpt.chat MODEL``."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+import sys
+
+import jax
+
+from llama_cpt.chat_session import Session
+from llama_cpt.config import MeshConfig, ModelConfig
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.model.attention import resolve_attention
+from llama_cpt.model.decoder import make_decoder
+from llama_cpt.model.generate import bucket
+from llama_cpt.model.llama import abstract_llama
+from llama_cpt.model.load import load_parameters, model_config_of, tokenizer_of
+from llama_cpt.model.sampling import Sampling
+from llama_cpt.sharding import make_mesh
+
+HELP = """\
+/system TEXT  set the system message (without TEXT: none)
+/reset        forget the conversation
+/save FILE    write the messages as JSON
+/help         this
+/exit         leave (or Ctrl-D); Ctrl-C stops an answer"""
+
+
+def main(arguments: list[str]) -> int:
+    """Load, talk; the exit status."""
+    options = _parse(arguments)
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
+    sampling = Sampling(
+        options.temperature, options.top_k, options.top_p, options.min_p, options.seed
+    )
+    config = model_config_of(options.model)
+    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(options.model))
+    tokenizer.require_size(config.vocab_size)
+    session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
+    session.set_system(options.system)
+    if session.is_base:
+        _tell("a base model: its tokenizer has no tokens for a chat; it continues your text.")
+    talk(session)
+    return 0
+
+
+def talk(session: Session) -> None:
+    """Answer the lines of stdin, a terminal or not, until it ends."""
+    sys.stdout.reconfigure(errors="replace")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        try:
+            if line == "/exit":
+                return
+            if line.startswith("/"):
+                _obey(session, line)
+            elif line:
+                _answer(session, line)
+        except (UserError, OSError) as error:
+            _tell(str(error))
+
+
+def _answer(session: Session, line: str) -> None:
+    answer = session.ask(line)
+    try:
+        for piece in answer:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        answer.close()
+    print(flush=True)
+    if session.dropped:
+        _tell(f"the context is full: the oldest {session.dropped} messages were left out.")
+
+
+def _obey(session: Session, line: str) -> None:
+    command, _, value = line.partition(" ")
+    value = value.strip()
+    match command:
+        case "/system":
+            session.set_system(value)
+            _tell("system message set." if value else "no system message.")
+        case "/reset":
+            session.reset()
+            _tell("conversation forgotten.")
+        case "/save" if value:
+            text = json.dumps({"messages": session.messages}, ensure_ascii=False, indent=1)
+            Path(value).expanduser().write_text(text + "\n", encoding="utf-8")
+            _tell(f"{len(session.messages)} messages written to {value}.")
+        case "/save":
+            _tell("/save needs a file's name.")
+        case "/help":
+            _tell(HELP)
+        case _:
+            _tell(f"no command {command}; /help lists them.")
+
+
+def _session(
+    source: str,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    max_new_tokens: int,
+) -> Session:
+    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
+    backend, devices = jax.default_backend(), jax.device_count()
+    dtype = "float32" if backend == "cpu" else "bfloat16"
+    mesh = make_mesh(MeshConfig(1, -1, math.gcd(devices, config.num_kv_heads)))
+    length = bucket(config.context_length)
+    attention = resolve_attention("auto", backend, length, config.head_dim, dtype)
+    abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
+    decoder = make_decoder(load_parameters(source, abstract, mesh), mesh)
+    return Session(decoder, tokenizer, mesh, sampling, max_new_tokens)
+
+
+def _tell(text: str) -> None:
+    """What is no part of the conversation."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.chat",
+        description="Talk to a model in the terminal, or pipe one message a line into it.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="a Hugging Face folder or hub name, or a run's folder")
+    parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="0 keeps all")
+    parser.add_argument("--top-p", type=float, default=0.9)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
+    parser.add_argument("--tokenizer", default="", help="where MODEL has none of its own")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

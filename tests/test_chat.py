@@ -1,0 +1,177 @@
+"""The chat command: piped through a process, and its session alone."""
+
+import base64
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.chat_session import Session, stop_ids, text_pieces, tokens_of
+from llama_cpt.config import MeshConfig, ModelConfig
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import UserError
+from llama_cpt.model.decoder import make_decoder
+from llama_cpt.model.hf_config import config_json
+from llama_cpt.model.hf_names import BY_OURS, parameters_by_path
+from llama_cpt.model.llama import Llama
+from llama_cpt.model.load import model_config_of, tokenizer_of
+from llama_cpt.model.safetensors_io import file_header
+from llama_cpt.model.sampling import Sampling
+from llama_cpt.sharding import make_mesh
+from tests.conftest import ROOT
+
+
+def write_tokenizer(folder: Path) -> Tokenizer:
+    """Llama-3's kind of file with a token for each byte and nothing else."""
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    (folder / "tokenizer.model").write_text("\n".join(lines) + "\n")
+    return load_tokenizer(str(folder))
+
+
+@pytest.fixture(scope="module")
+def session_parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = write_tokenizer(folder)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        embed_dim=16,
+        mlp_dim=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        rope_theta=1e4,
+        rope_scaling=None,
+        norm_eps=1e-5,
+        tied_embeddings=True,
+        context_length=128,
+    )
+    model = Llama(config, jax.random.key(0))
+    return folder, tokenizer, model
+
+
+@pytest.fixture
+def session(session_parts) -> Session:
+    _, tokenizer, model = session_parts
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return Session(make_decoder(model, mesh), tokenizer, mesh, Sampling(1.0, seed=3), 16)
+
+
+def test_prompt_is_in_the_format_of_llama_3(session_parts):
+    _, tokenizer, _ = session_parts
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " 你好 "}]
+    assert tokenizer.decode(tokens_of(tokenizer, messages)) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n你好<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert {tokenizer.decode([one]) for one in stop_ids(tokenizer)} == {
+        "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>",
+    }  # fmt: skip
+
+
+def test_a_special_token_in_a_message_is_text(session_parts):
+    _, tokenizer, _ = session_parts
+    ids = tokens_of(tokenizer, [{"role": "user", "content": "<|eot_id|>"}])
+    assert ids.count(tokenizer.special_id("<|eot_id|>")) == 1
+
+
+def test_pieces_break_no_character_and_show_no_special_token(session_parts):
+    _, tokenizer, _ = session_parts
+    ids = [*tokenizer.encode("a你🙂b"), tokenizer.special_id("<|python_tag|>")]
+    pieces = list(text_pieces(tokenizer, iter([[one] for one in ids])))
+    assert pieces == ["a", "你", "🙂", "b"]
+    cut = list(text_pieces(tokenizer, iter([tokenizer.encode("a你")[:-1]])))
+    assert cut == ["a", "\N{REPLACEMENT CHARACTER}"]
+
+
+def test_answers_are_remembered_and_forgotten(session):
+    session.set_system("Be brief.")
+    answer = "".join(session.ask("hi"))
+    assert [m["role"] for m in session.messages] == ["system", "user", "assistant"]
+    assert session.messages[2]["content"] == answer
+    session.reset()
+    assert session.messages == [{"role": "system", "content": "Be brief."}]
+    assert "".join(session.ask("hi")) == answer
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
+    answer = session.ask("hi")
+    first = next(answer)
+    answer.close()
+    assert session.messages[-1] == {"role": "assistant", "content": first}
+
+
+def test_the_oldest_turns_go_when_the_context_is_full(session):
+    session.set_system("S")
+    for text in ("one", "two", "three", "four"):
+        "".join(session.ask(text))
+    assert session.dropped in (4, 6)
+    assert len(session.messages) == 9
+    before = list(session.messages)
+    with pytest.raises(UserError, match="over the model's context of 128"):
+        next(session.ask("x" * 200))
+    assert session.messages == before
+
+
+def talk(model: str, lines: str, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "llama_cpt.chat", model, "--max-new-tokens", "9", *options],
+        input=lines,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONIOENCODING": "utf-8"},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def hf_folder(session_parts) -> Path:
+    """The model as a Hugging Face folder."""
+    folder, tokenizer, model = session_parts
+    values = config_json(model.config, "float32", bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    (folder / "config.json").write_text(json.dumps(values))
+    tensors = {}
+    for ours, parameter in parameters_by_path(model).items():
+        name, array = BY_OURS[ours], np.asarray(parameter[...], "<f4")
+        for layer, part in enumerate(array if name.stacked else [array]):
+            tensors[name.tensor(layer)] = np.ascontiguousarray(part.T if name.transposed else part)
+    header = file_header([(name, array.dtype, array.shape) for name, array in tensors.items()])
+    content = header + b"".join(array.tobytes() for array in tensors.values())
+    (folder / "model.safetensors").write_bytes(content)
+    return folder
+
+
+def test_a_pipe_of_lines(hf_folder, tmp_path, session):
+    saved = tmp_path / "talk.json"
+    lines = f"/system Be kind.\nhi\n/save {saved}\n/nonsense\n/exit\nnever read\n"
+    result = talk(str(hf_folder), lines, "--temperature", "1", "--top-p", "1", "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
+    assert result.stdout == messages[2]["content"] + "\n"
+    assert "no command /nonsense" in result.stderr and "<|" not in result.stdout
+    session.max_new_tokens = 9
+    session.set_system("Be kind.")
+    assert "".join(session.ask("hi")) == messages[2]["content"]
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    result = talk(str(tmp_path / "nothing"), "")
+    assert result.returncode == 1
+    assert result.stderr == f"error: {tmp_path / 'nothing'}: no such folder.\n"
+
+
+def test_a_missing_tokenizer_is_one_sentence(hf_folder, tmp_path):
+    (tmp_path / "config.json").write_text((hf_folder / "config.json").read_text())
+    assert model_config_of(str(tmp_path)).num_layers == 1
+    with pytest.raises(UserError, match="--tokenizer"):
+        tokenizer_of(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"tokenizer": "there"}}))
+    assert tokenizer_of(str(tmp_path)) == "there"
