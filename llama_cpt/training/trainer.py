@@ -15,6 +15,7 @@ from llama_cpt.batch import TokenBatch
 from llama_cpt.config import EvaluationConfig, save, to_dict
 from llama_cpt.evaluation.perplexity import evaluate_heldout
 from llama_cpt.folders import locked
+from llama_cpt.model.attention import mask_bytes
 from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.optimizer import learning_rate
@@ -100,9 +101,13 @@ def _described(run: Run) -> str:
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
     kind = jax.devices()[0].device_kind
+    attention = model.attention
+    if attention == "cudnn":
+        mask = mask_bytes(run.config.data.sequence_length)
+        attention += f" (its mask takes {mask >> 20:,} MiB a row)"
     return (
         f"{run.config.output}: {size:,} parameters on {kind} ({axes}), attention "
-        f"{model.attention}, remat {model.remat}, compute {run.config.compute.dtype}"
+        f"{attention}, remat {model.remat}, compute {run.config.compute.dtype}"
     )
 
 
