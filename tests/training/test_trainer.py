@@ -75,8 +75,12 @@ def test_tells_what_a_dense_mask_takes(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
     assert "attention reference, " in trainer._described(run)
     run.program.abstract.trained.attention = "cudnn"
-    data = replace(run.config.data, sequence_length=8192)
-    told = trainer._described(replace(run, config=replace(run.config, data=data)))
+    config = replace(
+        run.config,
+        model=replace(run.config.model, context_length=8192),
+        data=replace(run.config.data, sequence_length=8192),
+    )
+    told = trainer._described(replace(run, config=config))
     assert "attention cudnn (its mask takes 128 MiB a row)" in told
 
 
