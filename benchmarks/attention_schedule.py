@@ -11,6 +11,7 @@ A backward pass's region follows its forward's. Needs libtpu.
 
 import argparse
 from collections import Counter
+import functools
 import json
 import os
 from pathlib import Path
@@ -33,12 +34,14 @@ def compile_kernel(spec: dict) -> None:
     import jax.numpy as jnp
     import numpy as np
 
+    from llama_cpt.model.splash import splash_attention
     from pallas_kernels.flash_attention import flash_attention
 
     devices = topologies.get_topology_desc(TOPOLOGY[spec["chip"]], platform="tpu").devices
     mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
     place = jax.NamedSharding(mesh, jax.P())
-    attention = splash(spec["block"]) if spec["block"] else flash_attention
+    splash = functools.partial(splash_attention, block=spec["block"])
+    attention = splash if spec["block"] else flash_attention
 
     def operand(heads: int) -> jax.ShapeDtypeStruct:
         shape = (1, spec["length"], heads, spec["head_dim"])
@@ -52,37 +55,6 @@ def compile_kernel(spec: dict) -> None:
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids).compile()
     print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes}))
-
-
-def splash(block: int):
-    """JAX's kernel with its fused backward pass, a kv head at a time, as its users call it."""
-    import jax
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel,
-        splash_attention_mask,
-    )
-
-    names = ("block_q", "block_kv", "block_kv_compute")
-    names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = splash_attention_kernel.BlockSizes(
-        **dict.fromkeys(names, block), use_fused_bwd_kernel=True
-    )
-
-    def attention(query, key, value, segment_ids):
-        batch, length, heads, head_dim = query.shape
-        kv_heads = key.shape[2]
-        mask = splash_attention_mask.MultiHeadMask(
-            [splash_attention_mask.CausalMask((length, length))] * (heads // kv_heads)
-        )
-        kernel = splash_attention_kernel.make_splash_mqa_single_device(mask, block_sizes=sizes)
-        ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
-        query = query.swapaxes(1, 2).reshape(batch, kv_heads, -1, length, head_dim)
-        a_row = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-        out = jax.vmap(a_row)(query * head_dim**-0.5, key, value, ids)
-        return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
-
-    return attention
 
 
 def regions_of(bundles: Path, utilisation: Path) -> list[Counter]:

@@ -20,6 +20,7 @@ from pallas_kernels.attention_parts import (
     LANES,
     LOG2_E,
     VMEM_BYTES,
+    Heads,
     Saved,
     Walk,
     by_kind,
@@ -31,6 +32,7 @@ from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 Queries = Float[Array, "batch length heads_x_dim"]
 Keys = Float[Array, "batch length kv_heads_x_dim"]
+LogSums = Float[Array, "batch steps together length"]
 Gradients = tuple[Queries, Keys, Keys]
 
 
@@ -50,9 +52,20 @@ def attend_backward(saved: Saved, out_gradient: Queries, walk: Walk) -> Gradient
     def add(number: jax.Array, gradients: Gradients) -> Gradients:
         return _walked(saved, out_gradient, walk, number * span, span, gradients)
 
+    # Its sums with the output's gradient in the output's place: the output need not live on.
+    saved = saved._replace(out=_row_sums(saved.out, out_gradient, walk))
     empty = jnp.zeros(query.shape, jnp.float32), jnp.zeros_like(key), jnp.zeros_like(value)
     d_query, d_key, d_value = jax.lax.fori_loop(0, pl.cdiv(walk.blocks, span), add, empty)
     return d_query.astype(query.dtype), d_key, d_value
+
+
+def _row_sums(out: Queries, out_gradient: Queries, walk: Walk) -> LogSums:
+    """Delta of every query, of every head."""
+    batch, length, _ = out.shape
+    heads = walk.heads
+    products = out.astype(jnp.float32) * out_gradient.astype(jnp.float32)
+    products = products.reshape(batch, length, heads.steps, heads.together, heads.head_dim)
+    return products.sum(-1).transpose(0, 2, 3, 1)
 
 
 def _walked(  # noqa: PLR0913 - what is walked, how, and how far
@@ -63,7 +76,10 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
     span: int,
     before: Gradients | None,
 ) -> Gradients:
-    """One walk, over ``span`` blocks of keys; what it adds to ``before``, if there is any."""
+    """One walk, over ``span`` blocks of keys; what it adds to ``before``, if there is any.
+
+    Then ``saved.out`` is delta.
+    """
     query, key, value, segment_ids, out, log_sum = saved
     heads, specs, tile = walk.heads, walk.specs, walk.sizes.tile
     table = needed_tiles(segment_ids, tile, first_key, span)
@@ -80,7 +96,7 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
         specs.query(),
         specs.key(),
         specs.key(),
-        specs.query(),
+        specs.query() if before is None else specs.log_sums(),
         specs.query(),
         specs.log_sums(),
         specs.query_ids(),
@@ -157,10 +173,10 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
         d_q[...] = jnp.zeros_like(d_q)
-        for head in range(heads.together):
-            out, d_out = (x[0, :, heads.at(head)].astype(jnp.float32) for x in (out_ref, d_out_ref))
-            delta = (out * d_out).sum(-1, keepdims=True)
-            delta_ref[head : head + 1] = jnp.broadcast_to(delta, (size, LANES)).T[:1]
+        if adds:
+            delta_ref[...] = out_ref[0, 0]
+        else:
+            _put_row_sums(delta_ref, out_ref, d_out_ref, heads)
 
     def tile(crossing: bool, diagonal: bool) -> None:
         if crossing:
@@ -204,3 +220,11 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
         # The scores' gradients met the scaled query: what is too much is log2(e).
         d_k_ref[0] = (d_k[...] * (1 / LOG2_E)).astype(d_k_ref.dtype)
         d_v_ref[0] = d_v[...].astype(d_v_ref.dtype)
+
+
+def _put_row_sums(delta_ref: Any, out_ref: Any, d_out_ref: Any, heads: Heads) -> None:
+    """Delta of a block of queries, a row of lanes for each head."""
+    for head in range(heads.together):
+        out, d_out = (x[0, :, heads.at(head)].astype(jnp.float32) for x in (out_ref, d_out_ref))
+        delta = (out * d_out).sum(-1, keepdims=True)
+        delta_ref[head : head + 1] = jnp.broadcast_to(delta, (delta.shape[0], LANES)).T[:1]

@@ -90,12 +90,23 @@ def _fitted(sizes: BlockSizes, length: int, heads: Heads) -> BlockSizes:
     return replace(sizes, tile=tile, forward_queries=forward, backward_queries=backward)
 
 
+def refusal(length: int, head_dim: int) -> str | None:
+    """What ``flash_attention`` has against rows of ``length`` and heads of ``head_dim``, if any."""
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim must be one of {HEAD_DIMS}; it is {head_dim}"
+    if length % LANES or not LANES <= length <= LONGEST:
+        return f"length must be a multiple of {LANES} up to {LONGEST}; it is {length}"
+    return None
+
+
 def _check(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> None:
     if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
         raise ValueError(
             "query must be (batch, length, heads, head_dim), key and value (batch, length, "
             f"kv_heads, head_dim); they are {query.shape}, {key.shape} and {value.shape}."
         )
+    if 0 in query.shape + key.shape:
+        raise ValueError(f"no dimension may be empty; query is {query.shape}, key {key.shape}.")
     batch, length, heads, head_dim = query.shape
     if key.shape[:2] != (batch, length) or key.shape[3] != head_dim:
         raise ValueError(
@@ -103,10 +114,8 @@ def _check(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.
         )
     if heads % key.shape[2]:
         raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({key.shape[2]}).")
-    if head_dim not in HEAD_DIMS:
-        raise ValueError(f"head_dim must be one of {HEAD_DIMS}; it is {head_dim}.")
-    if length % LANES or not LANES <= length <= LONGEST:
-        raise ValueError(f"length must be a multiple of 128 up to {LONGEST}; it is {length}.")
+    if refused := refusal(length, head_dim):
+        raise ValueError(f"{refused}.")
     kinds = {x.dtype for x in (query, key, value)}
     if len(kinds) > 1 or kinds.pop() not in (jnp.bfloat16, jnp.float32):
         raise ValueError(

@@ -18,6 +18,7 @@ from llama_cpt.config_file import save
 from llama_cpt.evaluation.perplexity import evaluate_heldout
 from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
+from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.lora_base import NOTED, checksums, lora_base
 from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
@@ -107,8 +108,12 @@ def _described(run: Run) -> str:
         told = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
     axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
     kind = jax.devices()[0].device_kind
+    attention = abstract.model.attention
+    if attention == "cudnn":
+        mask = mask_bytes(run.config.data.sequence_length)
+        attention += f" (its mask takes {mask >> 20:,} MiB a row)"
     return (
-        f"{run.config.output}: {told} on {kind} ({axes}), attention {abstract.model.attention}, "
+        f"{run.config.output}: {told} on {kind} ({axes}), attention {attention}, "
         f"remat {abstract.model.remat}, compute {run.config.compute.dtype}"
     )
 

@@ -1,19 +1,17 @@
 """Attention's kernels against the meaning, value and gradients, in interpret mode."""
 
 from dataclasses import dataclass
+import functools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_cpt.model.splash import splash_attention
 from pallas_kernels import reference
 from pallas_kernels.block_sizes import BlockSizes, current_block_sizes
 from pallas_kernels.flash_attention import flash_attention
@@ -172,26 +170,6 @@ def races_found() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-def splash(query, key, value, segment_ids):
-    """JAX's own kernel, a row and a kv head at a time."""
-    length, group = query.shape[1], query.shape[2] // key.shape[2]
-    mask = splash_attention_mask.MultiHeadMask(
-        [splash_attention_mask.CausalMask((length, length))] * group
-    )
-    blocks = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), 256)
-    blocks |= {f"{name}_dkv": 256 for name in ("block_q", "block_kv")}
-    sizes = splash_attention_kernel.BlockSizes(
-        **blocks, block_kv_dkv_compute=256, use_fused_bwd_kernel=True
-    )
-    kernel = splash_attention_kernel.make_splash_mqa_single_device(
-        mask=mask, block_sizes=sizes, interpret=True
-    )
-    ids = splash_attention_kernel.SegmentIds(segment_ids[0], segment_ids[0])
-    assert query.shape[0] == key.shape[2] == 1
-    query = query[0].swapaxes(0, 1) * query.shape[-1] ** -0.5
-    return kernel(query, key[0, :, 0], value[0, :, 0], ids).swapaxes(0, 1)[None]
-
-
 def test_no_worse_than_splash():
     """In bfloat16, against the float32 truth of the same operands.
 
@@ -200,9 +178,10 @@ def test_no_worse_than_splash():
     """
     case = CASES["bfloat16"]
     operands = case.operands()
-    segment_ids = np.repeat([[1, 2, 3, 4]], 256, axis=1).astype(np.int32)
+    segment_ids = jnp.asarray(np.repeat([[1, 2, 3, 4]], 256, axis=1), jnp.int32)
     truth = TRUTH(*(x.astype(jnp.float32) for x in operands), segment_ids)
     ours = errors(COMPILED["bfloat16"](*operands, segment_ids), truth)
+    splash = functools.partial(splash_attention, block=256, interpret=True)
     theirs = errors(value_and_gradients(splash, *operands, segment_ids), truth)
     assert ours[0] <= 1.15 * theirs[0], (ours, theirs)
     assert all(a <= b for a, b in zip(ours[1:], theirs[1:], strict=True)), (ours, theirs)
@@ -211,24 +190,34 @@ def test_no_worse_than_splash():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"query": (1, 100, 2, 64)}, "batch, length"),
+        ({"query": (1, 100, 2, 64)}, "must have the batch, length and head_dim of query"),
+        ({"query": (2, 256, 2, 64)}, "must have the batch, length and head_dim of query"),
         ({"query": (256, 2, 64)}, r"query must be \(batch"),
-        ({"key": (1, 256, 1, 128)}, "they are"),
+        ({"value": (1, 256, 1, 128)}, "key and value .* they are"),
         ({"query": (1, 256, 3, 64), "key": (1, 256, 2, 64)}, r"heads \(3\) must be a multiple"),
+        ({"key": (1, 256, 0, 64)}, "no dimension may be empty"),
         ({"query": (1, 256, 2, 96), "key": (1, 256, 1, 96)}, "head_dim must be one of"),
         ({"query": (1, 200, 2, 64), "key": (1, 200, 1, 64)}, "length must be a multiple of 128"),
+        (
+            {"query": (1, 131200, 2, 64), "key": (1, 131200, 1, 64)},
+            "up to 131072; it is 131200",
+        ),
         ({"dtype": "float16"}, "must all be bfloat16 or all float32"),
-        ({"segment_ids": (1, 128)}, "segment_ids must be int32"),
+        ({"query dtype": "bfloat16"}, "they are bfloat16, float32 and float32"),
+        ({"segment_ids": (1, 128)}, r"segment_ids must be int32 \(1, 256\)"),
+        ({"segment_ids": (256,)}, r"segment_ids must be int32 \(1, 256\)"),
+        ({"ids dtype": "float32"}, "segment_ids must be int32 .* they are float32"),
     ],
 )
 def test_what_is_not_accepted(change, told):
-    shapes = {"query": (1, 256, 2, 64), "key": (1, 256, 1, 64), "segment_ids": (1, 256)} | change
-    dtype = change.get("dtype", "float32")
-    value = (1, 256, 1, 64) if change.get("key") == (1, 256, 1, 128) else shapes["key"]
-    operands = [jax.ShapeDtypeStruct(x, dtype) for x in (shapes["query"], shapes["key"], value)]
-    ids = jax.ShapeDtypeStruct(shapes["segment_ids"], jnp.int32)
+    asked = {"query": (1, 256, 2, 64), "key": (1, 256, 1, 64), "segment_ids": (1, 256)} | change
+    dtype = asked.get("dtype", "float32")
+    query = jax.ShapeDtypeStruct(asked["query"], asked.get("query dtype", dtype))
+    key = jax.ShapeDtypeStruct(asked["key"], dtype)
+    value = jax.ShapeDtypeStruct(asked.get("value", asked["key"]), dtype)
+    ids = jax.ShapeDtypeStruct(asked["segment_ids"], asked.get("ids dtype", "int32"))
     with pytest.raises(ValueError, match=told):
-        jax.eval_shape(flash_attention.__wrapped__, *operands, ids)
+        jax.eval_shape(flash_attention.__wrapped__, query, key, value, ids)
 
 
 def test_sizes_without_a_tpu():

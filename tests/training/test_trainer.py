@@ -72,6 +72,19 @@ def test_evaluates_early_and_at_the_end(whole):
     assert all(line["eval/en/bits_per_byte"] > 0 for line in lines)
 
 
+def test_tells_what_a_dense_mask_takes(make_config, tmp_path):
+    run = run_of(make_config(tmp_path / "run"))
+    assert "attention reference, " in trainer._described(run)
+    run.program.abstract.trained.attention = "cudnn"
+    config = replace(
+        run.config,
+        model=replace(run.config.model, context_length=8192),
+        data=replace(run.config.data, sequence_length=8192),
+    )
+    told = trainer._described(replace(run, config=config))
+    assert "attention cudnn (its mask takes 128 MiB a row)" in told
+
+
 def test_when_it_evaluates():
     config = EvaluationConfig(every_steps=10)
     steps = [step for step in range(26) if evaluates_at(config, step, 25)]
