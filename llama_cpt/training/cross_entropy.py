@@ -157,6 +157,9 @@ def _losses_and_gradients(
     chunks = _chunks(hidden, targets, weights, chunk_tokens)
     (loss, d_head), (nll, d_hidden) = jax.lax.scan(chunk, start, chunks)
     d_head = jax.lax.psum_scatter(d_head, EMBED_AXIS, scatter_dimension=1, tiled=True)
+    # The layers' backward pass waits for the scatter: the whole head's gradient, 2 GB at the 8B
+    # shape, would otherwise live on beside their temporaries.
+    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, d_head))
     return (
         jax.lax.psum(loss, BATCH_AXES),
         _unchunked(nll, targets.shape),

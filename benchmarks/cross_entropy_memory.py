@@ -1,0 +1,87 @@
+"""What the TPU compiler makes of the chunked cross-entropy, by size of the chunk, on no TPU.
+
+    PYTHONPATH=. python benchmarks/cross_entropy_memory.py [--chip v5p] [CHUNK_TOKENS ...]
+
+Loss and both gradients on one device: temporaries in HBM, and cycles as the compiler's cost model
+estimates them, a loop's body counted for each chunk. Temporaries hold the head in bfloat16 and its
+gradient in float32 beside a chunk's logits. Needs libtpu.
+"""
+
+import argparse
+from collections import Counter
+import os
+import re
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+os.environ.update(ENVIRONMENT)
+
+import jax  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from llama_cpt.config import MeshConfig  # noqa: E402
+from llama_cpt.sharding import make_mesh  # noqa: E402
+from llama_cpt.training.cross_entropy import linear_cross_entropy  # noqa: E402
+
+TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+def compile_loss(options: argparse.Namespace, chunk_tokens: int) -> jax.stages.Compiled:
+    """Value and gradients of ``options.tokens`` tokens on one chip."""
+    topology = topologies.get_topology_desc(TOPOLOGY[options.chip], platform="tpu")
+    mesh = make_mesh(MeshConfig(1, 1, 1), topology.devices[:1])
+    place = jax.NamedSharding(mesh, jax.P())
+
+    def operand(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def loss(hidden, head, targets, weights):  # noqa: ANN001, ANN202
+        return linear_cross_entropy(hidden, head, targets, weights, 0.0, chunk_tokens)
+
+    hidden = operand(jnp.bfloat16, 1, options.tokens, options.embed)
+    head = operand(jnp.float32, options.vocab, options.embed)
+    targets, weights = (operand(dtype, 1, options.tokens) for dtype in (jnp.int32, jnp.float32))
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    with jax.set_mesh(mesh):
+        return gradient.lower(hidden, head, targets, weights).compile()
+
+
+def cycles_of(text: str, chunks: int) -> int:
+    """The cost model's cycles of a compiled program with one loop over ``chunks``."""
+    bodies = set(re.findall(r"body=%([\w.\-]+)", text))
+    cycles, computation = Counter(), ""
+    for line in text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", line):
+            computation = header[1]
+        if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
+            cycles[computation in bodies] += int(estimate[1])
+    return cycles[False] + chunks * cycles[True]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("chunk_tokens", nargs="*", type=int, default=[512, 1024, 2048, 4096])
+    parser.add_argument("--chip", choices=TOPOLOGY, default="v5p")
+    for name, value in {"tokens": 8192, "vocab": 128256, "embed": 4096}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    for chunk_tokens in options.chunk_tokens:
+        compiled = compile_loss(options, chunk_tokens)
+        cycles = cycles_of(compiled.as_text(), -(-options.tokens // chunk_tokens))
+        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        print(
+            f"{options.chip}, chunks of {chunk_tokens} tokens: {temporaries / 1e6:,.0f} MB of "
+            f"temporaries, {cycles / 1e6:.1f} million cycles",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
