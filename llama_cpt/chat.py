@@ -1,6 +1,7 @@
 """The command that talks: ``python -m llama_cpt.chat MODEL``."""
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ import sys
 
 import jax
 
-from llama_cpt.chat_session import Session
+from llama_cpt.chat_session import Session, chat_template_of
 from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     tokenizer.require_size(config.vocab_size)
     session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
     session.set_system(options.system)
-    if session.is_base:
+    if session.template is None:
         _tell("a base model: its tokenizer has no tokens for a chat; it continues your text.")
     talk(session)
     return 0
@@ -92,7 +93,8 @@ def _obey(session: Session, line: str) -> None:
             session.reset()
             _tell("conversation forgotten.")
         case "/save" if value:
-            text = json.dumps({"messages": session.messages}, ensure_ascii=False, indent=1)
+            messages = [dataclasses.asdict(message) for message in session.messages]
+            text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
             Path(value).expanduser().write_text(text + "\n", encoding="utf-8")
             _tell(f"{len(session.messages)} messages written to {value}.")
         case "/save":
@@ -118,7 +120,7 @@ def _session(
     attention = resolve_attention("auto", backend, length, config.head_dim, dtype)
     abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
     decoder = make_decoder(load_parameters(source, abstract, mesh), mesh)
-    return Session(decoder, tokenizer, mesh, sampling, max_new_tokens)
+    return Session(decoder, tokenizer, chat_template_of(tokenizer), mesh, sampling, max_new_tokens)
 
 
 def _tell(text: str) -> None:

@@ -10,9 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 
-from llama_cpt.chat_session import Session, stop_ids, text_pieces, tokens_of
+from llama_cpt.chat_session import Session, chat_template_of, text_pieces
 from llama_cpt.config import MeshConfig, ModelConfig
+from llama_cpt.data.conversations import Message
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.model.decoder import make_decoder
@@ -59,26 +61,29 @@ def session_parts(tmp_path_factory):
 def session(session_parts) -> Session:
     _, tokenizer, model = session_parts
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return Session(make_decoder(model, mesh), tokenizer, mesh, Sampling(1.0, seed=3), 16)
+    template = chat_template_of(tokenizer)
+    return Session(make_decoder(model, mesh), tokenizer, template, mesh, Sampling(1.0, seed=3), 16)
 
 
-def test_prompt_is_in_the_format_of_llama_3(session_parts):
-    _, tokenizer, _ = session_parts
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " 你好 "}]
-    assert tokenizer.decode(tokens_of(tokenizer, messages)) == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n你好<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+def test_a_tokenizer_without_the_tokens_of_a_chat_is_a_base_models(
+    session_parts, corpora_tokenizer
+):
+    assert chat_template_of(session_parts[1]).fingerprint == "llama3"
+    assert chat_template_of(corpora_tokenizer) is None
+
+
+@pytest.fixture
+def corpora_tokenizer(tmp_path) -> Tokenizer:
+    """A SentencePiece model with BOS and EOS alone."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c d e f g"] * 20),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
     )
-    assert {tokenizer.decode([one]) for one in stop_ids(tokenizer)} == {
-        "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>",
-    }  # fmt: skip
-
-
-def test_a_special_token_in_a_message_is_text(session_parts):
-    _, tokenizer, _ = session_parts
-    ids = tokens_of(tokenizer, [{"role": "user", "content": "<|eot_id|>"}])
-    assert ids.count(tokenizer.special_id("<|eot_id|>")) == 1
+    return load_tokenizer(str(tmp_path / "tokenizer.model"))
 
 
 def test_pieces_break_no_character_and_show_no_special_token(session_parts):
@@ -93,10 +98,10 @@ def test_pieces_break_no_character_and_show_no_special_token(session_parts):
 def test_answers_are_remembered_and_forgotten(session):
     session.set_system("Be brief.")
     answer = "".join(session.ask("hi"))
-    assert [m["role"] for m in session.messages] == ["system", "user", "assistant"]
-    assert session.messages[2]["content"] == answer
+    assert [m.role for m in session.messages] == ["system", "user", "assistant"]
+    assert session.messages[2].content == answer
     session.reset()
-    assert session.messages == [{"role": "system", "content": "Be brief."}]
+    assert session.messages == [Message("system", "Be brief.")]
     assert "".join(session.ask("hi")) == answer
 
 
@@ -104,7 +109,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
     answer = session.ask("hi")
     first = next(answer)
     answer.close()
-    assert session.messages[-1] == {"role": "assistant", "content": first}
+    assert session.messages[-1] == Message("assistant", first)
 
 
 def test_the_oldest_turns_go_when_the_context_is_full(session):

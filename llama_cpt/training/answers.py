@@ -65,8 +65,7 @@ def _answered(source: str, config: TrainConfig, questionnaire: Questionnaire) ->
         tokenizer, config.data.chat.template if config.data.chat else "auto"
     )
     abstract = abstract_llama(config.model, compute_dtype=config.compute.dtype)
-    with jax.set_mesh(mesh):
-        decoder = make_decoder(load_parameters(source, abstract, mesh))
+    decoder = make_decoder(load_parameters(source, abstract, mesh), mesh)
     prompts = [template.prompt([Message("user", text)]) for text in questionnaire.questions]
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:
