@@ -22,7 +22,9 @@ def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:
     shares /= shares.sum()
     before = np.cumsum(shares) - shares
     order = [
-        one for one, sum_before in zip(order, before, strict=True) if sum_before < sampling.top_p
+        one
+        for one, sum_before in zip(order, before, strict=True)
+        if sum_before < sampling.top_p or sampling.top_p == 1
     ]
     best = logits[order[0]]
     return {one for one in order if np.exp(logits[one] - best) >= sampling.min_p}
