@@ -107,5 +107,6 @@ def _threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Arr
     kept = jnp.where(rank < jnp.where(top_k > 0, top_k, vocab), ordered, -jnp.inf)
     probability = jax.nn.softmax(kept, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    allowed = (kept > -jnp.inf) & ((before < top_p) | (rank == 0))
+    # At 1 everything stays: the rounded sum reaches 1 before the last of the tail.
+    allowed = (kept > -jnp.inf) & ((before < top_p) | (top_p >= 1) | (rank == 0))
     return jnp.min(jnp.where(allowed, kept, jnp.inf), axis=-1, keepdims=True)
