@@ -3,9 +3,10 @@
     python benchmarks/attention_schedule.py [--chip v5e] [--heads 32 --kv-heads 8 --head-dim 128]
 
 `libtpu` writes out the schedule that a TensorCore runs, instruction bundle by bundle. For every
-region of a kernel that holds matrix products: bundles for a thousand scores (visible pairs of a
-query and a key, of one head), products a tile, spills, and the share of the bundles in which the
-matrix units are held. Waiting for memory is not in it: a lower bound, to compare kernels by.
+region of a kernel that holds matrix products: bundles and cycles for a thousand scores (visible
+pairs of a query and a key, of one head), products a tile, spills, and the share of the cycles in
+which the matrix units are held. Cycles are the bundles that the compiler schedules; those empty
+because all wait, it leaves out in the end. Waiting for memory is in neither: a lower bound.
 A backward pass's region follows its forward's. Needs libtpu.
 """
 
@@ -104,8 +105,13 @@ def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
             name = re.sub(r"^\d+-|-\d+-final_bundles\.txt$", "", bundles.name)
             if "analysis" in name or "fusion" in name or not re.search("attention|splash", name):
                 continue
-            pattern = f"*{name}-*-final_hlo-static-per-bundle-utilization.txt"
-            found[name] = regions_of(bundles, next(Path(folder).glob(pattern)))
+            utilisation = "hlo-static-per-bundle-utilization"
+            stages = ("final_bundles", f"final_{utilisation}")
+            stages += ("packed-bundles-post-ra", f"pre-delay_{utilisation}")
+            paths = [next(Path(folder).glob(f"*-{name}-??-{stage}.txt")) for stage in stages]
+            found[name] = regions_of(*paths[:2])
+            for region, waiting in zip(found[name], regions_of(*paths[2:]), strict=True):
+                region["cycles"], region["held"] = waiting["bundles"], waiting["held"]
         return found, json.loads(done.stdout.splitlines()[-1])["temporaries"]
 
 
@@ -141,9 +147,10 @@ def report(chip: str, block: int, shape: dict) -> None:
         for region in regions:
             print(
                 f"  {name[:44]:44} {region['bundles']:6} bundles "
-                f"{1000 * region['bundles'] / scores:7.3f} a thousand scores "
+                f"{1000 * region['bundles'] / scores:7.3f} and {region['cycles']:6} cycles "
+                f"{1000 * region['cycles'] / scores:7.3f} a thousand scores "
                 f"{region['products'] / product:6.2f} products a tile  "
-                f"matrix units held {region['held'] / 4 / region['bundles']:4.0%}  "
+                f"matrix units held {region['held'] / 4 / region['cycles']:4.0%}  "
                 f"spills {region['spills']}",
                 flush=True,
             )

@@ -117,6 +117,7 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
             out_specs=[specs.query(), spans, spans],
             scratch_shapes=[
                 pltpu.VMEM((tile, width), query.dtype),
+                pltpu.VMEM((tile, LANES), jnp.int32),
                 pltpu.VMEM((together, tile), jnp.float32),
                 pltpu.VMEM((key_width, tile), key.dtype),
                 pltpu.VMEM((width, tile), jnp.float32),
@@ -155,7 +156,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
 ) -> None:
     heads, sizes, blocks = walk.heads, walk.sizes, walk.blocks
     before_ref, refs = (refs[0], refs[3:]) if adds else (None, refs)
-    d_q_ref, d_k_ref, d_v_ref, scaled_ref, delta_ref, turned_k_ref, d_q, d_k, d_v = refs
+    d_q_ref, d_k_ref, d_v_ref, scaled_ref, k_column, delta_ref, turned_k, d_q, d_k, d_v = refs
     t, last_t = pl.program_id(1), pl.num_programs(1) - 1
     here = unpack(table[t], blocks)
     size, part = sizes.tile, sizes.backward_queries
@@ -180,8 +181,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
 
     def tile(crossing: bool, diagonal: bool) -> None:
         if crossing:
-            q_ids, k_ids = q_ids_ref[0], column(k_ids_ref[0])
-        turned_k_ref[...] = k_ref[0].T
+            k_column[...] = column(k_ids_ref[0])
+        turned_k[...] = k_ref[0].T
         keys_at = pl.multiple_of((here.key - first_key[0]) * size, size)
 
         def scores(head: int, begin: int) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +191,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             s = dot(k_ref[0, :keys, key_at], scaled_ref[rows, at], (1, 1))
             d_p = dot(v_ref[0, :keys, key_at], d_out_ref[0, rows, at], (1, 1))
             if crossing:
-                visible = k_ids[:keys] == q_ids[:, rows]
+                k_ids = jnp.tile(k_column[:keys], (1, part // LANES))
+                visible = k_ids == q_ids_ref[0, :, rows]
                 if diagonal:
                     q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
                     visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
@@ -206,7 +208,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             of_keys = pl.ds(keys_at, keys), key_at
             d_v[of_keys] += dot(p.astype(d_out_ref.dtype), d_out_ref[0, rows, at], (1, 0))
             d_k[of_keys] += dot(d_s, scaled_ref[rows, at], (1, 0))
-            d_q[at, rows] += dot(turned_k_ref[key_at, :keys], d_s, (1, 0))
+            d_q[at, rows] += dot(turned_k[key_at, :keys], d_s, (1, 0))
 
     by_kind(here.flags, tile)
 

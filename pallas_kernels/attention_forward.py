@@ -53,6 +53,7 @@ def attend_forward(
             out_specs=[specs.query(), specs.log_sums()],
             scratch_shapes=[
                 pltpu.VMEM((sizes.tile, width), query.dtype),
+                pltpu.VMEM((sizes.tile, LANES), jnp.int32),
                 pltpu.VMEM((together, sizes.tile, LANES), jnp.float32),
                 pltpu.VMEM((together, sizes.tile, LANES), jnp.float32),
                 pltpu.VMEM((sizes.tile, width), jnp.float32),
@@ -81,6 +82,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     out_ref: Any,
     log_sum_ref: Any,
     scaled_ref: Any,
+    q_column_ref: Any,
     max_ref: Any,
     sum_ref: Any,
     total_ref: Any,
@@ -96,20 +98,19 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
         # Base-2 exponents: the scale and log2(e) go into the query once.
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
+        q_column_ref[...] = column(q_ids_ref[0])
         max_ref[...] = jnp.full_like(max_ref, HIDDEN)
         sum_ref[...] = jnp.zeros_like(sum_ref)
         total_ref[...] = jnp.zeros_like(total_ref)
 
     def tile(crossing: bool, diagonal: bool) -> None:
-        if crossing:
-            q_ids, k_ids = column(q_ids_ref[0]), k_ids_ref[0]
-
         def scores(head: int, begin: int) -> jax.Array:
             keys = begin + part if diagonal else size
             rows = slice(begin, begin + part)
             s = dot(scaled_ref[rows, heads.at(head)], k_ref[0, :keys, heads.key_at(head)], (1, 1))
             if crossing:
-                visible = q_ids[rows] == k_ids[:, :keys]
+                q_ids = jnp.tile(q_column_ref[rows], (1, keys // LANES))
+                visible = q_ids == k_ids_ref[0, :, :keys]
                 if diagonal:
                     q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
                     visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
@@ -124,7 +125,9 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             p = jnp.exp2(s - jnp.tile(now, (1, keys // LANES)))
             fading = jnp.exp2(before - now)
             max_ref[head, rows] = now
-            sum_ref[head, rows] = sum_ref[head, rows] * fading + p.sum(-1, keepdims=True)
+            # Lane by lane: summing over lanes can wait for the last tile.
+            sums = sum(p[:, lane : lane + LANES] for lane in range(0, keys, LANES))
+            sum_ref[head, rows] = sum_ref[head, rows] * fading + sums
             seen = dot(p.astype(v_ref.dtype), v_ref[0, :keys, heads.key_at(head)], (1, 0))
             at = rows, heads.at(head)
             total_ref[at] = total_ref[at] * _lanes(fading, heads.head_dim) + seen
@@ -134,8 +137,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     @pl.when(flags & LAST != 0)
     def end() -> None:
         for head in range(heads.together):
-            at, total = heads.at(head), sum_ref[head]
-            out = total_ref[:, at] / _lanes(total, heads.head_dim)
+            at, total = heads.at(head), sum_ref[head].sum(-1, keepdims=True)
+            out = total_ref[:, at] / total
             out_ref[0, :, at] = out.astype(out_ref.dtype)
             log_sum_ref[0, 0, head : head + 1] = (max_ref[head] + jnp.log2(total)).T[:1]
 

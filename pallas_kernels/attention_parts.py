@@ -141,9 +141,9 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
 
 
 def column(row: jax.Array) -> jax.Array:
-    """(1, n) -> (n, 1)."""
-    bits = jax.lax.bitcast_convert_type(jnp.broadcast_to(row, (8, row.shape[1])), jnp.float32)
-    return jax.lax.bitcast_convert_type(bits.T, row.dtype)[:, :1]
+    """(1, n) -> (n, 128), all columns equal: in VMEM, for no lane need be spread at its use."""
+    bits = jax.lax.bitcast_convert_type(jnp.broadcast_to(row, (LANES, row.shape[1])), jnp.float32)
+    return jax.lax.bitcast_convert_type(bits.T, row.dtype)
 
 
 def in_flight(

@@ -1,0 +1,44 @@
+"""What the TPU compiler makes of the kernels stays within what was reached, beside JAX's splash."""
+
+import importlib.util
+
+import pytest
+
+from benchmarks.attention_schedule import schedule
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
+)
+
+SHAPE = {"length": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128, "block": 0}
+THOUSAND_SCORES = 4 * 512 * 512 / 1000
+# Of a thousand scores: splash's bundles forward, forward and backward, and its cycles of both; of
+# each, the most that ours may take: a whole tile's, and of its cycles a crossed tile's too.
+SPLASH = {
+    "v5e": (4.53, 13.42, 15.02),
+    "v5p": (4.54, 13.33, 15.00),
+    "v6e": (3.61, 9.31, 9.60),
+    "tpu7x": (3.57, 8.87, 9.57),
+}
+MOST = {
+    "v5e": (0.88, 0.93, 0.97),
+    "v5p": (0.88, 0.97, 0.96),
+    "v6e": (0.75, 0.85, 0.85),
+    "tpu7x": (0.75, 0.85, 0.85),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", SPLASH)
+def test_schedule(chip):
+    kernels, _ = schedule({"chip": chip} | SHAPE)
+    # Regions come as whole, crossed, diagonal.
+    forward, backward = (kernels[name] for name in sorted(kernels, key=_is_backward))
+    whole, crossed = (f + b for f, b in zip(forward[:2], backward[:2], strict=True))
+    taken = (forward[0]["bundles"], whole["bundles"], max(whole["cycles"], crossed["cycles"]))
+    ratios = [n / THOUSAND_SCORES / of for n, of in zip(taken, SPLASH[chip], strict=True)]
+    assert all(ratio <= most for ratio, most in zip(ratios, MOST[chip], strict=True)), ratios
+
+
+def _is_backward(name: str) -> bool:
+    return "backward" in name
