@@ -17,7 +17,8 @@ from llama_cpt.config import (
     TrainConfig,
 )
 
-CORPUS = os.path.join(os.environ.get("LLAMA_CPT_DATA", "../shared/data"), "corpus")
+DATA = os.environ.get("LLAMA_CPT_DATA", "../shared/data")
+CORPUS = os.path.join(DATA, "corpus")
 
 config = TrainConfig(
     output="runs/real_text/base",

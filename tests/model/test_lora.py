@@ -18,10 +18,10 @@ from llama_cpt.config import (
     NextTokenConfig,
     OptimizerConfig,
     TrainConfig,
-    to_dict,
 )
 from llama_cpt.convert import main
 from llama_cpt.errors import UserError
+from llama_cpt.fields import to_dict
 from llama_cpt.model.hand_over import to_hf
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, in_dtype, merged, with_adapters

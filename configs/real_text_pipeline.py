@@ -1,0 +1,18 @@
+"""The real-text road: Chinese onto English, SFT, DPO, export, one report."""
+
+from configs.real_text_cpt import config as cpt
+from configs.real_text_dpo import config as dpo
+from configs.real_text_sft import config as sft
+from llama_cpt.pipeline_config import PipelineConfig
+
+config = PipelineConfig(
+    output="runs/real_text/road",
+    stages=(cpt, sft, dpo),
+    prompts=(
+        "Give three tips for staying healthy.",
+        "What is the capital of France?",
+        "保持健康的三个提示。",
+        "最近压力很大，晚上总是睡不着，怎么办？",
+    ),
+    max_new_tokens=64,
+)
