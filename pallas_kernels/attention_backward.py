@@ -204,11 +204,10 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             rows, at, key_at = slice(begin, begin + part), heads.at(head), heads.key_at(head)
             p = jnp.exp2(s - log_sum_ref[0, 0, head : head + 1, rows])
             d_s = (p * (d_p - delta_ref[head : head + 1, rows])).astype(k_ref.dtype)
-            keys = s.shape[0]
-            of_keys = pl.ds(keys_at, keys), key_at
+            of_keys = pl.ds(keys_at, s.shape[0]), key_at
             d_v[of_keys] += dot(p.astype(d_out_ref.dtype), d_out_ref[0, rows, at], (1, 0))
             d_k[of_keys] += dot(d_s, scaled_ref[rows, at], (1, 0))
-            d_q[at, rows] += dot(turned_k[key_at, :keys], d_s, (1, 0))
+            d_q[at, rows] += dot(turned_k[key_at, : s.shape[0]], d_s, (1, 0))
 
     by_kind(here.flags, tile)
 
