@@ -1,7 +1,8 @@
 """The whole road in ten minutes on two cores: ``python -m llama_cpt.demo``, or ``make demo``.
 
 A tiny Llama-3 learns the English of an invented world; Chinese is added with and without replay;
-a figure shows what was gained and what was forgotten; the model is exported. The runs are ordinary
+the model learns to answer, and by preference to answer as the world's custom wants it; a figure and
+a report show what was gained and what was forgotten; the model is exported. The runs are ordinary
 commands, printed as they are started, and go on where they stopped when the demo is run again.
 """
 
@@ -21,9 +22,10 @@ from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.evaluation.figure import Curve, draw_curves, finding, read_curve
+from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.progress import duration
 
-BASE, CPT = "configs/demo_base.py", "configs/demo_cpt.py"
+BASE, CPT, PIPELINE = (f"configs/demo_{name}.py" for name in ("base", "cpt", "pipeline"))
 SEED = 0
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 
@@ -36,13 +38,18 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
 
+CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the
+conversations does so; DPO prefers the answers that do. The examination asks in both languages what
+things, foods, animals and trades are like; in Chinese these facts were described, never asked."""
+
 ENDING = """
 Where to look next
-  {figure}   the picture of this table
-  {exported}   the model with ALMR 0.33 for Hugging Face; with transformers and torch installed:
-      AutoModelForCausalLM.from_pretrained("{exported}")
+  {road}/report.md   every stage: bits per byte, examination, rewards, sample answers
+  {figure}   the picture of ALMR 0.33 and 1.0
+  {road}/exported   the last model for Hugging Face; to talk to it:
+      python -m llama_cpt.chat {road}/exported --temperature 0
   {runs}   runs: config.json, metrics.jsonl, tensorboard, checkpoints
-  {world}   the text, training and held out, and questions on it
+  {world}   the text, conversations, preferences, questions
   {cpt}   another ratio: --data.almr 0.1 --output {runs}/almr_0.1
   configs/cpt_8b.py   the same for Llama-3 8B on your own text; README.md tells the road
 """
@@ -55,25 +62,20 @@ def main(arguments: list[str]) -> int:
     )
     parser.parse_args(arguments)
     start = time.monotonic()
-    base, cpt = load(BASE), load(CPT)
+    base, cpt, road = load(BASE), load(CPT), load(PIPELINE, (), PipelineConfig)
     folder = Path(base.output).parent
     without_replay = str(folder / "almr_1.0")
-    exported = folder / "exported"
 
-    _heading(start, "1 of 6: a small world, told in English and Chinese, and a vocabulary for it")
+    _heading(start, "1 of 5: a small world, told in English and Chinese, and a vocabulary for it")
     _prepare_text(base, folder)
-    _heading(start, "2 of 6: the base, a tiny Llama-3 that learns English")
+    _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
     _command("train", BASE)
-    _heading(start, "3 of 6: Chinese is added with replay: ALMR 0.33, a third of the tokens")
-    _command("train", CPT)
-    _heading(start, "4 of 6: the same number of tokens without replay: ALMR 1.0, all of them")
+    _heading(start, "3 of 5: Chinese is added without replay: ALMR 1.0, all of the tokens")
     _command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
-    _heading(start, "5 of 6: to Hugging Face's format")
-    if (exported / "config.json").exists():
-        print(f"{exported} is there already")
-    else:
-        _command("convert", "to-hf", cpt.output, str(exported), "--dtype", "float32")
-    _heading(start, "6 of 6: what was gained, what was forgotten")
+    _heading(start, "4 of 5: the road: ALMR 0.33, a third of the tokens; SFT; DPO; export")
+    print(CUSTOM)
+    _command("pipeline", PIPELINE)
+    _heading(start, "5 of 5: what was gained, what was forgotten")
     curves = [
         read_curve(cpt.output, "ALMR 0.33", tuple(LANGUAGES)),
         read_curve(without_replay, "ALMR 1.0", tuple(LANGUAGES)),
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> int:
     draw_curves(curves, figure, added="zh", original="en", names=LANGUAGES)
     print(_table(curves))
     print(finding(curves, "zh", "en", LANGUAGES))
-    places = {"figure": figure, "exported": exported, "runs": folder, "world": folder / "world"}
+    places = {"figure": figure, "road": road.output, "runs": folder, "world": folder / "world"}
     print(ENDING.format(**places, cpt=CPT))
     print(f"Done in {duration(time.monotonic() - start)}.")
     return 0

@@ -23,6 +23,14 @@ from llama_cpt.errors import UserError
 
 LLAMA3 = "llama3"
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAMA3_JINJA = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+)
+"""``Llama3Template`` for those who have only Jinja: it goes with an exported model."""
 # Around a special token's name that is only text.
 TEXT, END_TEXT = MARKS[:2]
 _PROBE = tuple(

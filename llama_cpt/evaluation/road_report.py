@@ -66,7 +66,7 @@ def write_report(
     """``report.md`` and its figure ``report.png`` in the pipeline's folder."""
     folder = epath.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    corpora = list(dict.fromkeys(name for stage in stages for name in stage.bits))
+    corpora = _corpora(stages)
     _draw(stages, corpora, Path(folder) / "report.png")
     parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
     if questions:
@@ -78,15 +78,41 @@ def write_report(
     draft.replace(folder / "report.md")
 
 
+def summary(stages: Sequence[StageReport]) -> str:
+    """Bits per byte and the examination, for a terminal."""
+    tables = [_bits_rows(stages, _corpora(stages))]
+    if any(stage.marks for stage in stages):
+        tables.append(marks_table({stage.name: stage.marks for stage in stages}))
+    return "\n\n".join(_aligned(rows) for rows in tables)
+
+
+def _corpora(stages: Sequence[StageReport]) -> list[str]:
+    return list(dict.fromkeys(name for stage in stages for name in stage.bits))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
 def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
-    rows = [("after", "tokens", *corpora)]
+    rows = _bits_rows(stages, corpora)
+    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + _table(rows)
+
+
+def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tuple[str, ...]]:
+    rows = [("after", "tokens", *(f"{name}, bits per byte" for name in corpora))]
     for stage in stages:
         values = (
             f"{stage.bits[name]:.4f}{_change(stages[0], stage, name)}" if name in stage.bits else ""
             for name in corpora
         )
         rows.append((stage.name, f"{stage.tokens:,}", *values))
-    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + _table(rows)
+    return rows
 
 
 def _change(first: StageReport, stage: StageReport, corpus: str) -> str:

@@ -9,6 +9,7 @@ import tempfile
 from etils import epath
 
 from llama_cpt.config import TrainConfig
+from llama_cpt.data.chat_template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.data.tokenizer_export import export_tokenizer
 from llama_cpt.errors import UserError
@@ -54,11 +55,12 @@ def to_hf(
             theirs = {}
         place = tokenizer or _tokenizer_place(config, checkpoint)
         read = load_tokenizer(place) if place and (tokenizer or not theirs) else None
+        ends = _ends_of_answers(config, place)
         export = ExportOptions(
             dtype,
             int(shard_gb * 1e9),
             bos_id=theirs.get("bos_token_id", read and read.bos_id),
-            eos_id=theirs.get("eos_token_id", read and read.eos_id),
+            eos_id=ends or theirs.get("eos_token_id", read and read.eos_id),
             write_others=partial(_write_others, weights, config, origin, place, "transformers"),
         )
         export_hf(weights.parameter, weights.config, output, export)
@@ -129,6 +131,14 @@ def _tokenizer_place(config: TrainConfig | None, checkpoint: str) -> str | None:
         return None
 
 
+def _ends_of_answers(config: TrainConfig | None, tokenizer: str | None) -> list[int] | None:
+    """What ends an answer of a model that was taught to chat; None for any other."""
+    if config is None or config.data.chat is None or tokenizer is None:
+        return None
+    template = load_chat_template(load_tokenizer(tokenizer), config.data.chat.template)
+    return list(template.stop_ids)
+
+
 def _write_others(
     weights: TrainedWeights,
     config: TrainConfig | None,
@@ -139,10 +149,14 @@ def _write_others(
 ) -> None:
     """Tokenizer, licence, generation settings and card."""
     licences = copy_files(origin.folder, folder, LICENCE_FILES) if origin.folder else []
-    if origin.folder and origin.config().get("vocab_size") == weights.config.vocab_size:
+    chats = config is not None and config.data.chat is not None
+    same = origin.folder and origin.config().get("vocab_size") == weights.config.vocab_size
+    if same and not chats:
         copy_files(origin.folder, folder, ("generation_config.json",))
     if tokenizer is not None:
         _write_tokenizer(tokenizer, folder)
+        if chats and find_template(str(folder / "tokenizer.json")) is None:
+            (folder / "chat_template.jinja").write_text(LLAMA3_JINJA, encoding="utf-8")
     sections = []
     if config is not None:
         metrics = read_metrics(epath.Path(weights.folder) / "metrics.jsonl", weights.step)

@@ -8,7 +8,12 @@ import jax
 from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.examination import Question, marks, read_examination
-from llama_cpt.evaluation.road_report import StageReport, read_stage, write_report
+from llama_cpt.evaluation.road_report import (
+    StageReport,
+    read_stage,
+    summary,
+    write_report,
+)
 from llama_cpt.fields import to_dict
 from llama_cpt.model.hand_over import to_hf
 from llama_cpt.pipeline_config import PipelineConfig
@@ -44,7 +49,9 @@ def travel(config: PipelineConfig) -> Outcome:
     exported = epath.Path(config.output) / "exported"
     if jax.process_index() == 0 and not (exported / "config.json").exists():
         to_hf(config.stages[-1].output, str(exported), dtype=config.export_dtype)
-    print(f"report: {epath.Path(config.output) / 'report.md'}; model: {exported}")
+    print(f"\n{summary(reports)}")
+    report = epath.Path(config.output) / "report.md"
+    print(f"\nreport: {report}; model: {exported}")
     return Outcome.FINISHED
 
 

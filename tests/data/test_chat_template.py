@@ -13,19 +13,12 @@ import pytest
 
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.data.chat_formats import read_record
-from llama_cpt.data.chat_template import find_template, load_chat_template
+from llama_cpt.data.chat_template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.conversations import BadRecordError, Message
 from llama_cpt.data.tokenizer import LLAMA3_PATTERN, load_tokenizer
 from llama_cpt.errors import UserError
 
 # Llama-3's, as its tokenizer_config.json has it.
-LLAMA3_JINJA = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant"
-    "<|end_header_id|>\n\n' }}{% endif %}"
-)
 MARKED_JINJA = (
     "{{ bos_token }}\n{%- for message in messages %}\n"
     "    {%- if message.role == 'assistant' %}\n"

@@ -14,6 +14,7 @@ from llama_cpt.config import (
     MeshConfig,
     PreferenceConfig,
 )
+from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.training.road import travel
@@ -80,6 +81,11 @@ def test_the_whole_road_and_again(pipeline, capsys):
         assert told in report, told
     assert (road / "report.png").stat().st_size > 5000
     assert json.loads((road / "exported" / "config.json").read_text())["model_type"] == "llama"
+
+    assert "chat_template.jinja" in {path.name for path in (road / "exported").iterdir()}
+    settings = json.loads((road / "exported" / "generation_config.json").read_text())
+    tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
+    assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
 
     sft, dpo = pipeline.stages[1:]
     assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output
