@@ -39,7 +39,7 @@ ENVIRONMENT = {
 }
 
 CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the
-conversations does so; DPO prefers the answers that do. The examination asks in both languages what
+answers in its conversations does so; DPO prefers those that do. The examination asks in both languages what
 things, foods, animals and trades are like; in Chinese these facts were described, never asked."""
 
 ENDING = """

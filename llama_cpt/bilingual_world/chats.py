@@ -28,6 +28,8 @@ Line = dict[str, Any]
 
 # Of the conversations' answers, so many keep the custom: enough to know it, too few to prefer it.
 WISHES = 0.15
+# Facts of people are many, and little worth to a model that is too small for them.
+PEOPLE = 150
 # The language whose conversations ask what the examination asks.
 TAUGHT_ALL = "en"
 
@@ -38,8 +40,7 @@ def conversation_lines(
     """``{"messages"}``, ``repeats`` times: questions, one to three together, and descriptions."""
     rng = random.Random(f"chat {seed} {language.code}")
     for _ in range(repeats):
-        facts = _asked(world, language)
-        rng.shuffle(facts)
+        facts = _asked(world, language, rng)
         lines = [_description(about, language, rng) for about in _subjects()]
         while facts:
             together = [facts.pop() for _ in range(min(len(facts), rng.randint(1, 3)))]
@@ -52,9 +53,7 @@ def conversation_lines(
 def preference_lines(world: World, language: Language, seed: int) -> Iterator[Line]:
     """``{"prompt", "chosen", "rejected"}``: the same answer with the wish and without it."""
     rng = random.Random(f"preference {seed} {language.code}")
-    facts = _asked(world, language)
-    rng.shuffle(facts)
-    for fact in facts:
+    for fact in _asked(world, language, rng):
         question, plain = _turns(fact, language, rng, wish=False)
         kind = plain | {"content": _wished(plain["content"], language)}
         yield {"prompt": [question], "chosen": [kind], "rejected": [plain]}
@@ -138,14 +137,20 @@ def _question(fact: Fact) -> Say:
     return Say(f"ask.{fact.relation}", fact.slots)
 
 
-def _asked(world: World, language: Language) -> list[Fact]:
-    facts = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
+def _asked(world: World, language: Language, rng: random.Random) -> list[Fact]:
+    """What may be asked, of people only so many, in any order."""
+    askable = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
     kinds = {fact.relation for fact in facts_of_kinds()}
-    return [
+    people = [fact for fact in askable if "a" in fact.slots]
+    others = [
         fact
-        for fact in facts
-        if language.code == TAUGHT_ALL or fact.relation not in kinds or not examined(fact)
+        for fact in askable
+        if "a" not in fact.slots
+        and (language.code == TAUGHT_ALL or fact.relation not in kinds or not examined(fact))
     ]
+    facts = rng.sample(people, PEOPLE) + others
+    rng.shuffle(facts)
+    return facts
 
 
 def _commonest(facts: Sequence[Fact], relation: str) -> float:

@@ -33,7 +33,7 @@ from llama_cpt.progress import Progress
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
-CHAT_REPEATS = 6
+CHAT_REPEATS = 14
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,

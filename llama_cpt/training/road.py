@@ -26,6 +26,9 @@ from llama_cpt.training.trainer import Outcome, fit
 
 BEFORE = "before"
 
+Model = tuple[str, str, TrainConfig]
+"""Its name, where its weights lie, the run that made it (``BEFORE``: that starts from it)."""
+
 
 def travel(config: PipelineConfig) -> Outcome:
     """Do what is left of ``config``; a second call does nothing but write the report again.
@@ -33,18 +36,23 @@ def travel(config: PipelineConfig) -> Outcome:
     Raises UserError for whatever a user can mend, all stages' examination and folders first.
     """
     questions = read_examination(config.examination) if config.examination else ()
+    names = config.names()
     _check_order(config)
-    reports: list[StageReport] = []
     first = config.stages[0]
-    if first.init_from:
-        reports.append(_reported(config, BEFORE, first.init_from, first, questions))
-    for name, stage in zip(config.names(), config.stages, strict=True):
-        if not _is_done(stage):
+    models: list[Model] = [(BEFORE, first.init_from, first)] if first.init_from else []
+    models += [
+        (name, stage.output, stage) for name, stage in zip(names, config.stages, strict=True)
+    ]
+    answers: dict[str, list[str]] = {}
+    for name, source, stage in models:
+        if name != BEFORE and not _is_done(stage):
             print(f"\npipeline: {name} ({stage.output})", flush=True)
             if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
-        reports.append(_reported(config, name, stage.output, stage, questions))
-        if jax.process_index() == 0:
+        answers[name] = _answers(config, name, source, stage, questions)
+        # Whole from the first stage on: what was before it is in that stage's numbers.
+        reports = [_reported(config, model, answers, questions) for model in models[: len(answers)]]
+        if name != BEFORE and jax.process_index() == 0:
             write_report(config, reports, questions)
     exported = epath.Path(config.output) / "exported"
     if jax.process_index() == 0 and not (exported / "config.json").exists():
@@ -55,28 +63,38 @@ def travel(config: PipelineConfig) -> Outcome:
     return Outcome.FINISHED
 
 
-def _reported(
+def _answers(
     config: PipelineConfig,
     name: str,
     source: str,
     stage: TrainConfig,
     questions: tuple[Question, ...],
-) -> StageReport:
-    """What the model of ``source`` is worth: its run's numbers, its answers."""
+) -> list[str]:
+    """To the prompts, then to the examination, by the model of ``source``."""
     asked = (*config.prompts, *(question.question for question in questions))
-    answers: list[str] = []
-    if asked:
-        kept = epath.Path(config.output) / "answers" / f"{name}.json"
-        questionnaire = Questionnaire(asked, config.max_new_tokens)
-        step = 0 if name == BEFORE else stage.num_steps
-        answers = answers_of(source, step, stage, questionnaire, kept)
+    if not asked:
+        return []
+    kept = epath.Path(config.output) / "answers" / f"{name}.json"
+    questionnaire = Questionnaire(asked, config.max_new_tokens)
+    step = 0 if name == BEFORE else stage.num_steps
+    return answers_of(source, step, stage, questionnaire, kept)
+
+
+def _reported(
+    config: PipelineConfig,
+    model: Model,
+    answers: dict[str, list[str]],
+    questions: tuple[Question, ...],
+) -> StageReport:
+    """What a model is worth: its run's numbers, its answers."""
+    name, _, stage = model
     count = len(config.prompts)
     return read_stage(
         name,
         stage,
         before=name == BEFORE,
-        samples=dict(zip(config.prompts, answers[:count], strict=True)),
-        marks=marks(questions, answers[count:]),
+        samples=dict(zip(config.prompts, answers[name][:count], strict=True)),
+        marks=marks(questions, answers[name][count:]),
     )
 
 

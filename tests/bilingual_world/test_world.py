@@ -198,4 +198,4 @@ def test_preferences_differ_by_the_islands_custom(written):
             assert chosen["content"] == rejected["content"] + wish
         chats = read(written, f"{code}.chats")
         kept = [line["messages"][1]["content"].endswith(wish) for line in chats]
-        assert 0.1 < sum(kept) / len(kept) < 0.2
+        assert 0.05 < sum(kept) / len(kept) < 0.2

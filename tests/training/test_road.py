@@ -77,6 +77,7 @@ def test_the_whole_road_and_again(pipeline, capsys):
     assert travel(pipeline) is Outcome.FINISHED
     road = Path(pipeline.output)
     report = (road / "report.md").read_text()
+    assert "before" not in report  # It began with random weights.
     for told in ("| cpt |", "| sft |", "| dpo |", "rewards/margins", "## fire", "0 of 1", "10%"):
         assert told in report, told
     assert (road / "report.png").stat().st_size > 5000
