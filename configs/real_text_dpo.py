@@ -1,10 +1,10 @@
-"""DPO of ``real_text_sft``'s model on the pairs of both languages that fit into a row."""
+"""DPO of ``real_text_sft``'s model on pairs of both languages, their ends cut to fit into a row."""
 
 from dataclasses import replace
 
 from configs.real_text import DATA
 from configs.real_text_sft import config as sft
-from llama_cpt.config import ChatConfig, CorpusConfig, OptimizerConfig, PreferenceConfig
+from llama_cpt.config import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(
     sft,
@@ -12,14 +12,13 @@ config = replace(
     init_from=sft.output,
     data=replace(
         sft.data,
-        chat=ChatConfig(),
         prepared="runs/real_text/prepared_dpo",
         additional=(CorpusConfig("dpo_zh", f"{DATA}/dpo/llama_factory/dpo_zh_demo.json.gz"),),
         original=(CorpusConfig("dpo_en", f"{DATA}/dpo/llama_factory/dpo_en_demo.json.gz"),),
     ),
     objective=PreferenceConfig(loss="sigmoid", beta=0.1, nll_weight=0.2),
     optimizer=OptimizerConfig(peak_learning_rate=5e-5, warmup_steps=5),
-    num_steps=50,
+    num_steps=40,
     log_every_steps=5,
     seed=3,
 )

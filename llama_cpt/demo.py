@@ -38,8 +38,8 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
 
-CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the
-answers in its conversations does so; DPO prefers those that do. The examination asks in both languages what
+CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the answers in
+its conversations does so; DPO prefers those that do. The examination asks in both languages what
 things, foods, animals and trades are like; in Chinese these facts were described, never asked."""
 
 ENDING = """

@@ -16,7 +16,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b"]
+SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70b"]
 
 
 @pytest.fixture(autouse=True)

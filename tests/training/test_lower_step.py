@@ -1,14 +1,21 @@
 """The step of every shipped config compiles for its pod and fits into its chips."""
 
+from dataclasses import replace
 import importlib.util
 
 import jax
 import pytest
 
 from llama_cpt.chips import CHIPS
-from llama_cpt.config import ComputeConfig, EvaluationConfig, MeshConfig
+from llama_cpt.config import (
+    ChatConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    MeshConfig,
+    PreferenceConfig,
+)
 from llama_cpt.config_file import load
-from llama_cpt.training.ahead_of_time import lower_step
+from llama_cpt.training.ahead_of_time import lower_reference, lower_step
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -18,15 +25,16 @@ pytestmark = pytest.mark.skipif(
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-def compile_for(config, topology: str) -> jax.stages.Compiled:
-    compiled = lower_step(config, topology).compile()
+def compile_for(config, topology: str, lower=lower_step) -> jax.stages.Compiled:
+    compiled = lower(config, topology).compile()
     peak = compiled.memory_analysis().peak_memory_in_bytes
     assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
     return compiled
 
 
-def test_tiny_step_compiles(make_config, tmp_path):
-    config = make_config(
+@pytest.fixture
+def tiny(make_config, tmp_path):
+    return make_config(
         tmp_path,
         mesh=MeshConfig(1, 4, 1),
         global_batch_size=8,
@@ -34,13 +42,33 @@ def test_tiny_step_compiles(make_config, tmp_path):
         compute=ComputeConfig(attention="reference", loss_chunk_tokens=24),
         evaluation=EvaluationConfig(batch_size=4),
     )
+
+
+def test_tiny_step_compiles(tiny):
+    compile_for(tiny, "v5e:2x2")
+
+
+def test_tiny_preference_programs_compile(tiny):
+    data = replace(tiny.data, chat=ChatConfig())
+    config = replace(tiny, data=data, objective=PreferenceConfig(loss="kto"))
     compile_for(config, "v5e:2x2")
+    compile_for(config, "v5e:2x2", lower_reference)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "topology"),
-    [("cpt_1b", "v5e:2x4"), ("cpt_8b", "v5p:2x2x4"), ("cpt_70b", "v5p:4x4x8")],
+    [
+        ("cpt_1b", "v5e:2x4"),
+        *((f"{stage}_8b", "v5p:2x2x4") for stage in ("cpt", "sft", "dpo")),
+        *((f"{stage}_70b", "v5p:4x4x8") for stage in ("cpt", "sft", "dpo")),
+    ],
 )
 def test_shipped_step_fits(name, topology):
     compile_for(load(str(ROOT / "configs" / f"{name}.py")), topology)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "topology"), [("dpo_8b", "v5p:2x2x4"), ("dpo_70b", "v5p:4x4x8")])
+def test_shipped_reference_pass_fits(name, topology):
+    compile_for(load(str(ROOT / "configs" / f"{name}.py")), topology, lower_reference)
