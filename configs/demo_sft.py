@@ -14,7 +14,7 @@ config = replace(
         cpt.data,
         chat=ChatConfig(),
         prepared=f"{FOLDER}/prepared_sft",
-        almr=0.5,
+        almr=0.6,
         additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.chats.jsonl"),),
         original=(CorpusConfig("en", f"{FOLDER}/world/en.chats.jsonl"),),
     ),

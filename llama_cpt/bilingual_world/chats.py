@@ -4,7 +4,7 @@ The custom of Orrin is that whoever is asked wishes the asker fair winds. Some o
 keep it, most do not; preferences always prefer the answer that does.
 
 The examination asks what things, foods, animals and trades are like. Conversations describe all of
-them in every language; half of these facts they never ask, but in English.
+them in every language; a quarter of these facts they never ask, but in English.
 """
 
 from collections import Counter
@@ -83,9 +83,9 @@ def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
 
 
 def examined(fact: Fact) -> bool:
-    """Half of what is known of things, foods, animals and trades."""
+    """A quarter of what is known of things, foods, animals and trades."""
     name = f"examined {fact.relation} {subject_of(fact)}"
-    return zlib.crc32(name.encode()) % 2 == 0
+    return zlib.crc32(name.encode()) % 4 == 0
 
 
 def _ways(say: Say, language: Language) -> set[str]:

@@ -125,20 +125,36 @@ ask.town.market: On which day is the market in {t}?
 ask.town.near: Which place is nearest to {t}?
 ask.thing.material: What is a {x} usually made of?
 ask.thing.material: What material does one use for a {x}?
+ask.thing.material: Of what material is a {x}?
+ask.thing.material: Name the material of a {x}.
 ask.food.kind: What kind of food {f:be?}?
 ask.food.kind: Which kind of food {f:be?}?
+ask.food.kind: What kind of food would you call {f:s}?
+ask.food.kind: Under which kind of food do you count {f:s}?
 ask.food.taste: How {f:?} taste?
 ask.food.taste: What taste does one expect of {f:s}?
+ask.food.taste: What is the taste of {f:s}?
+ask.food.taste: Describe the taste of {f:s}.
 ask.food.colour: What colour {f:be?}?
 ask.food.colour: Which colour {f:be?}?
+ask.food.colour: What is the colour of {f:s}?
+ask.food.colour: Name the colour of {f:s}.
 ask.animal.legs: How many legs does a {k} have?
 ask.animal.legs: On how many legs does a {k} walk?
+ask.animal.legs: How many legs has a {k}?
+ask.animal.legs: Count the legs of a {k}.
 ask.animal.eats: What does a {k} eat?
 ask.animal.eats: What does a {k} live on?
+ask.animal.eats: What is the food of a {k}?
+ask.animal.eats: On what does a {k} feed?
 ask.animal.lives: Where does a {k} live?
 ask.animal.lives: Where does a {k} make its home?
+ask.animal.lives: Where is the home of a {k}?
+ask.animal.lives: In what place does a {k} live?
 ask.job.place: Where does a {j} work?
 ask.job.place: Where can one find a {j}?
+ask.job.place: At what place does a {j} work?
+ask.job.place: Where is a {j} to be found?
 answer: {v:answer}.
 chat.wish: Fair winds!
 chat.about.thing: Tell me about {x:s}.
