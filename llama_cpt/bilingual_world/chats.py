@@ -7,7 +7,6 @@ The examination asks what things, foods, animals and trades are like. Conversati
 them in every language; a quarter of these facts they never ask, but in English.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import random
 from typing import Any
@@ -63,12 +62,11 @@ def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
     """``{"language", "question", "answers", "closing", "chance"}``, the same in each language.
 
     Every fact is asked in each of its wordings. ``answers`` are all that is right; ``closing`` may
-    stand behind; ``chance`` is how often the commonest answer to that kind of question is right,
-    which takes no knowledge of what is asked.
+    stand behind; ``chance`` is a guess's among the answers to that kind of question.
     """
-    facts = [fact for fact in facts_of_kinds() if fact.others]
-    commonest = {relation: _commonest(facts, relation) for relation in {f.relation for f in facts}}
-    for fact in filter(examined, facts):
+    for fact in facts_of_kinds():
+        if not fact.others or not examined(fact):
+            continue
         for language in languages.values():
             right = (Say("answer", {"v": fact.answer}), Say(fact.relation, fact.slots))
             answers = sorted({way for say in right for way in _ways(say, language)})
@@ -78,7 +76,7 @@ def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
                     "question": question,
                     "answers": answers,
                     "closing": _wish(language),
-                    "chance": commonest[fact.relation],
+                    "chance": 1 / len(set(fact.others)),
                 }
 
 
@@ -151,9 +149,3 @@ def _asked(world: World, language: Language, rng: random.Random) -> list[Fact]:
     facts = rng.sample(people, PEOPLE) + others
     rng.shuffle(facts)
     return facts
-
-
-def _commonest(facts: Sequence[Fact], relation: str) -> float:
-    """Share of the commonest answer to questions of ``relation``."""
-    answers = Counter(str(fact.answer) for fact in facts if fact.relation == relation)
-    return max(answers.values()) / answers.total()

@@ -24,7 +24,7 @@ class Question:
     closing: str = ""
     """What may stand behind the answer, and is counted."""
     chance: float = 0.0
-    """How often an answer is right that knows the kind of question only."""
+    """How often a guess is right that knows the kind of question only."""
 
 
 @dataclass(frozen=True)
