@@ -124,8 +124,8 @@ def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
 
 def _examination(stages: Sequence[StageReport], count: int) -> str:
     told = (
-        f"{count} questions, one greedy answer each, compared to the last character. Chance: a guess "
-        "among the answers to that kind of question, as the examination states it."
+        f"{count} questions, one greedy answer each, compared to the last character. Chance: a "
+        "guess among the answers to that kind of question, as the examination states it."
     )
     table = _table(marks_table({stage.name: stage.marks for stage in stages}))
     return f"## Examination\n\n{told}\n\n{table}"
