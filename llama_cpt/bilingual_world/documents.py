@@ -33,7 +33,6 @@ from llama_cpt.progress import Progress
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
-CHAT_REPEATS = 14
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,
@@ -61,7 +60,12 @@ _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
 
 
 def write_world(
-    folder: str | Path, seed: int, *, documents: int = 9000, heldout: int = 300
+    folder: str | Path,
+    seed: int,
+    *,
+    documents: int = 9000,
+    heldout: int = 300,
+    chat_repeats: int = 14,
 ) -> None:
     """Write ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, ``questions.jsonl`` with choices
     and ``examination.jsonl`` with right answers.
@@ -79,7 +83,7 @@ def write_world(
             for split, number in (("heldout", heldout), ("train", documents)):
                 lines = (_line(*next(told)) for _ in range(number))
                 _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
-            chats = conversation_lines(world, language, seed, repeats=CHAT_REPEATS)
+            chats = conversation_lines(world, language, seed, repeats=chat_repeats)
             _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
             preferences = preference_lines(world, language, seed)
             _write_lines(folder / f"{language.code}.preferences.jsonl", map(_json, preferences))

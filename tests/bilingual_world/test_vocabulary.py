@@ -15,7 +15,7 @@ from llama_cpt.errors import UserError
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 0, documents=400, heldout=100)
+    write_world(folder, 0, documents=400, heldout=100, chat_repeats=1)
     return [folder / "en.train.jsonl", folder / "zh.train.jsonl"]
 
 

@@ -25,13 +25,13 @@ def read(folder, name):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 0, documents=800, heldout=50)
+    write_world(folder, 0, documents=800, heldout=50, chat_repeats=1)
     return folder
 
 
 def test_files_are_a_function_of_the_seed(tmp_path):
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        write_world(tmp_path / name, seed, documents=40, heldout=10)
+        write_world(tmp_path / name, seed, documents=40, heldout=10, chat_repeats=1)
     for name in NAMES:
         one, again, other = (
             (tmp_path / folder / f"{name}.jsonl").read_bytes()

@@ -76,7 +76,9 @@ def loss(model: Llama) -> np.ndarray:
     corpus, row = jnp.zeros(SHAPE, jnp.int32), jnp.zeros((SHAPE[0], 2), jnp.uint32)
     mask = jnp.ones(SHAPE, jnp.float32)
     batch = TokenBatch(tokens, jnp.roll(tokens, -1, 1), mask, segments, positions, corpus, row)
-    objective = make_objective(NextTokenConfig(z_loss=1e-3), num_corpora=1, loss_chunk_tokens=16)
+    objective = make_objective(
+        NextTokenConfig(z_loss=1e-3), num_corpora=1, loss_chunk_tokens=16, seed=0
+    )
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         return np.asarray(jax.jit(objective)(model, batch)[0])
 

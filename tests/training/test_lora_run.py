@@ -52,7 +52,7 @@ def test_starts_as_the_base_and_learns(base, whole):
     for language in ("zh", "en"):
         key = f"eval/{language}/loss"
         assert lines[0][key] == before[key]
-        assert lines[-1][key] < before[key] - 0.02
+        assert lines[-1][key] < before[key] - 0.01
 
 
 @pytest.mark.parametrize("steps", [1, 5])

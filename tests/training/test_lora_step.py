@@ -26,7 +26,7 @@ LORA = LoraConfig(rank=3, alpha=12.0, targets=("query", "value", "output", "gate
 def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
     """Metrics of two steps, and the state after."""
     mesh, tx = mesh_of(mesh_name), make_optimizer(OPTIMIZER)
-    objective = make_objective(NextTokenConfig(), num_corpora=2, loss_chunk_tokens=24)
+    objective = make_objective(NextTokenConfig(), num_corpora=2, loss_chunk_tokens=24, seed=0)
     model = abstract_llama(MODEL)
     abstract = abstract_state(abstract_adapters(LORA, model), tx, mesh, model)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)

@@ -18,7 +18,7 @@ from llama_cpt.sharding import make_mesh, shardings, spec
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.preference_objectives import segment_logprobs
 from llama_cpt.training.report import means
-from llama_cpt.training.train_step import _accumulate
+from llama_cpt.training.train_step import TrainState, _accumulate
 from tests.training.preferences import (
     Pair,
     preference_batch,
@@ -89,8 +89,8 @@ def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=N
     batch = jax.device_put(jax.tree.map(cut, batch), rows)
     model = jax.device_put(model, shardings(model, mesh))
     with jax.set_mesh(mesh):
-        step = jax.jit(lambda model, batch: _accumulate(objective, model, batch))
-        gradients, loss, weight, sums = step(model, batch)
+        step = jax.jit(lambda state, batch: _accumulate(objective, state, batch))
+        gradients, loss, weight, sums = step(TrainState(model, (), ()), batch)
     gradients = jax.tree.map(lambda g: np.asarray(g) / float(weight), gradients)
     return float(loss / weight), gradients, means(jax.device_get(sums)), jax.device_get(sums)
 
