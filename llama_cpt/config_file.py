@@ -119,6 +119,8 @@ def _dotted(values: dict[str, Any], above: str = "") -> list[str]:
     """The names of all fields, as overrides spell them."""
     names = []
     for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(place): one for place, one in enumerate(value)}
         deeper = isinstance(value, dict)
         names += _dotted(value, f"{above}{name}.") if deeper else [above + name]
     return names

@@ -14,6 +14,7 @@ from llama_cpt.config import ChatConfig, PreferenceConfig, TrainConfig
 from llama_cpt.config_file import load, save
 from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
+from llama_cpt.pipeline_config import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70b"]
@@ -268,3 +269,13 @@ def test_the_command_says_it_in_one_line():
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_pipelines_stages_take_overrides():
+    path = "configs/demo_pipeline.py"
+    config = load(path, ["--stages.1.num-steps", "7", "--max-new-tokens", "9"], PipelineConfig)
+    assert [stage.num_steps for stage in config.stages][1] == 7 and config.max_new_tokens == 9
+    with pytest.raises(UserError, match=r"'stages.1.num_step'; did you mean 'stages.1.num_steps'"):
+        load(path, ["--stages.1.num-step", "7"], PipelineConfig)
+    with pytest.raises(UserError, match=r"defines no `config = PipelineConfig"):
+        load("configs/cpt_8b.py", (), PipelineConfig)
