@@ -13,11 +13,8 @@ from llama_cpt.chat_session import Session, chat_template_of
 from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
-from llama_cpt.model.attention import resolve_attention
-from llama_cpt.model.decoder import make_decoder
-from llama_cpt.model.generate import bucket
-from llama_cpt.model.llama import abstract_llama
-from llama_cpt.model.load import load_parameters, model_config_of, tokenizer_of
+from llama_cpt.model.load import model_config_of, tokenizer_of
+from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.model.sampling import Sampling
 from llama_cpt.sharding import make_mesh
 
@@ -113,13 +110,9 @@ def _session(
     max_new_tokens: int,
 ) -> Session:
     """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
-    backend, devices = jax.default_backend(), jax.device_count()
-    dtype = "float32" if backend == "cpu" else "bfloat16"
-    mesh = make_mesh(MeshConfig(1, -1, math.gcd(devices, config.num_kv_heads)))
-    length = bucket(config.context_length)
-    attention = resolve_attention("auto", backend, length, config.head_dim, dtype)
-    abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
-    decoder = make_decoder(load_parameters(source, abstract, mesh), mesh)
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    decoder = load_decoder(source, config, mesh, dtype)
     return Session(decoder, tokenizer, chat_template_of(tokenizer), mesh, sampling, max_new_tokens)
 
 

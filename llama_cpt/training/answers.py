@@ -13,10 +13,8 @@ from llama_cpt.data.chat_template import load_chat_template
 from llama_cpt.data.conversations import Message
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.data.tokenizer import load_tokenizer
-from llama_cpt.model.decoder import make_decoder
 from llama_cpt.model.generate import generate
-from llama_cpt.model.llama import abstract_llama
-from llama_cpt.model.load import load_parameters
+from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.progress import Progress
 from llama_cpt.sharding import make_mesh
 
@@ -64,8 +62,7 @@ def _answered(source: str, config: TrainConfig, questionnaire: Questionnaire) ->
     template = load_chat_template(
         tokenizer, config.data.chat.template if config.data.chat else "auto"
     )
-    abstract = abstract_llama(config.model, compute_dtype=config.compute.dtype)
-    decoder = make_decoder(load_parameters(source, abstract, mesh), mesh)
+    decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
     prompts = [template.prompt([Message("user", text)]) for text in questionnaire.questions]
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:
