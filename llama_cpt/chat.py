@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 import sys
 
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def talk(session: Session) -> None:
     """Answer the lines of stdin, a terminal or not, until it ends."""
+    sys.stdin.reconfigure(errors="replace")
     sys.stdout.reconfigure(errors="replace")
     while True:
         try:
@@ -92,7 +94,7 @@ def _obey(session: Session, line: str) -> None:
         case "/save" if value:
             messages = [dataclasses.asdict(message) for message in session.messages]
             text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
-            Path(value).expanduser().write_text(text + "\n", encoding="utf-8")
+            Path(os.path.expanduser(value)).write_text(text + "\n", encoding="utf-8")
             _tell(f"{len(session.messages)} messages written to {value}.")
         case "/save":
             _tell("/save needs a file's name.")

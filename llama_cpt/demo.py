@@ -94,7 +94,7 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
     """Write the world and its vocabulary where the configs look for them, unless they are there."""
     world = folder / "world"
     # Written last: with it there, all of it is there.
-    if not (world / "questions.jsonl").exists():
+    if not all((world / f"{name}.jsonl").exists() for name in ("examination", "questions")):
         write_world(world, SEED)
     vocabulary = Path(base.data.tokenizer)
     if not vocabulary.exists():

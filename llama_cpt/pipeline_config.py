@@ -26,12 +26,21 @@ class PipelineConfig(Section):
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        """Link the stages; refuse those that do not follow one another."""
+        """Refuse stages that do not follow one another."""
         super().__post_init__()
         require_named("", output=self.output)
         require_at_least(1, self, "", "max_new_tokens")
         if not self.stages:
             raise UserError("stages is empty: name at least one run.")
+        self.linked()
+        names = self.names()
+        if len(set(names)) < len(names) or "before" in names:
+            raise UserError(
+                f"stages: {', '.join(names)}: give each its own output folder, none named before."
+            )
+
+    def linked(self) -> tuple[TrainConfig, ...]:
+        """The stages, each started from the one before."""
         linked = [self.stages[0]]
         for stage in self.stages[1:]:
             before = linked[-1].output
@@ -41,10 +50,7 @@ class PipelineConfig(Section):
                     f"{before}: leave init_from empty, or set it to that."
                 )
             linked.append(replace(stage, init_from=before))
-        object.__setattr__(self, "stages", tuple(linked))
-        names = self.names()
-        if len(set(names)) < len(names):
-            raise UserError(f"stages: {', '.join(names)}: give each its own output folder.")
+        return tuple(linked)
 
     def names(self) -> list[str]:
         """Of the stages."""

@@ -106,8 +106,14 @@ class ChatTemplate:
         return Rendering(np.array(tokens, np.uint32), np.array(special, bool), tuple(spoken))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of ``messages`` up to where the assistant begins to answer."""
-        text = self._template.render(self._marked(messages), generation_prompt=True)
+        """Tokens of ``messages`` up to where the assistant begins to answer.
+
+        Raises UserError where the template refuses them.
+        """
+        try:
+            text = self._template.render(self._marked(messages), generation_prompt=True)
+        except BadRecordError as error:
+            raise UserError(f"the chat template refuses this: {error.detail}.") from None
         return [token for part, _ in self._encoded(text) for token in part]
 
     @cached_property

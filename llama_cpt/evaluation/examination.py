@@ -1,16 +1,13 @@
 """Questions with right answers: how many are answered exactly, beside chance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from llama_cpt.errors import UserError
-
-# Answers of one user's turn each, in order.
-Answer = Callable[[Sequence[str]], list[str]]
+from llama_cpt.fields import from_dict
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,14 @@ def read_examination(path: str) -> tuple[Question, ...]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such examination.")
     questions = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text("utf-8").strip().split("\n"), 1):
         try:
-            questions.append(_question(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            found = from_dict(Question, json.loads(line), "question")
+        except (ValueError, UserError) as error:
             raise UserError(f"{path}:{number}: not a question ({error}).") from None
+        if not found.question or not found.answers:
+            raise UserError(f"{path}:{number}: not a question (it asks or answers nothing).")
+        questions.append(found)
     if not questions:
         raise UserError(f"{path}: holds no question.")
     return tuple(questions)
@@ -107,10 +107,3 @@ def marks_table(by_stage: Mapping[str, Mapping[str, Mark]]) -> list[tuple[str, .
 
 def _bare(answer: str, closing: str) -> str:
     return answer.removesuffix(closing).strip() if closing else answer
-
-
-def _question(values: dict[str, Any]) -> Question:
-    question = Question(**values | {"answers": tuple(values.get("answers", ()))})
-    if not question.answers or not isinstance(question.question, str):
-        raise ValueError("it needs a `question` and `answers`")
-    return question

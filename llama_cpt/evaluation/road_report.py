@@ -44,7 +44,7 @@ def read_stage(
     marks: Mapping[str, Mark],
 ) -> StageReport:
     """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
-    lines = _metrics(stage) if epath.Path(stage.output).exists() else []
+    lines = _metrics(stage)
     bits: dict[str, float] = {}
     for line in lines[::-1] if before else lines:
         for key, value in line.items():
@@ -184,5 +184,5 @@ def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -
 
 
 def _metrics(stage: TrainConfig) -> list[dict[str, Any]]:
-    text = (epath.Path(stage.output) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    file = epath.Path(stage.output) / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -11,7 +11,7 @@ from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.config import PreferenceConfig, TrainConfig
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.reference import row_sharding, scorer_program
-from llama_cpt.training.run import batch_sharding, make_program
+from llama_cpt.training.run import batch_sharding, make_program, reference_model
 
 # Pairs a row that are lowered for; a run finds the number in its data.
 ROW_TOKENS_PER_PAIR = 1024
@@ -35,7 +35,7 @@ def lower_reference(config: TrainConfig, topology: str) -> jax.stages.Lowered:
     )
     scorer = scorer_program(config.compute.loss_chunk_tokens)
     with jax.set_mesh(program.mesh):
-        return scorer.lower(program.abstract.model, batch)
+        return scorer.lower(reference_model(program), batch)
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:

@@ -1,18 +1,17 @@
 """What a stage of a pipeline answers: prompts and an examination, asked once and kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 import hashlib
 import json
 
 from etils import epath
-import jax
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.data.chat_template import load_chat_template
+from llama_cpt.config import ChatConfig, TrainConfig
+from llama_cpt.data.chat_template import ChatTemplate, load_chat_template
 from llama_cpt.data.conversations import Message
 from llama_cpt.data.token_rows import write_atomically
-from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import UserError
 from llama_cpt.model.generate import generate
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.progress import Progress
@@ -22,60 +21,64 @@ from llama_cpt.sharding import make_mesh
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class Questionnaire:
-    """What every stage is asked."""
+def prompts_of(
+    questions: Sequence[str], config: TrainConfig, max_new_tokens: int
+) -> tuple[list[list[int]], ChatTemplate, Tokenizer]:
+    """The questions as ``config``'s template puts them.
 
-    questions: tuple[str, ...]
-    max_new_tokens: int
-
-    def fingerprint(self, source: str, step: int) -> str:
-        """Of these questions put to the model of ``source`` after ``step``."""
-        asked = json.dumps([self.questions, self.max_new_tokens, source, step])
-        return hashlib.sha256(asked.encode()).hexdigest()
+    Raises UserError where one leaves its answer no room, or the tokenizer cannot chat.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    chat = config.data.chat or ChatConfig()
+    template = load_chat_template(tokenizer, chat.template)
+    prompts = [template.prompt([Message("user", text)]) for text in questions]
+    for text, prompt in zip(questions, prompts, strict=True):
+        if len(prompt) + max_new_tokens > config.model.context_length:
+            raise UserError(
+                f"{text[:40]!r} takes {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
+                f"that is over model.context_length={config.model.context_length}."
+            )
+    return prompts, template, tokenizer
 
 
 def answers_of(
-    source: str, step: int, config: TrainConfig, questionnaire: Questionnaire, kept: epath.Path
+    questions: Sequence[str],
+    source: str,
+    config: TrainConfig,
+    *,
+    max_new_tokens: int,
+    identity: str,
+    kept: epath.Path,
 ) -> list[str]:
     """One greedy answer to each question by the weights in ``source``.
 
-    ``config`` says the model, the tokenizer and the mesh; ``step`` tells one state of ``source``
-    from another. ``kept`` is the file in which the answers are found again.
+    ``config`` says the model, the tokenizer and the mesh. ``kept`` is the file in which the answers
+    are found again, as long as ``identity``, the weights' own, and the prompts are the same.
     """
-    fingerprint = questionnaire.fingerprint(source, step)
+    prompts, template, tokenizer = prompts_of(questions, config, max_new_tokens)
+    asked = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])
+    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
     if kept.exists():
         found = json.loads(kept.read_text())
         if found["fingerprint"] == fingerprint:
             return found["answers"]
-    answers = _answered(source, config, questionnaire)
-    if jax.process_index() == 0:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        lines = {"fingerprint": fingerprint, "answers": answers}
-        write_atomically(kept, json.dumps(lines, ensure_ascii=False, indent=1).encode())
-    return answers
-
-
-def _answered(source: str, config: TrainConfig, questionnaire: Questionnaire) -> list[str]:
     mesh = make_mesh(config.mesh)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    template = load_chat_template(
-        tokenizer, config.data.chat.template if config.data.chat else "auto"
-    )
     decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
-    prompts = [template.prompt([Message("user", text)]) for text in questionnaire.questions]
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:
         for part in _batches(prompts):
             rows = generate(
                 decoder,
                 part,
-                max_new_tokens=questionnaire.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 stop_ids=template.stop_ids,
                 mesh=mesh,
             )
             answers += [tokenizer.decode(row).strip() for row in rows]
             progress.update(float(len(part)))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lines = {"fingerprint": fingerprint, "answers": answers}
+    write_atomically(kept, json.dumps(lines, ensure_ascii=False, indent=1).encode())
     return answers
 
 

@@ -1,11 +1,13 @@
 """A pipeline travelled: every stage that is not done, an export, and a report after each."""
 
+from collections.abc import Sequence
+import json
 import sys
 
 from etils import epath
-import jax
 
 from llama_cpt.config import TrainConfig
+from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.examination import Question, marks, read_examination
 from llama_cpt.evaluation.road_report import (
@@ -18,8 +20,9 @@ from llama_cpt.fields import to_dict
 from llama_cpt.model.hand_over import to_hf
 from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.sharding import make_mesh
-from llama_cpt.training.answers import Questionnaire, answers_of
+from llama_cpt.training.answers import answers_of, prompts_of
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build
 from llama_cpt.training.trainer import Outcome, fit
@@ -33,51 +36,61 @@ Model = tuple[str, str, TrainConfig]
 def travel(config: PipelineConfig) -> Outcome:
     """Do what is left of ``config``; a second call does nothing but write the report again.
 
-    Raises UserError for whatever a user can mend, all stages' examination and folders first.
+    Raises UserError for whatever a user can mend; examination, prompts and the order of the stages
+    first. One process: nothing here is shared out.
     """
     questions = read_examination(config.examination) if config.examination else ()
-    names = config.names()
-    _check_order(config)
-    first = config.stages[0]
+    asked = (*config.prompts, *(question.question for question in questions))
+    stages = config.linked()
+    _check_order(stages)
+    for stage in stages if asked else ():
+        if epath.Path(stage.data.tokenizer).exists():
+            prompts_of(asked, stage, config.max_new_tokens)
+    first, names = stages[0], config.names()
     models: list[Model] = [(BEFORE, first.init_from, first)] if first.init_from else []
-    models += [
-        (name, stage.output, stage) for name, stage in zip(names, config.stages, strict=True)
-    ]
+    models += [(n, stage.output, stage) for n, stage in zip(names, stages, strict=True)]
     answers: dict[str, list[str]] = {}
     for name, source, stage in models:
         if name != BEFORE and not _is_done(stage):
             print(f"\npipeline: {name} ({stage.output})", flush=True)
             if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
-        answers[name] = _answers(config, name, source, stage, questions)
+        answers[name] = []
+        if asked:
+            answers[name] = answers_of(
+                asked,
+                source,
+                stage,
+                max_new_tokens=config.max_new_tokens,
+                identity=model_identity(source, stage.model, stage.seed),
+                kept=epath.Path(config.output) / "answers" / f"{name}.json",
+            )
         # Whole from the first stage on: what was before it is in that stage's numbers.
         reports = [_reported(config, model, answers, questions) for model in models[: len(answers)]]
-        if name != BEFORE and jax.process_index() == 0:
+        if name != BEFORE:
             write_report(config, reports, questions)
-    exported = epath.Path(config.output) / "exported"
-    if jax.process_index() == 0 and not (exported / "config.json").exists():
-        to_hf(config.stages[-1].output, str(exported), dtype=config.export_dtype)
+    exported = _exported(config, stages[-1])
     print(f"\n{summary(reports)}")
     report = epath.Path(config.output) / "report.md"
     print(f"\nreport: {report}; model: {exported}")
     return Outcome.FINISHED
 
 
-def _answers(
-    config: PipelineConfig,
-    name: str,
-    source: str,
-    stage: TrainConfig,
-    questions: tuple[Question, ...],
-) -> list[str]:
-    """To the prompts, then to the examination, by the model of ``source``."""
-    asked = (*config.prompts, *(question.question for question in questions))
-    if not asked:
-        return []
-    kept = epath.Path(config.output) / "answers" / f"{name}.json"
-    questionnaire = Questionnaire(asked, config.max_new_tokens)
-    step = 0 if name == BEFORE else stage.num_steps
-    return answers_of(source, step, stage, questionnaire, kept)
+def _exported(config: PipelineConfig, last: TrainConfig) -> epath.Path:
+    """The last stage's model in Hugging Face's format; an export of other weights is replaced."""
+    folder = epath.Path(config.output) / "exported"
+    note = folder.with_name("exported.json")
+    wanted = {
+        "model": model_identity(last.output, last.model, last.seed),
+        "dtype": config.export_dtype,
+    }
+    if folder.exists():
+        if note.exists() and json.loads(note.read_text()) == wanted:
+            return folder
+        folder.rmtree()
+    to_hf(last.output, str(folder), dtype=config.export_dtype)
+    write_atomically(note, json.dumps(wanted).encode())
+    return folder
 
 
 def _reported(
@@ -108,21 +121,23 @@ def _saved_step(stage: TrainConfig) -> int:
 
 
 def _is_done(stage: TrainConfig) -> bool:
-    """Whether all steps were trained, with this config."""
+    """Whether all steps were trained, with this config, and the last checkpoint is whole."""
     if _saved_step(stage) < stage.num_steps:
         return False
     with Checkpoints(str(epath.Path(stage.output) / FOLDER)) as checkpoints:
-        saved = checkpoints.about(stage.num_steps)["config"]
-    for warning in check_resume(saved, stage):
+        step = checkpoints.latest_verified()
+        if step is None or step < stage.num_steps:
+            return False
+        saved = checkpoints.about(step)["config"]
+    for warning in check_resume(saved, stage, steps_done=step):
         print(f"{stage.output}: {warning}", file=sys.stderr)
     return True
 
 
-def _check_order(config: PipelineConfig) -> None:
+def _check_order(stages: Sequence[TrainConfig]) -> None:
     """Refuse a stage that began before the one that it starts from was done."""
-    steps = [_saved_step(stage) for stage in config.stages]
-    pairs = zip(config.stages, steps, config.stages[1:], steps[1:], strict=False)
-    for earlier, done, later, begun in pairs:
+    steps = [_saved_step(stage) for stage in stages]
+    for earlier, done, later, begun in zip(stages, steps, stages[1:], steps[1:], strict=False):
         if begun and done < earlier.num_steps:
             raise UserError(
                 f"{later.output} was trained from {earlier.output} after {done} of its "
@@ -135,5 +150,5 @@ def described(config: PipelineConfig) -> str:
     return "\n".join(
         f"  {name}: {stage.num_steps:,} steps, objective "
         f"{to_dict(stage.objective).get('loss', 'next token')}, from {stage.init_from or 'random'}"
-        for name, stage in zip(config.names(), config.stages, strict=True)
+        for name, stage in zip(config.names(), config.linked(), strict=True)
     )

@@ -26,7 +26,7 @@ from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
-from llama_cpt.sharding import BATCH_AXES, constrain, spec
+from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
@@ -121,6 +121,8 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
     program = make_program(config, mesh, jax.default_backend())
     if config.init_from:
         check_source(config.init_from, config.model)
+    elif _has_reference(config):
+        raise UserError(f"objective.loss={config.objective.loss} needs init_from: its reference.")
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
     prepared = prepare(config.data, objective=config.objective)
@@ -145,19 +147,28 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
     )
 
 
+def _has_reference(config: TrainConfig) -> bool:
+    objective = config.objective
+    return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
+
+
+def reference_model(program: Program) -> Llama:
+    """The abstract model that scores answers before the first step: plain, float32."""
+    abstract = program.abstract
+    if isinstance(abstract.trained, Adapters):
+        return with_shardings(abstract_in(abstract.frozen, jnp.float32), program.mesh)
+    return abstract.trained
+
+
 def _references(
     config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer
 ) -> dict[str, np.ndarray]:
     """By corpus, what the model that the run starts from makes of its answers."""
-    objective = config.objective
-    if not isinstance(objective, PreferenceConfig) or objective.loss in REFERENCE_FREE:
+    if not _has_reference(config):
         return {}
 
     def make_score() -> Score:
-        model = program.abstract.model
-        if config.lora:
-            model = abstract_in(program.abstract.frozen, jnp.float32)
-        weights = load_parameters(config.init_from, model, program.mesh)
+        weights = load_parameters(config.init_from, reference_model(program), program.mesh)
         chunk = config.compute.loss_chunk_tokens
         return make_scorer(weights, program.mesh, loss_chunk_tokens=chunk)
 

@@ -88,7 +88,7 @@ def test_the_whole_road_and_again(pipeline, capsys):
     tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
     assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
 
-    sft, dpo = pipeline.stages[1:]
+    _, sft, dpo = pipeline.linked()
     assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output
     first = metrics(dpo)[1]
     assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2 at the reference
@@ -103,6 +103,25 @@ def test_the_whole_road_and_again(pipeline, capsys):
     assert "pipeline: dpo" in told and "pipeline: sft" not in told
     assert before == {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
     assert (road / "report.md").read_text() == report
+
+
+def test_other_weights_are_asked_and_exported_anew(pipeline):
+    cpt = replace(pipeline, stages=pipeline.stages[:1])
+    travel(cpt)
+    road = Path(pipeline.output)
+    places = (road / "exported.json", road / "answers" / "cpt.json")
+    before = [place.read_text() for place in places]
+    travel(replace(cpt, stages=(replace(cpt.stages[0], num_steps=5),)))
+    for old, place in zip(before, places, strict=True):
+        assert place.read_text() != old
+    with pytest.raises(UserError, match="num_steps=3, but 5 steps are done"):
+        travel(replace(cpt, stages=(replace(cpt.stages[0], num_steps=3),)))
+
+
+def test_a_prompt_that_leaves_no_room_is_told_first(pipeline):
+    with pytest.raises(UserError, match=r"'fire' takes \d+ tokens: with max_new_tokens=127"):
+        travel(replace(pipeline, max_new_tokens=127))
+    assert not Path(pipeline.stages[0].output).exists()
 
 
 def test_a_stage_begun_too_early_is_refused(pipeline):
