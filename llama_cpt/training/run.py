@@ -136,14 +136,19 @@ def build(config: TrainConfig, mesh: Mesh) -> Run:
         global_batch_size=config.global_batch_size,
     )
     mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
+    fingerprints, references = prepared.fingerprints(), {}
+    if _has_reference(config):
+        model = model_identity(config.init_from, config.model, config.seed)
+        fingerprints["data"] |= {"reference model": model}
+        references = _references(config, program, prepared, tokenizer, model)
     return Run(
         config,
         program,
         tokenizer,
         mixture,
-        open_rows(prepared, _references(config, program, prepared, tokenizer)),
+        open_rows(prepared, references),
         {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
-        prepared.fingerprints(),
+        fingerprints,
     )
 
 
@@ -161,11 +166,9 @@ def reference_model(program: Program) -> Llama:
 
 
 def _references(
-    config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer
+    config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer, identity: str
 ) -> dict[str, np.ndarray]:
-    """By corpus, what the model that the run starts from makes of its answers."""
-    if not _has_reference(config):
-        return {}
+    """By corpus, what the model that the run starts from, of ``identity``, makes of its answers."""
 
     def make_score() -> Score:
         weights = load_parameters(config.init_from, reference_model(program), program.mesh)
@@ -179,11 +182,7 @@ def _references(
         },
         make_score,
         folder=f"{config.data.prepared}/reference",
-        identity=Identity(
-            model_identity(config.init_from, config.model, config.seed),
-            tokenizer.fingerprint,
-            config.compute.dtype,
-        ),
+        identity=Identity(identity, tokenizer.fingerprint, config.compute.dtype),
         batch_size=config.global_batch_size // config.num_microbatches,
     )
 

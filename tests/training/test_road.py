@@ -17,8 +17,10 @@ from llama_cpt.config import (
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.sharding import make_mesh
 from llama_cpt.training.road import travel
-from llama_cpt.training.trainer import Outcome
+from llama_cpt.training.run import build
+from llama_cpt.training.trainer import Outcome, fit
 
 
 @pytest.fixture
@@ -145,3 +147,16 @@ def test_a_missing_examination_is_told_before_any_training(pipeline):
     with pytest.raises(UserError, match="no such examination"):
         travel(replace(pipeline, examination="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
+
+
+def test_a_resumed_stage_keeps_its_reference(pipeline, tmp_path):
+    cpt, _, dpo = pipeline.linked()
+    with pytest.raises(UserError, match="objective.loss=sigmoid needs init_from"):
+        build(replace(dpo, init_from=""), make_mesh(dpo.mesh))
+    mesh = make_mesh(cpt.mesh)
+    fit(build(cpt, mesh))
+    dpo = replace(dpo, init_from=cpt.output)
+    fit(build(dpo, mesh))
+    fit(build(replace(cpt, num_steps=5), mesh))
+    with pytest.raises(UserError, match="reference model"):
+        fit(build(replace(dpo, num_steps=6), mesh))
