@@ -11,6 +11,7 @@ import pytest
 from llama_cpt import demo
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
+from llama_cpt.pipeline_config import PipelineConfig
 
 ROOT = Path(demo.__file__).parents[1]
 
@@ -31,6 +32,8 @@ def test_the_runs_differ_in_the_ratio_alone():
         without, output=with_replay.output, data=dataclasses.replace(without.data, almr=0.33)
     )
     assert same == with_replay
+    road = load(demo.PIPELINE, (), PipelineConfig)
+    assert road.stages[0] == with_replay and len(road.linked()) == 3
 
 
 def test_outside_the_checkout(monkeypatch, tmp_path):
@@ -44,50 +47,68 @@ from dataclasses import replace
 from {original} import config
 from llama_cpt.config import CorpusConfig, EvaluationConfig
 
-def moved(corpora):
-    return tuple(replace(c, source=c.source.replace("runs/demo", {folder!r})) for c in corpora)
+def there(place):
+    return place.replace("runs/demo", {folder!r})
 
+def small(run):
+    def moved(corpora):
+        return tuple(replace(corpus, source=there(corpus.source)) for corpus in corpora)
+
+    return replace(
+        run,
+        output=there(run.output),
+        init_from=there(run.init_from),
+        model=replace(run.model, embed_dim=16, mlp_dim=32, num_layers=1, head_dim=4),
+        data=replace(
+            run.data,
+            tokenizer=there(run.data.tokenizer),
+            prepared=there(run.data.prepared),
+            additional=moved(run.data.additional),
+            original=moved(run.data.original),
+            heldout=moved(run.data.heldout),
+        ),
+        num_steps=4,
+        optimizer=replace(run.optimizer, warmup_steps=1),
+        global_batch_size=8,
+        evaluation=EvaluationConfig(every_steps=2, documents=4, batch_size=8),
+    )
+
+"""
+ONE = "config = small(config)"
+ALL = """
 config = replace(
     config,
-    output=config.output.replace("runs/demo", {folder!r}),
-    init_from=config.init_from.replace("runs/demo", {folder!r}),
-    model=replace(config.model, embed_dim=16, mlp_dim=32, num_layers=1, head_dim=4),
-    data=replace(
-        config.data,
-        tokenizer={folder!r} + "/tokenizer.model",
-        prepared={folder!r} + "/prepared",
-        additional=moved(config.data.additional),
-        original=moved(config.data.original),
-        heldout=moved(config.data.heldout),
-    ),
-    num_steps=4,
-    optimizer=replace(config.optimizer, warmup_steps=1),
-    global_batch_size=8,
-    evaluation=EvaluationConfig(every_steps=2, documents=4, batch_size=8),
+    output=there(config.output),
+    stages=tuple(map(small, config.stages)),
+    examination=there(config.examination),
 )
 """
 
 
 @pytest.mark.slow
-def test_from_text_to_figure_and_again(monkeypatch, tmp_path, capfd):
+def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
     folder = str(tmp_path / "runs")
-    for name in ("BASE", "CPT"):
+    for name, ending in (("BASE", ONE), ("CPT", ONE), ("PIPELINE", ALL)):
         path = tmp_path / f"{name.lower()}.py"
         module = Path(getattr(demo, name)).stem
-        path.write_text(SMALL.format(original=f"configs.{module}", folder=folder))
+        path.write_text(SMALL.format(original=f"configs.{module}", folder=folder) + ending)
         monkeypatch.setattr(demo, name, str(path))
     assert demo.main([]) == 0
     told = capfd.readouterr().out
-    assert told.count("$ python -m llama_cpt.train") == 3
+    assert told.count("$ python -m llama_cpt.train") == 2
+    assert told.count("$ python -m llama_cpt.pipeline") == 1
     assert "after, ALMR 0.33" in told and "Where to look next" in told
     made = Path(folder)
-    assert json.loads((made / "exported" / "config.json").read_text())["model_type"] == "llama"
+    exported = made / "road" / "exported" / "config.json"
+    assert json.loads(exported.read_text())["model_type"] == "llama"
+    assert "0 of 248" in (made / "road" / "report.md").read_text()
     assert (made / "forgetting.png").stat().st_size > 10_000
 
-    shutil.rmtree(made / "almr_1.0")
+    shutil.rmtree(made / "dpo")
     (made / "forgetting.png").unlink()
     before = os.stat(made / "world" / "en.train.jsonl").st_mtime
     assert demo.main([]) == 0
     assert os.stat(made / "world" / "en.train.jsonl").st_mtime == before
-    assert "after step 4" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "pipeline: dpo" in told and "pipeline: sft" not in told
     assert (made / "forgetting.png").exists()
