@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -56,6 +57,11 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
     return jax.make_mesh(
         tuple(sizes), MESH_AXES, devices=devices.flatten(), axis_types=(AxisType.Auto,) * 3
     )
+
+
+def topology_mesh(config: MeshConfig, topology: str) -> Mesh:
+    """A mesh over the chips of ``topology`` (``v5p:4x4x8``), which need not be here."""
+    return make_mesh(config, topologies.get_topology_desc(topology, platform="tpu").devices)
 
 
 def spec(*axes: str | None) -> PartitionSpec:

@@ -105,16 +105,24 @@ def documents_of(block: Block, text_field: str) -> Iterator[Document | BadDocume
             yield _from_value(block.path, number, value)
 
 
-def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
+def json_object(path: str, number: int, raw: bytes, *, wanted: str) -> dict[str, Any] | BadDocument:
+    """The object that ``raw`` is; ``wanted`` and the kind that it is instead tell what is wrong."""
     try:
-        values = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode())
+        values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
     except UnicodeDecodeError as error:
         return BadDocument(path, number, "not UTF-8", str(error.reason))
     except (ValueError, RecursionError) as error:
         return BadDocument(path, number, "not JSON", str(error))
     if not isinstance(values, dict):
         kind = type(values).__name__
-        return BadDocument(path, number, "not a JSON object", f"one object a line, not a {kind}")
+        return BadDocument(path, number, "not a JSON object", f"{wanted} {kind}")
+    return values
+
+
+def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
+    values = json_object(path, number, line, wanted="one object a line, not a")
+    if isinstance(values, BadDocument):
+        return values
     if field not in values:
         there = ", ".join(values) or "none"
         return BadDocument(path, number, f"no field {field!r}", f"its fields: {there}")

@@ -9,6 +9,7 @@ from llama_cpt.data.documents import (
     LINES,
     BadDocument,
     Block,
+    json_object,
     line_blocks,
     opened,
     plain_name,
@@ -55,16 +56,8 @@ def records_of(block: Block) -> Iterator[Record | BadDocument]:
 
 
 def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
-    try:
-        values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
-    except UnicodeDecodeError as error:
-        return BadDocument(path, number, "not UTF-8", str(error.reason))
-    except (ValueError, RecursionError) as error:
-        return BadDocument(path, number, "not JSON", str(error))
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        return BadDocument(path, number, "not a JSON object", f"a record is no {kind}")
-    return Record(path, number, values)
+    values = json_object(path, number, raw, wanted="a record is no")
+    return values if isinstance(values, BadDocument) else Record(path, number, values)
 
 
 def _is_array(path: str, decompress: Any) -> bool:

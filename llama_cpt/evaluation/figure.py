@@ -76,9 +76,13 @@ def draw_curves(
     for axes, (corpus, title) in zip(figure.subplots(1, 2), panels, strict=True):
         _draw_panel(axes, curves, corpus)
         axes.set_title(title, fontsize=10.5, loc="left")
-    output = Path(output)
+    save_figure(figure, Path(output), dpi=200)
+
+
+def save_figure(figure: Figure, output: Path, *, dpi: int) -> None:
+    """Write a PNG, whole or not at all."""
     partial = output.with_name(f"{output.name}.partial")
-    figure.savefig(partial, format="png", dpi=200)
+    figure.savefig(partial, format="png", dpi=dpi)
     os.replace(partial, output)
 
 

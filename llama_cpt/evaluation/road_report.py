@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
 
 from llama_cpt.config import PreferenceConfig, TrainConfig
+from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.evaluation.examination import Mark, Question, marks_table
+from llama_cpt.evaluation.figure import save_figure
+from llama_cpt.model.model_card import markdown_table, read_metrics
 from llama_cpt.pipeline_config import PipelineConfig
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
@@ -44,7 +44,7 @@ def read_stage(
     marks: Mapping[str, Mark],
 ) -> StageReport:
     """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
-    lines = _metrics(stage)
+    lines = read_metrics(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
     bits: dict[str, float] = {}
     for line in lines[::-1] if before else lines:
         for key, value in line.items():
@@ -73,9 +73,7 @@ def write_report(
         parts.append(_examination(stages, len(questions)))
     parts += [_rewards(stage) for stage in stages if stage.curves]
     parts += [_samples(stages, prompt) for prompt in config.prompts]
-    draft = folder / "report.md.draft"
-    draft.write_text("\n\n".join(parts) + "\n")
-    draft.replace(folder / "report.md")
+    write_atomically(folder / "report.md", ("\n\n".join(parts) + "\n").encode())
 
 
 def summary(stages: Sequence[StageReport]) -> str:
@@ -101,7 +99,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
     rows = _bits_rows(stages, corpora)
-    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + _table(rows)
+    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + markdown_table(
+        rows[0], rows[1:]
+    )
 
 
 def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tuple[str, ...]]:
@@ -127,8 +127,8 @@ def _examination(stages: Sequence[StageReport], count: int) -> str:
         f"{count} questions, one greedy answer each, compared to the last character. Chance: a "
         "guess among the answers to that kind of question, as the examination states it."
     )
-    table = _table(marks_table({stage.name: stage.marks for stage in stages}))
-    return f"## Examination\n\n{told}\n\n{table}"
+    rows = marks_table({stage.name: stage.marks for stage in stages})
+    return f"## Examination\n\n{told}\n\n" + markdown_table(rows[0], rows[1:])
 
 
 def _rewards(stage: StageReport) -> str:
@@ -136,22 +136,17 @@ def _rewards(stage: StageReport) -> str:
     for key, points in stage.curves.items():
         if points:
             rows.append((f"`{key}`", f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
-    return f"## Preferences: {stage.name}\n\n" + _table(rows)
+    return f"## Preferences: {stage.name}\n\n" + markdown_table(rows[0], rows[1:])
 
 
 def _samples(stages: Sequence[StageReport], prompt: str) -> str:
     rows = [("model", "answer")]
     rows += [(stage.name, _cell(stage.samples[prompt])) for stage in stages]
-    return f"## {_cell(prompt)}\n\n" + _table(rows)
+    return f"## {_cell(prompt)}\n\n" + markdown_table(rows[0], rows[1:])
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:
@@ -178,11 +173,4 @@ def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#dddddd", linewidth=0.7)
-    draft = output.with_name(f"{output.name}.draft")
-    figure.savefig(draft, format="png", dpi=160)
-    os.replace(draft, output)
-
-
-def _metrics(stage: TrainConfig) -> list[dict[str, Any]]:
-    file = epath.Path(stage.output) / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    save_figure(figure, output, dpi=160)

@@ -60,10 +60,7 @@ def check_source(source: str, config: ModelConfig) -> None:
             with byte_reader() as reader:
                 checked_tensors(folder, config, reader)
         return
-    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
-        if not (steps := checkpoints.steps()):
-            raise UserError(f"{source} holds no checkpoint.")
-        about = checkpoints.about(steps[-1])
+    about = _about(source)
     require_equal(config, _saved_model(about, source), source)
     if base := lora_base(about, source):
         with base.named(source):
@@ -74,11 +71,7 @@ def model_config_of(source: str) -> ModelConfig:
     """The architecture of what ``source`` holds, as ``load_parameters`` takes it."""
     if not _is_run(source):
         return read_config(resolve(source, weights=False))
-    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
-        if not (steps := checkpoints.steps()):
-            raise UserError(f"{source} holds no checkpoint.")
-        about = checkpoints.about(steps[-1])
-    return from_dict(ModelConfig, about["config"]["model"], source)
+    return _saved_model(_about(source), source)
 
 
 def tokenizer_of(source: str) -> str:
@@ -94,6 +87,14 @@ def tokenizer_of(source: str) -> str:
 
 def _is_run(source: str) -> bool:
     return (epath.Path(source) / FOLDER).exists()
+
+
+def _about(source: str) -> dict[str, Any]:
+    """What the run's newest checkpoint says of itself."""
+    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
+        if not (steps := checkpoints.steps()):
+            raise UserError(f"{source} holds no checkpoint.")
+        return checkpoints.about(steps[-1])
 
 
 def _saved_model(about: dict[str, Any], source: str) -> ModelConfig:

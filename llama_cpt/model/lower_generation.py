@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
@@ -13,7 +12,7 @@ from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.decoder import Cache, Decoder, lay_out
 from llama_cpt.model.generate import GREEDY, STOP_IDS, State, advance, start
 from llama_cpt.model.llama import abstract_llama
-from llama_cpt.sharding import make_mesh, spec, with_shardings
+from llama_cpt.sharding import spec, topology_mesh, with_shardings
 
 DTYPE = "bfloat16"
 
@@ -22,7 +21,7 @@ def lower_prefill(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, length: int, columns: int
 ) -> jax.stages.Lowered:
     """The call that reads ``rows`` prompts of ``length`` tokens, lowered for ``topology``."""
-    placed = _topology_mesh(mesh, topology)
+    placed = topology_mesh(mesh, topology)
     attention = resolve_attention("auto", "tpu", length, config.head_dim, DTYPE)
     decoder = _abstract_decoder(config, attention, placed)
     with jax.set_mesh(placed):
@@ -35,17 +34,13 @@ def lower_decode(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, columns: int
 ) -> jax.stages.Lowered:
     """The call that makes tokens of ``rows`` rows in a cache of ``columns``, for ``topology``."""
-    placed = _topology_mesh(mesh, topology)
+    placed = topology_mesh(mesh, topology)
     decoder = _abstract_decoder(config, "reference", placed)
     state = _abstract_state(config, placed, rows, columns)
     with jax.set_mesh(placed):
         stops = _leaf(placed, (STOP_IDS,), jnp.int32)
         settings = tuple(_leaf(placed, (), np.asarray(x).dtype) for x in GREEDY.settings())
         return advance.lower(decoder, state, _leaf(placed, (), jnp.int32), stops, settings)
-
-
-def _topology_mesh(mesh: MeshConfig, topology: str) -> Mesh:
-    return make_mesh(mesh, topologies.get_topology_desc(topology, platform="tpu").devices)
 
 
 def _abstract_decoder(config: ModelConfig, attention: str, mesh: Mesh) -> Decoder:

@@ -101,7 +101,7 @@ def _training(config: TrainConfig, rows: int) -> str:
     if lora := config.lora:
         targets = ", ".join(lora.targets)
         cells.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, of {targets}"))
-    return "## Training\n\n" + _table(("", ""), cells)
+    return "## Training\n\n" + markdown_table(("", ""), cells)
 
 
 def _data(config: TrainConfig, rows: int) -> str:
@@ -125,7 +125,7 @@ def _data(config: TrainConfig, rows: int) -> str:
         for group, corpora in groups
         for corpus in corpora
     ]
-    return f"## Data\n\n{text}" + _table(("group", "corpus", "tokens"), cells)
+    return f"## Data\n\n{text}" + markdown_table(("group", "corpus", "tokens"), cells)
 
 
 def _corpus_row(group: str, corpus: CorpusConfig, tokens: int) -> tuple[str, ...]:
@@ -142,10 +142,11 @@ def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
     if not measured:
         return ""
     cells = [(key, f"{v[0]:.4f}", f"{v[-1]:.4f}") for key, v in sorted(measured.items())]
-    return "## Evaluation\n\nHeld-out text.\n\n" + _table(("", "first", "last"), cells)
+    return "## Evaluation\n\nHeld-out text.\n\n" + markdown_table(("", "first", "last"), cells)
 
 
-def _table(header: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its header first."""
     rows = [header, ("---",) * len(header), *cells]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -3,15 +3,14 @@
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.config import PreferenceConfig, TrainConfig
-from llama_cpt.sharding import make_mesh
+from llama_cpt.sharding import topology_mesh
 from llama_cpt.training.reference import row_sharding, scorer_program
-from llama_cpt.training.run import batch_sharding, make_program, reference_model
+from llama_cpt.training.run import batch_sharding, make_program
 
 # Pairs a row that are lowered for; a run finds the number in its data.
 ROW_TOKENS_PER_PAIR = 1024
@@ -19,7 +18,7 @@ ROW_TOKENS_PER_PAIR = 1024
 
 def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
     """The step that ``train`` would run, for ``topology`` (``v5p:4x4x8``); no TPU needed."""
-    program = make_program(config, _mesh(config, topology), "tpu")
+    program = make_program(config, topology_mesh(config.mesh, topology), "tpu")
     with jax.set_mesh(program.mesh):
         rate = jax.ShapeDtypeStruct((), jnp.float32)
         return program.step.lower(program.abstract, abstract_batch(config, program.mesh), rate)
@@ -27,7 +26,7 @@ def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
 
 def lower_reference(config: TrainConfig, topology: str) -> jax.stages.Lowered:
     """The pass that scores a preference config's rows before its first step."""
-    program = make_program(config, _mesh(config, topology), "tpu")
+    program = make_program(config, topology_mesh(config.mesh, topology), "tpu")
     rows = row_sharding(program.mesh)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rows),
@@ -35,7 +34,7 @@ def lower_reference(config: TrainConfig, topology: str) -> jax.stages.Lowered:
     )
     scorer = scorer_program(config.compute.loss_chunk_tokens)
     with jax.set_mesh(program.mesh):
-        return scorer.lower(reference_model(program), batch)
+        return scorer.lower(program.plain, batch)
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
@@ -55,7 +54,3 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     if config.objective.loss == "kto":
         return UnpairedBatch(tokens, mask, mask, logprobs)
     return PreferenceBatch(tokens, mask, logprobs)
-
-
-def _mesh(config: TrainConfig, topology: str) -> Mesh:
-    return make_mesh(config.mesh, topologies.get_topology_desc(topology, platform="tpu").devices)

@@ -56,34 +56,34 @@ def travel(config: PipelineConfig) -> Outcome:
             if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
+        if asked or source == stages[-1].output:
+            identity = model_identity(source, stage.model, stage.seed)
         if asked:
             answers[name] = answers_of(
                 asked,
                 source,
                 stage,
                 max_new_tokens=config.max_new_tokens,
-                identity=model_identity(source, stage.model, stage.seed),
+                identity=identity,
                 kept=epath.Path(config.output) / "answers" / f"{name}.json",
             )
-        # Whole from the first stage on: what was before it is in that stage's numbers.
+        if name == BEFORE:
+            # Its numbers are in the first stage's.
+            continue
         reports = [_reported(config, model, answers, questions) for model in models[: len(answers)]]
-        if name != BEFORE:
-            write_report(config, reports, questions)
-    exported = _exported(config, stages[-1])
+        write_report(config, reports, questions)
+    exported = _exported(config, stages[-1], identity)
     print(f"\n{summary(reports)}")
     report = epath.Path(config.output) / "report.md"
     print(f"\nreport: {report}; model: {exported}")
     return Outcome.FINISHED
 
 
-def _exported(config: PipelineConfig, last: TrainConfig) -> epath.Path:
-    """The last stage's model in Hugging Face's format; an export of other weights is replaced."""
+def _exported(config: PipelineConfig, last: TrainConfig, identity: str) -> epath.Path:
+    """The last stage's model, of ``identity``, for Hugging Face; another's export is replaced."""
     folder = epath.Path(config.output) / "exported"
     note = folder.with_name("exported.json")
-    wanted = {
-        "model": model_identity(last.output, last.model, last.seed),
-        "dtype": config.export_dtype,
-    }
+    wanted = {"model": identity, "dtype": config.export_dtype}
     if folder.exists():
         if note.exists() and json.loads(note.read_text()) == wanted:
             return folder

@@ -61,6 +61,13 @@ class Program:
     score: Callable
     """``score(model, batch) -> nll`` (batch, length), jitted."""
 
+    @property
+    def plain(self) -> Llama:
+        """The abstract model that ``init_from`` is read into: float32, without adapters."""
+        if not isinstance(self.abstract.trained, Adapters):
+            return self.abstract.trained
+        return with_shardings(abstract_in(self.abstract.frozen, jnp.float32), self.mesh)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -92,8 +99,7 @@ class Run:
 
     def frozen(self) -> Llama:
         """The weights of ``init_from``, beside which adapters are trained."""
-        like = abstract_in(self.program.abstract.frozen, jnp.float32)
-        model = load_parameters(self.config.init_from, like, self.program.mesh)
+        model = load_parameters(self.config.init_from, self.program.plain, self.program.mesh)
         return in_dtype(model, self.config.compute.dtype)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
@@ -157,21 +163,13 @@ def _has_reference(config: TrainConfig) -> bool:
     return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
 
 
-def reference_model(program: Program) -> Llama:
-    """The abstract model that scores answers before the first step: plain, float32."""
-    abstract = program.abstract
-    if isinstance(abstract.trained, Adapters):
-        return with_shardings(abstract_in(abstract.frozen, jnp.float32), program.mesh)
-    return abstract.trained
-
-
 def _references(
     config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer, identity: str
 ) -> dict[str, np.ndarray]:
     """By corpus, what the model that the run starts from, of ``identity``, makes of its answers."""
 
     def make_score() -> Score:
-        weights = load_parameters(config.init_from, reference_model(program), program.mesh)
+        weights = load_parameters(config.init_from, program.plain, program.mesh)
         chunk = config.compute.loss_chunk_tokens
         return make_scorer(weights, program.mesh, loss_chunk_tokens=chunk)
 

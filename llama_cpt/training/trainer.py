@@ -20,9 +20,9 @@ from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
 from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.lora_base import NOTED, checksums, lora_base
-from llama_cpt.sharding import spec
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.optimizer import learning_rate
+from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume
 from llama_cpt.training.run import Run, batch_sharding, put_batch
@@ -204,7 +204,7 @@ def _loop(
 def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
     """Held-out loss and bits per byte of every held-out corpus."""
     config, mesh = run.config, run.program.mesh
-    rows = jax.NamedSharding(mesh, spec("batch", None))
+    rows = row_sharding(mesh)
 
     def score(batch: TokenBatch) -> np.ndarray:
         return np.asarray(run.program.score(state.model, jax.device_put(batch, rows)))
