@@ -18,8 +18,9 @@ from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict, nearest, to_dict
 from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.sweep_config import SweepConfig
 
-Config = TypeVar("Config", TrainConfig, PipelineConfig)
+Config = TypeVar("Config", TrainConfig, PipelineConfig, SweepConfig)
 
 
 def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig) -> Config:
@@ -75,6 +76,10 @@ def _at_home(config: Config) -> Config:
             output=os.path.expanduser(config.output),
             examination=os.path.expanduser(config.examination),
             stages=tuple(_at_home(stage) for stage in config.stages),
+        )
+    if isinstance(config, SweepConfig):
+        return dataclasses.replace(
+            config, output=os.path.expanduser(config.output), train=_at_home(config.train)
         )
     data = config.data
     return dataclasses.replace(

@@ -117,13 +117,19 @@ def model_flops_per_token(
     backward pass twice the forward; recomputation (remat) is not counted. ``frozen`` weights have
     no gradient of their own, 4 N in place of 6 N; what adapters add is not counted.
     """
+    norms = (2 * config.num_layers + 1) * config.embed_dim
+    weights = non_embedding_parameters(config) - norms + config.embed_dim * config.vocab_size
     query_dim = config.num_heads * config.head_dim
-    key_value_dim = config.num_kv_heads * config.head_dim
-    attention = config.embed_dim * (2 * query_dim + 2 * key_value_dim)
-    weights = config.num_layers * (attention + 3 * config.embed_dim * config.mlp_dim)
-    weights += config.embed_dim * config.vocab_size
     per_weight = 4 if frozen else 6
     return float(per_weight * weights + 6 * config.num_layers * query_dim * sequence_length)
+
+
+def non_embedding_parameters(config: ModelConfig) -> int:
+    """Weights of the layers and norms: neither the embedding nor the head."""
+    heads = config.num_heads + config.num_kv_heads
+    attention = 2 * config.embed_dim * config.head_dim * heads
+    layer = attention + 3 * config.embed_dim * config.mlp_dim + 2 * config.embed_dim
+    return config.num_layers * layer + config.embed_dim
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:

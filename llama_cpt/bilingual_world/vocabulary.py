@@ -14,13 +14,20 @@ BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 CONTROL_SYMBOLS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
-def train_vocabulary(sources: Iterable[str | Path], output: str | Path, vocab_size: int) -> None:
+def train_vocabulary(
+    sources: Iterable[str | Path],
+    output: str | Path,
+    vocab_size: int,
+    *,
+    character_coverage: float = 1.0,
+) -> None:
     """Train a BPE on the ``text`` of JSON Lines files and write a SentencePiece model.
 
     The same bytes for the same input: one thread, files and lines in order. Text comes back as it
     was (identity normaliser, unseen characters as bytes) but for U+2581, SentencePiece's own mark
-    of a space. Line breaks are a byte each. Raises UserError where the text is too small for the
-    vocabulary.
+    of a space. Line breaks are a byte each. Of the text's characters, the share
+    ``character_coverage``, the commonest, get pieces; the rest are bytes. Raises UserError where
+    the text is too small for the vocabulary, or its characters are too many.
     """
     model = io.BytesIO()
     try:
@@ -30,7 +37,7 @@ def train_vocabulary(sources: Iterable[str | Path], output: str | Path, vocab_si
             model_type="bpe",
             vocab_size=vocab_size,
             byte_fallback=True,
-            character_coverage=1.0,
+            character_coverage=character_coverage,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,

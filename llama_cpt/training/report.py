@@ -19,6 +19,10 @@ from llama_cpt.training.preference_objectives import REFERENCE_FREE
 from llama_cpt.training.run import Run
 
 
+class DivergedError(UserError):
+    """The loss or the gradient is no number any more."""
+
+
 class Reporter:
     """Reports steps as they finish: a step's numbers are fetched while the next one runs."""
 
@@ -56,7 +60,7 @@ class Reporter:
         self._pending = done, metrics, rate
 
     def flush(self) -> None:
-        """Tell of the last step now. Raises UserError where its loss or gradient is lost."""
+        """Tell of the last step now. Raises DivergedError where its loss or gradient is lost."""
         if self._pending is None:
             return
         (done, metrics, rate), self._pending = self._pending, None
@@ -64,7 +68,7 @@ class Reporter:
         # The loss is that of the weights before the update, the gradient norm tells of those after.
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(metrics[name])):
-                raise UserError(
+                raise DivergedError(
                     f"{name} of step {done} is {value}: lower optimizer.peak_learning_rate or "
                     "lengthen the warm-up; the run resumes from its last checkpoint."
                 )

@@ -13,7 +13,13 @@ import numpy as np
 import optax
 
 from llama_cpt.batch import Batch, TokenBatch
-from llama_cpt.config import PreferenceConfig, TrainConfig
+from llama_cpt.config import (
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    PreferenceConfig,
+    TrainConfig,
+)
 from llama_cpt.data.corpora import Prepared, open_rows, prepare
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, mixture_of
@@ -117,14 +123,16 @@ class Run:
         )
 
 
-def build(config: TrainConfig, mesh: Mesh) -> Run:
+def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Run:
     """Prepare what is missing, check all that can be checked before a step, compile nothing yet.
 
+    ``program`` is one of a config with the same ``compiled_part``, whose step is compiled already.
     Raises UserError for whatever a user can mend.
     """
     for place in (config.output, config.data.prepared):
         require_writable(place)
-    program = make_program(config, mesh, jax.default_backend())
+    check_schedule(config.optimizer, config.num_steps)
+    program = program or make_program(config, mesh, jax.default_backend())
     if config.init_from:
         check_source(config.init_from, config.model)
     elif _has_reference(config):
@@ -188,7 +196,6 @@ def _references(
 def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     """The jitted step and score of ``config`` on ``mesh``; ``backend`` settles ``auto``."""
     check_mesh(config, mesh)
-    check_schedule(config.optimizer, config.num_steps)
     compute = config.compute
     attention = resolve_attention(
         compute.attention,
@@ -224,6 +231,42 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))
 
     return Program(mesh, abstract, optimizer, step, score)
+
+
+def compiled_part(config: TrainConfig) -> TrainConfig:
+    """The config with all that is no part of the compiled step set to the same.
+
+    Runs that agree in it share one compilation: ratio, rates, schedule, length, corpora of the same
+    number and, where nothing is drawn in the step, the seed.
+    """
+    data, drawn = config.data, getattr(config.objective, "neftune_alpha", 0.0) > 0
+    corpora = data.additional + data.original
+    same = tuple(CorpusConfig(str(place), "any") for place in range(len(corpora)))
+    optimizer = replace(
+        config.optimizer,
+        peak_learning_rate=0.0,
+        schedule="constant",
+        warmup_steps=0,
+        initial_learning_rate=0.0,
+        final_learning_rate_fraction=0.0,
+        decay_steps=0,
+    )
+    return TrainConfig(
+        output="any",
+        model=config.model,
+        data=DataConfig("any", "any", data.sequence_length, 0.0, original=same, chat=data.chat),
+        optimizer=optimizer,
+        num_steps=1,
+        global_batch_size=config.global_batch_size,
+        microbatch_size=config.microbatch_size,
+        init_from="any" if config.lora else "",
+        seed=config.seed if drawn else 0,
+        objective=config.objective,
+        lora=config.lora,
+        compute=config.compute,
+        mesh=config.mesh,
+        evaluation=EvaluationConfig(batch_size=config.evaluation.batch_size),
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import enum
 import signal
 import sys
@@ -15,7 +15,8 @@ import numpy as np
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import EvaluationConfig
 from llama_cpt.config_file import save
-from llama_cpt.evaluation.perplexity import evaluate_heldout
+from llama_cpt.errors import UserError
+from llama_cpt.evaluation.perplexity import HeldoutResult, evaluate_heldout
 from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
 from llama_cpt.model.attention import mask_bytes
@@ -63,10 +64,30 @@ class Signals:
         print(f"\n{signal.Signals(number).name}: saving, then leaving", file=sys.stderr)
 
 
-def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
+@dataclass(frozen=True)
+class Trunk:
+    """Another run's first steps, which are this one's too: the same but for length and decay."""
+
+    output: str
+    step: int
+    """Of its checkpoint, before its decay."""
+
+
+Evaluation = dict[str, HeldoutResult]
+
+
+def fit(
+    run: Run,
+    allow_change: Sequence[str] = (),
+    *,
+    trunk: Trunk | None = None,
+    at_start: Evaluation | None = None,
+) -> Outcome:
     """Train to ``config.num_steps``, from the newest undamaged checkpoint where there is one.
 
-    Raises UserError where the run in ``config.output`` cannot be resumed with this config.
+    A new run starts from ``trunk`` if given; ``at_start`` is what evaluation before the first step
+    gives, where that is known. Raises UserError where the run in ``config.output`` cannot be
+    resumed with this config, DivergedError where its loss is lost.
     """
     config = run.config
     output = epath.Path(config.output)
@@ -86,12 +107,17 @@ def fit(run: Run, allow_change: Sequence[str] = ()) -> Outcome:
         first_step = resumed_step(run, checkpoints, allow_change)
         if first_step:
             state = restored(run, checkpoints, first_step)
+        elif trunk:
+            state, first_step = _from_trunk(run, trunk), trunk.step
         else:
             state = run.start()
         if first_process:
             save(config, output / "config.json")
             print(_described(run), flush=True)
         with Reporter(run, first_step) as report:
+            if first_step == 0 and run.heldout:
+                with report.pause():
+                    report.evaluation(0, at_start or evaluate(run, state))
             state, last = _loop(run, state, first_step, checkpoints, report, signals)
         if last > first_step:
             checkpoints.save(last, state.saved, about(run, state, last))
@@ -147,6 +173,16 @@ def restored(run: Run, checkpoints: Checkpoints, step: int) -> TrainState:
     return state
 
 
+def _from_trunk(run: Run, trunk: Trunk) -> TrainState:
+    with Checkpoints(str(epath.Path(trunk.output) / FOLDER)) as checkpoints:
+        if trunk.step not in checkpoints.steps() or not checkpoints.is_verified(trunk.step):
+            raise UserError(f"{trunk.output} holds no sound checkpoint of step {trunk.step}.")
+        saved = checkpoints.about(trunk.step)
+        check_resume(saved["config"], run.config, ("optimizer.decay_steps",), trunk.step)
+        check_fingerprints(saved["fingerprints"], run.fingerprints)
+        return restored(run, checkpoints, trunk.step)
+
+
 def about(run: Run, state: TrainState, steps_done: int) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
     return {
@@ -179,9 +215,6 @@ def _loop(
     """Steps from ``first_step`` until the end or a signal; the state and the steps done."""
     config = run.config
     sharding = batch_sharding(run.program.mesh)
-    if first_step == 0 and run.heldout:
-        with report.pause():
-            report.evaluation(0, _evaluate(run, state))
     source = run.batches(first_step)
     for step in range(first_step, config.num_steps):
         if signals.outcome is not Outcome.FINISHED:
@@ -194,14 +227,14 @@ def _loop(
         checkpoints.raise_if_failed()
         if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
             with report.pause():
-                report.evaluation(done, _evaluate(run, state))
+                report.evaluation(done, evaluate(run, state))
         if done % config.checkpoint.every_steps == 0:
             with report.pause():
                 checkpoints.save(done, state.saved, about(run, state, done))
     return state, config.num_steps
 
 
-def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
+def evaluate(run: Run, state: TrainState) -> Evaluation:
     """Held-out loss and bits per byte of every held-out corpus."""
     config, mesh = run.config, run.program.mesh
     rows = row_sharding(mesh)

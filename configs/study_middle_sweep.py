@@ -1,0 +1,17 @@
+"""Chinese onto the study's middle English base: nine cells of the small one's grid."""
+
+from dataclasses import replace
+
+from configs.study import FOLDER, middle
+from configs.study_small_sweep import config as small_sweep
+from llama_cpt.sweep_config import AxisConfig
+
+config = replace(
+    small_sweep,
+    output=f"{FOLDER}/middle",
+    train=replace(small_sweep.train, init_from=middle.output, model=middle.model),
+    axes=(
+        AxisConfig("data.almr", (0.3, 0.5, 0.7)),
+        AxisConfig("optimizer.peak_learning_rate", (2e-3, 5e-3, 1.2e-2)),
+    ),
+)

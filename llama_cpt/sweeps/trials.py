@@ -1,0 +1,193 @@
+"""The trials of a sweep: a config each, a name made of its values, what it shares with others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+import itertools
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from llama_cpt.config import TrainConfig
+from llama_cpt.errors import UserError
+from llama_cpt.fields import from_dict, nearest, to_dict
+from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig, Value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    name: str
+    config: TrainConfig
+    size: str
+    """Of its model; "" where the sweep has one."""
+    trunk: "Trial | None" = None
+    """The trial of the next smaller token budget, whose stable phase this one goes on from."""
+
+    @property
+    def stable_steps(self) -> int:
+        """Steps before the decay, which a larger budget's trial need not do again."""
+        return self.config.num_steps - self.config.optimizer.decay_steps
+
+    @property
+    def first_step(self) -> int:
+        """Where its own steps begin."""
+        return self.trunk.stable_steps if self.trunk else 0
+
+    @property
+    def own_tokens(self) -> int:
+        """Trained on by this trial itself."""
+        return (self.config.num_steps - self.first_step) * tokens_per_step(self.config)
+
+
+Chain = tuple[Trial, ...]
+"""Trials that differ in their token budget alone: done in this order, by one worker."""
+
+Point = dict[str, tuple[str, Value]]
+"""Field -> its value's name, its value."""
+
+
+def chains_of(sweep: SweepConfig) -> list[Chain]:
+    """All trials, those of one size together.
+
+    Raises UserError for an axis whose field is unknown or does not take its values.
+    """
+    values = to_dict(sweep.train)
+    for axis in sweep.axes:
+        _require_field(values, axis.field)
+    sizes = sweep.sizes or (SizeConfig("", sweep.train.model, sweep.train.init_from),)
+    points = _points(sweep)
+    chains = [_chain(sweep, size, point) for size in sizes for point in points]
+    names = [trial.name for chain in chains for trial in chain]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two trials are named {name}: give the axes' values names.")
+    return chains
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    """Row tokens."""
+    return config.global_batch_size * config.data.sequence_length
+
+
+def mean_almr(config: TrainConfig) -> Fraction:
+    """Asked share of additional tokens over the whole run, its stages together."""
+    stages = [*config.data.stages(), (config.num_steps, Fraction(0))]
+    parts = [
+        (min(until, config.num_steps) - min(start, config.num_steps)) * almr
+        for (start, almr), (until, _) in itertools.pairwise(stages)
+    ]
+    return sum(parts, Fraction(0)) / config.num_steps
+
+
+def mixture_order(config: TrainConfig) -> str:
+    """``interleaved`` at one ratio, ``block`` where each stage is of one group, else ``staged``."""
+    shares = [almr for step, almr in config.data.stages() if step < config.num_steps]
+    if len(shares) == 1:
+        return "interleaved"
+    return "block" if set(shares) <= {0, 1} else "staged"
+
+
+def _points(sweep: SweepConfig) -> list[Point]:
+    """Sobol points times the grid of the other axes."""
+    grids = [
+        [(axis.field, (name, value)) for name, value in zip(_names(axis), axis.values, strict=True)]
+        for axis in sweep.axes
+        if axis.values
+    ]
+    sobol = _sobol_points([axis for axis in sweep.axes if axis.between], sweep)
+    found = [dict((*point, *cell)) for point in sobol for cell in itertools.product(*grids)]
+    # In the order of the axes, which trials' names follow.
+    return [{axis.field: point[axis.field] for axis in sweep.axes} for point in found]
+
+
+def _sobol_points(
+    axes: Sequence[AxisConfig], sweep: SweepConfig
+) -> list[tuple[tuple[str, tuple[str, Value]], ...]]:
+    """Scrambled Sobol points, to three digits, always the same for a seed."""
+    if not axes:
+        return [()]
+    sampler = qmc.Sobol(len(axes), rng=np.random.default_rng(sweep.train.seed))
+    # Balanced for powers of two alone; the first ones of more are taken.
+    unit = sampler.random_base2(max(sweep.points - 1, 1).bit_length())[: sweep.points]
+    columns = [_stretched(unit[:, place], axis) for place, axis in enumerate(axes)]
+    names = [[f"{number:.3g}" for number in row] for row in zip(*columns, strict=True)]
+    return [
+        tuple((axis.field, (name, float(name))) for axis, name in zip(axes, row, strict=True))
+        for row in names
+    ]
+
+
+def _stretched(unit: np.ndarray, axis: AxisConfig) -> np.ndarray:
+    low, high = axis.between
+    return low * (high / low) ** unit if axis.scale == "log" else low + unit * (high - low)
+
+
+def _names(axis: AxisConfig) -> tuple[str, ...]:
+    return axis.names or tuple(_name(value) for value in axis.values)
+
+
+def _name(value: Value) -> str:
+    if isinstance(value, tuple):
+        return "_".join(f"{share:g}_from_{step}" for step, share in value)
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
+
+
+def _chain(sweep: SweepConfig, size: SizeConfig, point: Point) -> Chain:
+    values = to_dict(replace(sweep.train, model=size.model, init_from=size.init_from))
+    parts = [size.name] if size.name else []
+    for field, (name, value) in point.items():
+        _set(values, field, value)
+        parts.append(f"{field.rsplit('.', 1)[-1]}_{name}")
+    stem = "-".join(parts) or "trial"
+    # Through from_dict, which holds every value to its field's type and names the field.
+    config = from_dict(TrainConfig, values, f"trial {stem}")
+    if not sweep.token_budgets:
+        return (Trial(stem, replace(config, output=f"{sweep.output}/{stem}"), size.name),)
+    chain: list[Trial] = []
+    for tokens in sweep.token_budgets:
+        last = tokens == sweep.token_budgets[-1]
+        name = f"{stem}-tokens_{tokens}"
+        trial = replace(_of_length(config, tokens, sweep), output=f"{sweep.output}/{name}")
+        trunk = chain[-1] if chain else None
+        chain.append(Trial(name, trial if last else _saved_stable(trial), size.name, trunk))
+    return tuple(chain)
+
+
+def _of_length(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainConfig:
+    steps = -(-tokens // tokens_per_step(config))
+    optimizer = config.optimizer
+    if optimizer.schedule == "wsd":
+        optimizer = replace(optimizer, decay_steps=max(round(steps * sweep.decay_fraction), 1))
+    return replace(config, num_steps=steps, optimizer=optimizer)
+
+
+def _saved_stable(config: TrainConfig) -> TrainConfig:
+    """With the decay begun at a checkpoint that stays: the next budget's trial takes over there."""
+    stable = config.num_steps - config.optimizer.decay_steps
+    every = min(config.checkpoint.every_steps, stable)
+    decay = config.num_steps - stable // every * every
+    kept = max(config.checkpoint.keep, -(-decay // every) + 1)
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, decay_steps=decay),
+        checkpoint=replace(config.checkpoint, every_steps=every, keep=kept),
+    )
+
+
+def _require_field(values: dict[str, Any], field: str) -> None:
+    section, known = values, []
+    for part in field.split("."):
+        if not isinstance(section, dict) or part not in section:
+            known = list(section) if isinstance(section, dict) else []
+            raise UserError(f"axis {field}: the config has no such field{nearest(part, known)}")
+        section = section[part]
+
+
+def _set(values: dict[str, Any], field: str, value: Value) -> None:
+    *sections, last = field.split(".")
+    for section in sections:
+        values = values[section]
+    values[last] = value

@@ -1,0 +1,135 @@
+"""What a sweep's config means: its trials, their names, configs and costs."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from configs.demo_cpt import config as cpt
+from llama_cpt.errors import UserError
+from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
+from llama_cpt.sweeps.cost import chip_hours, within_budget
+from llama_cpt.sweeps.plan import table
+from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order, tokens_per_step
+
+RATIOS = AxisConfig("data.almr", (0.1, 0.2, 0.33, 0.5, 0.7))
+RATES = AxisConfig("optimizer.peak_learning_rate", (1e-3, 2e-3, 4e-3))
+SWEEP = SweepConfig("/sweep", cpt, "en+zh", (RATIOS, RATES))
+WSD = replace(cpt, optimizer=replace(cpt.optimizer, schedule="wsd", decay_steps=1))
+TOKENS = tokens_per_step(cpt)
+
+
+def trials_of(sweep):
+    return [trial for chain in chains_of(sweep) for trial in chain]
+
+
+def test_a_trial_at_every_point_of_the_grid():
+    trials = trials_of(SWEEP)
+    assert trials[1].name == "almr_0.1-peak_learning_rate_0.002"
+    assert trials[1].config == replace(
+        cpt,
+        output="/sweep/almr_0.1-peak_learning_rate_0.002",
+        data=replace(cpt.data, almr=0.1),
+        optimizer=replace(cpt.optimizer, peak_learning_rate=2e-3),
+    )
+    assert len({trial.name for trial in trials}) == 15
+
+
+def test_sizes_bring_their_weights():
+    small, large = (replace(cpt.model, num_layers=layers) for layers in (1, 3))
+    sizes = (SizeConfig("small", small, "bases/s"), SizeConfig("large", large, "bases/l"))
+    trials = trials_of(replace(SWEEP, sizes=sizes))
+    assert [t.config.model.num_layers for t in trials] == [1] * 15 + [3] * 15
+    assert trials[-1].config.init_from == "bases/l" and trials[-1].name.startswith("large-almr_0.7")
+
+
+def test_sobol_points_fill_their_ranges_and_stay():
+    between = (
+        AxisConfig("data.almr", between=(0.1, 0.9)),
+        AxisConfig("optimizer.peak_learning_rate", between=(1e-4, 1e-2), scale="log"),
+    )
+    sweep = replace(SWEEP, axes=(*between, AxisConfig("seed", (0, 1))), points=16)
+    trials = trials_of(sweep)
+    assert trials == trials_of(sweep) and len(trials) == 32
+    ratios = sorted({trial.config.data.almr for trial in trials})
+    rates = sorted({trial.config.optimizer.peak_learning_rate for trial in trials})
+    # A Sobol sequence of 16 has one point in each sixteenth of every axis, up to the rounding.
+    assert all(abs(x - (0.1 + 0.05 * (i + 0.5))) < 0.026 for i, x in enumerate(ratios))
+    assert sum(rate < 1e-3 for rate in rates) == 8
+
+
+def test_token_budgets_share_their_stable_phase():
+    budgets = (100 * TOKENS, 200 * TOKENS, 400 * TOKENS - 1)
+    (first, second, third) = chains_of(replace(SWEEP, train=WSD, token_budgets=budgets))[0]
+    assert [t.config.num_steps for t in (first, second, third)] == [100, 200, 400]
+    assert (first.stable_steps, second.stable_steps, third.stable_steps) == (80, 150, 320)
+    assert (first.first_step, second.first_step, third.first_step) == (0, 80, 150)
+    # The decay of one that is gone on from starts at a checkpoint, which its end does not push out.
+    for trial in (first, second):
+        saves = trial.config.checkpoint
+        assert trial.stable_steps % saves.every_steps == 0
+        later = -(-trial.config.num_steps // saves.every_steps) - (
+            trial.stable_steps // saves.every_steps
+        )
+        assert saves.keep > later
+    assert first.own_tokens + second.own_tokens + third.own_tokens == (100 + 120 + 250) * TOKENS
+
+
+@given(st.lists(st.tuples(st.integers(1, 900), st.integers(0, 100)), max_size=5))
+def test_mean_almr_is_the_share_of_all_steps(later):
+    stages = {0: 0.25} | {step: percent / 100 for step, percent in later}
+    almr = tuple(sorted(stages.items()))
+    config = replace(cpt, data=replace(cpt.data, almr=almr), num_steps=600)
+    by_step = [max(step for step in stages if step <= at) for at in range(600)]
+    exact = sum(Fraction(str(stages[step])) for step in by_step) / 600
+    assert mean_almr(config) == exact
+
+
+def test_mixture_order_is_told_by_the_stages():
+    def order(almr):
+        return mixture_order(replace(cpt, data=replace(cpt.data, almr=almr)))
+
+    assert order(0.3) == "interleaved"
+    assert order(((0, 1.0), (10, 0.0), (20, 1.0))) == "block"
+    assert order(((0, 0.1), (10, 0.5))) == "staged"
+    assert order(((0, 0.1), (10_000, 0.5))) == "interleaved"
+
+
+def test_chip_hours_are_operations_over_the_chips_rate():
+    trials = trials_of(SWEEP)
+    flops = 15 * 600 * TOKENS * model_flops_per_token(cpt.model, cpt.data.sequence_length)
+    assert chip_hours(SWEEP, trials) == pytest.approx(flops / (459e12 * 0.4 * 3600))
+    assert "15 trials" in table(SWEEP, trials)
+
+
+@pytest.mark.parametrize("share", [0.99, 0.7, 0.6])
+def test_a_budget_thins_the_grid_and_keeps_its_ends(share):
+    price = chip_hours(SWEEP, trials_of(SWEEP))
+    thinned = within_budget(SWEEP, price * share)
+    assert 0.5 * share * price < chip_hours(thinned, trials_of(thinned)) <= share * price
+    for axis, whole in zip(thinned.axes, SWEEP.axes, strict=True):
+        assert {axis.values[0], axis.values[-1]} == {whole.values[0], whole.values[-1]}
+        assert len(axis.values) >= 3
+    with pytest.raises(UserError, match="pay for no grid.*costs"):
+        within_budget(SWEEP, price * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"axes": (AxisConfig("data.almrr", (0.1,)),)}, "no such field; did you mean 'almr'"),
+        ({"axes": (AxisConfig("data.almr", (0.1, 1.5)),)}, "outside"),
+        ({"axes": (AxisConfig("seed", ("one",)),)}, "seed='one' must be int"),
+        ({"axes": (RATIOS, RATIOS)}, "named twice"),
+        ({"points": 4}, "no axis has between"),
+        ({"token_budgets": (10, 20)}, "wsd"),
+        ({"train": replace(cpt, data=replace(cpt.data, heldout=()))}, "measures both"),
+        ({"chip": "v9"}, "chip='v9' is none of"),
+    ],
+)
+def test_mistakes_are_told_with_the_field(changes, told):
+    with pytest.raises(UserError, match=told):
+        chains_of(replace(SWEEP, **changes))

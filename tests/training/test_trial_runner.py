@@ -1,0 +1,208 @@
+"""A sweep runs every trial once on one compiled step, whatever becomes of some of them."""
+
+import csv
+from dataclasses import replace
+import json
+import os
+import threading
+import time
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config import OptimizerConfig
+from llama_cpt.errors import UserError
+from llama_cpt.sharding import make_mesh
+from llama_cpt.sweep_config import AxisConfig, SweepConfig
+from llama_cpt.sweeps import claims
+from llama_cpt.sweeps.results import COLUMNS, read_note
+from llama_cpt.sweeps.trials import chains_of
+from llama_cpt.training import trainer, trial_runner
+from llama_cpt.training.run import build
+from llama_cpt.training.trainer import Outcome, fit
+from llama_cpt.training.trial_runner import Shared, run_sweep
+from tests.training.runs import learnt
+
+RATES = "optimizer.peak_learning_rate"
+
+
+@pytest.fixture
+def sweep(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial_runner, "make_mesh", one_device)
+    axes = (AxisConfig("data.almr", (0.25, 0.5)), AxisConfig(RATES, (1e-3, 1e-2)))
+    return SweepConfig(str(tmp_path / "sweep"), make_config(tmp_path / "unused"), "en+zh", axes)
+
+
+def one_device(config):
+    return make_mesh(config, jax.devices()[:1])
+
+
+def trials_of(sweep):
+    return [trial for chain in chains_of(sweep) for trial in chain]
+
+
+def rows_of(sweep):
+    with open(f"{sweep.output}/results.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def steps_counted(monkeypatch):
+    """Names of the trials whose steps were run, one entry a step."""
+    counted, real = [], trainer.learning_rate
+
+    def count(optimizer, step, num_steps):
+        counted.append((optimizer.peak_learning_rate, step))
+        return real(optimizer, step, num_steps)
+
+    monkeypatch.setattr(trainer, "learning_rate", count)
+    return counted
+
+
+def test_trials_are_ordinary_runs_on_one_compilation(sweep, monkeypatch):
+    made = []
+    monkeypatch.setattr(trial_runner, "Shared", lambda: made.append(Shared()) or made[0])
+    assert run_sweep(sweep) is Outcome.FINISHED
+    (program,) = made[0].programs.values()
+    assert program.step._cache_size() == 1
+    for trial in trials_of(sweep):
+        alone = replace(trial.config, output=f"{trial.config.output}_alone")
+        fit(build(alone, program.mesh))
+        assert learnt(epath.Path(trial.config.output)) == learnt(epath.Path(alone.output))
+    rows = rows_of(sweep)
+    assert list(rows[0]) == COLUMNS
+    assert len(rows) == 4 * 2 * len({row["step"] for row in rows})
+    last = learnt(epath.Path(trials_of(sweep)[-1].config.output))[-1]
+    assert float(rows[-1]["bits_per_byte"]) == last["eval/en/bits_per_byte"]
+    assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
+
+
+def test_what_is_done_is_not_done_again(sweep, monkeypatch):
+    run_sweep(sweep)
+    counted = steps_counted(monkeypatch)
+    wider = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e-2, 3e-3))))
+    run_sweep(wider)
+    assert {rate for rate, _ in counted} == {3e-3} and len(counted) == 2 * 8
+    assert len({row["run"] for row in rows_of(wider)}) == 6
+
+
+def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
+    real = trial_runner.fit
+
+    def stopped(run, **options):
+        counted.clear()
+        monkeypatch.setattr(trial_runner, "fit", real)
+        signals = trainer.Signals.__enter__
+
+        def enter(self):
+            signals(self)
+            os.kill(os.getpid(), 15)
+            return self
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Signals, "__enter__", enter)
+            return real(run, **options)
+
+    counted = steps_counted(monkeypatch)
+    monkeypatch.setattr(trial_runner, "fit", stopped)
+    assert run_sweep(sweep) is Outcome.PREEMPTED
+    assert run_sweep(sweep) is Outcome.FINISHED
+    assert len(counted) == 4 * 8
+
+
+def test_a_diverged_trial_is_noted_and_the_others_go_on(sweep, monkeypatch, capsys):
+    wild = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e30))))
+    assert run_sweep(wild) is Outcome.FINISHED
+    notes = [read_note(trial) for trial in trials_of(wild)]
+    assert [note.status for note in notes] == ["done", "diverged"] * 2
+    assert "diverged: " in capsys.readouterr().out
+    last = {row["run"]: row for row in rows_of(wild)}
+    assert [row["loss"] == "" for row in last.values()] == [False, True] * 2
+    counted = steps_counted(monkeypatch)
+    run_sweep(wild)
+    assert not counted
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
+    def out_of_memory(run, **options):
+        if "0.25" in run.config.output:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return fit(run, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_runner, "fit", out_of_memory)
+        assert run_sweep(sweep) is Outcome.FINISHED
+    notes = [read_note(trial) for trial in trials_of(sweep)]
+    assert [note.status for note in notes] == ["failed", "failed", "done", "done"]
+    assert "RESOURCE_EXHAUSTED" in notes[0].reason
+    assert (
+        "RESOURCE_EXHAUSTED"
+        in (epath.Path(trials_of(sweep)[0].config.output) / "log.txt").read_text()
+    )
+    run_sweep(sweep)
+    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+
+
+def test_a_mistake_ends_the_sweep_before_a_step(sweep):
+    data = replace(sweep.train.data, tokenizer="/nowhere/tokenizer.model")
+    with pytest.raises(UserError, match="/nowhere/tokenizer.model"):
+        run_sweep(replace(sweep, train=replace(sweep.train, data=data)))
+    assert not any(read_note(trial) for trial in trials_of(sweep))
+
+
+def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
+    wsd = OptimizerConfig(1e-2, schedule="wsd", warmup_steps=2, decay_steps=1)
+    train = replace(
+        sweep.train, optimizer=wsd, checkpoint=replace(sweep.train.checkpoint, every_steps=2)
+    )
+    tokens = 4 * 32
+    sweep = replace(
+        sweep, train=train, axes=(sweep.axes[0],), token_budgets=(8 * tokens, 16 * tokens)
+    )
+    counted = steps_counted(monkeypatch)
+    assert run_sweep(sweep) is Outcome.FINISHED
+    assert [step for _, step in counted] == [*range(8), *range(6, 16)] * 2
+    second = trials_of(sweep)[1]
+    alone = replace(second.config, output=f"{second.config.output}_alone")
+    run = build(alone, one_device(alone.mesh))
+    fit(run)
+    assert learnt(epath.Path(alone.output))[-3:] == learnt(epath.Path(second.config.output))[-3:]
+    folders = [epath.Path(trial.config.output) / "checkpoints" for trial in trials_of(sweep)]
+    assert not any(folder.exists() for folder in folders)
+    later = [row for row in rows_of(sweep) if row["run"] == second.name]
+    assert {row["base_loss"] for row in later} != {""}
+
+
+def test_workers_share_and_take_over_what_one_has_lost(sweep, monkeypatch):
+    monkeypatch.setattr(trial_runner, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "LOST_SECONDS", 1.0)
+    lost = chains_of(sweep)[0][0]
+    claim = epath.Path(sweep.output) / "claims" / f"{lost.name}.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps({"worker": "worker 1/2 (gone)", "time": time.time()}))
+    start = time.time()
+    assert run_sweep(sweep, 2, 2) is Outcome.FINISHED
+    assert time.time() - start > 1.0
+    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert not list(claim.parent.iterdir())
+
+
+def test_a_claim_is_one_workers(tmp_path):
+    file, order = epath.Path(tmp_path) / "claim.json", []
+    ready = threading.Barrier(6)
+
+    def work(number):
+        ready.wait()
+        with claims.claimed(file, f"worker {number}") as mine:
+            if mine:
+                order.append(number)
+                time.sleep(0.3)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 1 and np.isfinite(order[0])
+    assert not file.exists()
