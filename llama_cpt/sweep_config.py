@@ -18,6 +18,9 @@ Value = bool | int | float | str | tuple[tuple[int, float], ...]
 """Of a field; the last are stages of an ALMR."""
 
 
+RATIO, RATE = "data.almr", "optimizer.peak_learning_rate"
+
+
 @dataclass(frozen=True)
 class AxisConfig(Section):
     """One field and what it is set to: ``values``, or points ``between`` two numbers."""
@@ -67,7 +70,10 @@ class SweepConfig(Section):
     """A trial but for what the axes set; its own ``output`` is not used."""
     pair: str
     """Name of the languages in the results, such as ``en+zh``."""
-    axes: tuple[AxisConfig, ...]
+    axes: tuple[AxisConfig, ...] = ()
+    cells: tuple[tuple[float, float], ...] = ()
+    """ALMR and learning rate of single points, such as `fit_law --next` names, in place of axes of
+    the two; the other axes' grid is trained at each."""
     points: int = 0
     """Sobol points over the axes that have ``between``; the other axes' grid is trained at each."""
     sizes: tuple[SizeConfig, ...] = ()
@@ -77,6 +83,9 @@ class SweepConfig(Section):
     one stable phase, from which each decays on its own."""
     decay_fraction: float = 0.2
     """Share of a token budget in which ``wsd`` decays."""
+    law: str = ""
+    """A ``law.json``: the values of the learning rate's axis are then multiples of the rate that it
+    finds best for the trial's ALMR."""
     heldout_groups: tuple[tuple[str, Literal["additional", "original"]], ...] = ()
     """Group of a held-out corpus that bears no training corpus's name."""
     keep_checkpoints: bool = False
@@ -91,25 +100,8 @@ class SweepConfig(Section):
         super().__post_init__()
         require_named("", output=self.output, pair=self.pair)
         require_at_least(0, self, "", "points")
-        sobol = [axis.field for axis in self.axes if axis.between]
-        if bool(sobol) != bool(self.points):
-            told = f"axis {sobol[0]} has between" if sobol else "no axis has between"
-            raise UserError(f"points={self.points}, but {told}.")
-        _require_once("axes", [axis.field for axis in self.axes])
-        _require_once("sizes", [size.name for size in self.sizes])
-        for axis in self.axes:
-            if axis.field == "output" or (self.token_budgets and axis.field == "num_steps"):
-                told = "trials name their own" if axis.field == "output" else "token_budgets set it"
-                raise UserError(f"axis {axis.field}: {told}.")
-        if list(self.token_budgets) != sorted(set(self.token_budgets)) or 0 in self.token_budgets:
-            raise UserError(f"token_budgets={self.token_budgets} must be above 0 and rise.")
-        if len(self.token_budgets) > 1 and self.train.optimizer.schedule != "wsd":
-            raise UserError(
-                "several token_budgets share a stable phase: set train.optimizer.schedule=wsd, or "
-                "sweep each budget on its own."
-            )
-        if not 0 < self.decay_fraction <= 0.5:
-            raise UserError(f"decay_fraction={self.decay_fraction} must be above 0, at most 0.5.")
+        self._check_points()
+        self._check_budgets()
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu={self.mfu} must be above 0 and at most 1.")
         chips = [chip.name for chip in CHIPS.values()]
@@ -117,6 +109,35 @@ class SweepConfig(Section):
             near = nearest(self.chip, chips)
             raise UserError(f"chip={self.chip!r} is none of {', '.join(chips)}{near}")
         self.groups()
+
+    def _check_points(self) -> None:
+        sobol = [axis.field for axis in self.axes if axis.between]
+        if bool(sobol) != bool(self.points):
+            told = f"axis {sobol[0]} has between" if sobol else "no axis has between"
+            raise UserError(f"points={self.points}, but {told}.")
+        if not self.axes and not self.cells:
+            raise UserError("axes and cells are empty: a sweep needs at least one of them.")
+        fields = [axis.field for axis in self.axes]
+        _require_once("axes and cells", [*([RATIO, RATE] if self.cells else []), *fields])
+        _require_once("sizes", [size.name for size in self.sizes])
+        if self.law and RATE not in fields:
+            raise UserError(f"law={self.law} sets learning rates, but no axis is {RATE}.")
+        if "output" in fields:
+            raise UserError("axis output: trials name their own.")
+
+    def _check_budgets(self) -> None:
+        budgets = self.token_budgets
+        if budgets and "num_steps" in (axis.field for axis in self.axes):
+            raise UserError("axis num_steps: token_budgets set it.")
+        if list(budgets) != sorted(set(budgets)) or 0 in budgets:
+            raise UserError(f"token_budgets={budgets} must be above 0 and rise.")
+        if len(budgets) > 1 and self.train.optimizer.schedule != "wsd":
+            raise UserError(
+                "several token_budgets share a stable phase: set train.optimizer.schedule=wsd, or "
+                "sweep each budget on its own."
+            )
+        if not 0 < self.decay_fraction <= 0.5:
+            raise UserError(f"decay_fraction={self.decay_fraction} must be above 0, at most 0.5.")
 
     def groups(self) -> dict[str, str]:
         """Held-out corpus -> its group."""

@@ -8,7 +8,7 @@ import math
 from llama_cpt.chips import CHIPS
 from llama_cpt.errors import UserError
 from llama_cpt.metrics import model_flops_per_token
-from llama_cpt.sweep_config import AxisConfig, SweepConfig
+from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SweepConfig
 from llama_cpt.sweeps.trials import Trial, chains_of
 
 LEAST_VALUES = 3
@@ -58,8 +58,7 @@ def within_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
 
 
 def _least(axis: AxisConfig) -> int:
-    swept = axis.field in ("data.almr", "optimizer.peak_learning_rate")
-    return min(LEAST_VALUES, len(axis.values)) if swept else 1
+    return min(LEAST_VALUES, len(axis.values)) if axis.field in (RATIO, RATE) else 1
 
 
 def _thinned(axes: Sequence[AxisConfig], kept: Sequence[int]) -> tuple[AxisConfig, ...]:

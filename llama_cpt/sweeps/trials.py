@@ -12,7 +12,9 @@ from scipy.stats import qmc
 from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict, nearest, to_dict
-from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig, Value
+from llama_cpt.mixture_law.law import Ridge
+from llama_cpt.mixture_law.law_file import load
+from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SizeConfig, SweepConfig, Value
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def chains_of(sweep: SweepConfig) -> list[Chain]:
     for axis in sweep.axes:
         _require_field(values, axis.field)
     sizes = sweep.sizes or (SizeConfig("", sweep.train.model, sweep.train.init_from),)
-    points = _points(sweep)
-    chains = [_chain(sweep, size, point) for size in sizes for point in points]
+    points, ridge = _points(sweep), _ridge(sweep.law)
+    chains = [_chain(sweep, size, point, ridge) for size in sizes for point in points]
     names = [trial.name for chain in chains for trial in chain]
     for name in names:
         if names.count(name) > 1:
@@ -91,16 +93,19 @@ def mixture_order(config: TrainConfig) -> str:
 
 
 def _points(sweep: SweepConfig) -> list[Point]:
-    """Sobol points times the grid of the other axes."""
+    """Cells, times Sobol points, times the grid of the other axes."""
     grids = [
         [(axis.field, (name, value)) for name, value in zip(_names(axis), axis.values, strict=True)]
         for axis in sweep.axes
         if axis.values
     ]
+    cells = [((RATIO, (_name(a), a)), (RATE, (_name(r), r))) for a, r in sweep.cells] or [()]
     sobol = _sobol_points([axis for axis in sweep.axes if axis.between], sweep)
-    found = [dict((*point, *cell)) for point in sobol for cell in itertools.product(*grids)]
+    parts = itertools.product(cells, sobol, itertools.product(*grids))
+    found = [dict(itertools.chain(*part)) for part in parts]
     # In the order of the axes, which trials' names follow.
-    return [{axis.field: point[axis.field] for axis in sweep.axes} for point in found]
+    order = [*((RATIO, RATE) if sweep.cells else ()), *(axis.field for axis in sweep.axes)]
+    return [{field: point[field] for field in order} for point in found]
 
 
 def _sobol_points(
@@ -135,7 +140,21 @@ def _name(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
 
 
-def _chain(sweep: SweepConfig, size: SizeConfig, point: Point) -> Chain:
+def _ridge(law: str) -> Ridge | None:
+    """The learning rates that ``law`` finds best."""
+    if not law:
+        return None
+    if (ridge := load(law).ridge) is None:
+        raise UserError(f"{law} has no best learning rate for each ALMR: it was refused.")
+    return ridge
+
+
+def _best_rate(ridge: Ridge, almr: float) -> float:
+    """Between the ratios that the law tells, on the logarithm; at its ends what it says there."""
+    return float(np.exp(np.interp(almr, ridge.almr, np.log(ridge.learning_rate.value))))
+
+
+def _chain(sweep: SweepConfig, size: SizeConfig, point: Point, ridge: Ridge | None) -> Chain:
     values = to_dict(replace(sweep.train, model=size.model, init_from=size.init_from))
     parts = [size.name] if size.name else []
     for field, (name, value) in point.items():
@@ -144,6 +163,11 @@ def _chain(sweep: SweepConfig, size: SizeConfig, point: Point) -> Chain:
     stem = "-".join(parts) or "trial"
     # Through from_dict, which holds every value to its field's type and names the field.
     config = from_dict(TrainConfig, values, f"trial {stem}")
+    if ridge:
+        rates = config.optimizer
+        best = _best_rate(ridge, float(mean_almr(config)))
+        rates = replace(rates, peak_learning_rate=float(f"{rates.peak_learning_rate * best:.3g}"))
+        config = replace(config, optimizer=rates)
     if not sweep.token_budgets:
         return (Trial(stem, replace(config, output=f"{sweep.output}/{stem}"), size.name),)
     chain: list[Trial] = []

@@ -38,6 +38,17 @@ def test_a_trial_at_every_point_of_the_grid():
     assert len({trial.name for trial in trials}) == 15
 
 
+def test_cells_are_trained_at_every_seed():
+    seeds = (AxisConfig("seed", (0, 1)),)
+    trials = trials_of(replace(SWEEP, axes=seeds, cells=((0.4, 1e-3), (0.33, 2e-3))))
+    assert [t.name for t in trials][1:3] == [
+        "almr_0.4-peak_learning_rate_0.001-seed_1",
+        "almr_0.33-peak_learning_rate_0.002-seed_0",
+    ]
+    with pytest.raises(UserError, match="data.almr' is named twice"):
+        replace(SWEEP, cells=((0.4, 1e-3),))
+
+
 def test_sizes_bring_their_weights():
     small, large = (replace(cpt.model, num_layers=layers) for layers in (1, 3))
     sizes = (SizeConfig("small", small, "bases/s"), SizeConfig("large", large, "bases/l"))
