@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama_cpt.mixture_law.bands import Number
+
 PENALTY = 10.0
 """Loss of the additional language, in logs, that one of the original above its bound costs."""
 
@@ -14,9 +16,7 @@ class Bound:
 
     forgetting: float = 0.03
 
-    def objective(
-        self, additional: np.ndarray | float, original: np.ndarray | float, base: float
-    ) -> np.ndarray:
+    def objective(self, additional: Number, original: Number, base: float) -> Number:
         """log(additional) + PENALTY * max(0, log(original / bound))."""
         above = np.log(np.asarray(original) / ((1 + self.forgetting) * base))
         return np.log(additional) + PENALTY * np.maximum(0.0, above)
@@ -29,9 +29,7 @@ class Weights:
     additional: float = 1.0
     original: float = 1.0
 
-    def objective(
-        self, additional: np.ndarray | float, original: np.ndarray | float, base: float
-    ) -> np.ndarray:
+    def objective(self, additional: Number, original: Number, base: float) -> Number:
         """The weighted sum; ``base`` plays no part."""
         return self.additional * np.asarray(additional) + self.original * np.asarray(original)
 

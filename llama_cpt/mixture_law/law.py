@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
+from llama_cpt.mixture_law.bands import Band, Number
 from llama_cpt.mixture_law.goal import Goal
 from llama_cpt.mixture_law.points import Points
 from llama_cpt.mixture_law.surface import Surface
@@ -74,7 +74,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Ridge:
-    """The best learning rate for each ALMR: log(LR) = intercept + slope * log(ALMR / (1 - ALMR))."""
+    """Best learning rate for each ALMR: log(LR) = intercept + slope * log(ALMR / (1 - ALMR))."""
 
     slope: Band
     intercept: Band
@@ -202,8 +202,8 @@ class Law:
 
     def predict(
         self,
-        almr: np.ndarray | float,
-        learning_rate: np.ndarray | float,
+        almr: Number,
+        learning_rate: Number,
         parameters: float | None = None,
         tokens: float | None = None,
     ) -> dict[str, Band]:
@@ -216,10 +216,10 @@ class Law:
 
     def objective(
         self,
-        additional: np.ndarray | float,
-        original: np.ndarray | float,
+        additional: Number,
+        original: Number,
         parameters: float | None = None,
-    ) -> np.ndarray:
+    ) -> Number:
         """What the goal minimises, of losses at a size (the recommendation's unless given)."""
         return self.goal.objective(additional, original, self.base(parameters)["original"])
 
