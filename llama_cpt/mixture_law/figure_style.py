@@ -1,6 +1,6 @@
 """What the law's figures share: colours, fonts that have the names' letters, numbers in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 from functools import cache
 import io
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 import numpy as np
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, DARK = "#777777", "#222222"
 GROUP_COLOURS = {"additional": BLUE, "original": VERMILION}
-CHOICE = "#F0E442"
+CHOICE, RIDGE = "#F0E442", "#7B3294"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 # Low ratios are violet, high ones green; the palest end is not used.
 RATIO_COLOURS = colormaps["viridis"]
@@ -84,6 +84,16 @@ def drawable(name: str) -> bool:
     return all(any(ord(c) in letters for letters in _installed().values()) for c in name.strip())
 
 
+def group_labels(corpora: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The groups by name with their corpora, where these are few and can be drawn."""
+    labels = {}
+    for group, names in corpora.items():
+        told = ", ".join(names)
+        short = len(told) <= 24 and drawable(told)
+        labels[group] = group.capitalize() + (f" ({told})" if short else "")
+    return labels
+
+
 @cache
 def _installed() -> dict[str, frozenset[int]]:
     """The letters of each of ``FONTS`` that is there."""
@@ -112,6 +122,11 @@ def plain(axes: Axes, *, grid: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(grid, color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def percent(share: float, _: int | None = None) -> str:
+    """A share as percent; also what a tick's formatter calls."""
+    return f"{100 * share:.3g}%".replace("-", "\N{MINUS SIGN}")
 
 
 def rate(value: float) -> str:

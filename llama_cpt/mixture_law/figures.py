@@ -1,5 +1,7 @@
 """Pictures of what a law concludes: the trade-off, the carry to other sizes, the ratio alone."""
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.surface_figure import View, known
 
 
-def draw_front(view: View) -> Figure:
+def draw_front(view: View, labels: Mapping[str, str]) -> Figure:
     """What is gained against what is kept: the runs, and the law's best of both."""
     law, runs = view.law, view.measured
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
@@ -43,8 +45,8 @@ def draw_front(view: View) -> Figure:
     _mark_best_runs(axes, runs)
     _bound_line(axes, law, view.base["original"])
     _mark_choice(axes, view)
-    axes.set_xlabel(f"original language: loss, {runs.unit}")
-    axes.set_ylabel(f"additional language: loss, {runs.unit}")
+    axes.set_xlabel(f"{labels['original']}: loss, {runs.unit}")
+    axes.set_ylabel(f"{labels['additional']}: loss, {runs.unit}")
     axes.set_title("What is gained against what is kept", fontweight="bold")
     axes.legend(loc="upper right")
     figure.colorbar(ScalarMappable(colours, RATIO_COLOURS), ax=axes, label="ALMR", pad=0.01)
@@ -66,7 +68,7 @@ def draw_carry(carry: Carry) -> Figure:
     return figure
 
 
-def draw_ratio(found: RatioOnly, law: Law) -> Figure:
+def draw_ratio(found: RatioOnly, law: Law, labels: Mapping[str, str]) -> Figure:
     """Both losses over the ratio, where the table has one rate."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     for axes, group in zip(figure.subplots(1, 2), GROUPS, strict=True):
@@ -75,7 +77,7 @@ def draw_ratio(found: RatioOnly, law: Law) -> Figure:
         axes.plot(found.almr, getattr(found, group), color=colour, linewidth=1.8)
         measured = getattr(law.points, group)
         axes.plot(law.points.almr, measured, "o", mfc="white", mec=colour, mew=1.4, markersize=5)
-        axes.set_title(f"{group.capitalize()} language", fontweight="bold")
+        axes.set_title(labels[group], fontweight="bold")
         axes.set_xlabel("ALMR, share of additional tokens")
         axes.set_ylabel(f"loss, {law.points.unit}")
         if group == "original":

@@ -1,6 +1,6 @@
 """Pictures of the runs: what happened inside them, and how well a law has their ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -10,7 +10,6 @@ from matplotlib.ticker import (
     FuncFormatter,
     MaxNLocator,
     NullLocator,
-    PercentFormatter,
 )
 import numpy as np
 
@@ -21,11 +20,12 @@ from llama_cpt.mixture_law.figure_style import (
     MARKERS,
     RATIO_COLOURS,
     amount,
+    percent,
     plain,
     rate,
     ratio_norm,
 )
-from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.goal import Bound, Goal
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.results import Curve
@@ -37,7 +37,9 @@ WIDE = 0.6
 WIDE_TICKS = (-0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3, 10, 30)
 
 
-def draw_forgetting(curves: Sequence[Curve], points: Points, law: Law) -> Figure:
+def draw_forgetting(
+    curves: Sequence[Curve], points: Points, goal: Goal, labels: Mapping[str, str]
+) -> Figure:
     """Both losses against tokens inside the runs, a column a rate, coloured by ratio."""
     rates = _spread(np.unique(points.learning_rate), MOST_PANELS)
     figure = Figure(figsize=(2.5 + 2.1 * len(rates), 4.8), layout="constrained")
@@ -58,10 +60,10 @@ def draw_forgetting(curves: Sequence[Curve], points: Points, law: Law) -> Figure
     for axes in panels.flat:
         plain(axes)
         axes.axhline(0, color=GREY, linewidth=0.9)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-    _lower_row(panels[1], law)
-    panels[0, 0].set_ylabel("additional loss, against its base")
-    panels[1, 0].set_ylabel("original loss, against its base")
+        axes.yaxis.set_major_formatter(FuncFormatter(percent))
+    _lower_row(panels[1], goal)
+    panels[0, 0].set_ylabel(f"{labels['additional']}:\nloss against its base")
+    panels[1, 0].set_ylabel(f"{labels['original']}:\nloss against its base")
     size = f"{amount(points.parameters[0])} parameters"
     title = f"Gained and forgotten inside the runs, {size}"
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
@@ -69,7 +71,7 @@ def draw_forgetting(curves: Sequence[Curve], points: Points, law: Law) -> Figure
     return figure
 
 
-def draw_fit(law: Law) -> Figure:
+def draw_fit(law: Law, labels: Mapping[str, str]) -> Figure:
     """Predicted against measured losses, and the errors beneath, by size."""
     points, predicted = law.points, _predicted(law)
     figure = Figure(figsize=(8.4, 5.4), layout="constrained")
@@ -87,11 +89,11 @@ def draw_fit(law: Law) -> Figure:
             below.scatter(measured[here], found[here] / measured[here] - 1, s=20, **look)
         if group in law.noise:
             below.axhspan(-law.noise[group], law.noise[group], color="#dddddd", zorder=0)
-        above.set_title(f"{group.capitalize()} language", fontweight="bold")
+        above.set_title(labels[group], fontweight="bold")
         above.legend(loc="upper left")
         below.set_xlabel(f"measured, {points.unit}")
         below.yaxis.set_major_locator(MaxNLocator(4))
-        below.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
+        below.yaxis.set_major_formatter(FuncFormatter(percent))
         plain(above)
         plain(below)
     panels[0, 0].set_ylabel(f"predicted, {points.unit}")
@@ -99,7 +101,7 @@ def draw_fit(law: Law) -> Figure:
     return figure
 
 
-def _lower_row(panels: Sequence[Axes], law: Law) -> None:
+def _lower_row(panels: Sequence[Axes], goal: Goal) -> None:
     """The bound, and an axis on which it can be seen beside runs that lose much."""
     low, high = panels[0].get_ylim()
     if high > WIDE:
@@ -107,12 +109,12 @@ def _lower_row(panels: Sequence[Axes], law: Law) -> None:
         panels[0].set_ylim(min(low, -0.02), high * 1.2)
         panels[0].yaxis.set_major_locator(FixedLocator(WIDE_TICKS))
         panels[0].yaxis.set_minor_locator(NullLocator())
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if isinstance(law.goal, Bound):
+        panels[0].yaxis.set_major_formatter(FuncFormatter(percent))
+    if isinstance(goal, Bound):
         for axes in panels:
-            axes.axhline(law.goal.forgetting, color=DARK, linewidth=1.2, linestyle="--")
+            axes.axhline(goal.forgetting, color=DARK, linewidth=1.2, linestyle="--")
         panels[0].annotate(
-            f"bound, +{100 * law.goal.forgetting:g}%", (1, law.goal.forgetting),
+            f"bound, +{100 * goal.forgetting:g}%", (1, goal.forgetting),
             xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
             ha="right", fontsize=8, color=DARK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},

@@ -1,5 +1,6 @@
 """The picture of a law at one size: both losses and the goal over ratio and rate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 import math
@@ -17,6 +18,7 @@ from llama_cpt.mixture_law.figure_style import (
     CHOICE,
     DARK,
     GREEN,
+    RIDGE,
     VERMILION,
     amount,
     rate,
@@ -31,16 +33,17 @@ FINENESS = 101
 
 @dataclass(frozen=True)
 class View:
-    """A law at its largest fitted size and longest runs: what was measured, what is predicted."""
+    """A law at the size and budget with the most runs: what was measured, what is predicted."""
 
     law: Law
 
     @cached_property
     def measured(self) -> Points:
-        """The runs of that size and length."""
+        """The runs of that size and budget."""
         points = self.law.points
-        largest = points.where(_largest(points.parameters))
-        return largest.where(_largest(largest.tokens))
+        places = np.nan_to_num(np.stack([points.parameters, points.tokens]))
+        _, place, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
+        return points.where(place.ravel() == np.argmax(counts))
 
     @property
     def parameters(self) -> float:
@@ -74,10 +77,11 @@ class View:
     def chosen(self) -> tuple[Band, Band] | None:
         """Ratio and rate that the law chooses at this size."""
         found = self.law.recommendation
-        if found and _same(found.parameters, self.parameters):
+        here = (self.parameters, self.tokens)
+        if found and all(map(_same, (found.parameters, found.tokens), here)):
             return found.almr, found.learning_rate
         for optimum in self.law.carry.optima if self.law.carry else ():
-            if _same(optimum.parameters, self.parameters):
+            if all(map(_same, (optimum.parameters, optimum.tokens), here)):
                 return optimum.almr, optimum.learning_rate
         return None
 
@@ -87,15 +91,18 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def draw_surface(view: View) -> Figure:
-    """Contours of both losses and of the goal, with the ridge, the runs and the choice."""
+def draw_surface(view: View, labels: Mapping[str, str]) -> Figure:
+    """Contours of both losses and of the goal, with the ridge, the runs and the choice.
+
+    ``labels`` name the groups.
+    """
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     unit = view.measured.unit
     _contours(panels[0], view.grid, view.losses["additional"], BLUE)
-    panels[0].set_title(f"Additional language: loss, {unit}")
+    panels[0].set_title(f"{labels['additional']}: {unit}")
     _contours(panels[1], view.grid, view.losses["original"], VERMILION)
-    panels[1].set_title(f"Original language: loss, {unit}")
+    panels[1].set_title(f"{labels['original']}: {unit}")
     _goal(panels[2], view)
     for axes in panels:
         _bound(axes, view)
@@ -146,8 +153,8 @@ def _marks(axes: Axes, view: View) -> None:
     runs, ridge = view.measured, view.law.ridge
     if ridge and _same(ridge.parameters, view.parameters):
         band = ridge.learning_rate
-        axes.fill_between(ridge.almr, band.low, band.high, color=DARK, alpha=0.10, linewidth=0)
-        axes.plot(ridge.almr, band.value, "--", color=DARK, linewidth=1.4)
+        axes.fill_between(ridge.almr, band.low, band.high, color=RIDGE, alpha=0.15, linewidth=0)
+        axes.plot(ridge.almr, band.value, "--", color=RIDGE, linewidth=1.6)
     axes.plot(
         runs.almr, runs.learning_rate, "o", markersize=4, mfc="white", mec=DARK, mew=0.9,
         clip_on=False, zorder=3,
@@ -185,23 +192,16 @@ def _legend(view: View) -> list[Line2D | Patch]:
     ]
     if view.law.ridge:
         label = "best rate for each ratio, 90 %"
-        handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=1.4, label=label))
+        handles.append(Line2D([], [], color=RIDGE, linestyle="--", linewidth=1.6, label=label))
     if isinstance(view.law.goal, Bound):
         label = f"original loss {100 * view.law.goal.forgetting:g} % above its base"
         handles.append(Line2D([], [], color=DARK, linewidth=1.6, label=label))
         handles.append(Patch(facecolor="#ececec", label="forgets more"))
     if view.chosen:
-        label = "the choice, 90 %"
+        label = "the choice at this size, 90 %"
         star = {"marker": "*", "markersize": 12, "mfc": CHOICE, "mec": DARK}
         handles.append(Line2D([], [], linestyle="", label=label, **star))
     return handles
-
-
-def _largest(values: np.ndarray) -> np.ndarray:
-    """Where ``values`` are at their largest; all of them where none is known."""
-    if np.isnan(values).all():
-        return np.isnan(values)
-    return np.isclose(values, np.nanmax(values), rtol=0.01)
 
 
 def _same(one: float, other: float) -> bool:
