@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 import math
 import sys
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -54,17 +55,12 @@ def main(arguments: list[str]) -> int:
     require_writable(options.output)
     if options.config:
         load(options.config)
+    if options.next < 0:
+        raise UserError(f"--next {options.next} must be 0 or more runs.")
+    asked, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
     goal = _goal(options, results)
-    asked = [_named("--predict", text, ("almr", "learning_rate")) for text in options.predict]
-    law = analyse(
-        results.points,
-        goal=goal,
-        target_parameters=_above_zero("--target-parameters", options.target_parameters),
-        target_tokens=_above_zero("--target-tokens", options.target_tokens),
-        target_base=_named("--target-base", options.target_base, GROUPS),
-        next_runs=options.next,
-    )
+    law = analyse(results.points, goal=goal, next_runs=options.next, **target)
     _print_summary(law, results)
     if asked:
         _print_predictions(law, asked, options)
@@ -74,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def _goal(options: argparse.Namespace, results: Results) -> Goal:
     if options.weights:
-        return Weights(**_named("--weights", options.weights, GROUPS))
+        return Weights(**_named("--weights", options.weights, *GROUPS))
     if options.forgetting <= -1 or not math.isfinite(options.forgetting):
         raise UserError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
     if np.isnan(results.points.base_original).any():
@@ -85,30 +81,50 @@ def _goal(options: argparse.Namespace, results: Results) -> Goal:
     return Bound(options.forgetting)
 
 
-def _named(option: str, text: str | None, names: tuple[str, ...]) -> dict[str, float] | None:
-    """``a=1,b=2`` as numbers above 0, all of ``names`` and no other."""
-    if text is None:
-        return None
+def _named(option: str, text: str, *names: str) -> dict[str, float]:
+    """``a=1,b=2`` as finite numbers not below 0, of all ``names`` and no other."""
     form = f"{option} {text}: write {option} {','.join(f'{name}=NUMBER' for name in names)}"
     found = {}
     for part in text.split(","):
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in names or not equals:
-            raise UserError(f"{form}{nearest(name, list(names))}".rstrip(".") + ".")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise UserError(f"{form}; {number!r} is no number.") from None
-        require_above_zero(f"{option} {name}", found[name])
+            raise UserError(f"{form}{nearest(name, list(names)) or '.'}")
+        found[name] = _number(f"{option} {name}", number)
     if set(found) != set(names):
         raise UserError(f"{form}.")
     return found
 
 
-def _above_zero(option: str, value: float | None) -> float | None:
-    if value is not None:
-        require_above_zero(option, value)
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{name}={text!r} is no number.") from None
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name}={text} must be a finite number, not below 0.")
     return value
+
+
+def _setting(text: str) -> dict[str, float]:
+    found = _named("--predict", text, "almr", "learning_rate")
+    require_above_zero("--predict learning_rate", found["learning_rate"])
+    if found["almr"] > 1:
+        raise UserError(f"--predict almr={found['almr']:g} is outside [0, 1].")
+    return found
+
+
+def _target(options: argparse.Namespace) -> dict[str, Any]:
+    for name in ("target_parameters", "target_tokens"):
+        if getattr(options, name) is not None:
+            require_above_zero(f"--{name.replace('_', '-')}", getattr(options, name))
+    base = options.target_base and _named("--target-base", options.target_base, *GROUPS)
+    for group, loss in (base or {}).items():
+        require_above_zero(f"--target-base {group}", loss)
+    return {
+        "target_parameters": options.target_parameters,
+        "target_tokens": options.target_tokens,
+        "target_base": base,
+    }
 
 
 def _print_summary(law: Law, results: Results) -> None:
