@@ -140,36 +140,37 @@ class DCPT(Form):
 
 
 class Dynamics(Form):
-    """CPT dynamics: the base's loss, and a shift that saturates in the learning-rate area.
+    """CPT dynamics: the base's loss, and what saturates with the learning-rate area.
 
     arXiv 2505.07796: B (1 - (1 + E S)^-b) times its replay factor (Eq. 8), here over that of no
     replay: h = (1 - exp(-k ALMR)) / (1 - exp(-k)). S is the area, for one schedule the peak rate
-    times the tokens. What the original language goes on learning saturates with the same area.
+    times the tokens. What is learned whatever the ratio, their power law of the whole area, is a
+    gain that saturates with the same area: loss = base (1 + (1 - (1 + E S)^-b) (+-B h - G)).
     """
 
     name = "cpt-dynamics"
     source = "CPT dynamics, arXiv 2505.07796: learning-rate area and replay factor (Eq. 8)"
 
     def _bounds(self) -> dict[str, tuple[float, float]]:
-        bounds = {
-            "log_area": (-9.0, 7.0),
+        old = self.group == "original"
+        return {
+            "log_area": (-9.0, 9.0),
             "log_power": (-4.0, 1.5),
-            "replay": (-8.0, 12.0),
-            "log_shift": (-7.0, 4.0 if self.group == "original" else -0.02),
+            "replay": (-8.0, 30.0),
+            "log_shift": (-7.0, 4.0 if old else -0.7),
+            "log_gain": (-12.0, -0.7),
         }
-        return bounds | ({"log_gain": (-12.0, -0.5)} if self.group == "original" else {})
 
     def starts(self) -> np.ndarray:
         """Few or many effective steps; saturating, straight and steep in the ratio."""
-        shifts = (-0.7, 0.7) if self.group == "original" else (-0.7,)
-        gain = (-4.0,) if self.group == "original" else ()
+        ends = ((-0.7, -4.0), (0.7, -4.0)) if self.group == "original" else ((-2.0, -0.8),)
         return np.array(
             [
-                (area, power, replay, shift, *gain)
+                (area, power, replay, *end)
                 for area in (-3.0, 0.0, 3.0)
                 for power in (-1.0, 0.5)
                 for replay in (-2.0, 1.0, 4.0)
-                for shift in shifts
+                for end in ends
             ]
         )
 
@@ -188,28 +189,24 @@ class Dynamics(Form):
         by_area = shifted * left * power * area / (1 + area) / loss
         by_power = shifted * left * np.log1p(area) * power / loss
         by_replay = learned * shift * self._replay_slope(theta, share) / loss
-        by_theta = [by_area, by_power, by_replay, learned * shift * replay / loss]
-        return by_theta + ([-learned * gain / loss] if self.group == "original" else []), by_area
+        by_shift, by_gain = learned * shift * replay / loss, -learned * gain / loss
+        return [by_area, by_power, by_replay, by_shift, by_gain], by_area
 
     def _parts(
         self, theta: np.ndarray, share: np.ndarray, rate: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        area, power, strength, shift, *gain = _columns(theta)
-        area, power = np.exp(area + rate), np.exp(power)
+        area, power, strength, shift, gain = _columns(theta)
+        area, power, shift, gain = np.exp(area + rate), np.exp(power), np.exp(shift), np.exp(gain)
         learned = -np.expm1(-power * np.log1p(area))
         replay = _saturation(strength, self._almr(share))
-        if self.group == "additional":
-            shift, gain = -np.exp(shift), np.zeros(1)
-        else:
-            shift, gain = np.exp(shift), np.exp(gain[0])
+        shift = shift if self.group == "original" else -shift
         return learned, shift * replay - gain, area, power, replay, shift, gain
 
     def _almr(self, share: np.ndarray) -> np.ndarray:
         return share if self.group == "additional" else 1 - share
 
     def _replay_slope(self, theta: np.ndarray, share: np.ndarray) -> np.ndarray:
-        strength, almr = _columns(theta)[2], self._almr(share)
-        strength = _off_zero(strength)
+        strength, almr = _off_zero(_columns(theta)[2]), self._almr(share)
         whole, part = -np.expm1(-strength), -np.expm1(-strength * almr)
         return (almr * np.exp(-strength * almr) * whole - part * np.exp(-strength)) / whole**2
 

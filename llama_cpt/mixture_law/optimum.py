@@ -79,9 +79,9 @@ def _along_rate(
     additional, original = logs["additional"], logs["original"]
     if not isinstance(goal, Bound):
         value = np.log(goal.objective(np.exp(additional), np.exp(original), bases["original"]))
-        return _vertex(value, rates)
+        return _vertex(value, rates, np.ones_like(value))
     above = original - np.log((1 + goal.forgetting) * bases["original"])
-    rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates)
+    rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)
     # Where the bound is met between two rates the objective has a kink, often its lowest point.
     left, right = above[..., :-1], above[..., 1:]
     part = np.divide(left, left - right, out=np.zeros_like(left), where=left * right < 0)
@@ -97,21 +97,26 @@ def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, index, axis=-1)[..., 0]
 
 
-def _vertex(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest point along the last axis, of the parabola through it and its neighbours."""
+def _vertex(
+    values: np.ndarray, places: np.ndarray, side: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest point along the last axis, of the parabola through it and its neighbours.
+
+    The entry itself where the three are not on one ``side`` of 0: no parabola goes round a kink.
+    """
     index = np.argmin(values, axis=-1)[..., None]
     inner = np.clip(index, 1, values.shape[-1] - 2)
     low, mid, high = (_take(values, inner + step) for step in (-1, 0, 1))
+    smooth = (_take(side, inner - 1) > 0) == (_take(side, inner + 1) > 0)
     bend = low - 2 * mid + high
-    shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=bend > 1e-12)
-    shift = np.where(index[..., 0] == inner[..., 0], np.clip(shift, -0.5, 0.5), 0.0)
+    smooth &= (index == inner)[..., 0] & (bend > 1e-12)
+    shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=smooth)
     at = places[index[..., 0]] + shift * (places[1] - places[0])
-    lowest = _take(values, index) - np.where(shift != 0, (low - high) * shift / 4, 0.0)
-    return at, lowest
+    return at, _take(values, index) - (low - high) * shift / 4
 
 
 def _along_ratio(ridge: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optima:
-    place, _ = _vertex(best, almr)
+    place, _ = _vertex(best, almr, np.ones_like(best))
     step = (place - almr[0]) / (almr[1] - almr[0])
     left = np.clip(step.astype(int), 0, len(almr) - 2)[..., None]
     part = step - left[..., 0]

@@ -5,8 +5,8 @@ import numpy as np
 from llama_cpt.mixture_law.points import Points
 
 ALMR = (0.1, 0.3, 0.5, 0.7, 0.9)
-RATES = (3e-4, 6e-4, 1.2e-3, 2.4e-3)
-BASE = {"additional": 3.6, "original": 2.0}
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+BASE = {"additional": 4.57, "original": 2.24}
 
 
 def points_of(almr, learning_rate, additional, original, **columns) -> Points:
@@ -40,10 +40,11 @@ def grid(almr=ALMR, rates=RATES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
-    """Like a small study's, of no form: learning, forgetting, and a rate that is too high."""
-    x = np.log(np.asarray(learning_rate) / 8.5e-4)
-    learned = 1 - (1 + 4 * almr * np.exp(0.8 * x)) ** -0.6
-    additional = 3.6 - 1.7 * learned + 0.02 * np.maximum(0, x - 0.3) ** 2
-    forgotten = (1 - np.exp(-2.5 * almr)) * (1 - (1 + 0.5 * np.exp(x)) ** -0.7)
-    original = 2.0 * (1 + 0.27 * forgotten - 0.03 * (1 - almr) * (1 - np.exp(-np.exp(x))))
-    return {"additional": additional, "original": original}
+    """Of no form, with the sizes that a small model's runs have: learning, forgetting, noise not."""
+    almr, x = np.asarray(almr), np.log(np.asarray(learning_rate) / 3e-3)
+    learned = 0.027 * np.log((almr + 0.01) / 0.15) * (1 + 0.13 * np.tanh(x)) + 0.0133 * x
+    forgotten = 0.0305 * np.exp(0.4 * x) * -np.log(1.01 - almr) + 0.0082 * x - 0.0036
+    return {
+        "additional": BASE["additional"] * (0.65 - learned + 0.006 * x**2),
+        "original": BASE["original"] * np.exp(forgotten),
+    }
