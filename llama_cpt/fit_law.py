@@ -1,0 +1,209 @@
+"""From a table of runs to a choice: ``python -m llama_cpt.fit_law RESULTS.csv --output DIR``."""
+
+import argparse
+from collections.abc import Mapping
+import math
+import sys
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from llama_cpt.config_file import load
+from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.fields import nearest, require_above_zero
+from llama_cpt.folders import require_writable
+from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.findings import (
+    aligned,
+    conclusion,
+    form_rows,
+    goal_in_words,
+    next_rows,
+    prediction_rows,
+    ridge_in_words,
+)
+from llama_cpt.mixture_law.fragment import as_config, as_options
+from llama_cpt.mixture_law.goal import Bound, Goal, Weights
+from llama_cpt.mixture_law.law import Law
+from llama_cpt.mixture_law.law_file import to_json
+from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.mixture_law.report import PICTURES, make_report
+from llama_cpt.mixture_law.results import Results, read_results
+
+REFUSED = 3
+DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
+with intervals, or in a sentence why it recommends none. docs/law.md tells the format of the table,
+the forms and how they are chosen."""
+EPILOG = """examples:
+  python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b --config configs/cpt_1b.py
+  python -m llama_cpt.fit_law sweeps/*/results.csv --output laws/70b --target-parameters 70e9
+  python -m llama_cpt.fit_law others.csv --output laws/others --weights additional=1,original=2
+
+Written into DIR: law.json (read it again with llama_cpt.mixture_law.law_file.load), report.md with
+figures, and, where there is a recommendation, recommended.py, a config that train takes (with
+--config), or recommended.args, options for train (without).
+
+Exit status: 0 with a recommendation, 3 where the data carries none (law.json and report.md say
+why), 1 where the table or an option cannot be understood, 130 on Ctrl-C.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Read, fit, write, tell; the exit status."""
+    options = _parser().parse_args(arguments)
+    require_writable(options.output)
+    if options.config:
+        load(options.config)
+    if options.next < 0:
+        raise UserError(f"--next {options.next} must be 0 or more runs.")
+    asked, target = [_setting(text) for text in options.predict], _target(options)
+    results = read_results(options.results)
+    goal = _goal(options, results)
+    law = analyse(results.points, goal=goal, next_runs=options.next, **target)
+    _print_summary(law, results)
+    if asked:
+        _print_predictions(law, asked, options)
+    _write(law, results, options)
+    return 0 if law.recommendation else REFUSED
+
+
+def _goal(options: argparse.Namespace, results: Results) -> Goal:
+    if options.weights:
+        return Weights(**_named("--weights", options.weights, *GROUPS))
+    if options.forgetting <= -1 or not math.isfinite(options.forgetting):
+        raise UserError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
+    if np.isnan(results.points.base_original).any():
+        raise UserError(
+            f"{', '.join(results.files)}: {results.remarks[-1]} Give --weights "
+            f"additional=1,original=1."
+        )
+    return Bound(options.forgetting)
+
+
+def _named(option: str, text: str, *names: str) -> dict[str, float]:
+    """``a=1,b=2`` as finite numbers not below 0, of all ``names`` and no other."""
+    form = f"{option} {text}: write {option} {','.join(f'{name}=NUMBER' for name in names)}"
+    found = {}
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        if name not in names or not equals:
+            raise UserError(f"{form}{nearest(name, list(names)) or '.'}")
+        found[name] = _number(f"{option} {name}", number)
+    if set(found) != set(names):
+        raise UserError(f"{form}.")
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{name}={text!r} is no number.") from None
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name}={text} must be a finite number, not below 0.")
+    return value
+
+
+def _setting(text: str) -> dict[str, float]:
+    found = _named("--predict", text, "almr", "learning_rate")
+    require_above_zero("--predict learning_rate", found["learning_rate"])
+    if found["almr"] > 1:
+        raise UserError(f"--predict almr={found['almr']:g} is outside [0, 1].")
+    return found
+
+
+def _target(options: argparse.Namespace) -> dict[str, Any]:
+    for name in ("target_parameters", "target_tokens"):
+        if getattr(options, name) is not None:
+            require_above_zero(f"--{name.replace('_', '-')}", getattr(options, name))
+    base = options.target_base and _named("--target-base", options.target_base, *GROUPS)
+    for group, loss in (base or {}).items():
+        require_above_zero(f"--target-base {group}", loss)
+    return {
+        "target_parameters": options.target_parameters,
+        "target_tokens": options.target_tokens,
+        "target_base": base,
+    }
+
+
+def _print_summary(law: Law, results: Results) -> None:
+    print(f"{len(results.points)} runs. Asked: {goal_in_words(law.goal)}.\n")
+    print("\n".join(conclusion(law)))
+    if law.ridge:
+        print(ridge_in_words(law))
+    if law.forms:
+        print(f"\nErrors of the forms:\n{aligned(form_rows(law))}")
+    if law.one_for_all:
+        print(f"\n{law.one_for_all}")
+    if law.next_runs:
+        print(f"\nNext runs, each counting on those above it:\n{aligned(next_rows(law))}")
+    for told in (*results.left_out, *results.remarks, *law.notes):
+        print(f"note: {told}")
+
+
+def _print_predictions(
+    law: Law, asked: list[Mapping[str, float]], options: argparse.Namespace
+) -> None:
+    if not law.surface:
+        raise UserError("--predict: no form could be fitted, so nothing is predicted (see above).")
+    place = {"parameters": options.target_parameters, "tokens": options.target_tokens}
+    print(f"\nPredicted, 90 %:\n{aligned(prediction_rows(asked, law, **place))}")
+
+
+def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
+    """All files of the law, each whole; those of an earlier one that this one lacks go."""
+    folder = epath.Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = make_report(law, results)
+    files = {name: content for name, content in report.pictures.items()}
+    files["report.md"] = report.text.encode()
+    if law.recommendation and options.config:
+        files["recommended.py"] = as_config(law, options.config, options.output).encode()
+    elif law.recommendation:
+        files["recommended.args"] = as_options(law).encode()
+    for name in {*PICTURES, "recommended.py", "recommended.args"} - set(files):
+        (folder / name).unlink(missing_ok=True)
+    # Last, because it says that the others are there.
+    files["law.json"] = to_json(law, results).encode()
+    for name, content in files.items():
+        draft = folder / f"{name}.draft"
+        draft.write_bytes(content)
+        draft.replace(folder / name)
+    print(f"\n{folder / 'report.md'}, {folder / 'law.json'}")
+    if "recommended.py" in files:
+        print(f"python -m llama_cpt.train {folder / 'recommended.py'} --output RUN")
+    elif "recommended.args" in files:
+        print(f"python -m llama_cpt.train CONFIG $(grep -v '#' {folder / 'recommended.args'})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.fit_law",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("results", nargs="+", metavar="RESULTS.csv", help="one table, in one file or several")
+    add("--output", required=True, metavar="DIR", help="folder for what is written")
+    add("--config", help="config to put the recommendation on, as DIR/recommended.py")
+    goal = parser.add_mutually_exclusive_group()
+    told = "original loss at most (1 + X) times its base (default 0.03)"
+    goal.add_argument("--forgetting", type=float, default=0.03, metavar="X", help=told)
+    told = "or: lowest weighted sum of both losses, additional=1,original=1"
+    goal.add_argument("--weights", metavar="WEIGHTS", help=told)
+    add("--target-parameters", type=float, metavar="N", help="size to choose for, no embeddings")
+    add("--target-tokens", type=float, metavar="D", help="tokens to choose for")
+    told = "losses of the target's base, additional=3.1,original=2.0, where they are known"
+    add("--target-base", metavar="LOSSES", help=told)
+    add("--next", type=int, default=0, metavar="K", help="name the K most telling further runs")
+    told = "tell the losses at almr=0.7,learning_rate=1e-4 (at the target); may be repeated"
+    add("--predict", action="append", default=[], metavar="SETTINGS", help=told)
+    return parser
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""Values with their intervals of 90 %."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+Number = np.ndarray | float
+LEVEL = 0.9
+
+
+class Band(NamedTuple):
+    """A value and the interval of 90 % around it; numbers, or arrays of one shape."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+def quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the interval over the first axis."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def band(value: Number, draws: np.ndarray) -> Band:
+    """The interval of draws, widened to hold the value where it does not."""
+    low, high = quantiles(draws)
+    return Band(value, np.minimum(value, low)[()], np.maximum(value, high)[()])

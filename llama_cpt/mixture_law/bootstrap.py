@@ -1,0 +1,42 @@
+"""Other parameters that the same runs might have given."""
+
+import numpy as np
+
+from llama_cpt.mixture_law.fit import Problem, refit
+from llama_cpt.mixture_law.surface_model import CARRY, PRIOR, PRIOR_WIDTH
+
+
+def residual_scale(problem: Problem, theta: np.ndarray) -> float:
+    """Root mean square error of the log loss for the degrees of freedom left."""
+    error = problem.y - problem.model.value(theta, problem.at)
+    return float(np.sqrt(np.sum(error**2) / (len(error) - problem.model.free.sum())))
+
+
+def bootstrap(
+    problem: Problem, theta: np.ndarray, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Parameters (draws, parameters) of refits to resampled residuals, from the fit's own solution.
+
+    Residuals are divided by sqrt(1 - leverage), which is the inflation for the degrees of freedom a
+    run at a time. As the scale is itself known from few runs, each draw has its own, by the
+    chi-squared that it follows (intervals are then as wide as Student's t). Powers that the data
+    does not carry are drawn from their prior.
+    """
+    fitted = problem.model.value(theta, problem.at)
+    runs, left = len(fitted), len(fitted) - problem.model.free.sum()
+    residuals = (problem.y - fitted) / np.sqrt(1 - np.minimum(_leverage(problem, theta), 0.95))
+    residuals -= residuals.mean()
+    scale = np.sqrt(left / rng.chisquare(left, size=(draws, 1)))
+    y = fitted + scale * residuals[rng.integers(runs, size=(draws, runs))]
+    thetas = refit(problem, np.tile(theta, (draws, 1)), y, np.ones(runs), steps=10)
+    carry = PRIOR + PRIOR_WIDTH * rng.standard_normal((draws, len(CARRY)))
+    fixed = ~problem.model.free[-len(CARRY) :]
+    thetas[:, -len(CARRY) :][:, fixed] = carry[:, fixed]
+    return thetas
+
+
+def _leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    jacobian = problem.model.jacobian(theta, problem.at)[:, problem.model.free]
+    jacobian = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-12)
+    basis, size, _ = np.linalg.svd(jacobian, full_matrices=False)
+    return np.sum(basis[:, size > 1e-6] ** 2, axis=1)

@@ -1,0 +1,51 @@
+"""Which runs may stand in one fit, and how far apart repeated ones are."""
+
+import numpy as np
+
+from llama_cpt.mixture_law.points import GROUPS, Points
+
+
+def comparable(points: Points) -> tuple[Points, list[str]]:
+    """Runs of one kind, and a sentence for each kind that was left out."""
+    notes: list[str] = []
+    losses = [points.additional, points.original, points.base_additional, points.base_original]
+    whole = np.all([np.isfinite(loss) & (loss > 0) for loss in losses], axis=0)
+    points = _keep(points, whole, "have no final loss", notes)
+    order = _commonest(points.mixture_order)
+    points = _keep(points, points.mixture_order == order, f"are not of the order {order!r}", notes)
+    decayed = points.schedule != "constant"
+    if decayed.any():
+        left = "have an undecayed schedule, which says little about the end of a decayed one"
+        return _keep(points, decayed, left, notes), notes
+    tokens = _commonest(points.tokens) if len(points) else 0
+    left = f"are of other budgets than {tokens:g} tokens, where no schedule decays"
+    return _keep(points, points.tokens == tokens, left, notes), notes
+
+
+def _commonest(values: np.ndarray) -> np.generic | str:
+    """The largest of the most frequent values."""
+    if not len(values):
+        return ""
+    found, counts = np.unique(values, return_counts=True)
+    return found[len(found) - 1 - np.argmax(counts[::-1])]
+
+
+def _keep(points: Points, kept: np.ndarray, left: str, notes: list[str]) -> Points:
+    if not kept.all():
+        notes.append(f"{int((~kept).sum())} of {len(points)} runs {left}: left out.")
+    return points.where(kept)
+
+
+def repeated_noise(points: Points) -> dict[str, float]:
+    """Standard deviation of the log loss over runs of equal settings, pooled; {} without any."""
+    settings = np.stack([points.almr, points.learning_rate, points.parameters, points.tokens])
+    _, place, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
+    freedom = int(np.sum(counts - 1))
+    if not freedom:
+        return {}
+    found = {}
+    for group in GROUPS:
+        logs = np.log(getattr(points, group))
+        mean = np.bincount(place.ravel(), logs) / counts
+        found[group] = float(np.sqrt(np.sum((logs - mean[place.ravel()]) ** 2) / freedom))
+    return found

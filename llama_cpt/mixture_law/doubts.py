@@ -1,0 +1,122 @@
+"""Why the data carries no recommendation, or only one that deserves little trust."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from llama_cpt.mixture_law.goal import Bound, Goal
+from llama_cpt.mixture_law.law import FormFit
+from llama_cpt.mixture_law.places import Place
+from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.surface import Surface
+
+TOO_LARGE, LARGE = 0.5, 0.25
+"""Held-out error over the spread of the measured losses: refused, or a poor fit."""
+NARROW = 0.02
+"""An optimum within this part of the grid's width from its end is on the edge."""
+UNKNOWN = 0.8
+"""An interval over this part of the grid says nothing."""
+
+
+def error_reasons(
+    forms: tuple[FormFit, ...], noise: Mapping[str, float], home: Points
+) -> list[str]:
+    """Losses that differ less between settings than the fit errs, or than seeds differ."""
+    reasons = []
+    for form in forms:
+        spread = float(np.std(np.log(getattr(home, form.group))))
+        if not form.chosen or form.held_out is None:
+            continue
+        if form.held_out.overall > TOO_LARGE * spread:
+            reasons.append(
+                f"The best form predicts held-out {form.group} losses with an error of "
+                f"{form.held_out.overall:.2%}, where the settings differ by {spread:.2%}: "
+                "it cannot rank them."
+            )
+        if noise.get(form.group, 0.0) > TOO_LARGE * spread:
+            reasons.append(
+                f"Repeated runs differ by {noise[form.group]:.2%} in the {form.group} loss, "
+                f"the settings by {spread:.2%}: the noise hides what would be ranked."
+            )
+    return reasons
+
+
+def edge_reasons(place: Place) -> list[str]:
+    """An optimum at the end of what was measured may lie anywhere beyond."""
+    domain, optima = place.domain, place.optima
+    reasons = []
+    shown = {
+        "ALMR": (optima.almr, domain.measured_almr, lambda value: f"{value:.3g}"),
+        "learning rate": (
+            optima.rate,
+            domain.measured_rate,
+            lambda value: f"{np.exp(value + place.middle_rate):.3g}",
+        ),
+    }
+    for name, (found, (low, high), text) in shown.items():
+        rim = NARROW * (high - low)
+        for beyond, end, where in (
+            (found[0] < low + rim, low, "below"),
+            (found[0] > high - rim, high, "above"),
+        ):
+            if beyond:
+                reasons.append(
+                    f"The best {name} is at the edge of the grid ({text(end)}): measure {where} it."
+                )
+    return reasons
+
+
+def spread_reasons(place: Place) -> list[str]:
+    """Intervals as wide as the grid."""
+    domain, reasons = place.domain, []
+    low, high = domain.measured_almr
+    if place.almr.high - place.almr.low > UNKNOWN * (high - low):
+        reasons.append(
+            f"The best ALMR may lie anywhere from {place.almr.low:.2f} to {place.almr.high:.2f}: "
+            "the data does not say where."
+        )
+    low, high = domain.measured_rate
+    rate = place.learning_rate
+    if np.log(rate.high / rate.low) > UNKNOWN * (high - low):
+        reasons.append(
+            f"The best learning rate may lie anywhere from {rate.low:.2g} to {rate.high:.2g}: "
+            "the data does not say where."
+        )
+    return reasons
+
+
+def poor_fit(
+    forms: tuple[FormFit, ...], surface: Surface, place: Place, home: Points, goal: Goal
+) -> str | None:
+    """A sentence where the chosen fit misses what was measured."""
+    for form in forms:
+        spread = float(np.std(np.log(getattr(home, form.group))))
+        if form.chosen and form.held_out and form.held_out.overall > LARGE * spread:
+            return (
+                f"Poor fit: the {form.group} loss of held-out settings is missed by "
+                f"{form.held_out.overall:.2%}, where they differ by {spread:.2%}."
+            )
+    return _better_run(surface, place, home, goal)
+
+
+def _better_run(surface: Surface, place: Place, home: Points, goal: Goal) -> str | None:
+    """A measured run that is better than the law's optimum, by more than noise."""
+    base = surface.base(place.parameters)["original"]
+    rate = float(np.exp(place.optima.rate[0] + place.middle_rate))
+    predicted = surface.predict(float(place.optima.almr[0]), rate, place.parameters, place.tokens)
+    best = goal.objective(*(predicted[group].value for group in GROUPS), base)
+    allowed = home
+    if isinstance(goal, Bound):
+        allowed = home.where(home.original <= (1 + goal.forgetting) * base)
+    if not len(allowed):
+        return None
+    measured = goal.objective(allowed.additional, allowed.original, base)
+    noise = 3 * np.hypot(*(surface.groups[group].noise for group in GROUPS))
+    slack = noise if isinstance(goal, Bound) else noise * abs(best)
+    index = int(np.argmin(measured))
+    if measured[index] > best - slack:
+        return None
+    return (
+        f"Poor fit: the run {allowed.run[index]} is better than anything that the law predicts, "
+        "by more than noise."
+    )

@@ -1,0 +1,190 @@
+"""Pictures of what a law concludes: the trade-off, the carry to other sizes, the ratio alone."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+import numpy as np
+
+from llama_cpt.mixture_law.bands import Band
+from llama_cpt.mixture_law.figure_style import (
+    CHOICE,
+    DARK,
+    GREY,
+    GROUP_COLOURS,
+    MARKERS,
+    RATIO_COLOURS,
+    amount,
+    plain,
+    rate,
+    ratio_norm,
+)
+from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.law import Carry, Exponent, Law, RatioOnly
+from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.surface_figure import View, known
+
+
+def draw_front(view: View, labels: Mapping[str, str]) -> Figure:
+    """What is gained against what is kept: the runs, and the law's best of both."""
+    law, runs = view.law, view.measured
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    plain(axes)
+    colours = ratio_norm(runs.almr)
+    axes.plot(*_front(view), color=DARK, linewidth=1.6, label="predicted front", zorder=2)
+    for value, marker in zip(np.unique(runs.learning_rate), MARKERS * 9, strict=False):
+        some = runs.where(runs.learning_rate == value)
+        axes.scatter(
+            some.original, some.additional, c=some.almr, norm=colours, cmap=RATIO_COLOURS,
+            marker=marker, s=34, edgecolors="white", linewidths=0.5, zorder=3,
+        )  # fmt: skip
+        axes.plot([], [], marker, color=GREY, label=f"runs, rate {rate(value)}")
+    _mark_best_runs(axes, runs)
+    _bound_line(axes, law, view.base["original"])
+    _mark_choice(axes, view)
+    axes.set_xlabel(f"{labels['original']}: loss, {runs.unit}")
+    axes.set_ylabel(f"{labels['additional']}: loss, {runs.unit}")
+    axes.set_title("What is gained against what is kept", fontweight="bold")
+    axes.legend(loc="upper right")
+    figure.colorbar(ScalarMappable(colours, RATIO_COLOURS), ax=axes, label="ALMR", pad=0.01)
+    return figure
+
+
+def draw_carry(carry: Carry) -> Figure:
+    """The optimum at each size, and carried to the target."""
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    ratios, rates = figure.subplots(1, 2)
+    _by_size(ratios, carry, "almr", "almr odds")
+    ratios.set_ylabel("ALMR of the optimum")
+    ratios.set_ylim(0, 1)
+    _by_size(rates, carry, "learning_rate", "learning rate")
+    rates.set_ylabel("learning rate of the optimum")
+    rates.set_yscale("log")
+    rates.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
+    rates.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: rate(value)))
+    return figure
+
+
+def draw_ratio(found: RatioOnly, law: Law, labels: Mapping[str, str]) -> Figure:
+    """Both losses over the ratio, where the table has one rate."""
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    for axes, group in zip(figure.subplots(1, 2), GROUPS, strict=True):
+        plain(axes)
+        colour = GROUP_COLOURS[group]
+        axes.plot(found.almr, getattr(found, group), color=colour, linewidth=1.8)
+        measured = getattr(law.points, group)
+        axes.plot(law.points.almr, measured, "o", mfc="white", mec=colour, mew=1.4, markersize=5)
+        axes.set_title(labels[group], fontweight="bold")
+        axes.set_xlabel("ALMR, share of additional tokens")
+        axes.set_ylabel(f"loss, {law.points.unit}")
+        if group == "original":
+            _bases(axes, law)
+        if found.critical is not None:
+            axes.axvline(found.critical, color=DARK, linewidth=1.2)
+            if found.interval:
+                axes.axvspan(*found.interval, color=DARK, alpha=0.10, linewidth=0)
+    return figure
+
+
+def _front(view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions on the grid of which none is better in both losses: original, additional."""
+    original, additional = view.losses["original"].ravel(), view.losses["additional"].ravel()
+    order = np.argsort(original)
+    best = np.minimum.accumulate(additional[order])
+    kept = order[additional[order] <= best]
+    return original[kept], additional[kept]
+
+
+def _mark_best_runs(axes: Axes, runs: Points) -> None:
+    order = np.argsort(runs.original)
+    kept = order[runs.additional[order] <= np.minimum.accumulate(runs.additional[order])]
+    axes.step(
+        runs.original[kept], runs.additional[kept], where="post", color=GREY, linewidth=0.9,
+        linestyle=":", label="measured front", zorder=1,
+    )  # fmt: skip
+
+
+def _bound_line(axes: Axes, law: Law, base: float) -> None:
+    if not np.isnan(base):
+        axes.axvline(base, color=GREY, linewidth=0.9)
+        _at_top(axes, base, "base", "right")
+    if isinstance(law.goal, Bound):
+        bound = (1 + law.goal.forgetting) * base
+        axes.axvline(bound, color=DARK, linewidth=1.2, linestyle="--")
+        _at_top(axes, bound, f"+{100 * law.goal.forgetting:g}%", "left")
+
+
+def _at_top(axes: Axes, place: float, text: str, side: str) -> None:
+    axes.annotate(
+        text, (place, 1), xycoords=("data", "axes fraction"), ha=side, va="top",
+        xytext=(3 if side == "left" else -3, -2), textcoords="offset points",
+        fontsize=8, color=DARK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )  # fmt: skip
+
+
+def _mark_choice(axes: Axes, view: View) -> None:
+    if not view.chosen:
+        return
+    almr, lr = (float(band.value) for band in view.chosen)
+    found = view.law.predict(almr, lr, known(view.parameters), known(view.tokens))
+    x, y = found["original"], found["additional"]
+    axes.errorbar(
+        float(x.value), float(y.value), xerr=_around(x), yerr=_around(y), fmt="*", markersize=15,
+        mfc=CHOICE, mec=DARK, ecolor=DARK, elinewidth=1.4, capsize=3, zorder=4,
+        label="the choice, 90 %",
+    )  # fmt: skip
+
+
+def _around(band: Band) -> list[list[float]]:
+    return [[float(band.value - band.low)], [float(band.high - band.value)]]
+
+
+def _by_size(axes: Axes, carry: Carry, name: str, exponent: str) -> None:
+    plain(axes)
+    bands = [getattr(optimum, name) for optimum in carry.optima]
+    sizes = [optimum.parameters for optimum in carry.optima]
+    axes.plot(sizes, [band.value for band in bands], ":", color=GREY, linewidth=1.2)
+    for optimum, band in zip(carry.optima, bands, strict=True):
+        axes.errorbar(
+            optimum.parameters, band.value, yerr=_around(band), fmt="*" if optimum.target else "o",
+            markersize=15 if optimum.target else 7, mfc=CHOICE if optimum.target else "white",
+            mec=DARK, ecolor=DARK, elinewidth=1.4, capsize=3,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(set(sizes)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+    axes.margins(x=0.12)
+    axes.set_xlabel("parameters without embeddings")
+    fitted = max(optimum.parameters for optimum in carry.optima if not optimum.target)
+    if fitted < max(sizes):
+        axes.axvspan(fitted, max(sizes) * 1.5, color="#f2f2f2", zorder=0)
+    for found in carry.exponents:
+        if found.of == exponent and found.over == "parameters":
+            axes.set_title(_power(found))
+
+
+def _power(found: Exponent) -> str:
+    value, low, high = (f"{number:.2f}".replace("-", "\N{MINUS SIGN}") for number in found.power)
+    of = found.of.replace("almr", "ALMR")
+    told = "prior" if found.prior else "fitted"
+    return rf"{of[:1].upper()}{of[1:]} ∝ $N^{{{value}}}$" + f"\n{told}, 90 %: {low} to {high}"
+
+
+def _bases(axes: Axes, law: Law) -> None:
+    base = float(np.nanmean(law.points.base_original))
+    if np.isnan(base):
+        return
+    lines = [(base, "base", ":")]
+    if isinstance(law.goal, Bound):
+        bound = (1 + law.goal.forgetting) * base
+        lines.append((bound, f"{100 * law.goal.forgetting:g} % above", "--"))
+    for height, text, look in lines:
+        axes.axhline(height, color=DARK, linewidth=1.1, linestyle=look)
+        axes.annotate(
+            text, (0, height), xycoords=("axes fraction", "data"), xytext=(3, 2),
+            textcoords="offset points", fontsize=8, color=DARK,
+        )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Where a goal is best met on many surfaces at once: first along the rate, then along the ratio."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from llama_cpt.mixture_law.goal import PENALTY, Bound, Goal
+from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.settings import Frame, Settings
+
+RATIOS, RATES, FINE_RATES = 33, 17, 97
+"""Ratios and rates at which surfaces are asked, and rates of the spline between them."""
+NARROWEST_SHARE = 0.02
+"""The searched ratios stay this far from 0 and 1 where the runs do."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What is searched: the measured grid and half a step beyond it, so that no interval is cut."""
+
+    almr: np.ndarray
+    rate: np.ndarray
+    """log(learning rate), as in ``Settings``."""
+    measured_almr: tuple[float, float]
+    measured_rate: tuple[float, float]
+
+    def settings(self, frame: Frame, parameters: float, tokens: float) -> Settings:
+        """Every ratio with every rate, flat."""
+        almr, rate = np.meshgrid(self.almr, self.rate, indexing="ij")
+        learning_rate = np.exp(rate.ravel() + frame.middle_rate)
+        return frame.settings(almr.ravel(), learning_rate, parameters, tokens)
+
+
+def make_domain(points: Points, frame: Frame) -> Domain:
+    """Around the settings of these runs."""
+    almr = np.unique(points.almr)
+    rate = np.unique(np.log(points.learning_rate) - frame.middle_rate)
+    low, high = almr[0] - np.diff(almr)[0] / 2, almr[-1] + np.diff(almr)[-1] / 2
+    low = max(low, min(almr[0], max(almr[0] / 2, NARROWEST_SHARE)))
+    high = min(high, max(almr[-1], 1 - max((1 - almr[-1]) / 2, NARROWEST_SHARE)))
+    return Domain(
+        almr=np.linspace(low, high, RATIOS),
+        rate=np.linspace(rate[0] - np.diff(rate)[0] / 2, rate[-1] + np.diff(rate)[-1] / 2, RATES),
+        measured_almr=(float(almr[0]), float(almr[-1])),
+        measured_rate=(float(rate[0]), float(rate[-1])),
+    )
+
+
+@dataclass(frozen=True)
+class Optima:
+    """An entry a surface."""
+
+    almr: np.ndarray
+    rate: np.ndarray
+    ridge: np.ndarray
+    """(surfaces, ratios): the best rate of each ratio of the domain."""
+
+
+def find_optima(
+    logs: Mapping[str, np.ndarray], domain: Domain, goal: Goal, bases: Mapping[str, float]
+) -> Optima:
+    """Of surfaces given as log loss by group, (surfaces, ratios * rates), at bases' losses."""
+    fine = np.linspace(domain.rate[0], domain.rate[-1], FINE_RATES)
+    spline = CubicSpline(domain.rate, np.eye(RATES))(fine).T
+    dense = {
+        group: values.reshape(-1, len(domain.almr), RATES) @ spline
+        for group, values in logs.items()
+    }
+    ridge, best = _along_rate(dense, fine, goal, bases)
+    return _along_ratio(ridge, best, domain.almr)
+
+
+def _along_rate(
+    logs: Mapping[str, np.ndarray], rates: np.ndarray, goal: Goal, bases: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best rate and its objective (in logs), for each surface and ratio."""
+    additional, original = logs["additional"], logs["original"]
+    if not isinstance(goal, Bound):
+        value = np.log(goal.objective(np.exp(additional), np.exp(original), bases["original"]))
+        return _vertex(value, rates, np.ones_like(value))
+    above = original - np.log((1 + goal.forgetting) * bases["original"])
+    rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)
+    # Where the bound is met between two rates the objective has a kink, often its lowest point.
+    left, right = above[..., :-1], above[..., 1:]
+    part = np.divide(left, left - right, out=np.zeros_like(left), where=left * right < 0)
+    at_kink = additional[..., :-1] + part * np.diff(additional, axis=-1)
+    at_kink = np.where(left * right < 0, at_kink, np.inf)
+    kink = np.argmin(at_kink, axis=-1)[..., None]
+    kink_rate = rates[kink[..., 0]] + _take(part, kink) * (rates[1] - rates[0])
+    lower = _take(at_kink, kink) < best
+    return np.where(lower, kink_rate, rate), np.where(lower, _take(at_kink, kink), best)
+
+
+def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(values, index, axis=-1)[..., 0]
+
+
+def _vertex(
+    values: np.ndarray, places: np.ndarray, side: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest point along the last axis, of the parabola through it and its neighbours.
+
+    The entry itself where the three are not on one ``side`` of 0: no parabola goes round a kink.
+    """
+    index = np.argmin(values, axis=-1)[..., None]
+    inner = np.clip(index, 1, values.shape[-1] - 2)
+    low, mid, high = (_take(values, inner + step) for step in (-1, 0, 1))
+    smooth = (_take(side, inner - 1) > 0) == (_take(side, inner + 1) > 0)
+    bend = low - 2 * mid + high
+    smooth &= (index == inner)[..., 0] & (bend > 1e-12)
+    shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=smooth)
+    at = places[index[..., 0]] + shift * (places[1] - places[0])
+    return at, _take(values, index) - (low - high) * shift / 4
+
+
+def _along_ratio(ridge: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optima:
+    place, _ = _vertex(best, almr, np.ones_like(best))
+    step = (place - almr[0]) / (almr[1] - almr[0])
+    left = np.clip(step.astype(int), 0, len(almr) - 2)[..., None]
+    part = step - left[..., 0]
+    rate = (1 - part) * _take(ridge, left) + part * _take(ridge, left + 1)
+    return Optima(place, rate, ridge)

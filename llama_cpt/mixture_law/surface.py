@@ -1,0 +1,88 @@
+"""Fitted losses as functions of the settings, with their uncertainty."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama_cpt.mixture_law.bands import Band, Number, quantiles
+from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.mixture_law.settings import Frame, Settings
+from llama_cpt.mixture_law.surface_model import SurfaceModel
+
+CHUNK = 2000
+"""Settings predicted at a time: every draw answers for each of them."""
+TWO_SIDED = 1.645
+"""Standard deviations of 90 %."""
+
+
+@dataclass(frozen=True)
+class GroupSurface:
+    """One group's chosen fit, and draws from all forms that held-out error cannot tell from it."""
+
+    model: SurfaceModel
+    theta: np.ndarray
+    draws: tuple[tuple[SurfaceModel, np.ndarray, np.ndarray], ...]
+    """Of each pooled form: the model, its parameters, and which of the draws they are."""
+    noise: float
+    """Standard deviation of a run's log loss."""
+
+    def centre(self, at: Settings) -> np.ndarray:
+        """Log loss over that of the home base, by the chosen fit."""
+        return self.model.value(self.theta, at)
+
+    def spread(self, at: Settings) -> np.ndarray:
+        """The same by every draw: (draws, settings)."""
+        count = sum(len(rows) for _, _, rows in self.draws)
+        values = np.empty((count, len(at.almr)))
+        for model, thetas, rows in self.draws:
+            values[rows] = model.value(thetas, at)
+        return values
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Both groups, and the place that is meant where none is named."""
+
+    frame: Frame
+    groups: Mapping[str, GroupSurface]
+    parameters: float
+    tokens: float
+    largest: float
+    """Of the fitted sizes."""
+
+    def predict(
+        self,
+        almr: Number,
+        learning_rate: Number,
+        parameters: float | None = None,
+        tokens: float | None = None,
+    ) -> dict[str, Band]:
+        """Loss by group with the band of a run: the fit's and the run's own noise in quadrature."""
+        values = (almr, learning_rate, parameters or self.parameters, tokens or self.tokens)
+        shape = np.broadcast_shapes(*map(np.shape, values))
+        flat = [np.broadcast_to(value, shape).ravel() for value in values]
+        at = self.frame.settings(*flat)
+        parts = [
+            at.where(np.arange(start, min(start + CHUNK, len(at.almr))))
+            for start in range(0, len(at.almr), CHUNK)
+        ]
+        found = {}
+        for group in GROUPS:
+            logs = np.concatenate([self._log_band(group, part) for part in parts], axis=1)
+            scale = self.frame.base(self.frame.home_parameters)[group]
+            found[group] = Band(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
+        return found
+
+    def base(self, parameters: float | None = None) -> dict[str, float]:
+        """Base loss by group."""
+        return self.frame.base(parameters or self.parameters)
+
+    def _log_band(self, group: str, at: Settings) -> np.ndarray:
+        surface = self.groups[group]
+        centre = surface.centre(at)
+        low, high = quantiles(surface.spread(at))
+        noise = TWO_SIDED * surface.noise
+        down = np.hypot(np.maximum(0, centre - low), noise)
+        up = np.hypot(np.maximum(0, high - centre), noise)
+        return np.stack([centre, centre - down, centre + up])

@@ -1,0 +1,176 @@
+"""The CSV file of a sweep, or of anybody, as typed rows; what is wrong with it, by line."""
+
+from collections.abc import Sequence
+import csv
+from dataclasses import dataclass, field
+import hashlib
+import io
+import math
+
+from etils import epath
+
+from llama_cpt.errors import UserError
+from llama_cpt.fields import nearest
+from llama_cpt.mixture_law.points import GROUPS
+
+NEEDED = ("run", "parameters", "tokens", "step", "almr", "learning_rate", "corpus", "group")
+WORDS = ("run", "pair", "mixture_order", "schedule", "tokenizer", "corpus", "group")
+LOSSES = ("loss", "bits_per_byte", "base_loss", "base_bits_per_byte")
+NUMBERS = ("parameters", "tokens", "step", "almr", "learning_rate", "batch_tokens", "seed", *LOSSES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run at an evaluation, on one held-out corpus. NaN or "" where the table does not say."""
+
+    place: str
+    """File and line, for messages."""
+    run: str
+    pair: str
+    parameters: float
+    tokens: float
+    step: float
+    almr: float
+    mixture_order: str
+    learning_rate: float
+    schedule: str
+    batch_tokens: float
+    seed: float
+    tokenizer: str
+    corpus: str
+    group: str
+    loss: float
+    bits_per_byte: float
+    base_loss: float
+    base_bits_per_byte: float
+
+    @property
+    def progress(self) -> float:
+        """Orders the rows of a run: tokens, else steps."""
+        return next((value for value in (self.tokens, self.step) if not math.isnan(value)), 0.0)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the row says when in its run it was measured."""
+        return not (math.isnan(self.tokens) and math.isnan(self.step))
+
+    @property
+    def measured(self) -> bool:
+        """Whether the row has a loss; a run that diverged or stopped has rows without."""
+        return not (math.isnan(self.loss) and math.isnan(self.bits_per_byte))
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """What a table was read from."""
+
+    path: str
+    sha256: str
+    rows: tuple[Row, ...] = field(repr=False)
+
+
+def read_table(path: str) -> TableFile:
+    """The rows of one CSV file, local or ``gs://``.
+
+    Raises UserError with the file, line and column of the first thing that is wrong.
+    """
+    content = _content(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the table as CSV in UTF-8.") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        columns = [(name or "").strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        _require_columns(path, columns)
+        rows = tuple(_row(f"{path}:{reader.line_num}", values) for values in reader)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}).") from None
+    if not rows:
+        raise UserError(f"{path}: a header and no rows; has the sweep finished a run?")
+    return TableFile(path, hashlib.sha256(content).hexdigest(), rows)
+
+
+def _content(path: str) -> bytes:
+    place = epath.Path(path)
+    if place.is_dir():
+        raise UserError(f"{path}: a folder; name the table in it, such as {place / 'results.csv'}.")
+    if not place.exists():
+        told = "no file has such a name; a pattern stands without quotes" if "*" in path else ""
+        raise UserError(f"{path}: {told or 'no such file; name the CSV files of the runs'}.")
+    content = place.read_bytes()
+    if not content.strip():
+        raise UserError(f"{path}: empty; a table starts with the names of its columns.")
+    return content
+
+
+def _require_columns(path: str, columns: Sequence[str]) -> None:
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}:1: two columns are named {twice[0]!r}; keep one of them.")
+    missing = [name for name in NEEDED if name not in columns]
+    if not missing and {"loss", "bits_per_byte"} & set(columns):
+        return
+    unknown = [name for name in columns if name not in (*NEEDED, *WORDS, *NUMBERS)]
+    told = [f"{name!r}{_rename(name, unknown)}" for name in missing]
+    if not {"loss", "bits_per_byte"} & set(columns):
+        told.append(f"'loss' or 'bits_per_byte'{_rename('loss', unknown)}")
+    raise UserError(
+        f"{path}:1: no column {', '.join(told)}; docs/law.md has the format. "
+        f"Found: {', '.join(columns)}."
+    )
+
+
+def _rename(name: str, unknown: list[str]) -> str:
+    return nearest(name, unknown).replace("; did you mean", " (is it").replace("?", "?)")
+
+
+def _row(place: str, values: dict[str | None, str | list[str] | None]) -> Row:
+    """One row; ``values`` holds what is beyond the header under None."""
+    if None in values:
+        raise UserError(
+            f"{place}: more cells than the header has columns; quote cells with commas."
+        )
+    cells = {str(name): str(cell or "").strip() for name, cell in values.items()}
+    read = {name: cells.get(name, "") for name in WORDS}
+    numbers = {name: _number(place, name, cells.get(name, "")) for name in NUMBERS}
+    row = Row(place=place, **read, **numbers)
+    if not row.run:
+        raise UserError(f"{place}: run is empty; every row names its run.")
+    if row.measured:
+        _require_complete(row)
+    return row
+
+
+def _require_complete(row: Row) -> None:
+    """What a row with a loss must say; a table of others may not know the other numbers."""
+    for name in ("almr", "corpus", "group"):
+        value = getattr(row, name)
+        if value == "" or value != value:
+            raise UserError(f"{row.place}: {name} is empty; a row with a loss needs it.")
+    if row.group not in GROUPS:
+        raise UserError(f"{row.place}: group={row.group!r} must be 'additional' or 'original'.")
+
+
+def _number(place: str, name: str, cell: str) -> float:
+    """A cell as a number in its range; NaN where it is empty."""
+    if not cell:
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        raise UserError(
+            f"{place}: {name}={cell!r} is no number; leave it empty if unknown."
+        ) from None
+    if not math.isfinite(value):
+        left = "leave the cell empty for a run that diverged" if name in LOSSES else "mend the cell"
+        raise UserError(f"{place}: {name}={cell} is not finite; {left}.")
+    if name == "almr" and not 0 <= value <= 1:
+        raise UserError(f"{place}: almr={cell} is outside [0, 1]; it is a share, not percent.")
+    if value <= 0 and name in ("parameters", "learning_rate", *LOSSES):
+        raise UserError(f"{place}: {name}={cell} must be above 0.")
+    if value < 0 and name in ("tokens", "step"):
+        raise UserError(f"{place}: {name}={cell} must not be below 0.")
+    return value

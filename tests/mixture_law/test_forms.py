@@ -1,0 +1,46 @@
+"""Forms: slopes against finite differences, and their own surfaces found again."""
+
+import numpy as np
+import pytest
+
+from llama_cpt.mixture_law.fit import Problem
+from llama_cpt.mixture_law.forms import forms_of
+from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.mixture_law.settings import Settings
+from llama_cpt.mixture_law.surface_model import make_model
+
+FORMS = [form for group in GROUPS for form in forms_of(group)]
+each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {form.group}")
+
+
+def grid(sizes=1) -> Settings:
+    almr, rate, size = np.meshgrid(
+        [0.1, 0.3, 0.5, 0.7, 0.9], np.linspace(-1.7, 1.7, 4), np.log(4.0) * np.arange(sizes)
+    )
+    almr, rate, size = almr.ravel(), rate.ravel(), size.ravel()
+    return Settings(almr, rate, size, -0.1 * size, 0.5 * (np.arange(len(rate)) % 2))
+
+
+@each_form
+def test_slopes(form):
+    at = grid(sizes=2)
+    model = make_model(form, at, 0.1)
+    theta = model.starts()[-1] + 0.1 * np.cos(np.arange(len(model.names)))
+    for i, column in enumerate(model.jacobian(theta, at).T):
+        step = 1e-6 * np.eye(len(theta))[i]
+        slope = (model.value(theta + step, at) - model.value(theta - step, at)) / 2e-6
+        np.testing.assert_allclose(column, slope, rtol=1e-5, atol=1e-7, err_msg=model.names[i])
+
+
+@each_form
+def test_gradient(form):
+    at = grid()
+    model = make_model(form, at, 0.1)
+    theta = model.starts()[0] + 0.01
+    problem = Problem(model, at, model.value(theta, at) + 0.02 * np.sin(np.arange(len(at.almr))))
+    weight = np.ones(len(at.almr))
+    slopes = problem.gradient(theta + 0.005, problem.y, weight)
+    for i, slope in zip(np.flatnonzero(model.free), slopes, strict=True):
+        step = 1e-6 * np.eye(len(theta))[i]
+        ends = [problem.objective(theta + 0.005 + s, problem.y, weight) for s in (step, -step)]
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-4, abs=1e-8)

@@ -1,0 +1,127 @@
+"""What is written of a law: it can be read again, says what the law says, and can be looked at."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from llama_cpt.errors import UserError
+from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
+from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
+from llama_cpt.mixture_law.goal import Bound, Weights
+from llama_cpt.mixture_law.law import Refusal
+from llama_cpt.mixture_law.law_file import load, to_json
+from llama_cpt.mixture_law.report import make_report
+from llama_cpt.mixture_law.results import read_results
+from tests.mixture_law.example import table, write_table
+
+# Letters that no font has: private use, and one of a script that few machines can draw.
+UNDRAWABLE = "\ue123𐘀"
+
+
+def size_of(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    rows = table()
+    for row in rows:
+        row["corpus"] = {"zh": "中文百科", "en": f"العربية {UNDRAWABLE}"}[row["corpus"]]
+    return read_results([write_table(tmp_path_factory.mktemp("table") / "results.csv", rows)])
+
+
+@pytest.fixture(scope="module")
+def law(results):
+    return analyse(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
+
+
+def test_a_law_read_again_is_the_law(law, results, tmp_path):
+    (tmp_path / "law.json").write_text(to_json(law, results))
+    again = load(str(tmp_path / "law.json"))
+    asked = (np.array([0.2, 0.5, 0.8]), np.array([2e-4, 1e-3, 2e-3]), 2e6, 5e7)
+    for group, band in law.predict(*asked).items():
+        np.testing.assert_array_equal(again.predict(*asked)[group], band)
+    assert again.recommendation == law.recommendation and again.goal == law.goal
+    assert again.carry == law.carry and again.next_runs == law.next_runs
+    assert to_json(again, results) == to_json(law, results)
+
+
+def test_law_json_is_plain_to_read(law, results):
+    values = json.loads(to_json(law, results), parse_constant=pytest.fail)
+    found, told = law.recommendation, values["recommendation"]
+    assert told["almr"] == found.almr.value and told["almr_interval"] == [*found.almr[1:]]
+    assert told["learning_rate_interval"][0] < told["learning_rate"]
+    assert told["losses"]["original"] == found.losses["original"].value
+    assert values["refusal"] is None and values["goal"] == {"forgetting": 0.03}
+    assert values["chosen"]["original"]["held_out"]["ratio"] > 0
+    assert {form["form"] for form in values["forms"]} > {values["chosen"]["original"]["form"]}
+    assert values["table"]["runs"] == 40 and values["table"]["grid"]["parameters"] == [1e6, 4e6]
+    assert list(values["table"]["files"].values()) == list(results.files.values())
+
+
+def test_a_law_that_cannot_be_read(law, results, tmp_path):
+    place = tmp_path / "law.json"
+    with pytest.raises(UserError, match="no such file"):
+        load(str(place))
+    values = json.loads(to_json(law, results))
+    for broken, told in (
+        ("{", "not a law of this version"),
+        (json.dumps(values | {"points": 3}), "not a law of this version"),
+        (json.dumps(values | {"format": 0}), "format 0, this version reads 1"),
+    ):
+        place.write_text(broken)
+        with pytest.raises(UserError, match=told):
+            load(str(place))
+
+
+def test_the_report_has_its_pictures(law, results):
+    report = make_report(law, results)
+    shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report.text)
+    pictures = {"surface.png", "front.png", "forgetting.png", "fit.png", "carry.png"}
+    assert set(shown) == set(report.pictures) == pictures
+    for picture in report.pictures.values():
+        width, height = size_of(picture)
+        assert width > 1200 and height > 700
+    for part in (*conclusion(law), "中文百科", UNDRAWABLE, next(iter(results.files.values()))):
+        assert part in report.text
+    assert markdown(form_rows(law)) in report.text
+
+
+def test_weights_have_another_goal_to_show(law, results):
+    weighed = dataclasses.replace(law, goal=Weights(1.0, 2.0))
+    report = make_report(weighed, results)
+    assert "1 * additional + 2 * original" in report.text
+    assert report.pictures["surface.png"] != make_report(law, results).pictures["surface.png"]
+
+
+def test_a_refusal_is_reported_with_what_is_known(law, results):
+    refused = dataclasses.replace(
+        law, recommendation=None, refusal=Refusal(("The best ALMR is at the edge.",)), surface=None,
+        ridge=None, predicted_front=None, carry=None, forms=(), next_runs=(),
+    )  # fmt: skip
+    report = make_report(refused, results)
+    assert "- No recommendation:\n- The best ALMR is at the edge." in report.text
+    assert set(report.pictures) == {"forgetting.png"}
+    told = json.loads(to_json(refused, results))["refusal"]["reasons"]
+    assert told == ["The best ALMR is at the edge."]
+
+
+def test_names_that_no_font_has_are_left_to_the_text():
+    assert not drawable(UNDRAWABLE)
+    corpora = {"additional": (UNDRAWABLE,), "original": ("en", "code")}
+    assert group_labels(corpora) == {
+        "additional": "Additional",
+        "original": "Original (en, code)",
+    }
+
+
+def test_numbers_in_words():
+    assert [rate(v) for v in (3e-4, 1.25e-5, 1e-3, 0.1)] == ["3e-4", "1.25e-5", "1e-3", "1e-1"]
+    assert [amount(v) for v in (70e9, 1.5e6, 999_999_000.0, 12.0)] == ["70B", "1.5M", "1B", "12"]
+    assert amount(float("nan")) == "?"
+    assert percent(-0.0375) == "\N{MINUS SIGN}3.75%"

@@ -1,0 +1,216 @@
+"""A table of runs is read as it is meant, or refused in one sentence that names the place."""
+
+import csv
+import math
+from pathlib import Path
+import re
+
+import numpy as np
+import pytest
+
+from llama_cpt.errors import UserError
+from llama_cpt.mixture_law.results import read_results
+
+COLUMNS = (
+    "run,pair,parameters,tokens,step,almr,mixture_order,learning_rate,schedule,batch_tokens,seed,"
+    "tokenizer,corpus,group,loss,bits_per_byte,base_loss,base_bits_per_byte"
+).split(",")
+RUN = {"pair": "zh onto en", "parameters": 1e6, "schedule": "wsd", "seed": 0, "tokenizer": "a"}
+BASES = {"zh": 4.0, "en": 1.0}
+
+
+def rows_of(almr, name=None, **changes):
+    """Two evaluations of one run on two corpora."""
+    run = RUN | {"run": name or f"almr {almr}", "almr": almr, "learning_rate": 1e-3} | changes
+    losses = {
+        (500, "zh"): 3.0,
+        (500, "en"): 1.2,
+        (1000, "zh"): 2.0 - almr,
+        (1000, "en"): 1.1 + almr,
+    }
+    return [
+        run
+        | {"tokens": tokens, "step": tokens // 100, "corpus": corpus}
+        | {"group": "additional" if corpus == "zh" else "original"}
+        | {"loss": loss, "bits_per_byte": loss / 2}
+        | {"base_loss": BASES[corpus], "base_bits_per_byte": BASES[corpus] / 2}
+        for (tokens, corpus), loss in losses.items()
+    ]
+
+
+@pytest.fixture
+def rows():
+    return rows_of(0.25) + rows_of(0.5) + rows_of(0.75)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def write_and_read(*tables, columns=COLUMNS):
+        paths = [tmp_path / f"results{number}.csv" for number in range(len(tables))]
+        for path, table in zip(paths, tables, strict=True):
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(table)
+        return read_results(list(map(str, paths)))
+
+    return write_and_read
+
+
+def test_points_are_the_last_evaluations(read, rows):
+    results = read(rows[::-1])
+    points = results.points
+    assert points.unit == "bits per byte" and sorted(points.almr) == [0.25, 0.5, 0.75]
+    middle = points.almr.tolist().index(0.5)
+    assert points.additional[middle] == pytest.approx(0.75)
+    assert points.original[middle] == pytest.approx(0.8)
+    assert points.base_original.tolist() == [0.5] * 3
+    assert points.tokens.tolist() == [1000] * 3
+    assert results.curves[middle].tokens.tolist() == [500, 1000]
+    assert results.curves[middle].original == pytest.approx([0.6, 0.8])
+    assert results.corpora == {"additional": ("zh",), "original": ("en",)}
+    assert not results.left_out and not results.remarks
+
+
+def test_a_group_is_the_mean_of_its_corpora(read, rows):
+    code = [row | {"corpus": "code", "bits_per_byte": 2.0} for row in rows if row["corpus"] == "en"]
+    assert read(rows + code).points.original == pytest.approx(
+        [(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2]
+    )
+
+
+def test_several_files_are_one_table(read):
+    results = read(rows_of(0.25), rows_of(0.5))
+    assert len(results.points) == 2 and len(results.files) == 2
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results.files.values())
+
+
+def test_columns_of_others_may_be_absent(read, rows):
+    few = [c for c in COLUMNS if c not in ("pair", "mixture_order", "batch_tokens", "seed")]
+    few = [c for c in few if c not in ("tokenizer", "schedule", "bits_per_byte", "base_loss")]
+    results = read(rows, columns=few)
+    assert results.points.unit == "nats per token"
+    assert np.isnan(results.points.base_original).all()
+    assert "base_loss of the original group is empty" in results.remarks[0]
+    assert "base_bits_per_byte is there, but" in results.remarks[0]
+
+
+def test_a_run_may_begin_late(read, rows):
+    late = [row for row in rows if row["almr"] != 0.5 or row["tokens"] == 1000]
+    assert sorted(len(curve.tokens) for curve in read(late).curves) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("lost", ["end", "whole", "nothing measured"])
+def test_a_diverged_run_takes_nothing_with_it(read, rows, lost):
+    empty = dict.fromkeys(("loss", "bits_per_byte", "base_loss", "base_bits_per_byte"), "")
+    if lost == "end":
+        gone = [row if row["tokens"] == 500 else row | empty for row in rows_of(1.0, "gone")]
+    elif lost == "whole":
+        gone = [*rows_of(1.0, "gone"), {"run": "gone"}]
+    else:
+        gone = [{"run": "gone"}]
+    results = read(rows + gone)
+    assert len(results.points) == 3
+    assert re.search("Run gone diverged or did not finish: no loss in .*:1", results.left_out[0])
+
+
+def test_a_run_without_a_corpus_is_left_out(read, rows):
+    gone = [row for row in rows_of(1.0, "gone") if row["corpus"] == "zh" or row["tokens"] == 500]
+    results = read(rows + gone)
+    assert len(results.points) == 3
+    assert "Run gone was measured on zh where the others were on zh, en" in results.left_out[0]
+
+
+def test_tokenizers_need_bits_per_byte(read, rows):
+    other = [row | {"tokenizer": "b"} for row in rows_of(1.0)]
+    assert "2 tokenizers: bits per byte" in read(rows + other).remarks[0]
+    other[1]["bits_per_byte"] = ""
+    with pytest.raises(UserError, match=r"csv:15: bits_per_byte is empty and .* 2 tokenizers"):
+        read(rows + other)
+
+
+# What is changed in which row, and what is then said; line 1 is the header.
+BAD_CELLS = [
+    (0, {"almr": "33"}, r"csv:2: almr=33 is outside \[0, 1\]; it is a share"),
+    (1, {"learning_rate": "1e-4x"}, r"csv:3: learning_rate='1e-4x' is no number"),
+    (1, {"learning_rate": ""}, r"csv:3: run .almr 0.25. has learning_rate=nan"),
+    (2, {"loss": "-1"}, r"csv:4: loss=-1 must be above 0"),
+    (2, {"bits_per_byte": "nan"}, r"csv:4: bits_per_byte=nan is not finite; leave the cell empty"),
+    (3, {"group": "added"}, r"csv:5: group='added' must be 'additional' or 'original'"),
+    (3, {"corpus": ""}, r"csv:5: corpus is empty"),
+    (3, {"run": ""}, r"csv:5: run is empty"),
+    (3, {"almr": "0.3"}, r"csv:5: run 'almr 0.25' has almr=0.3 but 0.25 in .*csv:2"),
+    (3, {"base_bits_per_byte": "0.51"}, r"base_bits_per_byte=0.5.* two bases in one table"),
+    (3, {"tokens": "500"}, r"csv:5: the same run, corpus and evaluation as in .*csv:3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "cells", "told"), BAD_CELLS)
+def test_a_bad_cell(read, rows, row, cells, told):
+    rows[row] |= cells
+    with pytest.raises(UserError, match=told):
+        read(rows)
+
+
+def test_one_base_a_size_and_pair(read, rows):
+    other = [row | {"base_bits_per_byte": 0.7, "parameters": 2e6} for row in rows_of(0.5, "large")]
+    assert len(read(rows + other).points) == 4
+
+
+def test_one_ratio(read):
+    with pytest.raises(UserError, match=r"every run has almr=0.5; a ratio cannot be chosen"):
+        read(rows_of(0.5) + rows_of(0.5, "other", learning_rate=1e-4))
+
+
+def test_a_group_without_rows(read, rows):
+    with pytest.raises(UserError, match="no row of group 'original' with a loss"):
+        read([row for row in rows if row["corpus"] == "zh"])
+    with pytest.raises(UserError, match="has a run finished"):
+        read([{"run": "a"}])
+
+
+def test_missing_columns_are_found_under_near_names(read, rows):
+    renamed = ["learning_rates" if name == "learning_rate" else name for name in COLUMNS]
+    renamed = [name for name in renamed if "loss" not in name and "bits" not in name]
+    with pytest.raises(UserError, match=r"no column 'learning_rate' \(is it 'learning_rates'\?\)"):
+        read(rows, columns=renamed)
+    with pytest.raises(UserError, match=r"'loss' or 'bits_per_byte'.*docs/law.md"):
+        read(rows, columns=renamed)
+    with pytest.raises(UserError, match="two columns are named 'almr'"):
+        read(rows, columns=[*COLUMNS, "almr"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty; a table starts with"),
+        (",".join(COLUMNS).encode(), "a header and no rows"),
+        (b"run,almr\na,\xff\n", r":2: not UTF-8"),
+        (b"run;almr;tokens\na;1;2\n", r"no column 'run'.*Found: run;almr;tokens"),
+        (",".join(COLUMNS).encode() + b"\na" + b",1" * 20, r":2: more cells than the header"),
+    ],
+)
+def test_not_a_table(tmp_path, content, told):
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read_results([str(tmp_path / "results.csv")])
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_results([str(tmp_path / "results.csv")])
+    with pytest.raises(UserError, match="a pattern stands without quotes"):
+        read_results([str(tmp_path / "*.csv")])
+    with pytest.raises(UserError, match=r"a folder; name the table in it, such as .*results.csv"):
+        read_results([str(tmp_path)])
+
+
+def test_published_tables_are_read():
+    # Ibrahim et al., Simple and Scalable Strategies (arXiv 2403.08763): replay and final losses.
+    tables = Path(__file__).parent / "tables"
+    german = read_results([str(tables / "german_onto_pile_405m.csv")]).points
+    assert german.almr.tolist() == [1, 0.99, 0.95, 0.9, 0.75, 0.5]
+    assert german.base_original.tolist() == [2.17] * 6 and np.isnan(german.base_additional).all()
+    assert math.isnan(german.tokens[0]) and set(german.parameters) == {405e6}
+    slim = read_results([str(tables / "slimpajama_onto_pile_10b.csv")]).points
+    assert slim.original.tolist() == [1.98, 1.79] and np.isnan(slim.learning_rate).all()

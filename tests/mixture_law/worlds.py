@@ -1,0 +1,50 @@
+"""Tables of runs whose truth is known."""
+
+import numpy as np
+
+from llama_cpt.mixture_law.points import Points
+
+ALMR = (0.1, 0.3, 0.5, 0.7, 0.9)
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+BASE = {"additional": 4.57, "original": 2.24}
+
+
+def points_of(almr, learning_rate, additional, original, **columns) -> Points:
+    """One size, one budget, unless told otherwise."""
+    count = len(almr)
+    values = {
+        "run": np.array([f"run{i}" for i in range(count)]),
+        "pair": np.full(count, "en-zh"),
+        "parameters": np.full(count, 1e6),
+        "tokens": np.full(count, 2e7),
+        "steps": np.full(count, 600),
+        "schedule": np.full(count, "wsd"),
+        "mixture_order": np.full(count, "interleaved"),
+        "seed": np.zeros(count),
+        "base_additional": np.full(count, BASE["additional"]),
+        "base_original": np.full(count, BASE["original"]),
+    } | columns
+    return Points(
+        almr=np.asarray(almr, float),
+        learning_rate=np.asarray(learning_rate, float),
+        additional=np.asarray(additional, float),
+        original=np.asarray(original, float),
+        unit="bits per byte",
+        **values,
+    )
+
+
+def grid(almr=ALMR, rates=RATES) -> tuple[np.ndarray, np.ndarray]:
+    ratios, peaks = np.meshgrid(almr, rates, indexing="ij")
+    return ratios.ravel(), peaks.ravel()
+
+
+def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
+    """Of no form, with the sizes that a small model's runs have: learning, forgetting, noise not."""
+    almr, x = np.asarray(almr), np.log(np.asarray(learning_rate) / 3e-3)
+    learned = 0.027 * np.log((almr + 0.01) / 0.15) * (1 + 0.13 * np.tanh(x)) + 0.0133 * x
+    forgotten = 0.0305 * np.exp(0.4 * x) * -np.log(1.01 - almr) + 0.0082 * x - 0.0036
+    return {
+        "additional": BASE["additional"] * (0.65 - learned + 0.006 * x**2),
+        "original": BASE["original"] * np.exp(forgotten),
+    }

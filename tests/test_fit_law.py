@@ -1,0 +1,167 @@
+"""``python -m llama_cpt.fit_law`` as somebody uses it who has a table and wants a choice."""
+
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+
+from llama_cpt.config_file import load
+from llama_cpt.errors import UserError
+from llama_cpt.fit_law import main
+from llama_cpt.mixture_law import law_file
+from tests.conftest import ROOT
+from tests.mixture_law.example import table, write_table
+
+BASE = str(ROOT / "configs" / "cpt_8b.py")
+TABLES = Path(__file__).parent / "mixture_law" / "tables"
+PICTURES = {"surface.png", "front.png", "forgetting.png", "fit.png"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    rows = table(sizes=(1e6,))
+    return write_table(tmp_path_factory.mktemp("table") / "results.csv", rows)
+
+
+@pytest.fixture
+def fit(tmp_path, capsys):
+    """Runs the command; its exit status, what it printed, and the folder that it wrote."""
+
+    def run(*arguments):
+        status = main([*map(str, arguments), "--output", str(tmp_path / "law")])
+        return status, capsys.readouterr().out, tmp_path / "law"
+
+    return run
+
+
+def test_a_recommendation_and_what_train_makes_of_it(fit, results):
+    status, told, folder = fit(
+        results, "--config", BASE, "--next", 2, "--predict", "almr=0.6,learning_rate=5e-4"
+    )
+    assert status == 0
+    names = {"law.json", "report.md", "recommended.py", *PICTURES}
+    assert {path.name for path in folder.iterdir()} == names
+    found = json.loads((folder / "law.json").read_text())["recommendation"]
+    config, base = load(str(folder / "recommended.py"), ["--output", "runs/x"]), load(BASE)
+    assert config.data.almr == pytest.approx(found["almr"], abs=5e-4)
+    rate = config.optimizer.peak_learning_rate
+    assert rate == pytest.approx(found["learning_rate"], rel=5e-3)
+    assert config.model == base.model and config.optimizer.schedule == base.optimizer.schedule
+    text = (folder / "recommended.py").read_text()
+    for group in ("additional", "original"):
+        low, high = found["losses"][f"{group}_interval"]
+        value = found["losses"][group]
+        assert f"predicted {group} loss {value:.4f} ({low:.4f} to {high:.4f})" in text
+    assert f"ALMR {found['almr']:.3f} (90 %: " in told
+    assert len(re.findall(r"^  0\.\d+ +\S+ +\d+%$", told, re.M)) == 2
+    asked = law_file.load(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
+    assert "0.6   5e-4           " in told and f"{asked.value:.4f} ({asked.low:.4f}" in told
+
+
+def test_options_where_no_config_is_named(fit, results):
+    status, told, folder = fit(results)
+    lines = (folder / "recommended.args").read_text().splitlines()
+    options = [line for line in lines if not line.startswith("#")]
+    config = load(BASE, options[0].split())
+    found = json.loads((folder / "law.json").read_text())["recommendation"]
+    assert status == 0 and len(options) == 1
+    assert config.data.almr == pytest.approx(found["almr"], abs=5e-4)
+    assert f"$(grep -v '#' {folder / 'recommended.args'})" in told
+
+
+def test_a_refusal_takes_an_older_recommendation_away(fit, results):
+    fit(results)
+    status, told, folder = fit(results, "--weights", "additional=1,original=9")
+    assert status == 3
+    assert re.search(r"No recommendation:\n- The best \S+ is at the edge of the grid", told)
+    values = json.loads((folder / "law.json").read_text())
+    assert values["recommendation"] is None and "edge" in values["refusal"]["reasons"][0]
+    assert "edge of the grid" in (folder / "report.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {"law.json", "report.md", *PICTURES}
+
+
+def test_a_diverged_run_is_told_and_the_others_are_fitted(fit, results, tmp_path):
+    lost = write_table(tmp_path / "lost.csv", [{"run": "trial 7", "almr": 0.5}])
+    status, told, folder = fit(results, lost)
+    assert status == 0
+    for text in (told, (folder / "report.md").read_text()):
+        assert "Run trial 7 diverged or did not finish" in text
+
+
+def test_a_target_is_carried_to_or_refused(fit, results):
+    status, told, folder = fit(results, "--target-parameters", "2e8", "--target-tokens", "1e9")
+    assert status == 0 and "200M parameters, 1B tokens" in told
+    assert "Extrapolation: 200 times the largest fitted size" in told
+    assert "a prior: Step Law" in (folder / "report.md").read_text()
+    assert (folder / "carry.png").exists()
+    status, told, _ = fit(results, "--target-parameters", "1e5")
+    assert status == 3 and "below the smallest fitted size" in told
+
+
+# Ibrahim et al., Simple and Scalable Strategies (arXiv 2403.08763): replay and final losses of a
+# 405M model from the Pile to German, and of a 10B model from the Pile to SlimPajama.
+@pytest.mark.parametrize(
+    ("name", "forgetting", "told"),
+    [
+        ("german_onto_pile_405m", 0.03, r"above .* at every measured ratio.* ALMR is below 0\.5"),
+        ("german_onto_pile_405m", 0.05, r"meets its bound of 2\.27\d at ALMR 0\.[56]\d+"),
+        (
+            "slimpajama_onto_pile_10b",
+            0.03,
+            r"meets its bound of 1\.80\d at ALMR 0\.9\d+.*not valid",
+        ),
+    ],
+)
+def test_published_tables_of_one_rate(fit, name, forgetting, told):
+    status, printed, folder = fit(TABLES / f"{name}.csv", "--forgetting", forgetting)
+    assert status == 3
+    report = (folder / "report.md").read_text()
+    assert re.search(told, printed) and re.search(told, report)
+    assert ("Not validated" in report) == name.startswith("slim")
+    assert "ratio.png" in report and (folder / "ratio.png").exists()
+    assert "nan" not in printed.lower() and "nan" not in report.lower()
+
+
+def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):
+    rows = [row | {"base_loss": "", "base_bits_per_byte": ""} for row in table(sizes=(1e6,))]
+    bare = write_table(tmp_path / "bare.csv", rows)
+    with pytest.raises(UserError, match="bound on forgetting cannot be asked.*Give --weights"):
+        fit(bare)
+    status, told, folder = fit(bare, "--weights", "additional=1,original=1.5")
+    assert status in (0, 3)
+    report = (folder / "report.md").read_text()
+    assert "against its base" not in told and "nan" not in told + report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--weights", "additional=1"], "write --weights additional=NUMBER,original=NUMBER"),
+        (["--weights", "aditional=1,original=1"], "did you mean 'additional'"),
+        (["--weights", "additional=-1,original=1"], "--weights additional=-1 must be"),
+        (["--predict", "almr=x,learning_rate=1"], "'x' is no number"),
+        (["--predict", "almr=1.2,learning_rate=1e-4"], "almr=1.2 is outside"),
+        (["--target-base", "additional=3"], "write --target-base additional=NUMBER"),
+        (["--target-parameters", "-1"], "--target-parameters=-1.0 must be"),
+        (["--forgetting", "-1"], "--forgetting -1 must be above -1"),
+        (["--next", "-1"], "--next -1 must"),
+        (["--config", "configs/nothing.py"], "no such config file"),
+    ],
+)
+def test_options_that_mean_nothing(fit, results, tmp_path, arguments, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        fit(results, *arguments)
+    assert not (tmp_path / "law").exists()
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "llama_cpt.fit_law", "nothing.csv", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1 and not done.stdout
+    assert (
+        done.stderr.startswith("error: nothing.csv: no such file")
+        and len(done.stderr.splitlines()) == 1
+    )
