@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo study test test-all lint clean
 
 demo: .venv/users
 	$(BIN)/python -m llama_cpt.demo
+
+study: .venv/users
+	$(BIN)/python -m llama_cpt.study
 
 test: .venv/testers
 	$(BIN)/python -m pytest

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from configs.study import FOLDER, middle
 from configs.study_small_sweep import config as small_sweep
-from llama_cpt.sweep_config import AxisConfig
+from llama_cpt.sweep_config import AxisConfig, SizeConfig
 
 config = replace(
     small_sweep,
     output=f"{FOLDER}/middle",
-    train=replace(small_sweep.train, init_from=middle.output, model=middle.model),
+    sizes=(SizeConfig("middle", middle.model, middle.output),),
     axes=(
         AxisConfig("data.almr", (0.3, 0.5, 0.7)),
         AxisConfig("optimizer.peak_learning_rate", (2e-3, 5e-3, 1.2e-2)),

@@ -8,35 +8,23 @@ commands, printed as they are started, and go on where they stopped when the dem
 
 import argparse
 from collections.abc import Sequence
-import os
 from pathlib import Path
-import signal
-import subprocess
 import sys
 import time
-from types import FrameType
 
 from llama_cpt.bilingual_world.documents import write_world
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import one_line_errors
 from llama_cpt.evaluation.figure import Curve, draw_curves, finding, read_curve
 from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.progress import duration
+from llama_cpt.shown_command import run_command
 
 BASE, CPT, PIPELINE = (f"configs/demo_{name}.py" for name in ("base", "cpt", "pipeline"))
 SEED = 0
 LANGUAGES = {"zh": "Chinese", "en": "English"}
-
-# The demo is sized for CPUs; an accelerator that others use is left alone. Without the rest, glibc
-# gives every step's memory back, and the next step's page faults take a third of its time.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-}
 
 CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the answers in
 its conversations does so; DPO prefers those that do. The examination asks in both languages what
@@ -69,12 +57,12 @@ def main(arguments: list[str]) -> int:
     _heading(start, "1 of 5: a small world, told in English and Chinese, and a vocabulary for it")
     _prepare_text(base, folder)
     _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
-    _command("train", BASE)
+    run_command("train", BASE)
     _heading(start, "3 of 5: Chinese is added without replay: ALMR 1.0, all of the tokens")
-    _command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
+    run_command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
     _heading(start, "4 of 5: the road: ALMR 0.33, a third of the tokens; SFT; DPO; export")
     print(CUSTOM)
-    _command("pipeline", PIPELINE)
+    run_command("pipeline", PIPELINE)
     _heading(start, "5 of 5: what was gained, what was forgotten")
     curves = [
         read_curve(cpt.output, "ALMR 0.33", tuple(LANGUAGES)),
@@ -102,38 +90,6 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
         train_vocabulary(sources, vocabulary, base.model.vocab_size)
     for path in (*sorted(world.iterdir()), vocabulary):
         print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
-
-
-def _command(name: str, *arguments: str) -> None:
-    """Run one of the project's commands and show it; leave as it leaves if it does not finish.
-
-    Ctrl-C and SIGTERM are the command's to obey, which may save first.
-    """
-    shown = " ".join((f"python -m llama_cpt.{name}", *arguments))
-    environment = ENVIRONMENT | os.environ
-    print(f"$ {shown}", flush=True)
-    process: subprocess.Popen | None = None
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        # A terminal sends Ctrl-C to the command as well.
-        if process and number == signal.SIGTERM:
-            process.terminate()
-
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"llama_cpt.{name}", *arguments], env=environment
-        )
-        status = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    # Below 0: by the signal itself, before the command had begun to heed it.
-    if status in (75, 130, -signal.SIGINT, -signal.SIGTERM):
-        print("Stopped; run the demo again to go on.", file=sys.stderr)
-        raise SystemExit(status if status > 0 else 128 - status)
-    if status:
-        raise UserError(f"`{shown}` ended with status {status}; see above.")
 
 
 def _table(curves: Sequence[Curve]) -> str:

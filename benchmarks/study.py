@@ -1,0 +1,113 @@
+"""The study of docs/study.md: a law from two small sizes, judged at a third that it never saw.
+
+    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, docs/study/law.json
+    PYTHONPATH=. python benchmarks/study.py judge   the large size's cells against that law
+
+Goes on where it stopped. `judge` prints the tables of docs/study.md.
+"""
+
+import argparse
+from pathlib import Path
+import shutil
+
+from etils import epath
+import numpy as np
+
+from benchmarks.real_text import write_sample
+from configs.study import FOLDER, large, small
+from configs.study_large_sweep import COPIED, NAMED, TAKEN
+from llama_cpt.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.mixture_law.law import Law
+from llama_cpt.mixture_law.law_file import load
+from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.results import read_results
+from llama_cpt.model.model_card import read_metrics
+from llama_cpt.shown_command import run_command
+
+SIZES = ("small", "middle", "large")
+FITTED = ("small", "middle", "noise")
+DOCS = Path("docs/study")
+CELLS = {"named by the law": NAMED, "copied from the small size": COPIED, "ALMR 0.33": TAKEN}
+
+
+def fit() -> None:
+    """All up to the law."""
+    tokenizer = Path(small.data.tokenizer)
+    if not tokenizer.exists():
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        sample = write_sample(tokenizer.parent)
+        # Of Chinese characters the commonest alone: all of them are more than the vocabulary.
+        train_vocabulary(sample, tokenizer, small.model.vocab_size, character_coverage=0.98)
+    for size in SIZES:
+        run_command("train", f"configs/study_{size}.py")
+    for sweep in FITTED:
+        run_command("sweep", f"configs/study_{sweep}_sweep.py")
+    tables = [_kept(sweep) for sweep in FITTED]
+    run_command("fit_law", *tables, "--output", str(DOCS), "--next", "4", *_target())
+
+
+def judge() -> None:
+    """The large size against the law that was written before it."""
+    run_command("sweep", "configs/study_large_sweep.py")
+    law = load(str(DOCS / "law.json"))
+    points = read_results([_kept("large")]).points
+    print(_losses(law, points))
+    print(_regrets(law, points))
+
+
+def _kept(sweep: str) -> str:
+    """Its table, copied beside the law."""
+    kept = DOCS / f"{sweep}.csv"
+    DOCS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(f"{FOLDER}/{sweep}/results.csv", kept)
+    return str(kept)
+
+
+def _losses(law: Law, points: Points) -> str:
+    lines = ["| ALMR | LR | seed | group | predicted | 90 % | measured | error |"]
+    lines.append("| --- " * 8 + "|")
+    for i in range(len(points)):
+        predicted = law.predict(points.almr[i], points.learning_rate[i])
+        for group in GROUPS:
+            band, measured = predicted[group], getattr(points, group)[i]
+            lines.append(
+                f"| {points.almr[i]:g} | {points.learning_rate[i]:g} | {points.seed[i]:g} | {group} "
+                f"| {band.value:.4f} | {band.low:.4f} to {band.high:.4f} | {measured:.4f} "
+                f"| {measured / band.value - 1:+.2%} |"
+            )
+    return "\n".join(lines)
+
+
+def _regrets(law: Law, points: Points) -> str:
+    """Objective less the best measured, over the median measured less the best; seeds averaged."""
+    objective = law.objective(points.additional, points.original)
+    places = np.stack([points.almr, points.learning_rate], axis=1)
+    cells, member = np.unique(places, axis=0, return_inverse=True)
+    means = np.array([objective[member == i].mean() for i in range(len(cells))])
+    regret = (means - means.min()) / (np.median(means) - means.min())
+    names = {cell: name for name, cell in CELLS.items()}
+    lines = ["| cell | ALMR | LR | seeds | objective | regret |", "| --- " * 6 + "|"]
+    for i in np.argsort(means):
+        almr, rate = map(float, cells[i])
+        name = next((n for c, n in names.items() if np.allclose(c, (almr, rate))), "neighbour")
+        count = int((member == i).sum())
+        lines.append(
+            f"| {name} | {almr:g} | {rate:g} | {count} | {means[i]:.4f} | {regret[i]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _target() -> list[str]:
+    """The large size, and what its base is before any Chinese: known without training."""
+    last = read_metrics(epath.Path(f"{FOLDER}/base_large/metrics.jsonl"), large.num_steps)[-1]
+    corpora = {"additional": "zh", "original": "en"}
+    bits = [f"{group}={last[f'eval/{code}/bits_per_byte']}" for group, code in corpora.items()]
+    size = non_embedding_parameters(large.model)
+    return ["--target-parameters", str(size), "--target-base", ",".join(bits)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("fit", "judge"))
+    {"fit": fit, "judge": judge}[parser.parse_args().part]()

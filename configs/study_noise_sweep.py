@@ -1,0 +1,14 @@
+"""Three cells of the study's small sweep with another seed: what a run differs by chance."""
+
+from dataclasses import replace
+
+from configs.study import FOLDER
+from configs.study_small_sweep import config as small_sweep
+from llama_cpt.sweep_config import AxisConfig
+
+config = replace(
+    small_sweep,
+    output=f"{FOLDER}/noise",
+    axes=(AxisConfig("seed", (1,)),),
+    cells=((0.3, 1.2e-2), (0.5, 5e-3), (0.7, 2e-3)),
+)

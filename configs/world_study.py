@@ -1,0 +1,73 @@
+"""`make study`: the whole method on the embedded world. A base on English, two pairs of languages.
+
+The configs beside this one, `world_study_*.py`, are what its commands are given.
+"""
+
+from dataclasses import replace
+
+from configs.demo_base import config as demo
+from llama_cpt.config import (
+    CheckpointConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from llama_cpt.sweep_config import AxisConfig, SweepConfig
+
+FOLDER = "runs/world_study"
+WORLD = f"{FOLDER}/world"
+
+
+def corpus(code: str, part: str) -> tuple[CorpusConfig, ...]:
+    """Documents of a language: ``train`` or ``heldout``."""
+    return (CorpusConfig(code, f"{WORLD}/{code}.{part}.jsonl"),)
+
+
+base = replace(
+    demo,
+    output=f"{FOLDER}/base",
+    model=replace(demo.model, embed_dim=64, mlp_dim=192, num_layers=2, num_heads=2, num_kv_heads=1),
+    data=replace(
+        demo.data,
+        tokenizer=f"{FOLDER}/tokenizer.model",
+        prepared=f"{FOLDER}/prepared",
+        original=corpus("en", "train"),
+        heldout=corpus("en", "heldout"),
+    ),
+    num_steps=700,
+    checkpoint=CheckpointConfig(every_steps=350, keep=1),
+    evaluation=EvaluationConfig(every_steps=350, dense=False, documents=50, batch_size=16),
+)
+
+
+def cpt(code: str) -> TrainConfig:
+    """The language ``code`` onto the base."""
+    data = replace(
+        base.data,
+        almr=0.33,
+        additional=corpus(code, "train"),
+        heldout=corpus(code, "heldout") + corpus("en", "heldout"),
+    )
+    return replace(
+        base,
+        output=f"{FOLDER}/recommended_{code}",
+        init_from=base.output,
+        data=data,
+        optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=20),
+        num_steps=200,
+        evaluation=EvaluationConfig(every_steps=100, dense=False, documents=50, batch_size=16),
+    )
+
+
+def sweep(code: str) -> SweepConfig:
+    """Its ratios and learning rates."""
+    return SweepConfig(
+        output=f"{FOLDER}/en+{code}",
+        train=cpt(code),
+        pair=f"en+{code}",
+        axes=(
+            AxisConfig("data.almr", (0.15, 0.3, 0.5, 0.7)),
+            AxisConfig("optimizer.peak_learning_rate", (1e-3, 3e-3, 9e-3)),
+        ),
+    )

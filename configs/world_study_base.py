@@ -1,0 +1,5 @@
+"""`make study`: the base, trained on English."""
+
+from configs.world_study import base as config
+
+__all__ = ["config"]
