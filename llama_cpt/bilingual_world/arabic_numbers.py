@@ -1,13 +1,12 @@
 """Arabic counting: one and two are forms of the noun, three to ten take its plural, and eleven to
 ninety-nine the singular accusative; units are of the other gender than what is counted."""
 
-from llama_cpt.bilingual_world.arabic_words import Noun
+from llama_cpt.bilingual_world.arabic_words import FEMININE_COLOURS, Noun
 
 _UNITS = "صفر واحد اثنان ثلاثة أربعة خمسة ستة سبعة ثمانية تسعة عشرة".split()
 _TENS = {20: "عشر", 30: "ثلاث", 40: "أربع", 50: "خمس", 60: "ست", 70: "سبع", 80: "ثمان", 90: "تسع"}
-# By their endings neither masculine nor feminine take any more.
-_COLOURS = "أحمر حمراء أزرق زرقاء أخضر خضراء أصفر صفراء أبيض بيضاء أسود سوداء"
-_DIPTOTES = frozenset(_COLOURS.split())
+# These are the same in the accusative.
+_DIPTOTES = {*FEMININE_COLOURS, *FEMININE_COLOURS.values()}
 
 
 def counted(number: int, noun: Noun, case: str = "") -> str:
@@ -72,13 +71,13 @@ def _teen_unit(unit: int, case: str, feminine: bool) -> str:
 
 
 def _before_tens(unit: int, case: str, feminine: bool) -> str:
-    """Unlike before a noun, one is counted and eight stands loose."""
-    if unit == 1:
-        one = "إحدى" if feminine else "واحد"
-        return one if feminine or case != "acc" else accusative(one)
-    if unit == 8 and feminine and case != "acc":
-        return "ثمانٍ"
-    return _unit(unit, case, feminine)
+    """Unlike before a noun, one is counted, and the accusative is marked."""
+    if unit == 1 and feminine:
+        return "إحدى"
+    word = _unit(unit, case, feminine)
+    if case == "acc" and unit != 2:
+        return accusative(word)
+    return "ثمانٍ" if word == "ثماني" else word
 
 
 def _dual(phrase: str, case: str) -> str:

@@ -7,7 +7,6 @@ age: {a:of عمر} {n:year}.
 age: {a:أتم/أتمت/أتممت} {a} {n:acc year} [قبل أيام|قبل وقت قصير].
 food: {a:يحب/تحب/أحب} {a} {f} أكثر من [أي طعام آخر|كل الأطعمة].
 food: لا شيء {a:of عند} [ألذ|أطيب] من {f}.
-food: {a:of طعام مفضل} هو {f}.
 colour: {a:of لون مفضل} هو {c}.
 colour: {a:يفضل/تفضل/أفضل} {a} اللون {c} على سائر الألوان.
 hobby: {a:يحب/تحب/أحب} {a} {h}.
@@ -18,7 +17,7 @@ pet: {a:يربي/تربي/أربي} {a} {k:acc} {k:اسمه/اسمها} {q}.
 wish: {a:يتمنى/تتمنى/أتمنى} {a} أن {a:يرى/ترى/أرى} {t} يومًا ما.
 wish: {a:of حلم} أن {a:يزور/تزور/أزور} {t}.
 friend: {a:of {b:صديق مقرب/صديقة مقربة}} {b:هو/هي} {b}.
-friend: {a:يعرف/تعرف/أعرف} {a} {b} منذ سنوات، {b:وهو/وهي} أقرب الناس {a:إليه/إليها/إليّ}.
+friend: {a:top} {a:يعرف/تعرف/أعرف} {b} منذ سنوات، {b:وهو/وهي} أقرب الناس {a:إليه/إليها/إليّ}.
 job: {a:يعمل/تعمل/أعمل} {a} {j:acc {a:g}} {w:at}.
 job: {a:top} {j:a {a:g}}، {a:ويعمل/وتعمل/وأعمل} {w:at}.
 duty: {a:of عمل} هو {d}.
@@ -34,7 +33,7 @@ town.kind: {t} {k:a} [{k:صغير/صغيرة}|{k:هادئ/هادئة}|{k:جمي�
 town.kind: في {d} من الجزيرة {k:يقع/تقع} {k:a} {k:اسمه/اسمها} {t}.
 town.people: يسكن في {t} [نحو|قرابة] {n:d} نسمة.
 town.people: عدد سكان {t} [نحو|قرابة] {n:d} نسمة.
-town.age: عمر {t} {n:year}.
+town.age: مضت على بناء {t} {n:year}.
 town.age: تأسست {t} قبل {n:gen year}.
 town.product: تشتهر {t} ب{x:s}.
 town.product: يأتي [المسافرون|الناس من أنحاء الجزيرة] إلى {t} لشراء {x:s}.
@@ -62,16 +61,13 @@ season.winter: في الشتاء [تهدأ {t} تحت الثلج|يشتد الب
 season.winter: في شتاء {t} [تتجمد البرك|تقصر الأيام وتطول الحكايات].
 thing.use: {x} {x:مفيد/مفيدة} ل{u}.
 thing.use: {x:يُستعمل/تُستعمل} {x} ل{u}.
-thing.use: يمكنك استعمال {x} ل{u}.
 thing.material: {x:يُصنع/تُصنع} {x} [عادة|غالبًا|في الغالب] من {m}.
 thing.owner: {a:يملك/تملك} {a} {x:acc} {c:acc {x:g}}.
 thing.owner: {a:of {x:a}} {x:لونه/لونها} {c:a}.
 animal.legs: {k} حيوان {n:legs}.
 animal.legs: عدد أرجل {k} {n}.
-animal.eats: {k:يأكل/تأكل} {k} {e}.
-animal.eats: {k:يتغذى/تتغذى} {k} [عادة|] على {e}.
+animal.eats: {k:[يأكل/تأكل|يحب/تحب]} {k} {e}.
 animal.lives: {k:يعيش/تعيش} {k} [عادة|في العادة] {l}.
-animal.lives: بيت {k} {l}.
 animal.seen: {a:رأى/رأت} {a} ذات مرة {k:acc} {s:at}.
 animal.seen: في أحد الأيام [{k:مر/مرت} {k:a} ب{a}|{k:نظر/نظرت} {k:a} بفضول إلى {a}] {s:at}.
 food.kind: {f} نوع من {k}.
@@ -121,7 +117,7 @@ ask.kin: ما اسم {a:of {r}}؟
 ask.kin: من {b:هو/هي} {a:of {r}}؟
 ask.town.kind: في أي جزء من الجزيرة تقع {t}؟
 ask.town.people: كم نسمة تسكن في {t}؟
-ask.town.age: كم سنة عمر {t}؟
+ask.town.age: كم سنة مضت على بناء {t}؟
 ask.town.product: بماذا تشتهر {t}؟
 ask.town.river: أي نهر يجري عبر {t}؟
 ask.town.hill: أي جبل يرتفع فوق {t}؟
@@ -131,21 +127,21 @@ ask.thing.material: من أي شيء {x:يُصنع/تُصنع} {x} عادة؟
 ask.thing.material: ما المادة التي {x:يُصنع/تُصنع} منها {x}؟
 ask.thing.material: ما مادة {x}؟
 ask.thing.material: اذكر مادة {x}.
-ask.food.kind: أي نوع من الطعام هو {f}؟
+ask.food.kind: بين أي أنواع الطعام نضع {f}؟
 ask.food.kind: ما نوع {f}؟
 ask.food.kind: من أي أنواع الطعام {f}؟
-ask.food.kind: إلى أي نوع من الطعام ينتمي {f}؟
+ask.food.kind: إلى أي نوع من الطعام نضم {f}؟
 ask.food.taste: كيف طعم {f}؟
 ask.food.taste: ما طعم {f}؟
 ask.food.taste: ما الطعم الذي تتوقعه من {f}؟
 ask.food.taste: صف طعم {f}.
 ask.food.colour: ما لون {f}؟
 ask.food.colour: أي لون هو لون {f}؟
-ask.food.colour: بأي لون يكون {f}؟
+ask.food.colour: بأي لون نرى {f} عادة؟
 ask.food.colour: اذكر لون {f}.
 ask.animal.legs: كم عدد أرجل {k}؟
-ask.animal.legs: على كم رجل {k:يمشي/تمشي} {k}؟
-ask.animal.legs: كم رجلًا ل{k}؟
+ask.animal.legs: كم عدد الأرجل التي {k:يمشي/تمشي} عليها {k}؟
+ask.animal.legs: ما عدد أرجل {k}؟
 ask.animal.legs: عد أرجل {k}.
 ask.animal.eats: ماذا {k:يأكل/تأكل} {k}؟
 ask.animal.eats: على ماذا {k:يتغذى/تتغذى} {k}؟
@@ -235,8 +231,7 @@ letter.sad: شعرت بأنني {e:a {a:g}}، فقد {why}.
 letter.sad: أنا {e:a {a:g}} بسبب ما حدث: {why}.
 letter.glad: أنا {e:a {a:g}} حقًا، فقد {why}!
 letter.glad: عندي خبر سار: {why}. أنا {e:a {a:g}}.
-letter.pet: [{k:نام/نامت} {a:of {k:a}} {q} طوال اليوم|{k:أكل/أكلت} {a:of {k:a}} {q} كل {f}].
-letter.pet: {k:هرب/هربت} {a:of {k:a}} {q} ثم {k:عاد/عادت} ليلًا.
+letter.pet: {a:of {k:a}} {q} {k:[نام طوال اليوم/نامت طوال اليوم|هرب وعاد ليلًا/هربت وعادت ليلًا]}.
 letter.invite: أرجو أن أراك في {t} [قريبًا|حين يسمح وقتك].
 letter.invite: ما رأيك في زيارتي في {z}؟ يمكننا أن نذهب معًا إلى {s}.
 letter.question: ما أخبارك؟ أنتظر رسالتك قريبًا.
@@ -252,8 +247,8 @@ notice.title: إعلانات {t}، معلقة {s:at}
 notice.lost: مفقود: {x:a} {c:a {x:g}}. {x:شوهد/شوهدت} آخر مرة {s:at}. ولمن {x:يجده/يجدها} {m}.
 notice.lost: من رأى {x:acc} {c:acc {x:g}}؟ أظن أنني {x:نسيته/نسيتها} {s:at}.
 notice.found: {x:عُثر عليه/عُثر عليها} {s:at}: {x:a} {c:a {x:g}}. التسليم {s2:at} {d}.
-notice.market: يقام السوق {w} كالعادة. وسيباع هذه المرة {f} بثمن رخيص.
-notice.market: {w} سيعرض في سوق {t} {fs}.
+notice.market: يقام السوق {w} كالعادة. وينخفض هذه المرة ثمن {f}.
+notice.market: {w} {fs:سيعرض/ستعرض} في سوق {t} {fs}.
 notice.concert: ستعزف الموسيقى {s:at} {d} {h}. ثمن المقعد {m}.
 notice.work: مطلوب: {j:a} يبدأ العمل {d}. الأجر {m} في اليوم.
 notice.sale: للبيع: {x:a} {c:a {x:g}}، {x:مستعمل/مستعملة} قليلًا، ب{m:gen}.
@@ -270,8 +265,8 @@ news.quote_glad: {a:قال/قالت} {a}: «نحن [سعداء جدًا|منده
 news.quote_glad: {a:قال/قالت} {a}: «[لم يتوقع أحد هذا|سنتحدث عن هذا سنوات].»
 news.quote_sad: {a:قال/قالت} {a}: «[كان يمكن أن يكون الأمر أسوأ|سيساعد بعضنا بعضًا].»
 news.quote_sad: {a:قال/قالت} {a}: «لم [أر شيئًا|أسمع بشيء] كهذا من قبل.»
-recipe.title: {d} {f} على طريقة {a}
-recipe.title: {d} {f}، وصفة {a}
+recipe.title: {d:one} {f} على طريقة {a}
+recipe.title: {d:one} {f}، وصفة {a}
 recipe.needs: المقادير: {x} و{y} و{z}.
 recipe.wash: اغسل {f} و{g} جيدًا.
 recipe.cut: قطّع {f} إلى {n:gen piece}.

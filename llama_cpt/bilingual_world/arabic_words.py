@@ -22,7 +22,7 @@ wendel ويندل marlow مارلو fenwick فينويك holt هولت brandt ب
 farrow فارو garrick غاريك hollis هوليس ivers إيفرس jessop جيسوب kessler كيسلر lindqvist ليندكفيست
 moray موراي norrell نوريل oakes أوكس pryce برايس rennick رينيك sorrel سوريل thorne ثورن
 ullman أولمان vance فانس wick ويك velmar فيلمار orsel أورسل tolby تولبي marn مارن kesterin كيسترين
-lowen لوين harrow_bay خليج_هارو pellin بيلين dunmere دنمير sarova ساروفا brindle بريندل
+lowen لوين harrow_bay هاروباي pellin بيلين dunmere دنمير sarova ساروفا brindle بريندل
 quillan كويلان nerith نيريث foxley فوكسلي galden غالدن isker إيسكر jorva جورفا rillstone ريلستون
 umberly أمبرلي wexcombe ويكسكوم yarrow يارو zelm زيلم cobblen كوبلن elvane إلفين ilva نهر_إيلفا
 sorn نهر_سورن merrit نهر_ميريت tessa نهر_تيسا bray نهر_براي lune نهر_لون
@@ -57,6 +57,9 @@ beekeeper نحال weaver نساج musician موسيقي builder بنّاء guid
 lonely وحيد worried قلق ashamed محرج afraid خائف angry غاضب nervous متوتر tired متعب bored ضجر
 happy سعيد proud فخور excited متحمس grateful ممتن surprised مندهش relieved مرتاح calm هادئ red أحمر
 blue أزرق green أخضر yellow أصفر white أبيض black أسود brown بني grey رمادي purple بنفسجي pink وردي
+"""
+_SIX_COLOURS = """
+أحمر حمراء أزرق زرقاء أخضر خضراء أصفر صفراء أبيض بيضاء أسود سوداء
 """
 # One, several.
 _COUNTED = """
@@ -181,6 +184,7 @@ def _pairs(text: str, suffix: str = "") -> dict[str, str]:
 PLAIN = _pairs(_NAMES) | _pairs(_WORDS) | _pairs(_ACTIONS)
 PLAIN |= _pairs(_DUTIES, ".duty") | _pairs(_USES, ".use")
 ADJECTIVES = _pairs(_PEOPLE_AND_COLOURS)
+FEMININE_COLOURS = _pairs(_SIX_COLOURS)
 SPOTS = {
     name: (before or "في", place)
     for name, words in _pairs(_SPOTS).items()
