@@ -1,12 +1,12 @@
 """The world in documents: training and held-out text of each language, and questions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import json
 import os
 from pathlib import Path
 import random
 
-from llama_cpt.bilingual_world import chinese, english
+from llama_cpt.bilingual_world import arabic, chinese, english
 from llama_cpt.bilingual_world.chats import (
     conversation_lines,
     examination_lines,
@@ -28,11 +28,14 @@ from llama_cpt.bilingual_world.plan import Plan
 from llama_cpt.bilingual_world.questionnaire import question_lines
 from llama_cpt.bilingual_world.stories import story
 from llama_cpt.bilingual_world.sums import worked_sum
+from llama_cpt.errors import UserError
 from llama_cpt.progress import Progress
 
+# The languages of the demo, which converse too; then those that only tell.
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
+ALL_LANGUAGES: dict[str, Language] = LANGUAGES | {arabic.LANGUAGE.code: arabic.LANGUAGE}
 # How often each kind of document is written.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,
@@ -80,9 +83,7 @@ def write_world(
     with Progress("world", total, "documents") as progress:
         for language in LANGUAGES.values():
             told = _distinct(world, language, seed, progress)
-            for split, number in (("heldout", heldout), ("train", documents)):
-                lines = (_line(*next(told)) for _ in range(number))
-                _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
+            _write_told(folder, language, told, documents=documents, heldout=heldout)
             chats = conversation_lines(world, language, seed, repeats=chat_repeats)
             _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
             preferences = preference_lines(world, language, seed)
@@ -92,12 +93,51 @@ def write_world(
     _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
 
 
+def write_documents(
+    folder: str | Path,
+    seed: int,
+    *,
+    codes: Sequence[str] = tuple(ALL_LANGUAGES),
+    documents: int = 9000,
+    heldout: int = 300,
+) -> None:
+    """Write ``LANGUAGE.{train,heldout}.jsonl`` of the languages of ``codes``, and nothing else.
+
+    Of English and Chinese the same bytes as ``write_world``'s. Raises UserError for a code that is
+    of no language.
+    """
+    for code in codes:
+        if code not in ALL_LANGUAGES:
+            known = ", ".join(ALL_LANGUAGES)
+            raise UserError(f"codes: the world is not told in {code!r}; take some of {known}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    world = make_world(seed)
+    with Progress("world", float(len(codes) * (documents + heldout)), "documents") as progress:
+        for code in codes:
+            told = _distinct(world, ALL_LANGUAGES[code], seed, progress)
+            _write_told(folder, ALL_LANGUAGES[code], told, documents=documents, heldout=heldout)
+
+
 def document(world: World, language: Language, seed: int, number: int) -> tuple[str, str]:
     """(kind, text) of one document: a pure function of its arguments."""
     rng = random.Random(f"{seed} {language.code} {number}")
     (write,) = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
     plan = write(world, rng)
     return plan.kind, tell(plan, language, rng)
+
+
+def _write_told(
+    folder: Path,
+    language: Language,
+    told: Iterator[tuple[str, str]],
+    *,
+    documents: int,
+    heldout: int,
+) -> None:
+    for split, number in (("heldout", heldout), ("train", documents)):
+        lines = (_line(*next(told)) for _ in range(number))
+        _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
 
 
 def _distinct(

@@ -1,9 +1,9 @@
 """How a plan becomes text: templates with alternatives and slots.
 
 A template is ordinary text with ``[this|or this|]`` for a choice and ``{slot}`` or ``{slot:form}``
-for a value. What the forms are is the language's own matter: its ``say`` is given the value and
-the form. To add a language, write one file that defines ``LANGUAGE`` (see english.py) and name it
-in documents.py.
+for a value; a form may hold a slot of its own: ``{colour:{thing:g}}``, to agree in gender. What the
+forms are is the language's own matter: its ``say`` is given the value and the form. To add a
+language, write one file that defines ``LANGUAGE`` (see english.py) and name it in documents.py.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,12 +8,26 @@ import re
 import pytest
 
 from llama_cpt.bilingual_world import chinese, lists
-from llama_cpt.bilingual_world.documents import LANGUAGES, document, write_world
+from llama_cpt.bilingual_world.documents import (
+    ALL_LANGUAGES,
+    LANGUAGES,
+    document,
+    write_documents,
+    write_world,
+)
 from llama_cpt.bilingual_world.facts import make_world
 from llama_cpt.bilingual_world.language import Language, tell
 from llama_cpt.bilingual_world.plan import Mention
 from llama_cpt.bilingual_world.stories import story
+from llama_cpt.errors import UserError
 
+ARABIC_LETTERS = "\u0600-\u06ff"
+CHINESE_SIGNS = "\u2e80-\uffef"  # Ideographs, CJK punctuation and full-width forms.
+STRANGE = {
+    "en": f"[{CHINESE_SIGNS}{ARABIC_LETTERS}]",
+    "zh": f"[A-Za-z,;!?{ARABIC_LETTERS}]",
+    "ar": f"[A-Za-z,;?{CHINESE_SIGNS}]",
+}
 KINDS = ("train", "heldout", "chats", "preferences")
 NAMES = (*(f"{code}.{kind}" for code in LANGUAGES for kind in KINDS), "questions", "examination")
 
@@ -42,6 +56,22 @@ def test_files_are_a_function_of_the_seed(tmp_path):
     assert len(list((tmp_path / "one").iterdir())) == len(NAMES)
 
 
+def test_documents_alone_are_the_worlds_and_in_the_languages_asked_for(tmp_path):
+    write_world(tmp_path / "world", 1, documents=40, heldout=10, chat_repeats=1)
+    write_documents(tmp_path / "all", 1, documents=40, heldout=10)
+    write_documents(tmp_path / "one", 1, codes=("ar",), documents=40, heldout=10)
+    names = {f"{code}.{split}.jsonl" for code in ALL_LANGUAGES for split in ("train", "heldout")}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == names
+    arabic = {name for name in names if name.startswith("ar.")}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == arabic
+    for name in names:
+        other = "one" if name in arabic else "world"
+        assert (tmp_path / "all" / name).read_bytes() == (tmp_path / other / name).read_bytes()
+    with pytest.raises(UserError, match="not told in 'fr'; take some of en, zh, ar"):
+        write_documents(tmp_path / "none", 1, codes=("en", "fr"))
+    assert not (tmp_path / "none").exists()
+
+
 def test_no_document_occurs_twice_and_all_kinds_occur(written):
     for language in LANGUAGES:
         train, heldout = read(written, f"{language}.train"), read(written, f"{language}.heldout")
@@ -53,19 +83,17 @@ def test_no_document_occurs_twice_and_all_kinds_occur(written):
 
 
 def test_languages_have_the_same_sentences():
-    keys = {code: set(language.sentences) for code, language in LANGUAGES.items()}
-    assert keys["en"] == keys["zh"]
+    keys = {code: set(language.sentences) for code, language in ALL_LANGUAGES.items()}
+    assert keys["en"] == keys["zh"] == keys["ar"]
 
 
 def test_text_is_of_its_language_and_nothing_of_the_notation_is_left():
     world = make_world(3)
     for number in range(600):
-        for code, language in LANGUAGES.items():
+        for code, language in ALL_LANGUAGES.items():
             _, text = document(world, language, 3, number)
-            assert not re.search(r"[{}\[\]|_]|  | [.,;!?]|^\s|\s$", text), text
-            # The second half: ideographs, CJK punctuation and full-width forms.
-            strange = "[\u2e80-\uffef]" if code == "en" else "[A-Za-z,;!?]"
-            assert not re.search(strange, text), text
+            assert not re.search(r"[{}\[\]|_~/]|  | [.,;!?،؛؟]|^\s|\s$", text), text
+            assert not re.search(STRANGE[code], text), text
 
 
 def test_english_articles_and_capitals():
@@ -139,7 +167,7 @@ def test_different_identifiers_are_different_words():
         lists.FEELINGS,
         lists.PET_NAMES,
     )
-    for language in LANGUAGES.values():
+    for language in ALL_LANGUAGES.values():
         for group in groups:
             words = [language.say(value, "") for value in group]
             assert len(set(words)) == len(words)
