@@ -130,7 +130,9 @@ def percent(share: float, _: int | None = None) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate: ``3e-4``, ``1.25e-5``."""
+    """A learning rate: ``3e-4``, ``1.25e-5``; "?" where it is not known."""
+    if math.isnan(value):
+        return "?"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

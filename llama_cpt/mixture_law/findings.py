@@ -91,7 +91,7 @@ def _errors(fit: FormFit) -> tuple[str, ...]:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None or np.isnan(share) else f"{share:.2%}"
+    return "" if share is None or not np.isfinite(share) else f"{share:.2%}"
 
 
 def _remark(fit: FormFit) -> str:

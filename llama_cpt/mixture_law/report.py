@@ -75,7 +75,8 @@ def _pictures(law: Law, results: Results) -> dict[str, bytes]:
         drawn["fit.png"] = lambda: draw_fit(law, labels)
     if any(len(curve.tokens) > 1 for curve in curves):
         drawn["forgetting.png"] = lambda: draw_forgetting(curves, runs, law.goal, labels)
-    if law.carry and len({optimum.parameters for optimum in law.carry.optima}) > 1:
+    sizes = {optimum.parameters for optimum in law.carry.optima} if law.carry else ()
+    if law.recommendation and len(sizes) > 1:
         drawn["carry.png"] = lambda: draw_carry(law.carry)
     with style():
         return {name: png(draw()) for name, draw in drawn.items()}
@@ -154,7 +155,7 @@ def _fit(law: Law) -> list[str]:
 
 
 def _carry(law: Law) -> list[str]:
-    if not law.carry:
+    if not (law.carry and law.recommendation):
         return []
     return [
         "## From size to size",
