@@ -40,6 +40,11 @@ def law(results):
     return analyse(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
 
 
+@pytest.fixture(scope="module")
+def report(law, results):
+    return make_report(law, results)
+
+
 def test_a_law_read_again_is_the_law(law, results, tmp_path):
     (tmp_path / "law.json").write_text(to_json(law, results))
     again = load(str(tmp_path / "law.json"))
@@ -79,8 +84,7 @@ def test_a_law_that_cannot_be_read(law, results, tmp_path):
             load(str(place))
 
 
-def test_the_report_has_its_pictures(law, results):
-    report = make_report(law, results)
+def test_the_report_has_its_pictures(law, results, report):
     shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report.text)
     pictures = {"surface.png", "front.png", "forgetting.png", "fit.png", "carry.png"}
     assert set(shown) == set(report.pictures) == pictures
@@ -92,11 +96,10 @@ def test_the_report_has_its_pictures(law, results):
     assert markdown(form_rows(law)) in report.text
 
 
-def test_weights_have_another_goal_to_show(law, results):
-    weighed = dataclasses.replace(law, goal=Weights(1.0, 2.0))
-    report = make_report(weighed, results)
-    assert "1 * additional + 2 * original" in report.text
-    assert report.pictures["surface.png"] != make_report(law, results).pictures["surface.png"]
+def test_weights_have_another_goal_to_show(law, results, report):
+    weighed = make_report(dataclasses.replace(law, goal=Weights(1.0, 2.0)), results)
+    assert "1 * additional + 2 * original" in weighed.text
+    assert weighed.pictures["surface.png"] != report.pictures["surface.png"]
 
 
 def test_a_refusal_is_reported_with_what_is_known(law, results):
