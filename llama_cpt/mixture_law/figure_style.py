@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 from functools import cache
 import io
-import logging
 import math
 import unicodedata
 
@@ -97,14 +96,12 @@ def group_labels(corpora: Mapping[str, Sequence[str]]) -> dict[str, str]:
 @cache
 def _installed() -> dict[str, frozenset[int]]:
     """The letters of each of ``FONTS`` that is there."""
-    known = {font.name: font.fname for font in reversed(font_manager.fontManager.ttflist)}
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    letters = {}
-    for name in FONTS:
-        if name in known:
-            path = font_manager.findfont(name)
-            letters[name] = frozenset(font_manager.get_font(path).get_charmap())
-    return letters
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return {
+        name: frozenset(font_manager.get_font(font_manager.findfont(name)).get_charmap())
+        for name in FONTS
+        if name in there
+    }
 
 
 def shades(colour: str) -> LinearSegmentedColormap:
