@@ -121,6 +121,11 @@ def test_published_tables_of_one_rate(fit, name, forgetting, told):
     assert "nan" not in printed.lower() and "nan" not in report.lower()
 
 
+def test_what_a_table_does_not_say_cannot_be_a_target(fit):
+    with pytest.raises(UserError, match="--target-tokens: the table does not say its tokens"):
+        fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
+
+
 def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):
     rows = [row | {"base_loss": "", "base_bits_per_byte": ""} for row in table(sizes=(1e6,))]
     bare = write_table(tmp_path / "bare.csv", rows)

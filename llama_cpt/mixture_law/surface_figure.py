@@ -75,8 +75,12 @@ class View:
 
     @cached_property
     def base(self) -> dict[str, float]:
-        """Losses before the first step."""
-        return self.law.base(known(self.parameters))
+        """Losses before the first step; NaN where the table does not say."""
+        found = self.law.base(known(self.parameters))
+        return {
+            group: np.nan if np.isnan(getattr(self.measured, f"base_{group}")).any() else loss
+            for group, loss in found.items()
+        }
 
     @cached_property
     def chosen(self) -> tuple[Band, Band] | None:
