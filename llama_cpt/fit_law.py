@@ -13,6 +13,7 @@ from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.fields import nearest, require_above_zero
 from llama_cpt.folders import require_writable
+from llama_cpt.mixture_law.analyse import analyse
 from llama_cpt.mixture_law.findings import (
     aligned,
     conclusion,
@@ -29,7 +30,6 @@ from llama_cpt.mixture_law.law_file import to_json
 from llama_cpt.mixture_law.points import GROUPS
 from llama_cpt.mixture_law.report import PICTURES, make_report
 from llama_cpt.mixture_law.results import Results, read_results
-from llama_cpt.mixture_law.unsaid import analyse_table
 
 REFUSED = 3
 DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
     asked, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
     goal = _goal(options, results)
-    law = analyse_table(results.points, goal=goal, next_runs=options.next, target=target)
+    _require_said(results, options)
+    law = analyse(results.points, goal=goal, next_runs=options.next, **target)
     _print_summary(law, results)
     if asked:
         _print_predictions(law, asked, options)
@@ -125,6 +126,14 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
         "target_tokens": options.target_tokens,
         "target_base": base,
     }
+
+
+def _require_said(results: Results, options: argparse.Namespace) -> None:
+    """Raise UserError for a target in what the table does not tell of its runs."""
+    for name in ("parameters", "tokens"):
+        asked = getattr(options, f"target_{name}") is not None
+        if asked and np.isnan(getattr(results.points, name)).any():
+            raise UserError(f"--target-{name}: column {name} of the table is empty; fill it in.")
 
 
 def _print_summary(law: Law, results: Results) -> None:

@@ -122,7 +122,7 @@ def test_published_tables_of_one_rate(fit, name, forgetting, told):
 
 
 def test_what_a_table_does_not_say_cannot_be_a_target(fit):
-    with pytest.raises(UserError, match="--target-tokens: the table does not say its tokens"):
+    with pytest.raises(UserError, match="--target-tokens: column tokens of the table is empty"):
         fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
 
 

@@ -77,7 +77,7 @@ def ridge_in_words(law: Law) -> str:
 def form_rows(law: Law) -> Rows:
     """Every form's held-out errors in percent, by group, the chosen one marked."""
     rows: Rows = [
-        ("group", "form", "held out: ratio", "rate", "size", "overall", "residual", "weight", "")
+        ("group", "form", "held out: run", "ratio", "rate", "size", "all", "residual", "weight", "")
     ]
     for fit in sorted(law.forms, key=lambda fit: (fit.group, not fit.chosen, -fit.weight)):
         rows.append((fit.group, fit.form, *_errors(fit), _remark(fit)))
@@ -86,7 +86,9 @@ def form_rows(law: Law) -> Rows:
 
 def _errors(fit: FormFit) -> tuple[str, ...]:
     out = fit.held_out
-    errors = (out.ratio, out.learning_rate, out.size, out.overall) if out else (None,) * 4
+    errors = [None] * 5
+    if out:
+        errors = [out.run, out.ratio, out.learning_rate, out.size, out.overall]
     return *(_percent(error) for error in (*errors, fit.residual)), f"{fit.weight:.2f}"
 
 

@@ -1,6 +1,6 @@
 """The picture of a law at one size: both losses and the goal over ratio and rate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 import math
@@ -145,8 +145,9 @@ def _forgetting(axes: Axes, view: View, label: str) -> None:
         return
     axes.set_title(f"{label}: loss against its base")
     change = losses / base - 1
-    inside = [step for step in STEPS if change.min() < step < change.max()]
-    levels = [change.min(), *inside, change.max()] if len(inside) > 2 else None
+    low, high = float(change.min()), float(change.max())
+    inside = [step for step in STEPS if low < step < high]
+    levels = np.array([low, *inside, high]) if len(inside) > 2 else None
     _contours(axes, view.grid, change, VERMILION, levels, percent)
 
 
@@ -155,7 +156,7 @@ def _contours(
     grid: tuple[np.ndarray, np.ndarray],
     values: np.ndarray,
     colour: str,
-    levels: Sequence[float] | None = None,
+    levels: np.ndarray | None = None,
     label: Callable[[float], str] | None = None,
 ) -> None:
     """Shades and labelled lines; the shades differ by step, whatever its height."""
