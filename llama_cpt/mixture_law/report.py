@@ -144,9 +144,10 @@ def _fit(law: Law) -> list[str]:
     sources = {fit.form: fit.source for fit in law.forms}
     return [
         "## How well the forms have it",
-        "Root mean square error of the log loss, about a relative error. Held out: each ratio, "
-        "each rate and the largest size were left out in turn and predicted from the rest. "
-        "Weight: share of the bootstrap draws that are this form's.",
+        "Root mean square error of the log loss, about a relative error. Held out: each run, each "
+        "ratio, each rate and the largest size were left out in turn and predicted from the rest; "
+        '"all", by which forms are compared, leaves the outermost ratios and rates aside. Weight: '
+        "share of the bootstrap draws that are this form's.",
         markdown(form_rows(law)),
         "\n".join(f"- {form}: {source}." for form, source in sources.items()),
         told,
