@@ -10,7 +10,7 @@ import unicodedata
 from jaxtyping import Float
 from matplotlib import colormaps, font_manager, ft2font, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -21,7 +21,7 @@ GROUP_COLOURS = {"additional": BLUE, "original": VERMILION}
 CHOICE, RIDGE = "#F0E442", "#7B3294"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 # Low ratios are violet, high ones green; the palest end is not used.
-RATIO_COLOURS = colormaps["viridis"]
+RATIO_COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256)))
 
 FONTS = (
     "DejaVu Sans",
@@ -111,7 +111,7 @@ def shades(colour: str) -> LinearSegmentedColormap:
 
 def ratio_norm(almr: Float[np.ndarray, " runs"]) -> Normalize:
     """Of ``RATIO_COLOURS``."""
-    return Normalize(almr.min(), almr.max() + 0.12 * np.ptp(almr))
+    return Normalize(almr.min(), almr.max())
 
 
 def plain(axes: Axes, *, grid: bool = True) -> None:

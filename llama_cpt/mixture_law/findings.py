@@ -129,8 +129,8 @@ def carry_rows(law: Law) -> Rows:
 def exponents_in_words(law: Law) -> list[str]:
     """How the optimum moves, a sentence each."""
     return [
-        f"{found.of} goes with {found.over} to the {found.power.value:+.3f} "
-        f"({found.power.low:+.3f} to {found.power.high:+.3f}), "
+        f"{found.of.replace('almr', 'ALMR')} goes as {found.over}^{found.power.value:.3f} "
+        f"({found.power.low:.3f} to {found.power.high:.3f}), "
         + (f"a prior: {found.prior}." if found.prior else "fitted.")
         for found in (law.carry.exponents if law.carry else ())
     ]

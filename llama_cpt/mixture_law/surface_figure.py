@@ -170,7 +170,8 @@ def _contours(
     lines = axes.contour(
         *grid, values, levels=levels, colors=colour, linewidths=0.7, linestyles="-"
     )
-    axes.clabel(lines, fontsize=7.5, fmt=label)
+    for text in axes.clabel(lines, fontsize=7.5, fmt=label):
+        text.set_clip_on(True)
 
 
 def _goal(axes: Axes, view: View) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 import re
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
     assert again.recommendation == law.recommendation and again.goal == law.goal
     assert again.carry == law.carry and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
+
+
+def test_what_a_table_does_not_say_is_null(tmp_path):
+    results = read_results([str(Path(__file__).parent / "tables" / "german_onto_pile_405m.csv")])
+    text = to_json(analyse(results.points, goal=Weights(1.0, 2.0)), results)
+    (tmp_path / "law.json").write_text(text)
+    again = load(str(tmp_path / "law.json"))
+    assert np.isnan(again.points.tokens).all() and again.points.tokens.dtype == float
+    assert to_json(again, results) == text
+    assert json.loads(text, parse_constant=pytest.fail)["table"]["grid"]["tokens"] == [None]
 
 
 def test_law_json_is_plain_to_read(law, results):
