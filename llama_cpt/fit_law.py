@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
     asked, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
     goal = _goal(options, results)
+    _require_said(results, options)
     law = analyse(results.points, goal=goal, next_runs=options.next, **target)
     _print_summary(law, results)
     if asked:
@@ -125,6 +126,14 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
         "target_tokens": options.target_tokens,
         "target_base": base,
     }
+
+
+def _require_said(results: Results, options: argparse.Namespace) -> None:
+    """Raise UserError for a target in what the table does not tell of its runs."""
+    for name in ("parameters", "tokens"):
+        asked = getattr(options, f"target_{name}") is not None
+        if asked and np.isnan(getattr(results.points, name)).any():
+            raise UserError(f"--target-{name}: column {name} of the table is empty; fill it in.")
 
 
 def _print_summary(law: Law, results: Results) -> None:

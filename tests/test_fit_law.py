@@ -37,10 +37,10 @@ def fit(tmp_path, capsys):
     return run
 
 
-def test_a_recommendation_and_what_train_makes_of_it(fit, results):
-    status, told, folder = fit(
-        results, "--config", BASE, "--next", 2, "--predict", "almr=0.6,learning_rate=5e-4"
-    )
+def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
+    lost = write_table(tmp_path / "lost.csv", [{"run": "trial 7", "almr": 0.5}])
+    asked = ("--next", 2, "--predict", "almr=0.6,learning_rate=5e-4")
+    status, told, folder = fit(results, lost, "--config", BASE, *asked)
     assert status == 0
     names = {"law.json", "report.md", "recommended.py", *PICTURES}
     assert {path.name for path in folder.iterdir()} == names
@@ -50,53 +50,49 @@ def test_a_recommendation_and_what_train_makes_of_it(fit, results):
     rate = config.optimizer.peak_learning_rate
     assert rate == pytest.approx(found["learning_rate"], rel=5e-3)
     assert config.model == base.model and config.optimizer.schedule == base.optimizer.schedule
-    text = (folder / "recommended.py").read_text()
     for group in ("additional", "original"):
         low, high = found["losses"][f"{group}_interval"]
-        value = found["losses"][group]
-        assert f"predicted {group} loss {value:.4f} ({low:.4f} to {high:.4f})" in text
+        words = f"predicted {group} loss {found['losses'][group]:.4f} ({low:.4f} to {high:.4f})"
+        for text in (told, (folder / "recommended.py").read_text()):
+            assert words in text
     assert f"ALMR {found['almr']:.3f} (90 %: " in told
     assert len(re.findall(r"^  0\.\d+ +\S+ +\d+%$", told, re.M)) == 2
-    asked = law_file.load(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
-    assert "0.6   5e-4           " in told and f"{asked.value:.4f} ({asked.low:.4f}" in told
-
-
-def test_options_where_no_config_is_named(fit, results):
-    status, told, folder = fit(results)
-    lines = (folder / "recommended.args").read_text().splitlines()
-    options = [line for line in lines if not line.startswith("#")]
-    config = load(BASE, options[0].split())
-    found = json.loads((folder / "law.json").read_text())["recommendation"]
-    assert status == 0 and len(options) == 1
-    assert config.data.almr == pytest.approx(found["almr"], abs=5e-4)
-    assert f"$(grep -v '#' {folder / 'recommended.args'})" in told
-
-
-def test_a_refusal_takes_an_older_recommendation_away(fit, results):
-    fit(results)
-    status, told, folder = fit(results, "--weights", "additional=1,original=9")
-    assert status == 3
-    assert re.search(r"No recommendation:\n- The best \S+ is at the edge of the grid", told)
-    values = json.loads((folder / "law.json").read_text())
-    assert values["recommendation"] is None and "edge" in values["refusal"]["reasons"][0]
-    assert "edge of the grid" in (folder / "report.md").read_text()
-    assert {path.name for path in folder.iterdir()} == {"law.json", "report.md", *PICTURES}
-
-
-def test_a_diverged_run_is_told_and_the_others_are_fitted(fit, results, tmp_path):
-    lost = write_table(tmp_path / "lost.csv", [{"run": "trial 7", "almr": 0.5}])
-    status, told, folder = fit(results, lost)
-    assert status == 0
+    predicted = law_file.load(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
+    assert "0.6   5e-4           " in told and f"{predicted.value:.4f} ({predicted.low:.4f}" in told
     for text in (told, (folder / "report.md").read_text()):
         assert "Run trial 7 diverged or did not finish" in text
 
 
-def test_a_target_is_carried_to_or_refused(fit, results):
+def test_a_target_and_options_where_no_config_is_named(fit, results):
     status, told, folder = fit(results, "--target-parameters", "2e8", "--target-tokens", "1e9")
     assert status == 0 and "200M parameters, 1B tokens" in told
     assert "Extrapolation: 200 times the largest fitted size" in told
     assert "a prior: Step Law" in (folder / "report.md").read_text()
     assert (folder / "carry.png").exists()
+    lines = (folder / "recommended.args").read_text().splitlines()
+    options = [line for line in lines if not line.startswith("#")]
+    config = load(BASE, options[0].split())
+    found = json.loads((folder / "law.json").read_text())["recommendation"]
+    assert len(options) == 1 and config.data.almr == pytest.approx(found["almr"], abs=5e-4)
+    assert f"$(grep -v '#' {folder / 'recommended.args'})" in told
+
+
+def test_a_refusal_takes_an_older_recommendation_away(fit, tmp_path):
+    few = write_table(tmp_path / "few.csv", table((1e6,), ratios=(0.2, 0.6), rates=(1e-4, 1e-3)))
+    older = ("recommended.py", "recommended.args", "carry.png")
+    (tmp_path / "law").mkdir()
+    for name in older:
+        (tmp_path / "law" / name).touch()
+    status, told, folder = fit(few)
+    assert status == 3
+    assert re.search(r"No recommendation:\n- .*4 runs do not carry its \d parameters", told)
+    values = json.loads((folder / "law.json").read_text(), parse_constant=pytest.fail)
+    assert values["recommendation"] is None and "4 runs" in values["refusal"]["reasons"][0]
+    assert "4 runs do not carry" in (folder / "report.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {"law.json", "report.md", "forgetting.png"}
+
+
+def test_a_target_below_what_was_fitted(fit, results):
     status, told, _ = fit(results, "--target-parameters", "1e5")
     assert status == 3 and "below the smallest fitted size" in told
 
@@ -123,6 +119,11 @@ def test_published_tables_of_one_rate(fit, name, forgetting, told):
     assert ("Not validated" in report) == name.startswith("slim")
     assert "ratio.png" in report and (folder / "ratio.png").exists()
     assert "nan" not in printed.lower() and "nan" not in report.lower()
+
+
+def test_what_a_table_does_not_say_cannot_be_a_target(fit):
+    with pytest.raises(UserError, match="--target-tokens: column tokens of the table is empty"):
+        fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
 
 
 def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):

@@ -16,7 +16,7 @@ class Band(NamedTuple):
     high: Number
 
 
-def quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantiles(draws: np.ndarray) -> tuple[Number, Number]:
     """Ends of the interval over the first axis."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high

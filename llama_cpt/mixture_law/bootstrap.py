@@ -3,7 +3,7 @@
 import numpy as np
 
 from llama_cpt.mixture_law.fit import Problem, refit
-from llama_cpt.mixture_law.surface_model import CARRY, PRIOR, PRIOR_WIDTH
+from llama_cpt.mixture_law.surface_model import CARRY
 
 
 def residual_scale(problem: Problem, theta: np.ndarray) -> float:
@@ -13,15 +13,16 @@ def residual_scale(problem: Problem, theta: np.ndarray) -> float:
 
 
 def bootstrap(
-    problem: Problem, theta: np.ndarray, draws: int, rng: np.random.Generator
+    problem: Problem, theta: np.ndarray, carry: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Parameters (draws, parameters) of refits to resampled residuals, from the fit's own solution.
 
     Residuals are divided by sqrt(1 - leverage), which is the inflation for the degrees of freedom a
     run at a time. As the scale is itself known from few runs, each draw has its own, by the
     chi-squared that it follows (intervals are then as wide as Student's t). Powers that the data
-    does not carry are drawn from their prior.
+    does not carry are those of ``carry`` (draws, powers), drawn from their prior.
     """
+    draws = len(carry)
     fitted = problem.model.value(theta, problem.at)
     runs, left = len(fitted), len(fitted) - problem.model.free.sum()
     residuals = (problem.y - fitted) / np.sqrt(1 - np.minimum(_leverage(problem, theta), 0.95))
@@ -29,7 +30,6 @@ def bootstrap(
     scale = np.sqrt(left / rng.chisquare(left, size=(draws, 1)))
     y = fitted + scale * residuals[rng.integers(runs, size=(draws, runs))]
     thetas = refit(problem, np.tile(theta, (draws, 1)), y, np.ones(runs), steps=10)
-    carry = PRIOR + PRIOR_WIDTH * rng.standard_normal((draws, len(CARRY)))
     fixed = ~problem.model.free[-len(CARRY) :]
     thetas[:, -len(CARRY) :][:, fixed] = carry[:, fixed]
     return thetas

@@ -1,5 +1,7 @@
 """Which runs may stand in one fit, and how far apart repeated ones are."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from llama_cpt.mixture_law.points import GROUPS, Points
@@ -8,7 +10,7 @@ from llama_cpt.mixture_law.points import GROUPS, Points
 def comparable(points: Points) -> tuple[Points, list[str]]:
     """Runs of one kind, and a sentence for each kind that was left out."""
     notes: list[str] = []
-    losses = [points.additional, points.original, points.base_additional, points.base_original]
+    losses = (points.additional, points.original)
     whole = np.all([np.isfinite(loss) & (loss > 0) for loss in losses], axis=0)
     points = _keep(points, whole, "have no final loss", notes)
     order = _commonest(points.mixture_order)
@@ -17,9 +19,26 @@ def comparable(points: Points) -> tuple[Points, list[str]]:
     if decayed.any():
         left = "have an undecayed schedule, which says little about the end of a decayed one"
         return _keep(points, decayed, left, notes), notes
-    tokens = _commonest(points.tokens) if len(points) else 0
+    tokens = _commonest(points.tokens)
+    if not len(points) or not np.isfinite(tokens):
+        return points, notes
     left = f"are of other budgets than {tokens:g} tokens, where no schedule decays"
     return _keep(points, points.tokens == tokens, left, notes), notes
+
+
+def stated(points: Points) -> Points:
+    """Runs of an unknown size or budget count as of one; an unknown base as the highest loss."""
+    return replace(
+        points,
+        parameters=_filled(points.parameters, 1.0),
+        tokens=_filled(points.tokens, 1.0),
+        base_additional=_filled(points.base_additional, float(points.additional.max())),
+        base_original=_filled(points.base_original, float(points.original.max())),
+    )
+
+
+def _filled(values: np.ndarray, instead: float) -> np.ndarray:
+    return np.where(np.isfinite(values), values, instead)
 
 
 def _commonest(values: np.ndarray) -> np.generic | str:
@@ -38,6 +57,7 @@ def _keep(points: Points, kept: np.ndarray, left: str, notes: list[str]) -> Poin
 
 def repeated_noise(points: Points) -> dict[str, float]:
     """Standard deviation of the log loss over runs of equal settings, pooled; {} without any."""
+    points = stated(points)
     settings = np.stack([points.almr, points.learning_rate, points.parameters, points.tokens])
     _, place, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
     freedom = int(np.sum(counts - 1))

@@ -85,6 +85,16 @@ def spread_reasons(place: Place) -> list[str]:
     return reasons
 
 
+def target_reasons(parameters: float | None, smallest: float) -> list[str]:
+    """A target smaller than everything that was fitted."""
+    if parameters is None or parameters >= smallest:
+        return []
+    return [
+        f"The target of {parameters:g} parameters is below the smallest fitted size "
+        f"({smallest:g}): the law carries upwards only."
+    ]
+
+
 def poor_fit(
     forms: tuple[FormFit, ...], surface: Surface, place: Place, home: Points, goal: Goal
 ) -> str | None:

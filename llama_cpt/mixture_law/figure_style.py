@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 from functools import cache
 import io
-import logging
 import math
 import unicodedata
 
 from jaxtyping import Float
 from matplotlib import colormaps, font_manager, ft2font, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -22,7 +21,7 @@ GROUP_COLOURS = {"additional": BLUE, "original": VERMILION}
 CHOICE, RIDGE = "#F0E442", "#7B3294"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 # Low ratios are violet, high ones green; the palest end is not used.
-RATIO_COLOURS = colormaps["viridis"]
+RATIO_COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256)))
 
 FONTS = (
     "DejaVu Sans",
@@ -97,14 +96,12 @@ def group_labels(corpora: Mapping[str, Sequence[str]]) -> dict[str, str]:
 @cache
 def _installed() -> dict[str, frozenset[int]]:
     """The letters of each of ``FONTS`` that is there."""
-    known = {font.name: font.fname for font in reversed(font_manager.fontManager.ttflist)}
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    letters = {}
-    for name in FONTS:
-        if name in known:
-            path = font_manager.findfont(name)
-            letters[name] = frozenset(font_manager.get_font(path).get_charmap())
-    return letters
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return {
+        name: frozenset(font_manager.get_font(font_manager.findfont(name)).get_charmap())
+        for name in FONTS
+        if name in there
+    }
 
 
 def shades(colour: str) -> LinearSegmentedColormap:
@@ -114,7 +111,7 @@ def shades(colour: str) -> LinearSegmentedColormap:
 
 def ratio_norm(almr: Float[np.ndarray, " runs"]) -> Normalize:
     """Of ``RATIO_COLOURS``."""
-    return Normalize(almr.min(), almr.max() + 0.12 * np.ptp(almr))
+    return Normalize(almr.min(), almr.max())
 
 
 def plain(axes: Axes, *, grid: bool = True) -> None:
@@ -130,7 +127,9 @@ def percent(share: float, _: int | None = None) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate: ``3e-4``, ``1.25e-5``."""
+    """A learning rate: ``3e-4``, ``1.25e-5``; "?" where it is not known."""
+    if math.isnan(value):
+        return "?"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 import numpy as np
 
 from llama_cpt.mixture_law.bands import Band
@@ -64,7 +64,8 @@ def draw_carry(carry: Carry) -> Figure:
     rates.set_ylabel("learning rate of the optimum")
     rates.set_yscale("log")
     rates.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
-    rates.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: rate(value)))
+    rates.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    rates.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -185,6 +186,6 @@ def _bases(axes: Axes, law: Law) -> None:
     for height, text, look in lines:
         axes.axhline(height, color=DARK, linewidth=1.1, linestyle=look)
         axes.annotate(
-            text, (0, height), xycoords=("axes fraction", "data"), xytext=(3, 2),
-            textcoords="offset points", fontsize=8, color=DARK,
+            text, (1, height), xycoords=("axes fraction", "data"), xytext=(-3, 2),
+            textcoords="offset points", ha="right", fontsize=8, color=DARK,
         )  # fmt: skip

@@ -77,7 +77,7 @@ def ridge_in_words(law: Law) -> str:
 def form_rows(law: Law) -> Rows:
     """Every form's held-out errors in percent, by group, the chosen one marked."""
     rows: Rows = [
-        ("group", "form", "held out: ratio", "rate", "size", "overall", "residual", "weight", "")
+        ("group", "form", "held out: run", "ratio", "rate", "size", "all", "residual", "weight", "")
     ]
     for fit in sorted(law.forms, key=lambda fit: (fit.group, not fit.chosen, -fit.weight)):
         rows.append((fit.group, fit.form, *_errors(fit), _remark(fit)))
@@ -86,12 +86,14 @@ def form_rows(law: Law) -> Rows:
 
 def _errors(fit: FormFit) -> tuple[str, ...]:
     out = fit.held_out
-    errors = (out.ratio, out.learning_rate, out.size, out.overall) if out else (None,) * 4
+    errors = [None] * 5
+    if out:
+        errors = [out.run, out.ratio, out.learning_rate, out.size, out.overall]
     return *(_percent(error) for error in (*errors, fit.residual)), f"{fit.weight:.2f}"
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None or np.isnan(share) else f"{share:.2%}"
+    return "" if share is None or not np.isfinite(share) else f"{share:.2%}"
 
 
 def _remark(fit: FormFit) -> str:
@@ -127,8 +129,8 @@ def carry_rows(law: Law) -> Rows:
 def exponents_in_words(law: Law) -> list[str]:
     """How the optimum moves, a sentence each."""
     return [
-        f"{found.of} goes with {found.over} to the {found.power.value:+.3f} "
-        f"({found.power.low:+.3f} to {found.power.high:+.3f}), "
+        f"{found.of.replace('almr', 'ALMR')} goes as {found.over}^{found.power.value:.3f} "
+        f"({found.power.low:.3f} to {found.power.high:.3f}), "
         + (f"a prior: {found.prior}." if found.prior else "fitted.")
         for found in (law.carry.exponents if law.carry else ())
     ]

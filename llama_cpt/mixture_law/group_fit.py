@@ -9,29 +9,34 @@ from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.law import FormFit
 from llama_cpt.mixture_law.points import Points
-from llama_cpt.mixture_law.selection import held_out
+from llama_cpt.mixture_law.selection import fold_count, held_out
 from llama_cpt.mixture_law.settings import Frame
 from llama_cpt.mixture_law.surface import GroupSurface
 from llama_cpt.mixture_law.surface_model import make_model
 
-DRAWS = 400
 LIGHTEST = 0.05
 """Forms of less weight have no draws."""
 
 
 def fit_group(
-    points: Points, frame: Frame, group: str, rng: np.random.Generator
+    points: Points, frame: Frame, group: str, carry: np.ndarray, rng: np.random.Generator
 ) -> tuple[tuple[FormFit, ...], GroupSurface | None]:
-    """All forms, the one with the least held-out error marked; and its surface, if there is one."""
+    """All forms, the one with the least held-out error marked; and its surface, if there is one.
+
+    ``carry`` are draws of the powers from their prior, for those that the data does not carry.
+    """
     fitted = [_fit_form(form, points, frame) for form in forms_of(group)]
     found = [(problem, theta, record) for problem, theta, record in fitted if theta is not None]
     if not found:
         return tuple(record for _, _, record in fitted), None
-    weights = _weights(np.array([record.held_out.overall for _, _, record in found]), len(points))
+    errors = np.array([record.held_out.overall for _, _, record in found])
+    weights = _weights(errors, fold_count(frame.of(points)))
     best = int(np.argmax(weights))
-    rows = np.split(rng.permutation(DRAWS), np.rint(np.cumsum(weights) * DRAWS).astype(int)[:-1])
+    rows = np.split(
+        rng.permutation(len(carry)), np.rint(np.cumsum(weights) * len(carry)).astype(int)[:-1]
+    )
     draws = tuple(
-        (problem.model, bootstrap(problem, theta, len(row), rng), row)
+        (problem.model, bootstrap(problem, theta, carry[row], rng), row)
         for (problem, theta, _), row in zip(found, rows, strict=True)
         if len(row)
     )
@@ -79,14 +84,11 @@ def _fit_form(
         residual=residual_scale(problem, theta),
         held_out=scores,
     )
-    if not np.isfinite(scores.overall):
-        reason = "fewer than three ratios and three rates leave none to hold out"
-        return problem, None, replace(record, refusal=reason)
     return problem, theta, record
 
 
-def _weights(errors: np.ndarray, runs: int) -> np.ndarray:
-    """Likelihood of Gaussian held-out errors, each form of its own spread: (best / error)^runs."""
-    weights = (errors.min() / errors) ** runs
+def _weights(errors: np.ndarray, folds: int) -> np.ndarray:
+    """Likelihood of Gaussian held-out errors, each form of its own spread: (best / error)^folds."""
+    weights = (errors.min() / errors) ** folds
     weights = np.where(weights < LIGHTEST, 0.0, weights)
     return weights / weights.sum()

@@ -18,10 +18,14 @@ class HeldOut:
     ratio: float | None
     """One ratio out at a time; None where the data has fewer than three."""
     learning_rate: float | None
+    run: float
+    """One run out at a time."""
     size: float | None
     """The largest size out, predicted from the smaller ones."""
+    inside: float
+    """Over the runs, and the ratios and rates that are not the outermost."""
     overall: float
-    """Over the ratios and the rates; what forms are compared by."""
+    """What forms are compared by: ``inside``, and the size as one more fold where there is one."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _table(results: Results) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Values of JSON: NaN is null, a form its name."""
+    """Values of JSON: what is no finite number is null, a form its name."""
     if isinstance(value, Form):
         return {"name": value.name, "group": value.group}
     if dataclasses.is_dataclass(value):
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _typed(kind: Any, value: Any) -> Any:
@@ -136,7 +136,7 @@ def _array(value: list[Any]) -> np.ndarray:
 
 def _laid_out(value: Any, indent: int = 0) -> str:
     """JSON with one entry a line where it is long, numbers side by side."""
-    short = json.dumps(value, ensure_ascii=False)
+    short = json.dumps(value, ensure_ascii=False, allow_nan=False)
     rows = value.items() if isinstance(value, dict) else value
     nested = isinstance(value, dict) or (
         isinstance(value, list) and any(isinstance(entry, dict) for entry in value)

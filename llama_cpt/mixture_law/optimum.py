@@ -13,7 +13,7 @@ from llama_cpt.mixture_law.settings import Frame, Settings
 RATIOS, RATES, FINE_RATES = 33, 17, 97
 """Ratios and rates at which surfaces are asked, and rates of the spline between them."""
 NARROWEST_SHARE = 0.02
-"""The searched ratios stay this far from 0 and 1 where the runs do."""
+"""The searched ratios stay this far from 0 and 1 where there are runs at them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Domain:
     rate: np.ndarray
     """log(learning rate), as in ``Settings``."""
     measured_almr: tuple[float, float]
+    """Of those searched."""
     measured_rate: tuple[float, float]
 
     def settings(self, frame: Frame, parameters: float, tokens: float) -> Settings:
@@ -38,12 +39,12 @@ def make_domain(points: Points, frame: Frame) -> Domain:
     almr = np.unique(points.almr)
     rate = np.unique(np.log(points.learning_rate) - frame.middle_rate)
     low, high = almr[0] - np.diff(almr)[0] / 2, almr[-1] + np.diff(almr)[-1] / 2
-    low = max(low, min(almr[0], max(almr[0] / 2, NARROWEST_SHARE)))
-    high = min(high, max(almr[-1], 1 - max((1 - almr[-1]) / 2, NARROWEST_SHARE)))
+    low = max(low, almr[0] / 2 or NARROWEST_SHARE)
+    high = min(high, (1 + almr[-1]) / 2 if almr[-1] < 1 else 1 - NARROWEST_SHARE)
     return Domain(
         almr=np.linspace(low, high, RATIOS),
         rate=np.linspace(rate[0] - np.diff(rate)[0] / 2, rate[-1] + np.diff(rate)[-1] / 2, RATES),
-        measured_almr=(float(almr[0]), float(almr[-1])),
+        measured_almr=(float(max(almr[0], low)), float(min(almr[-1], high))),
         measured_rate=(float(rate[0]), float(rate[-1])),
     )
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from llama_cpt.mixture_law.bands import Band, band
 from llama_cpt.mixture_law.goal import Goal
-from llama_cpt.mixture_law.optimum import Domain, Optima, find_optima, make_domain
-from llama_cpt.mixture_law.points import GROUPS, Points
-from llama_cpt.mixture_law.settings import Frame
+from llama_cpt.mixture_law.optimum import Domain, Optima, find_optima
+from llama_cpt.mixture_law.points import GROUPS
 from llama_cpt.mixture_law.surface import Surface
 
 
@@ -23,6 +22,11 @@ class Place:
     middle_rate: float
 
     @property
+    def odds(self) -> np.ndarray:
+        """Log odds of the ratios."""
+        return np.log(self.optima.almr / (1 - self.optima.almr))
+
+    @property
     def almr(self) -> Band:
         """Of the optimum."""
         return band(float(self.optima.almr[0]), self.optima.almr[1:])
@@ -35,21 +39,23 @@ class Place:
 
 
 def find_place(
-    surface: Surface, points: Points, goal: Goal, parameters: float, tokens: float
+    surface: Surface,
+    goal: Goal,
+    domain: Domain,
+    parameters: float,
+    tokens: float,
+    shift: np.ndarray | float = 0.0,
 ) -> Place:
-    """The optima within what was measured at home and at this size."""
+    """The optima in a domain, whose rates are moved by ``shift`` (a number, or one an entry)."""
     frame = surface.frame
-    domain = make_domain(points.where(_searched(points, frame, parameters)), frame)
     at = domain.settings(frame, parameters, tokens)
     home = frame.base(frame.home_parameters)
+    moves = np.broadcast_to(shift, 1 + surface.draws)
     logs = {}
     for group in GROUPS:
         fits = surface.groups[group]
-        both = np.concatenate([fits.centre(at)[None], fits.spread(at)])
-        logs[group] = both + np.log(home[group])
-    optima = find_optima(logs, domain, goal, frame.base(parameters))
+        both = [fits.centre(at, moves[:1])[None], fits.spread(at, moves[1:])]
+        logs[group] = np.concatenate(both) + np.log(home[group])
+    found = find_optima(logs, domain, goal, frame.base(parameters))
+    optima = Optima(found.almr, found.rate + moves, found.ridge + moves[:, None])
     return Place(parameters, tokens, domain, optima, frame.middle_rate)
-
-
-def _searched(points: Points, frame: Frame, parameters: float) -> np.ndarray:
-    return (points.parameters == frame.home_parameters) | (points.parameters == parameters)

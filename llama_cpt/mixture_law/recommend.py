@@ -1,75 +1,159 @@
-"""What is said of an optimum: the line of best rates, the fronts."""
+"""From a fitted surface to a recommendation, and the reasons that stand against it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band, band, quantiles
-from llama_cpt.mixture_law.law import Pareto, Ridge
-from llama_cpt.mixture_law.optimum import Domain
-from llama_cpt.mixture_law.places import Place
+from llama_cpt.mixture_law.doubts import (
+    edge_reasons,
+    error_reasons,
+    poor_fit,
+    spread_reasons,
+    target_reasons,
+)
+from llama_cpt.mixture_law.fronts import predicted_front
+from llama_cpt.mixture_law.goal import Goal
+from llama_cpt.mixture_law.law import Law, Recommendation
+from llama_cpt.mixture_law.next_runs import choose_next_runs
+from llama_cpt.mixture_law.optimum import make_domain
+from llama_cpt.mixture_law.places import Place, find_place
 from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.ridge import make_ridge
 from llama_cpt.mixture_law.surface import Surface
+from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
+from llama_cpt.mixture_law.transfer import FAR, Powers, make_carry, make_powers, widened, widening
 
-FRONT_CELLS = 41
-FEWEST_ON_RIDGE = 5
-"""Ratios, of those searched, whose best rate is within the measured ones."""
+TOLERANCE = np.array([0.05, 0.1 * np.log(10)])
+"""What counts as a difference: ALMR, and a tenth of a decade of the rate."""
 
 
-def make_ridge(place: Place) -> Ridge | None:
-    """The line through the best rates; None where hardly any lies within the measured rates."""
-    domain, ridge = place.domain, place.optima.ridge
-    low, high = domain.measured_rate
-    inside = (ridge[0] > low) & (ridge[0] < high)
-    inside &= (domain.almr >= domain.measured_almr[0]) & (domain.almr <= domain.measured_almr[1])
-    if inside.sum() < FEWEST_ON_RIDGE:
+@dataclass(frozen=True)
+class Target:
+    """What the choice is for; None where it is what was measured."""
+
+    parameters: float | None
+    tokens: float | None
+    base: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Optima:
+    """Home, every fitted size, every fitted budget, and what they say of sizes and budgets."""
+
+    home: Place
+    sizes: list[Place]
+    budgets: list[Place]
+    by_size: Powers
+    by_tokens: Powers
+
+
+def recommend(
+    law: Law, points: Points, target: Target, next_runs: int, chance: np.ndarray
+) -> tuple[Law, list[str]]:
+    """The law with all that its surface says, and why it should not be recommended.
+
+    ``chance`` are the normal deviates behind the draws of the powers' prior.
+    """
+    surface, goal = law.surface, law.goal
+    assert surface
+    frame = surface.frame
+    found = _find_optima(surface, points, goal, chance)
+    factor = surface.parameters / surface.largest
+    aimed = _aimed(surface, goal, found)
+    home_runs = (points.parameters == frame.home_parameters) & (points.tokens == frame.home_tokens)
+    cells = points.where(home_runs)
+    reasons = [
+        *error_reasons(law.forms, law.noise, cells),
+        *edge_reasons(found.home),
+        *spread_reasons(found.home),
+        *target_reasons(target.parameters, float(points.parameters.min())),
+    ]
+    optima = np.stack([found.home.optima.almr, found.home.optima.rate], axis=1)[1:] / TOLERANCE
+    is_target = bool(target.parameters or target.tokens)
+    law = replace(
+        law,
+        recommendation=Recommendation(
+            almr=aimed.almr,
+            learning_rate=aimed.learning_rate,
+            losses=surface.predict(aimed.almr.value, aimed.learning_rate.value),
+            base=surface.base(),
+            parameters=surface.parameters,
+            tokens=surface.tokens,
+            poor_fit=poor_fit(law.forms, surface, found.home, cells, goal),
+            extrapolation=_extrapolation(factor),
+        ),
+        ridge=make_ridge(found.home),
+        predicted_front=predicted_front(surface, found.home),
+        carry=make_carry(
+            found.sizes, found.by_size, found.by_tokens, aimed if is_target else None, factor
+        ),
+        next_runs=choose_next_runs(surface, found.home.domain, points, optima, next_runs),
+    )
+    return _unstated(law), reasons
+
+
+def _find_optima(surface: Surface, points: Points, goal: Goal, chance: np.ndarray) -> Optima:
+    frame = surface.frame
+    at_home = points.parameters == frame.home_parameters
+    domain = make_domain(points.where(at_home), frame)
+    home = find_place(surface, goal, domain, frame.home_parameters, frame.home_tokens)
+    sizes = []
+    for size in np.unique(points.parameters):
+        both = make_domain(points.where(at_home | (points.parameters == size)), frame)
+        place = find_place(surface, goal, both, float(size), frame.home_tokens)
+        sizes.append(home if size == frame.home_parameters else place)
+    budgets = [
+        home
+        if tokens == frame.home_tokens
+        else find_place(surface, goal, domain, frame.home_parameters, float(tokens))
+        for tokens in np.unique(points.tokens[at_home])
+    ]
+    prior = PRIOR + PRIOR_WIDTH * np.concatenate([np.zeros((1, len(PRIOR))), chance])
+    log_sizes = np.log([place.parameters for place in sizes])
+    log_tokens = np.log([place.tokens for place in budgets])
+    return Optima(
+        home=home,
+        sizes=sizes,
+        budgets=budgets,
+        by_size=make_powers(sizes, log_sizes, prior[:, 1]),
+        by_tokens=make_powers(budgets, log_tokens, prior[:, 3]),
+    )
+
+
+def _aimed(surface: Surface, goal: Goal, found: Optima) -> Place:
+    """The optimum at the target: searched around where the powers carry that of home."""
+    home = found.home
+    if (surface.parameters, surface.tokens) == (home.parameters, home.tokens):
+        return home
+    grown = np.log(surface.parameters / home.parameters)
+    longer = np.log(surface.tokens / home.tokens)
+    shift = found.by_size.rate * grown + found.by_tokens.rate * longer
+    place = find_place(surface, goal, home.domain, surface.parameters, surface.tokens, shift)
+    return widened(place, surface.parameters / surface.largest)
+
+
+def _unstated(law: Law) -> Law:
+    """What the table does not state is not stated."""
+    recommendation, points = law.recommendation, law.points
+    assert recommendation
+    unknown = {}
+    if not np.isfinite(points.parameters).any():
+        unknown["parameters"] = float("nan")
+    if not np.isfinite(points.tokens).any():
+        unknown["tokens"] = float("nan")
+    bases = {"additional": points.base_additional, "original": points.base_original}
+    base = {
+        group: recommendation.base[group] if np.isfinite(values).any() else float("nan")
+        for group, values in bases.items()
+    }
+    return replace(law, recommendation=replace(recommendation, base=base, **unknown))
+
+
+def _extrapolation(factor: float) -> str | None:
+    if factor <= FAR:
         return None
-    almr, rates = domain.almr[inside], ridge[:, inside]
-    odds = np.log(almr / (1 - almr))
-    slope = (rates @ (odds - odds.mean())) / np.sum((odds - odds.mean()) ** 2)
-    intercept = rates.mean(axis=1) - slope * odds.mean() + place.middle_rate
-    learning_rates = np.exp(rates + place.middle_rate)
-    low_rate, high_rate = quantiles(learning_rates[1:])
-    centre = learning_rates[0]
-    return Ridge(
-        slope=band(float(slope[0]), slope[1:]),
-        intercept=band(float(intercept[0]), intercept[1:]),
-        almr=almr,
-        learning_rate=Band(centre, np.minimum(centre, low_rate), np.maximum(centre, high_rate)),
-        parameters=place.parameters,
+    return (
+        f"Extrapolation: {factor:.0f} times the largest fitted size; beyond {FAR:g} times, "
+        f"intervals are widened by log10 of that, here {widening(factor):.2f}."
     )
-
-
-def predicted_front(surface: Surface, place: Place) -> Pareto:
-    """Of a fine grid over what was measured."""
-    domain: Domain = place.domain
-    almr, rate = np.meshgrid(
-        np.linspace(*domain.measured_almr, FRONT_CELLS),
-        np.linspace(*domain.measured_rate, FRONT_CELLS),
-    )
-    almr, learning_rate = almr.ravel(), np.exp(rate.ravel() + place.middle_rate)
-    at = surface.frame.settings(almr, learning_rate, place.parameters, place.tokens)
-    home = surface.frame.base(surface.frame.home_parameters)
-    additional, original = (
-        home[group] * np.exp(surface.groups[group].centre(at))
-        for group in ("additional", "original")
-    )
-    return _front(almr, learning_rate, additional, original, np.full(len(almr), ""))
-
-
-def measured_front(points: Points) -> Pareto:
-    """Of the runs at the largest size and budget."""
-    points = points.where(points.parameters == points.parameters.max())
-    points = points.where(points.tokens == points.tokens.max())
-    return _front(points.almr, points.learning_rate, points.additional, points.original, points.run)
-
-
-def _front(
-    almr: np.ndarray,
-    learning_rate: np.ndarray,
-    additional: np.ndarray,
-    original: np.ndarray,
-    run: np.ndarray,
-) -> Pareto:
-    order = np.lexsort((original, additional))
-    lowest = np.minimum.accumulate(np.concatenate([[np.inf], original[order][:-1]]))
-    kept = order[original[order] < lowest]
-    return Pareto(almr[kept], learning_rate[kept], additional[kept], original[kept], run[kept])

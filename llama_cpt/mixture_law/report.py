@@ -75,7 +75,8 @@ def _pictures(law: Law, results: Results) -> dict[str, bytes]:
         drawn["fit.png"] = lambda: draw_fit(law, labels)
     if any(len(curve.tokens) > 1 for curve in curves):
         drawn["forgetting.png"] = lambda: draw_forgetting(curves, runs, law.goal, labels)
-    if law.carry and len({optimum.parameters for optimum in law.carry.optima}) > 1:
+    sizes = {optimum.parameters for optimum in law.carry.optima} if law.carry else ()
+    if law.recommendation and len(sizes) > 1:
         drawn["carry.png"] = lambda: draw_carry(law.carry)
     with style():
         return {name: png(draw()) for name, draw in drawn.items()}
@@ -143,9 +144,10 @@ def _fit(law: Law) -> list[str]:
     sources = {fit.form: fit.source for fit in law.forms}
     return [
         "## How well the forms have it",
-        "Root mean square error of the log loss, about a relative error. Held out: each ratio, "
-        "each rate and the largest size were left out in turn and predicted from the rest. "
-        "Weight: share of the bootstrap draws that are this form's.",
+        "Root mean square error of the log loss, about a relative error. Held out: each run, each "
+        "ratio, each rate and the largest size were left out in turn and predicted from the rest; "
+        '"all", by which forms are compared, leaves the outermost ratios and rates aside. Weight: '
+        "share of the bootstrap draws that are this form's.",
         markdown(form_rows(law)),
         "\n".join(f"- {form}: {source}." for form, source in sources.items()),
         told,
@@ -154,7 +156,7 @@ def _fit(law: Law) -> list[str]:
 
 
 def _carry(law: Law) -> list[str]:
-    if not law.carry:
+    if not (law.carry and law.recommendation):
         return []
     return [
         "## From size to size",

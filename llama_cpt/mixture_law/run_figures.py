@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -101,7 +100,7 @@ def draw_fit(law: Law, labels: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _lower_row(panels: Sequence[Axes], goal: Goal) -> None:
+def _lower_row(panels: np.ndarray, goal: Goal) -> None:
     """The bound, and an axis on which it can be seen beside runs that lose much."""
     low, high = panels[0].get_ylim()
     if high > WIDE:

@@ -27,16 +27,17 @@ class GroupSurface:
     noise: float
     """Standard deviation of a run's log loss."""
 
-    def centre(self, at: Settings) -> np.ndarray:
-        """Log loss over that of the home base, by the chosen fit."""
-        return self.model.value(self.theta, at)
+    def centre(self, at: Settings, shift: np.ndarray | float = 0.0) -> np.ndarray:
+        """Log loss over that of the home base, by the chosen fit, with rates moved by ``shift``."""
+        return self.model.value(self.theta, at._replace(rate=at.rate + shift))
 
-    def spread(self, at: Settings) -> np.ndarray:
-        """The same by every draw: (draws, settings)."""
+    def spread(self, at: Settings, shift: np.ndarray | None = None) -> np.ndarray:
+        """The same by every draw: (draws, settings); ``shift`` has an entry a draw."""
         count = sum(len(rows) for _, _, rows in self.draws)
         values = np.empty((count, len(at.almr)))
         for model, thetas, rows in self.draws:
-            values[rows] = model.value(thetas, at)
+            moved = at if shift is None else at._replace(rate=at.rate + shift[rows, None])
+            values[rows] = model.value(thetas, moved)
         return values
 
 
@@ -50,6 +51,7 @@ class Surface:
     tokens: float
     largest: float
     """Of the fitted sizes."""
+    draws: int
 
     def predict(
         self,

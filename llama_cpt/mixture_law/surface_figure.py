@@ -1,11 +1,12 @@
 """The picture of a law at one size: both losses and the goal over ratio and rate."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 import math
 
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -21,6 +22,8 @@ from llama_cpt.mixture_law.figure_style import (
     RIDGE,
     VERMILION,
     amount,
+    drawable,
+    percent,
     rate,
     shades,
 )
@@ -29,6 +32,8 @@ from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.points import Points
 
 FINENESS = 101
+STEPS = (-0.3, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+"""Of a loss against its base, between which contours are drawn."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,21 @@ class View:
 
     @cached_property
     def base(self) -> dict[str, float]:
-        """Losses before the first step."""
-        return self.law.base(known(self.parameters))
+        """Losses before the first step; NaN where the table does not say."""
+        found = self.law.base(known(self.parameters))
+        return {
+            group: np.nan if np.isnan(getattr(self.measured, f"base_{group}")).any() else loss
+            for group, loss in found.items()
+        }
 
     @cached_property
     def chosen(self) -> tuple[Band, Band] | None:
-        """Ratio and rate that the law chooses at this size."""
+        """Ratio and rate that the law chooses at this size; None where it refuses to."""
         found = self.law.recommendation
         here = (self.parameters, self.tokens)
-        if found and all(map(_same, (found.parameters, found.tokens), here)):
+        if not found:
+            return None
+        if all(map(_same, (found.parameters, found.tokens), here)):
             return found.almr, found.learning_rate
         for optimum in self.law.carry.optima if self.law.carry else ():
             if all(map(_same, (optimum.parameters, optimum.tokens), here)):
@@ -98,11 +109,8 @@ def draw_surface(view: View, labels: Mapping[str, str]) -> Figure:
     """
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    unit = view.measured.unit
-    _contours(panels[0], view.grid, view.losses["additional"], BLUE)
-    panels[0].set_title(f"{labels['additional']}: {unit}")
-    _contours(panels[1], view.grid, view.losses["original"], VERMILION)
-    panels[1].set_title(f"{labels['original']}: {unit}")
+    _loss(panels[0], view, labels["additional"])
+    _forgetting(panels[1], view, labels["original"])
     _goal(panels[2], view)
     for axes in panels:
         _bound(axes, view)
@@ -110,17 +118,60 @@ def draw_surface(view: View, labels: Mapping[str, str]) -> Figure:
         _axes(axes, view)
     panels[0].set_ylabel("peak learning rate")
     figure.legend(handles=_legend(view), loc="outside lower center", ncols=5, handlelength=2.2)
-    size = f"{amount(view.parameters)} parameters, {amount(view.tokens)} tokens"
-    figure.suptitle(f"The law at {size}", fontsize=11, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(_title(view), fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
-def _contours(axes: Axes, grid: tuple, values: np.ndarray, colour: str) -> None:
-    levels = MaxNLocator(9, min_n_ticks=5).tick_values(np.nanmin(values), np.nanmax(values))
-    axes.contourf(*grid, values, levels=levels, cmap=shades(colour), alpha=0.55, antialiased=True)
-    lines = axes.contour(*grid, values, levels=levels, colors=colour, linewidths=0.7)
-    digits = max(0, 1 - math.floor(math.log10(levels[1] - levels[0])))
-    axes.clabel(lines, fontsize=7.5, fmt=lambda level: f"{level:.{digits}f}")
+def _title(view: View) -> str:
+    """What is known of the runs: pair, size, tokens."""
+    pair = str(view.measured.pair[0])
+    told = [pair] if pair and drawable(pair) else []
+    for value, unit in ((view.parameters, "parameters"), (view.tokens, "tokens")):
+        told += [] if math.isnan(value) else [f"{amount(value)} {unit}"]
+    return ", ".join(["Losses and goal", *told])
+
+
+def _loss(axes: Axes, view: View, label: str) -> None:
+    axes.set_title(f"{label}: {view.measured.unit}")
+    _contours(axes, view.grid, view.losses["additional"], BLUE)
+
+
+def _forgetting(axes: Axes, view: View, label: str) -> None:
+    """The original loss against its base, in steps that are fine near it."""
+    base, losses = view.base["original"], view.losses["original"]
+    if math.isnan(base):
+        axes.set_title(f"{label}: {view.measured.unit}")
+        _contours(axes, view.grid, losses, VERMILION)
+        return
+    axes.set_title(f"{label}: loss against its base")
+    change = losses / base - 1
+    low, high = float(change.min()), float(change.max())
+    inside = [step for step in STEPS if low < step < high]
+    levels = np.array([low, *inside, high]) if len(inside) > 2 else None
+    _contours(axes, view.grid, change, VERMILION, levels, percent)
+
+
+def _contours(
+    axes: Axes,
+    grid: tuple[np.ndarray, np.ndarray],
+    values: np.ndarray,
+    colour: str,
+    levels: np.ndarray | None = None,
+    label: Callable[[float], str] | None = None,
+) -> None:
+    """Shades and labelled lines; the shades differ by step, whatever its height."""
+    if levels is None:
+        low, high = np.nanmin(values), np.nanmax(values)
+        levels = MaxNLocator(9, min_n_ticks=5).tick_values(low, high)
+    digits = max(0, 1 - math.floor(math.log10(levels[-1] - levels[-2])))
+    label = label or (lambda level: f"{level:.{digits}f}")
+    shade = {"cmap": shades(colour), "norm": BoundaryNorm(levels, 256), "alpha": 0.55}
+    axes.contourf(*grid, values, levels=levels, **shade)
+    lines = axes.contour(
+        *grid, values, levels=levels, colors=colour, linewidths=0.7, linestyles="-"
+    )
+    for text in axes.clabel(lines, fontsize=7.5, fmt=label):
+        text.set_clip_on(True)
 
 
 def _goal(axes: Axes, view: View) -> None:

@@ -18,8 +18,11 @@ CARRY = ("level", "rate_by_size", "tokens", "rate_by_tokens")
 PRIOR = np.array([1.0, 0.713, 0.0, -0.307])
 """Where the data has one size or one budget: losses in proportion to the base's, and the learning
 rate of the Step Law (arXiv 2503.04715), which is of runs from scratch."""
-PRIOR_WIDTH = np.array([0.5, 0.713 / 1.645, 0.0, 0.307 / 1.645])
-"""Standard deviations. That of the rates lets 90 % reach from no change to twice the change."""
+PRIOR_WIDTH = np.array([0.0, 0.713 / 1.645, 0.0, 0.307 / 1.645])
+"""Standard deviations: of the rates, 90 % reach from no change to twice the change."""
+LEVEL_WIDTH = {"additional": 0.5, "original": 0.05}
+"""Of the level. A shift of the original loss that keeps its size, not its share of the base, as
+arXiv 2505.07796 finds, is within it; little is known of the additional one."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""The optimum of one size and budget carried to another by powers: fitted, or a stated prior."""
+"""The optimum of the fitted sizes and budgets carried to a target: by fitted powers, or a prior."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band, band
+from llama_cpt.mixture_law.bands import band
 from llama_cpt.mixture_law.law import Carry, Exponent, SizeOptimum
 from llama_cpt.mixture_law.places import Place
-from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
 
 FAR = 10.0
 """Times the largest fitted size, beyond which a carry is an extrapolation."""
@@ -17,93 +16,66 @@ UNCHANGED = "carried unchanged, as arXiv 2409.06624 does from 8B to 70B"
 
 @dataclass(frozen=True)
 class Powers:
-    """By draw, entry 0 the chosen fit's: of log rate and of the ratio's log odds."""
+    """Of size or tokens, by draw, entry 0 the chosen fit's."""
 
     rate: np.ndarray
     odds: np.ndarray
+    """Of the ratio."""
     fitted: bool
 
 
-def by_size(places: list[Place], rng: np.random.Generator) -> Powers:
-    """Over at least two sizes, the slopes of the optima; else the prior."""
-    count = len(places[0].optima.almr)
+def make_powers(places: list[Place], logs: np.ndarray, prior: np.ndarray) -> Powers:
+    """Slopes of the optima over ``logs`` of sizes or tokens; with one place only, the prior.
+
+    ``prior`` is of the shift that keeps a surface where it is, the opposite of the best rate's.
+    """
     if len(places) < 2:
-        return _prior(1, count, rng)
-    return _slopes(places, np.log([place.parameters for place in places]))
-
-
-def by_tokens(places: list[Place], rng: np.random.Generator) -> Powers:
-    """Over at least two budgets of the home size."""
-    count = len(places[0].optima.almr)
-    if len(places) < 2:
-        return _prior(3, count, rng)
-    return _slopes(places, np.log([place.tokens for place in places]))
-
-
-def _prior(which: int, count: int, rng: np.random.Generator) -> Powers:
-    rate = -PRIOR[which] + PRIOR_WIDTH[which] * rng.standard_normal(count)
-    rate[0] = -PRIOR[which]
-    return Powers(rate, np.zeros(count), fitted=False)
-
-
-def _slopes(places: list[Place], logs: np.ndarray) -> Powers:
+        return Powers(-prior, np.zeros(len(prior)), fitted=False)
     off = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
     rates = np.stack([place.optima.rate for place in places], axis=-1)
-    odds = np.stack([_odds(place.optima.almr) for place in places], axis=-1)
+    odds = np.stack([place.odds for place in places], axis=-1)
     return Powers(rates @ off, odds @ off, fitted=True)
 
 
-def _odds(almr: np.ndarray) -> np.ndarray:
-    return np.log(almr / (1 - almr))
+def widened(place: Place, factor: float) -> Place:
+    """The draws further from the chosen fit's optimum: log10 of the factor where it is beyond 10.
 
-
-def carried(
-    start: Place, sizes: Powers, tokens: Powers, parameters: float, budget: float, largest: float
-) -> SizeOptimum:
-    """The optimum of ``start`` at another size and budget, its interval widened when far."""
-    grown, longer = np.log(parameters / start.parameters), np.log(budget / start.tokens)
-    rate = start.optima.rate + sizes.rate * grown + tokens.rate * longer + start.middle_rate
-    odds = _odds(start.optima.almr) + sizes.odds * grown + tokens.odds * longer
-    widened = widening(parameters / largest)
-    rate = rate[0] + widened * (rate - rate[0])
-    odds = odds[0] + widened * (odds - odds[0])
-    almr = 1 / (1 + np.exp(-odds))
-    return SizeOptimum(
-        parameters=parameters,
-        tokens=budget,
-        almr=band(float(almr[0]), almr[1:]),
-        learning_rate=band(float(np.exp(rate[0])), np.exp(rate[1:])),
-        target=True,
-    )
+    ``factor`` is of the target over the largest fitted size. Rates and the ratio's odds are moved
+    in logs.
+    """
+    by = widening(factor)
+    rate, odds = place.optima.rate, place.odds
+    rate = rate[0] + by * (rate - rate[0])
+    odds = odds[0] + by * (odds - odds[0])
+    optima = replace(place.optima, rate=rate, almr=1 / (1 + np.exp(-odds)))
+    return replace(place, optima=optima)
 
 
 def widening(factor: float) -> float:
-    """Of intervals, for a target so many times the largest fitted size: log10 of it beyond 10."""
+    """Of intervals, for a target so many times the largest fitted size."""
     return float(max(1.0, np.log(factor) / np.log(FAR)))
 
 
 def make_carry(
-    places: list[Place],
-    sizes: Powers,
-    tokens: Powers,
-    target: SizeOptimum | None,
-    largest: float,
+    places: list[Place], sizes: Powers, tokens: Powers, target: Place | None, factor: float
 ) -> Carry:
-    """All of it in words and numbers."""
-    optima = tuple(
-        SizeOptimum(place.parameters, place.tokens, place.almr, place.learning_rate, target=False)
-        for place in places
-    )
+    """All of it in numbers, each prior with its source."""
+    fitted = [_optimum(place, is_target=False) for place in places]
     exponents = (
         _exponent("learning rate", "parameters", sizes.rate, None if sizes.fitted else STEP_LAW),
         _exponent("almr odds", "parameters", sizes.odds, None if sizes.fitted else UNCHANGED),
         _exponent("learning rate", "tokens", tokens.rate, None if tokens.fitted else STEP_LAW),
         _exponent("almr odds", "tokens", tokens.odds, None if tokens.fitted else UNCHANGED),
     )
-    factor = (target.parameters if target else largest) / largest
-    return Carry(exponents, (*optima, *((target,) if target else ())), factor)
+    aimed = [_optimum(target, is_target=True)] if target else []
+    return Carry(exponents, (*fitted, *aimed), factor)
+
+
+def _optimum(place: Place, *, is_target: bool) -> SizeOptimum:
+    return SizeOptimum(
+        place.parameters, place.tokens, place.almr, place.learning_rate, target=is_target
+    )
 
 
 def _exponent(of: str, over: str, draws: np.ndarray, prior: str | None) -> Exponent:
-    power: Band = band(float(draws[0]), draws[1:])
-    return Exponent(of=of, over=over, power=power, prior=prior)
+    return Exponent(of=of, over=over, power=band(float(draws[0]), draws[1:]), prior=prior)

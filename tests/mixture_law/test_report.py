@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 import re
 
 import numpy as np
@@ -40,6 +41,11 @@ def law(results):
     return analyse(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
 
 
+@pytest.fixture(scope="module")
+def report(law, results):
+    return make_report(law, results)
+
+
 def test_a_law_read_again_is_the_law(law, results, tmp_path):
     (tmp_path / "law.json").write_text(to_json(law, results))
     again = load(str(tmp_path / "law.json"))
@@ -49,6 +55,16 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
     assert again.recommendation == law.recommendation and again.goal == law.goal
     assert again.carry == law.carry and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
+
+
+def test_what_a_table_does_not_say_is_null(tmp_path):
+    results = read_results([str(Path(__file__).parent / "tables" / "german_onto_pile_405m.csv")])
+    text = to_json(analyse(results.points, goal=Weights(1.0, 2.0)), results)
+    (tmp_path / "law.json").write_text(text)
+    again = load(str(tmp_path / "law.json"))
+    assert np.isnan(again.points.tokens).all() and again.points.tokens.dtype == float
+    assert to_json(again, results) == text
+    assert json.loads(text, parse_constant=pytest.fail)["table"]["grid"]["tokens"] == [None]
 
 
 def test_law_json_is_plain_to_read(law, results):
@@ -79,8 +95,7 @@ def test_a_law_that_cannot_be_read(law, results, tmp_path):
             load(str(place))
 
 
-def test_the_report_has_its_pictures(law, results):
-    report = make_report(law, results)
+def test_the_report_has_its_pictures(law, results, report):
     shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report.text)
     pictures = {"surface.png", "front.png", "forgetting.png", "fit.png", "carry.png"}
     assert set(shown) == set(report.pictures) == pictures
@@ -92,11 +107,10 @@ def test_the_report_has_its_pictures(law, results):
     assert markdown(form_rows(law)) in report.text
 
 
-def test_weights_have_another_goal_to_show(law, results):
-    weighed = dataclasses.replace(law, goal=Weights(1.0, 2.0))
-    report = make_report(weighed, results)
-    assert "1 * additional + 2 * original" in report.text
-    assert report.pictures["surface.png"] != make_report(law, results).pictures["surface.png"]
+def test_weights_have_another_goal_to_show(law, results, report):
+    weighed = make_report(dataclasses.replace(law, goal=Weights(1.0, 2.0)), results)
+    assert "1 * additional + 2 * original" in weighed.text
+    assert weighed.pictures["surface.png"] != report.pictures["surface.png"]
 
 
 def test_a_refusal_is_reported_with_what_is_known(law, results):

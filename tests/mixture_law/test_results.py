@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 import re
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -38,6 +40,14 @@ def rows_of(almr, name=None, **changes):
     ]
 
 
+def write(path, rows, columns=COLUMNS):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
 @pytest.fixture
 def rows():
     return rows_of(0.25) + rows_of(0.5) + rows_of(0.75)
@@ -47,12 +57,8 @@ def rows():
 def read(tmp_path):
     def write_and_read(*tables, columns=COLUMNS):
         paths = [tmp_path / f"results{number}.csv" for number in range(len(tables))]
-        for path, table in zip(paths, tables, strict=True):
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(table)
-        return read_results(list(map(str, paths)))
+        pairs = zip(paths, tables, strict=True)
+        return read_results([write(path, table, columns) for path, table in pairs])
 
     return write_and_read
 
@@ -79,9 +85,20 @@ def test_a_group_is_the_mean_of_its_corpora(read, rows):
     )
 
 
-def test_several_files_are_one_table(read):
-    results = read(rows_of(0.25), rows_of(0.5))
-    assert len(results.points) == 2 and len(results.files) == 2
+@given(order=st.permutations(range(12)), first=st.integers(1, 11))
+@settings(max_examples=25, deadline=None)
+def test_rows_in_any_order_and_file_are_one_table(tmp_path_factory, order, first):
+    rows = rows_of(0.25) + rows_of(0.5) + rows_of(0.75)
+    mixed = [rows[place] for place in order]
+    folder = tmp_path_factory.mktemp("tables")
+    whole = read_results([write(folder / "whole.csv", rows)])
+    parts = [write(folder / "a.csv", mixed[:first]), write(folder / "b.csv", mixed[first:])]
+    results = read_results(parts)
+    place = np.argsort(results.points.run)
+    for name in ("almr", "tokens", "additional", "original", "base_original"):
+        there = getattr(whole.points, name)
+        np.testing.assert_array_equal(getattr(results.points, name)[place], there)
+    assert [len(curve.tokens) for curve in results.curves] == [2, 2, 2]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results.files.values())
 
 
