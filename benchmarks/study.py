@@ -27,8 +27,9 @@ from llama_cpt.shown_command import run_command
 
 SIZES = ("small", "middle", "large")
 FITTED = ("small", "middle", "noise")
+JUDGED = ("large", "large_noise")
 DOCS = Path("docs/study")
-CELLS = {"named by the law": NAMED, "copied from the small size": COPIED, "ALMR 0.33": TAKEN}
+CELLS = {"named by the law": NAMED, "best of the small size": COPIED, "ALMR 0.33": TAKEN}
 
 
 def fit() -> None:
@@ -49,9 +50,10 @@ def fit() -> None:
 
 def judge() -> None:
     """The large size against the law that was written before it."""
-    run_command("sweep", "configs/study_large_sweep.py")
+    for sweep in JUDGED:
+        run_command("sweep", f"configs/study_{sweep}_sweep.py")
     law = load(str(DOCS / "law.json"))
-    points = read_results([_kept("large")]).points
+    points = read_results([_kept(sweep) for sweep in JUDGED]).points
     print(_losses(law, points))
     print(_regrets(law, points))
 
@@ -68,12 +70,13 @@ def _losses(law: Law, points: Points) -> str:
     lines = ["| ALMR | LR | seed | group | predicted | 90 % | measured | error |"]
     lines.append("| --- " * 8 + "|")
     for i in range(len(points)):
-        predicted = law.predict(points.almr[i], points.learning_rate[i])
+        almr, rate = points.almr[i], points.learning_rate[i]
+        predicted = law.predict(almr, rate)
         for group in GROUPS:
             band, measured = predicted[group], getattr(points, group)[i]
             lines.append(
-                f"| {points.almr[i]:g} | {points.learning_rate[i]:g} | {points.seed[i]:g} | {group} "
-                f"| {band.value:.4f} | {band.low:.4f} to {band.high:.4f} | {measured:.4f} "
+                f"| {almr:g} | {rate:g} | {points.seed[i]:g} | {group} | {band.value:.4f} "
+                f"| {band.low:.4f} to {band.high:.4f} | {measured:.4f} "
                 f"| {measured / band.value - 1:+.2%} |"
             )
     return "\n".join(lines)

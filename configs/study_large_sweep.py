@@ -1,7 +1,7 @@
 """The study's large size, held out: the cells that docs/study/law.json is judged by.
 
-What the law names, what the small size's best cell would be, the paper's ratio at that rate, and
-their neighbours; the three again with another seed.
+What the law names, the best cell measured at the small size, the paper's ratio at that rate, and
+neighbours of the named one. `study_large_noise_sweep.py` has the first three with another seed.
 """
 
 from dataclasses import replace
@@ -10,15 +10,10 @@ from configs.study import FOLDER, large
 from configs.study_small_sweep import config as small_sweep
 from llama_cpt.sweep_config import SizeConfig
 
-NAMED = (0.5, 3e-3)
-COPIED = (0.575, 4.6e-3)
+NAMED = (0.585, 2.6e-3)
+COPIED = (0.5, 5e-3)
 TAKEN = (0.33, COPIED[1])
-NEIGHBOURS = (
-    (NAMED[0] + 0.12, NAMED[1]),
-    (NAMED[0] - 0.12, NAMED[1]),
-    (NAMED[0], NAMED[1] * 2),
-    (NAMED[0], NAMED[1] / 2),
-)
+NEIGHBOURS = ((0.465, 2.6e-3), (0.705, 2.6e-3), (0.585, 4.7e-3), (0.585, 1.45e-3))
 
 config = replace(
     small_sweep,
