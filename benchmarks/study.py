@@ -11,12 +11,14 @@ from pathlib import Path
 import shutil
 
 from etils import epath
+from matplotlib.figure import Figure
 import numpy as np
 
 from benchmarks.real_text import write_sample
 from configs.study import FOLDER, large, small
 from configs.study_large_sweep import COPIED, NAMED, TAKEN
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.evaluation.figure import save_figure
 from llama_cpt.metrics import non_embedding_parameters
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import load
@@ -56,6 +58,7 @@ def judge() -> None:
     points = read_results([_kept(sweep) for sweep in JUDGED]).points
     print(_losses(law, points))
     print(_regrets(law, points))
+    _draw(law, points)
 
 
 def _kept(sweep: str) -> str:
@@ -99,6 +102,33 @@ def _regrets(law: Law, points: Points) -> str:
             f"| {name} | {almr:g} | {rate:g} | {count} | {means[i]:.4f} | {regret[i]:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _draw(law: Law, points: Points) -> None:
+    """Each large cell's prediction with its band, and what was measured."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    cells = sorted({*zip(points.almr, points.learning_rate, strict=True)})
+    labels = [f"{almr:g}\n{rate:g}" for almr, rate in cells]
+    for axes, group in zip(figure.subplots(1, 2), GROUPS, strict=True):
+        for place, (almr, rate) in enumerate(cells):
+            band = law.predict(almr, rate)[group]
+            axes.plot(
+                [place, place], [band.low, band.high], color="#7b3294", linewidth=6, alpha=0.3
+            )
+            axes.plot(place, band.value, "_", color="#7b3294", markersize=16)
+            here = (points.almr == almr) & (points.learning_rate == rate)
+            measured = getattr(points, group)[here]
+            axes.plot([place] * len(measured), measured, "o", color="black", markersize=5)
+        if group == "original":
+            bound = 1.03 * law.base()["original"]
+            axes.axhline(bound, color="black", linestyle="--", linewidth=1)
+            axes.annotate("+3 %", (0, bound), xytext=(-8, 3), textcoords="offset points")
+        axes.set_title(f"{group}: predicted with 90 %, measured", loc="left", fontsize=11)
+        axes.set_xticks(range(len(cells)), labels, fontsize=8)
+        axes.set_xlabel("ALMR, learning rate")
+        axes.set_ylabel("held-out bits per byte")
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, DOCS / "judged.png", dpi=160)
 
 
 def _target() -> list[str]:

@@ -25,7 +25,7 @@ from llama_cpt.sweep_config import SweepConfig
 
 BASE, CPT, *SWEEPS = (f"configs/world_study_{name}.py" for name in ("base", "cpt", "zh", "ar"))
 LANGUAGES = ("en", "zh", "ar")
-SEED = 0
+SEED, DOCUMENTS = 0, 4000
 REFUSED = 3
 
 ENDING = """
@@ -83,7 +83,7 @@ def _prepare_text(base: TrainConfig) -> None:
     vocabulary = Path(base.data.tokenizer)
     world = vocabulary.parent / "world"
     if not vocabulary.exists():
-        write_documents(world, SEED, codes=LANGUAGES)
+        write_documents(world, SEED, codes=LANGUAGES, documents=DOCUMENTS)
         sources = [world / f"{code}.train.jsonl" for code in LANGUAGES]
         train_vocabulary(sources, vocabulary, base.model.vocab_size)
     for path in (*sorted(world.iterdir()), vocabulary):

@@ -34,6 +34,7 @@ class Note:
     """All of the trial, from its config to its last number."""
     step_seconds: float = 0.0
     """Of its training steps alone."""
+    evaluation_seconds: float = 0.0
 
 
 def read_note(trial: Trial) -> Note | None:
@@ -80,6 +81,11 @@ def step_seconds(trial: Trial) -> float:
             total += (line["step"] - last) * tokens_per_step(trial.config) / speed
             last = line["step"]
     return total
+
+
+def evaluation_seconds(trial: Trial) -> float:
+    """Of its held-out evaluations."""
+    return sum((line.get("perf/evaluation_seconds", 0.0) for line in _metrics(trial)), 0.0)
 
 
 def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:

@@ -94,9 +94,9 @@ class Reporter:
         yield
         self._clock += time.monotonic() - start
 
-    def evaluation(self, done: int, results: dict[str, Any]) -> None:
-        """Held-out results by corpus after ``done`` steps."""
-        values = {}
+    def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
+        """Held-out results by corpus after ``done`` steps, which took ``seconds``."""
+        values = {"perf/evaluation_seconds": seconds}
         for name, result in results.items():
             values[f"eval/{name}/loss"] = result.loss
             values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte

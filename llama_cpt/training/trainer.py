@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import enum
 import signal
 import sys
+import time
 from typing import Any
 
 from etils import epath
@@ -116,8 +117,7 @@ def fit(
             print(_described(run), flush=True)
         with Reporter(run, first_step) as report:
             if first_step == 0 and run.heldout:
-                with report.pause():
-                    report.evaluation(0, at_start or evaluate(run, state))
+                _evaluated(run, state, report, 0, at_start)
             state, last = _loop(run, state, first_step, checkpoints, report, signals)
         if last > first_step:
             checkpoints.save(last, state.saved, about(run, state, last))
@@ -226,12 +226,21 @@ def _loop(
         report.step(done, metrics, rate)
         checkpoints.raise_if_failed()
         if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
-            with report.pause():
-                report.evaluation(done, evaluate(run, state))
+            _evaluated(run, state, report, done)
         if done % config.checkpoint.every_steps == 0:
             with report.pause():
                 checkpoints.save(done, state.saved, about(run, state, done))
     return state, config.num_steps
+
+
+def _evaluated(
+    run: Run, state: TrainState, report: Reporter, done: int, known: Evaluation | None = None
+) -> None:
+    """Measure, unless it is ``known``, and tell."""
+    with report.pause():
+        start = time.monotonic()
+        results = known or evaluate(run, state)
+        report.evaluation(done, results, time.monotonic() - start)
 
 
 def evaluate(run: Run, state: TrainState) -> Evaluation:

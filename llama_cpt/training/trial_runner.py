@@ -1,6 +1,7 @@
 """A sweep's trials run: one compiled step a size, an end that is noted whatever it is."""
 
 from dataclasses import dataclass, field
+import json
 import time
 import traceback
 
@@ -8,12 +9,15 @@ from etils import epath
 import jax
 
 from llama_cpt.config import TrainConfig
+from llama_cpt.errors import UserError
+from llama_cpt.folders import require_writable
 from llama_cpt.sharding import make_mesh
 from llama_cpt.sweep_config import SweepConfig
 from llama_cpt.sweeps.board import Board
 from llama_cpt.sweeps.claims import claimed, holder
 from llama_cpt.sweeps.results import (
     Note,
+    evaluation_seconds,
     read_note,
     started_from,
     step_seconds,
@@ -23,6 +27,7 @@ from llama_cpt.sweeps.results import (
 from llama_cpt.sweeps.trials import Chain, Trial, chains_of
 from llama_cpt.training.checkpoint import FOLDER
 from llama_cpt.training.report import DivergedError
+from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Program, Run, build, compiled_part
 from llama_cpt.training.trainer import Evaluation, Outcome, Trunk, evaluate, fit
 
@@ -46,11 +51,14 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
     Returns once every trial has ended, or after a signal. Trials that diverged stay so; failed
     ones are tried again. Raises UserError for a mistake that is found before a trial's first step.
     """
-    chains = chains_of(sweep)
+    require_writable(sweep.output)
+    chains = left = chains_of(sweep)
     board = Board(sweep, [trial for chain in chains for trial in chain], workers)
+    for trial in board.trials:
+        _require_same(trial)
     name, shared = f"worker {worker}/{workers}", Shared()
     tried: set[str] = set()
-    while left := [chain for chain in chains if not _ended(chain, tried)]:
+    while left := [chain for chain in left if not _ended(chain, tried)]:
         own = [chain for chain in left if chains.index(chain) % workers == worker - 1]
         # Others' from the end, where they come last themselves.
         free = [chain for chain in own or left[::-1] if not holder(_claim(sweep, chain))]
@@ -68,6 +76,23 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
     _check_compilations(shared)
     write_results(sweep, board.trials)
     return Outcome.FINISHED
+
+
+def _require_same(trial: Trial) -> None:
+    """Refuse to count a trial that ended with another config than it would be run with now."""
+    file = epath.Path(trial.config.output) / "config.json"
+    if read_note(trial) is None or not file.exists():
+        return
+    saved, now = json.loads(file.read_text()), trial.config.num_steps
+    try:
+        check_resume(saved, trial.config, (), saved["num_steps"])
+        if saved["num_steps"] != now:
+            raise UserError(f"num_steps was {saved['num_steps']}, is {now}.")
+    except UserError as error:
+        raise UserError(
+            f"{trial.config.output} has ended, but not as this sweep would train it: {error} Give "
+            "the sweep another output, or delete that folder."
+        ) from None
 
 
 def _run_chain(chain: Chain, shared: Shared, board: Board) -> Outcome:
@@ -106,9 +131,8 @@ def _run_trial(trial: Trial, shared: Shared, board: Board) -> Outcome:
             traceback.print_exc()
             status, reason, outcome = "failed", f"{type(error).__name__}: {error}", Outcome.FINISHED
     if outcome is Outcome.FINISHED:
-        seconds = time.monotonic() - start
-        fingerprint = run.tokenizer.fingerprint
-        write_note(trial, Note(status, reason, fingerprint, seconds, step_seconds(trial)))
+        times = time.monotonic() - start, step_seconds(trial), evaluation_seconds(trial)
+        write_note(trial, Note(status, reason, run.tokenizer.fingerprint, *times))
     return outcome
 
 

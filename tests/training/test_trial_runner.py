@@ -87,6 +87,21 @@ def test_what_is_done_is_not_done_again(sweep, monkeypatch):
     assert len({row["run"] for row in rows_of(wider)}) == 6
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_steps": 9}, "num_steps was 8, is 9"),
+        ({"num_steps": 7}, "num_steps=7, but 8 steps are done"),
+        ({"optimizer": OptimizerConfig(1.0, warmup_steps=3)}, "optimizer.warmup_steps was 2, is 3"),
+    ],
+)
+def test_what_is_done_otherwise_is_not_counted(sweep, change, told):
+    run_sweep(replace(sweep, axes=(AxisConfig(RATES, (1e-3,)),)))
+    changed = replace(sweep, train=replace(sweep.train, **change))
+    with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{told}"):
+        run_sweep(replace(changed, axes=(AxisConfig(RATES, (1e-3,)),)))
+
+
 def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
     real = trial_runner.fit
 

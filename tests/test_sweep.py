@@ -1,0 +1,86 @@
+"""The command that sweeps, as a user gives it; and every preset is what it says."""
+
+from pathlib import Path
+import re
+
+import pytest
+
+from llama_cpt import sweep
+from llama_cpt.config_file import load
+from llama_cpt.errors import UserError
+from llama_cpt.sweep_config import SweepConfig
+from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order
+
+PAPER = "configs/sweep_8b.py"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(Path(sweep.__file__).parents[1])
+
+
+def trials_of(name):
+    config = load(f"configs/{name}.py", (), SweepConfig)
+    return [trial for chain in chains_of(config) for trial in chain]
+
+
+def test_a_dry_run_prices_and_trains_nothing(capsys):
+    assert sweep.main([PAPER, "--dry-run", "--chip", "v6e", "--mfu", "0.5"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"40 trials +50,000 +104,857,600,000 +3\.27e\+03", told)
+    assert "v6e at MFU 50%, which is assumed" in told
+    assert not Path("runs/sweep_8b").exists()
+
+
+def test_a_budget_proposes_what_it_pays_for(capsys):
+    assert sweep.main([PAPER, "--budget", "6000"]) == 0
+    told = capsys.readouterr().out
+    assert 'AxisConfig("data.almr", (0.1, 0.33, 0.7))' in told
+    hours = float(re.search(r"trials .* ([\d.e+]+)\n", told)[1])
+    assert 4000 < hours <= 6000
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b"])
+def test_a_share_that_is_none(share):
+    with pytest.raises(UserError, match="--worker"):
+        sweep.main([PAPER, "--worker", share])
+
+
+def test_fields_are_options():
+    with pytest.raises(UserError, match="unknown field 'train.num_step'.*num_steps"):
+        sweep.main([PAPER, "--dry-run", "--train.num-step", "3"])
+
+
+def test_without_a_config_it_tells_how(capsys):
+    assert sweep.main([]) == 0
+    assert "--dry-run" in capsys.readouterr().out
+
+
+def test_orders_are_at_equal_tokens():
+    orders = {}
+    for trial in trials_of("sweep_order_8b"):
+        orders.setdefault(mixture_order(trial.config), []).append(float(mean_almr(trial.config)))
+    assert orders == {name: [0.33] * 2 for name in ("interleaved", "block", "staged")}
+
+
+def test_presets_ask_what_readers_of_the_paper_ask():
+    assert {t.config.data.almr for t in trials_of("sweep_ratios_8b")} == {0.25, 0.33, 0.4}
+    spanish, chinese = trials_of("sweep_spanish_8b"), trials_of("sweep_8b")
+    assert {t.config.data.additional[0].name for t in spanish} == {"es"}
+    assert [t.name for t in spanish] == [t.name for t in chinese]
+    with pytest.raises(UserError, match=r"runs/sweep_8b/law/law\.json: no such file"):
+        trials_of("sweep_rates_8b")
+
+
+def test_rates_follow_the_law_of_the_study():
+    config = load("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
+    rates = {}
+    for chain in chains_of(config):
+        trial = chain[0].config
+        rates.setdefault(trial.data.almr, []).append(trial.optimizer.peak_learning_rate)
+    for half, once, twice in rates.values():
+        assert half == pytest.approx(once / 2, rel=0.01) and twice == pytest.approx(
+            2 * once, rel=0.01
+        )
+    # The more of the new language, the lower the rate that keeps the old one.
+    assert rates[0.25][1] > rates[0.33][1] > rates[0.4][1]
