@@ -1,9 +1,5 @@
 """The same through ``gs://``, on a bucket in memory."""
 
-import sys
-
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 import numpy as np
 import pytest
 import torch
@@ -13,31 +9,10 @@ from llama_cpt.model.hf_export import ExportOptions, export_hf
 from llama_cpt.model.hf_names import parameters_by_path
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
+from tests.bucket import Bucket, bucket
 from tests.model.hf_models import save_llama
 
-
-class Bucket(MemoryFileSystem):
-    """What gcsfs would be, without a network; nothing survives a test."""
-
-    protocol = "gs"
-    store = {}
-    pseudo_dirs = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + str(path).removeprefix("gs://").strip("/")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    for name in ("gs", "gcs"):
-        monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, name, Bucket)
-    monkeypatch.setattr(Bucket, "store", {})
-    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
-    forget = epath.backend.fsspec_backend._get_filesystem.cache_clear
-    forget()
-    yield Bucket()
-    forget()
+__all__ = ["bucket"]
 
 
 def test_there_and_back(bucket, tmp_path):

@@ -1,0 +1,92 @@
+"""What became of trials is told the same way in a local folder and in a bucket."""
+
+import csv
+from dataclasses import replace
+import io
+import json
+
+from etils import epath
+import pytest
+
+from configs.demo_cpt import config as cpt
+from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
+from llama_cpt.sweeps.claims import claimed, holder
+from llama_cpt.sweeps.results import COLUMNS, Note, read_note, write_note, write_results
+from llama_cpt.sweeps.trials import chains_of, tokens_per_step
+from tests.bucket import bucket
+
+__all__ = ["bucket"]
+
+
+@pytest.fixture(params=["local", "bucket"])
+def sweep(request, tmp_path, bucket):
+    """Two sizes of one trial each."""
+    folder = "gs://bucket/sweep" if request.param == "bucket" else str(tmp_path)
+    large = replace(cpt.model, num_layers=6)
+    sizes = (SizeConfig("small", cpt.model, "bases/s"), SizeConfig("large", large, "bases/l"))
+    return SweepConfig(folder, cpt, "en+zh", (AxisConfig("data.almr", (0.25,)),), sizes=sizes)
+
+
+def trials_of(sweep):
+    return [trial for chain in chains_of(sweep) for trial in chain]
+
+
+def measured(trial, losses):
+    """Its metrics: (step, zh, en) losses, bits per byte half of them."""
+    folder = epath.Path(trial.config.output)
+    folder.mkdir(parents=True)
+    lines = [{"step": 1, "train/loss": 3.0}]
+    for step, *both in losses:
+        line = {"step": step}
+        for corpus, loss in zip(("zh", "en"), both, strict=True):
+            line |= {f"eval/{corpus}/loss": loss, f"eval/{corpus}/bits_per_byte": loss / 2}
+        lines.append(line)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_row_a_run_evaluation_and_corpus(sweep):
+    small, large = trials_of(sweep)
+    measured(small, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
+    measured(large, [(0, 7.0, 1.0), (60, 6.0, 1.5)])
+    write_note(small, Note("done", tokenizer="abc"))
+    assert read_note(large) is None
+    assert len(read(write_results(sweep, [small, large]))) == 4
+    write_note(large, Note("diverged", "loss of step 70 is nan", "abc"))
+    rows = read(write_results(sweep, [small, large]))
+    assert list(rows[0]) == COLUMNS
+    told = [
+        (r["run"][:5], r["corpus"], r["group"], r["step"], r["loss"], r["base_loss"]) for r in rows
+    ]
+    assert told == [
+        ("small", "zh", "additional", "0", "8.0", "8.0"),
+        ("small", "zh", "additional", "600", "4.0", "8.0"),
+        ("small", "en", "original", "0", "2.0", "2.0"),
+        ("small", "en", "original", "600", "3.0", "2.0"),
+        ("large", "zh", "additional", "0", "7.0", "7.0"),
+        ("large", "zh", "additional", "60", "6.0", "7.0"),
+        ("large", "zh", "additional", "600", "", "7.0"),
+        ("large", "en", "original", "0", "1.0", "1.0"),
+        ("large", "en", "original", "60", "1.5", "1.0"),
+        ("large", "en", "original", "600", "", "1.0"),
+    ]
+    last = rows[-1]
+    assert last["tokens"] == str(600 * tokens_per_step(cpt))
+    assert last["parameters"] == str(non_embedding_parameters(large.config.model))
+    assert (last["pair"], last["mixture_order"], last["tokenizer"]) == (
+        "en+zh",
+        "interleaved",
+        "abc",
+    )
+
+
+def read(file):
+    return list(csv.DictReader(io.StringIO(file.read_text())))
+
+
+def test_a_claim_in_the_folder(sweep):
+    file = epath.Path(sweep.output) / "claims" / "one.json"
+    with claimed(file, "worker 1/2") as mine, claimed(file, "worker 2/2") as others:
+        assert mine and not others
+        assert holder(file).startswith("worker 1/2 (")
+    assert not holder(file)
