@@ -41,8 +41,8 @@ def fit_group(
         if len(row)
     )
     problem, theta, record = found[best]
-    assert record.residual is not None
-    surface = GroupSurface(problem.model, theta, draws, record.residual)
+    assert record.held_out
+    surface = GroupSurface(problem.model, theta, draws, record.held_out.inside)
     weight = {r.form: float(w) for (_, _, r), w in zip(found, weights, strict=True)}
     records = (
         replace(r, weight=weight.get(r.form, 0.0), chosen=r.form == record.form)
