@@ -13,10 +13,9 @@ from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.results import read_results
 from llama_cpt.mixture_law.settings import Settings, make_frame
 from llama_cpt.mixture_law.surface_model import SurfaceModel, make_model
-from tests.conftest import ROOT
 from tests.mixture_law.worlds import grid, plausible_losses, points_of
 
-STUDY = ROOT / "docs" / "study" / "results.csv"
+STUDY = Path(__file__).resolve().parents[2] / "docs" / "study" / "results.csv"
 GOAL = Bound(0.03)
 
 
@@ -70,8 +69,7 @@ class Truth:
     def draw(self, number: int, noise: float = 0.002) -> Points:
         """The table of runs, on a grid of 5 ratios and 4 rates, with noise of its own."""
         rng = np.random.default_rng(number)
-        almr, rates = (np.unique(v) for v in (self.points.almr, self.points.learning_rate))
-        almr, rates = grid(almr, rates)
+        almr, rates = grid(_often(self.points.almr, 4), _often(self.points.learning_rate, 5))
         frame = make_frame(self.points, {})
         at = frame.settings(almr, rates, frame.home_parameters, frame.home_tokens)
         noisy = {
@@ -80,6 +78,12 @@ class Truth:
         }
         bases = {f"base_{g}": np.full(len(almr), value) for g, value in self.base.items()}
         return points_of(almr, rates, noisy["additional"], noisy["original"], **bases)
+
+
+def _often(values: np.ndarray, times: int) -> np.ndarray:
+    """Values of the grid: runs beside it are few."""
+    found, counts = np.unique(values, return_counts=True)
+    return found[counts >= times]
 
 
 def truths(points: Points) -> dict[str, Truth]:

@@ -42,7 +42,7 @@ def grid(almr=ALMR, rates=RATES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
-    """Of no form, with the sizes that a small model's runs have: learning, forgetting, noise not."""
+    """Of no form; learning and forgetting are as large as in a small model's runs."""
     almr, x = np.asarray(almr), np.log(np.asarray(learning_rate) / 3e-3)
     learned = 0.027 * np.log((almr + 0.01) / 0.15) * (1 + 0.13 * np.tanh(x)) + 0.0133 * x
     forgotten = 0.0305 * np.exp(0.4 * x) * -np.log(1.01 - almr) + 0.0082 * x - 0.0036
