@@ -45,10 +45,7 @@ def test_one_size_carries_by_a_prior_that_says_so():
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
     assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
     assert near.recommendation.extrapolation is None
-    assert (
-        "1000 times" in far.recommendation.extrapolation
-        and "here 3.00" in far.recommendation.extrapolation
-    )
+    assert re.search("1000 times .* here 3.00", far.recommendation.extrapolation)
     low, high = (np.ptp(np.log(law.recommendation.learning_rate)) for law in (near, far))
     assert high > 3 * low
 
