@@ -107,6 +107,10 @@ def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
 
 def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Generator) -> Law:
     points = stated(law.points)
+    home = points.where(at_home(points))
+    if min(len(np.unique(home.almr)), len(np.unique(home.learning_rate))) == 1:
+        reason = "The size and budget with the most runs has one ratio or one learning rate: "
+        return _refused(law, f"{reason}add runs that vary it.")
     known = {}
     if target.parameters and target.base:
         known[target.parameters] = target.base

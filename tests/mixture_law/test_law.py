@@ -111,6 +111,17 @@ def test_fewer_runs_than_parameters():
     assert "No form could be fitted to the additional loss: 4 runs do not carry" in reason
 
 
+def test_two_rates_carry_no_parabola():
+    law = analyse(plausible(rates=RATES[1:3]), goal=GOAL)
+    refused = {form.form for form in law.forms if form.refusal and "tell its" in form.refusal}
+    assert "quadratic" in refused
+
+
+def test_a_rate_of_its_own_for_each_size():
+    tables = [sized(size, rates=(rate,)) for size, rate in ((1e6, 3e-3), (4e6, 1.5e-3))]
+    assert "has one ratio or one learning rate" in refusal(joined(*tables))
+
+
 def test_noise_cannot_be_ranked():
     points = plausible()
     rng = np.random.default_rng(3)
