@@ -14,7 +14,7 @@ from llama_cpt.mixture_law.pairs import compare_pairs
 from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.ratio_only import fit_ratio
 from llama_cpt.mixture_law.recommend import Target, recommend
-from llama_cpt.mixture_law.settings import make_frame
+from llama_cpt.mixture_law.settings import at_home, make_frame
 from llama_cpt.mixture_law.surface import Surface
 from llama_cpt.mixture_law.surface_model import CARRY, LEVEL_WIDTH, PRIOR, PRIOR_WIDTH
 
@@ -92,9 +92,7 @@ def _refused(law: Law, *reasons: str) -> Law:
 
 
 def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
-    points = stated(law.points)
-    frame = make_frame(points, {})
-    kept = (points.parameters == frame.home_parameters) & (points.tokens == frame.home_tokens)
+    kept = at_home(law.points)
     points, notes = law.points.where(kept), law.notes
     if not kept.all():
         notes += (f"Of one size and budget, the commonest: {len(points)} runs.",)
@@ -109,6 +107,10 @@ def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
 
 def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Generator) -> Law:
     points = stated(law.points)
+    home = points.where(at_home(points))
+    if min(len(np.unique(home.almr)), len(np.unique(home.learning_rate))) == 1:
+        reason = "The size and budget with the most runs has one ratio or one learning rate: "
+        return _refused(law, f"{reason}add runs that vary it.")
     known = {}
     if target.parameters and target.base:
         known[target.parameters] = target.base

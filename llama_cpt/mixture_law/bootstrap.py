@@ -35,8 +35,20 @@ def bootstrap(
     return thetas
 
 
+def told_apart(problem: Problem, theta: np.ndarray) -> bool:
+    """Whether the runs tell the parameters from each other, but for those without effect here."""
+    jacobian = _directions(problem, theta)
+    moved = np.linalg.norm(jacobian, axis=0) > 0
+    return bool(np.linalg.matrix_rank(jacobian, tol=1e-9) == moved.sum())
+
+
 def _leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    jacobian = problem.model.jacobian(theta, problem.at)[:, problem.model.free]
-    jacobian = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-12)
-    basis, size, _ = np.linalg.svd(jacobian, full_matrices=False)
+    basis, size, _ = np.linalg.svd(_directions(problem, theta), full_matrices=False)
     return np.sum(basis[:, size > 1e-6] ** 2, axis=1)
+
+
+def _directions(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Derivatives by the free parameters, each of length 1, or 0 where it has no effect."""
+    jacobian = problem.model.jacobian(theta, problem.at)[:, problem.model.free]
+    length = np.linalg.norm(jacobian, axis=0)
+    return jacobian * np.where(length > 1e-9, 1 / np.maximum(length, 1e-9), 0.0)

@@ -27,18 +27,24 @@ def comparable(points: Points) -> tuple[Points, list[str]]:
 
 
 def stated(points: Points) -> Points:
-    """Runs of an unknown size or budget count as of one; an unknown base as the highest loss."""
+    """Runs of an unknown size or budget count as of one; an unknown base as its highest loss."""
+    parameters = _filled(points.parameters, 1.0)
     return replace(
         points,
-        parameters=_filled(points.parameters, 1.0),
+        parameters=parameters,
         tokens=_filled(points.tokens, 1.0),
-        base_additional=_filled(points.base_additional, float(points.additional.max())),
-        base_original=_filled(points.base_original, float(points.original.max())),
+        base_additional=_filled(points.base_additional, _highest(points.additional, parameters)),
+        base_original=_filled(points.base_original, _highest(points.original, parameters)),
     )
 
 
-def _filled(values: np.ndarray, instead: float) -> np.ndarray:
+def _filled(values: np.ndarray, instead: np.ndarray | float) -> np.ndarray:
     return np.where(np.isfinite(values), values, instead)
+
+
+def _highest(losses: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Of the size that each run has."""
+    return np.array([losses[parameters == size].max() for size in parameters])
 
 
 def _commonest(values: np.ndarray) -> np.generic | str:

@@ -10,7 +10,7 @@ from llama_cpt.mixture_law.places import Place
 from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.surface import Surface
 
-TOO_LARGE, LARGE = 0.5, 0.25
+TOO_LARGE, LARGE = 1 / 2, 1 / 3
 """Held-out error over the spread of the measured losses: refused, or a poor fit."""
 NARROW = 0.02
 """An optimum within this part of the grid's width from its end is on the edge."""
@@ -19,18 +19,18 @@ UNKNOWN = 0.8
 
 
 def error_reasons(
-    forms: tuple[FormFit, ...], noise: Mapping[str, float], home: Points
+    forms: tuple[FormFit, ...], noise: Mapping[str, float], home: Points, goal: Goal
 ) -> list[str]:
     """Losses that differ less between settings than the fit errs, or than seeds differ."""
     reasons = []
     for form in forms:
         spread = float(np.std(np.log(getattr(home, form.group))))
-        if not form.chosen or form.held_out is None:
+        if not form.chosen or form.held_out is None or _never_binds(form.group, home, goal):
             continue
-        if form.held_out.overall > TOO_LARGE * spread:
+        if form.held_out.inside > TOO_LARGE * spread:
             reasons.append(
                 f"The best form predicts held-out {form.group} losses with an error of "
-                f"{form.held_out.overall:.2%}, where the settings differ by {spread:.2%}: "
+                f"{form.held_out.inside:.2%}, where the settings differ by {spread:.2%}: "
                 "it cannot rank them."
             )
         if noise.get(form.group, 0.0) > TOO_LARGE * spread:
@@ -41,29 +41,34 @@ def error_reasons(
     return reasons
 
 
+def _never_binds(group: str, home: Points, goal: Goal) -> bool:
+    """An original loss that is everywhere below its bound need not be ranked."""
+    if group != "original" or not isinstance(goal, Bound):
+        return False
+    return bool((home.original < (1 + goal.forgetting) * home.base_original).all())
+
+
 def edge_reasons(place: Place) -> list[str]:
     """An optimum at the end of what was measured may lie anywhere beyond."""
     domain, optima = place.domain, place.optima
+    rates = tuple(np.exp(np.array(domain.measured_rate) + place.middle_rate))
+    parts = (
+        ("ALMR", _part(optima.almr[0], domain.measured_almr), domain.measured_almr),
+        ("learning rate", _part(optima.rate[0], domain.measured_rate), rates),
+    )
     reasons = []
-    shown = {
-        "ALMR": (optima.almr, domain.measured_almr, lambda value: f"{value:.3g}"),
-        "learning rate": (
-            optima.rate,
-            domain.measured_rate,
-            lambda value: f"{np.exp(value + place.middle_rate):.3g}",
-        ),
-    }
-    for name, (found, (low, high), text) in shown.items():
-        rim = NARROW * (high - low)
-        for beyond, end, where in (
-            (found[0] < low + rim, low, "below"),
-            (found[0] > high - rim, high, "above"),
-        ):
-            if beyond:
-                reasons.append(
-                    f"The best {name} is at the edge of the grid ({text(end)}): measure {where} it."
-                )
+    for name, part, (low, high) in parts:
+        if NARROW <= part <= 1 - NARROW:
+            continue
+        end, where = (low, "below") if part < NARROW else (high, "above")
+        reasons.append(
+            f"The best {name} is at the edge of the grid ({end:.3g}): measure {where} it."
+        )
     return reasons
+
+
+def _part(value: float, ends: tuple[float, float]) -> float:
+    return float((value - ends[0]) / (ends[1] - ends[0]))
 
 
 def spread_reasons(place: Place) -> list[str]:
@@ -101,10 +106,12 @@ def poor_fit(
     """A sentence where the chosen fit misses what was measured."""
     for form in forms:
         spread = float(np.std(np.log(getattr(home, form.group))))
-        if form.chosen and form.held_out and form.held_out.overall > LARGE * spread:
+        if not form.chosen or form.held_out is None or _never_binds(form.group, home, goal):
+            continue
+        if form.held_out.inside > LARGE * spread:
             return (
                 f"Poor fit: the {form.group} loss of held-out settings is missed by "
-                f"{form.held_out.overall:.2%}, where they differ by {spread:.2%}."
+                f"{form.held_out.inside:.2%}, where they differ by {spread:.2%}."
             )
     return _better_run(surface, place, home, goal)
 

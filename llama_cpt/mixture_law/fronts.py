@@ -5,6 +5,7 @@ import numpy as np
 from llama_cpt.mixture_law.law import Pareto
 from llama_cpt.mixture_law.places import Place
 from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.settings import at_home
 from llama_cpt.mixture_law.surface import Surface
 
 CELLS = 41
@@ -29,10 +30,8 @@ def predicted_front(surface: Surface, place: Place) -> Pareto:
 
 
 def measured_front(points: Points) -> Pareto:
-    """Of the runs at the largest size and budget."""
-    for values in ("parameters", "tokens"):
-        found = getattr(points, values)
-        points = points.where(~(found < found.max(initial=0.0)))
+    """Of the runs at the home size and budget."""
+    points = points.where(at_home(points))
     return _front(points.almr, points.learning_rate, points.additional, points.original, points.run)
 
 

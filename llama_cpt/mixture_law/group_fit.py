@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.bootstrap import bootstrap, residual_scale
+from llama_cpt.mixture_law.bootstrap import bootstrap, residual_scale, told_apart
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.law import FormFit
@@ -41,8 +41,8 @@ def fit_group(
         if len(row)
     )
     problem, theta, record = found[best]
-    assert record.residual is not None
-    surface = GroupSurface(problem.model, theta, draws, record.residual)
+    assert record.held_out
+    surface = GroupSurface(problem.model, theta, draws, record.held_out.inside)
     weight = {r.form: float(w) for (_, _, r), w in zip(found, weights, strict=True)}
     records = (
         replace(r, weight=weight.get(r.form, 0.0), chosen=r.form == record.form)
@@ -77,6 +77,9 @@ def _fit_form(
         reason = f"{int(inside.sum())} runs do not carry its {count} parameters"
         return problem, None, replace(record, refusal=reason)
     theta = fit(problem)
+    if not told_apart(problem, theta):
+        reason = f"ratios and rates are too few to tell its {count} parameters from each other"
+        return problem, None, replace(record, refusal=reason)
     scores = held_out(problem, theta, Problem(model, at, y))
     record = replace(
         record,

@@ -20,9 +20,10 @@ from llama_cpt.mixture_law.optimum import make_domain
 from llama_cpt.mixture_law.places import Place, find_place
 from llama_cpt.mixture_law.points import Points
 from llama_cpt.mixture_law.ridge import make_ridge
-from llama_cpt.mixture_law.surface import Surface
+from llama_cpt.mixture_law.settings import at_home
+from llama_cpt.mixture_law.surface import FAR, Surface, widening
 from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
-from llama_cpt.mixture_law.transfer import FAR, Powers, make_carry, make_powers, widened, widening
+from llama_cpt.mixture_law.transfer import Powers, make_carry, make_powers, widened
 
 TOLERANCE = np.array([0.05, 0.1 * np.log(10)])
 """What counts as a difference: ALMR, and a tenth of a decade of the rate."""
@@ -57,14 +58,12 @@ def recommend(
     """
     surface, goal = law.surface, law.goal
     assert surface
-    frame = surface.frame
     found = _find_optima(surface, points, goal, chance)
     factor = surface.parameters / surface.largest
     aimed = _aimed(surface, goal, found)
-    home_runs = (points.parameters == frame.home_parameters) & (points.tokens == frame.home_tokens)
-    cells = points.where(home_runs)
+    cells = points.where(at_home(points))
     reasons = [
-        *error_reasons(law.forms, law.noise, cells),
+        *error_reasons(law.forms, law.noise, cells, goal),
         *edge_reasons(found.home),
         *spread_reasons(found.home),
         *target_reasons(target.parameters, float(points.parameters.min())),
@@ -95,19 +94,19 @@ def recommend(
 
 def _find_optima(surface: Surface, points: Points, goal: Goal, chance: np.ndarray) -> Optima:
     frame = surface.frame
-    at_home = points.parameters == frame.home_parameters
-    domain = make_domain(points.where(at_home), frame)
+    same_size = points.parameters == frame.home_parameters
+    domain = make_domain(points.where(same_size), frame)
     home = find_place(surface, goal, domain, frame.home_parameters, frame.home_tokens)
     sizes = []
     for size in np.unique(points.parameters):
-        both = make_domain(points.where(at_home | (points.parameters == size)), frame)
+        both = make_domain(points.where(same_size | (points.parameters == size)), frame)
         place = find_place(surface, goal, both, float(size), frame.home_tokens)
         sizes.append(home if size == frame.home_parameters else place)
     budgets = [
         home
         if tokens == frame.home_tokens
         else find_place(surface, goal, domain, frame.home_parameters, float(tokens))
-        for tokens in np.unique(points.tokens[at_home])
+        for tokens in np.unique(points.tokens[same_size])
     ]
     prior = PRIOR + PRIOR_WIDTH * np.concatenate([np.zeros((1, len(PRIOR))), chance])
     log_sizes = np.log([place.parameters for place in sizes])
@@ -155,5 +154,5 @@ def _extrapolation(factor: float) -> str | None:
         return None
     return (
         f"Extrapolation: {factor:.0f} times the largest fitted size; beyond {FAR:g} times, "
-        f"intervals are widened by log10 of that, here {widening(factor):.2f}."
+        f"intervals are widened by log10 of that, here {widening(np.log(factor)):.2f}."
     )

@@ -81,23 +81,31 @@ class Frame:
 
 def make_frame(points: Points, more: Mapping[float, Mapping[str, float]]) -> Frame:
     """The frame of a table; ``more`` are bases known beyond it, by size and group."""
-    places, counts = np.unique(
-        np.stack([points.parameters, points.tokens]), axis=1, return_counts=True
-    )
-    home_parameters, home_tokens = places[:, np.argmax(counts)]
-    at_home = points.parameters == home_parameters
-    known = {size: _bases(points.where(points.parameters == size)) for size in places[0]}
+    home = points.where(at_home(points))
+    home_parameters = home.parameters[0]
+    same_size = points.parameters == home_parameters
+    known = {
+        size: _bases(points.where(points.parameters == size))
+        for size in np.unique(points.parameters)
+    }
     known |= {size: dict(losses) for size, losses in more.items() if size not in known}
     sizes = np.array(sorted(known), float)
     shares = {"additional": points.almr, "original": 1 - points.almr}
     return Frame(
-        middle_rate=float(np.mean(np.log(np.unique(points.learning_rate[at_home])))),
+        middle_rate=float(np.mean(np.log(np.unique(points.learning_rate[same_size])))),
         home_parameters=float(home_parameters),
-        home_tokens=float(home_tokens),
+        home_tokens=float(home.tokens[0]),
         parameters=sizes,
         bases={group: np.array([known[size][group] for size in sizes]) for group in GROUPS},
         smallest_share={group: float(values[values > 0].min()) for group, values in shares.items()},
     )
+
+
+def at_home(points: Points) -> np.ndarray:
+    """Mask of the runs at the commonest size and budget; what is not stated is all one."""
+    places = np.nan_to_num(np.stack([points.parameters, points.tokens]))
+    _, place, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
+    return place.ravel() == np.argmax(counts) if len(counts) else np.zeros(0, bool)
 
 
 def _bases(points: Points) -> dict[str, float]:

@@ -12,8 +12,15 @@ from llama_cpt.mixture_law.surface_model import SurfaceModel
 
 CHUNK = 2000
 """Settings predicted at a time: every draw answers for each of them."""
+FAR = 10.0
+"""Times the largest fitted size, beyond which a prediction is an extrapolation."""
 TWO_SIDED = 1.645
 """Standard deviations of 90 %."""
+
+
+def widening(grown: Number) -> Number:
+    """Of intervals, ``grown`` being the log of a size over the largest fitted one."""
+    return np.maximum(1.0, grown / np.log(FAR))
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Surface:
         centre = surface.centre(at)
         low, high = quantiles(surface.spread(at))
         noise = TWO_SIDED * surface.noise
-        down = np.hypot(np.maximum(0, centre - low), noise)
-        up = np.hypot(np.maximum(0, high - centre), noise)
+        grown = at.size - np.log(self.largest / self.frame.home_parameters)
+        down = np.hypot(widening(grown) * np.maximum(0, centre - low), noise)
+        up = np.hypot(widening(grown) * np.maximum(0, high - centre), noise)
         return np.stack([centre, centre - down, centre + up])

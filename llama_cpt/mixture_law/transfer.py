@@ -7,9 +7,8 @@ import numpy as np
 from llama_cpt.mixture_law.bands import band
 from llama_cpt.mixture_law.law import Carry, Exponent, SizeOptimum
 from llama_cpt.mixture_law.places import Place
+from llama_cpt.mixture_law.surface import widening
 
-FAR = 10.0
-"""Times the largest fitted size, beyond which a carry is an extrapolation."""
 STEP_LAW = "Step Law, arXiv 2503.04715, of runs from scratch; 90 % from no change to twice it"
 UNCHANGED = "carried unchanged, as arXiv 2409.06624 does from 8B to 70B"
 
@@ -43,17 +42,12 @@ def widened(place: Place, factor: float) -> Place:
     ``factor`` is of the target over the largest fitted size. Rates and the ratio's odds are moved
     in logs.
     """
-    by = widening(factor)
+    by = float(widening(np.log(factor)))
     rate, odds = place.optima.rate, place.odds
     rate = rate[0] + by * (rate - rate[0])
     odds = odds[0] + by * (odds - odds[0])
     optima = replace(place.optima, rate=rate, almr=1 / (1 + np.exp(-odds)))
     return replace(place, optima=optima)
-
-
-def widening(factor: float) -> float:
-    """Of intervals, for a target so many times the largest fitted size."""
-    return float(max(1.0, np.log(factor) / np.log(FAR)))
 
 
 def make_carry(

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.fit import Problem
+from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
 from llama_cpt.mixture_law.points import GROUPS
-from llama_cpt.mixture_law.settings import Settings
+from llama_cpt.mixture_law.settings import Settings, make_frame
 from llama_cpt.mixture_law.surface_model import make_model
+from tests.mixture_law.truths import truths
+from tests.mixture_law.worlds import plausible
 
 FORMS = [form for group in GROUPS for form in forms_of(group)]
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {form.group}")
@@ -44,3 +46,23 @@ def test_gradient(form):
         step = 1e-6 * np.eye(len(theta))[i]
         ends = [problem.objective(theta + 0.005 + s, problem.y, weight) for s in (step, -step)]
         assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["quadratic", "d-cpt", "cpt-dynamics", "sailor"])
+def test_its_own_surface_is_found_again(name):
+    truth = truths(plausible(noise=0.0))[name]
+    at = make_frame(truth.points, {}).of(truth.points)
+    for model, theta in truth.fits.values():
+        y = model.value(theta, at)
+        found = fit(Problem(model, at, y))
+        np.testing.assert_allclose(model.value(found, at), y, atol=2e-4)
+
+
+@each_form
+def test_a_singular_form_answers_for_half_the_smallest_share(form):
+    at = Settings(*np.array([[0.0, 0.05, 1.0, 0.95], *np.zeros((4, 4))]))
+    model = make_model(form, at, 0.1)
+    value = model.value(model.starts()[-1], at)
+    none, half = (0, 1) if form.group == "additional" else (2, 3)
+    assert np.isfinite(value).all() and model.fits(at)[none] != form.singular
+    assert (value[none] == value[half]) == form.singular or form.name == "quadratic"

@@ -1,5 +1,7 @@
 """Tables of runs whose truth is known."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 
 from llama_cpt.mixture_law.points import Points
@@ -40,7 +42,7 @@ def grid(almr=ALMR, rates=RATES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
-    """Of no form, with the sizes that a small model's runs have: learning, forgetting, noise not."""
+    """Of no form; learning and forgetting are as large as in a small model's runs."""
     almr, x = np.asarray(almr), np.log(np.asarray(learning_rate) / 3e-3)
     learned = 0.027 * np.log((almr + 0.01) / 0.15) * (1 + 0.13 * np.tanh(x)) + 0.0133 * x
     forgotten = 0.0305 * np.exp(0.4 * x) * -np.log(1.01 - almr) + 0.0082 * x - 0.0036
@@ -48,3 +50,40 @@ def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
         "additional": BASE["additional"] * (0.65 - learned + 0.006 * x**2),
         "original": BASE["original"] * np.exp(forgotten),
     }
+
+
+def plausible(noise=0.002, seed=0, almr=ALMR, rates=RATES, **columns) -> Points:
+    """Runs of that world."""
+    almr, rates = grid(almr, rates)
+    losses = plausible_losses(almr, rates)
+    return noisy(almr, rates, losses, noise, seed, **columns)
+
+
+def noisy(almr, rates, losses, noise, seed, **columns) -> Points:
+    """Runs with losses of which each has noise of its own."""
+    rng = np.random.default_rng(seed)
+    additional, original = (
+        losses[group] * np.exp(noise * rng.standard_normal(len(almr))) for group in BASE
+    )
+    return points_of(almr, rates, additional, original, **columns)
+
+
+def joined(*tables: Points) -> Points:
+    """One table of several."""
+    arrays = {
+        field.name: np.concatenate([getattr(table, field.name) for table in tables])
+        for field in fields(Points)
+        if field.name != "unit"
+    }
+    return replace(tables[0], **arrays)
+
+
+def sized(parameters, exponent=0.5, level=0.1, tokens=2e7, **options) -> Points:
+    """The world at another size: its rates scale as size^-exponent, its losses as size^-level."""
+    grown = parameters / 1e6
+    almr, rates = grid(options.get("almr", ALMR), options.get("rates", RATES))
+    losses = plausible_losses(almr, rates * grown**exponent)
+    losses = {group: loss * grown**-level for group, loss in losses.items()}
+    columns = {f"base_{g}": np.full(len(almr), b * grown**-level) for g, b in BASE.items()}
+    columns |= {"parameters": np.full(len(almr), parameters), "tokens": np.full(len(almr), tokens)}
+    return noisy(almr, rates, losses, 0.002, int(parameters) % 1000 + 1, **columns)

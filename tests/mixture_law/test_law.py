@@ -1,0 +1,206 @@
+"""From runs to a law: what is recommended, what is refused, and what is said of it."""
+
+from dataclasses import replace
+import re
+
+import numpy as np
+import pytest
+
+from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.goal import Bound, Weights
+from tests.mixture_law.worlds import (
+    ALMR,
+    BASE,
+    RATES,
+    grid,
+    joined,
+    noisy,
+    plausible,
+    plausible_losses,
+    sized,
+)
+
+GOAL = Bound(0.03)
+
+
+def best_of_world(goal=GOAL):
+    """By brute force."""
+    almr, rates = grid(np.linspace(0.1, 0.9, 401), np.geomspace(RATES[0], RATES[-1], 401))
+    losses = plausible_losses(almr, rates)
+    best = np.argmin(goal.objective(losses["additional"], losses["original"], BASE["original"]))
+    return almr[best], rates[best]
+
+
+@pytest.fixture(scope="module")
+def law():
+    return analyse(plausible(), goal=GOAL, next_runs=3)
+
+
+@pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
+def test_the_optimum_of_a_world_of_no_form(goal):
+    found = analyse(plausible(), goal=goal).recommendation
+    almr, rate = best_of_world(goal)
+    assert abs(found.almr.value - almr) < 0.05
+    assert abs(np.log10(found.learning_rate.value / rate)) < 0.1
+    assert found.poor_fit is None and found.extrapolation is None
+    for band in (found.almr, found.learning_rate, *found.losses.values()):
+        assert band.low <= band.value <= band.high
+
+
+def test_a_bound_is_met_with_nothing_to_spare(law):
+    assert law.recommendation.losses["original"].value == pytest.approx(1.03 * 2.24, rel=1e-4)
+
+
+def test_predictions_hold_new_runs(law):
+    almr, rates = grid(np.linspace(0.15, 0.85, 8), np.geomspace(2e-3, 1e-2, 8))
+    new = noisy(almr, rates, plausible_losses(almr, rates), 0.002, seed=5)
+    for group, band in law.predict(almr, rates).items():
+        inside = (band.low <= getattr(new, group)) & (getattr(new, group) <= band.high)
+        assert inside.mean() > 0.65  # of 90 %: no form is this world's
+    assert law.predict(0.5, 3e-3)["original"].value.shape == ()
+    assert law.predict(almr[:, None], rates[None])["original"].high.shape == (64, 64)
+
+
+def test_the_ridge_is_the_best_rate_of_each_ratio(law):
+    line, ridge = law.ridge, law.ridge.learning_rate
+    assert line.slope.low < line.slope.value < line.slope.high < 0
+    losses = law.predict(line.almr[:, None], np.geomspace(RATES[0], RATES[-1], 300)[None])
+    value = law.objective(losses["additional"].value, losses["original"].value)
+    best = np.geomspace(RATES[0], RATES[-1], 300)[np.argmin(value, axis=1)]
+    np.testing.assert_allclose(np.log(ridge.value), np.log(best), atol=0.02)
+
+
+def test_no_run_of_a_front_is_beaten(law):
+    for front in (law.predicted_front, law.measured_front):
+        assert (np.diff(front.additional) > 0).all() and (np.diff(front.original) < 0).all()
+    assert set(law.measured_front.run) <= set(law.points.run)
+
+
+def test_next_runs_are_new_and_each_narrows(law):
+    measured = set(zip(law.points.almr, law.points.learning_rate, strict=True))
+    chosen = [(run.almr, run.learning_rate) for run in law.next_runs]
+    assert len(set(chosen) - measured) == 3
+    left = [1.0] + [run.remaining for run in law.next_runs]
+    assert all(0 < b < a for a, b in zip(left, left[1:], strict=False))
+
+
+def test_the_same_seed_gives_the_same_law(law):
+    again = analyse(plausible(), goal=GOAL)
+    assert again.recommendation == law.recommendation
+
+
+def refusal(points, goal=GOAL, **options):
+    law = analyse(points, goal=goal, **options)
+    assert law.recommendation is None
+    return str(law.refusal)
+
+
+@pytest.mark.parametrize(
+    ("almr", "rates", "message"),
+    [
+        (ALMR, RATES[:2], r"learning rate is at the edge of the grid \(0.003\): measure above"),
+        ((0.6, 0.7, 0.8, 0.9), RATES, r"ALMR is at the edge of the grid \(0.6\): measure below"),
+    ],
+)
+def test_an_optimum_at_the_edge(almr, rates, message):
+    assert re.search(message, refusal(plausible(almr=almr, rates=rates)))
+
+
+def test_fewer_runs_than_parameters():
+    reason = refusal(plausible(almr=(0.3, 0.7), rates=RATES[:2]))
+    assert "No form could be fitted to the additional loss: 4 runs do not carry" in reason
+
+
+def test_two_rates_carry_no_parabola():
+    law = analyse(plausible(rates=RATES[1:3]), goal=GOAL)
+    refused = {form.form for form in law.forms if form.refusal and "tell its" in form.refusal}
+    assert "quadratic" in refused
+
+
+def test_a_rate_of_its_own_for_each_size():
+    tables = [sized(size, rates=(rate,)) for size, rate in ((1e6, 3e-3), (4e6, 1.5e-3))]
+    assert "has one ratio or one learning rate" in refusal(joined(*tables))
+
+
+def test_noise_cannot_be_ranked():
+    points = plausible()
+    rng = np.random.default_rng(3)
+    shuffled = replace(
+        points,
+        additional=rng.permutation(points.additional),
+        original=rng.permutation(points.original),
+    )
+    assert "cannot rank them" in refusal(shuffled)
+
+
+def test_seeds_that_differ_as_settings_do():
+    tables = [plausible(noise=0.06, seed=seed) for seed in range(2)]
+    law = analyse(joined(*tables), goal=GOAL)
+    assert law.noise["original"] == pytest.approx(0.06, rel=0.3)
+    assert "noise hides" in str(law.refusal)
+
+
+def valley(almr, rates):
+    """A narrow one across the grid: no form bends so sharply."""
+    x, odds = np.log(rates / 4e-3), np.log(almr / (1 - almr))
+    depth = np.exp(-(((x + 0.5 * odds) / 0.15) ** 2))
+    return {"additional": 3.0 - 0.4 * depth, "original": 2.26 - 0.05 * depth}
+
+
+def two_optima(almr, rates):
+    x = np.log(rates / 4.2e-3)
+    wells = [
+        np.exp(-(((x - sign * 0.7) / 0.3) ** 2) - ((almr - 0.5) / 0.2) ** 2) for sign in (-1, 1)
+    ]
+    return {"additional": 3.0 - 0.4 * (wells[0] + wells[1]), "original": 2.26 - 0.05 * wells[0]}
+
+
+@pytest.mark.parametrize("losses", [valley, two_optima])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_no_form_fits_is_no_confident_number(losses, seed):
+    almr, rates = grid()
+    law = analyse(noisy(almr, rates, losses(almr, rates), 0.002, seed), goal=GOAL)
+    assert law.refusal or law.recommendation.poor_fit
+
+
+def test_all_additional_and_none_of_it_are_left_out_only_where_singular():
+    points = plausible(almr=(0.0, 0.25, 0.5, 0.75, 1.0))
+    law = analyse(points, goal=GOAL)
+    left_out = {(form.form, form.group): form.left_out for form in law.forms}
+    assert left_out["d-cpt", "additional"] == left_out["cpt-dynamics", "original"] == 0
+    assert left_out["quadratic", "original"] == left_out["sailor", "additional"] == 4
+    assert all(form.held_out.overall > 0 for form in law.forms)
+    assert sum("singular" in note for note in law.notes) == 4
+
+
+def test_undecayed_runs_stay_out():
+    constant = replace(sized(1e6, tokens=1e7), schedule=np.full(20, "constant"))
+    law = analyse(joined(plausible(), constant), goal=GOAL)
+    assert len(law.points) == 20 and "undecayed" in law.notes[0]
+    alone = analyse(joined(constant, replace(constant, tokens=np.full(20, 2e7))), goal=GOAL)
+    assert set(alone.points.tokens) == {2e7}
+
+
+def test_a_diverged_run_is_left_out():
+    points = plausible()
+    points.original[3] = np.nan
+    law = analyse(points, goal=GOAL)
+    assert len(law.points) == 19 and "no final loss" in law.notes[0]
+
+
+def test_what_a_table_does_not_state():
+    unknown = np.full(20, np.nan)
+    points = replace(plausible(), parameters=unknown, tokens=unknown, base_additional=unknown)
+    found = analyse(points, goal=GOAL).recommendation
+    assert np.isnan([found.parameters, found.tokens, found.base["additional"]]).all()
+    assert abs(found.almr.value - best_of_world()[0]) < 0.05
+
+
+def test_pairs_that_share_an_optimum_and_pairs_that_do_not():
+    spanish = replace(plausible(seed=1), pair=np.full(20, "en-es"))
+    law = analyse(joined(plausible(), spanish), goal=GOAL)
+    assert law.one_for_all.startswith("Yes")
+    assert law.pairs[1].almr_difference.low < 0 < law.pairs[1].almr_difference.high
+    slower = replace(spanish, learning_rate=spanish.learning_rate / 3)
+    law = analyse(joined(plausible(), slower), goal=GOAL)
+    assert law.one_for_all.startswith("No") and law.pairs[1].decades_difference.low > 0.3
