@@ -99,7 +99,7 @@ def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
         if measured and measured[0]["step"] == 0:
             base[weights] = measured[0]
         for corpus in sweep.groups().items():
-            rows += _rows(sweep.pair, trial, note, corpus, measured, base.get(weights, {}))
+            rows += _rows(sweep, trial, note, corpus, measured, base.get(weights, {}))
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -115,7 +115,7 @@ def _metrics(trial: Trial) -> list[dict[str, Any]]:
 
 
 def _rows(
-    pair: str,
+    sweep: SweepConfig,
     trial: Trial,
     note: Note,
     corpus: tuple[str, str],
@@ -124,8 +124,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     config, (name, group) = trial.config, corpus
     constant = {
-        "run": trial.name,
-        "pair": pair,
+        # Sweeps of other pairs and sizes have trials of the same name.
+        "run": f"{sweep.output.rstrip('/').rsplit('/', 1)[-1]}/{trial.name}",
+        "pair": sweep.pair,
         "parameters": non_embedding_parameters(config.model),
         "almr": float(mean_almr(config)),
         "mixture_order": mixture_order(config),

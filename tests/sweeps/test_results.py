@@ -22,7 +22,7 @@ __all__ = ["bucket"]
 @pytest.fixture(params=["local", "bucket"])
 def sweep(request, tmp_path, bucket):
     """Two sizes of one trial each."""
-    folder = "gs://bucket/sweep" if request.param == "bucket" else str(tmp_path)
+    folder = "gs://bucket/sweep" if request.param == "bucket" else str(tmp_path / "sweep")
     large = replace(cpt.model, num_layers=6)
     sizes = (SizeConfig("small", cpt.model, "bases/s"), SizeConfig("large", large, "bases/l"))
     return SweepConfig(folder, cpt, "en+zh", (AxisConfig("data.almr", (0.25,)),), sizes=sizes)

@@ -185,7 +185,7 @@ def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
     assert learnt(epath.Path(alone.output))[-3:] == learnt(epath.Path(second.config.output))[-3:]
     folders = [epath.Path(trial.config.output) / "checkpoints" for trial in trials_of(sweep)]
     assert not any(folder.exists() for folder in folders)
-    later = [row for row in rows_of(sweep) if row["run"] == second.name]
+    later = [row for row in rows_of(sweep) if row["run"].endswith(f"/{second.name}")]
     assert {row["base_loss"] for row in later} != {""}
 
 
