@@ -90,6 +90,28 @@ def spread_reasons(place: Place) -> list[str]:
     return reasons
 
 
+def bound_reasons(surface: Surface, place: Place, goal: Goal) -> list[str]:
+    """A bound that the chosen setting breaks by more than its band."""
+    if not isinstance(goal, Bound):
+        return []
+    base = surface.base(place.parameters)["original"]
+    at = (place.parameters, place.tokens)
+    almr, rate = float(place.optima.almr[0]), float(place.optima.rate[0])
+    chosen = surface.predict(almr, np.exp(rate + place.middle_rate), *at)["original"]
+    if chosen.low <= (1 + goal.forgetting) * base:
+        return []
+    rates = np.exp(place.domain.rate + place.moved + place.middle_rate)
+    losses = surface.predict(place.domain.almr[:, None], rates, *at)["original"].value
+    ratio, column = np.unravel_index(np.argmin(losses), losses.shape)
+    kept = f"the original within {100 * goal.forgetting:g} %"
+    met = losses[ratio, column] <= (1 + goal.forgetting) * base
+    return [
+        f"{'The best trade does not keep' if met else 'No setting keeps'} {kept}: the least is "
+        f"{losses[ratio, column] / base - 1:+.1%}, at ALMR {place.domain.almr[ratio]:.2f} and "
+        f"learning rate {rates[column]:.2g}."
+    ]
+
+
 def target_reasons(parameters: float | None, smallest: float) -> list[str]:
     """A target smaller than everything that was fitted."""
     if parameters is None or parameters >= smallest:

@@ -20,6 +20,8 @@ class Place:
     domain: Domain
     optima: Optima
     middle_rate: float
+    moved: float
+    """By how much the rates of the domain are, for the chosen fit."""
 
     @property
     def odds(self) -> np.ndarray:
@@ -58,4 +60,4 @@ def find_place(
         logs[group] = np.concatenate(both) + np.log(home[group])
     found = find_optima(logs, domain, goal, frame.base(parameters))
     optima = Optima(found.almr, found.rate + moves, found.ridge + moves[:, None])
-    return Place(parameters, tokens, domain, optima, frame.middle_rate)
+    return Place(parameters, tokens, domain, optima, frame.middle_rate, float(moves[0]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llama_cpt.mixture_law.doubts import (
+    bound_reasons,
     edge_reasons,
     error_reasons,
     poor_fit,
@@ -66,6 +67,7 @@ def recommend(
         *error_reasons(law.forms, law.noise, cells, goal),
         *edge_reasons(found.home),
         *spread_reasons(found.home),
+        *bound_reasons(surface, aimed, goal),
         *target_reasons(target.parameters, float(points.parameters.min())),
     ]
     optima = np.stack([found.home.optima.almr, found.home.optima.rate], axis=1)[1:] / TOLERANCE

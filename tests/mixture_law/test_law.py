@@ -106,6 +106,19 @@ def test_an_optimum_at_the_edge(almr, rates, message):
     assert re.search(message, refusal(plausible(almr=almr, rates=rates)))
 
 
+@pytest.mark.parametrize("target", [None, 3e6])
+def test_a_bound_that_nothing_meets(target):
+    almr, rates = grid()
+    x, off = np.log(rates / 4.2e-3), almr - 0.5
+    losses = {
+        "additional": 3.0 * np.exp(0.02 * x**2 + 0.2 * off**2),
+        "original": 1.1 * BASE["original"] * np.exp(0.02 * x**2 + 0.2 * off**2),
+    }
+    reason = refusal(noisy(almr, rates, losses, 0.001, seed=0), target_parameters=target)
+    least = r"No setting keeps the original within 3 %: the least is \+(9.\d|10.\d)%, at ALMR 0\."
+    assert re.search(least, reason)
+
+
 def test_fewer_runs_than_parameters():
     reason = refusal(plausible(almr=(0.3, 0.7), rates=RATES[:2]))
     assert "No form could be fitted to the additional loss: 4 runs do not carry" in reason
