@@ -64,9 +64,9 @@ def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
 
 
 def test_a_target_and_options_where_no_config_is_named(fit, results):
-    status, told, folder = fit(results, "--target-parameters", "2e8", "--target-tokens", "1e9")
-    assert status == 0 and "200M parameters, 1B tokens" in told
-    assert "Extrapolation: 200 times the largest fitted size" in told
+    status, told, folder = fit(results, "--target-parameters", "1.2e7", "--target-tokens", "2e8")
+    assert status == 0 and "12M parameters, 200M tokens" in told
+    assert "Extrapolation: 12 times the largest fitted size" in told
     assert "a prior: Step Law" in (folder / "report.md").read_text()
     assert (folder / "carry.png").exists()
     lines = (folder / "recommended.args").read_text().splitlines()

@@ -133,6 +133,7 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
         parameters=target.parameters or largest,
         tokens=target.tokens or budget,
         largest=largest,
+        longest=float(points.tokens.max()),
         draws=DRAWS,
     )
     law, reasons = recommend(replace(law, surface=surface), points, target, next_runs, chance)

@@ -16,6 +16,8 @@ NARROW = 0.02
 """An optimum within this part of the grid's width from its end is on the edge."""
 UNKNOWN = 0.8
 """An interval over this part of the grid says nothing."""
+DECADES = 2.0
+"""Nor does one of a carried learning rate that is wider than this."""
 
 
 def error_reasons(
@@ -71,8 +73,8 @@ def _part(value: float, ends: tuple[float, float]) -> float:
     return float((value - ends[0]) / (ends[1] - ends[0]))
 
 
-def spread_reasons(place: Place) -> list[str]:
-    """Intervals as wide as the grid."""
+def spread_reasons(place: Place, widest_rate: float | None = None) -> list[str]:
+    """Intervals as wide as the grid, or a rate's wider than ``widest_rate`` in natural logs."""
     domain, reasons = place.domain, []
     low, high = domain.measured_almr
     if place.almr.high - place.almr.low > UNKNOWN * (high - low):
@@ -82,7 +84,7 @@ def spread_reasons(place: Place) -> list[str]:
         )
     low, high = domain.measured_rate
     rate = place.learning_rate
-    if np.log(rate.high / rate.low) > UNKNOWN * (high - low):
+    if np.log(rate.high / rate.low) > (widest_rate or UNKNOWN * (high - low)):
         reasons.append(
             f"The best learning rate may lie anywhere from {rate.low:.2g} to {rate.high:.2g}: "
             "the data does not say where."
@@ -110,6 +112,12 @@ def bound_reasons(surface: Surface, place: Place, goal: Goal) -> list[str]:
         f"{losses[ratio, column] / base - 1:+.1%}, at ALMR {place.domain.almr[ratio]:.2f} and "
         f"learning rate {rates[column]:.2g}."
     ]
+
+
+def carried_reasons(aimed: Place) -> list[str]:
+    """A target so far away that the carried intervals say nothing."""
+    told = f"At {aimed.parameters:g} parameters and {aimed.tokens:g} tokens: "
+    return [told + reason for reason in spread_reasons(aimed, DECADES * float(np.log(10)))]
 
 
 def target_reasons(parameters: float | None, smallest: float) -> list[str]:

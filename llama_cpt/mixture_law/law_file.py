@@ -38,11 +38,23 @@ def load(path: str) -> Law:
         values = json.loads(epath.Path(path).read_text())
         if values["format"] != FORMAT:
             raise UserError(f"{path}: format {values['format']}, this version reads {FORMAT}.")
-        return _typed(Law, values)
+        return _typed(Law, _with_later_fields(values))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; fit_law writes it into its --output.") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a law of this version ({error!r}).") from None
+
+
+def _with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """A law that was written before some fields were there; it predicts as it did then."""
+    runs, surface = values["points"], values["surface"]
+    runs.setdefault("batch_tokens", [None] * len(runs["run"]))
+    if surface:
+        tokens = [count for count in runs["tokens"] if count is not None]
+        surface.setdefault("longest", max(tokens, default=1.0))
+        for group in surface["groups"].values():
+            group.setdefault("size_error", 0.0)
+    return values
 
 
 def _chosen(law: Law) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from llama_cpt.mixture_law.bands import Band, band
 from llama_cpt.mixture_law.goal import Goal
 from llama_cpt.mixture_law.optimum import Domain, Optima, find_optima
 from llama_cpt.mixture_law.points import GROUPS
-from llama_cpt.mixture_law.surface import Surface
+from llama_cpt.mixture_law.surface import LARGEST_LOG, Surface
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
     @property
     def learning_rate(self) -> Band:
         """Of the optimum."""
-        rates = np.exp(self.optima.rate + self.middle_rate)
+        rates = np.exp(np.clip(self.optima.rate + self.middle_rate, -LARGEST_LOG, LARGEST_LOG))
         return band(float(rates[0]), rates[1:])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from llama_cpt.mixture_law.doubts import (
     bound_reasons,
+    carried_reasons,
     edge_reasons,
     error_reasons,
     poor_fit,
@@ -67,6 +68,7 @@ def recommend(
         *error_reasons(law.forms, law.noise, cells, goal),
         *edge_reasons(found.home),
         *spread_reasons(found.home),
+        *(carried_reasons(aimed) if aimed is not found.home else ()),
         *bound_reasons(surface, aimed, goal),
         *target_reasons(target.parameters, float(points.parameters.min())),
     ]
@@ -82,7 +84,7 @@ def recommend(
             parameters=surface.parameters,
             tokens=surface.tokens,
             poor_fit=poor_fit(law.forms, surface, found.home, cells, goal),
-            extrapolation=_extrapolation(factor),
+            extrapolation=_extrapolation(surface),
         ),
         ridge=make_ridge(found.home),
         predicted_front=predicted_front(surface, found.home),
@@ -131,7 +133,7 @@ def _aimed(surface: Surface, goal: Goal, found: Optima) -> Place:
     longer = np.log(surface.tokens / home.tokens)
     shift = found.by_size.rate * grown + found.by_tokens.rate * longer
     place = find_place(surface, goal, home.domain, surface.parameters, surface.tokens, shift)
-    return widened(place, surface.parameters / surface.largest)
+    return widened(place, surface.parameters / surface.largest, surface.tokens / surface.longest)
 
 
 def _unstated(law: Law) -> Law:
@@ -151,10 +153,14 @@ def _unstated(law: Law) -> Law:
     return replace(law, recommendation=replace(recommendation, base=base, **unknown))
 
 
-def _extrapolation(factor: float) -> str | None:
-    if factor <= FAR:
+def _extrapolation(surface: Surface) -> str | None:
+    size, budget = surface.parameters / surface.largest, surface.tokens / surface.longest
+    told = [f"{size:.0f} times the largest fitted size"] if size > FAR else []
+    told += [f"{budget:.0f} times the largest fitted budget"] if budget > FAR else []
+    if not told:
         return None
+    by = widening(np.log(size)) * widening(np.log(budget))
     return (
-        f"Extrapolation: {factor:.0f} times the largest fitted size; beyond {FAR:g} times, "
-        f"intervals are widened by log10 of that, here {widening(np.log(factor)):.2f}."
+        f"Extrapolation: {' and '.join(told)}; beyond {FAR:g} times, "
+        f"intervals are widened by log10 of that, here {by:.2f}."
     )

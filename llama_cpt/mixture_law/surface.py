@@ -14,12 +14,14 @@ CHUNK = 2000
 """Settings predicted at a time: every draw answers for each of them."""
 FAR = 10.0
 """Times the largest fitted size, beyond which a prediction is an extrapolation."""
+LARGEST_LOG = 300.0
+"""Logarithms are cut here: what a target that no data reaches asks for is still a number."""
 TWO_SIDED = 1.645
 """Standard deviations of 90 %."""
 
 
 def widening(grown: Number) -> Number:
-    """Of intervals, ``grown`` being the log of a size over the largest fitted one."""
+    """Of intervals, ``grown`` being the log of a size or budget over the largest fitted one."""
     return np.maximum(1.0, grown / np.log(FAR))
 
 
@@ -58,6 +60,8 @@ class Surface:
     tokens: float
     largest: float
     """Of the fitted sizes."""
+    longest: float
+    """Of the fitted budgets."""
     draws: int
 
     def predict(
@@ -80,6 +84,7 @@ class Surface:
         for group in GROUPS:
             logs = np.concatenate([self._log_band(group, part) for part in parts], axis=1)
             scale = self.frame.base(self.frame.home_parameters)[group]
+            logs = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
             found[group] = Band(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
         return found
 
@@ -93,6 +98,8 @@ class Surface:
         low, high = quantiles(surface.spread(at))
         noise = TWO_SIDED * surface.noise
         grown = at.size - np.log(self.largest / self.frame.home_parameters)
-        down = np.hypot(widening(grown) * np.maximum(0, centre - low), noise)
-        up = np.hypot(widening(grown) * np.maximum(0, high - centre), noise)
+        longer = at.tokens - np.log(self.longest / self.frame.home_tokens)
+        wide = widening(grown) * widening(longer)
+        down = np.hypot(wide * np.maximum(0, centre - low), noise)
+        up = np.hypot(wide * np.maximum(0, high - centre), noise)
         return np.stack([centre, centre - down, centre + up])

@@ -20,6 +20,8 @@ PRIOR = np.array([1.0, 0.713, 0.0, -0.307])
 rate of the Step Law (arXiv 2503.04715), which is of runs from scratch."""
 PRIOR_WIDTH = np.array([0.0, 0.713 / 1.645, 0.0, 0.307 / 1.645])
 """Standard deviations: of the rates, 90 % reach from no change to twice the change."""
+FAR_RATE = 100.0
+"""Log rates are cut here, far beyond any run, for forms that grow with their square."""
 LEVEL_WIDTH = {"additional": 0.5, "original": 0.05}
 """Of the level. A shift of the original loss that keeps its size, not its share of the base, as
 arXiv 2505.07796 finds, is within it; little is known of the additional one."""
@@ -75,7 +77,7 @@ class SurfaceModel:
 
     def _rate(self, theta: np.ndarray, at: Settings) -> np.ndarray:
         _, _, by_size, _, by_tokens = self._split(theta)
-        return at.rate + by_size * at.size + by_tokens * at.tokens
+        return np.clip(at.rate + by_size * at.size + by_tokens * at.tokens, -FAR_RATE, FAR_RATE)
 
     def _split(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
         core = theta[..., : -len(CARRY)]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit
 
 from llama_cpt.mixture_law.bands import band
 from llama_cpt.mixture_law.law import Carry, Exponent, SizeOptimum
@@ -36,17 +37,17 @@ def make_powers(places: list[Place], logs: np.ndarray, prior: np.ndarray) -> Pow
     return Powers(rates @ off, odds @ off, fitted=True)
 
 
-def widened(place: Place, factor: float) -> Place:
-    """The draws further from the chosen fit's optimum: log10 of the factor where it is beyond 10.
+def widened(place: Place, size: float, budget: float) -> Place:
+    """The draws further from the chosen fit's optimum: log10 of a factor where it is beyond 10.
 
-    ``factor`` is of the target over the largest fitted size. Rates and the ratio's odds are moved
-    in logs.
+    The factors are of the target over the largest fitted size and budget; both beyond 10, they
+    multiply. Rates and the ratio's odds are moved in logs.
     """
-    by = float(widening(np.log(factor)))
+    by = float(widening(np.log(size)) * widening(np.log(budget)))
     rate, odds = place.optima.rate, place.odds
     rate = rate[0] + by * (rate - rate[0])
     odds = odds[0] + by * (odds - odds[0])
-    optima = replace(place.optima, rate=rate, almr=1 / (1 + np.exp(-odds)))
+    optima = replace(place.optima, rate=rate, almr=expit(odds))
     return replace(place, optima=optima)
 
 

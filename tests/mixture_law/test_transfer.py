@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.mixture_law.analyse import analyse
-from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.goal import Bound, Weights
 from tests.mixture_law.worlds import BASE, joined, plausible, plausible_losses, sized
 
 GOAL = Bound(0.03)
@@ -36,7 +36,7 @@ def test_fitted_powers_carry_rate_and_losses():
 
 
 def test_one_size_carries_by_a_prior_that_says_so():
-    near, far = (analyse(plausible(), goal=GOAL, target_parameters=n) for n in (8e6, 1e9))
+    near, far = (analyse(plausible(), goal=GOAL, target_parameters=n) for n in (8e6, 1.2e7))
     rate = power(near, "learning rate", "parameters")
     assert "2503.04715" in rate.prior and rate.power.value == -0.713
     assert "2409.06624" in power(near, "almr odds", "parameters").prior
@@ -45,9 +45,25 @@ def test_one_size_carries_by_a_prior_that_says_so():
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
     assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
     assert near.recommendation.extrapolation is None
-    assert re.search("1000 times .* here 3.00", far.recommendation.extrapolation)
+    assert re.search("12 times .* here 1.08", far.recommendation.extrapolation)
     low, high = (np.ptp(np.log(law.recommendation.learning_rate)) for law in (near, far))
-    assert high > 3 * low
+    assert high > 1.2 * low
+
+
+@pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
+def test_a_target_that_no_data_reaches(goal):
+    law = analyse(plausible(), goal=goal, target_parameters=1e30, target_tokens=1e40)
+    assert re.search("1e\\+30 parameters .* learning rate may lie anywhere", str(law.refusal))
+    assert law.recommendation is None
+
+
+def test_tokens_beyond_ten_budgets_are_an_extrapolation():
+    longer = analyse(plausible(), goal=GOAL, target_tokens=4e8)
+    assert re.search(
+        "20 times the largest fitted budget.* here 1.30", longer.recommendation.extrapolation
+    )
+    near, far = (longer.predict(0.5, 3e-3, tokens=n)["original"] for n in (2e8, 2e10))
+    assert far.high / far.value > near.high / near.value
 
 
 def test_a_target_below_what_was_fitted():
