@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -136,8 +137,26 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
         longest=float(points.tokens.max()),
         draws=DRAWS,
     )
+    law = replace(law, notes=law.notes + _prior_levels(points, surface, known))
     law, reasons = recommend(replace(law, surface=surface), points, target, next_runs, chance)
     return _refused(law, *reasons) if reasons else law
+
+
+def _prior_levels(points: Points, surface: Surface, known: Mapping[float, Any]) -> tuple[str, ...]:
+    """That the height of the predicted losses is no finding where the table has one size."""
+    told = []
+    if len(np.unique(points.parameters)) == 1 and surface.parameters != surface.largest:
+        base = "its base's" if known else "the base's, here that of the fitted size (--target-base)"
+        told.append(
+            f"The table has one size: that losses at {surface.parameters:g} parameters go as "
+            f"{base} original loss is a prior, not a finding."
+        )
+    if len(np.unique(points.tokens)) == 1 and surface.tokens != surface.longest:
+        told.append(
+            f"The table has one budget: that losses at {surface.tokens:g} tokens are as high as at "
+            f"{surface.longest:g} is a prior, not a finding."
+        )
+    return tuple(told)
 
 
 def _left_out(law: Law) -> tuple[str, ...]:

@@ -42,7 +42,9 @@ def fit_group(
     )
     problem, theta, record = found[best]
     assert record.held_out
-    surface = GroupSurface(problem.model, theta, draws, record.held_out.inside)
+    sizes = np.unique(points.parameters)
+    missed = (record.held_out.size or 0.0) / np.log(sizes[-1] / sizes[-2]) if sizes[1:].size else 0
+    surface = GroupSurface(problem.model, theta, draws, record.held_out.inside, float(missed))
     weight = {r.form: float(w) for (_, _, r), w in zip(found, weights, strict=True)}
     records = (
         replace(r, weight=weight.get(r.form, 0.0), chosen=r.form == record.form)

@@ -35,6 +35,8 @@ class GroupSurface:
     """Of each pooled form: the model, its parameters, and which of the draws they are."""
     noise: float
     """Standard deviation of a run's log loss."""
+    size_error: float
+    """Held-out error of the largest size's log loss, over the log of the step that was left out."""
 
     def centre(self, at: Settings, shift: np.ndarray | float = 0.0) -> np.ndarray:
         """Log loss over that of the home base, by the chosen fit, with rates moved by ``shift``."""
@@ -71,7 +73,13 @@ class Surface:
         parameters: float | None = None,
         tokens: float | None = None,
     ) -> dict[str, Band]:
-        """Loss by group with the band of a run: the fit's and the run's own noise in quadrature."""
+        """Loss by group with the band of a run.
+
+        In quadrature, of the log loss: the fit's interval (widened beyond 10 times what was
+        fitted), 1.645 times the run's noise, and beyond the largest fitted size N also
+
+            1.645 * (held-out size error) * log(size / N) / log(N / next smaller fitted size).
+        """
         values = (almr, learning_rate, parameters or self.parameters, tokens or self.tokens)
         shape = np.broadcast_shapes(*map(np.shape, values))
         flat = [np.broadcast_to(value, shape).ravel() for value in values]
@@ -96,8 +104,9 @@ class Surface:
         surface = self.groups[group]
         centre = surface.centre(at)
         low, high = quantiles(surface.spread(at))
-        noise = TWO_SIDED * surface.noise
         grown = at.size - np.log(self.largest / self.frame.home_parameters)
+        carried = surface.size_error * np.maximum(0, grown)
+        noise = TWO_SIDED * np.hypot(surface.noise, carried)
         longer = at.tokens - np.log(self.longest / self.frame.home_tokens)
         wide = widening(grown) * widening(longer)
         down = np.hypot(wide * np.maximum(0, centre - low), noise)

@@ -31,7 +31,12 @@ def test_fitted_powers_carry_rate_and_losses():
     true = plausible_losses(found.almr.value, found.learning_rate.value * 32**0.5)
     for group, loss in true.items():
         assert found.losses[group].value == pytest.approx(loss * 32**-0.1, rel=0.01)
-    assert all(form.held_out.size < 0.05 for form in law.forms if form.chosen)
+    missed = {form.group: form.held_out.size for form in law.forms if form.chosen}
+    assert all(error < 0.05 for error in missed.values())
+    for group, band in found.losses.items():
+        carried = 1.645 * missed[group] * np.log(3.2e7 / 4e6) / np.log(4)
+        assert np.log(band.high / band.value) >= carried
+    assert not any("a prior" in note for note in law.notes)
     assert [optimum.target for optimum in law.carry.optima] == [False, False, True]
 
 
@@ -45,6 +50,8 @@ def test_one_size_carries_by_a_prior_that_says_so():
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
     assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
     assert near.recommendation.extrapolation is None
+    assert "losses at 8e+06 parameters go as the base's, here" in near.notes[-1]
+    assert "a prior" in near.notes[-1]
     assert re.search("12 times .* here 1.08", far.recommendation.extrapolation)
     low, high = (np.ptp(np.log(law.recommendation.learning_rate)) for law in (near, far))
     assert high > 1.2 * low
