@@ -15,10 +15,16 @@ def comparable(points: Points) -> tuple[Points, list[str]]:
     points = _keep(points, whole, "have no final loss", notes)
     order = _commonest(points.mixture_order)
     points = _keep(points, points.mixture_order == order, f"are not of the order {order!r}", notes)
+    batches = np.nan_to_num(points.batch_tokens)
+    usual = _commonest_of_size(batches, points.parameters)
+    points = _keep(points, batches == usual, "have another batch than most of their size", notes)
     decayed = points.schedule != "constant"
     if decayed.any():
         left = "have an undecayed schedule, which says little about the end of a decayed one"
-        return _keep(points, decayed, left, notes), notes
+        points = _keep(points, decayed, left, notes)
+        schedule = _commonest(points.schedule)
+        left = f"have another schedule than most, {str(schedule)!r}"
+        return _keep(points, points.schedule == schedule, left, notes), notes
     tokens = _commonest(points.tokens)
     if not len(points) or not np.isfinite(tokens):
         return points, notes
@@ -53,6 +59,13 @@ def _commonest(values: np.ndarray) -> np.generic | str:
         return ""
     found, counts = np.unique(values, return_counts=True)
     return found[len(found) - 1 - np.argmax(counts[::-1])]
+
+
+def _commonest_of_size(values: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """For each run the commonest value of its size."""
+    sizes = np.nan_to_num(parameters)
+    usual = {size: _commonest(values[sizes == size]) for size in np.unique(sizes)}
+    return np.array([usual[size] for size in sizes])
 
 
 def _keep(points: Points, kept: np.ndarray, left: str, notes: list[str]) -> Points:

@@ -24,6 +24,7 @@ class Points:
     """Without embeddings."""
     tokens: np.ndarray
     """Trained on at the end of the run."""
+    batch_tokens: np.ndarray
     steps: np.ndarray
     schedule: np.ndarray
     mixture_order: np.ndarray

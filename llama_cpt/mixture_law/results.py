@@ -118,6 +118,7 @@ def _points(runs: Sequence[Run], unit: Unit) -> Points:
         learning_rate=column("learning_rate"),
         parameters=column("parameters"),
         tokens=column("tokens"),
+        batch_tokens=column("batch_tokens"),
         steps=column("step"),
         schedule=column("schedule"),
         mixture_order=column("mixture_order"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.comparable import comparable, repeated_noise
 from llama_cpt.mixture_law.goal import Bound, Weights
 from tests.mixture_law.worlds import (
     ALMR,
@@ -192,6 +193,16 @@ def test_undecayed_runs_stay_out():
     assert len(law.points) == 20 and "undecayed" in law.notes[0]
     alone = analyse(joined(constant, replace(constant, tokens=np.full(20, 2e7))), goal=GOAL)
     assert set(alone.points.tokens) == {2e7}
+
+
+def test_other_batches_and_schedules_are_not_repeats():
+    columns = {"batch_tokens": np.full(20, 1e5)}
+    other = plausible(seed=1, batch_tokens=np.full(20, 4e5)).where(np.arange(5))
+    linear = plausible(seed=2, schedule=np.full(20, "linear"), **columns).where(np.arange(4))
+    points, notes = comparable(joined(plausible(**columns), other, linear))
+    assert len(points) == 20 and not repeated_noise(points)
+    assert "5 of 29 runs have another batch" in notes[0]
+    assert "4 of 24 runs have another schedule than most, 'wsd'" in notes[1]
 
 
 def test_a_diverged_run_is_left_out():

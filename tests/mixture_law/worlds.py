@@ -19,6 +19,7 @@ def points_of(almr, learning_rate, additional, original, **columns) -> Points:
         "pair": np.full(count, "en-zh"),
         "parameters": np.full(count, 1e6),
         "tokens": np.full(count, 2e7),
+        "batch_tokens": np.full(count, np.nan),
         "steps": np.full(count, 600),
         "schedule": np.full(count, "wsd"),
         "mixture_order": np.full(count, "interleaved"),
