@@ -152,8 +152,8 @@ def require_both_groups(runs: Sequence[Run], where: str) -> None:
     groups = {group for run in runs for group, _ in run.corpora}
     missing = [group for group in GROUPS if group not in groups]
     if missing:
-        of = "with a loss" if groups else "with a loss; has a run finished?"
+        ask = "" if groups else " Has a run finished?"
         raise UserError(
-            f"{where}: no row of group {missing[0]!r} {of}. A ratio weighs two groups: measure a "
-            f"held-out corpus of each."
+            f"{where}: no row of group {missing[0]!r} with a loss.{ask} A ratio weighs two groups: "
+            f"measure a held-out corpus of each."
         )

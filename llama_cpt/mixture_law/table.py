@@ -15,6 +15,7 @@ from llama_cpt.mixture_law.points import GROUPS
 
 NEEDED = ("run", "parameters", "tokens", "step", "almr", "learning_rate", "corpus", "group")
 WORDS = ("run", "pair", "mixture_order", "schedule", "tokenizer", "corpus", "group")
+SCHEDULES = ("cosine", "wsd", "linear", "constant", "inverse_sqrt")
 LOSSES = ("loss", "bits_per_byte", "base_loss", "base_bits_per_byte")
 NUMBERS = ("parameters", "tokens", "step", "almr", "learning_rate", "batch_tokens", "seed", *LOSSES)
 
@@ -110,6 +111,9 @@ def _require_columns(path: str, columns: Sequence[str]) -> None:
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise UserError(f"{path}:1: two columns are named {twice[0]!r}; keep one of them.")
+    separator = next((mark for mark in ";\t" if len(columns) == 1 and mark in columns[0]), None)
+    if separator:
+        raise UserError(f"{path}:1: separated by {separator!r}: save with commas.")
     missing = [name for name in NEEDED if name not in columns]
     if not missing and {"loss", "bits_per_byte"} & set(columns):
         return
@@ -135,6 +139,7 @@ def _row(place: str, values: dict[str | None, str | list[str] | None]) -> Row:
         )
     cells = {str(name): str(cell or "").strip() for name, cell in values.items()}
     read = {name: cells.get(name, "") for name in WORDS}
+    read["schedule"] = _schedule(place, read["schedule"])
     numbers = {name: _number(place, name, cells.get(name, "")) for name in NUMBERS}
     row = Row(place=place, **read, **numbers)
     if not row.run:
@@ -142,6 +147,14 @@ def _row(place: str, values: dict[str | None, str | list[str] | None]) -> Row:
     if row.measured:
         _require_complete(row)
     return row
+
+
+def _schedule(place: str, cell: str) -> str:
+    if cell and cell.lower() not in SCHEDULES:
+        near = nearest(cell.lower(), list(SCHEDULES))
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"{place}: schedule={cell!r} is none of {known}{near or '.'}")
+    return cell.lower()
 
 
 def _require_complete(row: Row) -> None:

@@ -154,6 +154,7 @@ BAD_CELLS = [
     (2, {"loss": "-1"}, r"csv:4: loss=-1 must be above 0"),
     (2, {"bits_per_byte": "nan"}, r"csv:4: bits_per_byte=nan is not finite; leave the cell empty"),
     (3, {"group": "added"}, r"csv:5: group='added' must be 'additional' or 'original'"),
+    (0, {"schedule": "cosin"}, r"csv:2: schedule='cosin' is none of .*did you mean 'cosine'"),
     (3, {"corpus": ""}, r"csv:5: corpus is empty"),
     (3, {"run": ""}, r"csv:5: run is empty"),
     (3, {"almr": "0.3"}, r"csv:5: run 'almr 0.25' has almr=0.3 but 0.25 in .*csv:2"),
@@ -174,6 +175,11 @@ def test_one_base_a_size_and_pair(read, rows):
     assert len(read(rows + other).points) == 4
 
 
+def test_a_schedule_in_capitals_is_the_same(read):
+    results = read(rows_of(0.25) + rows_of(0.5, schedule="WSD"))
+    assert set(results.points.schedule) == {"wsd"}
+
+
 def test_one_ratio(read):
     with pytest.raises(UserError, match=r"every run has almr=0.5; a ratio cannot be chosen"):
         read(rows_of(0.5) + rows_of(0.5, "other", learning_rate=1e-4))
@@ -182,7 +188,7 @@ def test_one_ratio(read):
 def test_a_group_without_rows(read, rows):
     with pytest.raises(UserError, match="no row of group 'original' with a loss"):
         read([row for row in rows if row["corpus"] == "zh"])
-    with pytest.raises(UserError, match="has a run finished"):
+    with pytest.raises(UserError, match=r"with a loss\. Has a run finished\? A ratio"):
         read([{"run": "a"}])
 
 
@@ -203,7 +209,8 @@ def test_missing_columns_are_found_under_near_names(read, rows):
         (b"", "empty; a table starts with"),
         (",".join(COLUMNS).encode(), "a header and no rows"),
         (b"run,almr\na,\xff\n", r":2: not UTF-8"),
-        (b"run;almr;tokens\na;1;2\n", r"no column 'run'.*Found: run;almr;tokens"),
+        (b"run;almr;tokens\na;1;2\n", r":1: separated by ';': save with commas"),
+        (b"run\talmr\ttokens\na\t1\t2\n", r":1: separated by '.t': save with commas"),
         (",".join(COLUMNS).encode() + b"\na" + b",1" * 20, r":2: more cells than the header"),
     ],
 )
