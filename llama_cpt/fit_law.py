@@ -71,7 +71,10 @@ def main(arguments: list[str]) -> int:
 
 def _goal(options: argparse.Namespace, results: Results) -> Goal:
     if options.weights:
-        return Weights(**_named("--weights", options.weights, *GROUPS))
+        weights = _named("--weights", options.weights, *GROUPS)
+        if not any(weights.values()):
+            raise UserError(f"--weights {options.weights}: give one of the two a weight above 0.")
+        return Weights(**weights)
     if options.forgetting <= -1 or not math.isfinite(options.forgetting):
         raise UserError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
     if np.isnan(results.points.base_original).any():
@@ -119,6 +122,8 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
         if getattr(options, name) is not None:
             require_above_zero(f"--{name.replace('_', '-')}", getattr(options, name))
     base = options.target_base and _named("--target-base", options.target_base, *GROUPS)
+    if base and options.target_parameters is None:
+        raise UserError("--target-base says nothing without a size: add --target-parameters N.")
     for group, loss in (base or {}).items():
         require_above_zero(f"--target-base {group}", loss)
     return {
@@ -134,6 +139,11 @@ def _require_said(results: Results, options: argparse.Namespace) -> None:
         asked = getattr(options, f"target_{name}") is not None
         if asked and np.isnan(getattr(results.points, name)).any():
             raise UserError(f"--target-{name}: column {name} of the table is empty; fill it in.")
+    if options.target_base and options.target_parameters in results.points.parameters:
+        size = f"{options.target_parameters:g}"
+        raise UserError(
+            f"--target-base: the table has the base of {size} parameters; leave it out."
+        )
 
 
 def _print_summary(law: Law, results: Results) -> None:
@@ -146,7 +156,8 @@ def _print_summary(law: Law, results: Results) -> None:
     if law.one_for_all:
         print(f"\n{law.one_for_all}")
     if law.next_runs:
-        print(f"\nNext runs, each counting on those above it:\n{aligned(next_rows(law))}")
+        told = "at the size and budget with the most runs, each counting on those above it"
+        print(f"\nNext runs, {told}:\n{aligned(next_rows(law))}")
     for told in (*results.left_out, *results.remarks, *law.notes):
         print(f"note: {told}")
 
@@ -155,7 +166,8 @@ def _print_predictions(
     law: Law, asked: list[Mapping[str, float]], options: argparse.Namespace
 ) -> None:
     if not law.surface:
-        raise UserError("--predict: no form could be fitted, so nothing is predicted (see above).")
+        print("note: --predict: no form could be fitted, so nothing is predicted (see above).")
+        return
     place = {"parameters": options.target_parameters, "tokens": options.target_tokens}
     print(f"\nPredicted, 90 %:\n{aligned(prediction_rows(asked, law, **place))}")
 

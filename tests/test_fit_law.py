@@ -112,8 +112,9 @@ def test_a_target_below_what_was_fitted(fit, results):
     ],
 )
 def test_published_tables_of_one_rate(fit, name, forgetting, told):
-    status, printed, folder = fit(TABLES / f"{name}.csv", "--forgetting", forgetting)
-    assert status == 3
+    asked = ("--forgetting", forgetting, "--predict", "almr=0.7,learning_rate=1e-4")
+    status, printed, folder = fit(TABLES / f"{name}.csv", *asked)
+    assert status == 3 and "note: --predict: no form could be fitted" in printed
     report = (folder / "report.md").read_text()
     assert re.search(told, printed) and re.search(told, report)
     assert ("Not validated" in report) == name.startswith("slim")
@@ -146,6 +147,12 @@ def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):
         (["--predict", "almr=x,learning_rate=1"], "'x' is no number"),
         (["--predict", "almr=1.2,learning_rate=1e-4"], "almr=1.2 is outside"),
         (["--target-base", "additional=3"], "write --target-base additional=NUMBER"),
+        (["--weights", "additional=0,original=0"], "give one of the two a weight above 0"),
+        (["--target-base", "additional=3,original=2"], "add --target-parameters N"),
+        (
+            ["--target-base", "additional=3,original=2", "--target-parameters", "1e6"],
+            "the table has the base of 1e+06 parameters",
+        ),
         (["--target-parameters", "-1"], "--target-parameters=-1.0 must be"),
         (["--forgetting", "-1"], "--forgetting -1 must be above -1"),
         (["--next", "-1"], "--next -1 must"),
