@@ -53,5 +53,7 @@ def _values(law: Law) -> dict[str, str]:
 
 
 def _told(law: Law) -> list[str]:
-    return ["Ratio and rate as the law beside this file (law.json) recommends them.", "",
+    poor = law.recommendation and law.recommendation.poor_fit
+    told = ["Ratio and rate as the law beside this file (law.json) recommends them.", "",
             *conclusion(law)]  # fmt: skip
+    return [poor, *(line for line in told if poor not in line)] if poor else told

@@ -12,6 +12,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.mixture_law.analyse import analyse
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
 from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
+from llama_cpt.mixture_law.fragment import as_config, as_options
 from llama_cpt.mixture_law.goal import Bound, Weights
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load, to_json
@@ -55,6 +56,14 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
     assert again.recommendation == law.recommendation and again.goal == law.goal
     assert again.carry == law.carry and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
+
+
+def test_a_poor_fit_is_the_first_word_of_a_fragment(law):
+    poor = dataclasses.replace(law.recommendation, poor_fit="Poor fit: much is missed.")
+    doubtful = dataclasses.replace(law, recommendation=poor)
+    for text in (as_options(doubtful), as_config(doubtful, "base.py", ".")):
+        assert re.match(r'(# |""")Poor fit: much is missed\.\n', text)
+        assert text.count("Poor fit") == 1
 
 
 def test_what_a_table_does_not_say_is_null(tmp_path):
