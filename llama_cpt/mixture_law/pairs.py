@@ -7,23 +7,31 @@ from llama_cpt.mixture_law.law import Law, PairOptimum
 
 
 def compare_pairs(laws: dict[str, Law]) -> tuple[tuple[PairOptimum, ...], str]:
-    """Each pair's optimum against the first pair's, and a sentence on them all."""
+    """Each pair's optimum against the first pair's, and a sentence on them all.
+
+    Pairs without a recommendation come last, so that the first has one if any has.
+    """
+    laws = dict(sorted(laws.items(), key=lambda item: item[1].recommendation is None))
     first = next(iter(laws.values()))
     rows = tuple(_row(pair, law, first) for pair, law in laws.items())
     refused = [row.pair for row in rows if row.refusal]
-    if refused:
-        return rows, f"Not known: there is no recommendation for {', '.join(refused)}."
+    known = rows[: len(rows) - len(refused)]
+    unknown = f"there is no recommendation for {', '.join(refused)}."
+    if len(known) < 2:
+        return rows, f"Not known: {unknown}"
+    told = _compared(known)
+    return rows, f"{told} Of the others it is not known: {unknown}" if refused else told
+
+
+def _compared(rows: tuple[PairOptimum, ...]) -> str:
     apart = [
         row.pair
         for row in rows[1:]
         if not (_holds_zero(row.almr_difference) and _holds_zero(row.decades_difference))
     ]
     if apart:
-        return (
-            rows,
-            f"No: the optimum of {', '.join(apart)} is another than that of {rows[0].pair}.",
-        )
-    return rows, "Yes, as far as the intervals tell: none of the differences excludes 0."
+        return f"No: the optimum of {', '.join(apart)} is another than that of {rows[0].pair}."
+    return "Yes, as far as the intervals tell: none of the differences excludes 0."
 
 
 def _row(pair: str, law: Law, first: Law) -> PairOptimum:
