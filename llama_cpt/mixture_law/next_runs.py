@@ -13,7 +13,7 @@ SHARE_STEP = 0.05
 def choose_next_runs(
     surface: Surface, domain: Domain, points: Points, optima: np.ndarray, count: int
 ) -> tuple[NextRun, ...]:
-    """Greedily, settings at the home size that are not measured yet.
+    """Greedily, settings inside the grid at the home size that are not measured yet.
 
     ``optima`` (draws, 2) are in units of what counts as a difference. With o the optimum and p
     the two log losses of a setting, over the bootstrap draws, and v a run's noise, a run there
@@ -54,14 +54,14 @@ def choose_next_runs(
 
 
 def _candidates(domain: Domain, points: Points, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
-    """Ratios in steps of 0.05 and rates in halves of the grid's steps, unless measured."""
-    low, high = domain.almr[0], domain.almr[-1]
+    """Within the grid, ratios in steps of 0.05 and rates in half steps, unless measured."""
+    low, high = domain.measured_almr
     ratios = SHARE_STEP * np.arange(np.ceil(low / SHARE_STEP - 1e-9), high / SHARE_STEP + 1e-9)
     at_home = surface.frame.of(points)
     home = (at_home.size == 0) & (at_home.tokens == 0)
     measured = np.unique(np.round(at_home.rate[home], 9))
     middles = (measured[1:] + measured[:-1]) / 2
-    rates = np.concatenate([measured, middles, domain.rate[[0, -1]]])
+    rates = np.concatenate([measured, middles])
     almr, rate = (v.ravel() for v in np.meshgrid(np.round(ratios, 9), np.sort(rates)))
     off_ratio = np.abs(almr[:, None] - at_home.almr[home]) > 1e-6
     off_rate = np.abs(rate[:, None] - at_home.rate[home]) > 1e-6

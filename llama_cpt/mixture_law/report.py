@@ -175,7 +175,8 @@ def _pairs(law: Law) -> list[str]:
 def _next(law: Law) -> list[str]:
     if not law.next_runs:
         return []
-    told = "Each row counts on the rows above it. What is left of the optimum's variance:"
+    told = "All at the size and budget with the most runs. "
+    told += "Each row counts on the rows above it. What is left of the optimum's variance:"
     return ["## Runs that would narrow it most", told, markdown(next_rows(law))]
 
 

@@ -9,6 +9,8 @@ import pytest
 from llama_cpt.mixture_law.analyse import analyse
 from llama_cpt.mixture_law.comparable import comparable, repeated_noise
 from llama_cpt.mixture_law.goal import Bound, Weights
+from llama_cpt.mixture_law.law import Refusal
+from llama_cpt.mixture_law.pairs import compare_pairs
 from tests.mixture_law.worlds import (
     ALMR,
     BASE,
@@ -81,6 +83,8 @@ def test_next_runs_are_new_and_each_narrows(law):
     measured = set(zip(law.points.almr, law.points.learning_rate, strict=True))
     chosen = [(run.almr, run.learning_rate) for run in law.next_runs]
     assert len(set(chosen) - measured) == 3
+    assert all(ALMR[0] <= almr <= ALMR[-1] for almr, _ in chosen)
+    assert all(RATES[0] * 0.999 < rate < RATES[-1] * 1.001 for _, rate in chosen)
     left = [1.0] + [run.remaining for run in law.next_runs]
     assert all(0 < b < a for a, b in zip(left, left[1:], strict=False))
 
@@ -228,3 +232,14 @@ def test_pairs_that_share_an_optimum_and_pairs_that_do_not():
     slower = replace(spanish, learning_rate=spanish.learning_rate / 3)
     law = analyse(joined(plausible(), slower), goal=GOAL)
     assert law.one_for_all.startswith("No") and law.pairs[1].decades_difference.low > 0.3
+
+
+def test_a_refused_pair_does_not_hide_the_others(law):
+    laws = {
+        "en-ar": replace(law, recommendation=None, refusal=Refusal(("Too few.",))),
+        "en-es": law,
+        "en-zh": law,
+    }
+    rows, told = compare_pairs(laws)
+    assert [row.pair for row in rows] == ["en-es", "en-zh", "en-ar"]
+    assert told.startswith("Yes") and told.endswith("no recommendation for en-ar.")
