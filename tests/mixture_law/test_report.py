@@ -18,6 +18,7 @@ from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load, to_json
 from llama_cpt.mixture_law.report import make_report
 from llama_cpt.mixture_law.results import read_results
+from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 
 # Letters that no font has: private use, and one of a script that few machines can draw.
@@ -56,6 +57,14 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
     assert again.recommendation == law.recommendation and again.goal == law.goal
     assert again.carry == law.carry and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
+
+
+def test_a_law_of_before_still_predicts_what_it_registered():
+    registered = load(str(ROOT / "docs" / "study" / "law.json"))
+    found = registered.recommendation
+    predicted = registered.predict(found.almr.value, found.learning_rate.value)
+    for group, band in found.losses.items():
+        np.testing.assert_allclose(predicted[group], band, rtol=1e-12)
 
 
 def test_a_poor_fit_is_the_first_word_of_a_fragment(law):
