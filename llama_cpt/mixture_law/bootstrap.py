@@ -6,8 +6,8 @@ from llama_cpt.mixture_law.fit import Problem, refit
 from llama_cpt.mixture_law.surface_model import CARRY
 
 CHOSEN = 1.08
-"""Residuals of a form that was chosen for its small ones are too small; by so much, intervals held
-the truth in 87 % of the draws of ``tests/mixture_law/test_recovery.py`` where 90 % were meant."""
+"""Residuals of a form that was chosen for its small errors are too small. Without this, intervals
+held one truth of ``tests/mixture_law/test_recovery.py`` in 78 % of the draws; 90 % are meant."""
 
 
 def residual_scale(problem: Problem, theta: np.ndarray) -> float:
