@@ -39,7 +39,6 @@ def test_a_budget_proposes_what_it_pays_for(capsys):
     hours = float(re.search(r"trials .* ([\d.e+]+)\n", told)[1])
     assert 5000 < hours <= 6000
 
-
     assert sweep.main([PAPER, "--budget", "2000"]) == 0
     assert "  token_budgets=(2097152000,)\n" in capsys.readouterr().out
 
