@@ -55,8 +55,8 @@ def cpt(code: str) -> TrainConfig:
         init_from=base.output,
         data=data,
         optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=20),
-        num_steps=160,
-        evaluation=EvaluationConfig(every_steps=80, dense=False, documents=50, batch_size=16),
+        num_steps=200,
+        evaluation=EvaluationConfig(every_steps=100, dense=False, documents=50, batch_size=16),
     )
 
 
@@ -67,7 +67,7 @@ def sweep(code: str) -> SweepConfig:
         train=cpt(code),
         pair=f"en+{code}",
         axes=(
-            AxisConfig("data.almr", (0.15, 0.3, 0.5, 0.7)),
-            AxisConfig("optimizer.peak_learning_rate", (1.5e-3, 5e-3, 1.5e-2, 4.5e-2)),
+            AxisConfig("data.almr", (0.15, 0.25, 0.4, 0.6)),
+            AxisConfig("optimizer.peak_learning_rate", (1.5e-3, 3e-3, 6e-3, 1.2e-2)),
         ),
     )

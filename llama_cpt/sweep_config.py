@@ -1,6 +1,8 @@
 """What a sweep is: a run, and the fields in which its trials differ."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+import re
 from typing import Literal
 
 from llama_cpt.chips import CHIPS
@@ -47,6 +49,7 @@ class AxisConfig(Section):
             require_above_zero(f"{where}: between[0]", self.between[0])
         if self.names and len(set(self.names)) != len(self.values):
             raise UserError(f"{where}: names must be as many as values, each its own.")
+        _require_names(where, self.names)
         if len(set(self.values)) < len(self.values):
             raise UserError(f"{where}: values={self.values}: name each once.")
 
@@ -119,7 +122,9 @@ class SweepConfig(Section):
             raise UserError("axes and cells are empty: a sweep needs at least one of them.")
         fields = [axis.field for axis in self.axes]
         _require_once("axes and cells", [*([RATIO, RATE] if self.cells else []), *fields])
-        _require_once("sizes", [size.name for size in self.sizes])
+        sizes = [size.name for size in self.sizes]
+        _require_names("sizes", sizes)
+        _require_once("sizes", sizes)
         if self.law and RATE not in fields:
             raise UserError(f"law={self.law} sets learning rates, but no axis is {RATE}.")
         if "output" in fields:
@@ -158,6 +163,14 @@ class SweepConfig(Section):
                     f"train.data.heldout has no corpus of the {group} group: a sweep measures both."
                 )
         return found
+
+
+def _require_names(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(
+                f"{where}: name {name!r} stands in a folder's name: letters, digits and ._+- only."
+            )
 
 
 def _require_once(where: str, names: list[str]) -> None:

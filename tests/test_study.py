@@ -18,7 +18,7 @@ def test_both_pairs_start_from_one_base_and_differ_in_the_language_alone():
     base, cpt = load(study.BASE), load(study.CPT)
     chinese, arabic = (load(config, (), SweepConfig) for config in study.SWEEPS)
     assert chinese.train.init_from == arabic.train.init_from == base.output
-    assert chinese.train == cpt
+    assert arabic.train == cpt
     assert chinese.axes == arabic.axes
     for sweep, code in ((chinese, "zh"), (arabic, "ar")):
         assert sweep.pair == f"en+{code}"

@@ -27,7 +27,7 @@ def trials_of(name):
 def test_a_dry_run_prices_and_trains_nothing(capsys):
     assert sweep.main([PAPER, "--dry-run", "--chip", "v6e", "--mfu", "0.5"]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"40 trials +50,000 +104,857,600,000 +3\.27e\+03", told)
+    assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.88e\+03", told)
     assert "v6e at MFU 50%, which is assumed" in told
     assert not Path("runs/sweep_8b").exists()
 
@@ -35,9 +35,12 @@ def test_a_dry_run_prices_and_trains_nothing(capsys):
 def test_a_budget_proposes_what_it_pays_for(capsys):
     assert sweep.main([PAPER, "--budget", "6000"]) == 0
     told = capsys.readouterr().out
-    assert 'AxisConfig("data.almr", (0.1, 0.33, 0.7))' in told
+    assert 'AxisConfig("data.almr", (0.1, 0.2, 0.5, 0.7))' in told
     hours = float(re.search(r"trials .* ([\d.e+]+)\n", told)[1])
-    assert 4000 < hours <= 6000
+    assert 5000 < hours <= 6000
+
+    assert sweep.main([PAPER, "--budget", "2000"]) == 0
+    assert "  token_budgets=(2097152000,)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b"])

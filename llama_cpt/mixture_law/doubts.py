@@ -14,7 +14,7 @@ TOO_LARGE, LARGE = 1 / 2, 1 / 3
 """Held-out error over the spread of the measured losses: refused, or a poor fit."""
 NARROW = 0.02
 """An optimum within this part of the grid's width from its end is on the edge."""
-UNKNOWN = 0.8
+UNKNOWN = 0.9
 """An interval over this part of the grid says nothing."""
 DECADES = 2.0
 """Nor does one of a carried learning rate that is wider than this."""

@@ -1,7 +1,7 @@
 """Where a goal is best met on many surfaces at once: first along the rate, then along the ratio."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -26,6 +26,14 @@ class Domain:
     measured_almr: tuple[float, float]
     """Of those searched."""
     measured_rate: tuple[float, float]
+
+    def within_the_grid(self) -> "Domain":
+        """The same without what lies beyond the measured settings."""
+        almr, rate = (
+            np.linspace(*ends, len(values))
+            for ends, values in ((self.measured_almr, self.almr), (self.measured_rate, self.rate))
+        )
+        return replace(self, almr=almr, rate=rate)
 
     def settings(self, frame: Frame, parameters: float, tokens: float) -> Settings:
         """Every ratio with every rate, flat."""

@@ -17,7 +17,7 @@ from llama_cpt.mixture_law.doubts import (
 from llama_cpt.mixture_law.fronts import predicted_front
 from llama_cpt.mixture_law.goal import Goal
 from llama_cpt.mixture_law.law import Law, Recommendation
-from llama_cpt.mixture_law.next_runs import choose_next_runs
+from llama_cpt.mixture_law.next_runs import choose_next_runs, searched
 from llama_cpt.mixture_law.optimum import make_domain
 from llama_cpt.mixture_law.places import Place, find_place
 from llama_cpt.mixture_law.points import Points
@@ -72,7 +72,7 @@ def recommend(
         *bound_reasons(surface, aimed, goal),
         *target_reasons(target.parameters, float(points.parameters.min())),
     ]
-    optima = np.stack([found.home.optima.almr, found.home.optima.rate], axis=1)[1:] / TOLERANCE
+    optima = np.stack([found.home.optima.almr, found.home.optima.rate], axis=1)[1:]
     is_target = bool(target.parameters or target.tokens)
     law = replace(
         law,
@@ -91,7 +91,9 @@ def recommend(
         carry=make_carry(
             found.sizes, found.by_size, found.by_tokens, aimed if is_target else None, factor
         ),
-        next_runs=choose_next_runs(surface, found.home.domain, points, optima, next_runs),
+        next_runs=choose_next_runs(
+            surface, searched(found.home.domain, optima), points, optima / TOLERANCE, next_runs
+        ),
     )
     return _unstated(law), reasons
 

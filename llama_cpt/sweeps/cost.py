@@ -1,12 +1,13 @@
 """What trials cost before they are run, and the grid that a budget pays for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 import itertools
 import math
 
 from llama_cpt.chips import CHIPS
 from llama_cpt.errors import UserError
+from llama_cpt.fields import require_above_zero
 from llama_cpt.metrics import model_flops_per_token
 from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SweepConfig
 from llama_cpt.sweeps.trials import Trial, chains_of
@@ -34,27 +35,41 @@ def within_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
     """The sweep with as many of its values as ``budget`` chip-hours pay for, evenly thinned.
 
     ALMR and learning rate keep at least three values each, the lowest and the highest among them;
-    other axes may come down to one. Raises UserError where not even that can be paid, with what it
-    costs.
+    other axes may come down to one; the largest token budgets go where nothing else helps. Raises
+    UserError where not even that can be paid, with what it costs.
     """
+    require_above_zero("--budget", budget)
+    cheapest = math.inf
+    for count in range(len(sweep.token_budgets), -1, -1):
+        if count or not sweep.token_budgets:
+            part = replace(sweep, token_budgets=sweep.token_budgets[:count])
+            priced = [(thinned, *_price(thinned)) for thinned in _thinnings(part)]
+            cheapest = min(cheapest, *(cost for _, _, cost in priced))
+            # As many trials as can be paid; among equals the squarer grid.
+            if paid := [one for one in priced if one[2] <= budget]:
+                return max(paid, key=lambda one: (one[1], _narrowest(one[0])))[0]
+    raise UserError(
+        f"{budget:g} chip-hours pay for no grid of this sweep: its smallest costs {cheapest:.3g}, "
+        f"of {LEAST_VALUES} ratios and {LEAST_VALUES} rates where it has as many. Fewer tokens "
+        "(num_steps, token_budgets) or a smaller model cost less."
+    )
+
+
+def _price(sweep: SweepConfig) -> tuple[int, float]:
+    """Trials, chip-hours."""
+    trials = [trial for chain in chains_of(sweep) for trial in chain]
+    return len(trials), chip_hours(sweep, trials)
+
+
+def _thinnings(sweep: SweepConfig) -> Iterator[SweepConfig]:
     choices = [range(_least(axis), len(axis.values) + 1) for axis in sweep.axes if axis.values]
     points = range(sweep.points, min(sweep.points, 4) - 1, -1)
-    found, cheapest = [], math.inf
     for count, kept in itertools.product(points, itertools.product(*choices)):
-        thinned = replace(sweep, points=count, axes=_thinned(sweep.axes, kept))
-        trials = [trial for chain in chains_of(thinned) for trial in chain]
-        cost = chip_hours(thinned, trials)
-        cheapest = min(cheapest, cost)
-        if cost <= budget:
-            # As many trials as can be paid; among equals the squarer grid.
-            found.append((len(trials), min(kept, default=0), thinned))
-    if not found:
-        raise UserError(
-            f"{budget:g} chip-hours pay for no grid of this sweep: its smallest, {LEAST_VALUES} "
-            f"values an axis, costs {cheapest:.3g}. Fewer tokens (num_steps, token_budgets) or a "
-            "smaller model cost less."
-        )
-    return max(found, key=lambda one: one[:2])[2]
+        yield replace(sweep, points=count, axes=_thinned(sweep.axes, kept))
+
+
+def _narrowest(sweep: SweepConfig) -> int:
+    return min((len(axis.values) for axis in sweep.axes if axis.values), default=0)
 
 
 def _least(axis: AxisConfig) -> int:

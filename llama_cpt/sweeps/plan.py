@@ -8,7 +8,7 @@ from llama_cpt.sweeps.trials import Trial
 
 
 def described(sweep: SweepConfig) -> str:
-    """The axes, as they would stand in a config."""
+    """Its axes and budgets, as they would stand in a config."""
     lines = [
         f'  AxisConfig("{axis.field}", {axis.values})'
         if axis.values
@@ -16,7 +16,8 @@ def described(sweep: SweepConfig) -> str:
         for axis in sweep.axes
     ]
     points = [f"  points={sweep.points}"] if sweep.points else []
-    return "\n".join(["proposed axes:", *lines, *points, ""])
+    budgets = [f"  token_budgets={sweep.token_budgets}"] if sweep.token_budgets else []
+    return "\n".join(["proposed:", *lines, *points, *budgets, ""])
 
 
 def table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:

@@ -1,6 +1,6 @@
 """What became of trials: a note each, and ``results.csv`` over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 import csv
 from dataclasses import asdict, dataclass
 import io
@@ -50,10 +50,12 @@ def write_note(trial: Trial, note: Note) -> None:
     write_atomically(folder / NOTE, (json.dumps(asdict(note), indent=1) + "\n").encode())
 
 
-def started_from(trial: Trial) -> tuple[str, ...]:
-    """What the weights before its first step are known by: trials that agree share a base."""
+def started_from(trial: Trial) -> tuple[Hashable, ...]:
+    """What held-out losses before its first step depend on: trials that agree share them."""
     config = trial.config
-    return trial.size, config.init_from or f"drawn with seed {config.seed}"
+    data, weights = config.data, config.init_from or f"drawn with seed {config.seed}"
+    measured = data.tokenizer, data.heldout, data.sequence_length, config.evaluation.documents
+    return config.model, weights, *measured
 
 
 def evaluations(trial: Trial) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def evaluation_seconds(trial: Trial) -> float:
 
 def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
     """``results.csv`` of the trials that have ended; a diverged one's last losses are empty."""
-    base: dict[tuple[str, ...], dict[str, Any]] = {}
+    base: dict[tuple[Hashable, ...], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for trial in trials:
         if (note := read_note(trial)) is None or note.status == "failed":

@@ -111,14 +111,19 @@ def _points(sweep: SweepConfig) -> list[Point]:
 def _sobol_points(
     axes: Sequence[AxisConfig], sweep: SweepConfig
 ) -> list[tuple[tuple[str, tuple[str, Value]], ...]]:
-    """Scrambled Sobol points, to three digits, always the same for a seed."""
+    """Scrambled Sobol points, in as few digits as tell them apart, always the same for a seed."""
     if not axes:
         return [()]
     sampler = qmc.Sobol(len(axes), rng=np.random.default_rng(sweep.train.seed))
     # Balanced for powers of two alone; the first ones of more are taken.
     unit = sampler.random_base2(max(sweep.points - 1, 1).bit_length())[: sweep.points]
     columns = [_stretched(unit[:, place], axis) for place, axis in enumerate(axes)]
-    names = [[f"{number:.3g}" for number in row] for row in zip(*columns, strict=True)]
+    names: list[tuple[str, ...]] = []
+    for digits in range(3, 18):
+        told = [[f"{number:.{digits}g}" for number in column] for column in columns]
+        names = list(zip(*told, strict=True))
+        if len(set(names)) == len(names):
+            break
     return [
         tuple((axis.field, (name, float(name))) for axis, name in zip(axes, row, strict=True))
         for row in names
@@ -189,29 +194,54 @@ def _of_length(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainCon
 
 
 def _saved_stable(config: TrainConfig) -> TrainConfig:
-    """With the decay begun at a checkpoint that stays: the next budget's trial takes over there."""
+    """With a checkpoint where the decay begins, which stays: the next budget takes over there.
+
+    Checkpoints are spaced evenly up to it, so it may begin a step or two early.
+    """
     stable = config.num_steps - config.optimizer.decay_steps
-    every = min(config.checkpoint.every_steps, stable)
-    decay = config.num_steps - stable // every * every
-    kept = max(config.checkpoint.keep, -(-decay // every) + 1)
+    if stable < 1:
+        raise UserError(
+            f"token_budgets: the smallest is {config.num_steps} steps, too few for a stable phase "
+            "and a decay."
+        )
+    saves = -(-stable // config.checkpoint.every_steps)
+    every = stable // saves
+    decay = config.num_steps - saves * every
     return replace(
         config,
         optimizer=replace(config.optimizer, decay_steps=decay),
-        checkpoint=replace(config.checkpoint, every_steps=every, keep=kept),
+        checkpoint=replace(
+            config.checkpoint,
+            every_steps=every,
+            keep=max(config.checkpoint.keep, decay // every + 2),
+        ),
     )
 
 
 def _require_field(values: dict[str, Any], field: str) -> None:
-    section, known = values, []
+    section: Any = values
     for part in field.split("."):
-        if not isinstance(section, dict) or part not in section:
-            known = list(section) if isinstance(section, dict) else []
-            raise UserError(f"axis {field}: the config has no such field{nearest(part, known)}")
-        section = section[part]
+        known = _named(section)
+        if part not in known:
+            raise UserError(
+                f"axis {field}: the config has no such field{nearest(part, list(known))}"
+            )
+        section = known[part]
+
+
+def _named(section: Any) -> dict[str, Any]:
+    """What lies below: fields by name, entries of a tuple by place."""
+    if isinstance(section, list):
+        return {str(place): entry for place, entry in enumerate(section)}
+    return section if isinstance(section, dict) else {}
 
 
 def _set(values: dict[str, Any], field: str, value: Value) -> None:
     *sections, last = field.split(".")
-    for section in sections:
-        values = values[section]
-    values[last] = value
+    section: Any = values
+    for part in sections:
+        section = _named(section)[part]
+    if isinstance(section, list):
+        section[int(last)] = value
+    else:
+        section[last] = value

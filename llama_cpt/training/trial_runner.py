@@ -1,5 +1,6 @@
 """A sweep's trials run: one compiled step a size, an end that is noted whatever it is."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 import json
 import time
@@ -41,7 +42,7 @@ class Shared:
 
     programs: dict[TrainConfig, Program] = field(default_factory=dict)
     """By ``compiled_part``."""
-    starts: dict[tuple[str, ...], Evaluation] = field(default_factory=dict)
+    starts: dict[tuple[Hashable, ...], Evaluation] = field(default_factory=dict)
     """Held-out losses before the first step, by the weights that they are of."""
 
 

@@ -13,21 +13,15 @@ from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.results import read_results
 from llama_cpt.mixture_law.settings import Settings, make_frame
 from llama_cpt.mixture_law.surface_model import SurfaceModel, make_model
-from tests.mixture_law.worlds import grid, plausible_losses, points_of
+from tests.mixture_law.worlds import grid, points_of
 
-STUDY = Path(__file__).resolve().parents[2] / "docs" / "study" / "results.csv"
+STUDY = Path(__file__).resolve().parents[2] / "docs" / "study" / "small.csv"
 GOAL = Bound(0.03)
 
 
-def study_points(path: Path = STUDY) -> Points:
-    """The smallest size of the study, one seed; a made table where there is no study."""
-    if not path.exists():
-        almr, rates = grid()
-        losses = plausible_losses(almr, rates)
-        return points_of(almr, rates, losses["additional"], losses["original"])
-    points = read_results([str(path)]).points
-    points = points.where(points.parameters == points.parameters.min())
-    return points.where(points.seed == points.seed.min())
+def study_points() -> Points:
+    """The study's smallest size."""
+    return read_results([str(STUDY)]).points
 
 
 @dataclass(frozen=True)
