@@ -18,6 +18,7 @@ from llama_cpt.evaluation.paired import (
     ratio_intervals,
 )
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
+from llama_cpt.evaluation.side_by_side_settings import asked_otherwise
 
 POINTS_MARGIN = 2.0
 """A change of a score of 0 to 100 that is not felt."""
@@ -81,6 +82,8 @@ class Comparison:
 
     models: tuple[str, ...]
     rows: tuple[Row, ...]
+    remarks: tuple[str, ...]
+    """What stands in the way of comparing."""
 
     @property
     def differences(self) -> int:
@@ -123,7 +126,8 @@ def compare(folders: Sequence[str]) -> Comparison:
     compared = sum(len(row.models) - 1 for row in measured if 0 in row.models)
     rows = [_row(row, len(models), corrected_level(compared)) for row in measured]
     # The languages first.
-    return Comparison(models, tuple(sorted(rows, key=lambda row: not row.is_bits)))
+    rows.sort(key=lambda row: not row.is_bits)
+    return Comparison(models, tuple(rows), tuple(asked_otherwise(folders)))
 
 
 def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[ExampleScore]]:

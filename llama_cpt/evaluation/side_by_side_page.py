@@ -73,6 +73,7 @@ def markdown_of(comparison: Comparison, pictures: Mapping[str, bytes], folder: s
     told = task_rows(comparison)
     parts = [
         "\n".join(f"- **{_plain(model)}** {_plain(said)}" for model, said in _said(comparison)),
+        "\n".join(f"- **Not alike:** {_plain(remark)}" for remark in comparison.remarks),
         markdown_table(("task", *map(_plain, comparison.models)), rows),
         *(f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}" for name in pictures),
         "\n".join(f"- {sentence}" for sentence in how_to_read(comparison)),
@@ -92,6 +93,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     said = "".join(
         f"<li><b>{escape(model)}</b> {escape(told)}</li>" for model, told in _said(comparison)
     )
+    said += "".join(f"<li><b>Not alike:</b> {escape(told)}</li>" for told in comparison.remarks)
     head = "".join(f"<th>{escape(name)}</th>" for name in ("task", *comparison.models))
     body = "".join(
         f"<tr><th>{escape(row.name)}</th>"

@@ -1,5 +1,6 @@
 """One table of several models: whose examples, in which direction, and what may be said of it."""
 
+import json
 import math
 import re
 
@@ -99,6 +100,15 @@ def test_what_not_all_have(tmp_path):
     assert (row.examples, row.left_out, row.cells[2]) == (30, 10, None)
     assert row.cells[0].score == 50 and row.cells[1].difference.value == 50
     assert other.cells[:2] == (None, None) and other.cells[2].difference is None
+
+
+def test_models_that_were_not_asked_alike(tmp_path):
+    for name, shots in (("a", 0), ("b", 5), ("c", 0)):
+        write(tmp_path / name, "quiz", [[0, 1]])
+        settings = {"model": name, "shots": shots}
+        (tmp_path / name / "quiz.settings.json").write_text(json.dumps(settings))
+    (remark,) = compare([str(tmp_path / name) for name in "abc"]).remarks
+    assert remark.startswith("quiz: b was not asked as a was (shots differ)")
 
 
 def test_mistakes(tmp_path):
