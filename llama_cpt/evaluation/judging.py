@@ -170,12 +170,13 @@ def judge_all(
         record.add(Judgement(pair.id, swapped, ruling.verdict, judge.name, reasons))
         streak.count(ruling)
 
-    with Progress("judged", float(len(asked)), "answers") as progress, contextlib.suppress(Quit):
-        if workers == 1:
+    if workers == 1:
+        with contextlib.suppress(Quit):
             for question in asked:
                 one(*question)
-            return
-        pool = ThreadPoolExecutor(workers)
+        return
+    pool = ThreadPoolExecutor(workers)
+    with Progress("judged", float(len(asked)), "pairs") as progress:
         try:
             for done in as_completed([pool.submit(one, *question) for question in asked]):
                 done.result()
