@@ -1,23 +1,54 @@
 """The command that compares models: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
 
 import argparse
+from dataclasses import dataclass
 import importlib.util
 import math
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from llama_cpt.chat_session import chat_template_of
-from llama_cpt.config import MeshConfig
-from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.config import CorpusConfig, MeshConfig, ModelConfig
+from llama_cpt.config_file import load
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.evaluation.heldout_scores import (
+    APART,
+    TASK,
+    HeldoutText,
+    heldout_texts,
+    read_source_names,
+    require_known,
+    score_texts,
+    set_apart,
+    text_fingerprint,
+)
+from llama_cpt.evaluation.sandbox import ENFORCED
+from llama_cpt.evaluation.summary import table, write_summary
 from llama_cpt.folders import require_writable
+from llama_cpt.model.decoder import Decoder
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.reference import model_identity
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate, its weights on the devices."""
+
+    folder: Path
+    """Where its scores go."""
+    decoder: Decoder
+    tokenizer: Tokenizer
+    mesh: Mesh
+    identity: dict[str, str]
+    """What its scores depend on."""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,34 +57,23 @@ def main(arguments: list[str]) -> int:
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     require_writable(options.output)
-    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    _require_harness()
-    from llama_cpt.evaluation.benchmarks import check_name, load_benchmark
-    from llama_cpt.evaluation.harness_model import HarnessModel
-    from llama_cpt.evaluation.questions import ask, questions_of
-
-    for name in names:
-        check_name(name, options.data)
-    benchmarks = [load_benchmark(name, options.data, options.shots) for name in names]
-    for label, source in _models(options.models).items():
-        folder = Path(options.output) / label
-        config = model_config_of(source)
-        tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
-        tokenizer.require_size(config.vocab_size)
-        mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        decoder = load_decoder(source, config, mesh, dtype)
-        model = HarnessModel(decoder, tokenizer, mesh, chat_template_of(tokenizer))
-        settings = {
-            "model": model_identity(source, config, 0)[:16],
-            "tokenizer": tokenizer.fingerprint[:16],
-            "dtype": dtype,
-        }
-        for benchmark in benchmarks:
-            questions = questions_of(
-                benchmark, model, chat_template=options.chat_template, limit=options.limit
-            )
-            ask(questions, model, folder, settings)
+    sources = _models(options.models)
+    names = _tasks(options)
+    texts = _texts(options) if TASK in names else []
+    benchmarks = _benchmarks(options, [name for name in names if name != TASK])
+    configs = {label: model_config_of(source) for label, source in sources.items()}
+    summaries = []
+    for label, source in sources.items():
+        model = _load(source, configs[label], Path(options.output) / label, options.tokenizer)
+        if texts:
+            _score_texts(model, texts, options.no_counterpart)
+        if benchmarks:
+            _ask(model, benchmarks, options)
+        summaries.append(write_summary(model.folder))
+    rows = table(summaries)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     return 0
 
 
@@ -62,7 +82,7 @@ def _models(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in given:
         name, equals, place = one.partition("=")
-        if not equals:
+        if not equals or "/" in name:
             name, place = Path(one).resolve().name, one
         if name in found:
             raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
@@ -70,9 +90,91 @@ def _models(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _require_harness() -> None:
+def _tasks(options: argparse.Namespace) -> list[str]:
+    """The names asked for; raises UserError for what could not be run, before anything is."""
+    names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
+    if not names:
+        raise UserError("--tasks names no task.")
+    for name, value in (("--limit", options.limit), ("--shots", options.shots)):
+        if value is not None and value < (name == "--limit"):
+            raise UserError(f"{name}={value} is too few.")
+    if options.no_counterpart and TASK not in names:
+        raise UserError(f"--no-counterpart sets documents of {TASK} apart: add it to --tasks.")
+    benchmarks = [name for name in names if name != TASK]
+    if not benchmarks:
+        return names
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("benchmarks need lm-evaluation-harness: pip install 'llama-cpt[eval]'.")
+    from llama_cpt.evaluation.benchmarks import check_name, runs_code
+
+    for name in benchmarks:
+        check_name(name)
+        if runs_code(name) and not options.run_generated_code:
+            raise UserError(
+                f"{name} runs code that the model writes ({ENFORCED}): allow it with "
+                "--run-generated-code."
+            )
+    return names
+
+
+def _texts(options: argparse.Namespace) -> list[HeldoutText]:
+    corpora = [_corpus(one) for one in options.heldout]
+    if options.heldout_of:
+        corpora += load(options.heldout_of).data.heldout
+    if not corpora:
+        raise UserError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
+    texts = heldout_texts(corpora, options.limit)
+    if options.no_counterpart:
+        require_known(read_source_names(options.no_counterpart), texts, options.no_counterpart)
+    return texts
+
+
+def _corpus(given: str) -> CorpusConfig:
+    name, equals, place = given.partition("=")
+    if not (name and equals and place):
+        raise UserError(f"--heldout {given}: give it as NAME=GLOB.")
+    return CorpusConfig(name, place)
+
+
+def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
+    if not names:
+        return []
+    from llama_cpt.evaluation.benchmarks import load_benchmark
+
+    return [load_benchmark(name, options.data, options.shots) for name in names]
+
+
+def _load(source: str, config: ModelConfig, folder: Path, tokenizer: str) -> Model:
+    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
+    vocabulary = load_tokenizer(tokenizer or tokenizer_of(source))
+    vocabulary.require_size(config.vocab_size)
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    identity = {
+        "model": model_identity(source, config, 0)[:16],
+        "tokenizer": vocabulary.fingerprint[:16],
+        "dtype": dtype,
+    }
+    return Model(folder, load_decoder(source, config, mesh, dtype), vocabulary, mesh, identity)
+
+
+def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) -> None:
+    settings = model.identity | {"texts": text_fingerprint(texts)}
+    score_texts(texts, model.decoder, model.tokenizer, model.mesh, model.folder, settings)
+    if no_counterpart:
+        set_apart(model.folder, read_source_names(no_counterpart), settings)
+
+
+def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> None:
+    from llama_cpt.evaluation.harness_model import HarnessModel
+    from llama_cpt.evaluation.questions import ask, questions_of
+
+    template = chat_template_of(model.tokenizer)
+    harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, template)
+    chat = {"chat_template": options.chat_template}
+    for benchmark in benchmarks:
+        questions = questions_of(benchmark, harnessed, limit=options.limit, **chat)
+        ask(questions, harnessed, model.folder, model.identity)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -81,14 +183,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Compare models over languages and benchmarks, example by example.",
         allow_abbrev=False,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, or NAME=FOLDER")
-    parser.add_argument("--tasks", required=True, metavar="NAME,...")
-    parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--data", default="", metavar="DIR")
-    parser.add_argument("--limit", type=int, default=None)
-    parser.add_argument("--shots", type=int, default=None)
-    parser.add_argument("--chat-template", action="store_true")
-    parser.add_argument("--tokenizer", default="")
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a Hugging Face or run folder, or NAME=FOLDER")
+    add("--tasks", required=True, metavar="NAME,...", help=f"benchmarks, {TASK}, files *.yaml")
+    add("--output", required=True, metavar="DIR", help="scores go to DIR/MODEL/TASK.jsonl")
+    add("--data", default="", metavar="DIR", help="benchmarks on disk; without it, the hub")
+    add("--limit", type=int, metavar="N", help="examples of each part of a task, at most")
+    add("--shots", type=int, metavar="N", help="worked examples before each question")
+    add("--chat-template", action="store_true", help="ask in the model's chat template")
+    add("--run-generated-code", action="store_true", help=f"within limits: {ENFORCED}")
+    add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=f"text for {TASK}")
+    add("--heldout-of", default="", metavar="CONFIG", help="the same, of a config")
+    add("--no-counterpart", default="", metavar="FILE", help=f"sources that {APART} is made of")
+    add("--tokenizer", default="", help="where MODEL has none of its own")
     return parser.parse_args(arguments)
 
 

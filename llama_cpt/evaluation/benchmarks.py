@@ -17,8 +17,6 @@ from llama_cpt.evaluation.tasks.local_files import subjects
 from llama_cpt.fields import nearest
 
 FOLDER = Path(__file__).with_name("tasks")
-SEED = 1234
-"""Of worked examples that are drawn; the harness's own."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,10 @@ def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
         # What a task says is without worked examples (0) stays so, as in the harness.
         asked = given if shots is None or task.config.num_fewshot == 0 else shots
         task.set_config("num_fewshot", asked)
-        task.set_fewshot_seed(SEED)
     return benchmark
 
 
-def check_name(name: str, data: str) -> None:
+def check_name(name: str) -> None:
     """Raise UserError for a benchmark that nobody knows, with names near to it."""
     if name in LOCAL or name in HUB or (name.endswith(".yaml") and Path(name).is_file()):
         return

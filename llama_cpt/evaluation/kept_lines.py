@@ -1,6 +1,6 @@
 """JSON Lines that a killed run may end in the middle of: appended line by line, each on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import json
 import os
 from pathlib import Path
@@ -12,10 +12,15 @@ from llama_cpt.fields import from_dict
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add ``values`` to ``path``; kept once this returns."""
+    append_lines(path, [values])
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line for each of ``rows`` to ``path``; kept once this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(values, ensure_ascii=False) + "\n"
+    text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
     with open(path, "ab") as file:
-        file.write(line.encode("utf-8", "backslashreplace"))
+        file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
+import numpy as np
 
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.benchmarks import Benchmark
@@ -17,6 +18,8 @@ from llama_cpt.evaluation.harness_model import HarnessModel
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, begin
 from llama_cpt.progress import Progress
 
+SEED = 1234
+"""Of worked examples that are drawn; the harness's own."""
 KEEP_SECONDS = 2.0
 """What is lost of an evaluation that is killed, at most, beside the batch under way."""
 
@@ -47,6 +50,8 @@ def questions_of(
     """The examples of all parts, in order, ``limit`` of each part at most."""
     found = []
     for part, task in benchmark.parts.items():
+        # For each model anew, so that all are asked the same.
+        task.set_fewshot_seed(SEED)
         task.build_all_requests(
             limit=limit,
             apply_chat_template=chat_template,
@@ -105,7 +110,7 @@ def score_of(question: Question) -> ExampleScore:
         logprob, size = values[BITS_PER_BYTE]
         score = {"metric": BITS_PER_BYTE, "score": -logprob / max(size, 1), "nats": -logprob}
         return ExampleScore(question.benchmark, group, number, bytes=int(size), **score)
-    numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float)}
+    numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float | np.number)}
     if not numbers:
         raise UserError(
             f"task {question.benchmark} gives no number for each example ({', '.join(values)}): "

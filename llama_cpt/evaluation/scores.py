@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
-from llama_cpt.fields import from_dict
+from llama_cpt.evaluation.kept_lines import append_lines, read_lines
 
 BITS_PER_BYTE = "bits_per_byte"
 """The one metric of which less is better."""
@@ -58,30 +60,16 @@ def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
 
 def read_task(file: Path) -> list[ExampleScore]:
     """The scores of one task; the half line that a killed evaluation left is no score."""
-    if not file.exists():
-        return []
-    lines = file.read_bytes().split(b"\n")
     found: dict[tuple[str, str], ExampleScore] = {}
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            score = from_dict(ExampleScore, json.loads(line), "score")
-        except (ValueError, UserError) as error:
-            raise UserError(f"{file}:{number}: not a score ({error}); delete the file.") from None
+    for score in read_lines(file, ExampleScore):
         found.setdefault(score.key, score)
     return list(found.values())
 
 
 def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
-    """Add ``scores`` to ``file``, whole lines behind whole lines, on disk when this returns."""
-    text = "".join(json.dumps(_plain(score), ensure_ascii=False) + "\n" for score in scores)
-    with open(file, "ab+") as out:
-        out.seek(0)
-        # What was being written when the process was killed.
-        out.truncate(out.read().rfind(b"\n") + 1)
-        out.seek(0, os.SEEK_END)
-        out.write(text.encode("utf-8", "backslashreplace"))
-        out.flush()
-        os.fsync(out.fileno())
+    """Add ``scores`` to ``file``, on disk when this returns; ``begin`` has been there before."""
+    if rows := [_plain(score) for score in scores]:
+        append_lines(file, rows)
 
 
 def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:
@@ -101,7 +89,8 @@ def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleS
             "or delete that file and its settings."
         )
     if not file.exists():
-        file.write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        content = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(epath.Path(file), content.encode())
     return read_task(folder / f"{task}{LINES}")
 
 
