@@ -171,9 +171,9 @@ def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> No
 
     template = chat_template_of(model.tokenizer)
     harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, template)
-    chat = {"chat_template": options.chat_template}
+    chat = harnessed if options.chat_template else None
     for benchmark in benchmarks:
-        questions = questions_of(benchmark, harnessed, limit=options.limit, **chat)
+        questions = questions_of(benchmark, chat=chat, limit=options.limit)
         ask(questions, harnessed, model.folder, model.identity)
 
 

@@ -45,19 +45,22 @@ class Question:
 
 
 def questions_of(
-    benchmark: Benchmark, model: HarnessModel, *, chat_template: bool, limit: int | None
+    benchmark: Benchmark, *, chat: HarnessModel | None, limit: int | None
 ) -> list[Question]:
-    """The examples of all parts, in order, ``limit`` of each part at most."""
+    """The examples of all parts, in order, ``limit`` of each part at most.
+
+    ``chat`` is the model in whose chat template they are asked; None asks in plain text.
+    """
     found = []
     for part, task in benchmark.parts.items():
         # For each model anew, so that all are asked the same.
         task.set_fewshot_seed(SEED)
         task.build_all_requests(
             limit=limit,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
-            chat_template=model.apply_chat_template if chat_template else None,
-            tokenizer_name=model.tokenizer_name if chat_template else "",
+            apply_chat_template=chat is not None,
+            fewshot_as_multiturn=chat is not None,
+            chat_template=chat.apply_chat_template if chat else None,
+            tokenizer_name=chat.tokenizer_name if chat else "",
         )
         by_example: dict[int, list[Instance]] = {}
         for instance in task.instances:

@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 
 def asked_of(model, data, folder, **settings):
     benchmark = load_benchmark("cmmlu", data, 0)
-    found = questions.questions_of(benchmark, model, chat_template=False, limit=None)
+    found = questions.questions_of(benchmark, chat=None, limit=None)
     questions.ask(found, model, folder, settings)
     return read_scores(str(folder))["cmmlu"]
 

@@ -92,7 +92,7 @@ def test_benchmarks_score_as_the_harness_scores_them(ours, theirs, tmp_path):
     data = write_benchmarks(tmp_path / "data")
     for name in ("cmmlu", "xcopa_zh", "gsm8k"):
         benchmark = load_benchmark(name, data, None)
-        ask(questions_of(benchmark, ours, chat_template=False, limit=None), ours, tmp_path, {})
+        ask(questions_of(benchmark, chat=None, limit=None), ours, tmp_path, {})
         for part, task in benchmark.parts.items():
             task.set_fewshot_seed(1234)
             harness = lm_eval.evaluate(theirs, {"tasks": {name: task}}, bootstrap_iters=0)
