@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 import importlib.util
+import json
 import math
 import os
 from pathlib import Path
@@ -28,7 +29,16 @@ from llama_cpt.evaluation.heldout_scores import (
     set_apart,
     text_fingerprint,
 )
+from llama_cpt.evaluation.judging_answers import Talker, answerer
+from llama_cpt.evaluation.judging_session import (
+    Contestant,
+    add_conversation_arguments,
+    check_conversations,
+    judge_conversations,
+)
 from llama_cpt.evaluation.sandbox import ENFORCED
+from llama_cpt.evaluation.side_by_side_page import write_comparison
+from llama_cpt.evaluation.side_by_side_text import terminal_lines
 from llama_cpt.evaluation.summary import table, write_summary
 from llama_cpt.folders import require_writable
 from llama_cpt.model.decoder import Decoder
@@ -58,23 +68,45 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
     require_writable(options.output)
     sources = _models(options.models)
+    if options.conversations:
+        check_conversations(list(sources), options)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
     benchmarks = _benchmarks(options, [name for name in names if name != TASK])
     configs = {label: model_config_of(source) for label, source in sources.items()}
+    contestants = ()
+    if options.conversations:
+        contestants = tuple(_contestant(n, s, configs[n], options) for n, s in sources.items())
+    if names:
+        _score_all(sources, configs, texts, benchmarks, options)
+    if contestants:
+        judge_conversations(contestants, Path(options.output), options)
+    return 0
+
+
+def _score_all(
+    sources: dict[str, str],
+    configs: dict[str, ModelConfig],
+    texts: list[HeldoutText],
+    benchmarks: list[Any],
+    options: argparse.Namespace,
+) -> None:
+    """Score one model after the other; several are then compared with the first."""
     summaries = []
     for label, source in sources.items():
-        model = _load(source, configs[label], Path(options.output) / label, options.tokenizer)
-        if texts:
-            _score_texts(model, texts, options.no_counterpart)
-        if benchmarks:
-            _ask(model, benchmarks, options)
-        summaries.append(write_summary(model.folder))
+        folder = Path(options.output) / label
+        _evaluate(
+            _load(source, configs[label], folder, options.tokenizer), texts, benchmarks, options
+        )
+        summaries.append(write_summary(folder))
     rows = table(summaries)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    return 0
+    if len(sources) > 1:
+        folders = [str(Path(options.output) / label) for label in sources]
+        print(f"\n{terminal_lines(write_comparison(folders, options.output))}")
+        print(f"\n{Path(options.output) / 'report.html'}")
 
 
 def _models(given: list[str]) -> dict[str, str]:
@@ -93,8 +125,8 @@ def _models(given: list[str]) -> dict[str, str]:
 def _tasks(options: argparse.Namespace) -> list[str]:
     """The names asked for; raises UserError for what could not be run, before anything is."""
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
-    if not names:
-        raise UserError("--tasks names no task.")
+    if not names and not options.conversations:
+        raise UserError("nothing to do: name tasks with --tasks, or a file with --conversations.")
     for name, value in (("--limit", options.limit), ("--shots", options.shots)):
         if value is not None and value < (name == "--limit"):
             raise UserError(f"{name}={value} is too few.")
@@ -148,14 +180,47 @@ def _load(source: str, config: ModelConfig, folder: Path, tokenizer: str) -> Mod
     """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
     vocabulary = load_tokenizer(tokenizer or tokenizer_of(source))
     vocabulary.require_size(config.vocab_size)
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
-    identity = {
+    identity = _identity(source, config, vocabulary)
+    decoder = load_decoder(source, config, mesh, identity["dtype"])
+    return Model(folder, decoder, vocabulary, mesh, identity)
+
+
+def _identity(source: str, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    return {
         "model": model_identity(source, config, 0)[:16],
-        "tokenizer": vocabulary.fingerprint[:16],
-        "dtype": dtype,
+        "tokenizer": tokenizer.fingerprint[:16],
+        "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
     }
-    return Model(folder, load_decoder(source, config, mesh, dtype), vocabulary, mesh, identity)
+
+
+def _contestant(
+    label: str, source: str, config: ModelConfig, options: argparse.Namespace
+) -> Contestant:
+    """The model as one that answers; its weights are loaded if an answer is missing."""
+    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
+    template = chat_template_of(tokenizer)
+    if template is None:
+        raise UserError(
+            f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
+            "tokens for one; name a model that was trained on chats."
+        )
+
+    def load_talker() -> Talker:
+        model = _load(source, config, Path(options.output) / label, options.tokenizer)
+        return Talker(model.decoder, model.tokenizer, model.mesh, template)
+
+    made_by = json.dumps(_identity(source, config, tokenizer) | {"tokens": options.answer_tokens})
+    return Contestant(label, made_by, answerer(load_talker, options.answer_tokens))
+
+
+def _evaluate(
+    model: Model, texts: list[HeldoutText], benchmarks: list[Any], options: argparse.Namespace
+) -> None:
+    if texts:
+        _score_texts(model, texts, options.no_counterpart)
+    if benchmarks:
+        _ask(model, benchmarks, options)
 
 
 def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) -> None:
@@ -185,7 +250,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a Hugging Face or run folder, or NAME=FOLDER")
-    add("--tasks", required=True, metavar="NAME,...", help=f"benchmarks, {TASK}, files *.yaml")
+    add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, files *.yaml")
     add("--output", required=True, metavar="DIR", help="scores go to DIR/MODEL/TASK.jsonl")
     add("--data", default="", metavar="DIR", help="benchmarks on disk; without it, the hub")
     add("--limit", type=int, metavar="N", help="examples of each part of a task, at most")
@@ -196,6 +261,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--heldout-of", default="", metavar="CONFIG", help="the same, of a config")
     add("--no-counterpart", default="", metavar="FILE", help=f"sources that {APART} is made of")
     add("--tokenizer", default="", help="where MODEL has none of its own")
+    add_conversation_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from llama_cpt.errors import UserError
+from llama_cpt.evaluate import main
 from llama_cpt.evaluation import judging_endpoint
 from llama_cpt.evaluation.judging_endpoint import EndpointJudge
 from llama_cpt.evaluation.judging_prompts import read_prompts
@@ -20,7 +21,15 @@ from llama_cpt.evaluation.judging_session import (
     check_conversations,
     judge_conversations,
 )
+from tests.evaluation.benchmark_files import save_tokenizer
+from tests.model.hf_models import save_llama
 
+TINY = {
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 KEY = "sk-a-secret-that-nobody-may-see"
 PROMPTS = 12
 
@@ -300,6 +309,41 @@ def _says(monkeypatch, words):
 
     monkeypatch.setattr("builtins.input", answer)
     return screen
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two that chat, and one that does not."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("a", "b", "mute")):
+        (folder / name).mkdir()
+        size = save_tokenizer(folder / name, chat=name != "mute")
+        save_llama(folder / name, seed=seed, vocab_size=size, **TINY)
+    return folder
+
+
+def test_the_command_lets_models_answer(tmp_path, endpoint, models):
+    server = endpoint(lambda body, n: "VERDICT: A")
+    file = tmp_path / "prompts.jsonl"
+    asked = ["Who?", "猫?", "What " * 100]
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    command = [str(models / "a"), str(models / "b"), "--output", str(tmp_path / "out")]
+    command += ["--conversations", str(file), "--answer-tokens", "8"]
+    command += ["--judge", server.url, "--judge-model", "j"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out/conversations/win_rate.json").read_text())
+    assert (found["models"], found["prompts"], found["rate"]) == (["a", "b"], 2, 0.5)
+    answers = (tmp_path / "out/conversations/answers/a.jsonl").read_text().splitlines()
+    by_prompt = {line["asked"]: line["answer"] for line in map(json.loads, answers)}
+    # The long one leaves no room.
+    assert by_prompt.pop(asked[2]) is None and all(by_prompt.values())
+    assert any(by_prompt["Who?"] in question for question in server.asked)
+    before = len(server.asked)
+    assert main(command) == 0 and len(server.asked) == before
+    with pytest.raises(UserError, match="mute cannot take part in conversations"):
+        main([str(models / "mute"), *command[1:]])
+    with pytest.raises(UserError, match="compares two models, not 1"):
+        main(command[1:])
 
 
 def test_prompts_of_all_formats(tmp_path):
