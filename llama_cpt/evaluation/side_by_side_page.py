@@ -1,10 +1,11 @@
 """``report.md`` with its pictures, and ``report.html`` that holds them itself."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from etils import epath
+from matplotlib.figure import Figure
 
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.evaluation.side_by_side import Comparison, compare
@@ -47,7 +48,7 @@ def write_comparison(folders: Sequence[str], output: str) -> Comparison:
             write_atomically(place / name, pictures[name])
         else:
             (place / name).unlink(missing_ok=True)
-    text = f"# {_title(comparison)}\n\n{markdown_of(comparison, pictures, '')}\n"
+    text = f"# {_title(comparison)}\n\n{markdown_of(comparison, '')}\n"
     write_atomically(place / "report.md", text.encode())
     write_atomically(place / "report.html", _page(comparison, pictures).encode())
     return comparison
@@ -55,17 +56,12 @@ def write_comparison(folders: Sequence[str], output: str) -> Comparison:
 
 def pictures_of(comparison: Comparison) -> dict[str, bytes]:
     """PNGs by their names, those that there is something to see on."""
-    found = {}
     with style():
-        if comparison.differences:
-            found["differences.png"] = png(draw_differences(comparison))
-        if any(row.is_bits for row in comparison.rows):
-            found["languages.png"] = png(draw_languages(comparison))
-    return found
+        return {name: png(draw(comparison)) for name, draw in _drawn(comparison).items()}
 
 
-def markdown_of(comparison: Comparison, pictures: Mapping[str, bytes], folder: str) -> str:
-    """Findings, the table, the pictures, which lie in ``folder/``, and how to read them."""
+def markdown_of(comparison: Comparison, folder: str) -> str:
+    """Findings, the table, the pictures, whose names begin with ``folder``, how to read them."""
     rows = [
         (_plain(row.name), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
@@ -75,11 +71,23 @@ def markdown_of(comparison: Comparison, pictures: Mapping[str, bytes], folder: s
         "\n".join(f"- **{_plain(model)}** {_plain(said)}" for model, said in _said(comparison)),
         "\n".join(f"- **Not alike:** {_plain(remark)}" for remark in comparison.remarks),
         markdown_table(("task", *map(_plain, comparison.models)), rows),
-        *(f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}" for name in pictures),
+        *(
+            f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}"
+            for name in _drawn(comparison)
+        ),
         "\n".join(f"- {sentence}" for sentence in how_to_read(comparison)),
         markdown_table(told[0], [[_plain(cell) for cell in row] for row in told[1:]]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _drawn(comparison: Comparison) -> dict[str, Callable[[Comparison], Figure]]:
+    drawn = {}
+    if comparison.differences:
+        drawn["differences.png"] = draw_differences
+    if any(row.is_bits for row in comparison.rows):
+        drawn["languages.png"] = draw_languages
+    return drawn
 
 
 def _said(comparison: Comparison) -> list[tuple[str, str]]:
