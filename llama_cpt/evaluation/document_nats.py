@@ -19,7 +19,7 @@ LOGIT_TOKENS = 1024
 
 def document_nats(
     decoder: Decoder,
-    documents: Sequence[Integer[np.ndarray, " tokens"]],
+    documents: Sequence[Integer[np.ndarray, "_"]],
     *,
     mesh: Mesh,
     bos_id: int,

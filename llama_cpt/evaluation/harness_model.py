@@ -53,6 +53,8 @@ class HarnessModel(LM):
         super().__init__()
         self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
         self.template = template
+        self.cut = 0
+        """Requests so far that lost their beginning, being over the context."""
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._bos = tokenizer.decode([tokenizer.bos_id])
@@ -107,7 +109,9 @@ class HarnessModel(LM):
         return [found[number] for number in range(len(requests))]
 
     def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        rows = rows_of(self._pairs(slab), self.context_length)
+        pairs = self._pairs(slab)
+        self.cut += sum(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
+        rows = rows_of(pairs, self.context_length)
         for group in merged(groups_of(rows)):
             prefix = self._prefix(group.rows[0].trunk[: group.prefix])
             budget = BATCH_TOKENS * self._row_multiple
@@ -150,7 +154,9 @@ class HarnessModel(LM):
         )
 
     def _room_before(self, context: Tokens, order: Order) -> Tokens:
-        return context[-(self.context_length - order.max_new_tokens) :]
+        room = self.context_length - order.max_new_tokens
+        self.cut += len(context) > room
+        return context[-room:]
 
     def _stop_ids(self) -> tuple[int, ...]:
         return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)

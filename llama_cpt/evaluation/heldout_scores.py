@@ -55,8 +55,9 @@ def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[He
         sources = find_sources(corpus)
         texts = _fields(sources, corpus.text_field)
         origins = _fields(sources, "source") if _are_lines(sources) else {}
-        for place in spread(len(texts), limit or len(texts)):
-            (path, number), text = list(texts.items())[place]
+        places = list(texts)
+        for place in spread(len(places), limit or len(places)):
+            (path, number), text = places[place], texts[places[place]]
             if isinstance(text, BadDocument):
                 raise UserError(f"held-out corpus {corpus.name!r}: {text}.")
             origin = origins.get((path, number))

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_cpt.model.branches import BranchRows
 
-Tokens = Int[np.ndarray, " tokens"]
+Tokens = Int[np.ndarray, "_"]
 SHORTEST_PREFIX = 32
 """Tokens in common that are worth a pass of their own."""
 SHORTEST_ROW = 32

@@ -1,12 +1,13 @@
 """A benchmark's questions put to a model, each scored and kept as soon as it is answered."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 import json
 from pathlib import Path
+import sys
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
@@ -22,6 +23,19 @@ SEED = 1234
 """Of worked examples that are drawn; the harness's own."""
 KEEP_SECONDS = 2.0
 """What is lost of an evaluation that is killed, at most, beside the batch under way."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """``HarnessModel``, as far as questions need one."""
+
+    cut: int
+
+    def answers(
+        self, kind: str, requests: Sequence[Instance]
+    ) -> Iterator[tuple[int, tuple[float, bool] | float | str]]:
+        """Number and answer of each request, as soon as it is known."""
+        ...
 
 
 @dataclass
@@ -72,7 +86,7 @@ def questions_of(
 
 
 def ask(
-    questions: list[Question], model: HarnessModel, folder: Path, settings: Mapping[str, Any]
+    questions: list[Question], model: Answering, folder: Path, settings: Mapping[str, Any]
 ) -> None:
     """Put to ``model`` what has no score in ``folder`` yet; scores are added as they come."""
     name = questions[0].benchmark
@@ -94,6 +108,13 @@ def ask(
                     waiting, kept = [], time.monotonic()
         finally:
             append_scores(file, waiting)
+    if model.cut:
+        print(
+            f"warning: {name}: {model.cut} requests were longer than the model's context and were "
+            "cut on the left; ask with fewer --shots.",
+            file=sys.stderr,
+        )
+        model.cut = 0
 
 
 def score_of(question: Question) -> ExampleScore:
@@ -138,7 +159,7 @@ def fingerprint(questions: list[Question]) -> str:
     return told.hexdigest()[:16]
 
 
-def _answered(questions: list[Question], model: HarnessModel) -> Iterator[Question]:
+def _answered(questions: list[Question], model: Answering) -> Iterator[Question]:
     by_kind: dict[str, list[tuple[Question, Instance]]] = {}
     for question in questions:
         for instance in question.instances:

@@ -41,14 +41,14 @@ class Order:
 
 
 def order_of(options: Mapping[str, Any], context_length: int) -> Order:
-    """What a task's ``generation_kwargs`` ask for; half the context at most."""
+    """What a task's ``generation_kwargs`` ask for; half of a context that has not the room."""
     until = options.get("until") or []
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     wanted = next((options[name] for name in names if options.get(name)), NEW_TOKENS)
     sampled = options.get("do_sample") and options.get("temperature", 1.0)
     return Order(
-        stops=tuple([until] if isinstance(until, str) else until),
-        max_new_tokens=min(wanted, context_length // 2),
+        stops=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
+        max_new_tokens=wanted if wanted < context_length else context_length // 2,
         sampling=Sampling(
             temperature=float(options.get("temperature", 1.0)),
             top_k=int(options.get("top_k", 0)),
@@ -124,5 +124,5 @@ def _batch_answers(
 def cut(text: str, stops: Sequence[str]) -> str:
     """``text`` before the first of ``stops``."""
     for stop in stops:
-        text = text.split(stop)[0] if stop else text
+        text = text.split(stop)[0]
     return text

@@ -22,7 +22,7 @@ def save_tokenizer(folder: Path, *, chat: bool = False) -> int:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=330,
+        vocab_size=320,
         special_tokens=[*SPECIAL, *(CHAT if chat else ())],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
