@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jax.sharding import Mesh
+import numpy as np
 
 from llama_cpt.data.chat_template import ChatTemplate
 from llama_cpt.data.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ def answerer(load: Callable[[], Talker], max_new_tokens: int) -> Answerer:
 
     def answers(prompts: Sequence[Prompt]) -> Iterator[tuple[int, str | None]]:
         talker = load()
-        rows = [talker.template.prompt(prompt) for prompt in prompts]
+        rows = [np.array(talker.template.prompt(prompt), np.int32) for prompt in prompts]
         room = talker.decoder.ends.config.context_length - max_new_tokens
         fit = [place for place, row in enumerate(rows) if len(row) <= room]
         yield from ((place, None) for place, row in enumerate(rows) if len(row) > room)
