@@ -21,6 +21,13 @@ class PipelineConfig(Section):
     """Asked before the first stage and after each; the answers stand in the report."""
     examination: str = ""
     """JSON Lines of questions with right answers (``evaluation/examination.py``)."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks put to each of these models, as ``evaluate --tasks``; ``bpb`` is bits per byte of
+    the first stage's held-out corpora."""
+    benchmarks: str = ""
+    """Folder of benchmarks on disk, as ``evaluate --data``; empty: the hub."""
+    task_examples: int = 0
+    """Of each part of a task, at most; 0 is all."""
     max_new_tokens: int = 64
     """Longest answer."""
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -30,6 +37,7 @@ class PipelineConfig(Section):
         super().__post_init__()
         require_named("", output=self.output)
         require_at_least(1, self, "", "max_new_tokens")
+        require_at_least(0, self, "", "task_examples")
         if not self.stages:
             raise UserError("stages is empty: name at least one run.")
         self.linked()

@@ -31,6 +31,8 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 TURNS = ("messages", "conversations")
+# What asks -> what answers it.
+ANSWERS = {"instruction": "output", "prompt": "completion"}
 
 Turns = tuple[Message, ...]
 
@@ -48,6 +50,20 @@ def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
         raise BadRecordError("the judged turn is not the assistant's")
     judged = Judged(messages[:-1], messages[-1].content, record["label"])
     return f"{name} + label", judged
+
+
+def read_prompt(record: dict[str, Any]) -> Turns:
+    """What a record asks: the turns before its last answer, which may be missing.
+
+    Raises BadRecordError.
+    """
+    if "chosen" in record and "rejected" in record:
+        return _preference(record)[1].prompt
+    missing = {answer: "" for asked, answer in ANSWERS.items() if asked in record}
+    turns = _dialogue(missing | record)[1]
+    prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    # Whatever the answer is: a prompt is held to the same.
+    return Judged(prompt, "answer", True).prompt
 
 
 def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:

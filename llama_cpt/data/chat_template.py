@@ -110,10 +110,17 @@ class ChatTemplate:
 
         Raises UserError where the template refuses them.
         """
+        return self.encode(self.prompt_text(messages))
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """``prompt`` as text for ``encode``, in which marks tell text from special tokens."""
         try:
-            text = self._template.render(self._marked(messages), generation_prompt=True)
+            return self._template.render(self._marked(messages), generation_prompt=True)
         except BadRecordError as error:
             raise UserError(f"the chat template refuses this: {error.detail}.") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of what ``prompt_text`` made, and of ordinary text behind it."""
         return [token for part, _ in self._encoded(text) for token in part]
 
     @cached_property

@@ -11,6 +11,7 @@ from llama_cpt.config import PreferenceConfig, TrainConfig
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.evaluation.examination import Mark, Question, marks_table
 from llama_cpt.evaluation.figure import save_figure
+from llama_cpt.evaluation.side_by_side_page import markdown_of, write_comparison
 from llama_cpt.model.model_card import markdown_table, read_metrics
 from llama_cpt.pipeline_config import PipelineConfig
 
@@ -61,14 +62,22 @@ def read_stage(
 
 
 def write_report(
-    config: PipelineConfig, stages: Sequence[StageReport], questions: Sequence[Question]
+    config: PipelineConfig,
+    stages: Sequence[StageReport],
+    questions: Sequence[Question],
+    scores: Sequence[str],
 ) -> None:
-    """``report.md`` and its figure ``report.png`` in the pipeline's folder."""
+    """``report.md`` and its figure ``report.png`` in the pipeline's folder.
+
+    ``scores`` are folders of scores of the pipeline's tasks, in which a comparison of its own lies.
+    """
     folder = epath.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     corpora = _corpora(stages)
     _draw(stages, corpora, Path(folder) / "report.png")
     parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
+    if scores:
+        parts.append(_side_by_side(folder, scores))
     if questions:
         parts.append(_examination(stages, len(questions)))
     parts += [_rewards(stage) for stage in stages if stage.curves]
@@ -129,6 +138,11 @@ def _examination(stages: Sequence[StageReport], count: int) -> str:
     )
     rows = marks_table({stage.name: stage.marks for stage in stages})
     return f"## Examination\n\n{told}\n\n" + markdown_table(rows[0], rows[1:])
+
+
+def _side_by_side(folder: epath.Path, scores: Sequence[str]) -> str:
+    comparison = write_comparison(scores, str(folder / "scores"))
+    return f"## Side by side\n\n{markdown_of(comparison, 'scores/')}"
 
 
 def _rewards(stage: StageReport) -> str:

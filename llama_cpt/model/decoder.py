@@ -98,7 +98,7 @@ def prefill(
         return out, tuple(_in_cache(x, columns) for x in (key, value))
 
     positions = jnp.broadcast_to(place, tokens.shape)
-    x, layers = _through(decoder, tokens, positions, [attention] * len(decoder.layers))
+    x, layers = through(decoder, tokens, positions, [attention] * len(decoder.layers))
     visible = jnp.arange(columns)[None] < lengths[:, None]
     return x, Cache(layers, visible, lengths, jnp.int32(length))
 
@@ -122,7 +122,7 @@ def decode(
         return attention
 
     attentions = [attention_of(*layer) for layer in cache.layers]
-    x, layers = _through(decoder, tokens[:, None], cache.lengths[:, None], attentions)
+    x, layers = through(decoder, tokens[:, None], cache.lengths[:, None], attentions)
     return x[:, 0], Cache(layers, visible, cache.lengths + 1, cache.column + 1)
 
 
@@ -147,7 +147,7 @@ def attend_to_cache(
     return out.reshape(batch, 1, heads, head_dim).astype(query.dtype)
 
 
-def _through(
+def through(
     decoder: Decoder, tokens: jax.Array, positions: jax.Array, attentions: list[Callable]
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """All layers and the last norm; what each layer's attention kept."""

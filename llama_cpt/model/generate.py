@@ -78,7 +78,7 @@ def stream(
     require_room(decoder, prompts, max_new_tokens)
     tokens, lengths = padded(prompts, row_multiple=_row_multiple(mesh))
     columns = bucket(tokens.shape[1] + max_new_tokens)
-    stops = _stop_array(stop_ids)
+    stops = stop_array(stop_ids)
     context = partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
     with context():
         state = start(decoder, tokens, lengths, columns=columns)
@@ -182,6 +182,7 @@ def _row_multiple(mesh: Mesh | None) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if mesh else 1
 
 
-def _stop_array(stop_ids: Sequence[int]) -> np.ndarray:
+def stop_array(stop_ids: Sequence[int]) -> Int[np.ndarray, " stops"]:
+    """``stop_ids`` as ``advance`` takes them."""
     size = -(-max(len(stop_ids), 1) // STOP_IDS) * STOP_IDS
     return np.array([*stop_ids, *[NO_TOKEN] * (size - len(stop_ids))], np.int32)

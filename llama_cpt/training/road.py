@@ -22,6 +22,7 @@ from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.answers import answers_of, prompts_of
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.measured import check_tasks, measure
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build
@@ -43,6 +44,7 @@ def travel(config: PipelineConfig) -> Outcome:
     asked = (*config.prompts, *(question.question for question in questions))
     stages = config.linked()
     _check_order(stages)
+    check_tasks(config)
     for stage in stages if asked else ():
         if epath.Path(stage.data.tokenizer).exists():
             prompts_of(asked, stage, config.max_new_tokens)
@@ -50,13 +52,14 @@ def travel(config: PipelineConfig) -> Outcome:
     models: list[Model] = [(BEFORE, first.init_from, first)] if first.init_from else []
     models += [(n, stage.output, stage) for n, stage in zip(names, stages, strict=True)]
     answers: dict[str, list[str]] = {}
+    scores: list[str] = []
     for name, source, stage in models:
         if name != BEFORE and not _is_done(stage):
             print(f"\npipeline: {name} ({stage.output})", flush=True)
             if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
-        if asked or source == stages[-1].output:
+        if asked or config.tasks or source == stages[-1].output:
             identity = model_identity(source, stage.model, stage.seed)
         if asked:
             answers[name] = answers_of(
@@ -67,11 +70,13 @@ def travel(config: PipelineConfig) -> Outcome:
                 identity=identity,
                 kept=epath.Path(config.output) / "answers" / f"{name}.json",
             )
+        if config.tasks:
+            scores.append(measure(name, source, stage, config, identity))
         if name == BEFORE:
             # Its numbers are in the first stage's.
             continue
         reports = [_reported(config, model, answers, questions) for model in models[: len(answers)]]
-        write_report(config, reports, questions)
+        write_report(config, reports, questions, scores)
     exported = _exported(config, stages[-1], identity)
     print(f"\n{summary(reports)}")
     report = epath.Path(config.output) / "report.md"

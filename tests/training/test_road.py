@@ -107,6 +107,34 @@ def test_the_whole_road_and_again(pipeline, capsys):
     assert (road / "report.md").read_text() == report
 
 
+def test_tasks_stand_side_by_side_after_every_stage(pipeline):
+    heldout = pipeline.stages[0].data.heldout
+    assert heldout
+    first = replace(
+        pipeline, stages=pipeline.stages[:1], prompts=(), examination="", tasks=("bpb",)
+    )
+    travel(first)
+    road = Path(pipeline.output)
+    assert "## Side by side" in (road / "report.md").read_text()
+    scores = road / "scores" / "cpt" / "bpb.jsonl"
+    before = scores.stat().st_mtime_ns
+    travel(replace(first, stages=pipeline.stages[:2]))
+    report = (road / "report.md").read_text()
+    assert all(f"| bpb: {corpus.name} |" in report for corpus in heldout)
+    assert "**sft** " in report and "(scores/differences.png)" in report
+    assert "data:image/png" in (road / "scores" / "report.html").read_text()
+    assert scores.stat().st_mtime_ns == before
+    # Scores of weights that are no more are no scores.
+    travel(replace(first, stages=(replace(pipeline.stages[0], num_steps=5),)))
+    assert scores.stat().st_mtime_ns != before
+
+
+def test_tasks_that_cannot_be_run_are_told_first(pipeline):
+    with pytest.raises(UserError, match="tasks: humaneval runs code"):
+        travel(replace(pipeline, tasks=("humaneval",)))
+    assert not Path(pipeline.stages[0].output).exists()
+
+
 def test_other_weights_are_asked_and_exported_anew(pipeline):
     cpt = replace(pipeline, stages=pipeline.stages[:1])
     travel(cpt)

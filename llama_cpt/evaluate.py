@@ -1,0 +1,270 @@
+"""The command that compares models: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
+
+import argparse
+from dataclasses import dataclass
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+import sys
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from llama_cpt.chat_session import chat_template_of
+from llama_cpt.config import CorpusConfig, MeshConfig, ModelConfig
+from llama_cpt.config_file import load
+from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.evaluation.heldout_scores import (
+    APART,
+    TASK,
+    HeldoutText,
+    heldout_texts,
+    read_source_names,
+    require_known,
+    score_texts,
+    set_apart,
+    text_fingerprint,
+)
+from llama_cpt.evaluation.judging_answers import Talker, answerer
+from llama_cpt.evaluation.judging_session import (
+    Contestant,
+    add_conversation_arguments,
+    check_conversations,
+    judge_conversations,
+)
+from llama_cpt.evaluation.sandbox import ENFORCED
+from llama_cpt.evaluation.side_by_side_page import write_comparison
+from llama_cpt.evaluation.side_by_side_text import terminal_lines
+from llama_cpt.evaluation.summary import table, write_summary
+from llama_cpt.folders import require_writable
+from llama_cpt.model.decoder import Decoder
+from llama_cpt.model.load import model_config_of, tokenizer_of
+from llama_cpt.model.load_decoder import load_decoder
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.reference import model_identity
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate, its weights on the devices."""
+
+    folder: Path
+    """Where its scores go."""
+    decoder: Decoder
+    tokenizer: Tokenizer
+    mesh: Mesh
+    identity: dict[str, str]
+    """What its scores depend on."""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate each model on each task; the exit status."""
+    options = _parse(arguments)
+    # The harness shows a bar for every part of a benchmark.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    require_writable(options.output)
+    sources = _models(options.models)
+    if options.conversations:
+        check_conversations(list(sources), options)
+    names = _tasks(options)
+    texts = _texts(options) if TASK in names else []
+    benchmarks = _benchmarks(options, [name for name in names if name != TASK])
+    configs = {label: model_config_of(source) for label, source in sources.items()}
+    contestants = ()
+    if options.conversations:
+        contestants = tuple(_contestant(n, s, configs[n], options) for n, s in sources.items())
+    if names:
+        _score_all(sources, configs, texts, benchmarks, options)
+    if contestants:
+        judge_conversations(contestants, Path(options.output), options)
+    return 0
+
+
+def _score_all(
+    sources: dict[str, str],
+    configs: dict[str, ModelConfig],
+    texts: list[HeldoutText],
+    benchmarks: list[Any],
+    options: argparse.Namespace,
+) -> None:
+    """Score one model after the other; several are then compared with the first."""
+    summaries = []
+    for label, source in sources.items():
+        folder = Path(options.output) / label
+        _evaluate(
+            _load(source, configs[label], folder, options.tokenizer), texts, benchmarks, options
+        )
+        summaries.append(write_summary(folder))
+    rows = table(summaries)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    if len(sources) > 1:
+        folders = [str(Path(options.output) / label) for label in sources]
+        print(f"\n{terminal_lines(write_comparison(folders, options.output))}")
+        print(f"\n{Path(options.output) / 'report.html'}")
+
+
+def _models(given: list[str]) -> dict[str, str]:
+    """Name -> place of each model; ``NAME=PLACE`` where the folder's own name will not do."""
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals or "/" in name:
+            name, place = Path(one).resolve().name, one
+        if name in found:
+            raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
+        found[name] = place
+    return found
+
+
+def _tasks(options: argparse.Namespace) -> list[str]:
+    """The names asked for; raises UserError for what could not be run, before anything is."""
+    names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
+    if not names and not options.conversations:
+        raise UserError("nothing to do: name tasks with --tasks, or a file with --conversations.")
+    for name, value in (("--limit", options.limit), ("--shots", options.shots)):
+        if value is not None and value < (name == "--limit"):
+            raise UserError(f"{name}={value} is too few.")
+    if options.no_counterpart and TASK not in names:
+        raise UserError(f"--no-counterpart sets documents of {TASK} apart: add it to --tasks.")
+    benchmarks = [name for name in names if name != TASK]
+    if not benchmarks:
+        return names
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("benchmarks need lm-evaluation-harness: pip install 'llama-cpt[eval]'.")
+    from llama_cpt.evaluation.benchmarks import check_name, runs_code
+
+    for name in benchmarks:
+        check_name(name)
+        if runs_code(name) and not options.run_generated_code:
+            raise UserError(
+                f"{name} runs code that the model writes ({ENFORCED}): allow it with "
+                "--run-generated-code."
+            )
+    return names
+
+
+def _texts(options: argparse.Namespace) -> list[HeldoutText]:
+    corpora = [_corpus(one) for one in options.heldout]
+    if options.heldout_of:
+        corpora += load(options.heldout_of).data.heldout
+    if not corpora:
+        raise UserError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
+    texts = heldout_texts(corpora, options.limit)
+    if options.no_counterpart:
+        require_known(read_source_names(options.no_counterpart), texts, options.no_counterpart)
+    return texts
+
+
+def _corpus(given: str) -> CorpusConfig:
+    name, equals, place = given.partition("=")
+    if not (name and equals and place):
+        raise UserError(f"--heldout {given}: give it as NAME=GLOB.")
+    return CorpusConfig(name, place)
+
+
+def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
+    if not names:
+        return []
+    from llama_cpt.evaluation.benchmarks import load_benchmark
+
+    return [load_benchmark(name, options.data, options.shots) for name in names]
+
+
+def _load(source: str, config: ModelConfig, folder: Path, tokenizer: str) -> Model:
+    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
+    vocabulary = load_tokenizer(tokenizer or tokenizer_of(source))
+    vocabulary.require_size(config.vocab_size)
+    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    identity = _identity(source, config, vocabulary)
+    decoder = load_decoder(source, config, mesh, identity["dtype"])
+    return Model(folder, decoder, vocabulary, mesh, identity)
+
+
+def _identity(source: str, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "model": model_identity(source, config, 0)[:16],
+        "tokenizer": tokenizer.fingerprint[:16],
+        "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
+    }
+
+
+def _contestant(
+    label: str, source: str, config: ModelConfig, options: argparse.Namespace
+) -> Contestant:
+    """The model as one that answers; its weights are loaded if an answer is missing."""
+    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
+    template = chat_template_of(tokenizer)
+    if template is None:
+        raise UserError(
+            f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
+            "tokens for one; name a model that was trained on chats."
+        )
+
+    def load_talker() -> Talker:
+        model = _load(source, config, Path(options.output) / label, options.tokenizer)
+        return Talker(model.decoder, model.tokenizer, model.mesh, template)
+
+    made_by = json.dumps(_identity(source, config, tokenizer) | {"tokens": options.answer_tokens})
+    return Contestant(label, made_by, answerer(load_talker, options.answer_tokens))
+
+
+def _evaluate(
+    model: Model, texts: list[HeldoutText], benchmarks: list[Any], options: argparse.Namespace
+) -> None:
+    if texts:
+        _score_texts(model, texts, options.no_counterpart)
+    if benchmarks:
+        _ask(model, benchmarks, options)
+
+
+def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) -> None:
+    settings = model.identity | {"texts": text_fingerprint(texts)}
+    score_texts(texts, model.decoder, model.tokenizer, model.mesh, model.folder, settings)
+    if no_counterpart:
+        set_apart(model.folder, read_source_names(no_counterpart), settings)
+
+
+def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> None:
+    from llama_cpt.evaluation.harness_model import HarnessModel
+    from llama_cpt.evaluation.questions import ask, questions_of
+
+    template = chat_template_of(model.tokenizer)
+    harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, template)
+    chat = harnessed if options.chat_template else None
+    for benchmark in benchmarks:
+        questions = questions_of(benchmark, chat=chat, limit=options.limit)
+        ask(questions, harnessed, model.folder, model.identity)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.evaluate",
+        description="Compare models over languages and benchmarks, example by example.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a Hugging Face or run folder, or NAME=FOLDER")
+    add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, files *.yaml")
+    add("--output", required=True, metavar="DIR", help="scores go to DIR/MODEL/TASK.jsonl")
+    add("--data", default="", metavar="DIR", help="benchmarks on disk; without it, the hub")
+    add("--limit", type=int, metavar="N", help="examples of each part of a task, at most")
+    add("--shots", type=int, metavar="N", help="worked examples before each question")
+    add("--chat-template", action="store_true", help="ask in the model's chat template")
+    add("--run-generated-code", action="store_true", help=f"within limits: {ENFORCED}")
+    add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=f"text for {TASK}")
+    add("--heldout-of", default="", metavar="CONFIG", help="the same, of a config")
+    add("--no-counterpart", default="", metavar="FILE", help=f"sources that {APART} is made of")
+    add("--tokenizer", default="", help="where MODEL has none of its own")
+    add_conversation_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""Questions and their options as rows for ``score_branches``: grouped by what they begin with.
+
+A row is a question and its options, each option a branch. Rows that begin with the same tokens
+form a group, whose common beginning is read once. Rows of a group go into batches of one length
+out of a few, so that a length is compiled once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Int
+import numpy as np
+
+from llama_cpt.model.branches import BranchRows
+
+Tokens = Int[np.ndarray, "_"]
+SHORTEST_PREFIX = 32
+"""Tokens in common that are worth a pass of their own."""
+SHORTEST_ROW = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and options to score behind it."""
+
+    trunk: Tokens
+    """What all options follow; at least one token."""
+    options: list[tuple[int, Tokens]] = field(default_factory=list)
+    """Number of the request, and its tokens."""
+
+    def length(self, prefix: int) -> int:
+        """Tokens that the row takes behind a prefix: an option's last token is predicted only."""
+        return len(self.trunk) - prefix + sum(len(option) - 1 for _, option in self.options)
+
+    @property
+    def scored(self) -> int:
+        """Tokens that are predicted."""
+        return sum(len(option) for _, option in self.options)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose trunks begin with the same ``prefix`` tokens."""
+
+    prefix: int
+    rows: list[Row]
+
+
+def rows_of(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list[Row]:
+    """Rows of requests (context, continuation), numbered as they come.
+
+    Cut on the left to what ``context_length`` tokens predict, as lm-evaluation-harness does.
+    """
+    rows: list[Row] = []
+    open_rows: dict[bytes, Row] = {}
+    for number, (context, option) in enumerate(pairs):
+        trunk = context[-(context_length + 1 - len(option)) :]
+        row = open_rows.get(trunk.tobytes())
+        if row is None or row.length(0) + len(option) - 1 > context_length:
+            row = open_rows[trunk.tobytes()] = Row(trunk)
+            rows.append(row)
+        row.options.append((number, option))
+    return rows
+
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """All ``rows`` in groups; a group of one has no prefix."""
+    ordered = sorted(rows, key=lambda row: row.trunk.tolist())
+    groups: list[Group] = []
+    start = 0
+    while start < len(ordered):
+        first, shared, end = ordered[start].trunk, len(ordered[start].trunk) - 1, start + 1
+        while end < len(ordered):
+            common = min(_common(first, ordered[end].trunk), len(ordered[end].trunk) - 1)
+            # A row that shares much less would lengthen all others.
+            alone = end == start + 1
+            if common < SHORTEST_PREFIX or not (alone or 2 * common >= shared):
+                break
+            shared, end = min(shared, common), end + 1
+        groups.append(Group(shared if end > start + 1 else 0, ordered[start:end]))
+        start = end
+    return groups
+
+
+def merged(groups: Sequence[Group]) -> list[Group]:
+    """``groups`` with all that have no prefix as one."""
+    alone = [row for group in groups if not group.prefix for row in group.rows]
+    return [group for group in groups if group.prefix] + [Group(0, alone)] * bool(alone)
+
+
+def batches_of(
+    group: Group, batch_tokens: int, row_multiple: int
+) -> Iterator[tuple[list[Row], int, int]]:
+    """Rows that go together, longest first, with the length and number that they are padded to."""
+    by_size: dict[int, list[Row]] = {}
+    for row in sorted(group.rows, key=lambda row: -row.length(group.prefix)):
+        size = row_bucket(max(row.length(group.prefix), row.scored))
+        by_size.setdefault(size, []).append(row)
+    for size, rows in by_size.items():
+        together = max(batch_tokens // size // row_multiple, 1) * row_multiple
+        for start in range(0, len(rows), together):
+            yield rows[start : start + together], size, together
+
+
+def row_bucket(length: int) -> int:
+    """The least of 32, 48, 64, 96, 128, 192, ... that holds ``length``."""
+    power = 1 << (max(length, SHORTEST_ROW) - 1).bit_length()
+    return power * 3 // 4 if length <= power * 3 // 4 and power > SHORTEST_ROW else power
+
+
+def branch_rows(rows: Sequence[Row], prefix: int, size: int, number: int) -> BranchRows:
+    """One batch (number, size) of up to ``number`` rows; padding is a branch of its own."""
+    tokens, positions = (np.zeros((number, size), np.int32) for _ in range(2))
+    branches = np.full((number, size), -1, np.int32)
+    places, targets = (np.zeros(number * size, np.int32) for _ in range(2))
+    count = 0
+    for i, row in enumerate(rows):
+        at = len(row.trunk) - prefix
+        tokens[i, :at], branches[i, :at] = row.trunk[prefix:], 0
+        positions[i, :at] = np.arange(prefix, len(row.trunk))
+        last = i * size + at - 1
+        for branch, (_, option) in enumerate(row.options, 1):
+            more = len(option) - 1
+            here = slice(at, at + more)
+            tokens[i, here], branches[i, here] = option[:-1], branch
+            positions[i, here] = np.arange(len(row.trunk), len(row.trunk) + more)
+            scored = slice(count, count + len(option))
+            places[scored] = [last, *range(i * size + at, i * size + at + more)]
+            targets[scored] = option
+            at, count = at + more, count + len(option)
+    return BranchRows(tokens, positions, branches, places, targets, np.int32(count))
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    """How many tokens two rows begin with alike."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if different.size else size

@@ -1,0 +1,111 @@
+"""What a model scored on each example: ``DIR/MODEL/TASK.jsonl``, a line an example, appended.
+
+``DIR/MODEL/TASK.settings.json`` says of what the scores are: a model, a task and settings. Scores
+of others in the same place are a mistake, not a continuation.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from llama_cpt.data.token_rows import write_atomically
+from llama_cpt.errors import UserError
+from llama_cpt.evaluation.kept_lines import append_lines, read_lines
+
+BITS_PER_BYTE = "bits_per_byte"
+"""The one metric of which less is better."""
+LINES, SETTINGS = ".jsonl", ".settings.json"
+
+
+@dataclass(frozen=True)
+class ExampleScore:
+    """One example, by the task's first metric."""
+
+    task: str
+    """As it was asked for: ``cmmlu``; the name of the file."""
+    group: str
+    """Within the task: a subject, a held-out corpus; empty where the task is whole."""
+    id: str
+    """Of the example in its group, the same for every model."""
+    metric: str
+    score: float
+    """The more, the better, but for ``bits_per_byte``, which sums ``nats`` and ``bytes`` first."""
+    nats: float | None = None
+    bytes: int | None = None
+    """Of the source text in UTF-8."""
+    detail: dict = field(default_factory=dict)
+    """Other metrics, log-likelihoods, what was generated."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells the examples of a task apart."""
+        return self.group, self.id
+
+
+def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
+    """The scores in a model's ``folder``, by task, each example once, in the file's order.
+
+    Raises UserError, naming the line, for what is no score.
+    """
+    files = sorted(Path(folder).glob(f"*{LINES}"))
+    if not files:
+        raise UserError(f"{folder} holds no scores: `python -m llama_cpt.evaluate` writes them.")
+    return {file.name.removesuffix(LINES): read_task(file) for file in files}
+
+
+def read_task(file: Path) -> list[ExampleScore]:
+    """The scores of one task; the half line that a killed evaluation left is no score."""
+    found: dict[tuple[str, str], ExampleScore] = {}
+    for score in read_lines(file, ExampleScore):
+        found.setdefault(score.key, score)
+    return list(found.values())
+
+
+def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
+    """Add ``scores`` to ``file``, on disk when this returns; ``begin`` has been there before."""
+    if rows := [_plain(score) for score in scores]:
+        append_lines(file, rows)
+
+
+def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:
+    """The scores of ``task`` that are there from before; its settings are written or compared.
+
+    Raises UserError where they are of another model, task or setting.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{task}{SETTINGS}"
+    asked = json.loads(json.dumps(settings))
+    there = json.loads(file.read_text("utf-8")) if file.exists() else asked
+    changed = sorted(n for n in asked | there if asked.get(n) != there.get(n))
+    if changed:
+        told = ", ".join(f"{n} was {there.get(n)!r}, is {asked.get(n)!r}" for n in changed)
+        raise UserError(
+            f"{folder / task}{LINES} holds scores of something else: {told}. Set another --output, "
+            "or delete that file and its settings."
+        )
+    if not file.exists():
+        content = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(epath.Path(file), content.encode())
+    return read_task(folder / f"{task}{LINES}")
+
+
+def mean_score(scores: Sequence[ExampleScore]) -> float:
+    """Of one metric: the mean, or bits per byte of all the text together."""
+    if scores[0].metric == BITS_PER_BYTE:
+        return bits_per_byte(scores)
+    return sum(score.score for score in scores) / len(scores)
+
+
+def bits_per_byte(scores: Sequence[ExampleScore]) -> float:
+    """Of all the text together: the sum of nats over the sum of bytes, in bits."""
+    nats = sum(score.nats for score in scores)
+    return nats / math.log(2) / sum(score.bytes for score in scores)
+
+
+def _plain(score: ExampleScore) -> dict[str, Any]:
+    return {name: value for name, value in asdict(score).items() if value not in (None, {})}

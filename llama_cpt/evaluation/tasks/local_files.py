@@ -1,0 +1,172 @@
+"""Benchmarks in files on disk, as rows that the task files beside this one name."""
+
+from collections.abc import Iterable, Sequence
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from llama_cpt.errors import UserError
+
+Rows = list[dict[str, Any]]
+_SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-8"))
+
+
+def cmmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """A subject of haonan-li/CMMLU: ``cmmlu/{dev,test}/SUBJECT.csv``."""
+    columns = ("Question", "A", "B", "C", "D", "Answer")
+    return _subject(folder, "cmmlu", {"dev": f"{part}.csv", "test": f"{part}.csv"}, columns, part)
+
+
+def ceval(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """A subject of hkust-nlp/ceval: ``ceval/{dev,val}/SUBJECT_{dev,val}.csv``."""
+    files = {split: f"{part}_{split}.csv" for split in ("dev", "val")}
+    columns = ("question", "A", "B", "C", "D", "answer")
+    return _subject(folder, "ceval", files, columns, part)
+
+
+def mmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """A subject of MMLU: ``mmlu/{dev,test}/SUBJECT_{dev,test}.csv``, the answer as an index."""
+    files = {split: f"{part}_{split}.csv" for split in ("dev", "test")}
+    columns = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
+    return _subject(folder, "mmlu", files, columns, part)
+
+
+def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """openai/grade-school-math: ``gsm8k/{train,test}.jsonl.gz``."""
+    columns = ("question", "answer")
+    return {
+        split: _dataset(_json_lines(_file(folder, f"gsm8k/{split}.jsonl"), columns))
+        for split in ("train", "test")
+    }
+
+
+def mgsm_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """google-research/url-nlp: ``mgsm/mgsm_zh.tsv``, question and number without a header."""
+    file = _file(folder, "mgsm/mgsm_zh.tsv")
+    rows = list(csv.reader(io.StringIO(_text(file)), delimiter="\t"))
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise UserError(f"{file}:{number}: {len(row)} columns, not a question and a number.")
+    return {"test": _dataset([{"question": q, "answer_number": n} for q, n in rows])}
+
+
+def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """cambridgeltl/xcopa: ``xcopa/test.zh.jsonl``."""
+    columns = ("premise", "choice1", "choice2", "question", "label")
+    return {"test": _dataset(_json_lines(_file(folder, "xcopa/test.zh.jsonl"), columns))}
+
+
+def xcopa_choices(row: dict[str, Any]) -> list[str]:
+    """The two alternatives, as the harness begins them."""
+    return [text[0].lower() + text[1:] for text in (row["choice1"], row["choice2"])]
+
+
+def humaneval(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """openai/human-eval: ``human_eval/HumanEval.jsonl.gz``."""
+    columns = ("prompt", "entry_point", "test")
+    return {"test": _dataset(_json_lines(_file(folder, "human_eval/HumanEval.jsonl"), columns))}
+
+
+def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
+    file = _file(folder, "eq_bench/eq_bench_v2_questions_171.json")
+    columns = ("prompt", "reference_answer_fullscale")
+    rows = _required(file, list(json.loads(_text(file)).values()), columns)
+    return {
+        "test": _dataset(
+            {
+                "prompt": without_revision(row["prompt"]),
+                "reference": json.dumps(row["reference_answer_fullscale"]),
+            }
+            for row in rows
+        )
+    }
+
+
+def without_revision(prompt: str) -> str:
+    """An EQ-Bench question that asks for scores once, as EQ-Bench 2.1 asks it."""
+    asked = " Then critique your answer by thinking it through step by step. "
+    prompt = prompt.replace(f"{asked}Finally, give your revised scores.", "")
+    before, _, rest = prompt.replace("First pass scores:\n", "").partition("Critique: <your")
+    end = rest.partition("[End of answer]")[2]
+    return f"{before}\n[End of answer]{end}\nYour answer:\n" if end else prompt
+
+
+def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
+    """The subjects of a benchmark of one file each, sorted."""
+    place = Path(folder) / name / split
+    found = sorted(file.name.removesuffix(ending) for file in place.glob(f"*{ending}"))
+    if not found:
+        raise UserError(
+            f"{place} holds no *{ending}: give --data a folder laid out as docs/evaluation.md says."
+        )
+    return found
+
+
+def _subject(
+    folder: str, name: str, files: dict[str, str], columns: Sequence[str], part: str
+) -> dict[str, datasets.Dataset]:
+    subject = _SUBJECTS.get(name, {}).get(part, part.replace("_", " "))
+    found = {}
+    for split, file in files.items():
+        rows = _csv(_file(folder, f"{name}/{split}/{file}"), columns)
+        found[split] = _dataset(row | {"subject": subject} for row in rows)
+    return found
+
+
+def _csv(file: Path, columns: Sequence[str]) -> Rows:
+    rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
+    kept = [{name: row[name] for name in columns} for row in rows]
+    # An index of a choice, where the answer is no letter.
+    return [
+        row | {c: int(v) for c, v in row.items() if c == "answer" and v.isdigit()} for row in kept
+    ]
+
+
+def _json_lines(file: Path, columns: Sequence[str]) -> Rows:
+    rows = []
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: not JSON ({error}).") from None
+    return [{name: row[name] for name in columns} for row in _required(file, rows, columns)]
+
+
+def _required(file: Path, rows: Rows, columns: Sequence[str]) -> Rows:
+    if not rows:
+        raise UserError(f"{file} holds no questions.")
+    for number, row in enumerate(rows, 1):
+        for name in columns:
+            if row.get(name) is None:
+                there = ", ".join(map(str, row))
+                raise UserError(f"{file}: question {number} has no {name!r} (it has: {there}).")
+    return rows
+
+
+def _file(folder: str, name: str) -> Path:
+    """``name`` in ``folder``, or the same with ``.gz``."""
+    for file in (Path(folder) / name, Path(folder) / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"{Path(folder) / name} (or .gz) is not there: give --data a folder laid out as "
+        "docs/evaluation.md says."
+    )
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    try:
+        return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged ({error}).") from None
+
+
+def _dataset(rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    return datasets.Dataset.from_list(list(rows))

@@ -1,0 +1,85 @@
+"""Intervals hold what they say, on simulated pairs whose truth is known."""
+
+import numpy as np
+import pytest
+
+from llama_cpt.evaluation.paired import corrected_level, mark_of, ratio_intervals
+
+SETS = 1000
+TRUTH = 0.05
+
+
+def exact_matches(rng):
+    """Answers right or wrong, most of them in both models, and the pair that is added."""
+    change = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.75, 0.15], size=(SETS, 150))
+    change = np.concatenate([change, np.ones((SETS, 1)), -np.ones((SETS, 1))], axis=1)
+    return change, np.ones_like(change)
+
+
+def documents(rng):
+    """Nats of documents of very different lengths."""
+    before = rng.lognormal(6, 1, (SETS, 300)) * rng.normal(1, 0.15, (SETS, 300))
+    return before * (TRUTH + rng.normal(0, 0.06, before.shape)), before
+
+
+def subjects(rng):
+    """57 groups of many sizes; a model gains more in some than in others."""
+    examples = rng.integers(20, 300, (SETS, 57))
+    right = np.clip(0.5 + TRUTH + rng.normal(0, 0.06, examples.shape), 0, 1)
+    change = rng.binomial(examples, right) - rng.binomial(examples, 0.5)
+    return change.astype(float), examples.astype(float)
+
+
+def few(rng):
+    """25 examples with a continuous score."""
+    change = rng.normal(TRUTH, 1, (SETS, 25))
+    return change, np.ones_like(change)
+
+
+@pytest.mark.parametrize("world", [exact_matches, documents, subjects, few])
+def test_coverage(world):
+    change, over = world(np.random.default_rng(1))
+    # One resampling serves all sets; the draws of a set are what they would be alone.
+    plain, corrected = ratio_intervals(change, over, [0.95, corrected_level(20)], draws=4000)
+    assert 0.93 <= covered(plain) <= 0.97
+    assert covered(corrected) >= 0.99
+
+
+def covered(intervals):
+    return np.mean((intervals[:, 0] <= TRUTH) & (intervals[:, 1] >= TRUTH))
+
+
+def test_all_of_a_table_hold_at_once():
+    """20 differences that are none: a plain interval misses often, a corrected one in 5 %."""
+    rng = np.random.default_rng(2)
+    change = rng.normal(0, 1, (400 * 20, 80))
+    plain, corrected = ratio_intervals(
+        change, np.ones_like(change), [0.95, corrected_level(20)], draws=1000
+    )
+    wrong = [
+        np.mean(((low > 0) | (high < 0)).reshape(400, 20).any(1))
+        for low, high in (plain.T, corrected.T)
+    ]
+    assert wrong[0] > 0.5 and wrong[1] < 0.08
+
+
+def test_one_unit_says_nothing():
+    found = ratio_intervals(np.array([[0.3]]), np.array([[1.0]]), [0.95])
+    assert found.tolist() == [[[-np.inf, np.inf]]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mark"),
+    [
+        (0.03, 0.09, "gained"),
+        (0.001, 0.09, "gained"),
+        (-0.09, -0.03, "forgotten"),
+        (-0.01, 0.01, "kept"),
+        (0.001, 0.01, "kept"),
+        (-0.01, 0.05, "not told apart"),
+        (-0.09, 0.09, "not told apart"),
+        (-np.inf, np.inf, "not told apart"),
+    ],
+)
+def test_marks(low, high, mark):
+    assert mark_of(low, high, 0.02) == mark
