@@ -128,18 +128,20 @@ class HarnessModel(LM):
     def _prefix(self, tokens: Tokens) -> Prefix:
         if not len(tokens):
             return no_prefix(self.decoder)
-        rows, lengths = padded([tokens] * self._row_multiple)
+        rows, lengths = padded([tokens.tolist()] * self._row_multiple)
         with jax.set_mesh(self.mesh):
             return read_prefix(self.decoder, rows, lengths[0])
 
     def _rolled(self, slab: Sequence[tuple]) -> Iterator[tuple[int, float]]:
         ids = self.tokenizer.encode_batch([text for (text,) in slab])
-        documents = [np.array([self.tokenizer.bos_id, *one], np.int32) for one in ids]
+        bos = self.tokenizer.bos_id
+        # As there, a text is its tokens with BOS, behind a BOS that is read: the second is scored.
+        documents = [np.array([bos, bos, *one], np.int32) for one in ids]
         nats = document_nats(
             self.decoder,
             documents,
             mesh=self.mesh,
-            bos_id=self.tokenizer.bos_id,
+            bos_id=bos,
             batch_tokens=BATCH_TOKENS,
         )
         for number, nll in nats:

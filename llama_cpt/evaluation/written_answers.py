@@ -99,7 +99,7 @@ def _batch_answers(
     rows: int,
 ) -> list[str]:
     order = orders[0]
-    tokens, lengths = padded(prompts, row_multiple=rows)
+    tokens, lengths = padded([prompt.tolist() for prompt in prompts], row_multiple=rows)
     columns = bucket(tokens.shape[1] + order.max_new_tokens)
     special = {*tokenizer.special_tokens.values(), tokenizer.bos_id, tokenizer.eos_id}
     written: list[list[int]] = [[] for _ in prompts]

@@ -14,7 +14,7 @@ from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
 
-from llama_cpt.evaluation import benchmarks, questions  # noqa: E402
+from llama_cpt.evaluation import benchmarks, harness_model, heldout_scores, questions  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.tasks.local_files import eq_bench, humaneval  # noqa: E402
 
@@ -72,7 +72,9 @@ def test_scores_of_another_model_are_not_taken_for_this_one_s(data, tmp_path):
         asked_of(Guesser(), data, tmp_path, model="b")
 
 
-def test_the_command_scores_text_and_questions_once(model, data, tmp_path, capsys):
+def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
+    for module in (harness_model, heldout_scores):
+        monkeypatch.setattr(module, "BATCH_TOKENS", 128)
     lines = [{"text": "猫坐在垫子上", "source": "a"}, {"text": "The cat", "source": "b"}]
     text = tmp_path / "text.jsonl.gz"
     text.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
@@ -104,7 +106,8 @@ def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "_manager", lambda: harness)
 
     def told(*more, tasks="cmmlu", folder=data, match):
-        command = [model, "--output", str(tmp_path), "--tasks", tasks, "--data", str(folder), *more]
+        command = [model, *more, "--output", str(tmp_path), "--tasks", tasks]
+        command += ["--data", str(folder)]
         with pytest.raises(UserError, match=match):
             main(command)
 

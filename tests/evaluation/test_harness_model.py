@@ -92,6 +92,10 @@ def test_benchmarks_score_as_the_harness_scores_them(ours, theirs, tmp_path):
     data = write_benchmarks(tmp_path / "data")
     for name in ("cmmlu", "xcopa_zh", "gsm8k"):
         benchmark = load_benchmark(name, data, None)
+        for task in benchmark.parts.values():
+            # The harness refuses its own 256 in a context of 192.
+            if task.config.generation_kwargs:
+                task.config.generation_kwargs["max_gen_toks"] = 16
         ask(questions_of(benchmark, chat=None, limit=None), ours, tmp_path, {})
         for part, task in benchmark.parts.items():
             task.set_fewshot_seed(1234)
