@@ -146,10 +146,12 @@ def _prior_levels(points: Points, surface: Surface, known: Mapping[float, Any]) 
     """That the height of the predicted losses is no finding where the table has one size."""
     told = []
     if len(np.unique(points.parameters)) == 1 and surface.parameters != surface.largest:
-        base = "its base's" if known else "the base's, here that of the fitted size (--target-base)"
+        unknown = (
+            "" if known else " Nor is its base known (--target-base): that of the table is taken."
+        )
         told.append(
-            f"The table has one size: that losses at {surface.parameters:g} parameters go as "
-            f"{base} original loss is a prior, not a finding."
+            f"The table has one size: that losses at {surface.parameters:g} parameters go as the "
+            f"base's is a prior, not a finding.{unknown}"
         )
     if len(np.unique(points.tokens)) == 1 and surface.tokens != surface.longest:
         told.append(

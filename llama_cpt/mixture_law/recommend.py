@@ -69,7 +69,7 @@ def recommend(
         *edge_reasons(found.home),
         *spread_reasons(found.home),
         *(carried_reasons(aimed) if aimed is not found.home else ()),
-        *bound_reasons(surface, aimed, goal),
+        *bound_reasons(surface, aimed, found.sizes[-1], goal),
         *target_reasons(target.parameters, float(points.parameters.min())),
     ]
     optima = np.stack([found.home.optima.almr, found.home.optima.rate], axis=1)[1:]

@@ -50,8 +50,8 @@ def test_one_size_carries_by_a_prior_that_says_so():
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
     assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
     assert near.recommendation.extrapolation is None
-    assert "losses at 8e+06 parameters go as the base's, here" in near.notes[-1]
-    assert "a prior" in near.notes[-1]
+    assert "losses at 8e+06 parameters go as the base's is a prior" in near.notes[-1]
+    assert "that of the table is taken" in near.notes[-1]
     assert re.search("12 times .* here 1.08", far.recommendation.extrapolation)
     low, high = (np.ptp(np.log(law.recommendation.learning_rate)) for law in (near, far))
     assert high > 1.2 * low
