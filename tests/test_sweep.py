@@ -27,7 +27,7 @@ def trials_of(name):
 def test_a_dry_run_prices_and_trains_nothing(capsys):
     assert sweep.main([PAPER, "--dry-run", "--chip", "v6e", "--mfu", "0.5"]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.88e\+03", told)
+    assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.87e\+03", told)
     assert "v6e at MFU 50%, which is assumed" in told
     assert not Path("runs/sweep_8b").exists()
 

@@ -130,6 +130,7 @@ def test_tasks_stand_side_by_side_after_every_stage(pipeline):
 
 
 def test_tasks_that_cannot_be_run_are_told_first(pipeline):
+    pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
     with pytest.raises(UserError, match="tasks: humaneval runs code"):
         travel(replace(pipeline, tasks=("humaneval",)))
     assert not Path(pipeline.stages[0].output).exists()
