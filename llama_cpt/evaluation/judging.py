@@ -162,6 +162,7 @@ def judge_all(
     Raises UserError where it gives ``RUBBISH_IN_A_ROW`` no verdicts, or cannot be asked.
     """
     streak = _Streak(judge.name)
+    halted = threading.Event()
 
     def one(pair: Pair, swapped: bool) -> None:
         left, right = pair.answers[::-1] if swapped else pair.answers
@@ -169,6 +170,16 @@ def judge_all(
         reasons = ruling.reasons[:LONGEST_REASON]
         record.add(Judgement(pair.id, swapped, ruling.verdict, judge.name, reasons))
         streak.count(ruling)
+
+    def one_of_many(pair: Pair, swapped: bool) -> None:
+        if halted.is_set():
+            return
+        try:
+            one(pair, swapped)
+        except BaseException:
+            # Here, because this thread would take the next question before the caller knows.
+            halted.set()
+            raise
 
     if workers == 1:
         with contextlib.suppress(Quit):
@@ -178,7 +189,7 @@ def judge_all(
     pool = ThreadPoolExecutor(workers)
     with Progress("judged", float(len(asked)), "pairs") as progress:
         try:
-            for done in as_completed([pool.submit(one, *question) for question in asked]):
+            for done in as_completed([pool.submit(one_of_many, *question) for question in asked]):
                 done.result()
                 progress.update(1.0)
         finally:
