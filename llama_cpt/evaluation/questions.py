@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
+from lm_eval.utils import env
 import numpy as np
 
 from llama_cpt.errors import UserError
@@ -18,6 +20,9 @@ from llama_cpt.evaluation.benchmarks import Benchmark
 from llama_cpt.evaluation.harness_model import HarnessModel
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, begin
 from llama_cpt.progress import Progress
+
+# The harness compiles a task's templates anew for every question: a minute for CMMLU.
+env.from_string = lru_cache(env.from_string)
 
 SEED = 1234
 """Of worked examples that are drawn; the harness's own."""
