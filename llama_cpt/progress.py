@@ -28,12 +28,12 @@ class Progress:
     def _show(self, start: str, end: str) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / seconds
-        text = f"{self.label}: {self.done:,.4g} {self.unit}, {rate:,.4g} {self.unit}/s"
+        text = f"{self.label}: {_number(self.done)} {self.unit}, {_number(rate)} {self.unit}/s"
         if self.total:
             left = max(self.total - self.done, 0) / max(rate, 1e-9)
             text = (
-                f"{self.label}: {self.done:,.4g} of {self.total:,.4g} {self.unit} "
-                f"({self.done / self.total:.0%}), {rate:,.4g} {self.unit}/s, {duration(left)} left"
+                f"{self.label}: {_number(self.done)} of {_number(self.total)} {self.unit} "
+                f"({self.done / self.total:.0%}), {_number(rate)} {self.unit}/s, {duration(left)} left"
             )
         sys.stderr.write(f"{start}{text:<78}{end}")
         sys.stderr.flush()
@@ -52,6 +52,11 @@ class Progress:
             self._show("\r" if self._terminal else "", "\n")
         elif self._terminal:
             sys.stderr.write("\r" + " " * 100 + "\r")
+
+
+def _number(value: float) -> str:
+    """``12345.6`` -> ``12,346``, ``1.234`` -> ``1.23``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
