@@ -48,10 +48,8 @@ def theirs(options: argparse.Namespace) -> HFLM:
 
 
 def requests(options: argparse.Namespace, shots: int) -> list[Any]:
-    """Of ``options.questions`` questions, over all subjects evenly."""
-    benchmark = load_benchmark("cmmlu", options.data, shots)
-    limit = -(-options.questions // len(benchmark.parts))
-    found = questions_of(benchmark, chat=None, limit=limit)
+    """Of the first ``options.questions`` questions, subject by subject."""
+    found = questions_of(load_benchmark("cmmlu", options.data, shots), chat=None, limit=None)
     chosen = found[: options.questions]
     return [instance for question in chosen for instance in question.instances]
 

@@ -1,22 +1,18 @@
 """The command that compares models: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
 
 import argparse
-from dataclasses import dataclass
 import importlib.util
 import json
-import math
 import os
 from pathlib import Path
 import sys
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
+from etils import epath
 
-from llama_cpt.chat_session import chat_template_of
-from llama_cpt.config import CorpusConfig, MeshConfig, ModelConfig
+from llama_cpt import named_models
+from llama_cpt.config import CorpusConfig
 from llama_cpt.config_file import load
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.evaluation.heldout_scores import (
     APART,
@@ -40,25 +36,8 @@ from llama_cpt.evaluation.sandbox import ENFORCED
 from llama_cpt.evaluation.side_by_side_page import write_comparison
 from llama_cpt.evaluation.side_by_side_text import terminal_lines
 from llama_cpt.evaluation.summary import table, write_summary
-from llama_cpt.folders import require_writable
-from llama_cpt.model.decoder import Decoder
-from llama_cpt.model.load import model_config_of, tokenizer_of
-from llama_cpt.model.load_decoder import load_decoder
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.reference import model_identity
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to evaluate, its weights on the devices."""
-
-    folder: Path
-    """Where its scores go."""
-    decoder: Decoder
-    tokenizer: Tokenizer
-    mesh: Mesh
-    identity: dict[str, str]
-    """What its scores depend on."""
+from llama_cpt.folders import locked, require_writable
+from llama_cpt.named_models import Given, Model
 
 
 def main(arguments: list[str]) -> int:
@@ -67,59 +46,46 @@ def main(arguments: list[str]) -> int:
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     require_writable(options.output)
-    sources = _models(options.models)
+    sources = named_models.named(options.models)
     if options.conversations:
         check_conversations(list(sources), options)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
     benchmarks = _benchmarks(options, [name for name in names if name != TASK])
-    configs = {label: model_config_of(source) for label, source in sources.items()}
+    given = {label: named_models.check(label, source, options) for label, source in sources.items()}
     contestants = ()
     if options.conversations:
-        contestants = tuple(_contestant(n, s, configs[n], options) for n, s in sources.items())
+        contestants = tuple(_contestant(label, one, options) for label, one in given.items())
     if names:
-        _score_all(sources, configs, texts, benchmarks, options)
+        _score_all(given, texts, benchmarks, options)
     if contestants:
         judge_conversations(contestants, Path(options.output), options)
     return 0
 
 
 def _score_all(
-    sources: dict[str, str],
-    configs: dict[str, ModelConfig],
+    models: dict[str, Given],
     texts: list[HeldoutText],
     benchmarks: list[Any],
     options: argparse.Namespace,
 ) -> None:
     """Score one model after the other; several are then compared with the first."""
     summaries = []
-    for label, source in sources.items():
+    for label, one in models.items():
         folder = Path(options.output) / label
-        _evaluate(
-            _load(source, configs[label], folder, options.tokenizer), texts, benchmarks, options
-        )
-        summaries.append(write_summary(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        busy = f"{folder}: another process scores there; wait for it, or set another --output."
+        with locked(epath.Path(folder / ".lock"), busy, wait=False):
+            _evaluate(named_models.load(one, folder), texts, benchmarks, options)
+            summaries.append(write_summary(folder))
     rows = table(summaries)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    if len(sources) > 1:
-        folders = [str(Path(options.output) / label) for label in sources]
+    if len(models) > 1:
+        folders = [str(Path(options.output) / label) for label in models]
         print(f"\n{terminal_lines(write_comparison(folders, options.output))}")
         print(f"\n{Path(options.output) / 'report.html'}")
-
-
-def _models(given: list[str]) -> dict[str, str]:
-    """Name -> place of each model; ``NAME=PLACE`` where the folder's own name will not do."""
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, place = one.partition("=")
-        if not equals or "/" in name:
-            name, place = Path(one).resolve().name, one
-        if name in found:
-            raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
-        found[name] = place
-    return found
 
 
 def _tasks(options: argparse.Namespace) -> list[str]:
@@ -176,41 +142,14 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
     return [load_benchmark(name, options.data, options.shots) for name in names]
 
 
-def _load(source: str, config: ModelConfig, folder: Path, tokenizer: str) -> Model:
-    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
-    vocabulary = load_tokenizer(tokenizer or tokenizer_of(source))
-    vocabulary.require_size(config.vocab_size)
-    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
-    identity = _identity(source, config, vocabulary)
-    decoder = load_decoder(source, config, mesh, identity["dtype"])
-    return Model(folder, decoder, vocabulary, mesh, identity)
-
-
-def _identity(source: str, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    return {
-        "model": model_identity(source, config, 0)[:16],
-        "tokenizer": tokenizer.fingerprint[:16],
-        "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
-    }
-
-
-def _contestant(
-    label: str, source: str, config: ModelConfig, options: argparse.Namespace
-) -> Contestant:
+def _contestant(label: str, given: Given, options: argparse.Namespace) -> Contestant:
     """The model as one that answers; its weights are loaded if an answer is missing."""
-    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
-    template = chat_template_of(tokenizer)
-    if template is None:
-        raise UserError(
-            f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
-            "tokens for one; name a model that was trained on chats."
-        )
 
     def load_talker() -> Talker:
-        model = _load(source, config, Path(options.output) / label, options.tokenizer)
-        return Talker(model.decoder, model.tokenizer, model.mesh, template)
+        model = named_models.load(given, Path(options.output) / label)
+        return Talker(model.decoder, model.tokenizer, model.mesh, model.template)
 
-    made_by = json.dumps(_identity(source, config, tokenizer) | {"tokens": options.answer_tokens})
+    made_by = json.dumps(named_models.identity_of(given) | {"tokens": options.answer_tokens})
     return Contestant(label, made_by, answerer(load_talker, options.answer_tokens))
 
 
@@ -234,8 +173,7 @@ def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> No
     from llama_cpt.evaluation.harness_model import HarnessModel
     from llama_cpt.evaluation.questions import ask, questions_of
 
-    template = chat_template_of(model.tokenizer)
-    harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, template)
+    harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, model.template)
     chat = harnessed if options.chat_template else None
     for benchmark in benchmarks:
         questions = questions_of(benchmark, chat=chat, limit=options.limit)

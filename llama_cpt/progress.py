@@ -33,7 +33,8 @@ class Progress:
             left = max(self.total - self.done, 0) / max(rate, 1e-9)
             text = (
                 f"{self.label}: {_number(self.done)} of {_number(self.total)} {self.unit} "
-                f"({self.done / self.total:.0%}), {_number(rate)} {self.unit}/s, {duration(left)} left"
+                f"({self.done / self.total:.0%}), {_number(rate)} {self.unit}/s, "
+                f"{duration(left)} left"
             )
         sys.stderr.write(f"{start}{text:<78}{end}")
         sys.stderr.flush()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 import time
 from typing import Any
@@ -23,7 +24,14 @@ from llama_cpt.data.tokenizer import Tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.document_nats import document_nats
 from llama_cpt.evaluation.perplexity import spread
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, begin
+from llama_cpt.evaluation.scores import (
+    BITS_PER_BYTE,
+    LINES,
+    ExampleScore,
+    append_scores,
+    begin,
+    write_task,
+)
 from llama_cpt.model.decoder import Decoder
 from llama_cpt.progress import Progress
 
@@ -39,10 +47,12 @@ class HeldoutText:
 
     corpus: str
     id: str
-    """The file's name and the document's number in it."""
+    """The file's name, with its folders as far as they differ, and the document's number in it."""
     text: str
     source: str
     """Its field ``source``; its file's name where it has none."""
+    corpus_digest: str
+    """Of all documents of the corpus, taken or not."""
 
 
 def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[HeldoutText]:
@@ -55,15 +65,16 @@ def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[He
         sources = find_sources(corpus)
         texts = _fields(sources, corpus.text_field)
         origins = _fields(sources, "source") if _are_lines(sources) else {}
-        places = list(texts)
+        places, names = list(texts), _names({path for path, _ in texts})
+        digest = _digest([str(texts[place]) for place in places])
         for place in spread(len(places), limit or len(places)):
             (path, number), text = places[place], texts[places[place]]
             if isinstance(text, BadDocument):
                 raise UserError(f"held-out corpus {corpus.name!r}: {text}.")
             origin = origins.get((path, number))
-            name = Path(path).name
-            known = origin if isinstance(origin, str) else name
-            found.append(HeldoutText(corpus.name, f"{name}:{number}", text, known))
+            known = origin if isinstance(origin, str) else Path(path).name
+            number = f"{names[path]}:{number}"
+            found.append(HeldoutText(corpus.name, number, text, known, digest))
         if not any(one.corpus == corpus.name and one.text for one in found):
             raise UserError(f"held-out corpus {corpus.name!r} holds no text ({corpus.source}).")
     return found
@@ -104,13 +115,12 @@ def score_texts(
 
 def set_apart(folder: Path, sources: Collection[str], settings: Mapping[str, Any]) -> None:
     """The scores of ``bpb`` of documents from ``sources``, once more as a task of their own."""
-    done = {score.key for score in begin(folder, APART, settings)}
     chosen = [
         replace(score, task=APART)
         for score in begin(folder, TASK, settings)
-        if score.detail["source"] in sources and score.key not in done
+        if score.detail["source"] in sources
     ]
-    append_scores(folder / f"{APART}{LINES}", chosen)
+    write_task(folder, APART, chosen, dict(settings) | {"sources": _digest(sorted(sources))})
 
 
 def read_source_names(file: str) -> frozenset[str]:
@@ -132,9 +142,8 @@ def require_known(names: Collection[str], texts: Sequence[HeldoutText], file: st
 
 
 def text_fingerprint(texts: Sequence[HeldoutText]) -> str:
-    """Of the corpora's first documents: the same whatever the limit."""
-    first = {one.corpus: one.text for one in reversed(texts)}
-    return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:16]
+    """Of all documents of the corpora: the same whatever the limit."""
+    return _digest(sorted({f"{one.corpus} {one.corpus_digest}" for one in texts}))
 
 
 def _score(text: HeldoutText, nats: float, tokens: int) -> ExampleScore:
@@ -153,6 +162,17 @@ def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocu
         for block in read_blocks(sources, field, 1 << 20)
         for one in documents_of(block, field)
     }
+
+
+def _names(paths: Collection[str]) -> dict[str, str]:
+    """Each path without the folders that all have in common."""
+    parts = [path.split("/") for path in paths]
+    common = len(os.path.commonprefix([one[:-1] for one in parts]))
+    return {path: "/".join(one[common:]) for path, one in zip(paths, parts, strict=True)}
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _are_lines(sources: Sources) -> bool:

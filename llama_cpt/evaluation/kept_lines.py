@@ -16,8 +16,12 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line for each of ``rows`` to ``path``; kept once this returns."""
+    """Add a line for each of ``rows`` to ``path``; kept once this returns.
+
+    Half a line that a killed run left there is cut off; a file has one writer at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_half_line(path)
     text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
     with open(path, "ab") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
@@ -26,20 +30,28 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path, kind: Any) -> Iterator[Any]:
-    """The lines of ``path`` as dataclass ``kind``; half a line at its end is cut off.
+    """The lines of ``path`` as dataclass ``kind``; half a line at its end is left out.
 
     Raises UserError, naming the line, for what is something else.
     """
     if not path.exists():
         return
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield from_dict(kind, json.loads(line), kind.__name__)
         except ValueError as error:
             raise UserError(
                 f"{path}:{number}: {error}; mend the line, or move the file away to begin anew."
             ) from None
+
+
+def _cut_half_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

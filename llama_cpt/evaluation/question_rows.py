@@ -2,7 +2,7 @@
 
 A row is a question and its options, each option a branch. Rows that begin with the same tokens
 form a group, whose common beginning is read once. Rows of a group go into batches of one length
-out of a few, so that a length is compiled once.
+out of a few, and of one of two numbers of rows, so that little is compiled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,8 @@ Tokens = Int[np.ndarray, "_"]
 SHORTEST_PREFIX = 32
 """Tokens in common that are worth a pass of their own."""
 SHORTEST_ROW = 32
+FEW = 8
+"""What is left of a group goes into batches of so many times fewer rows."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,13 @@ def batches_of(
         size = row_bucket(max(row.length(group.prefix), row.scored))
         by_size.setdefault(size, []).append(row)
     for size, rows in by_size.items():
-        together = max(batch_tokens // size // row_multiple, 1) * row_multiple
-        for start in range(0, len(rows), together):
-            yield rows[start : start + together], size, together
+        many = max(batch_tokens // size // row_multiple, 1) * row_multiple
+        few = max(many // FEW // row_multiple, 1) * row_multiple
+        start = 0
+        while start < len(rows):
+            number = many if len(rows) - start > many // 2 else few
+            yield rows[start : start + number], size, number
+            start += number
 
 
 def row_bucket(length: int) -> int:

@@ -89,9 +89,17 @@ def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleS
             "or delete that file and its settings."
         )
     if not file.exists():
-        content = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(epath.Path(file), content.encode())
+        _write_settings(file, asked)
     return read_task(folder / f"{task}{LINES}")
+
+
+def write_task(
+    folder: Path, task: str, scores: Iterable[ExampleScore], settings: Mapping[str, Any]
+) -> None:
+    """Scores that were made of others, with their settings; what was there is replaced."""
+    rows = (json.dumps(_plain(score), ensure_ascii=False) + "\n" for score in scores)
+    write_atomically(epath.Path(folder / f"{task}{LINES}"), "".join(rows).encode())
+    _write_settings(folder / f"{task}{SETTINGS}", settings)
 
 
 def mean_score(scores: Sequence[ExampleScore]) -> float:
@@ -105,6 +113,11 @@ def bits_per_byte(scores: Sequence[ExampleScore]) -> float:
     """Of all the text together: the sum of nats over the sum of bytes, in bits."""
     nats = sum(score.nats for score in scores)
     return nats / math.log(2) / sum(score.bytes for score in scores)
+
+
+def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    content = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(epath.Path(file), content.encode())
 
 
 def _plain(score: ExampleScore) -> dict[str, Any]:

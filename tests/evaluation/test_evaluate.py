@@ -1,15 +1,27 @@
 """The command: scores as they come, taken up again, and the user's mistakes."""
 
+from dataclasses import replace
 import gzip
 import json
+from pathlib import Path
+import shutil
 from types import SimpleNamespace
 
+from etils import epath
 import pytest
 
+from llama_cpt.config import CorpusConfig
 from llama_cpt.errors import UserError
 from llama_cpt.evaluate import main
-from llama_cpt.evaluation.scores import read_scores
+from llama_cpt.evaluation.scores import (
+    ExampleScore,
+    append_scores,
+    begin,
+    read_scores,
+    read_task,
+)
 from llama_cpt.evaluation.tasks.eq_bench import closeness
+from llama_cpt.folders import locked
 from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -123,6 +135,98 @@ def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
         (tmp_path / "changed/cmmlu" / split).mkdir(parents=True)
         (tmp_path / "changed/cmmlu" / split / "arts.csv").write_text(",Question,A\n0,a,b\n")
     told(folder=tmp_path / "changed", match=f"{file.name}: question 1 has no 'B' .it has: ")
+
+
+@pytest.mark.parametrize("name", ["..", "", "report.md", "conversations"])
+def test_names_that_are_no_folders_of_scores(name, tmp_path):
+    with pytest.raises(UserError, match="a name of its own"):
+        main([f"{name}=folder", "--tasks", "bpb", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_scores_has_one_writer(model, data, tmp_path):
+    place = tmp_path / "tiny"
+    place.mkdir()
+    with locked(epath.Path(place / ".lock"), "", wait=False):
+        with pytest.raises(UserError, match="another process scores there"):
+            main([model, "--tasks", "xcopa_zh", "--data", data, "--output", str(tmp_path)])
+
+
+def test_readers_leave_a_line_that_is_being_written(tmp_path):
+    file = tmp_path / "bpb.jsonl"
+    score = ExampleScore("bpb", "zh", "a:1", "acc", 1.0)
+    append_scores(file, [score])
+    with open(file, "a") as out:
+        out.write('{"task": "bpb", "gro')
+    before = file.read_bytes()
+    assert read_task(file) == [score]
+    assert file.read_bytes() == before
+    append_scores(file, [replace(score, id="a:2")])
+    assert [found.id for found in read_task(file)] == ["a:1", "a:2"]
+
+
+def test_documents_are_told_apart_and_guarded(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "valid.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
+    corpus = CorpusConfig("en", f"{tmp_path}/*/valid.jsonl")
+    texts = heldout_scores.heldout_texts([corpus], None)
+    assert len({text.id for text in texts}) == 4 and texts[0].id == "a/valid.jsonl:1"
+    fingerprint = heldout_scores.text_fingerprint(texts)
+    few = heldout_scores.heldout_texts([corpus], 1)
+    assert len(few) == 1 and heldout_scores.text_fingerprint(few) == fingerprint
+    (tmp_path / "b/valid.jsonl").write_text('{"text": "One."}\n{"text": "2."}\n')
+    changed = heldout_scores.heldout_texts([corpus], 1)
+    assert heldout_scores.text_fingerprint(changed) != fingerprint
+
+
+def test_sources_set_apart_follow_their_file(tmp_path):
+    scores = [
+        ExampleScore("bpb", "en", f"a:{n}", "bits_per_byte", 1.0, 8.0, 8, {"source": source})
+        for n, source in enumerate("ab")
+    ]
+    begin(tmp_path, "bpb", {"model": "m"})
+    append_scores(tmp_path / "bpb.jsonl", scores)
+    for names in ("ab", "b"):
+        heldout_scores.set_apart(tmp_path, names, {"model": "m"})
+        apart = read_scores(str(tmp_path))["bpb_no_counterpart"]
+        assert [score.detail["source"] for score in apart] == list(names)
+
+
+CMMLU = "cmmlu/test/arts.csv"
+EQ = "eq_bench/eq_bench_v2_questions_171.json"
+QUESTION = {"prompt": "?", "reference_answer_fullscale": {"emotion1": "joy"}}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        (
+            CMMLU,
+            "Question,A,B,C,D,Answer\nq,a,b,c,d,E\n",
+            "arts.csv: the answer of question 1, 'E'",
+        ),
+        (CMMLU, f"Question,A,B,C,D,Answer\n{'q' * 140000},a,b,c,d,A\n", "arts.csv is no table"),
+        (f"{CMMLU}.gz", b"\x1f\x8b\x08\x00\0\0\0\0\0\xff\xff\xff\xff", "arts.csv.gz is damaged"),
+        ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not fields"),
+        (
+            "xcopa/test.zh.jsonl",
+            '{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": "1"}',
+            "label of 0 or 1",
+        ),
+        (EQ, "{", "not JSON"),
+        (EQ, "[1]", "not an object of questions"),
+        (EQ, json.dumps({"1": QUESTION}), "question 1 has no 'emotion1_score'"),
+    ],
+)
+def test_changed_data_is_told_by_file_and_question(file, content, match, data, tmp_path):
+    place = tmp_path / file
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shutil.copytree(Path(data) / "cmmlu/dev", tmp_path / "cmmlu/dev")
+    name = {"c": "cmmlu", "x": "xcopa_zh", "e": "eq_bench"}[file[0]]
+    with pytest.raises(UserError, match=match):
+        load_benchmark(name, str(tmp_path), 0)
 
 
 def test_real_benchmarks_are_read(shared_data):

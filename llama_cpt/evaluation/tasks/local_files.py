@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+import zlib
 
 import datasets
 
@@ -58,7 +59,11 @@ def mgsm_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
 def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
     """cambridgeltl/xcopa: ``xcopa/test.zh.jsonl``."""
     columns = ("premise", "choice1", "choice2", "question", "label")
-    return {"test": _dataset(_json_lines(_file(folder, "xcopa/test.zh.jsonl"), columns))}
+    rows = _json_lines(file := _file(folder, "xcopa/test.zh.jsonl"), columns)
+    for number, row in enumerate(rows, 1):
+        if row["label"] not in (0, 1) or not (row["choice1"] and row["choice2"]):
+            raise UserError(f"{file}: question {number} needs two choices and a label of 0 or 1.")
+    return {"test": _dataset(rows)}
 
 
 def xcopa_choices(row: dict[str, Any]) -> list[str]:
@@ -76,7 +81,15 @@ def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
     """EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
     file = _file(folder, "eq_bench/eq_bench_v2_questions_171.json")
     columns = ("prompt", "reference_answer_fullscale")
-    rows = _required(file, list(json.loads(_text(file)).values()), columns)
+    try:
+        content = json.loads(_text(file))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not an object of questions by their numbers.")
+    rows = _required(file, list(content.values()), columns)
+    references = [row["reference_answer_fullscale"] for row in rows]
+    _required(file, references, [f"emotion{i}{of}" for i in range(1, 5) for of in ("", "_score")])
     return {
         "test": _dataset(
             {
@@ -100,7 +113,8 @@ def without_revision(prompt: str) -> str:
 def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
     """The subjects of a benchmark of one file each, sorted."""
     place = Path(folder) / name / split
-    found = sorted(file.name.removesuffix(ending) for file in place.glob(f"*{ending}"))
+    names = {file.name.removesuffix(".gz") for file in place.glob("*")}
+    found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
         raise UserError(
             f"{place} holds no *{ending}: give --data a folder laid out as docs/evaluation.md says."
@@ -114,13 +128,23 @@ def _subject(
     subject = _SUBJECTS.get(name, {}).get(part, part.replace("_", " "))
     found = {}
     for split, file in files.items():
-        rows = _csv(_file(folder, f"{name}/{split}/{file}"), columns)
+        rows = _csv(place := _file(folder, f"{name}/{split}/{file}"), columns)
+        for number, row in enumerate(rows, 1):
+            if row[columns[-1]] not in (*"ABCD", *range(4)):
+                answer = row[columns[-1]]
+                raise UserError(
+                    f"{place}: the answer of question {number}, {answer!r}, is none of A to D or 0 "
+                    "to 3."
+                )
         found[split] = _dataset(row | {"subject": subject} for row in rows)
     return found
 
 
 def _csv(file: Path, columns: Sequence[str]) -> Rows:
-    rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
+    try:
+        rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
+    except csv.Error as error:
+        raise UserError(f"{file} is no table of questions ({error}).") from None
     kept = [{name: row[name] for name in columns} for row in rows]
     # An index of a choice, where the answer is no letter.
     return [
@@ -138,10 +162,12 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Rows:
     return [{name: row[name] for name in columns} for row in _required(file, rows, columns)]
 
 
-def _required(file: Path, rows: Rows, columns: Sequence[str]) -> Rows:
+def _required(file: Path, rows: list[Any], columns: Sequence[str]) -> Rows:
     if not rows:
         raise UserError(f"{file} holds no questions.")
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: question {number} is {row!r}, not fields by their names.")
         for name in columns:
             if row.get(name) is None:
                 there = ", ".join(map(str, row))
@@ -164,7 +190,7 @@ def _text(file: Path) -> str:
     content = file.read_bytes()
     try:
         return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged ({error}).") from None
 
 
