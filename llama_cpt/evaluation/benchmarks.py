@@ -132,4 +132,6 @@ def _read(file: Path) -> dict[str, Any]:
 
     Loader.add_constructor("!function", function)
     with open(file, "rb") as content:
-        return yaml.load(content, Loader)
+        task = yaml.load(content, Loader)
+    included = task.pop("include", "")
+    return (_read(file.with_name(included)) if included else {}) | task
