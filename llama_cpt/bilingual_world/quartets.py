@@ -5,13 +5,13 @@ does not look at what is asked is right once in four, however common some of the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 import os
 import random
 
 from llama_cpt.bilingual_world import lists
-from llama_cpt.bilingual_world.facts import Fact, World, all_facts
-from llama_cpt.bilingual_world.language import Language, tell
+from llama_cpt.bilingual_world.facts import Fact, World, all_facts, subject_of
+from llama_cpt.bilingual_world.language import Language, sentence, tell
 from llama_cpt.bilingual_world.plan import Count, Mention, Plan, Say, Slots, Spoken
 from llama_cpt.bilingual_world.sums import COUNTED, step
 
@@ -19,16 +19,20 @@ Line = dict[str, object]
 Table = list[list[Plan]]
 """Four questions, each with its own answer and with those of the others."""
 RELATIONS = (
-    "thing.material food.kind food.taste food.colour animal.legs animal.eats animal.lives job.place"
-).split()
-"""Facts of people and towns are many, and too much for a small model."""
-FEELINGS = {
+    ("thing.material",),
+    ("job.place",),
+    ("food.taste", "food.colour"),
+    ("food.kind", "food.taste"),
+    ("animal.eats", "animal.lives"),
+)
+"""Facts that are asked together. Those of people and towns are too much for a small model."""
+REASONS = {
     "comfort.because": lists.SAD_CAUSES,
     "letter.sad": lists.SAD_CAUSES,
     "letter.glad": lists.GLAD_CAUSES,
 }
-SUMS, REASONS, REPLIES = 24, 24, 24
-"""Quartets of each two sums, of each way to say why one feels so, of what a friend says."""
+FEW, MANY = 12, 48
+"""Quartets of what takes the whole story to know, and of what the words before tell."""
 
 
 def _less(number: int, other: int) -> bool:
@@ -59,37 +63,50 @@ def quartet_lines(world: World, language: Language, seed: int) -> dict[str, Iter
     tables = {
         "facts": _facts(world, seed),
         "arithmetic": _sums(world, seed),
-        "feelings": _feelings(world, seed),
+        "feelings": chain(_feelings(world, seed), _talks(world, seed)),
     }
-    return {
+    lines = {
         subject: _lines(found, language, f"{seed} {subject}") for subject, found in tables.items()
     }
+    return lines | {"arithmetic": chain(lines["arithmetic"], _step_lines(language, seed))}
 
 
 def _lines(tables: Iterable[Table], language: Language, name: str) -> Iterator[Line]:
     for number, table in enumerate(tables):
-        beginnings, choices = _opened(table, language, f"{name} {number}")
-        order = random.Random(f"{name} {number}").sample(range(4), 4)
-        for question, beginning in enumerate(beginnings):
-            yield {
-                "kind": table[question][0].kind,
-                "text": beginning,
-                "choices": [choices[answer] for answer in order],
-                "answer": order.index(question),
-            }
+        beginnings, ends = _opened(table, language, f"{name} {number}")
+        kinds = [row[0].kind for row in table]
+        yield from _asked(kinds, beginnings, ends, random.Random(f"{name} {number}"))
+
+
+def _asked(
+    kinds: Sequence[str], beginnings: Sequence[str], ends: Sequence[str], rng: random.Random
+) -> Iterator[Line]:
+    order = rng.sample(range(4), 4)
+    choices = [ends[answer] for answer in order]
+    for question, (kind, text) in enumerate(zip(kinds, beginnings, strict=True)):
+        yield {"kind": kind, "text": text, "choices": choices, "answer": order.index(question)}
 
 
 def _opened(table: Table, language: Language, name: str) -> tuple[list[str], list[str]]:
     """Four beginnings and four ends: said so that the beginning has all that is asked."""
     for way in range(64):
         split = [
-            _split([tell(plan, language, random.Random(f"{name} {way}")) for plan in row], language)
+            _split([_told(plan, language, f"{name} {way}") for plan in row], language)
             for row in table
         ]
         beginnings, ends = zip(*split, strict=True)
-        if len(set(beginnings)) == 4 and len(set(ends)) == 1 and "\n" not in "".join(ends[0]):
+        apart = len(set(beginnings)) == len(set(ends[0])) == 4
+        if apart and len(set(ends)) == 1 and "\n" not in "".join(ends[0]):
             return list(beginnings), list(ends[0])
     raise ValueError(f"{table[0][0].kind}: cannot be asked in {language.code}")
+
+
+def _told(plan: Plan, language: Language, name: str) -> str:
+    """As told in a document, each paragraph in words that do not hang on those before it."""
+    return "\n".join(
+        tell(Plan(plan.kind, (paragraph,)), language, random.Random(f"{name} {number}"))
+        for number, paragraph in enumerate(plan.paragraphs)
+    )
 
 
 def _split(texts: Sequence[str], language: Language) -> tuple[str, tuple[str, ...]]:
@@ -100,11 +117,19 @@ def _split(texts: Sequence[str], language: Language) -> tuple[str, tuple[str, ..
 
 
 def _facts(world: World, seed: int) -> Iterator[Table]:
-    """What things, foods, animals and trades are like."""
-    for relation in RELATIONS:
-        facts = [fact for fact in all_facts(world) if fact.relation == relation]
-        random.Random(f"{seed} {relation}").shuffle(facts)
-        for four in _fours(facts):
+    """What things, foods, animals and trades are like: one thing of four, or two things of two."""
+    known = all_facts(world)
+    for relations in RELATIONS:
+        by_subject: dict[str, list[Fact]] = {}
+        for fact in known:
+            if fact.relation in relations:
+                by_subject.setdefault(subject_of(fact), []).append(fact)
+        rng = random.Random(f"{seed} {relations}")
+        subjects = rng.sample(sorted(by_subject), len(by_subject))
+        fours = _fours([by_subject[name][0] for name in subjects])
+        if len(relations) == 2:
+            fours = _twos([by_subject[name] for name in subjects])
+        for four in fours:
             yield [[_stated(fact, other.answer) for other in four] for fact in four]
 
 
@@ -117,6 +142,18 @@ def _fours(facts: Sequence[Fact]) -> Iterator[list[Fact]]:
         yield [one.pop() for one in sorted(by_answer.values(), key=len, reverse=True)[:4]]
 
 
+def _twos(subjects: Sequence[list[Fact]]) -> Iterator[list[Fact]]:
+    """Both facts of a subject and of one of the next three, four answers that were not yet."""
+    seen: set[frozenset[object]] = set()
+    for place, facts in enumerate(subjects):
+        for other in subjects[place + 1 : place + 4]:
+            answers = frozenset(fact.answer for fact in (*facts, *other))
+            if len(answers) == 4 and answers not in seen:
+                seen.add(answers)
+                yield [*facts, *other]
+                break
+
+
 def _stated(fact: Fact, answer: object) -> Plan:
     slots = {name: answer if v == fact.answer else v for name, v in fact.slots.items()}
     return Plan(fact.relation, ((Say(fact.relation, slots),),))
@@ -126,13 +163,35 @@ def _sums(world: World, seed: int) -> Iterator[Table]:
     """A story with numbers, and the sum that it calls for."""
     for signs, firsts, suits in _PAIRS:
         fitting = {x: [y for y in range(2, 41) if suits(x, y)] for x in firsts}
-        for number in range(SUMS):
+        for number in range(FEW):
             rng = random.Random(f"{seed} {' '.join(signs)} {number}")
             x = rng.choice([x for x, others in fitting.items() if len(others) > 1])
             others, cast = rng.sample(fitting[x], 2), _cast(world, rng)
             stories = [(name, cast | _numbers(x, y, cast["x"])) for name in signs for y in others]
             steps = [step(x, sign, y) for sign in signs.values() for y in others]
             yield [[_problem(*story, one) for one in steps] for story in stories]
+
+
+def _step_lines(language: Language, seed: int) -> Iterator[Line]:
+    """What a step of a sum is called, and the step."""
+    for number in range(MANY):
+        rng = random.Random(f"{seed} steps {number}")
+        (a, b), (c, d), (e, f) = (rng.sample(range(2, 10), 2) for _ in range(3))
+        steps = (
+            Say("drill.tens", {"x": 10 * a, "y": 10 * b, "z": 10 * (a + b)}),
+            Say("drill.ones", {"x": c, "y": d, "z": c + d}),
+            step(10 * e + f, "subtract", 10 + f),
+            step(e * f, "divide", f),
+        )
+        # The longest way to say it has its name.
+        said = [
+            max((sentence(one, language, random.Random(way)) for way in range(16)), key=len)
+            for one in steps
+        ]
+        at = [next(place for place, sign in enumerate(text) if sign.isdigit()) for text in said]
+        beginnings = [text[:place].rstrip() for text, place in zip(said, at, strict=True)]
+        ends = [text[place:] for text, place in zip(said, at, strict=True)]
+        yield from _asked([one.key for one in steps], beginnings, ends, rng)
 
 
 def _cast(world: World, rng: random.Random) -> Slots:
@@ -154,9 +213,9 @@ def _problem(name: str, slots: Slots, worked: Say) -> Plan:
 
 def _feelings(world: World, seed: int) -> Iterator[Table]:
     """What makes somebody feel so, and what a friend says."""
-    for key, causes in FEELINGS.items():
+    for key, causes in REASONS.items():
         rng = random.Random(f"{seed} {key}")
-        for feelings in _fours_of(causes.values(), REASONS, rng):
+        for feelings in _fours_of(causes.values(), FEW, rng):
             four = [rng.choice([c for c in causes if causes[c] == e]) for e in feelings]
             cast = _friends(world, rng)
             yield [
@@ -164,7 +223,7 @@ def _feelings(world: World, seed: int) -> Iterator[Table]:
                 for feeling in feelings
             ]
     rng = random.Random(f"{seed} reply")
-    for four in _fours_of(lists.SAD_CAUSES, REPLIES, rng):
+    for four in _fours_of(lists.SAD_CAUSES, FEW, rng):
         cast = _friends(world, rng)
         yield [[_reply(one, other, cast) for other in four] for one in four]
 
@@ -183,15 +242,46 @@ def _reply(cause: str, other: str, cast: Slots) -> Plan:
     feeling = lists.SAD_CAUSES[cause]
     ask, understand = (Say(f"comfort.{n}", cast | {"e": feeling}) for n in ("ask", "understand"))
     turns = (
-        ("b", (ask,)),
-        ("you", (_felt("comfort.because", feeling, cause, cast),)),
-        ("b", (understand, Say(f"comfort.{other}", cast))),
+        _spoken(cast, "b", ask),
+        _spoken(cast, "you", _felt("comfort.because", feeling, cause, cast)),
+        _spoken(cast, "b", understand, Say(f"comfort.{other}", cast)),
     )
-    lines = (
-        Say("speech.script", {"a": Mention(cast[who].person), "words": Spoken(words)})
-        for who, words in turns
-    )
-    return Plan("comfort.reply", tuple((line,) for line in lines))
+    return Plan("comfort.reply", turns)
+
+
+def _talks(world: World, seed: int) -> Iterator[Table]:
+    """What is said next where somebody is consoled."""
+    for number in range(MANY):
+        rng = random.Random(f"{seed} talk {number}")
+        cause, cast = rng.choice(tuple(lists.SAD_CAUSES)), _friends(world, rng)
+        because = _felt("comfort.because", lists.SAD_CAUSES[cause], cause, cast)
+        cast |= {"e": lists.SAD_CAUSES[cause]}
+        said = {
+            n: Say(f"comfort.{n}", cast) for n in "ask understand doubt again offer thanks".split()
+        }
+        turns = (
+            ("b", said["ask"], because),
+            ("you", because, said["understand"]),
+            ("you", said["doubt"], said["again"]),
+            ("b", said["offer"], said["thanks"]),
+        )
+        yield [
+            [
+                Plan(
+                    "comfort.next", (_spoken(cast, who, before), _spoken(cast, _OTHER[who], after))
+                )
+                for _, _, after in turns
+            ]
+            for who, before, _ in turns
+        ]
+
+
+_OTHER = {"b": "you", "you": "b"}
+
+
+def _spoken(cast: Slots, who: str, *words: Say) -> tuple[Say, ...]:
+    slots = {"a": Mention(cast[who].person), "words": Spoken(words)}
+    return (Say("speech.script", slots),)
 
 
 def _friends(world: World, rng: random.Random) -> Slots:
@@ -205,5 +295,6 @@ def _friends(world: World, rng: random.Random) -> Slots:
         "k": person.pet,
         "q": person.pet_name,
         "h": rng.choice(lists.HOBBIES),
+        "out": rng.choice(lists.OUTDOORS),
         "f": rng.choice(lists.FOODS),
     }
