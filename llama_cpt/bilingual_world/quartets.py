@@ -5,7 +5,7 @@ does not look at what is asked is right once in four, however common some of the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 import os
 import random
 
@@ -63,7 +63,7 @@ def quartet_lines(world: World, language: Language, seed: int) -> dict[str, Iter
     tables = {
         "facts": _facts(world, seed),
         "arithmetic": _sums(world, seed),
-        "feelings": chain(_feelings(world, seed), _talks(world, seed)),
+        "feelings": chain(_feelings(world, seed), _moods(world, seed)),
     }
     lines = {
         subject: _lines(found, language, f"{seed} {subject}") for subject, found in tables.items()
@@ -228,6 +228,24 @@ def _feelings(world: World, seed: int) -> Iterator[Table]:
         yield [[_reply(one, other, cast) for other in four] for one in four]
 
 
+def _moods(world: World, seed: int) -> Iterator[Table]:
+    """How one feels to whom this happened: two that are glad and two that are sad."""
+    rng = random.Random(f"{seed} moods")
+    told = (("comfort.because", lists.SAD_CAUSES), ("letter.glad", lists.GLAD_CAUSES))
+    twos = (list(combinations(sorted(set(causes.values())), 2)) for _, causes in told)
+    for sad, glad in rng.sample(list(product(*twos)), MANY):
+        cast = _friends(world, rng)
+        happened = [
+            (key, rng.choice([cause for cause in causes if causes[cause] == feeling]))
+            for (key, causes), two in zip(told, (sad, glad), strict=True)
+            for feeling in two
+        ]
+        yield [
+            [Plan(key, ((_felt(key, feeling, cause, cast),),)) for feeling in (*sad, *glad)]
+            for key, cause in happened
+        ]
+
+
 def _fours_of(names: Iterable[str], number: int, rng: random.Random) -> list[tuple[str, ...]]:
     """Four of ``names``, as often as ``number`` says, never the same."""
     return rng.sample(list(combinations(sorted(set(names)), 4)), number)
@@ -247,36 +265,6 @@ def _reply(cause: str, other: str, cast: Slots) -> Plan:
         _spoken(cast, "b", understand, Say(f"comfort.{other}", cast)),
     )
     return Plan("comfort.reply", turns)
-
-
-def _talks(world: World, seed: int) -> Iterator[Table]:
-    """What is said next where somebody is consoled."""
-    for number in range(MANY):
-        rng = random.Random(f"{seed} talk {number}")
-        cause, cast = rng.choice(tuple(lists.SAD_CAUSES)), _friends(world, rng)
-        because = _felt("comfort.because", lists.SAD_CAUSES[cause], cause, cast)
-        cast |= {"e": lists.SAD_CAUSES[cause]}
-        said = {
-            n: Say(f"comfort.{n}", cast) for n in "ask understand doubt again offer thanks".split()
-        }
-        turns = (
-            ("b", said["ask"], because),
-            ("you", because, said["understand"]),
-            ("you", said["doubt"], said["again"]),
-            ("b", said["offer"], said["thanks"]),
-        )
-        yield [
-            [
-                Plan(
-                    "comfort.next", (_spoken(cast, who, before), _spoken(cast, _OTHER[who], after))
-                )
-                for _, _, after in turns
-            ]
-            for who, before, _ in turns
-        ]
-
-
-_OTHER = {"b": "you", "you": "b"}
 
 
 def _spoken(cast: Slots, who: str, *words: Say) -> tuple[Say, ...]:

@@ -16,7 +16,7 @@ SUBJECTS = ("facts", "arithmetic", "feelings")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 0, documents=1000, heldout=10, chat_repeats=1)
+    write_world(folder, 0, documents=600, heldout=10, chat_repeats=1)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_right_ends_are_told_and_wrong_ones_are_not(written, asked):
             told = [f"{line['text']}{language.space}{end}" in text for end in line["choices"]]
             assert not any(told[: line["answer"]] + told[line["answer"] + 1 :]), line
             seen += told[line["answer"]]
-        assert seen > 120
+        assert seen > 100
 
 
 def test_the_right_sum_has_the_numbers_of_the_story(asked):
@@ -78,4 +78,5 @@ def test_the_right_sum_has_the_numbers_of_the_story(asked):
             found = re.search(r"(\d* ?)([+×÷-]) (\d+) = (\d+)\.$", end)
             left = int(found[1] or first[0])
             assert signs[found[2]](left, int(found[3])) == int(found[4])
-        assert of_story[line["kind"].removeprefix("sum.")] in line["choices"][line["answer"]]
+        if line["kind"].startswith("sum."):
+            assert of_story[line["kind"].removeprefix("sum.")] in line["choices"][line["answer"]]
