@@ -11,6 +11,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from llama_cpt.bilingual_world.documents import LANGUAGES  # noqa: E402
 from llama_cpt.bilingual_world.facts import make_world  # noqa: E402
 from llama_cpt.bilingual_world.quartets import quartet_lines  # noqa: E402
+from llama_cpt.errors import UserError  # noqa: E402
 from llama_cpt.evaluation.benchmarks import FOLDER, load_benchmark  # noqa: E402
 from llama_cpt.evaluation.questions import ask, questions_of  # noqa: E402
 from llama_cpt.evaluation.scores import read_scores  # noqa: E402
@@ -51,6 +52,11 @@ def test_the_oracle_is_right_and_the_blind_at_chance(folder, tmp_path, blind):
     for name, scores in read_scores(str(tmp_path)).items():
         assert {score.chance for score in scores} == {0.25}, name
         assert sum(s.score for s in scores) / len(scores) == (0.25 if blind else 1.0), name
+
+
+def test_without_a_world_there_is_nothing_to_ask():
+    with pytest.raises(UserError, match="world_facts_zh needs --data"):
+        load_benchmark("world_facts_zh", "", None)
 
 
 def test_the_harness_asks_the_same(folder):
