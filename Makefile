@@ -20,14 +20,14 @@ lint: .venv/testers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/users: requirements.txt
+.venv/users: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[eval]'
 	touch $@
 
-.venv/testers: .venv/users pyproject.toml
+.venv/testers: .venv/users
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 

@@ -16,6 +16,12 @@ config = PipelineConfig(
         "猫吃什么？",
     ),
     examination=f"{FOLDER}/world/examination.jsonl",
+    tasks=tuple(
+        f"world_{subject}_{language}"
+        for language in ("zh", "en")
+        for subject in ("facts", "arithmetic", "feelings")
+    ),
+    benchmarks=f"{FOLDER}/world",
     max_new_tokens=32,
     export_dtype="float32",
 )

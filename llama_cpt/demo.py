@@ -8,6 +8,7 @@ commands, printed as they are started, and go on where they stopped when the dem
 
 import argparse
 from collections.abc import Sequence
+import importlib.util
 from pathlib import Path
 import sys
 import time
@@ -30,9 +31,15 @@ CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven
 its conversations does so; DPO prefers those that do. The examination asks in both languages what
 things, foods, animals and trades are like; in Chinese these facts were described, never asked."""
 
+ASKED = """
+Sentences of the world to be finished, four ends to choose from: what things, foods and animals
+are like, which sum a story calls for, why somebody feels so and what a friend says to it. Guesses
+score 25 of 100."""
+
 ENDING = """
 Where to look next
   {road}/report.md   every stage: bits per byte, examination, rewards, sample answers
+  {scores}/report.html   what was gained and forgotten, with intervals
   {figure}   the picture of ALMR 0.33 and 1.0
   {road}/exported   the last model for Hugging Face; to talk to it:
       python -m llama_cpt.chat {road}/exported --temperature 0
@@ -62,7 +69,8 @@ def main(arguments: list[str]) -> int:
     run_command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
     _heading(start, "4 of 5: the road: ALMR 0.33, a third of the tokens; SFT; DPO; export")
     print(CUSTOM)
-    run_command("pipeline", PIPELINE)
+    tasks = _tasks(road)
+    run_command("pipeline", PIPELINE, *(() if tasks == road.tasks else ("--tasks", *tasks)))
     _heading(start, "5 of 5: what was gained, what was forgotten")
     curves = [
         read_curve(cpt.output, "ALMR 0.33", tuple(LANGUAGES)),
@@ -72,7 +80,14 @@ def main(arguments: list[str]) -> int:
     draw_curves(curves, figure, added="zh", original="en", names=LANGUAGES)
     print(_table(curves))
     print(finding(curves, "zh", "en", LANGUAGES))
+    print(ASKED)
+    names = ",".join(dict.fromkeys(("bpb", *tasks)))
+    asked = ("--tasks", names, "--data", road.benchmarks, "--heldout-of", BASE)
+    scores = folder / "scores"
+    models = (base.output, cpt.output, without_replay)
+    run_command("evaluate", *models, *asked, "--output", str(scores))
     places = {"figure": figure, "road": road.output, "runs": folder, "world": folder / "world"}
+    places |= {"scores": scores}
     print(ENDING.format(**places, cpt=CPT))
     print(f"Done in {duration(time.monotonic() - start)}.")
     return 0
@@ -82,7 +97,7 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
     """Write the world and its vocabulary where the configs look for them, unless they are there."""
     world = folder / "world"
     # Written last: with it there, all of it is there.
-    if not all((world / f"{name}.jsonl").exists() for name in ("examination", "questions")):
+    if not (world / "zh.feelings.jsonl").exists():
         write_world(world, SEED)
     vocabulary = Path(base.data.tokenizer)
     if not vocabulary.exists():
@@ -90,6 +105,14 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
         train_vocabulary(sources, vocabulary, base.model.vocab_size)
     for path in (*sorted(world.iterdir()), vocabulary):
         print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def _tasks(road: PipelineConfig) -> tuple[str, ...]:
+    """What can be asked of the models here."""
+    if importlib.util.find_spec("lm_eval"):
+        return road.tasks
+    print("\nThe world's tasks are left out; they need: pip install 'llama-cpt[eval]'")
+    return ("bpb",)
 
 
 def _table(curves: Sequence[Curve]) -> str:

@@ -81,6 +81,8 @@ config = replace(
     output=there(config.output),
     stages=tuple(map(small, config.stages)),
     examination=there(config.examination),
+    benchmarks=there(config.benchmarks),
+    task_examples=8,
 )
 """
 
@@ -97,11 +99,15 @@ def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
     told = capfd.readouterr().out
     assert told.count("$ python -m llama_cpt.train") == 2
     assert told.count("$ python -m llama_cpt.pipeline") == 1
+    assert told.count("$ python -m llama_cpt.evaluate") == 1
     assert "after, ALMR 0.33" in told and "Where to look next" in told
     made = Path(folder)
     exported = made / "road" / "exported" / "config.json"
     assert json.loads(exported.read_text())["model_type"] == "llama"
-    assert "0 of 248" in (made / "road" / "report.md").read_text()
+    report = (made / "road" / "report.md").read_text()
+    assert "0 of 248" in report and "world_feelings_zh (chance 25)" in report
+    compared = (made / "scores" / "report.md").read_text()
+    assert "world_facts_en (chance 25)" in compared and "| task | base | almr_0.33 |" in compared
     assert (made / "forgetting.png").stat().st_size > 10_000
 
     shutil.rmtree(made / "dpo")

@@ -25,6 +25,7 @@ from llama_cpt.bilingual_world.facts import World, make_world
 from llama_cpt.bilingual_world.language import Language, tell
 from llama_cpt.bilingual_world.notes import diary, hours, letter, news, notice, recipe, song
 from llama_cpt.bilingual_world.plan import Plan
+from llama_cpt.bilingual_world.quartets import quartet_lines
 from llama_cpt.bilingual_world.questionnaire import question_lines
 from llama_cpt.bilingual_world.stories import story
 from llama_cpt.bilingual_world.sums import worked_sum
@@ -70,8 +71,9 @@ def write_world(
     heldout: int = 300,
     chat_repeats: int = 14,
 ) -> None:
-    """Write ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, ``questions.jsonl`` with choices
-    and ``examination.jsonl`` with right answers.
+    """Write ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, ``questions.jsonl`` with choices,
+    ``examination.jsonl`` with right answers, and ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``,
+    sentences to be finished, with choices.
 
     The same bytes for the same arguments. Languages tell of the same world but are not
     translations of each other; no document occurs twice, so none is both training and held out.
@@ -91,6 +93,9 @@ def write_world(
     examination = examination_lines(LANGUAGES)
     _write_lines(folder / "examination.jsonl", map(_json, examination))
     _write_lines(folder / "questions.jsonl", map(_json, question_lines(world, LANGUAGES, seed)))
+    for language in LANGUAGES.values():
+        for subject, lines in quartet_lines(world, language, seed).items():
+            _write_lines(folder / f"{language.code}.{subject}.jsonl", map(_json, lines))
 
 
 def write_documents(

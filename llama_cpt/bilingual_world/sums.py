@@ -8,7 +8,7 @@ from llama_cpt.bilingual_world import lists
 from llama_cpt.bilingual_world.facts import World
 from llama_cpt.bilingual_world.plan import Clock, Count, Mention, Plan, Say, Slots
 
-_COUNTED = tuple("apple pear plum peach lemon egg bun candle pencil book cup kite melon".split())
+COUNTED = tuple("apple pear plum peach lemon egg bun candle pencil book cup kite melon".split())
 
 
 class Sum(NamedTuple):
@@ -54,7 +54,7 @@ def buying(world: World, rng: random.Random) -> Sum:
     paid = (cost // 10 + rng.randint(1, 3)) * 10
     slots = {
         "a": Mention(rng.choice(world.people)),
-        "f": Count(number, rng.choice(_COUNTED)),
+        "f": Count(number, rng.choice(COUNTED)),
         "p": Count(price, "coin"),
         "q": Count(paid, "coin"),
     }
@@ -66,7 +66,7 @@ def giving(world: World, rng: random.Random) -> Sum:
     """One has some, another gives more."""
     have, more = rng.randint(2, 60), rng.randint(2, 40)
     one, other = rng.sample(world.people, 2)
-    thing = rng.choice(_COUNTED)
+    thing = rng.choice(COUNTED)
     slots = {"a": Mention(one), "b": Mention(other), "f": Count(have, thing), "m": more, "x": thing}
     return Sum("giving", slots, (step(have, "add", more),), Count(have + more, thing))
 
@@ -75,7 +75,7 @@ def losing(world: World, rng: random.Random) -> Sum:
     """Some are sold."""
     have = rng.randint(10, 90)
     sold = rng.randint(2, have - 2)
-    thing = rng.choice(_COUNTED)
+    thing = rng.choice(COUNTED)
     slots = {"a": Mention(rng.choice(world.people)), "f": Count(have, thing), "m": sold, "x": thing}
     return Sum("losing", slots, (step(have, "subtract", sold),), Count(have - sold, thing))
 
@@ -84,7 +84,7 @@ def sharing(world: World, rng: random.Random) -> Sum:
     """Equal shares."""
     children, each = rng.randint(2, 9), rng.randint(2, 12)
     total = children * each
-    thing = rng.choice(_COUNTED)
+    thing = rng.choice(COUNTED)
     slots = {
         "a": Mention(rng.choice(world.people)),
         "f": Count(total, thing),

@@ -32,6 +32,8 @@ class Benchmark:
 _SUBJECTS = {"cmmlu": ("test", ".csv"), "ceval": ("val", "_val.csv"), "mmlu": ("test", "_test.csv")}
 LOCAL = tuple(sorted(file.stem for file in FOLDER.glob(f"*{YAML}")))
 """What a folder of data can hold."""
+WORLD = tuple(name for name in LOCAL if name.startswith("world_"))
+"""Of the demo's world, which no hub has."""
 HUB = {"ceval": "ceval-valid", "mgsm_zh": "mgsm_direct_zh"}
 """Names of the harness where they are not ours."""
 
@@ -49,7 +51,7 @@ def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
         benchmark = _from_harness(alone, Path(name).stem, name)
     elif data and name in LOCAL:
         benchmark = _local(name, data)
-    elif runs_code(name):
+    elif runs_code(name) or name in WORLD:
         raise UserError(f"{name} needs --data: a folder with its questions.")
     else:
         benchmark = _from_harness(_manager(), name, HUB.get(name, name))
@@ -132,4 +134,6 @@ def _read(file: Path) -> dict[str, Any]:
 
     Loader.add_constructor("!function", function)
     with open(file, "rb") as content:
-        return yaml.load(content, Loader)
+        task = yaml.load(content, Loader)
+    included = task.pop("include", "")
+    return (_read(file.with_name(included)) if included else {}) | task

@@ -148,7 +148,23 @@ def score_of(question: Question) -> ExampleScore:
     metric, score = next(iter(numbers.items()))
     del numbers[metric]
     detail = {"answers": answers} | ({"metrics": numbers} if numbers else {})
-    return ExampleScore(question.benchmark, group, number, metric, score, detail=detail)
+    return ExampleScore(
+        question.benchmark,
+        group,
+        number,
+        metric,
+        score,
+        chance=_chance(question, metric),
+        detail=detail,
+    )
+
+
+def _chance(question: Question, metric: str) -> float | None:
+    """What a guess among the options scores."""
+    task = question.task
+    if not metric.startswith("acc") or task.config.doc_to_choice is None:
+        return None
+    return 1 / len(task.doc_to_choice(question.instances[0].doc))
 
 
 def fingerprint(questions: list[Question]) -> str:

@@ -38,6 +38,8 @@ class ExampleScore:
     nats: float | None = None
     bytes: int | None = None
     """Of the source text in UTF-8."""
+    chance: float | None = None
+    """The score of a guess, where choices are offered."""
     detail: dict = field(default_factory=dict)
     """Other metrics, log-likelihoods, what was generated."""
 

@@ -62,6 +62,8 @@ class Row:
     """Examples that only some of the models have."""
     groups: int
     """That are resampled whole; 0 where examples are."""
+    chance: float | None
+    """The score of guesses; None where the task offers no choices."""
     cells: tuple[Cell | None, ...]
     """A model each; None where it was not measured."""
 
@@ -110,6 +112,7 @@ class _Measured:
     """1, or bytes."""
     groups: Sequence[str]
     left_out: int
+    chance: float | None
 
 
 def compare(folders: Sequence[str]) -> Comparison:
@@ -156,6 +159,7 @@ def _measured(
     is_bits = metric == BITS_PER_BYTE
     values = [[score.nats if is_bits else score.score for score in row] for row in table]
     weights = [score.bytes if is_bits else 1 for score in table[0]]
+    chances = [score.chance for score in table[0]]
     measured = _Measured(
         name=name,
         metric=metric,
@@ -164,6 +168,7 @@ def _measured(
         weights=np.array(weights, float),
         groups=[group for group, _ in common],
         left_out=len(set().union(*there.values())) - len(common),
+        chance=None if None in chances else sum(chances) / len(chances),
     )
     if not np.isfinite(measured.values).all() or not measured.weights.sum() > 0:
         raise UserError(f"{name}: holds scores that are no numbers: measure it anew.")
@@ -192,6 +197,7 @@ def _row(row: _Measured, models: int, level: float) -> Row:
         examples=len(row.weights),
         left_out=row.left_out,
         groups=int(clusters.max() + 1) if grouped else 0,
+        chance=None if row.chance is None else scale * row.chance,
         cells=tuple(cells),
     )
 

@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.evaluation.side_by_side import Comparison, compare
 from llama_cpt.evaluation.side_by_side_figures import draw_differences, draw_languages
-from llama_cpt.evaluation.side_by_side_text import cell_lines, findings, how_to_read, task_rows
+from llama_cpt.evaluation.side_by_side_text import (
+    cell_lines,
+    findings,
+    how_to_read,
+    name_of,
+    task_rows,
+)
 from llama_cpt.mixture_law.figure_style import png, style
 from llama_cpt.model.model_card import markdown_table
 
@@ -63,7 +69,7 @@ def pictures_of(comparison: Comparison) -> dict[str, bytes]:
 def markdown_of(comparison: Comparison, folder: str) -> str:
     """Findings, the table, the pictures, whose names begin with ``folder``, how to read them."""
     rows = [
-        (_plain(row.name), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
+        (_plain(name_of(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
     ]
     told = task_rows(comparison)
@@ -104,7 +110,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     said += "".join(f"<li><b>Not alike:</b> {escape(told)}</li>" for told in comparison.remarks)
     head = "".join(f"<th>{escape(name)}</th>" for name in ("task", *comparison.models))
     body = "".join(
-        f"<tr><th>{escape(row.name)}</th>"
+        f"<tr><th>{escape(name_of(row))}</th>"
         + "".join(_html_cell(cell_lines(row, cell)) for cell in row.cells)
         + "</tr>"
         for row in comparison.rows

@@ -18,6 +18,11 @@ def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Mark, list[st
     ]
 
 
+def name_of(row: Row) -> str:
+    """A row's name, and what guessing would score."""
+    return row.name if row.chance is None else f"{row.name} (chance {row.chance:.3g})"
+
+
 def cell_lines(row: Row, cell: Cell | None) -> list[str]:
     """What stands in a cell: the score, the difference with its interval, the mark."""
     if cell is None:
@@ -80,7 +85,7 @@ def terminal_lines(comparison: Comparison) -> str:
     for row in comparison.rows:
         for model, cell in zip(comparison.models, row.cells, strict=True):
             lines = cell_lines(row, cell)
-            rows.append((row.name, model, *lines, *[""] * (3 - len(lines))))
+            rows.append((name_of(row), model, *lines, *[""] * (3 - len(lines))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -28,7 +28,7 @@ STRANGE = {
     "zh": f"[A-Za-z,;!?{ARABIC_LETTERS}]",
     "ar": f"[A-Za-z,;?{CHINESE_SIGNS}]",
 }
-KINDS = ("train", "heldout", "chats", "preferences")
+KINDS = ("train", "heldout", "chats", "preferences", "facts", "arithmetic", "feelings")
 NAMES = (*(f"{code}.{kind}" for code in LANGUAGES for kind in KINDS), "questions", "examination")
 
 

@@ -77,6 +77,14 @@ def humaneval(folder: str, part: str) -> dict[str, datasets.Dataset]:
     return {"test": _dataset(_json_lines(_file(folder, "human_eval/HumanEval.jsonl"), columns))}
 
 
+def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
+    """Sentences of the demo's world to be finished: ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``.
+
+    From the harness's own command, ``folder`` comes by ``--metadata``, among other things.
+    """
+    return {"test": _dataset(_json_lines(_file(folder, file), ("text", "choices", "answer")))}
+
+
 def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
     """EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
     file = _file(folder, "eq_bench/eq_bench_v2_questions_171.json")

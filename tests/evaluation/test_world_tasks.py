@@ -1,0 +1,75 @@
+"""The world's task files, read by us and by the harness alike; chance is what they say."""
+
+import json
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
+
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from llama_cpt.bilingual_world.documents import LANGUAGES  # noqa: E402
+from llama_cpt.bilingual_world.facts import make_world  # noqa: E402
+from llama_cpt.bilingual_world.quartets import quartet_lines  # noqa: E402
+from llama_cpt.errors import UserError  # noqa: E402
+from llama_cpt.evaluation.benchmarks import FOLDER, load_benchmark  # noqa: E402
+from llama_cpt.evaluation.questions import ask, questions_of  # noqa: E402
+from llama_cpt.evaluation.scores import read_scores  # noqa: E402
+
+NAMES = [f"world_{s}_{c}" for s in ("facts", "arithmetic", "feelings") for c in LANGUAGES]
+
+
+class Oracle:
+    """Knows the right end; or prefers the longest, whatever is asked."""
+
+    cut = 0
+
+    def __init__(self, blind):
+        self.blind = blind
+
+    def answers(self, kind, instances):
+        for number, one in enumerate(instances):
+            right = len(one.args[1]) if self.blind else one.idx == one.doc["answer"]
+            # Ends of one length are told apart by what they say, not by their place.
+            yield number, (float(right) + hash(one.args[1]) % 997 / 1e6, False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for code, language in LANGUAGES.items():
+        for subject, lines in quartet_lines(make_world(0), language, 0).items():
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (folder / f"{code}.{subject}.jsonl").write_text(text, "utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_oracle_is_right_and_the_blind_at_chance(folder, tmp_path, blind):
+    for name in NAMES:
+        found = questions_of(load_benchmark(name, folder, None), chat=None, limit=None)
+        ask(found, Oracle(blind), tmp_path, {})
+    for name, scores in read_scores(str(tmp_path)).items():
+        assert {score.chance for score in scores} == {0.25}, name
+        assert sum(s.score for s in scores) / len(scores) == (0.25 if blind else 1.0), name
+
+
+def test_without_a_world_there_is_nothing_to_ask():
+    with pytest.raises(UserError, match="world_facts_zh needs --data"):
+        load_benchmark("world_facts_zh", "", None)
+
+
+def test_the_harness_asks_the_same(folder):
+    given = {"folder": folder, "pretrained": "a model"}
+    manager = TaskManager(include_defaults=False, include_path=str(FOLDER), metadata=given)
+    theirs = manager.load(NAMES)["tasks"]
+    for name in NAMES:
+        (ours,) = load_benchmark(name, folder, None).parts.values()
+        asked = []
+        for task in (ours, theirs[name]):
+            task.build_all_requests(limit=8)
+            asked.append([instance.args for instance in task.instances])
+        assert asked[0] == asked[1] and len(asked[0]) == 32
+        context, end = asked[0][0]
+        assert context == context.strip()
+        assert end.startswith(" ") or "_zh" in name
