@@ -56,6 +56,11 @@ def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
     else:
         benchmark = _from_harness(_manager(), name, HUB.get(name, name))
     for task in benchmark.parts.values():
+        if task.config.repeats > 1:
+            raise UserError(
+                f"task {name} asks each question {task.config.repeats} times: that is not done "
+                "here; ask it with lm_eval, which takes the exported model."
+            )
         given = task.config.num_fewshot or 0
         # What a task says is without worked examples (0) stays so, as in the harness.
         asked = given if shots is None or task.config.num_fewshot == 0 else shots

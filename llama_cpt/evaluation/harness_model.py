@@ -5,7 +5,7 @@ are the first of its text with the continuation), so that scores are the same to
 there, the name of a special token in a text is text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import math
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from llama_cpt.evaluation.question_rows import (
     merged,
     rows_of,
 )
-from llama_cpt.evaluation.written_answers import Order, order_of, written_answers
+from llama_cpt.evaluation.written_answers import order_of, written_answers
 from llama_cpt.model.branches import Prefix, no_prefix, read_prefix, score_branches
 from llama_cpt.model.decoder import Decoder
 from llama_cpt.model.generate import padded
@@ -53,8 +53,9 @@ class HarnessModel(LM):
         super().__init__()
         self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
         self.template = template
-        self.cut = 0
-        """Requests so far that lost their beginning, being over the context."""
+        self.cut: set[int] = set()
+        """Numbers of the requests, of the call under way, that lost their beginning."""
+        self._start = 0
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._bos = tokenizer.decode([tokenizer.bos_id])
@@ -73,10 +74,11 @@ class HarnessModel(LM):
 
     def answers(self, kind: Kind, requests: Sequence[Instance]) -> Iterator[tuple[int, Answer]]:
         """Number and answer of each request, as soon as it is known, in whatever order."""
-        for start in range(0, len(requests), SLAB):
-            slab = [request.args for request in requests[start : start + SLAB]]
+        self.cut = set()
+        for self._start in range(0, len(requests), SLAB):
+            slab = [request.args for request in requests[self._start : self._start + SLAB]]
             for number, answer in _BY_KIND[kind](self, slab):
-                yield start + number, answer
+                yield self._start + number, answer
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -110,7 +112,7 @@ class HarnessModel(LM):
 
     def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
         pairs = self._pairs(slab)
-        self.cut += sum(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
+        self._note_cut(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
         rows = rows_of(pairs, self.context_length)
         for group in merged(groups_of(rows)):
             prefix = self._prefix(group.rows[0].trunk[: group.prefix])
@@ -150,15 +152,16 @@ class HarnessModel(LM):
     def _written(self, slab: Sequence[tuple]) -> Iterator[tuple[int, str]]:
         contexts = self._encoded([context for context, _ in slab])
         orders = [order_of(options, self.context_length) for _, options in slab]
-        prompts = [self._room_before(*one) for one in zip(contexts, orders, strict=True)]
+        rooms = [self.context_length - order.max_new_tokens for order in orders]
+        both = list(zip(contexts, rooms, strict=True))
+        self._note_cut(len(context) > room for context, room in both)
+        prompts = [context[-room:] for context, room in both]
         yield from written_answers(
             self.decoder, self.tokenizer, self.mesh, prompts, orders, self._stop_ids()
         )
 
-    def _room_before(self, context: Tokens, order: Order) -> Tokens:
-        room = self.context_length - order.max_new_tokens
-        self.cut += len(context) > room
-        return context[-room:]
+    def _note_cut(self, over: Iterable[bool]) -> None:
+        self.cut |= {self._start + number for number, one in enumerate(over) if one}
 
     def _stop_ids(self) -> tuple[int, ...]:
         return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Int
 import numpy as np
 
+from llama_cpt.errors import UserError
 from llama_cpt.model.branches import BranchRows
 
 Tokens = Int[np.ndarray, "_"]
@@ -51,11 +52,17 @@ class Group:
 def rows_of(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list[Row]:
     """Rows of requests (context, continuation), numbered as they come.
 
-    Cut on the left to what ``context_length`` tokens predict, as lm-evaluation-harness does.
+    Cut on the left to what ``context_length`` tokens predict, as lm-evaluation-harness does. Raises
+    UserError for a continuation that is longer than that.
     """
     rows: list[Row] = []
     open_rows: dict[bytes, Row] = {}
     for number, (context, option) in enumerate(pairs):
+        if len(option) > context_length:
+            raise UserError(
+                f"an option of {len(option)} tokens is longer than the model's context of "
+                f"{context_length}: this task cannot be put to this model."
+            )
         trunk = context[-(context_length + 1 - len(option)) :]
         row = open_rows.get(trunk.tobytes())
         if row is None or row.length(0) + len(option) - 1 > context_length:

@@ -11,6 +11,7 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.utils import env
 import numpy as np
@@ -34,7 +35,8 @@ KEEP_SECONDS = 2.0
 class Answering(Protocol):
     """``HarnessModel``, as far as questions need one."""
 
-    cut: int
+    cut: set[int]
+    """Numbers of the requests, of the call under way, that lost their beginning."""
 
     def answers(
         self, kind: str, requests: Sequence[Instance]
@@ -51,11 +53,18 @@ class Question:
     part: str
     task: Task
     instances: list[Instance]
+    cut: bool = False
+    """It was longer than the model's context."""
 
     @property
     def key(self) -> tuple[str, str]:
         """As in ``ExampleScore``."""
         return self.part, str(self.instances[0].doc_id)
+
+    @property
+    def shots(self) -> int:
+        """Worked examples before the question."""
+        return self.task.config.num_fewshot or 0
 
     @property
     def answered(self) -> bool:
@@ -95,17 +104,18 @@ def ask(
 ) -> None:
     """Put to ``model`` what has no score in ``folder`` yet; scores are added as they come."""
     name = questions[0].benchmark
-    asked = dict(settings) | {"questions": fingerprint(questions)}
+    asked = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
     done = {score.key for score in begin(folder, name, asked)}
     open_questions = [question for question in questions if question.key not in done]
     if not open_questions:
         return
     file = folder / f"{name}{LINES}"
     waiting: list[ExampleScore] = []
-    kept = time.monotonic()
+    kept, cut = time.monotonic(), 0
     with Progress(f"{folder.name} {name}", float(len(open_questions)), "examples") as progress:
         try:
             for question in _answered(open_questions, model):
+                cut += question.cut
                 waiting.append(score_of(question))
                 progress.update(1.0)
                 if time.monotonic() - kept > KEEP_SECONDS:
@@ -113,17 +123,20 @@ def ask(
                     waiting, kept = [], time.monotonic()
         finally:
             append_scores(file, waiting)
-    if model.cut:
+    if cut:
+        remedy = "; fewer --shots leave more room" if questions[0].shots else ""
         print(
-            f"warning: {name}: {model.cut} requests were longer than the model's context and were "
-            "cut on the left; ask with fewer --shots.",
+            f"warning: {name}: {cut} of {len(open_questions)} questions were longer than the "
+            f"model's context and lost their beginning{remedy}.",
             file=sys.stderr,
         )
-        model.cut = 0
 
 
 def score_of(question: Question) -> ExampleScore:
-    """By the task's first filter and first metric; the rest are details."""
+    """By the task's first filter and first metric that is a mean of examples; the rest are details.
+
+    Raises UserError where there is none.
+    """
     values: dict[str, Any] = {}
     for one in question.task._filters:
         one.apply(question.instances)
@@ -140,14 +153,16 @@ def score_of(question: Question) -> ExampleScore:
         score = {"metric": BITS_PER_BYTE, "score": -logprob / max(size, 1), "nats": -logprob}
         return ExampleScore(question.benchmark, group, number, bytes=int(size), **score)
     numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float | np.number)}
-    if not numbers:
+    metric = next((name for name in numbers if _is_mean(question.task, name)), None)
+    if metric is None:
         raise UserError(
-            f"task {question.benchmark} gives no number for each example ({', '.join(values)}): "
-            "it cannot be compared."
+            f"task {question.benchmark} has no metric that is a mean of its examples "
+            f"({', '.join(values)}): it cannot be compared example by example."
         )
-    metric, score = next(iter(numbers.items()))
-    del numbers[metric]
-    detail = {"answers": answers} | ({"metrics": numbers} if numbers else {})
+    score = numbers.pop(metric)
+    detail: dict[str, Any] = {"answers": answers} | ({"metrics": numbers} if numbers else {})
+    if question.cut:
+        detail["cut"] = True
     return ExampleScore(
         question.benchmark,
         group,
@@ -155,8 +170,13 @@ def score_of(question: Question) -> ExampleScore:
         metric,
         score,
         chance=_chance(question, metric),
+        less_is_better=not question.task.higher_is_better().get(metric.partition(",")[0], True),
         detail=detail,
     )
+
+
+def _is_mean(task: Task, metric: str) -> bool:
+    return task.aggregation().get(metric.partition(",")[0]) is mean
 
 
 def _chance(question: Question, metric: str) -> float | None:
@@ -189,5 +209,6 @@ def _answered(questions: list[Question], model: Answering) -> Iterator[Question]
         for number, answer in model.answers(kind, [instance for _, instance in pairs]):
             question, instance = pairs[number]
             instance.resps.append(answer)
+            question.cut |= number in model.cut
             if question.answered:
                 yield question

@@ -18,7 +18,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.evaluation.kept_lines import append_lines, read_lines
 
 BITS_PER_BYTE = "bits_per_byte"
-"""The one metric of which less is better."""
+"""The metric of held-out text; less is better."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
 
 
@@ -34,14 +34,16 @@ class ExampleScore:
     """Of the example in its group, the same for every model."""
     metric: str
     score: float
-    """The more, the better, but for ``bits_per_byte``, which sums ``nats`` and ``bytes`` first."""
+    """Of ``bits_per_byte``, sums of ``nats`` and of ``bytes`` are compared instead."""
     nats: float | None = None
     bytes: int | None = None
     """Of the source text in UTF-8."""
     chance: float | None = None
     """The score of a guess, where choices are offered."""
+    less_is_better: bool = False
+    """Of a metric that counts errors; that of bits per byte goes without saying."""
     detail: dict = field(default_factory=dict)
-    """Other metrics, log-likelihoods, what was generated."""
+    """Other metrics, log-likelihoods, what was generated; ``cut`` where the beginning was lost."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -87,8 +89,8 @@ def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleS
     if changed:
         told = ", ".join(f"{n} was {there.get(n)!r}, is {asked.get(n)!r}" for n in changed)
         raise UserError(
-            f"{folder / task}{LINES} holds scores of something else: {told}. Set another --output, "
-            "or delete that file and its settings."
+            f"{folder / task}{LINES} holds scores of something else: {told}. Set another output "
+            "folder, or delete that file and its settings."
         )
     if not file.exists():
         _write_settings(file, asked)
@@ -123,4 +125,5 @@ def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _plain(score: ExampleScore) -> dict[str, Any]:
-    return {name: value for name, value in asdict(score).items() if value not in (None, {})}
+    said = asdict(score).items()
+    return {name: value for name, value in said if value is not False and value not in (None, {})}

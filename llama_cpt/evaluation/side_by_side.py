@@ -18,12 +18,14 @@ from llama_cpt.evaluation.paired import (
     ratio_intervals,
 )
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
-from llama_cpt.evaluation.side_by_side_settings import asked_otherwise
+from llama_cpt.evaluation.side_by_side_settings import asked_otherwise, shots_of
 
 POINTS_MARGIN = 2.0
 """A change of a score of 0 to 100 that is not felt."""
 BITS_MARGIN = 0.01
 """The same for bits per byte, as a share."""
+IN_POINTS = ("eqbench",)
+"""Metrics of 0 to 100 to begin with."""
 FEWEST_GROUPS = 20
 """With fewer, a resampling of groups says little; examples are resampled then."""
 
@@ -64,12 +66,15 @@ class Row:
     """That are resampled whole; 0 where examples are."""
     chance: float | None
     """The score of guesses; None where the task offers no choices."""
+    less_is_better: bool
+    shots: int | None
+    """Worked examples before each question; None where nothing is asked."""
     cells: tuple[Cell | None, ...]
     """A model each; None where it was not measured."""
 
     @property
     def is_bits(self) -> bool:
-        """Less is better, and differences are relative."""
+        """Differences are relative."""
         return self.metric == BITS_PER_BYTE
 
     @property
@@ -113,6 +118,8 @@ class _Measured:
     groups: Sequence[str]
     left_out: int
     chance: float | None
+    less_is_better: bool
+    shots: int | None
 
 
 def compare(folders: Sequence[str]) -> Comparison:
@@ -125,12 +132,17 @@ def compare(folders: Sequence[str]) -> Comparison:
         raise UserError(f"two models are called {twice[0]}: give their score folders other names.")
     scores = [_rows_of(read_scores(folder)) for folder in folders]
     names = dict.fromkeys(name for found in scores for name in found)
-    measured = [_measured(name, [found.get(name) for found in scores], models) for name in names]
+    shots = shots_of(folders)
+    measured = [
+        _measured(name, [found.get(name) for found in scores], models, shots.get(name))
+        for name in names
+    ]
     compared = sum(len(row.models) - 1 for row in measured if 0 in row.models)
     rows = [_row(row, len(models), corrected_level(compared)) for row in measured]
     # The languages first.
     rows.sort(key=lambda row: not row.is_bits)
-    return Comparison(models, tuple(rows), tuple(asked_otherwise(folders)))
+    remarks = [*asked_otherwise(folders), *_cut(scores, models)]
+    return Comparison(models, tuple(rows), tuple(remarks))
 
 
 def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[ExampleScore]]:
@@ -143,8 +155,26 @@ def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[Exam
     return rows
 
 
+def _cut(
+    scores: Sequence[Mapping[str, Sequence[ExampleScore]]], models: Sequence[str]
+) -> list[str]:
+    """A sentence for each model and task of which questions lost their beginning."""
+    told = []
+    for model, tasks in zip(models, scores, strict=True):
+        for name, found in tasks.items():
+            if count := sum(bool(score.detail.get("cut")) for score in found):
+                told.append(
+                    f"{name}: {count:,} of {len(found):,} questions were longer than the context "
+                    f"of {model} and lost their beginning."
+                )
+    return told
+
+
 def _measured(
-    name: str, found: Sequence[Sequence[ExampleScore] | None], models: Sequence[str]
+    name: str,
+    found: Sequence[Sequence[ExampleScore] | None],
+    models: Sequence[str],
+    shots: int | None,
 ) -> _Measured:
     """The examples that all models with this row have."""
     there = {place: {s.key: s for s in scores} for place, scores in enumerate(found) if scores}
@@ -169,6 +199,8 @@ def _measured(
         groups=[group for group, _ in common],
         left_out=len(set().union(*there.values())) - len(common),
         chance=None if None in chances else sum(chances) / len(chances),
+        less_is_better=is_bits or table[0][0].less_is_better,
+        shots=shots,
     )
     if not np.isfinite(measured.values).all() or not measured.weights.sum() > 0:
         raise UserError(f"{name}: holds scores that are no numbers: measure it anew.")
@@ -178,7 +210,7 @@ def _measured(
 def _row(row: _Measured, models: int, level: float) -> Row:
     is_bits = row.metric == BITS_PER_BYTE
     # Scores of 0 to 1 are told in percent.
-    scale = 1 / math.log(2) if is_bits else 100.0 if np.abs(row.values).max() <= 1 else 1.0
+    scale = 1 / math.log(2) if is_bits else 100.0 if _are_shares(row) else 1.0
     scores = scale * row.values.sum(1) / row.weights.sum()
     clusters = np.unique(row.groups, return_inverse=True)[1]
     grouped = not is_bits and clusters.max() + 1 >= FEWEST_GROUPS
@@ -198,8 +230,15 @@ def _row(row: _Measured, models: int, level: float) -> Row:
         left_out=row.left_out,
         groups=int(clusters.max() + 1) if grouped else 0,
         chance=None if row.chance is None else scale * row.chance,
+        less_is_better=row.less_is_better,
+        shots=row.shots,
         cells=tuple(cells),
     )
+
+
+def _are_shares(row: _Measured) -> bool:
+    """Scores of 0 to 1."""
+    return row.metric not in IN_POINTS and bool((row.values == np.clip(row.values, 0, 1)).all())
 
 
 def _differences(
@@ -211,13 +250,20 @@ def _differences(
     over = np.broadcast_to(row.values[0] if is_bits else row.weights, change.shape)
     value = change.sum(1) / over.sum(1)
     units = [_summed(part, clusters) for part in (change, over)]
-    if np.isin(row.values, (0, 1)).all():
+    if _are_shares(row) and np.isin(row.values, (0, 1)).all():
         # Right or wrong: without one pair that differs each way, models that agree on every example
         # would differ by exactly nothing.
         units = [np.pad(part, ((0, 0), (0, 2)), constant_values=1) for part in units]
         units[0][:, -1] = -1
-    scale, better = (1.0, -1) if is_bits else (scale, 1)
-    alone, corrected = scale * ratio_intervals(*units, [LEVEL, level])
+    intervals = ratio_intervals(*units, [LEVEL, level])
+    if is_bits:
+        scale = 1.0
+    elif _are_shares(row):
+        # A share stays one, however wide the interval of few examples.
+        first = row.values[0].mean()
+        intervals = np.clip(intervals, -first, 1 - first)
+    alone, corrected = scale * intervals
+    better = -1 if row.less_is_better else 1
     return [
         Difference(
             value=scale * float(v),

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
+import numpy as np
 
 from llama_cpt.evaluation.side_by_side import Comparison, Row
 from llama_cpt.evaluation.side_by_side_text import MINUS
@@ -67,10 +68,12 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
             if cell and cell.difference:
                 y = place + (number - (others - 1) / 2) * 0.75 / max(others, 1)
                 colour, found = COLOURS[number % len(COLOURS)], cell.difference
-                axes.plot(found.interval, (y, y), color=colour, linewidth=1)
-                axes.plot(found.alone, (y, y), color=colour, linewidth=2.6)
+                # What counts errors is drawn reversed among points, so that right is better.
+                way = -1 if row.less_is_better and not is_bits else 1
+                axes.plot(np.multiply(way, found.interval), (y, y), color=colour, linewidth=1)
+                axes.plot(np.multiply(way, found.alone), (y, y), color=colour, linewidth=2.6)
                 marker = MARKERS[number % len(MARKERS)]
-                axes.plot(found.value, y, marker, color=colour, markersize=4.5)
+                axes.plot(way * found.value, y, marker, color=colour, markersize=4.5)
                 axes.annotate(
                     found.mark,
                     (1.01, y),
@@ -82,7 +85,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
                 )
         if place:
             axes.axhline(place - 0.5, color="#e6e6e6", linewidth=0.7)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _frame(axes)
     first = comparison.models[0]
@@ -111,6 +114,10 @@ def _draw_corpus(axes: Axes, row: Row, models: Sequence[str]) -> None:
     axes.set_title(row.name)
     axes.set_xlabel("bits per byte (less is better)")
     _frame(axes)
+
+
+def _label(row: Row) -> str:
+    return f"{row.name}\n(reversed)" if row.less_is_better and not row.is_bits else row.name
 
 
 def _frame(axes: Axes) -> None:

@@ -10,6 +10,16 @@ OF_THE_MODEL = ("model", "tokenizer", "dtype")
 """Settings in which models may differ."""
 
 
+def shots_of(folders: Sequence[str]) -> dict[str, int]:
+    """Worked examples before each question, by task, of the first model that says."""
+    found: dict[str, int] = {}
+    for file in (f for folder in folders for f in sorted(Path(folder).glob(f"*{SETTINGS}"))):
+        settings = json.loads(file.read_text("utf-8"))
+        if "shots" in settings:
+            found.setdefault(file.name.removesuffix(SETTINGS), settings["shots"])
+    return found
+
+
 def asked_otherwise(folders: Sequence[str]) -> list[str]:
     """A sentence for each task that a model was not asked as the first model that has it."""
     first: dict[str, tuple[str, dict]] = {}

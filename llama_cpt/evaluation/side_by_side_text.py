@@ -19,7 +19,9 @@ def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Mark, list[st
 
 
 def name_of(row: Row) -> str:
-    """A row's name, and what guessing would score."""
+    """A row's name, and what one has to know of its score."""
+    if row.less_is_better and not row.is_bits:
+        return f"{row.name} (less is better)"
     return row.name if row.chance is None else f"{row.name} (chance {row.chance:.3g})"
 
 
@@ -46,15 +48,15 @@ def signed(row: Row, value: float) -> str:
 
 def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """What the rows of the table are, a header first."""
-    rows = [("task", "measured in", "examples", "resampled", "not felt below")]
+    rows = [("task", "measured in", "worked examples", "examples", "resampled", "not felt below")]
     for row in comparison.rows:
-        is_percent = not row.is_bits
         left_out = f" ({row.left_out:,} more that not all have)" if row.left_out else ""
         kind = "documents" if row.is_bits else "examples"
         rows.append(
             (
                 row.name,
-                row.metric.replace("_", " ") + (", 0 to 100" if is_percent else ""),
+                row.metric.replace("_", " ") + ("" if row.is_bits else ", 0 to 100"),
+                "" if row.shots is None else str(row.shots),
                 f"{row.examples:,}{left_out}",
                 f"{row.groups} groups" if row.groups else kind,
                 f"{BITS_MARGIN:.0%}" if row.is_bits else f"{POINTS_MARGIN:g} points",
@@ -69,8 +71,8 @@ def how_to_read(comparison: Comparison) -> list[str]:
     level = f"{100 * corrected_level(count):.6g} %"
     return [
         f"Differences are to {first}, on the same examples. Bits per byte: less is better, the "
-        "difference is relative, documents count by their length. All else: more is better, the "
-        "difference is in points.",
+        "difference is relative, documents count by their length. All else: more is better where "
+        "nothing else is said, the difference is in points.",
         f"In brackets: paired bootstrap intervals. There are {count} differences here, so each "
         f"interval is at {level} (Bonferroni): all of them hold at once in {LEVEL:.0%} of cases.",
         "gained: the whole interval is better than zero. forgotten: the whole interval is worse. "

@@ -12,6 +12,8 @@ from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, mean_score,
 from llama_cpt.evaluation.tasks.eq_bench import LEAST_PARSEABLE
 
 FILE = "summary.json"
+READ = ("parseable", "percent_parseable")
+"""Whether an answer could be read: in our task, in the harness's."""
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
@@ -35,8 +37,10 @@ def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
         told["score"] = mean_score(scores)
     if "" not in groups:
         told["groups"] = by_group
-    if scores[0].task == "eq_bench":
+    if scores[0].metric == "eqbench":
         told |= _eq_bench(scores)
+    if cut := sum(bool(score.detail.get("cut")) for score in scores):
+        told["cut"] = cut
     if all("characters" in score.detail for score in scores):
         told["tokens_per_character"] = {
             name: _total(of, "tokens") / max(_total(of, "characters"), 1)
@@ -48,10 +52,14 @@ def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
 def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text: a task and, where it has no score of its own, a group; a column a model."""
     rows = [("task", *(str(summary["model"]) for summary in summaries))]
-    lines: dict[tuple[str, str], dict[str, float]] = {}
+    lines: dict[tuple[str, str], dict[str, float | None]] = {}
     for summary in summaries:
         for task, told in summary["tasks"].items():
-            found = {"": told["score"]} if "score" in told else told["groups"]
+            found = {"": told["score"]} if "score" in told else dict(told["groups"])
+            for name, count in told.get("tokens_per_character", {}).items():
+                found[f"{name} tokens a character"] = count
+            if "published_score" in told:
+                found["published"] = told["published_score"]
             for group, score in found.items():
                 lines.setdefault((task, group), {})[summary["model"]] = score
     for (task, group), by_model in lines.items():
@@ -63,7 +71,7 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _eq_bench(scores: Sequence[ExampleScore]) -> dict[str, Any]:
     """The published score: the mean of answers that can be read, if enough of them can."""
-    read = [score for score in scores if score.detail["metrics"]["parseable"]]
+    read = [score for score in scores if any(map(score.detail["metrics"].get, READ))]
     share = len(read) / len(scores)
     published = mean_score(read) if share >= LEAST_PARSEABLE else None
     return {"parseable": share, "published_score": published}

@@ -45,12 +45,14 @@ def order_of(options: Mapping[str, Any], context_length: int) -> Order:
     until = options.get("until") or []
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     wanted = next((options[name] for name in names if options.get(name)), NEW_TOKENS)
-    sampled = options.get("do_sample") and options.get("temperature", 1.0)
+    # As the harness: a temperature says it, where nothing else does.
+    temperature = float(options.get("temperature", 1.0))
+    sampled = options.get("do_sample", "temperature" in options) and temperature > 0
     return Order(
         stops=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
         max_new_tokens=wanted if wanted < context_length else context_length // 2,
         sampling=Sampling(
-            temperature=float(options.get("temperature", 1.0)),
+            temperature=temperature,
             top_k=int(options.get("top_k", 0)),
             top_p=float(options.get("top_p", 1.0)),
         )
@@ -101,7 +103,8 @@ def _batch_answers(
     order = orders[0]
     tokens, lengths = padded([prompt.tolist() for prompt in prompts], row_multiple=rows)
     columns = bucket(tokens.shape[1] + order.max_new_tokens)
-    special = {*tokenizer.special_tokens.values(), tokenizer.bos_id, tokenizer.eos_id}
+    special = {i: tokenizer.decode([i]) for i in (tokenizer.bos_id, tokenizer.eos_id)}
+    special |= {i: name for name, i in tokenizer.special_tokens.items()}
     written: list[list[int]] = [[] for _ in prompts]
     over = np.arange(rows) >= len(prompts)
     with jax.set_mesh(mesh):
@@ -113,7 +116,10 @@ def _batch_answers(
                 decoder, state, count, stop_array(stop_ids), order.sampling.settings()
             )
             for number, ids in enumerate(np.asarray(new)[: len(prompts)]):
-                written[number] += [int(i) for i in ids if i != NO_TOKEN and i not in special]
+                for i in map(int, ids[ids != NO_TOKEN]):
+                    over[number] |= special.get(i) in orders[number].stops
+                    if i not in special and not over[number]:
+                        written[number].append(i)
                 text = tokenizer.decode(written[number])
                 over[number] |= any(stop in text for stop in orders[number].stops)
             if (over | np.asarray(state.stopped)).all():

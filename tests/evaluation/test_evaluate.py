@@ -1,5 +1,6 @@
 """The command: scores as they come, taken up again, and the user's mistakes."""
 
+import contextlib
 from dataclasses import replace
 import gzip
 import json
@@ -8,11 +9,13 @@ import shutil
 from types import SimpleNamespace
 
 from etils import epath
+import numpy as np
 import pytest
 
 from llama_cpt.config import CorpusConfig
 from llama_cpt.errors import UserError
 from llama_cpt.evaluate import main
+from llama_cpt.evaluation.question_rows import rows_of
 from llama_cpt.evaluation.scores import (
     ExampleScore,
     append_scores,
@@ -20,8 +23,11 @@ from llama_cpt.evaluation.scores import (
     read_scores,
     read_task,
 )
+from llama_cpt.evaluation.summary import summary_of
 from llama_cpt.evaluation.tasks.eq_bench import closeness
+from llama_cpt.evaluation.written_answers import order_of
 from llama_cpt.folders import locked
+from llama_cpt.model.sampling import Sampling
 from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -35,7 +41,7 @@ class Guesser:
     """Takes the first option of every question, counts requests, and dies after ``most``."""
 
     def __init__(self, most=10**9):
-        self.most, self.asked, self.cut = most, 0, 0
+        self.most, self.asked, self.cut = most, 0, set()
 
     def answers(self, kind, instances):
         for number, instance in enumerate(instances):
@@ -80,8 +86,80 @@ def test_a_killed_evaluation_goes_on_where_it_was(data, tmp_path):
 
 def test_scores_of_another_model_are_not_taken_for_this_one_s(data, tmp_path):
     asked_of(Guesser(), data, tmp_path, model="a")
-    with pytest.raises(UserError, match="model was 'a', is 'b'.*--output"):
+    with pytest.raises(UserError, match="model was 'a', is 'b'.*another output"):
         asked_of(Guesser(), data, tmp_path, model="b")
+
+
+def test_a_higher_limit_goes_on(data, tmp_path):
+    for limit, asked in ((1, 2 * 4), (3, 4 * 4)):
+        guesser, benchmark = Guesser(), load_benchmark("cmmlu", data, 0)
+        questions.ask(
+            questions.questions_of(benchmark, chat=None, limit=limit), guesser, tmp_path, {}
+        )
+        assert guesser.asked == asked
+
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: a
+repeats: {repeats}
+metric_list:
+  - {{metric: acc, aggregation: {aggregation}, higher_is_better: {better}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("better", "aggregation", "repeats", "told"),
+    [
+        (True, "mean", 1, ""),
+        (False, "mean", 1, ""),
+        (True, "median", 1, "no metric that is a mean"),
+        (True, "mean", 3, "asks each question 3 times"),
+    ],
+)
+def test_direction_and_mean_of_a_task_file(better, aggregation, repeats, told, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "1"}\n{"q": "2"}\n')
+    place = tmp_path / "mine.yaml"
+    place.write_text(
+        TASK.format(file=file, repeats=repeats, aggregation=aggregation, better=better)
+    )
+    with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+        found = questions.questions_of(load_benchmark(str(place), "", None), chat=None, limit=None)
+        questions.ask(found, Guesser(), tmp_path / "out", {})
+        (scores,) = read_scores(str(tmp_path / "out")).values()
+        assert [score.score for score in scores] == [1.0, 1.0]
+        assert [score.less_is_better for score in scores] == [not better] * 2
+
+
+def test_answers_that_cannot_be_read_are_left_out_of_the_published_score():
+    def scores(read):
+        return [
+            ExampleScore("e", "", str(n), "eqbench", 60.0 * r, detail={"metrics": {"parseable": r}})
+            for n, r in enumerate(read)
+        ]
+
+    assert summary_of(scores([1.0] * 9 + [0.0]))["published_score"] == 60
+    assert summary_of(scores([1.0] * 8 + [0.0] * 2))["published_score"] is None
+
+
+def test_how_an_answer_is_to_be_written():
+    order = order_of({"until": "x", "max_new_tokens": 9, "temperature": 0.5}, 64)
+    assert (order.stops, order.max_new_tokens, order.sampling.temperature) == (("x",), 9, 0.5)
+    assert order_of({"temperature": 0.0}, 512).sampling == Sampling()
+    assert order_of({"temperature": 0.5, "do_sample": False}, 512).sampling == Sampling()
+    assert order_of({"max_gen_toks": 1024}, 512).max_new_tokens == 256
+
+
+def test_an_option_longer_than_the_context_is_told():
+    with pytest.raises(UserError, match="option of 9 tokens"):
+        rows_of([(np.arange(3, dtype=np.int32), np.arange(9, dtype=np.int32))], 8)
 
 
 def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
@@ -182,7 +260,7 @@ def test_documents_are_told_apart_and_guarded(tmp_path):
 
 def test_sources_set_apart_follow_their_file(tmp_path):
     scores = [
-        ExampleScore("bpb", "en", f"a:{n}", "bits_per_byte", 1.0, 8.0, 8, {"source": source})
+        ExampleScore("bpb", "en", f"a:{n}", "bits_per_byte", 1.0, 8.0, 8, detail={"source": source})
         for n, source in enumerate("ab")
     ]
     begin(tmp_path, "bpb", {"model": "m"})

@@ -13,11 +13,11 @@ from llama_cpt.evaluation.side_by_side import compare
 from llama_cpt.evaluation.side_by_side_page import write_comparison
 
 
-def write(folder, task, values, groups=("",), metric="acc"):
+def write(folder, task, values, groups=("",), metric="acc", **more):
     """A model's scores, a row of ``values`` a group."""
     folder.mkdir(parents=True, exist_ok=True)
     scores = [
-        ExampleScore(task, group, str(number), metric, float(value))
+        ExampleScore(task, group, str(number), metric, float(value), **more)
         for group, row in zip(groups, values, strict=True)
         for number, value in enumerate(row)
     ]
@@ -90,6 +90,34 @@ def test_many_groups_are_resampled_whole(tmp_path):
     assert [row.groups for row in rows] == [40, 0]
     widths = [np.ptp(row.cells[1].difference.alone) for row in rows]
     assert widths[0] > 4 * widths[1]
+
+
+def test_fewer_errors_are_a_gain(tmp_path):
+    write(tmp_path / "a", "errors", [[5.0, 6.0] * 40], metric="wer", less_is_better=True)
+    write(tmp_path / "b", "errors", [[1.0, 2.0] * 40], metric="wer", less_is_better=True)
+    found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
+    assert found.rows[0].cells[1].difference.value == -4
+    assert found.marked("b", "gained") == ["errors"]
+    assert "errors (less is better)" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_share_stays_one_and_points_stay_points(tmp_path):
+    for name, values in (("a", [[0, 1, 0]]), ("b", [[1, 1, 0]])):
+        write(tmp_path / name, "quiz", values)
+        write(tmp_path / name, "eq_bench", [[0, 0, 0]], metric="eqbench")
+        write(tmp_path / name, "points", [[10.0, 40.0, 70.0]], metric="eqbench")
+    rows = {row.name: row for row in compare([str(tmp_path / name) for name in "ab"]).rows}
+    low, high = rows["quiz"].cells[1].difference.interval
+    assert low >= -100 / 3 - 1e-9 and high == pytest.approx(100 - 100 / 3)
+    assert rows["points"].cells[0].score == 40
+    assert rows["eq_bench"].cells[1].difference.interval == (0, 0)
+
+
+def test_questions_that_lost_their_beginning_are_told(tmp_path):
+    write(tmp_path / "a", "quiz", [[0, 1]])
+    write(tmp_path / "b", "quiz", [[0, 1]], detail={"cut": True})
+    (remark,) = compare([str(tmp_path / name) for name in "ab"]).remarks
+    assert remark.startswith("quiz: 2 of 2 questions were longer than the context of b")
 
 
 def test_what_not_all_have(tmp_path):

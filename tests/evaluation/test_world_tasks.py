@@ -22,7 +22,7 @@ NAMES = [f"world_{s}_{c}" for s in ("facts", "arithmetic", "feelings") for c in 
 class Oracle:
     """Knows the right end; or prefers the longest, whatever is asked."""
 
-    cut = 0
+    cut = set()
 
     def __init__(self, blind):
         self.blind = blind
