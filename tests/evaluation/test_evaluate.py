@@ -125,7 +125,7 @@ metric_list:
 )
 def test_direction_and_mean_of_a_task_file(better, aggregation, repeats, told, tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"q": "1"}\n{"q": "2"}\n')
+    file.write_text('{"q": "one"}\n{"q": "two"}\n')
     place = tmp_path / "mine.yaml"
     place.write_text(
         TASK.format(file=file, repeats=repeats, aggregation=aggregation, better=better)
