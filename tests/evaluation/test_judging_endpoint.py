@@ -89,6 +89,7 @@ def test_nothing_comes():
         WHOLE[:-5],
         OK + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + BODY[:20],
     ],
+    ids=["length", "chunk"],
 )
 def test_a_reply_that_breaks_off_is_asked_for_again(broken):
     with sending(broken, WHOLE) as url:
