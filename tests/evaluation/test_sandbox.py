@@ -1,6 +1,8 @@
 import ctypes
 import fcntl
 import os
+import platform
+import struct
 import subprocess
 import sys
 import time
@@ -9,7 +11,16 @@ import pytest
 
 from llama_cpt.evaluation import sandbox
 from llama_cpt.evaluation.sandbox import run_python
-from llama_cpt.evaluation.system_calls import filter_program
+from llama_cpt.evaluation.system_calls import (
+    ALLOW,
+    ANY_BIT,
+    AT_LEAST,
+    EQUAL,
+    KILL,
+    LOAD,
+    REFUSE,
+    filter_program,
+)
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(filter_program() is None, reason="no filter for this machine")
@@ -153,3 +164,46 @@ def test_without_a_filter_nothing_runs(monkeypatch):
     monkeypatch.setattr(sandbox, "filter_program", lambda: None)
     with pytest.raises(ValueError, match="Linux only"):
         run_python("pass")
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "allowed", "refused"),
+    [
+        (
+            "x86_64",
+            0xC000003E,
+            [(0,), (2, 0, 0), (257, 0, 0, 0o2000000), (72, 0, 3), (16, 0, 0x5401), (334,), (436,)],
+            [(41,), (2, 0, 1), (257, 0, 0, 0o100), (72, 0, 8), (16, 0, 0x40086602), (463,), (999,)],
+        ),
+        (
+            "aarch64",
+            0xC00000B7,
+            [(63,), (56, 0, 0, 0), (25, 0, 3), (29, 0, 0x5401), (293,), (436,)],
+            [(198,), (56, 0, 0, 2), (25, 0, 10), (29, 0, 0x40086602), (167,), (438,), (999,)],
+        ),
+    ],
+)
+def test_the_filter_of_each_machine(monkeypatch, machine, architecture, allowed, refused):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    program = list(struct.iter_unpack("=HBBI", filter_program()))
+    assert {_said_to(program, architecture, *call) for call in allowed} == {ALLOW}
+    assert {_said_to(program, architecture, *call) for call in refused} == {REFUSE}
+    # Another machine's calls, and another table's.
+    assert _said_to(program, 0x40000003, 0) == _said_to(program, architecture, 1 << 30) == KILL
+
+
+def _said_to(program, architecture, number, *arguments):
+    """What the kernel would do: a struct seccomp_data through classic BPF."""
+    arguments = (*arguments, *[0] * (6 - len(arguments)))
+    data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments)
+    place = loaded = 0
+    while True:
+        code, yes, no, value = program[place]
+        place += 1
+        if code == LOAD:
+            loaded = int.from_bytes(data[value : value + 4], "little")
+            continue
+        if code not in (EQUAL, AT_LEAST, ANY_BIT):
+            return value
+        holds = {EQUAL: loaded == value, AT_LEAST: loaded >= value, ANY_BIT: bool(loaded & value)}
+        place += yes if holds[code] else no
