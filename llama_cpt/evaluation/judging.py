@@ -82,6 +82,11 @@ class Judgement:
     reasons: str = ""
 
     @property
+    def question(self) -> tuple[str, bool]:
+        """What was asked."""
+        return self.pair, self.swapped
+
+    @property
     def points(self) -> float:
         """The first model's: 1, a half for a tie, 0."""
         if self.verdict == "tie":
@@ -116,9 +121,10 @@ class Record:
         self.judgements = list(read_lines(path, Judgement))
 
     def of(self, pairs: Iterable[Pair], judge: str) -> list[Judgement]:
-        """Those of ``judge`` on ``pairs``."""
+        """The last one of ``judge`` on each of ``pairs`` in each order."""
         wanted = {pair.id for pair in pairs}
-        return [j for j in self.judgements if j.judge == judge and j.pair in wanted]
+        found = [j for j in self.judgements if j.judge == judge and j.pair in wanted]
+        return list({j.question: j for j in found}.values())
 
     def add(self, judgement: Judgement) -> None:
         """Kept once this returns."""
@@ -149,8 +155,8 @@ def is_same(pair: Pair) -> bool:
 def left_to_ask(
     asked: Sequence[tuple[Pair, bool]], record: Record, judge: str
 ) -> list[tuple[Pair, bool]]:
-    """What ``record`` does not hold."""
-    done = {(j.pair, j.swapped) for j in record.judgements if j.judge == judge}
+    """What ``record`` holds no verdict of: a judge that said nothing is asked again."""
+    done = {j.question for j in record.judgements if j.judge == judge and j.verdict != "none"}
     return [(pair, swapped) for pair, swapped in asked if (pair.id, swapped) not in done]
 
 
@@ -162,6 +168,7 @@ def judge_all(
     Raises UserError where it gives ``RUBBISH_IN_A_ROW`` no verdicts, or cannot be asked.
     """
     streak = _Streak(judge.name)
+    asked_before = {j.question for j in record.judgements if j.judge == judge.name}
     halted = threading.Event()
 
     def one(pair: Pair, swapped: bool) -> None:
@@ -169,7 +176,9 @@ def judge_all(
         ruling = _ruling(judge, Shown(pair.prompt, left, right))
         reasons = ruling.reasons[:LONGEST_REASON]
         record.add(Judgement(pair.id, swapped, ruling.verdict, judge.name, reasons))
-        streak.count(ruling)
+        # Some stay without a verdict for ever: those are no sign that the judge is out of order.
+        if (pair.id, swapped) not in asked_before:
+            streak.count(ruling)
 
     def one_of_many(pair: Pair, swapped: bool) -> None:
         if halted.is_set():

@@ -4,13 +4,15 @@ The key comes from the environment and goes into one request header: not into re
 errors or reports, and not to another address that the endpoint redirects to.
 """
 
+from collections.abc import Iterator
+import contextlib
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 import json
 import os
 import re
+import socket
 import threading
-import time
 from typing import Any
 import urllib.error
 import urllib.parse
@@ -34,7 +36,9 @@ Give your reasons in one or two sentences, then a last line of exactly one of:
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
-_VERDICT = re.compile(r"^\W*(?:verdict\W*)?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE)
+_VERDICT = re.compile(r"\W*(?:verdict\W*)?(a|b|tie)\W*", re.IGNORECASE)
+_LAST_LINES = 3
+"""Where a verdict may stand: some judges add a word of farewell."""
 _AGAIN = (408, 429)
 
 
@@ -73,10 +77,10 @@ class EndpointJudge:
     def rule(self, shown: Shown) -> Ruling:
         """Ask until there is a reply. Raises RubbishError for one without a verdict."""
         content = _content(self._reply(self._request(shown)))
-        found = _VERDICT.findall(content)
-        if not found:
+        verdict = _verdict(content)
+        if verdict is None:
             raise RubbishError(self._redacted(content))
-        return Ruling(found[-1].lower(), self._redacted(content))
+        return Ruling(verdict, self._redacted(content))
 
     def stop(self) -> None:
         """Wait for no further attempt."""
@@ -109,17 +113,17 @@ class EndpointJudge:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url}/chat/completions", json.dumps(body).encode(), headers
-        )
-        try:
-            with _OPENER.open(request, timeout=self.timeout_seconds) as response:
-                return _read(response, time.monotonic() + self.timeout_seconds)
-        except urllib.error.HTTPError as error:
-            raise self._refusal(error, body) from None
-        except (OSError, HTTPException) as error:
-            # URLError and time-outs are OSErrors.
-            raise _NotNowError(str(getattr(error, "reason", error)) or repr(error)) from None
+        content = json.dumps(body).encode()
+        request = _Request(f"{self.url}/chat/completions", content, headers)
+        with request.within(self.timeout_seconds):
+            try:
+                return _read(request)
+            except urllib.error.HTTPError as error:
+                raise self._refusal(error, body) from None
+            except (OSError, HTTPException) as error:
+                # URLError and time-outs are OSErrors.
+                told = str(getattr(error, "reason", error)) or repr(error)
+                raise _NotNowError("timed out" if request.over else told) from None
 
     def _refusal(self, error: urllib.error.HTTPError, body: dict[str, Any]) -> Exception:
         """What a status other than 200 means."""
@@ -157,18 +161,66 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+class _Request(urllib.request.Request):
+    """Shuts its connection when its time is over, whatever is being read then.
+
+    A time-out of the socket alone begins anew with every byte, in the headers too.
+    """
+
+    over = False
+    _socket: socket.socket | None = None
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Until here, its time runs."""
+        self.seconds = seconds
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def response(self, connection: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
+        """What comes from ``connection``."""
+        self._socket = connection
+        if self.over:
+            self._end()
+        return HTTPResponse(connection, *args, **kwargs)
+
+    def _end(self) -> None:
+        self.over = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # TLS's own would wait for the other side.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """The body; a time-out of the socket alone lets one byte a minute go on for ever."""
-    body = b""
-    while part := response.read1(1 << 16):
-        body += part
-        if len(body) > LARGEST_REPLY:
-            raise RubbishError(f"more than {LARGEST_REPLY:,} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("timed out")
+class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Lets a ``_Request`` know its connection."""
+
+    def do_open(self, http_class: Any, req: _Request, **settings: Any) -> HTTPResponse:
+        def connection(*place: Any, **given: Any) -> Any:
+            made = http_class(*place, **given)
+            made.response_class = req.response
+            return made
+
+        return super().do_open(connection, req, **settings)
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect, _Watched)
+
+
+def _read(request: _Request) -> bytes:
+    """The whole body of the reply."""
+    with _OPENER.open(request, timeout=request.seconds) as response:
+        body = response.read(LARGEST_REPLY + 1)
+    if len(body) > LARGEST_REPLY:
+        raise RubbishError(f"more than {LARGEST_REPLY:,} bytes")
+    # What is left of Content-Length.
+    if request.over or response.length:
+        raise ConnectionError("the reply broke off")
     return body
 
 
@@ -181,6 +233,19 @@ def _content(body: bytes) -> str:
     if not isinstance(content, str):
         raise RubbishError("not a chat completion")
     return content
+
+
+def _verdict(content: str) -> str | None:
+    """The last one in the last lines."""
+    lines = [line for line in content.splitlines() if line.strip()]
+    for line in reversed(lines[-_LAST_LINES:]):
+        # Line by line: over many, the pattern takes the square of their number.
+        if found := _VERDICT.fullmatch(line.strip()):
+            return found[1].lower()
+        if "verdict" in line.lower():
+            # "VERDICT: A or B".
+            break
+    return None
 
 
 def _seconds(headers: HTTPMessage) -> float:

@@ -1,8 +1,10 @@
 """Python code that nobody has read, run in a process of its own within limits.
 
 It makes no process or thread, opens no connection, writes and removes no file, signals nobody, and
-ends after its time. It may read what its user may. This keeps accidents of generated code away;
-it is no wall against an attacker, for whom a virtual machine is.
+ends after its time or with the evaluator. It may read the files that its user may. Neither root's
+capabilities nor, where the kernel has Landlock, a look into other processes are left to it. This
+keeps accidents of generated code away; it is no wall against an attacker, for whom a virtual
+machine is.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ ENFORCED = (
 """Beside the time; told to who allows code to run."""
 # The order comes on stdin, the verdict goes out on what was stdout.
 CHILD = """
-import ctypes, json, os, resource, sys
+import ctypes, json, os, resource, struct, sys
 order = json.load(sys.stdin)
 verdict, null = os.dup(1), os.open("/dev/null", os.O_RDWR)
 for number in range(3):
@@ -37,14 +39,27 @@ class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("first", ctypes.c_void_p)]
 program = bytes.fromhex(order["filter"])
 kept = ctypes.create_string_buffer(program, len(program))
-prctl = ctypes.CDLL(None).prctl
-limits = Filter(len(program) // 8, ctypes.addressof(kept))
-if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(limits), 0, 0):
-    os.write(verdict, b"unlimited")
+filter = Filter(len(program) // 8, ctypes.addressof(kept))
+system = ctypes.CDLL(None)
+# None of root's capabilities; no new ones; the evaluator's end is its own, also if that was before.
+limited = not (
+    system.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
+    or system.prctl(38, 1, 0, 0, 0)
+    or system.prctl(1, 9, 0, 0, 0)
+    or os.getppid() != order["parent"]
+)
+# Landlock: no writing, making, removing or running of files, and no look into other processes.
+rules = system.syscall(444, struct.pack("=Q", 0x1FF3), ctypes.c_size_t(8), 0)
+if rules >= 0:
+    system.syscall(446, rules, 0)
+    os.close(rules)
+password = order.pop("password").encode()
+if not limited or system.prctl(22, 2, ctypes.byref(filter), 0, 0):
+    os.write(verdict, b"unlimited" + password)
     os._exit(1)
-code = order["program"]
-exec(compile(code, "<answer>", "exec"), {"__name__": "__main__"})
-os.write(verdict, order["password"].encode())
+run = compile(order["program"], "<answer>", "exec"), {"__name__": "__main__"}
+# While it runs, the password has no name.
+os.write(verdict, [globals().pop("password"), exec(*run)][0])
 os._exit(0)
 """
 
@@ -65,10 +80,12 @@ def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
     refused = filter_program()
     if refused is None:
         raise UserError("generated code runs on Linux only (x86_64, aarch64), where it has limits.")
-    # What the program cannot know: only its end says it.
+    # Only the program's end says it: not what it prints, nor an early exit. Who looks for it in the
+    # process's memory finds it.
     password = secrets.token_hex(16)
     order = {
         "program": program,
+        "parent": os.getpid(),
         "password": password,
         "filter": refused.hex(),
         "limits": {
@@ -76,11 +93,12 @@ def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
             "RLIMIT_AS": MEMORY_BYTES,
             "RLIMIT_FSIZE": 0,
             "RLIMIT_NOFILE": 64,
+            "RLIMIT_NPROC": 0,
             "RLIMIT_CORE": 0,
         },
     }
     said = _said(json.dumps(order), 3 * seconds)
-    if said == "unlimited":
+    if said == f"unlimited{password}":
         raise UserError("this system has no seccomp: generated code cannot be held to limits here.")
     if said is None:
         return Outcome("too long")

@@ -2,16 +2,14 @@
 
 import argparse
 import contextlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
-import threading
-import time
 
 import pytest
 
 from llama_cpt.errors import UserError
 from llama_cpt.evaluate import main
 from llama_cpt.evaluation import judging_endpoint
+from llama_cpt.evaluation.judging import RUBBISH_IN_A_ROW
 from llama_cpt.evaluation.judging_endpoint import EndpointJudge
 from llama_cpt.evaluation.judging_prompts import read_prompts
 from llama_cpt.evaluation.judging_results import told
@@ -22,6 +20,7 @@ from llama_cpt.evaluation.judging_session import (
     judge_conversations,
 )
 from tests.evaluation.benchmark_files import save_tokenizer
+from tests.evaluation.chat_endpoint import serving
 from tests.model.hf_models import save_llama
 
 TINY = {
@@ -34,54 +33,12 @@ KEY = "sk-a-secret-that-nobody-may-see"
 PROMPTS = 12
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers as ``reply(question, number)`` says: text, or (status, headers, body)."""
-
-    daemon_threads = True
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.asked, self.keys, self.lock = reply, [], [], threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append(body["messages"][1]["content"])
-            self.server.keys.append(self.headers.get("Authorization"))
-            number = len(self.server.asked)
-        reply = self.server.reply(body, number)
-        if isinstance(reply, str):
-            choice = {"message": {"content": reply}}
-            reply = 200, {}, json.dumps({"choices": [choice]}).encode()
-        status, headers, content = reply
-        with contextlib.suppress(OSError):
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            for part in [content] if isinstance(content, bytes) else content:
-                self.wfile.write(part)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def endpoint(monkeypatch):
     """Starts one; none outlives the test."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with contextlib.ExitStack() as stack:
-
-        def start(reply):
-            server = stack.enter_context(Endpoint(reply))
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            stack.callback(server.shutdown)
-            return server
-
-        yield start
+        yield lambda reply: stack.enter_context(serving(reply))
 
 
 @pytest.fixture(autouse=True)
@@ -185,17 +142,6 @@ def test_refused_for_now_then_fine(tmp_path, endpoint):
     assert len(server.asked) == 2 * PROMPTS + 3
 
 
-def test_a_model_with_a_temperature_of_its_own(tmp_path, endpoint):
-    def reply(body, number):
-        if "temperature" in body:
-            return 400, {}, b'{"error": "temperature is not supported"}'
-        return "B"
-
-    server = endpoint(reply)
-    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
-    assert found.prompts == PROMPTS and found.shown_first == 0.0
-
-
 def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
     server = endpoint(lambda body, n: "VERDICT: A" if n <= 5 else (500, {}, KEY.encode()))
     options = options_of(tmp_path, server.url)
@@ -218,6 +164,19 @@ def test_rubbish_is_counted(tmp_path, endpoint):
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.prompts, found.unjudged, found.without_verdict) == (PROMPTS - 1, 1, 2)
     assert "1 prompts do not count" in told(found)[-1]
+    # Asked again by the next call, that alone.
+    before, server.reply = len(server.asked), lambda body, number: "VERDICT: A"
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.prompts, found.without_verdict) == (PROMPTS, 0)
+    assert len(server.asked) - before == 2
+
+
+def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
+    server = endpoint(lambda body, n: prefers("good")(body, n).replace("VERDICT: B", "Who knows?"))
+    options = options_of(tmp_path, server.url)
+    found = judge_conversations((GOOD, BAD), tmp_path, options)
+    assert found.without_verdict == PROMPTS > RUBBISH_IN_A_ROW
+    assert judge_conversations((GOOD, BAD), tmp_path, options) == found
 
 
 def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
@@ -226,43 +185,6 @@ def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
         judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert len(server.asked) <= 3 * (10 + 4)
     assert KEY not in str(caught.value) + all_text(tmp_path)
-
-
-@pytest.mark.parametrize("drip", [False, True])
-def test_time_out(tmp_path, endpoint, drip):
-    def reply(body, number):
-        if drip:  # the socket itself never times out
-            return 200, {}, slowly()
-        time.sleep(0.3)
-        return "VERDICT: A"
-
-    server = endpoint(reply)
-    options = options_of(tmp_path, server.url, "--judge-timeout", "0.1")
-    with pytest.raises(UserError, match="timed out"):
-        judge_conversations((GOOD, BAD), tmp_path, options)
-
-
-def slowly():
-    for _ in range(20):
-        time.sleep(0.02)
-        yield b" "
-
-
-def test_the_key_is_not_sent_elsewhere(tmp_path, endpoint):
-    elsewhere = endpoint(prefers("good"))
-    server = endpoint(lambda body, n: (307, {"Location": elsewhere.url + "/chat/completions"}, b""))
-    with pytest.raises(UserError, match="HTTP 307"):
-        judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
-    assert not elsewhere.asked
-
-
-@pytest.mark.parametrize(
-    ("status", "told"), [(401, "set OPENAI_API_KEY"), (404, "see its URL and model")]
-)
-def test_a_refusal_is_told_at_once(tmp_path, endpoint, status, told):
-    server = endpoint(lambda body, n: (status, {}, f"no {KEY}".encode()))
-    with pytest.raises(UserError, match=rf"HTTP {status} \(no \[key\]\); {told}"):
-        judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
 
 
 @pytest.mark.parametrize(
