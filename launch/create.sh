@@ -12,7 +12,7 @@ ask_for_capacity() {
   case $CAPACITY in
     spot) flags+=(--spot) ;;
     reserved) flags+=(--reserved) ;;
-    on-demand) ;;
+    *) ;; # on demand: gcloud has no flag for it
   esac
   # The request ends by itself too, should nobody be left to wait for it.
   in_zone queued-resources create "$NAME" "${flags[@]}" "--accelerator-type=$ACCELERATOR_TYPE" \
@@ -47,8 +47,6 @@ wait_for_capacity() {
 
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SLICES SERVICE_ACCOUNT
-[[ $CAPACITY =~ ^(spot|reserved|on-demand)$ ]] ||
-  die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
 there=$(capacity none) || die "$NAME: gcloud does not say whether it is there; nothing was changed"
 case $there in
   ready*) say "$NAME: is there, ${there#ready } hosts" && exit ;;

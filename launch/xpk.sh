@@ -17,7 +17,6 @@ create() {
     spot) flags+=(--spot) ;;
     on-demand) flags+=(--on-demand) ;;
     reserved) require RESERVATION && flags+=("--reservation=$RESERVATION") ;;
-    *) die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand" ;;
   esac
   on_cluster "$CREATE_SECONDS" cluster create "--tpu-type=$ACCELERATOR_TYPE" \
     "--num-slices=$SLICES" "${flags[@]}" --enable-workload-identity --enable-gcsfuse-csi-driver

@@ -1,5 +1,5 @@
 # Sourced by every script, after commands.sh: the settings of the run, checked.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what is set here is for the scripts
 
 SETTINGS=${SETTINGS:-$LAUNCH/settings.env}
 
@@ -32,6 +32,8 @@ require() {
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
     die "$SETTINGS: NAME=$NAME: use small letters, digits and -, a letter first"
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "$SETTINGS: SLICES=$SLICES is no number of slices"
+  [[ ${CAPACITY:-spot} =~ ^(spot|reserved|on-demand)$ ]] ||
+    die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
   [[ ${BUCKET:-} != *[:/]* ]] || die "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
   [[ ${OUTPUT:-gs://} == gs://* ]] ||
     die "$SETTINGS: OUTPUT=$OUTPUT would be lost with the hosts: use gs://$BUCKET/..."
