@@ -64,7 +64,8 @@ read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SERVICE_ACCOUNT BUCKET CONFIG OUTPUT
 REVISION=$(git -C "$LAUNCH" rev-parse "${REVISION:-HEAD}") # the same after every restart
 export REVISION SETTINGS
-train="$PYTHON -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
+# A restart finds the compiled step in the bucket.
+train="env JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled $PYTHON -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
 saved=$(last_saved_step)
 dry && saved=0
 stalls=0 setup_again='' hosts=0

@@ -24,8 +24,10 @@ count() { grep -c . <<<"$1" || true; }
 
 # start_job COMMAND LOG_FOLDER HOSTS: on all of them, or 1. Where it runs already it is left alone.
 start_job() {
-  local started
-  started=$(answers @job "$SSH_SECONDS" "$JOB start $2 $1")
+  local started time batches=$((($3 - 1) / 64))
+  # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
+  time=$(($(date +%s) + 30 * batches))
+  started=$(answers @job "$SSH_SECONDS" "$JOB start $time $2 $1")
   ! dry || return 0
   (($(count "$started") == $3))
 }

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # One job on this host; it outlives the connection that starts it.
-#   job.sh start LOG_FOLDER COMMAND...  unless one runs; its log is copied there at the end
+#   job.sh start TIME LOG_FOLDER COMMAND...
+#                                       unless one runs; not before TIME (seconds since 1970); its
+#                                       log is copied to LOG_FOLDER at the end
 #   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
 #   job.sh stop SECONDS                 SIGTERM, and SIGKILL after so long
 #   job.sh log [-f]                     its last lines; -f: and those to come
@@ -24,9 +26,10 @@ start() {
 }
 
 supervise() {
-  local folder=$1 status=0
-  shift
+  local delay=$(($1 - $(date +%s))) folder=$2 status=0
+  shift 2
   printf '%s\n' $$ >"$PLACE/group"
+  ((delay <= 0)) || sleep "$delay"
   cd "$HOME/llama_cpt"
   trap : TERM # stop is for the command; this shell has to note how it ends
   "$@" || status=$?

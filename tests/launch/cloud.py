@@ -11,7 +11,7 @@ import subprocess
 
 from tests.conftest import ROOT
 
-COMMANDS = ("gcloud", "hostname", "mountpoint", "gcsfuse", "sudo", "uv", "curl", "python")
+COMMANDS = ("gcloud", "xpk", "hostname", "mountpoint", "gcsfuse", "sudo", "uv", "curl", "python")
 SETTINGS = {
     "PROJECT": "a-project",
     "ZONE": "a-zone",
@@ -38,7 +38,14 @@ TIMES = {
 }
 
 Plan = dict[str, list[str]]
+Started = subprocess.Popen[str]
 Ran = subprocess.CompletedProcess[str]
+
+
+def ended(started: Started) -> Ran:
+    """Its status and what it said."""
+    output, errors = started.communicate(timeout=300)
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,12 @@ class Cloud:
     checkout: Path
     workers: int = 2
 
-    def run(self, script: str, *arguments: str, plan: Plan | None = None, **settings: str) -> Ran:
+    def start(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Started:
         """The script, with other settings, by ``plan`` (verb -> what its calls meet)."""
         for verb, lines in (plan or {}).items():
             (self.place / "plan" / verb).write_text("".join(f"{line}\n" for line in lines))
-        values = SETTINGS | TIMES | {"MOUNT": str(self.place / "mount")} | settings
-        values |= {"COLLECTED": str(self.place / "collected")}
+        places = {"MOUNT": str(self.place / "mount"), "COLLECTED": str(self.place / "collected")}
+        values = SETTINGS | TIMES | places | settings
         file = self.place / "settings.env"
         file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
         environment = {
@@ -62,19 +69,22 @@ class Cloud:
             "HOME": str(self.place),
             "SETTINGS": str(file),
             "CLOUD": str(self.place),
-            "FAKE_NAME": "cpt",
             "FAKE_NODES": "cpt-0 cpt-1" if values["SLICES"] == "2" else "cpt",
             "FAKE_WORKERS": str(self.workers),
             "DRY_RUN": settings.get("DRY_RUN", ""),
         }
-        return subprocess.run(
-            [self.checkout / "launch" / f"{script}.sh", *arguments],
+        return subprocess.Popen(
+            [self.checkout / "launch" / f"{script}.sh", *words],
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
+
+    def run(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Ran:
+        """``start``, to its end."""
+        return ended(self.start(script, *words, plan=plan, **settings))
 
     def is_up(self) -> None:
         """The TPUs are there and set up."""

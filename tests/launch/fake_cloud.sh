@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Google Cloud as the launch scripts see it: gcloud, and what a host has (sudo, curl, gcsfuse, uv,
-# hostname, mountpoint, python), by the name that it is called by. A host is a folder that is HOME.
+# hostname, mountpoint, python), by the name that it is called by; xpk is noted alone. A host is a folder that is HOME.
 #
 # $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up: create: states,separated;
 # refused; hang. delete: busy. ssh: hang; deaf (one host stays silent). train: STEP STATUS...
@@ -98,7 +98,7 @@ gcloud() {
       local state
       state=$(request)
       printf 'somebody-elses\tACTIVE\n'
-      [[ -z $state ]] || printf '%s\t%s\n' "$FAKE_NAME" "$state"
+      [[ -z $state ]] || printf '%s\t%s\n' cpt "$state"
       ;;
     "compute tpus tpu-vm list"*) list_nodes ;;
     "compute tpus queued-resources create"*) note "create ${*:5}" && create ;;
@@ -141,6 +141,7 @@ python() {
 
 case $CALLED in
   gcloud | python) "$CALLED" "$@" ;;
+  xpk) note "xpk $*" ;;
   hostname) printf '%s-%s\n' "$(basename "$(dirname "$HOME")")" "$(basename "$HOME")" ;;
   mountpoint) [[ -L $2 ]] ;;
   gcsfuse) rm -rf "${*: -1}" && ln -s "$CLOUD/bucket" "${*: -1}" ;;

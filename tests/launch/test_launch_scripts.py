@@ -4,11 +4,12 @@ from pathlib import Path
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.launch.cloud import SETTINGS, make_checkout, make_cloud
+from tests.launch.cloud import SETTINGS, ended, make_checkout, make_cloud
 
 SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
 SET_UP = ["cp", "scp", "install"]
@@ -88,6 +89,16 @@ def test_a_failing_create_leaves_nothing_billed(cloud, met, said):
         "create", plan={"create": [met], "delete": ["busy"]}, CREATE_SECONDS="1", QUERY_SECONDS="3"
     )
     assert ran.returncode == 1 and said in ran.stderr
+    assert not cloud.billed()
+
+
+def test_an_interrupted_create_takes_its_request_back(cloud):
+    waiting = cloud.start("create", plan={"create": ["WAITING_FOR_RESOURCES"]})
+    while not (cloud.place / "request").exists() and waiting.poll() is None:
+        time.sleep(0.05)
+    waiting.terminate()
+    ran = ended(waiting)
+    assert ran.returncode == 143 and "taking the request cpt back" in ran.stderr
     assert not cloud.billed()
 
 
@@ -180,6 +191,22 @@ def test_dry_run_runs_nothing(cloud):
         assert "+ gcloud " in ran.stdout
     assert not (cloud.place / "calls").exists()
     assert "create cpt" in cloud.run("create", DRY_RUN="1").stdout
+
+
+def test_xpk(cloud):
+    for word in ("create", "run", "status", "stop", "delete"):
+        ran = cloud.run("xpk", word, CLUSTER="a-cluster")
+        assert ran.returncode == 0, ran.stderr
+    calls = cloud.calls()
+    verbs = [" ".join(call.split()[1:3]) for call in calls]
+    assert verbs == [
+        *("cluster create", "storage attach", "workload create"),
+        *("workload list", "workload delete", "cluster delete"),
+    ]
+    assert all(
+        call.endswith("--cluster=a-cluster --project=a-project --zone=a-zone") for call in calls
+    )
+    assert "--restart-on-exit-codes=75 " in calls[2] and "--data.almr 0.3\\ 3" in calls[2]
 
 
 def test_the_example_names_every_setting():
