@@ -60,6 +60,7 @@ judge() {
   [[ $OUTCOME == gone ]] || stop_job
 }
 
+trap 'report "the job goes on, and is billed; launch/run.sh watches it again"; exit 130' INT
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SERVICE_ACCOUNT BUCKET CONFIG OUTPUT
 REVISION=$(git -C "$LAUNCH" rev-parse "${REVISION:-HEAD}") # the same after every restart

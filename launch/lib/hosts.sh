@@ -43,8 +43,9 @@ watch_job() {
     where=$(capacity "ready $hosts") || where=unknown
     case $where in
       none | lost*) OUTCOME=gone WHY="the TPUs were taken away (${where#lost })" && return ;;
+      unknown) say "gcloud does not answer; the job goes on" && continue ;;
     esac
-    states=$(answers @job "$SSH_SECONDS" "$JOB state")
+    states=$(answers @job "$SSH_SECONDS" "$JOB state" 2>/dev/null) # every minute gcloud's chatter
     ! dry || states="@job host stopped 0"
     running=$(grep -c ' running$' <<<"$states" || true)
     if ! dry && (($(count "$states") != hosts)); then

