@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.launch.cloud import SETTINGS, ended, make_checkout, make_cloud
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the hosts' scripts are Linux's")
+
 SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
 SET_UP = ["cp", "scp", "install"]
 COMMANDS = ["create", "setup", "run", "status", "logs", "collect", "delete"]
@@ -116,6 +118,9 @@ def test_a_mistake_of_the_user_stops_the_run(cloud):
     assert "cannot go on: data.prepared: no such folder; run prepare" in ran.stderr
     assert "launch/delete.sh" in ran.stderr
     assert cloud.verbs() == ["start"]
+    status = cloud.run("status").stdout
+    assert "request cpt: ACTIVE" in status and "cpt-1 stopped 134" in status
+    assert "error: data.prepared: no such folder" in cloud.run("logs", "0", "0").stdout
 
 
 def test_restarts_without_progress_are_bounded(cloud):
