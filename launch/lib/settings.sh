@@ -1,0 +1,41 @@
+# Sourced by every script, after commands.sh: the settings of the run, checked.
+# shellcheck shell=bash disable=SC2034 # what is set here is for the scripts
+
+SETTINGS=${SETTINGS:-$LAUNCH/settings.env}
+
+# Times are in seconds; what is set in the file or the environment stands.
+read_settings() {
+  [[ -f $SETTINGS ]] || die "$SETTINGS is missing: copy launch/settings.env.example to it and fill it in"
+  TRAIN_ARGS=() CREATE_FLAGS=() SSH_FLAGS=()
+  # shellcheck source=/dev/null
+  source "$SETTINGS"
+  : "${SLICES:=1}" "${MOUNT:=/mnt/llama_cpt}" "${COLLECTED:=collected}"
+  : "${POLL_SECONDS:=60}"     # between two looks at what is waited for
+  : "${QUERY_SECONDS:=120}"   # for one call of gcloud
+  : "${SSH_SECONDS:=300}"     # for one command on all hosts; gcloud tries ten times itself
+  : "${SETUP_SECONDS:=1800}"  # to install on all hosts
+  : "${CREATE_SECONDS:=86400}" # in the queue
+  : "${DELETE_SECONDS:=1800}" # until nothing is left
+  : "${GRACE_SECONDS:=300}"   # from the first host's end until the others are stopped
+  : "${MAX_MISSES:=5}"        # looks in a row that not all hosts answer
+  : "${MAX_STALLS:=5}"        # restarts in a row without a newer checkpoint
+}
+
+# require NAME...: stop, and name every setting that is missing.
+require() {
+  local setting missing=()
+  for setting in "$@"; do
+    [[ -n ${!setting:-} ]] || missing+=("$setting")
+  done
+  ((${#missing[@]} == 0)) ||
+    die "$SETTINGS: missing: ${missing[*]}; launch/settings.env.example says what each is"
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
+    die "$SETTINGS: NAME=$NAME: use small letters, digits and -, a letter first"
+  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "$SETTINGS: SLICES=$SLICES is no number of slices"
+  [[ ${CAPACITY:-spot} =~ ^(spot|reserved|on-demand)$ ]] ||
+    die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
+  [[ ${BUCKET:-} != *[:/]* ]] || die "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
+  [[ ${OUTPUT:-gs://} == gs://* ]] ||
+    die "$SETTINGS: OUTPUT=$OUTPUT would be lost with the hosts: use gs://$BUCKET/..."
+  [[ -z ${CONFIG:-} || -f $LAUNCH/../$CONFIG ]] || die "$SETTINGS: CONFIG=$CONFIG is not there"
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# On a host, any number of times: gcsfuse, the bucket, the code, its environment.
+#   install.sh BUCKET MOUNT ARCHIVE      ARCHIVE: the code's tar.gz, a path in the bucket
+set -euo pipefail
+bucket=$1 mount=$2 archive=$3
+code=$HOME/llama_cpt venv=$HOME/llama_cpt_venv
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc
+  sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
+  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  # A fresh VM updates itself for some minutes and holds the lock meanwhile.
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y gcsfuse
+}
+
+# No file cache: hundreds of gigabytes of rows are not for the host's disk. Attributes are kept
+# for an hour, because rows do not change during a run.
+mount_bucket() {
+  sudo mkdir -p "$mount"
+  sudo chown "$USER" "$mount"
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=3600 --stat-cache-max-size-mb=-1 \
+    --type-cache-max-size-mb=-1 "$bucket" "$mount"
+}
+
+unpack_code() {
+  rm -rf "$code.new"
+  mkdir "$code.new"
+  tar -xzf "$mount/$archive" -C "$code.new"
+  ln -s "$mount/data" "$mount/weights" "$code.new/"
+  rm -rf "$code"
+  mv "$code.new" "$code"
+}
+
+install_packages() {
+  export PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh
+  # The images bring Python 3.10; 3.11 is the oldest that the code runs on.
+  [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv"
+  uv pip install --quiet --python "$venv/bin/python" -e "${code}[tpu]"
+}
+
+if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" state | grep -q ' running$'; then
+  echo "a job is running on $(hostname): its code is not replaced" >&2
+  exit 1
+fi
+command -v gcsfuse >/dev/null || install_gcsfuse
+mountpoint -q "$mount" || mount_bucket
+unpack_code
+install_packages
+cd "$code"
+JAX_PLATFORMS=cpu "$venv/bin/python" -m llama_cpt.train >/dev/null # shows its help
+printf '@installed %s\n' "$(hostname)"

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# One job on this host; it outlives the connection that starts it.
+#   job.sh start TIME LOG_FOLDER COMMAND...
+#                                       unless one runs; not before TIME (seconds since 1970); its
+#                                       log is copied to LOG_FOLDER at the end
+#   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
+#   job.sh stop SECONDS                 SIGTERM, and SIGKILL after so long
+#   job.sh log [-f]                     its last lines; -f: and those to come
+set -euo pipefail
+PLACE=$HOME/llama_cpt_job
+mkdir -p "$PLACE"
+
+# The lock is held by the job's own processes, so none of them can be overlooked.
+running() { ! flock -n "$PLACE/lock" true; }
+
+start() {
+  local log
+  exec 9>"$PLACE/lock"
+  if flock -n 9; then
+    log=$PLACE/$(hostname).$(date -u +%Y%m%dT%H%M%SZ).log
+    rm -f "$PLACE/status"
+    ln -sfn "$log" "$PLACE/log"
+    setsid bash "${BASH_SOURCE[0]}" supervise "$@" >"$log" 2>&1 </dev/null &
+  fi
+  printf '@job %s running\n' "$(hostname)"
+}
+
+supervise() {
+  local delay=$(($1 - $(date +%s))) folder=$2 status=0
+  shift 2
+  printf '%s\n' $$ >"$PLACE/group"
+  ((delay <= 0)) || sleep "$delay"
+  cd "$HOME/llama_cpt"
+  trap : TERM # stop is for the command; this shell has to note how it ends
+  "$@" || status=$?
+  printf '%s\n' "$status" >"$PLACE/status.draft"
+  mv "$PLACE/status.draft" "$PLACE/status"
+  mkdir -p "$folder" && timeout 60 cp "$(readlink "$PLACE/log")" "$folder"
+}
+
+# What a user's mistake says ("error: ..."), else the last line: of a traceback, say.
+last_words() { grep -a '^error: ' "$PLACE/log" || grep -a . "$PLACE/log" || true; }
+
+state() {
+  if running; then
+    printf '@job %s running\n' "$(hostname)"
+  elif [[ -f $PLACE/status ]]; then
+    printf '@job %s stopped %s %s\n' "$(hostname)" "$(<"$PLACE/status")" "$(last_words | tail -n 1)"
+  else
+    printf '@job %s none\n' "$(hostname)"
+  fi
+}
+
+stop() {
+  local deadline=$((SECONDS + $1)) signal=TERM
+  while running; do
+    [[ -f $PLACE/group ]] && kill "-$signal" -- "-$(<"$PLACE/group")" 2>/dev/null || true
+    while running && ((SECONDS < deadline)); do sleep 0.2; done
+    signal=KILL
+  done
+  state
+}
+
+case ${1:-} in
+  start | supervise | stop) "$@" ;;
+  state) state ;;
+  log) exec tail -n 50 ${2:+-F} "$PLACE/log" ;;
+  *) sed -n 's/^# \?//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The same on Google Kubernetes Engine, through xpk: launch/xpk.sh create|run|status|stop|delete.
+set -euo pipefail
+LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$LAUNCH/lib/commands.sh"
+source "$LAUNCH/lib/settings.sh"
+
+on_cluster() {
+  local seconds=$1
+  shift
+  call "$seconds" xpk "$@" "--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE"
+}
+
+create() {
+  local flags=()
+  case $CAPACITY in
+    spot) flags+=(--spot) ;;
+    on-demand) flags+=(--on-demand) ;;
+    reserved) require RESERVATION && flags+=("--reservation=$RESERVATION") ;;
+  esac
+  on_cluster "$CREATE_SECONDS" cluster create "--tpu-type=$ACCELERATOR_TYPE" \
+    "--num-slices=$SLICES" "${flags[@]}" --enable-workload-identity --enable-gcsfuse-csi-driver
+  on_cluster "$SETUP_SECONDS" storage attach "$BUCKET" --type=gcsfuse "--bucket=$BUCKET" \
+    "--mount-point=$MOUNT" --readonly=false --size=1 --auto-mount=false
+}
+
+# xpk restarts by itself after 127 to 255 (a lost peer is 134); 75 is a save before the end.
+run() {
+  local command
+  command="ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu]'"
+  command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
+  on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \
+    "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=75 \
+    --base-docker-image=python:3.11 "--script-dir=$LAUNCH/.." "--storage=$BUCKET" "--command=$command"
+}
+
+read_settings
+require PROJECT ZONE NAME CLUSTER ACCELERATOR_TYPE CAPACITY SLICES BUCKET CONFIG OUTPUT
+: "${MAX_RESTARTS:=50}"
+case ${1:-} in
+  create) create ;;
+  run) run ;;
+  status) on_cluster "$QUERY_SECONDS" workload list ;;
+  stop) on_cluster "$SETUP_SECONDS" workload delete "--workload=$NAME" --force ;;
+  delete) on_cluster "$CREATE_SECONDS" cluster delete --force ;;
+  *) die "usage: launch/xpk.sh create|run|status|stop|delete" ;;
+esac

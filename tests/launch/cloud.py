@@ -1,0 +1,145 @@
+"""A cloud that is not there: the launch scripts, run against ``fake_cloud.sh`` by a plan."""
+
+import contextlib
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import re
+import shutil
+import signal
+import subprocess
+
+from tests.conftest import ROOT
+
+COMMANDS = ("gcloud", "xpk", "hostname", "mountpoint", "gcsfuse", "sudo", "uv", "curl", "python")
+SETTINGS = {
+    "PROJECT": "a-project",
+    "ZONE": "a-zone",
+    "NAME": "cpt",
+    "ACCELERATOR_TYPE": "v6e-16",
+    "RUNTIME_VERSION": "v2-alpha-tpuv6e",
+    "CAPACITY": "spot",
+    "SLICES": "1",
+    "SERVICE_ACCOUNT": "trainer@a-project",
+    "BUCKET": "a-bucket",
+    "CONFIG": "configs/cpt_1b.py",
+    "OUTPUT": "gs://a-bucket/runs/cpt",
+    "TRAIN_ARGS": "(--data.almr '0.3 3')",
+    "EXPORT": "gs://a-bucket/exported/cpt",
+}
+TIMES = {
+    "POLL_SECONDS": "0.05",
+    "QUERY_SECONDS": "60",
+    "SSH_SECONDS": "60",
+    "SETUP_SECONDS": "60",
+    "CREATE_SECONDS": "60",
+    "DELETE_SECONDS": "60",
+    "GRACE_SECONDS": "0",
+}
+
+Plan = dict[str, list[str]]
+Started = subprocess.Popen[str]
+Ran = subprocess.CompletedProcess[str]
+
+
+def ended(started: Started) -> Ran:
+    """Its status and what it said."""
+    output, errors = started.communicate(timeout=300)
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The folder that stands for Google Cloud, and a checkout with the scripts."""
+
+    place: Path
+    checkout: Path
+    workers: int = 2
+
+    def start(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Started:
+        """The script, with other settings, by ``plan`` (verb -> what its calls meet)."""
+        for verb, lines in (plan or {}).items():
+            (self.place / "plan" / verb).write_text("".join(f"{line}\n" for line in lines))
+        places = {"MOUNT": str(self.place / "mount"), "COLLECTED": str(self.place / "collected")}
+        values = SETTINGS | TIMES | places | settings
+        file = self.place / "settings.env"
+        file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+        environment = {
+            "PATH": f"{self.place / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(self.place),
+            "SETTINGS": str(file),
+            "CLOUD": str(self.place),
+            "FAKE_NODES": "cpt-0 cpt-1" if values["SLICES"] == "2" else "cpt",
+            "FAKE_WORKERS": str(self.workers),
+            "DRY_RUN": settings.get("DRY_RUN", ""),
+        }
+        return subprocess.Popen(
+            [self.checkout / "launch" / f"{script}.sh", *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Ran:
+        """``start``, to its end."""
+        return ended(self.start(script, *words, plan=plan, **settings))
+
+    def is_up(self) -> None:
+        """The TPUs are there and set up."""
+        (self.place / "request").write_text("ACTIVE")
+        for worker in range(self.workers):
+            host = self.place / "hosts" / "cpt" / str(worker)
+            (host / "llama_cpt_venv" / "bin").mkdir(parents=True)
+            (host / "llama_cpt_venv" / "bin" / "python").symlink_to(self.place / "bin" / "python")
+            (host / "llama_cpt").symlink_to(self.checkout)
+
+    def power_off(self) -> None:
+        """No job of any host goes on."""
+        for group in self.place.glob("hosts/*/*/llama_cpt_job/group"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(group.read_text()), signal.SIGKILL)
+
+    def calls(self) -> list[str]:
+        """What gcloud was asked to change, in order; questions are left out."""
+        file = self.place / "calls"
+        lines = file.read_text().splitlines() if file.exists() else []
+        told = [re.sub(r"^ssh bash \S*(?:install|job)\.sh", "host", line) for line in lines]
+        return [line for line in told if line != "host state"]
+
+    def verbs(self) -> list[str]:
+        """Of ``calls``: the verbs alone, and on hosts what was done there."""
+        words = [line.split() for line in self.calls()]
+        known = {"start": "start", "stop": "stop"}
+        return [known.get(word[1], "install") if word[0] == "host" else word[0] for word in words]
+
+    def billed(self) -> bool:
+        """Whether a request or a node is left."""
+        return (self.place / "request").exists() or (self.place / "hosts").exists()
+
+    def processes(self) -> list[str]:
+        """Command lines of this user that name this cloud's folder."""
+        found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+        return [line for line in found.splitlines() if str(self.place) in line]
+
+
+def make_checkout(place: Path) -> Path:
+    """The launch scripts as they are now, in a repository of their own with one commit."""
+    (place / "configs").mkdir(parents=True)
+    (place / "configs" / "cpt_1b.py").touch()
+    shutil.copytree(ROOT / "launch", place / "launch")
+    git = ["git", "-C", str(place), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return place
+
+
+def make_cloud(place: Path, checkout: Path, workers: int = 2) -> Cloud:
+    """An empty cloud, and the fakes for PATH."""
+    for folder in ("bin", "plan", "bucket"):
+        (place / folder).mkdir()
+    for command in COMMANDS:
+        (place / "bin" / command).symlink_to(ROOT / "tests" / "launch" / "fake_cloud.sh")
+    (place / "saved").write_text("0\n")
+    return Cloud(place, checkout, workers)

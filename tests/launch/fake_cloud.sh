@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Google Cloud as the launch scripts see it: gcloud, and what a host has (sudo, curl, gcsfuse, uv,
+# hostname, mountpoint, python), by the name that it is called by; xpk is noted alone. A host is a
+# folder that is HOME.
+#
+# $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
+# states, separated by commas; refused; hang. delete: busy. list: down. ssh: hang; deaf (one host
+# stays silent). train: the step that is saved, then an exit status a host, or mistake, crash,
+# hang, preempt.
+set -euo pipefail
+CALLED=$(basename "$0")
+
+note() { printf '%s\n' "$*" >>"$CLOUD/calls"; }
+
+# planned VERB: its next line.
+planned() {
+  local file=$CLOUD/plan/$1 line=ok
+  [[ ! -s $file ]] || { line=$(head -n 1 "$file") && sed -i 1d "$file"; }
+  printf '%s\n' "$line"
+}
+
+# The request's state, and one step further along its way.
+request() {
+  local states=''
+  [[ ! -f $CLOUD/request ]] || states=$(<"$CLOUD/request")
+  [[ $states != *,* ]] || printf '%s' "${states#*,}" >"$CLOUD/request"
+  printf '%s' "${states%%,*}"
+}
+
+nodes() { find "$CLOUD/hosts" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort; }
+
+# Virtual machines and all that runs on them are gone.
+power_off() {
+  local group
+  for group in "$CLOUD"/hosts/*/*/llama_cpt_job/group; do
+    [[ ! -f $group ]] || kill -KILL -- "-$(<"$group")" 2>/dev/null || true
+  done
+  rm -rf "$CLOUD/hosts"
+}
+
+power_on() {
+  local node worker
+  for node in $FAKE_NODES; do
+    for ((worker = 0; worker < FAKE_WORKERS; worker++)); do mkdir -p "$CLOUD/hosts/$node/$worker"; done
+  done
+}
+
+create() {
+  local how
+  how=$(planned create)
+  case $how in
+    refused) echo "RESOURCE_EXHAUSTED: quota" >&2 && exit 1 ;;
+    hang) printf 'ACTIVE' >"$CLOUD/request" && power_on && sleep 1000 ;;
+    ok) printf 'WAITING_FOR_RESOURCES,PROVISIONING,ACTIVE' >"$CLOUD/request" ;;
+    *) printf '%s' "$how" >"$CLOUD/request" ;;
+  esac
+  power_on
+}
+
+delete() {
+  [[ $(planned delete) != busy ]] || { echo "FAILED_PRECONDITION" >&2 && exit 1; }
+  power_off
+  rm -f "$CLOUD/request"
+}
+
+list_nodes() {
+  local node
+  [[ -f $CLOUD/request ]] || [[ -d $CLOUD/hosts ]] || return 0
+  for node in $(nodes); do printf '%s\tREADY\t%s\n' "$node" "$FAKE_WORKERS"; done
+  printf 'somebody-elses\tREADY\t4\n'
+}
+
+# ssh: the command on every host meant, for real. gcloud says 0 where it did not reach one.
+on_hosts() {
+  local node=$1 worker=$2 command=$3 how place skipped=''
+  how=$(planned ssh)
+  [[ $how != hang ]] || sleep 1000
+  [[ $(request) == ACTIVE ]] || { echo "cannot connect" >&2 && exit 255; }
+  for place in "$CLOUD"/hosts/*/*; do
+    [[ $node == all ]] || [[ $place == "$CLOUD"/hosts/*"/$worker" ]] || continue
+    [[ $how != deaf || -n $skipped ]] || { skipped=yes && continue; }
+    echo "SSH: Attempting to connect to worker ${place##*/}..." >&2
+    (cd "$place" && HOME=$place USER=me bash -c "$command" </dev/null) || true
+  done
+}
+
+gcloud() {
+  local argument node='' worker='' command='' files=()
+  for argument in "$@"; do
+    case $argument in
+      --node=*) node=${argument#*=} ;;
+      --worker=*) worker=${argument#*=} ;;
+      --command=*) command=${argument#*=} ;;
+      --*) ;;
+      *) files+=("$argument") ;;
+    esac
+  done
+  case "$*" in
+    "compute tpus queued-resources list"*)
+      local state
+      [[ $(planned list) != down ]] || { echo "no network" >&2 && exit 1; }
+      state=$(request)
+      printf 'somebody-elses\tACTIVE\n'
+      [[ -z $state ]] || printf '%s\t%s\n' cpt "$state"
+      ;;
+    "compute tpus tpu-vm list"*) list_nodes ;;
+    "compute tpus queued-resources create"*) note "create ${*:5}" && create ;;
+    "compute tpus queued-resources delete"*) note delete && delete ;;
+    "compute tpus queued-resources scp"*)
+      note scp
+      for place in "$CLOUD"/hosts/*/*; do cp "${files[4]}" "$place/${files[5]#*:}"; done
+      ;;
+    "compute tpus queued-resources ssh"*) note "ssh $command" && on_hosts "$node" "$worker" "$command" ;;
+    "storage cp"*) note cp && mkdir -p "$CLOUD/bucket/code" && cp "${files[2]}" "$CLOUD/bucket/code/" &&
+      mv "$CLOUD/bucket/code/${files[2]##*/}" "$CLOUD/bucket/code/${files[3]##*/}" ;;
+    "storage ls"*/checkpoints/) printf '%s%s.manifest-0.json\n' "${files[2]}" "$(cat "$CLOUD/saved")" ;;
+    "storage ls"*) exit 1 ;;
+    "storage rsync"*) note "rsync ${files[2]}" ;;
+    *) echo "unknown: $*" >&2 && exit 2 ;;
+  esac
+}
+
+# The training, or the export, on one host.
+python() {
+  local attempt host step statuses status
+  [[ $* == *configs/* ]] || exit 0
+  host=$(basename "$(dirname "$HOME")")-$(basename "$HOME")
+  attempt=$(cat "$CLOUD/attempts.$host" 2>/dev/null || echo 1)
+  echo $((attempt + 1)) >"$CLOUD/attempts.$host"
+  printf '%s\n' "$*" >>"$CLOUD/trained.$host"
+  read -r step statuses < <(sed -n "${attempt}p" "$CLOUD/plan/train")
+  printf '%s\n' "$step" >"$CLOUD/saved"
+  read -ra statuses <<<"$statuses"
+  status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
+  case $status in
+    mistake) echo "error: data.prepared: no such folder; run prepare" && exit 1 ;;
+    crash) echo "Traceback: XlaRuntimeError" && exit 1 ;;
+    preempt) printf 'SUSPENDED' >"$CLOUD/request" && exit 75 ;;
+    hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;
+    134) ulimit -c 0 && kill -ABRT $$ ;;
+    *) exit "$status" ;;
+  esac
+}
+
+case $CALLED in
+  gcloud | python) "$CALLED" "$@" ;;
+  xpk) note "xpk $*" ;;
+  hostname) printf '%s-%s\n' "$(basename "$(dirname "$HOME")")" "$(basename "$HOME")" ;;
+  mountpoint) [[ -L $2 ]] ;;
+  gcsfuse) rm -rf "${*: -1}" && ln -s "$CLOUD/bucket" "${*: -1}" ;;
+  sudo) [[ $1 != mkdir ]] || "$@" ;;
+  uv) [[ $1 != venv ]] || { mkdir -p "${*: -1}/bin" && ln -s "$CLOUD/bin/python" "${*: -1}/bin/python"; } ;;
+esac
