@@ -22,7 +22,7 @@ def test_denied(bucket, monkeypatch):
         raise OSError("Forbidden: https://storage\nthe whole page")
 
     monkeypatch.setattr(Bucket, "info", denied)
-    with pytest.raises(UserError, match=r"gs://bucket/x: cannot be reached \(Forbidden: \S+\); "):
+    with pytest.raises(UserError, match=r"gs://bucket/x: cannot be read \(Forbidden: \S+\); "):
         require_reachable("gs://bucket/x")
 
 

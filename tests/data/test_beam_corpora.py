@@ -3,11 +3,13 @@
 import base64
 import bz2
 from dataclasses import replace
+from functools import partial
 import gzip
 import json
 import lzma
 from pathlib import Path
 import random
+import sys
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,18 +106,19 @@ def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
     assert known(found) == known(spans_of(sources, recipe, layout))
 
 
-def by_beam(config, *options, objective=None):
-    beam = pytest.importorskip("apache_beam", reason="pip install 'llama-cpt[beam]'")
-    assert beam
-    from functools import partial
-
+@pytest.fixture
+def by_beam():
+    """``prepare`` by Beam, with its options."""
+    pytest.importorskip("apache_beam", reason="pip install 'llama-cpt[beam]'")
     from llama_cpt.data.beam_corpora import write_corpora
 
-    write = partial(write_corpora, options=list(options))
-    return prepare(config, objective=objective, write_missing=write)
+    def call(config, *options):
+        return prepare(config, write_missing=partial(write_corpora, options=list(options)))
+
+    return call
 
 
-def test_the_same_bytes(config, small, tmp_path, capsys):
+def test_the_same_bytes(by_beam, config, small, tmp_path, capsys):
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
     found = by_beam(config)
     assert found.fingerprints() == local.fingerprints()
@@ -127,7 +130,7 @@ def test_the_same_bytes(config, small, tmp_path, capsys):
 
 
 def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
-    config, small, tmp_path, monkeypatch
+    by_beam, config, small, tmp_path, monkeypatch
 ):
     from llama_cpt.data import beam_corpora
 
@@ -153,7 +156,7 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
     assert finished and len(written) == 1 and written[0] not in finished
 
 
-def test_through_a_bucket(config, small, tmp_path, bucket):
+def test_through_a_bucket(by_beam, config, small, tmp_path, bucket):
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
     bucket.put(str(tmp_path / "zh*"), "gs://bucket/in/")
     bucket.put(str(tmp_path / "held.jsonl"), "gs://bucket/in/held.jsonl")
@@ -170,7 +173,7 @@ def test_through_a_bucket(config, small, tmp_path, bucket):
     assert not [path for path in bucket.store if "partial" in path or "draft" in path]
 
 
-def test_chats(config, small, tmp_path):
+def test_chats(by_beam, config, small, tmp_path):
     chats = [{"prompt": f"p{i}", "completion": text[:20]} for i, text in enumerate(texts(80, 7))]
     (tmp_path / "chat.json").write_text(json.dumps(chats))
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, chats)))
@@ -181,18 +184,17 @@ def test_chats(config, small, tmp_path):
         chat=ChatConfig(),
     )
     local = replace(own, prepared=str(tmp_path / "local"))
-    by_beam(own), prepare(local, 1)
+    prepare(local, 1)
+    by_beam(own)
     assert contents(own.prepared) == contents(local.prepared)
 
 
-def test_a_local_path_and_many_machines(config):
+def test_a_local_path_and_many_machines(by_beam, config):
     with pytest.raises(UserError, match="'zh': .* is a local path.* FlinkRunner .* gs:// paths"):
         by_beam(config, "--runner", "FlinkRunner")
 
 
 def test_beam_is_not_there(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "llama_cpt.data.beam_corpora", raising=False)
     with pytest.raises(UserError, match=r"pip install 'llama-cpt\[beam\]'"):
