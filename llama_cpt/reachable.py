@@ -39,7 +39,7 @@ def require_reachable(path: str) -> None:
     except Exception as error:  # each storage has its own
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(
-            f"{path}: cannot be reached ({reason}); name another path, or give this machine's "
+            f"{path}: cannot be read ({reason}); name another path, or give this machine's "
             "account the right to it."
         ) from None
 

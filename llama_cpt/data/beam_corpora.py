@@ -53,12 +53,15 @@ def write_corpora(orders: list[CorpusOrder], tokenizer: Tokenizer, options: list
     runner = chosen.view_as(StandardOptions).runner or LOCAL_RUNNERS[0]
     if runner.rpartition(".")[2] not in LOCAL_RUNNERS:
         _require_remote(orders, runner)
+    try:
+        pipeline = beam.Pipeline(options=chosen)
+    except ValueError as error:
+        raise UserError(f"Apache Beam: {' '.join(str(error).split())}") from None
     for order in orders:
         start(order)
     copy = _hand_over_tokenizer(tokenizer, orders[0].partial / "beam" / "tokenizer")
     for order in orders:
         _hand_over(order, copy)
-    pipeline = beam.Pipeline(options=chosen)
     _transform(pipeline, [str(order.partial) for order in orders], uuid.uuid4().hex)
     _wait(pipeline.run(), runner, sum(order.megabytes for order in orders))
     for order in orders:

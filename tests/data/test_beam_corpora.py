@@ -130,7 +130,7 @@ def test_the_same_bytes(by_beam, config, small, tmp_path, capsys):
 
 
 def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
-    by_beam, config, small, tmp_path, monkeypatch
+    by_beam, config, small, tmp_path, monkeypatch, capsys
 ):
     from llama_cpt.data import beam_corpora
 
@@ -151,8 +151,10 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
         "write_shard",
         lambda folder, shard, *rest: written.append(f"{shard:05}") or whole(folder, shard, *rest),
     )
+    capsys.readouterr()
     with pytest.raises(UserError, match="zh4"):
         by_beam(config)
+    assert " 0 parts, 0 shards, 0 records in this call" in capsys.readouterr().err
     assert finished and len(written) == 1 and written[0] not in finished
 
 
@@ -189,9 +191,12 @@ def test_chats(by_beam, config, small, tmp_path):
     assert contents(own.prepared) == contents(local.prepared)
 
 
-def test_a_local_path_and_many_machines(by_beam, config):
+def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
     with pytest.raises(UserError, match="'zh': .* is a local path.* FlinkRunner .* gs:// paths"):
         by_beam(config, "--runner", "FlinkRunner")
+    monkeypatch.setattr("llama_cpt.data.beam_corpora.LOCAL_RUNNERS", ("Flunk",))
+    with pytest.raises(UserError, match="Apache Beam: Unexpected pipeline runner: Flunk"):
+        by_beam(config, "--runner", "Flunk")
 
 
 def test_beam_is_not_there(monkeypatch):
