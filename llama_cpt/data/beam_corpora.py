@@ -94,7 +94,9 @@ def _hand_over(order: CorpusOrder, tokenizer: epath.Path) -> None:
 
 def _hand_over_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
     """A copy of the vocabulary, and of what lies beside it, in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rmtree()
+    folder.mkdir(parents=True)
     vocabulary = epath.Path(tokenizer.path)
     settings = vocabulary.with_name("tokenizer_config.json")
     for file in (vocabulary, settings) if settings.exists() else (vocabulary,):
@@ -256,10 +258,12 @@ def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterato
         return
     files = [_part_file(folder, shard, number) for number in numbers]
     with _failure_noted(folder, f"2-{shard:05}"):
-        summary = write_shard(order.partial, shard, order.recipe, _encoded(files))
-        _count(shards=1, records=summary.records)
+        # A machine may die after this and before the end, and another one try again.
+        if not (order.partial / f"{shard:05}.json").exists():
+            summary = write_shard(order.partial, shard, order.recipe, _encoded(files))
+            _count(shards=1, records=summary.records)
         for file in files:
-            file.unlink()
+            file.unlink(missing_ok=True)
     yield from ()
 
 
