@@ -1,6 +1,7 @@
-"""The command that makes token rows: ``python -m llama_cpt.prepare CONFIG [--inspect N]``."""
+"""The command that makes token rows: ``python -m llama_cpt.prepare CONFIG``."""
 
 import argparse
+from functools import partial
 import sys
 
 import jax
@@ -9,13 +10,13 @@ import numpy as np
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.data.corpora import Prepared, open_rows, prepare
+from llama_cpt.data.corpora import Prepared, WriteAll, open_rows, prepare
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.token_rows import Manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import one_line_errors
+from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.folders import require_writable
 
 _NOUNS = {
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> None:
         prog="python -m llama_cpt.prepare",
         description="Turn the config's documents or chats into token rows, by all cores; what is "
         "done is not done again. Prints what there is and how long it lasts at the config's ALMR.",
-        epilog="Every field of the config is an option: `CONFIG --help` lists them.",
+        epilog="Every field of the config is an option: `CONFIG --help` lists them. What follows "
+        "`--` is for Beam: `CONFIG --runner beam -- --runner DataflowRunner ...`.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -47,16 +49,26 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--workers", type=_count, metavar="N", help="processes (default: all cores)"
     )
+    parser.add_argument(
+        "--runner",
+        choices=("local", "beam"),
+        default="local",
+        help="this machine, or Apache Beam: Dataflow, Flink, Spark (default: local)",
+    )
+    arguments, beam_options = _cut_at_dashes(arguments)
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()
         if options.config is None:
             return
+    write_missing = _write_missing(options, beam_options)
     config = load(options.config, overrides)
     require_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
-    prepared = prepare(config.data, options.workers, objective=config.objective)
+    prepared = prepare(
+        config.data, options.workers, objective=config.objective, write_missing=write_missing
+    )
     corpora = config.data.additional + config.data.original
     mixture = mixture_of(
         config.data,
@@ -70,6 +82,28 @@ def main(arguments: list[str]) -> None:
     print_duration(config, mixture)
     if options.inspect:
         inspect(prepared, mixture, tokenizer, options.inspect)
+
+
+def _cut_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> WriteAll | None:
+    """Apache Beam where it is asked for."""
+    if options.runner == "local":
+        if beam_options:
+            raise UserError(f"-- {' '.join(beam_options)}: only for --runner beam.")
+        return None
+    if options.workers:
+        raise UserError("--workers is for --runner local; Beam's runners have their own options.")
+    try:
+        from llama_cpt.data.beam_corpora import write_corpora
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError("Apache Beam is not installed: pip install 'llama-cpt[beam]'.") from None
+    return partial(write_corpora, options=beam_options)
 
 
 def _count(text: str) -> int:

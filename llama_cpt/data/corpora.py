@@ -17,7 +17,7 @@ from llama_cpt.config import CorpusConfig, DataConfig, NextTokenConfig, Preferen
 from llama_cpt.data.chat_template import load_chat_template
 from llama_cpt.data.chat_units import ChatRecipe, recipe_of
 from llama_cpt.data.corpus_shards import Encode, write_corpus
-from llama_cpt.data.corpus_spans import Layout, Recipe, layout_of
+from llama_cpt.data.corpus_spans import CorpusOrder, Layout, Recipe, layout_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
 from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
@@ -25,8 +25,13 @@ from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import locked
+from llama_cpt.reachable import require_reachable
 
 HELDOUT = "heldout"
+
+# Prepares many corpora at once, by a tokenizer.
+WriteAll = Callable[[list[CorpusOrder], Tokenizer], None]
+
 # Below this, starting processes costs more than they save.
 POOL_BYTES = 4 << 20
 
@@ -66,8 +71,11 @@ def prepare(
     workers: int | None = None,
     *,
     objective: NextTokenConfig | PreferenceConfig | None = None,
+    write_missing: WriteAll | None = None,
 ) -> Prepared:
     """Prepare what is missing and return all; the same shards come out for any ``workers``.
+
+    ``write_missing`` prepares the corpora that are missing, all together, instead of this machine.
 
     A killed call goes on at the shard where it was; a second call at the same time waits. Raises
     UserError for bad sources, and for a prepared corpus whose sources, tokenizer, row length or
@@ -75,11 +83,14 @@ def prepare(
     ``objective`` learns from, by default next tokens, decides how chat data is packed.
     """
     _check_names(config)
+    require_reachable(config.prepared)
     tokenizer = load_tokenizer(config.tokenizer)
     chat = None
     if config.chat:
         template = load_chat_template(tokenizer, config.chat.template)
         chat = recipe_of(config.chat, template, objective or NextTokenConfig())
+    if write_missing:
+        _write_at_once(config, tokenizer, chat, write_missing)
     with contextlib.ExitStack() as stack:
         encoders = _Encoders(stack, tokenizer, workers)
 
@@ -118,7 +129,7 @@ class _Encoders:
         self._stack, self._workers = stack, workers
         self._pool: EncodingPool | None = None
 
-    def suited_to(self, source_bytes: int) -> Encode:
+    def suited_to(self, source_bytes: float) -> Encode:
         """Processes for much text, this one for little; they make the same tokens."""
         workers = self._workers or (_cores() if source_bytes > POOL_BYTES else 1)
         if workers == 1:
@@ -137,30 +148,67 @@ def _corpus(
     heldout: bool = False,
 ) -> Manifest:
     folder = _folder(config, corpus.name, heldout=heldout)
-    recipe = Recipe(
+    recipe = _recipe(config, corpus, encoders.tokenizer, chat, heldout=heldout)
+    found = read_manifest(str(folder))
+    if found is None:
+        with _locked(folder):
+            found = read_manifest(str(folder))
+            if found is None:
+                order = _order(folder, corpus, recipe)
+                return write_corpus(order, encoders.suited_to(order.megabytes * 1e6))
+    _check_current(folder, corpus, recipe, found)
+    return found
+
+
+def _write_at_once(
+    config: DataConfig, tokenizer: Tokenizer, chat: ChatRecipe | None, write: WriteAll
+) -> None:
+    """What is missing, by ``write``."""
+    wanted = {}
+    for corpus in config.additional + config.original:
+        recipe = _recipe(config, corpus, tokenizer, chat, heldout=False)
+        wanted[_folder(config, corpus.name, heldout=False)] = corpus, recipe
+    for corpus in config.heldout:
+        recipe = _recipe(config, corpus, tokenizer, None, heldout=True)
+        wanted[_folder(config, corpus.name, heldout=True)] = corpus, recipe
+    orders = []
+    with contextlib.ExitStack() as stack:
+        for folder in sorted(wanted):  # In one order, so that no two processes wait in a circle.
+            if read_manifest(str(folder)) is None:
+                stack.enter_context(_locked(folder))
+                if read_manifest(str(folder)) is None:
+                    orders.append(_order(folder, *wanted[folder]))
+        if orders:
+            write(orders, tokenizer)
+
+
+def _recipe(
+    config: DataConfig,
+    corpus: CorpusConfig,
+    tokenizer: Tokenizer,
+    chat: ChatRecipe | None,
+    *,
+    heldout: bool,
+) -> Recipe:
+    return Recipe(
         corpus=corpus.name,
-        tokenizer=encoders.tokenizer.fingerprint,
+        tokenizer=tokenizer.fingerprint,
         sequence_length=0 if heldout else config.sequence_length,
         text_field=corpus.text_field,
         bad_documents=config.bad_documents,
         dataset=corpus.source if corpus.source.startswith(TFDS) else "",
         chat=chat,
     )
-    found = read_manifest(str(folder))
-    if found is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        told = f"{folder}: waiting for another process that prepares it"
-        with locked(folder.parent / f".{folder.name}.lock", told, wait=True):
-            found = read_manifest(str(folder))
-            if found is None:
-                return _write(folder, corpus, recipe, encoders)
-    _check_current(folder, corpus, recipe, found)
-    return found
 
 
-def _write(
-    folder: epath.Path, corpus: CorpusConfig, recipe: Recipe, encoders: _Encoders
-) -> Manifest:
+def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """The right to write ``folder``, waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = f"{folder}: waiting for another process that prepares it"
+    return locked(folder.parent / f".{folder.name}.lock", told, wait=True)
+
+
+def _order(folder: epath.Path, corpus: CorpusConfig, recipe: Recipe) -> CorpusOrder:
     sources = find_sources(corpus)
     digests = digested(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
@@ -168,8 +216,7 @@ def _write(
     if recipe.chat and recipe.chat.kind == "unpaired":
         # One shard: an answer's mismatch is the corpus's next answer, the last's the first.
         layout = Layout(layout.span_bytes, 1 << 62)
-    encode = encoders.suited_to(source_bytes)
-    return write_corpus(folder, sources, recipe, digests, layout, encode)
+    return CorpusOrder(folder, sources, recipe, digests, layout)
 
 
 def _check_current(

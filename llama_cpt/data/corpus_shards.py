@@ -18,7 +18,7 @@ from etils import epath
 import numpy as np
 
 from llama_cpt.data.chat_lengths import fitted, with_mismatches
-from llama_cpt.data.corpus_spans import Layout, Recipe, spans_of
+from llama_cpt.data.corpus_spans import PARTIAL, CorpusOrder, Recipe, spans_of
 from llama_cpt.data.encoding import EncodedSpan, Span
 from llama_cpt.data.packing import packed_records
 from llama_cpt.data.sources import Sources
@@ -33,7 +33,6 @@ from llama_cpt.data.token_rows import (
 from llama_cpt.errors import UserError
 from llama_cpt.progress import Progress
 
-PARTIAL = "partial"
 RECIPE = "recipe.json"
 
 Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
@@ -73,27 +72,18 @@ CHAT_COUNTS = (
 )
 
 
-def write_corpus(
-    folder: epath.Path,
-    sources: Sources,
-    recipe: Recipe,
-    digests: list[dict[str, Any]],
-    layout: Layout,
-    encode: Encode,
-) -> Manifest:
-    """Write the shards that are missing in ``folder``, and at last the manifest.
+def write_corpus(order: CorpusOrder, encode: Encode) -> Manifest:
+    """Write the shards that are missing, and at last the manifest.
 
-    ``digests`` are the sources' stats and digests. Raises UserError for a bad document (unless
-    ``recipe`` skips those) and for a corpus that gives no row; what is finished then remains.
+    Raises UserError for a bad document (unless the recipe skips those) and for a corpus that gives
+    no row; what is finished then remains.
     """
-    partial = folder / PARTIAL
-    _start(partial, asdict(recipe) | {"layout": asdict(layout), "sources": digests})
-    finished = _finished(partial)
-    megabytes = sum(source["bytes"] for source in digests) / 1e6
-    with Progress(f"prepare {recipe.corpus}", megabytes, "MB") as progress:
+    start(order)
+    recipe, finished = order.recipe, finished_shards(order.partial)
+    with Progress(f"prepare {recipe.corpus}", order.megabytes, "MB") as progress:
 
         def missing() -> Iterator[Span]:
-            for span in spans_of(sources, recipe, layout):
+            for span in spans_of(order.sources, recipe, order.layout):
                 if span.shard not in finished:
                     yield span
                 else:
@@ -101,13 +91,19 @@ def write_corpus(
 
         encoded = encode(missing())
         for shard, spans in itertools.groupby(encoded, key=lambda span: span.shard):
-            finished[shard] = write_shard(partial, shard, recipe, _shown(spans, progress))
+            write_shard(order.partial, shard, recipe, _shown(spans, progress))
+    return complete(order)
+
+
+def complete(order: CorpusOrder) -> Manifest:
+    """Give the shards, all of which are written, their names, and the folder its manifest."""
+    finished = finished_shards(order.partial)
     summaries = [finished[shard] for shard in sorted(finished)]
-    _check_enough(recipe, sources, summaries)
-    names = _publish(folder, len(summaries), recipe)
-    manifest = _manifest(recipe, digests, names, summaries)
-    write_manifest(str(folder), manifest)
-    partial.rmtree()
+    _check_enough(order.recipe, order.sources, summaries)
+    names = _publish(order.folder, len(summaries), order.recipe)
+    manifest = _manifest(order.recipe, order.digests, names, summaries)
+    write_manifest(str(order.folder), manifest)
+    order.partial.rmtree()
     return manifest
 
 
@@ -188,9 +184,10 @@ def _shown(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[Encoded
         progress.update(span.disk_bytes / 1e6)
 
 
-def _start(partial: epath.Path, content: dict[str, Any]) -> None:
+def start(order: CorpusOrder) -> None:
     """Keep what an earlier, ended call finished only if it was made of the same."""
-    path = partial / RECIPE
+    content = asdict(order.recipe) | {"layout": asdict(order.layout), "sources": order.digests}
+    partial, path = order.partial, order.partial / RECIPE
     recipe = json.dumps(content).encode()
     if path.exists() and path.read_bytes() == recipe:
         return
@@ -202,7 +199,8 @@ def _start(partial: epath.Path, content: dict[str, Any]) -> None:
     write_atomically(path, recipe)
 
 
-def _finished(partial: epath.Path) -> dict[int, ShardSummary]:
+def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
+    """The shards that an earlier call finished, by number."""
     return {
         int(path.stem): ShardSummary(**json.loads(path.read_text()))
         for path in partial.glob("*.json")

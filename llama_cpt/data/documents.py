@@ -4,18 +4,15 @@ Two halves: ``read_blocks`` cuts files into blocks of raw documents, which costs
 ``documents_of`` parses a block, in whatever process the block has been sent to.
 """
 
-import bz2
 from collections.abc import Iterator
-import contextlib
 from dataclasses import dataclass
-import gzip
+import itertools
 import json
-import lzma
 from typing import Any, NamedTuple
-import zlib
 
 import fsspec
 
+from llama_cpt.data.source_files import DECOMPRESSORS, opened, plain_name, read, skip
 from llama_cpt.data.sources import Sources, legible_errors, open_dataset
 from llama_cpt.errors import UserError
 
@@ -67,30 +64,53 @@ class Block:
     """How much of the file on disk it took."""
 
 
-def read_blocks(sources: Sources, text_field: str, block_bytes: int) -> Iterator[Block]:
-    """All of ``sources`` in order, in blocks of about ``block_bytes``, a large document more.
+@dataclass(frozen=True)
+class Start:
+    """Where a block begins: from there on the same blocks come out as from the corpus's start."""
+
+    file: int = 0
+    """Its number among the sources' files; 0 in a TFDS dataset."""
+    first: int = 1
+    """As the block's."""
+    offset: int = 0
+    """Bytes of (decompressed) lines before it in its file."""
+
+
+BEGINNING = Start()
+
+
+def read_blocks(
+    sources: Sources, text_field: str, block_bytes: int, start: Start = BEGINNING
+) -> Iterator[Block]:
+    """All of ``sources`` from ``start`` on, in blocks of ``block_bytes`` or a document more.
 
     The same blocks come out on every machine. Raises UserError for a file that is broken as a
     whole: of no known kind, cut short, a Parquet file without column ``text_field``.
     """
     if sources.dataset:
         with legible_errors(sources.dataset):
-            yield from _dataset_blocks(sources, text_field, block_bytes)
+            yield from _dataset_blocks(sources, text_field, block_bytes, start.first)
         return
-    for path in sources.files:
+    for path, begin in files_from(sources, start):
         name, decompress = plain_name(path)
         with legible_errors(path):
             if name.endswith(PARQUET):
-                yield from _parquet_blocks(path, text_field, block_bytes)
+                yield from _parquet_blocks(path, text_field, block_bytes, begin.first)
             elif name.endswith(LINES):
-                yield from line_blocks(path, decompress, block_bytes)
+                yield from line_blocks(path, decompress, block_bytes, begin)
             elif name.endswith(TEXT):
                 yield from _text_block(path, decompress)
             else:
                 raise UserError(
                     f"{path}: of no known kind; documents are {', '.join(LINES + TEXT)} files, "
-                    f"also with {', '.join(_DECOMPRESSORS)}, or {', '.join(PARQUET)}."
+                    f"also with {', '.join(DECOMPRESSORS)}, or {', '.join(PARQUET)}."
                 )
+
+
+def files_from(sources: Sources, start: Start) -> Iterator[tuple[str, Start]]:
+    """The files from ``start`` on, and where to begin in each."""
+    for number, path in enumerate(sources.files[start.file :], start.file):
+        yield path, start if number == start.file else Start(number)
 
 
 def documents_of(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
@@ -145,19 +165,18 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
     return Document(path, number, text, source_bytes)
 
 
-def plain_name(path: str) -> tuple[str, Any]:
-    """The file's name without the suffix of its compression, and what undoes that, or None."""
-    for suffix, decompress in _DECOMPRESSORS.items():
-        if path.endswith(suffix):
-            return path.removesuffix(suffix), decompress
-    return path, None
-
-
-def line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+def line_blocks(
+    path: str, decompress: Any, block_bytes: int, start: Start = BEGINNING
+) -> Iterator[Block]:
     """Whole lines of a file, in blocks of about ``block_bytes``."""
-    line, held, at = 1, [], 0
+    line, held = start.first, []
     with opened(path, decompress) as (disk, file):
-        while chunk := _read(file, block_bytes, f"{path}: broken after line {line}"):
+        skip(disk, file, start.offset, path)
+        at = disk.tell() if start.offset else 0
+        # Reads end where those of a reader from the file's start do, and so do the blocks.
+        size = block_bytes - start.offset % block_bytes
+        while chunk := read(file, size, f"{path}: broken after line {line}"):
+            size = block_bytes
             cut = chunk.rfind(b"\n") + 1
             if not cut:
                 held.append(chunk)
@@ -172,12 +191,12 @@ def line_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
     with opened(path, decompress) as (disk, file):
-        raw = _read(file, -1, f"{path}: broken")
+        raw = read(file, -1, f"{path}: broken")
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         yield Block(path, 0, [raw], len(raw), float(disk.tell()))
 
 
-def _parquet_blocks(path: str, field: str, block_bytes: int) -> Iterator[Block]:
+def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iterator[Block]:
     import pyarrow  # only this kind needs it
     import pyarrow.parquet
 
@@ -202,31 +221,42 @@ def _parquet_blocks(path: str, field: str, block_bytes: int) -> Iterator[Block]:
             )
         ):
             raise UserError(f"{path}: column {field!r} holds {kind}, not strings.")
-        batches = table.iter_batches(PARQUET_ROWS, columns=[field])
+        groups, skipped = _groups_from(table.metadata, first)
+        batches = table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[field])
         # As bytes: a string that is not UTF-8 is then one bad document, not a broken file.
         values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
+        values = itertools.islice(values, skipped, None)
         share = file.size / max(table.metadata.num_rows, 1)
-        yield from value_blocks(path, values, block_bytes, share)
+        yield from value_blocks(path, values, block_bytes, share, first)
 
 
-def _dataset_blocks(sources: Sources, field: str, block_bytes: int) -> Iterator[Block]:
+def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
+    """The row groups from row ``first`` on, and how many rows of them come before it."""
+    group, skipped = 0, first - 1
+    while group < metadata.num_row_groups and skipped >= metadata.row_group(group).num_rows:
+        skipped -= metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, metadata.num_row_groups)), skipped
+
+
+def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) -> Iterator[Block]:
     builder, split = open_dataset(sources.dataset)
     there = list(builder.info.features)
     if field not in there:
         raise UserError(f"{sources.dataset}: no field {field!r}; its fields: {', '.join(there)}.")
     data = builder.as_data_source(split=split)
-    starts = range(0, len(data), TFDS_RECORDS)
+    starts = range(first - 1, len(data), TFDS_RECORDS)
     records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
     values = (record[field] for batch in records for record in batch)
     share = sum(stat["bytes"] for stat in sources.stats()) / max(len(data), 1)
-    yield from value_blocks(sources.dataset, values, block_bytes, share)
+    yield from value_blocks(sources.dataset, values, block_bytes, share, first)
 
 
 def value_blocks(
-    path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float
+    path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float, first: int = 1
 ) -> Iterator[Block]:
-    """Blocks of ``values``, each of which took ``disk_bytes`` on disk."""
-    first, held, size = 1, [], 0
+    """Blocks of ``values``, row ``first`` and on, each of which took ``disk_bytes`` on disk."""
+    held, size = [], 0
     for value in values:
         held.append(value)
         size += len(value) if isinstance(value, bytes | str) else 0
@@ -235,35 +265,3 @@ def value_blocks(
             first, held, size = first + len(held), [], 0
     if held:
         yield Block(path, first, held, size, disk_bytes * len(held))
-
-
-@contextlib.contextmanager
-def opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
-    """The file on disk, and the same decompressed."""
-    with fsspec.open(path, "rb") as disk:
-        if not decompress:
-            yield disk, disk
-        else:
-            with decompress(disk) as file:
-                yield disk, file
-
-
-def _read(file: Any, size: int, failure: str) -> bytes:
-    try:
-        return file.read(size)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{failure} ({error}); is the file whole?") from None
-
-
-def _zstd(disk: Any) -> Any:
-    import pyarrow  # only this kind needs it
-
-    return pyarrow.CompressedInputStream(pyarrow.PythonFile(disk), "zstd")
-
-
-_DECOMPRESSORS = {
-    ".gz": lambda disk: gzip.GzipFile(fileobj=disk),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _zstd,
-}

@@ -1,20 +1,23 @@
 """Records of JSON Lines and of JSON files that hold one array, each with where it came from."""
 
 from collections.abc import Iterator
+import itertools
 import json
 from typing import Any, NamedTuple
 
 from llama_cpt.data.documents import (
+    BEGINNING,
     BYTE_ORDER_MARK,
     LINES,
     BadDocument,
     Block,
+    Start,
+    files_from,
     json_object,
     line_blocks,
-    opened,
-    plain_name,
     value_blocks,
 )
+from llama_cpt.data.source_files import opened, plain_name
 from llama_cpt.data.sources import Sources, legible_errors
 from llama_cpt.errors import UserError
 
@@ -28,23 +31,25 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def read_record_blocks(sources: Sources, block_bytes: int) -> Iterator[Block]:
-    """All of ``sources`` in order, in blocks of about ``block_bytes``.
+def read_record_blocks(
+    sources: Sources, block_bytes: int, start: Start = BEGINNING
+) -> Iterator[Block]:
+    """All of ``sources`` from ``start`` on, in blocks of about ``block_bytes``.
 
     A block's ``raw`` is whole lines of JSON, or elements of an array, each as JSON. Raises
     UserError for a file that is of no known kind or is broken as a whole.
     """
     if sources.dataset:
         raise UserError(f"{sources.dataset}: chat data is {' or '.join(LINES)} files, not TFDS.")
-    for path in sources.files:
+    for path, begin in files_from(sources, start):
         name, decompress = plain_name(path)
         if not name.endswith(LINES):
             raise UserError(f"{path}: of no known kind; chat data is {', '.join(LINES)} files.")
         with legible_errors(path):
             if _is_array(path, decompress):
-                yield from _array_blocks(path, decompress, block_bytes)
+                yield from _array_blocks(path, decompress, block_bytes, begin.first)
             else:
-                yield from line_blocks(path, decompress, block_bytes)
+                yield from line_blocks(path, decompress, block_bytes, begin)
 
 
 def records_of(block: Block) -> Iterator[Record | BadDocument]:
@@ -68,12 +73,12 @@ def _is_array(path: str, decompress: Any) -> bool:
     return False
 
 
-def _array_blocks(path: str, decompress: Any, block_bytes: int) -> Iterator[Block]:
+def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> Iterator[Block]:
     with opened(path, decompress) as (disk, file):
         try:
             elements = json.loads(file.read().removeprefix(BYTE_ORDER_MARK).decode())
         except (ValueError, RecursionError, EOFError, OSError) as error:
             raise UserError(f"{path}: not a JSON array ({error}); is the file whole?") from None
         share = disk.tell() / max(len(elements), 1)
-    raw = (json.dumps(element).encode() for element in elements)
-    yield from value_blocks(path, raw, block_bytes, share)
+    raw = (json.dumps(element).encode() for element in itertools.islice(elements, first - 1, None))
+    yield from value_blocks(path, raw, block_bytes, share, first)

@@ -16,6 +16,7 @@ import fsspec
 from llama_cpt.config import CorpusConfig
 from llama_cpt.errors import UserError
 from llama_cpt.progress import Progress
+from llama_cpt.reachable import require_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
@@ -40,6 +41,7 @@ class Sources:
 
 def find_sources(corpus: CorpusConfig) -> Sources:
     """The files of ``corpus``, sorted. Raises UserError where there are none."""
+    require_reachable(corpus.source)
     with legible_errors(corpus.source):
         if corpus.source.startswith(TFDS):
             builder, split = open_dataset(corpus.source)

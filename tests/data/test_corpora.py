@@ -165,11 +165,11 @@ KILLED = """
 import os, signal, sys
 from llama_cpt.config import DataConfig
 from llama_cpt.fields import from_dict
-from llama_cpt.data import corpora, corpus_shards
+from llama_cpt.data import corpora, corpus_shards, corpus_spans
 import json
 
 config = from_dict(DataConfig, json.loads(sys.argv[1]))
-corpora.layout_of = lambda *_: corpus_shards.Layout({span_bytes}, {shard_bytes})
+corpora.layout_of = lambda *_: corpus_spans.Layout({span_bytes}, {shard_bytes})
 place, after = sys.argv[2], int(sys.argv[3])
 whole = getattr(corpus_shards, place)
 def dying(*arguments):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llama_cpt.config import CorpusConfig
-from llama_cpt.data.documents import BadDocument, documents_of, read_blocks
+from llama_cpt.data.documents import BadDocument, Start, documents_of, read_blocks
 from llama_cpt.data.sources import digested, find_sources, what_changed
 from llama_cpt.errors import UserError
 
@@ -232,11 +232,13 @@ def dataset(tmp_path_factory):
 
 def test_tfds(dataset):
     documents = read("tfds:tiny_texts")
+    sources = find_sources(corpus("tfds:tiny_texts"))
+    blocks = list(read_blocks(sources, "text", 300))
+    assert list(read_blocks(sources, "text", 300, Start(first=blocks[1].first))) == blocks[1:]
     assert sorted(texts(documents)) == sorted(f"文 number {i}" for i in range(600))
     assert [d.number for d in documents] == list(range(1, 601))
     assert texts(read("tfds:tiny_texts:1.2.0:train[:10]")) == texts(documents)[:10]
     assert len(read("tfds:tiny_texts:test")) == 3
-    sources = find_sources(corpus("tfds:tiny_texts"))
     assert [source["bytes"] > 0 for source in digested("zh", sources.stats())] == [True]
     assert {str(d).split(": ")[1] for d in read("tfds:tiny_texts:test", "id")} == {
         "text is not a string (it is of type int)"

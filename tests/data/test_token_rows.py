@@ -1,13 +1,17 @@
 """Rows on disk: cut exactly, read by index, broken files named."""
 
+import time
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from llama_cpt import reachable
 from llama_cpt.data.token_rows import (
     HeldoutDocuments,
     Manifest,
+    Records,
     TokenRows,
     cut_rows,
     heldout_record,
@@ -16,6 +20,7 @@ from llama_cpt.data.token_rows import (
     write_manifest,
 )
 from llama_cpt.errors import UserError
+from tests.storage_server import storage
 
 LENGTH = 7
 
@@ -120,3 +125,36 @@ def test_a_full_disk_leaves_nothing(tmp_path):
             for _ in range(100_000):
                 writer.write(bytes(1000))
     assert not list(tmp_path.iterdir())
+
+
+def remote_records(tmp_path, count=64):
+    rows = [np.full(LENGTH + 1, index, "<u4").tobytes() for index in range(count)]
+    manifest = write(tmp_path / "zh", [rows[: count // 2], rows[count // 2 :]])
+    return rows, Records("gs://bucket/zh", manifest.shards)
+
+
+def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
+    """64 rows at 50 ms each are 3.2 s one after the other."""
+    rows, records = remote_records(tmp_path)
+    indices = np.random.default_rng(0).permutation(64)
+    with storage(tmp_path, seconds=0.05) as server:
+        assert records.read(np.array([0])) == rows[:1]
+        opened, start = server.requests, time.monotonic()
+        assert records.read(indices) == [rows[index] for index in indices]
+        assert time.monotonic() - start < 1.6
+        assert server.requests <= opened + 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "message"),
+    [
+        (0, 403, "rows.*status code: 403; .*may this machine"),
+        (3, 200, "no answer in 1 s"),
+    ],
+)
+def test_a_bucket_that_denies_or_does_not_answer(tmp_path, monkeypatch, seconds, status, message):
+    monkeypatch.setattr(reachable, "ANSWER_SECONDS", 1.0)
+    _, records = remote_records(tmp_path, 2)
+    with storage(tmp_path, seconds, status):
+        with pytest.raises(UserError, match=message):
+            records.read(np.array([0]))

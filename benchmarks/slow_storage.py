@@ -1,0 +1,81 @@
+"""Rows of 8192 tokens a second and host where every read of the storage is late.
+
+    python -m benchmarks.slow_storage [--hosts 20] [--seconds 0.05]
+
+Each host is a process with a loader of its own over the same rows; every read of an ArrayRecord
+file is held up by ``--seconds``. Prints the slowest host's time to its first batch of 16 rows and
+its rows a second after that.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+from pathlib import Path
+import tempfile
+import time
+from typing import Any
+
+from benchmarks.loader import CORPORA, open_loader, write_corpus
+from llama_cpt.data import token_rows
+
+BATCH = 16
+BATCHES = 60
+
+
+class LateReader:
+    """An ArrayRecord reader on storage that is far away."""
+
+    def __init__(self, reader: Any, seconds: float) -> None:
+        self._reader, self._seconds = reader, seconds
+
+    def read(self, indices: list[int]) -> list[bytes]:
+        time.sleep(self._seconds * len(indices))
+        return self._reader.read(indices)
+
+
+def run_host(folder: Path, host: int, seconds: float, measured: Any) -> None:
+    opened = token_rows._opened
+
+    def opened_late(path: str, records: int) -> LateReader:
+        time.sleep(seconds)
+        return LateReader(opened(path, records), seconds)
+
+    token_rows._opened = opened_late
+    start = time.perf_counter()
+    source = open_loader(folder, BATCH, host * BATCHES)
+    next(source)
+    first, start = time.perf_counter() - start, time.perf_counter()
+    for _ in itertools.islice(source, BATCHES):
+        pass
+    measured.put((first, BATCH * BATCHES / (time.perf_counter() - start)))
+    source.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.05, help="of every read")
+    options = parser.parse_args()
+    processes = multiprocessing.get_context("fork")  # Imports once; no thread has started yet.
+    measured = processes.SimpleQueue()
+    with tempfile.TemporaryDirectory() as name:
+        for seed, corpus in enumerate(CORPORA):
+            write_corpus(Path(name) / corpus, 512, seed)
+        hosts = [
+            processes.Process(target=run_host, args=(Path(name), host, options.seconds, measured))
+            for host in range(options.hosts)
+        ]
+        for host in hosts:
+            host.start()
+        found = [measured.get() for _ in hosts]
+        for host in hosts:
+            host.join()
+    print(
+        f"{options.hosts} hosts, {options.seconds * 1e3:.0f} ms a read: first batch after "
+        f"{max(first for first, _ in found):.2f} s, then {min(rate for _, rate in found):.1f} "
+        "rows/s on the slowest host"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Source files, local or remote, compressed or not, as streams of bytes."""
+
+import bz2
+from collections.abc import Iterator
+import contextlib
+import gzip
+import lzma
+from typing import Any
+import zlib
+
+import fsspec
+
+from llama_cpt.errors import UserError
+
+SKIP_BYTES = 4 << 20
+
+
+def plain_name(path: str) -> tuple[str, Any]:
+    """The file's name without the suffix of its compression, and what undoes that, or None."""
+    for suffix, decompress in DECOMPRESSORS.items():
+        if path.endswith(suffix):
+            return path.removesuffix(suffix), decompress
+    return path, None
+
+
+@contextlib.contextmanager
+def opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
+    """The file on disk, and the same decompressed."""
+    with fsspec.open(path, "rb") as disk:
+        if not decompress:
+            yield disk, disk
+        else:
+            with decompress(disk) as file:
+                yield disk, file
+
+
+def skip(disk: Any, file: Any, count: int, path: str) -> None:
+    """Pass over the first ``count`` bytes of ``file``; ``disk`` is the same compressed."""
+    if file is disk:
+        file.seek(count)
+        return
+    while count and (chunk := read(file, min(count, SKIP_BYTES), f"{path}: broken")):
+        count -= len(chunk)
+
+
+def read(file: Any, size: int, failure: str) -> bytes:
+    """As ``file.read``; a broken file is a UserError that begins with ``failure``."""
+    try:
+        return file.read(size)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{failure} ({error}); is the file whole?") from None
+
+
+def _zstd(disk: Any) -> Any:
+    import pyarrow  # only this kind needs it
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(disk, mode="r"), "zstd")
+
+
+DECOMPRESSORS = {
+    ".gz": lambda disk: gzip.GzipFile(fileobj=disk),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstd,
+}
