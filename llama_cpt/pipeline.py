@@ -1,6 +1,7 @@
 """The command of the whole road: ``python -m llama_cpt.pipeline CONFIG``."""
 
 import argparse
+import os
 import sys
 
 from llama_cpt.config_file import load
@@ -11,6 +12,8 @@ from llama_cpt.training.road import described, travel
 
 def main(arguments: list[str]) -> int:
     """Parse, travel; the exit status."""
+    # The harness shows a bar for every part of a benchmark.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.pipeline",
         description="Continual pre-training, SFT, DPO and export one after the other, each from "
