@@ -5,7 +5,7 @@ writes beside its checkpoints. Architecture constants have no default: a forgott
 is an error, not another model.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -87,8 +87,19 @@ class MeshConfig(Section):
     """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
 
     replica: int = 1
+    """Copies of the parameters; on several slices there is one on each."""
     fsdp: int = -1
+    """Parts that the parameters lie in, each with rows of its own."""
     tensor: int = 1
+    """Parts of the heads, the MLP and the vocabulary."""
+    context: int = 1
+    """Parts of a row, for rows too long for one chip; the parameters lie in them too."""
+
+    @property
+    def whole_rows(self) -> "MeshConfig":
+        """The same devices where a row lies on one: what generation needs."""
+        rest = -1 in (self.fsdp, self.context)
+        return replace(self, fsdp=-1 if rest else self.fsdp * self.context, context=1)
 
 
 @dataclass(frozen=True)

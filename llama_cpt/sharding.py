@@ -5,22 +5,23 @@ from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import topologies
+from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from llama_cpt.config import MeshConfig
 from llama_cpt.errors import UserError
 
-MESH_AXES = ("replica", "fsdp", "tensor")
+MESH_AXES = ("replica", "fsdp", "context", "tensor")
 BATCH_AXES = ("replica", "fsdp")
+TOKEN_AXES = (*BATCH_AXES, "context")
 
 # Logical axis -> mesh axis. Parameters and activations (act_) have names of their own, because
 # a parameter's embed is stored in slices and gathered for use while an activation's never is.
 AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -28,7 +29,7 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "rank": None,
     "microbatch": None,
     "batch": BATCH_AXES,
-    "length": None,
+    "length": "context",
     "act_embed": None,
     "act_heads": "tensor",
     "act_mlp": "tensor",
@@ -36,32 +37,76 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
-    """A mesh of axes (replica, fsdp, tensor) over ``devices`` (default: all of them)."""
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    sizes = [config.replica, config.fsdp, config.tensor]
-    known = math.prod(size for size in sizes if size != -1)
-    if (
-        sizes.count(-1) > 1
-        or any(size < 1 and size != -1 for size in sizes)
-        or (devices.size % known)
-    ):
+    """A mesh of axes (replica, fsdp, context, tensor) over ``devices`` (default: all of them).
+
+    Where they are of several slices, ``replica`` is their number: all other axes lie within one.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices).flatten()
+    sizes = _sizes(config, devices.size)
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(_slice(device), []).append(device)
+    if len(slices) > 1 and sizes[0] != len(slices):
         raise UserError(
-            f"mesh={sizes} does not divide {devices.size} devices; use -1 for one axis."
+            f"mesh.replica={sizes[0]} on {len(slices)} slices: set mesh.replica={len(slices)}, for "
+            "only the replicas' gradients may cross from slice to slice."
         )
-    sizes = [devices.size // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != devices.size:
-        raise UserError(
-            f"mesh={sizes} uses {math.prod(sizes)} of {devices.size} devices; set one axis to -1."
+    copies = sizes[0] // len(slices)
+    # Neighbours in the mesh are neighbours on the chips' links, though an axis of the links be cut.
+    parts = [
+        mesh_utils.create_device_mesh(
+            (copies, *sizes[1:]), slices[number], allow_split_physical_axes=True
         )
+        for number in sorted(slices)
+    ]
     # Auto: the compiler propagates shardings from the parameters and the few constraints given.
-    return jax.make_mesh(
-        tuple(sizes), MESH_AXES, devices=devices.flatten(), axis_types=(AxisType.Auto,) * 3
-    )
+    return Mesh(np.concatenate(parts), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def topology_mesh(config: MeshConfig, topology: str) -> Mesh:
-    """A mesh over the chips of ``topology`` (``v5p:4x4x8``), which need not be here."""
-    return make_mesh(config, topologies.get_topology_desc(topology, platform="tpu").devices)
+def _sizes(config: MeshConfig, count: int) -> list[int]:
+    """Of every mesh axis, over ``count`` devices."""
+    named = {axis: getattr(config, axis) for axis in MESH_AXES}
+    sizes = list(named.values())
+    told = "mesh(" + ", ".join(f"{axis}={size}" for axis, size in named.items()) + ")"
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes) or count % known:
+        raise UserError(f"{told} does not divide {count} devices; use -1 for one axis.")
+    sizes = [count // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != count:
+        raise UserError(f"{told} uses {math.prod(sizes)} of {count} devices; set one axis to -1.")
+    return sizes
+
+
+def _slice(device: Any) -> int:
+    # Chips that are not here say theirs only where there are several. A GPU's is its host's.
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def topology_mesh(config: MeshConfig, topology: str, slices: int = 1) -> Mesh:
+    """A mesh over ``slices`` of ``topology`` (``v5p:4x4x8``), whose chips need not be here."""
+    described = topologies.get_topology_desc(topology, platform="tpu", num_slices=slices)
+    return make_mesh(config, described.devices)
+
+
+def row_part(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which part of a batch's rows ``process`` reads, and of how many.
+
+    Processes whose devices hold parts of the same rows read the same ones, whole.
+    """
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    owners = owners.reshape(math.prod(mesh.shape[axis] for axis in BATCH_AXES), -1)
+    held = {
+        int(owner): tuple(np.flatnonzero((owners == owner).any(axis=1)).tolist())
+        for owner in np.unique(owners)
+    }
+    parts = sorted(set(held.values()))
+    if sum(map(len, parts)) > len(owners) or len(set(map(len, parts))) > 1:
+        raise UserError(
+            f"mesh.context={mesh.shape['context']} and mesh.tensor={mesh.shape['tensor']}: hosts "
+            "share some of their rows and not others; change one of the two to a divisor or a "
+            "multiple of a host's devices."
+        )
+    return parts.index(held[process]), len(parts)
 
 
 def spec(*axes: str | None) -> PartitionSpec:

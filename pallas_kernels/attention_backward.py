@@ -30,9 +30,9 @@ from pallas_kernels.attention_parts import (
 )
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
-Queries = Float[Array, "batch length heads_x_dim"]
+Queries = Float[Array, "batch queries heads_x_dim"]
 Keys = Float[Array, "batch length kv_heads_x_dim"]
-LogSums = Float[Array, "batch steps together length"]
+LogSums = Float[Array, "batch steps together queries"]
 Gradients = tuple[Queries, Keys, Keys]
 
 
@@ -80,10 +80,9 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
 
     Then ``saved.out`` is delta.
     """
-    query, key, value, segment_ids, out, log_sum = saved
+    query, key, value, rows, out, log_sum = saved
     heads, specs, tile = walk.heads, walk.specs, walk.sizes.tile
-    table = needed_tiles(segment_ids, tile, first_key, span)
-    ids = segment_ids.astype(jnp.int32)[:, None]
+    table = needed_tiles(rows.segment_ids, tile, first_key, span, rows.places)
     together, width = heads.together, heads.together * heads.head_dim
     key_width = heads.keys_together * heads.head_dim
     first = jnp.full(1, first_key, jnp.int32)
@@ -102,13 +101,14 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
         specs.query_ids(),
         specs.key_ids(),
     ]
-    operands = [table.entries, first, query, key, value, out, out_gradient, log_sum, ids, ids]
+    operands = [table.entries, first, query, key, value, out, out_gradient, log_sum]
+    operands += [rows.query_ids(tile), rows.key_ids()]
     aliases = {}
     if before is not None:
         in_specs += [specs.query(), spans, spans]
         aliases = {len(operands) + n: n for n in range(3)}
         operands += before
-    return pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_kernel, walk=walk, adds=before is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -136,7 +136,11 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
         ),
         interpret=walk.interpret,
         name="flash_attention_backward",
-    )(*operands)
+    )
+    if before is None or rows.places is None:
+        return call(*operands)
+    # Keys after the last of these queries, or of other documents, are nobody's here: no empty grid.
+    return jax.lax.cond(table.count > 0, call, lambda *operands: operands[-3:], *operands)
 
 
 def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each flag

@@ -8,13 +8,14 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels.attention_parts import (
     HIDDEN,
     LANES,
     LOG2_E,
     VMEM_BYTES,
+    Rows,
     Saved,
     Walk,
     by_kind,
@@ -26,17 +27,16 @@ from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 
 def attend_forward(
-    query: Float[Array, "batch length heads_x_dim"],
+    query: Float[Array, "batch queries heads_x_dim"],
     key: Float[Array, "batch length kv_heads_x_dim"],
     value: Float[Array, "batch length kv_heads_x_dim"],
-    segment_ids: Int[Array, "batch length"],
+    rows: Rows,
     walk: Walk,
 ) -> Saved:
     """The output among what is saved; ``walk`` says how the heads lie."""
     heads, sizes, specs = walk.heads, walk.sizes, walk.specs
     batch, length, _ = query.shape
-    table = needed_tiles(segment_ids, sizes.tile)
-    ids = segment_ids.astype(jnp.int32)[:, None]
+    table = needed_tiles(rows.segment_ids, sizes.tile, places=rows.places)
     together, width = heads.together, heads.together * heads.head_dim
     out, log_sum = pl.pallas_call(
         functools.partial(_kernel, walk=walk),
@@ -68,8 +68,8 @@ def attend_forward(
         ),
         interpret=walk.interpret,
         name="flash_attention_forward",
-    )(table.entries, query, key, value, ids, ids)
-    return Saved(query, key, value, segment_ids, out, log_sum)
+    )(table.entries, query, key, value, rows.query_ids(sizes.tile), rows.key_ids())
+    return Saved(query, key, value, rows, out, log_sum)
 
 
 def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each flag

@@ -59,15 +59,34 @@ class Heads:
         return self.at(head // self.group)
 
 
+class Rows(NamedTuple):
+    """What the kernels know of the rows beside their values."""
+
+    segment_ids: Int[Array, "batch length"]
+    places: Int[Array, " query_blocks"] | None
+    """Which blocks of the rows the queries are; None is all."""
+
+    def key_ids(self) -> Int[Array, "batch 1 length"]:
+        """Of the keys, as the kernels take them."""
+        return self.segment_ids.astype(jnp.int32)[:, None]
+
+    def query_ids(self, tile: int) -> Int[Array, "batch 1 queries"]:
+        """Of the queries, in blocks of ``tile``."""
+        ids = self.key_ids()
+        if self.places is None:
+            return ids
+        return ids.reshape(len(ids), -1, tile)[:, self.places].reshape(len(ids), 1, -1)
+
+
 class Saved(NamedTuple):
     """What the backward pass needs of the forward pass."""
 
-    query: Float[Array, "batch length heads_x_dim"]
+    query: Float[Array, "batch queries heads_x_dim"]
     key: Float[Array, "batch length kv_heads_x_dim"]
     value: Float[Array, "batch length kv_heads_x_dim"]
-    segment_ids: Int[Array, "batch length"]
-    out: Float[Array, "batch length heads_x_dim"]
-    log_sum: Float[Array, "batch steps together length"]
+    rows: Rows
+    out: Float[Array, "batch queries heads_x_dim"]
+    log_sum: Float[Array, "batch steps together queries"]
     """Base-2 logarithm of each query's sum of exponentials."""
 
 

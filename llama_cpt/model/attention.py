@@ -1,14 +1,17 @@
 """Picks the attention named by the config and wraps it for the mesh."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from llama_cpt.errors import UserError
+from llama_cpt.model import zigzag
 from llama_cpt.model.splash import BLOCKS, splash_attention
 from llama_cpt.sharding import spec
 from pallas_kernels import reference
+from pallas_kernels.attention_parts import LANES
 from pallas_kernels.flash_attention import flash_attention, refusal
 
 # A dense mask grows with the length squared; beyond this it dwarfs the activations.
@@ -16,21 +19,31 @@ LONGEST_CUDNN_ROW = 8192
 
 
 def resolve_attention(
-    name: str, backend: str, sequence_length: int, head_dim: int, dtype: str
+    name: str, backend: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1
 ) -> str:
     """``name``, or what ``auto`` means on ``backend`` (``cpu``, ``gpu``, ``tpu``).
 
-    Raises UserError where ``name`` cannot attend there, in rows of that length, with that
-    ``head_dim`` or in ``dtype``.
+    ``context`` devices share a row. Raises UserError where ``name`` cannot attend there, in rows of
+    that length, with that ``head_dim`` or in ``dtype``.
     """
     if name == "auto":
-        name = _automatic(backend, sequence_length, dtype)
+        name = _automatic(backend, sequence_length, dtype, context)
+    if name in ("splash", "cudnn") and context > 1:
+        raise UserError(
+            f"compute.attention={name} takes whole rows: set mesh.context=1 (it is {context}), or "
+            "name pallas (on TPUs) or reference."
+        )
     if name in ("pallas", "splash") and backend != "tpu":
         raise UserError(f"compute.attention={name} runs on TPUs; here it is {backend}: set auto.")
     if name == "pallas" and (refused := refusal(sequence_length, head_dim)):
         raise UserError(
             f"compute.attention=pallas: {refused}. Change data.sequence_length (the length) or "
             "model.head_dim, or name reference."
+        )
+    if name == "pallas" and context > 1 and sequence_length % (2 * LANES * context):
+        raise UserError(
+            f"compute.attention=pallas with mesh.context={context} takes rows of a multiple of "
+            f"{2 * LANES * context}: data.sequence_length is {sequence_length}."
         )
     if name == "splash" and sequence_length % BLOCKS[-1]:
         raise UserError(
@@ -42,9 +55,14 @@ def resolve_attention(
     return name
 
 
-def _automatic(backend: str, sequence_length: int, dtype: str) -> str:
+def _automatic(backend: str, sequence_length: int, dtype: str, context: int) -> str:
     if backend == "tpu":
         return "pallas"
+    if backend == "gpu" and context > 1:
+        raise UserError(
+            f"compute.attention=auto has no choice on a GPU with mesh.context={context}: name "
+            "reference."
+        )
     if backend == "gpu" and dtype == "bfloat16":
         if sequence_length > LONGEST_CUDNN_ROW:
             raise UserError(
@@ -69,7 +87,13 @@ def attend(
     *,
     implementation: str,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """``pallas_kernels.reference.attention`` by the named implementation, on the current mesh."""
+    """``pallas_kernels.reference.attention`` by the named implementation, on the current mesh.
+
+    Where it cuts rows, all lie in zig-zag order (``model/zigzag.py``) but ``segment_ids``.
+    """
+    if zigzag.parts() > 1:
+        kernel = {"reference": reference.attention, "pallas": flash_attention}[implementation]
+        return _per_device(partial(_gathered, kernel))(query, key, value, segment_ids)
     match implementation:
         case "reference":
             return reference.attention(query, key, value, segment_ids)
@@ -89,10 +113,18 @@ def _per_device(kernel: Callable) -> Callable:
     heads = spec("batch", "length", "act_heads", None)
     return jax.shard_map(
         kernel,
-        in_specs=(heads, heads, heads, spec("batch", "length")),
+        in_specs=(heads, heads, heads, spec("batch", None)),
         out_specs=heads,
         check_vma=False,
     )
+
+
+def _gathered(
+    kernel: Callable, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """This device's queries with the keys of the whole row."""
+    key, value = zigzag.gathered(key), zigzag.gathered(value)
+    return kernel(query, key, value, segment_ids, chunks=zigzag.chunks_here())
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -58,6 +58,8 @@ def make_decoder(model: Llama, mesh: Mesh | None = None) -> Decoder:
 
     ``mesh`` is the one that ``model`` lies on; None is one device.
     """
+    if mesh is not None and mesh.shape["context"] > 1:
+        raise ValueError("generation takes whole rows: no mesh with a context axis")
     placed = None if mesh is None else shardings(jax.eval_shape(lay_out, model), mesh)
     return jax.jit(lay_out, out_shardings=placed)(model)
 

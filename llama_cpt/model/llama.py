@@ -22,6 +22,7 @@ from llama_cpt.config import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
 from llama_cpt.model.linear import Adapted, product
+from llama_cpt.model.zigzag import from_zigzag, to_zigzag
 from llama_cpt.sharding import constrain
 
 # What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
@@ -149,14 +150,14 @@ class Llama(nnx.Module):
         def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
             return attend(query, key, value, segment_ids, implementation=self.attention), None
 
-        x, rotation = self.embed(tokens, positions)
+        x, rotation = self.embed(to_zigzag(tokens), to_zigzag(positions))
         if embedding_noise is not None:
-            x = x + embedding_noise.astype(x.dtype)
+            x = x + to_zigzag(embedding_noise).astype(x.dtype)
         layer = partial(self.layer, rotation, attention)
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         x, _ = jax.lax.scan(layer, x, self.layers)
-        return rms_norm(x, self.norm[...], eps=self.config.norm_eps)
+        return from_zigzag(rms_norm(x, self.norm[...], eps=self.config.norm_eps))
 
     def __call__(
         self,

@@ -62,7 +62,7 @@ def answers_of(
         found = json.loads(kept.read_text())
         if found["fingerprint"] == fingerprint:
             return found["answers"]
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh.whole_rows)
     decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_cpt.sharding import BATCH_AXES, spec
+from llama_cpt.sharding import TOKEN_AXES, spec
 
 # Where the head's two dims lie (sharding.AXIS_RULES).
 VOCAB_AXIS, EMBED_AXIS = spec("vocab", "embed")
@@ -124,7 +124,7 @@ def _losses(
 
     chunks = _chunks(hidden, targets, weights, chunk_tokens)
     loss, nll = jax.lax.scan(chunk, jnp.float32(0), chunks)
-    return jax.lax.psum(loss, BATCH_AXES), _unchunked(nll, targets.shape)
+    return jax.lax.psum(loss, TOKEN_AXES), _unchunked(nll, targets.shape)
 
 
 def _losses_and_gradients(
@@ -161,7 +161,7 @@ def _losses_and_gradients(
     # shape, would otherwise live on beside their temporaries.
     d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, d_head))
     return (
-        jax.lax.psum(loss, BATCH_AXES),
+        jax.lax.psum(loss, TOKEN_AXES),
         _unchunked(nll, targets.shape),
         _unchunked(d_hidden, hidden.shape),
         jax.lax.psum(d_head, "replica"),

@@ -66,7 +66,8 @@ def measure(name: str, source: str, stage: TrainConfig, config: PipelineConfig, 
 
 
 def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, model: str) -> None:
-    tokenizer, mesh = load_tokenizer(stage.data.tokenizer), make_mesh(stage.mesh)
+    tokenizer = load_tokenizer(stage.data.tokenizer)
+    mesh = make_mesh(stage.mesh.whole_rows)
     decoder = load_decoder(source, stage.model, mesh, stage.compute.dtype)
     settings = {"model": model[:16], "tokenizer": tokenizer.fingerprint[:16]}
     limit = config.task_examples or None

@@ -32,7 +32,7 @@ from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
-from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
+from llama_cpt.sharding import BATCH_AXES, constrain, row_part, spec, with_shardings
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
@@ -111,6 +111,7 @@ class Run:
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches on the devices, from step ``first_step`` on, without end."""
         config = self.config
+        part, parts = row_part(self.program.mesh, jax.process_index())
         return batches(
             self.mixture,
             self.rows,
@@ -118,8 +119,8 @@ class Run:
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
 
@@ -203,6 +204,7 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         config.data.sequence_length,
         config.model.head_dim,
         compute.dtype,
+        mesh.shape["context"],
     )
     model = abstract_llama(
         config.model, compute_dtype=compute.dtype, remat=compute.remat, attention=attention
@@ -289,11 +291,18 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     microbatch = config.global_batch_size // config.num_microbatches
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
-    model = config.model
+    model, context = config.model, mesh.shape["context"]
     for name, size, axis, parts in (
         (field, microbatch, "replica x fsdp", slices),
         ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
-        ("model.embed_dim", model.embed_dim, "fsdp", mesh.shape["fsdp"]),
+        # Two chunks of a row for each device that shares it.
+        (
+            "data.sequence_length",
+            config.data.sequence_length,
+            "2 x context",
+            2 * context if context > 1 else 1,
+        ),
+        ("model.embed_dim", model.embed_dim, "fsdp x context", mesh.shape["fsdp"] * context),
         ("model.num_heads", model.num_heads, "tensor", mesh.shape["tensor"]),
         ("model.num_kv_heads", model.num_kv_heads, "tensor", mesh.shape["tensor"]),
         ("model.mlp_dim", model.mlp_dim, "tensor", mesh.shape["tensor"]),

@@ -107,6 +107,36 @@ def test_values_and_gradients(name):
     check()
 
 
+@pytest.mark.parametrize("name", ["one walk", "several walks"])
+def test_chunks_are_the_whole(name):
+    """The queries of chunks (0, 3) and of (1, 2) apart: all values, and gradients that add up."""
+    keys = 1024 if name == "one walk" else 256
+    case = Case(2, 1024, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, keys))
+    query, key, value, out_gradient = case.operands()
+    # The second row's last document is of the last chunks alone: keys that (0, 3) need not see.
+    rows = [np.repeat([1, 2, 3], [200, 500, 324]), np.repeat([1, 2], [512, 512])]
+    segment_ids = jnp.asarray(np.array(rows, np.int32))
+    truth = TRUTH(query, key, value, out_gradient, segment_ids)
+    for attention in (
+        functools.partial(flash_attention, block_sizes=case.sizes, interpret=True),
+        reference.attention,
+    ):
+
+        @jax.jit
+        def part(query, out_gradient, chunks, attention=attention):
+            of_chunks = functools.partial(attention, chunks=chunks)
+            return value_and_gradients(of_chunks, query, key, value, out_gradient, segment_ids)
+
+        found = [np.zeros(x.shape) for x in truth]
+        for chunks in ([0, 3], [1, 2]):
+            at = np.concatenate([np.arange(256) + 256 * chunk for chunk in chunks])
+            out, d_query, *d_keys = part(query[:, at], out_gradient[:, at], jnp.asarray(chunks))
+            found[0][:, at], found[1][:, at] = out, d_query
+            for total, more in zip(found[2:], d_keys, strict=True):
+                total += np.asarray(more)
+        assert max(errors(found, truth)) < 1e-5
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.data())
@@ -207,6 +237,8 @@ def test_no_worse_than_splash():
         ({"segment_ids": (1, 128)}, r"segment_ids must be int32 \(1, 256\)"),
         ({"segment_ids": (256,)}, r"segment_ids must be int32 \(1, 256\)"),
         ({"ids dtype": "float32"}, "segment_ids must be int32 .* they are float32"),
+        ({"chunks": 2, "query": (1, 128, 2, 64)}, "128 queries must be 2 chunks of a multiple of"),
+        ({"chunks": 2, "query": (1, 768, 2, 64)}, "768 queries must be 2 chunks .* length, 256"),
     ],
 )
 def test_what_is_not_accepted(change, told):
@@ -216,8 +248,13 @@ def test_what_is_not_accepted(change, told):
     key = jax.ShapeDtypeStruct(asked["key"], dtype)
     value = jax.ShapeDtypeStruct(asked.get("value", asked["key"]), dtype)
     ids = jax.ShapeDtypeStruct(asked["segment_ids"], asked.get("ids dtype", "int32"))
+    chunks = jax.ShapeDtypeStruct((asked["chunks"],), "int32") if "chunks" in asked else None
+
+    def attention(query, key, value, ids, chunks):
+        return flash_attention.__wrapped__(query, key, value, ids, chunks=chunks)
+
     with pytest.raises(ValueError, match=told):
-        jax.eval_shape(flash_attention.__wrapped__, query, key, value, ids)
+        jax.eval_shape(attention, query, key, value, ids, chunks)
 
 
 def test_sizes_without_a_tpu():

@@ -63,6 +63,36 @@ def test_table(rows, packed, data):
                 assert (row, query, key) not in here
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 4), min_size=24, max_size=24), st.permutations(range(6)), st.data())
+def test_some_queries(row, order, data):
+    """The tiles of some query blocks are the whole table's of the same blocks."""
+    ids, places = jnp.asarray([sorted(row)] * 2), order[: data.draw(st.sampled_from([1, 3]))]
+    first, span = data.draw(st.sampled_from([(0, None), (2, 2), (4, 2)]))
+    table = TABLE(ids, BLOCK, first, span, jnp.asarray(places))
+    tiles = unpack(table.entries[: int(table.count)], 6)
+    found = zip(*(np.asarray(part).tolist() for part in tiles), strict=True)
+    whole = visited(np.asarray(ids), first, span)
+    assert [(row, places[query], *rest) for row, query, *rest in found] == sorted(
+        (tile for tile in whole if tile[1] in places),
+        key=lambda t: (t[0], places.index(t[1]), t[2]),
+    )
+
+
+def test_zigzag_is_balanced():
+    """Of one document, devices that have chunks n and 7 - n visit equally many tiles."""
+    ids = jnp.ones((1, 16 * BLOCK), jnp.int32)
+    counts = [
+        int(
+            TABLE(
+                ids, BLOCK, 0, None, jnp.asarray([2 * n, 2 * n + 1, 14 - 2 * n, 15 - 2 * n])
+            ).count
+        )
+        for n in range(4)
+    ]
+    assert set(counts) == {16 * 17 // 2 // 4}
+
+
 def test_too_many_rows():
     with pytest.raises(ValueError, match="too many for one call"):
         needed_tiles(jnp.zeros((2**15, 1024), jnp.int32), BLOCK)

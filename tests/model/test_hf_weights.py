@@ -94,7 +94,7 @@ def test_sharded_over_a_mesh(tmp_path):
     whole, parts = (parameters_by_path(load_hf(path, mesh=m)) for m in (None, mesh))
     for name in whole:
         np.testing.assert_array_equal(whole[name][...], parts[name][...])
-    assert parts["layers/up"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert parts["layers/up"].sharding.spec == PartitionSpec(None, ("fsdp", "context"), "tensor")
     assert {s.data.shape for s in parts["layers/up"].addressable_shards} == {(3, 12, 40)}
     model = load_hf(path, mesh=mesh)
     tokens = jnp.asarray(token_rows(128, 4, 16))

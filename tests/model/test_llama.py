@@ -207,6 +207,12 @@ def test_reference_attention(kv_heads):
 @pytest.mark.parametrize(
     ("name", "backend", "length", "dtype", "found"),
     [
+        ("auto over 2", "cpu", 100, "bfloat16", "reference"),
+        ("auto over 2", "tpu", 1024, "bfloat16", "pallas"),
+        ("auto over 2", "tpu", 640, "bfloat16", "rows of a multiple of 512"),
+        ("auto over 2", "gpu", 512, "bfloat16", "no choice on a GPU with mesh.context=2"),
+        ("splash over 2", "tpu", 512, "bfloat16", "takes whole rows: set mesh.context=1"),
+        ("cudnn over 2", "gpu", 512, "bfloat16", "takes whole rows: set mesh.context=1"),
         ("auto", "cpu", 100, "bfloat16", "reference"),
         ("auto", "gpu", 8192, "bfloat16", "cudnn"),
         ("auto", "gpu", 8192, "float32", "reference"),
@@ -221,11 +227,13 @@ def test_reference_attention(kv_heads):
     ],
 )
 def test_resolve_attention(name, backend, length, dtype, found):
+    name, _, context = name.partition(" over ")
+    asked = (name, backend, length, 64, dtype, int(context or 1))
     if " " not in found:
-        assert resolve_attention(name, backend, length, 64, dtype) == found
+        assert resolve_attention(*asked) == found
     else:
         with pytest.raises(UserError, match=found):
-            resolve_attention(name, backend, length, 64, dtype)
+            resolve_attention(*asked)
 
 
 def test_rope_keeps_fast_pairs_and_stretches_slow_ones():

@@ -60,6 +60,7 @@ def test_tiny_preference_programs_compile(tiny):
     ("name", "topology"),
     [
         ("cpt_1b", "v5e:2x4"),
+        ("cpt_8b_long", "v5p:4x4x4"),
         *((f"{stage}_8b", "v5p:2x2x4") for stage in ("cpt", "sft", "dpo")),
         *((f"{stage}_70b", "v5p:4x4x8") for stage in ("cpt", "sft", "dpo")),
     ],

@@ -1,0 +1,22 @@
+"""Continual pre-training of Llama-3.1 8B on rows of 131,072 tokens, eight chips to a row.
+
+A v5p pod slice of 4 x 4 x 4: eight rows a step, each over the mesh's context axis (docs/meshes.md).
+"""
+
+from dataclasses import replace
+
+from configs.cpt_8b import config as cpt_8b
+from configs.models import LLAMA31_8B
+from llama_cpt.config import MeshConfig
+
+config = replace(
+    cpt_8b,
+    output="runs/cpt_8b_long",
+    init_from="weights/llama31_8b",
+    model=LLAMA31_8B,
+    data=replace(cpt_8b.data, tokenizer="weights/llama31_8b", sequence_length=131_072),
+    mesh=MeshConfig(fsdp=-1, context=8),
+    global_batch_size=16,
+    microbatch_size=8,
+    evaluation=replace(cpt_8b.evaluation, batch_size=8),
+)

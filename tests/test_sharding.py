@@ -1,0 +1,86 @@
+"""Meshes: over the chips' links, over slices, and which host reads which rows."""
+
+from dataclasses import replace
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config import MeshConfig
+from llama_cpt.errors import UserError
+from llama_cpt.sharding import make_mesh, row_part, topology_mesh
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="a TPU's topology needs libtpu"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            MeshConfig(context=3),
+            r"mesh\(replica=1, fsdp=-1, context=3, tensor=1\) does not divide 8",
+        ),
+        (MeshConfig(fsdp=2, context=2), "uses 4 of 8 devices; set one axis to -1"),
+        (MeshConfig(context=-1), "use -1 for one axis"),
+        (MeshConfig(context=0), "use -1 for one axis"),
+    ],
+)
+def test_a_mesh_that_does_not_fit(config, told):
+    with pytest.raises(UserError, match=told):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "fsdp"),
+    [
+        (MeshConfig(fsdp=4, context=2), 8),
+        (MeshConfig(context=8), -1),
+        (MeshConfig(fsdp=2, tensor=2, context=-1), -1),
+    ],
+)
+def test_whole_rows_on_the_same_devices(config, fsdp):
+    whole = config.whole_rows
+    assert whole == replace(config, fsdp=fsdp, context=1)
+    assert make_mesh(whole).size == make_mesh(config).size == 8
+
+
+@needs_libtpu
+def test_slices_are_replicas():
+    mesh = topology_mesh(MeshConfig(replica=2, fsdp=2, context=2), "v5e:2x2", slices=2)
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "context": 2, "tensor": 1}
+    for number, replica in enumerate(mesh.devices):
+        assert {device.slice_index for device in replica.flat} == {number}
+    # The same chips in the same places on every slice.
+    assert [d.coords for d in mesh.devices[0].flat] == [d.coords for d in mesh.devices[1].flat]
+    for config in (MeshConfig(), MeshConfig(replica=4)):
+        with pytest.raises(UserError, match="on 2 slices: set mesh.replica=2"):
+            topology_mesh(config, "v5e:2x2", slices=2)
+
+
+@needs_libtpu
+def test_an_axis_takes_part_of_a_torus():
+    """8 x 8 on 4 x 4 x 4: an axis of the links is cut; devices beside each other stay so."""
+    mesh = topology_mesh(MeshConfig(fsdp=8, context=8), "v5p:4x4x4")
+    rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
+    for row in rows:
+        assert np.prod(np.ptp(row, axis=0) + 1) == 8
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("config", "parts"), [(MeshConfig(), 16), (MeshConfig(fsdp=4, context=16), 4)]
+)
+def test_hosts_that_share_rows_read_the_same(config, parts):
+    """Of 64 chips, 4 to a host: every row is read by those hosts, and only those, that have it."""
+    mesh = topology_mesh(config, "v5p:4x4x4")
+    found = {process: row_part(mesh, process) for process in range(16)}
+    assert {part for part, _ in found.values()} == set(range(parts))
+    assert {count for _, count in found.values()} == {parts}
+    place = jax.NamedSharding(mesh, jax.P(("replica", "fsdp")))
+    held: dict[int, set] = {}
+    for device, (rows,) in place.devices_indices_map((64,)).items():
+        held.setdefault(found[device.process_index][0], set()).update(range(64)[rows])
+    assert sorted(row for rows in held.values() for row in rows) == list(range(64))
