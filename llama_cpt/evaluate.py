@@ -44,6 +44,7 @@ from llama_cpt.folders import require_writable
 from llama_cpt.model.decoder import Decoder
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
+from llama_cpt.processes import require_one
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.reference import model_identity
 
@@ -64,6 +65,7 @@ class Model:
 def main(arguments: list[str]) -> int:
     """Evaluate each model on each task; the exit status."""
     options = _parse(arguments)
+    require_one("evaluate")
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     require_writable(options.output)
