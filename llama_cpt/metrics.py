@@ -46,7 +46,7 @@ class MetricsWriter:
         self._local = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else self._target)
         self._local.mkdir(parents=True, exist_ok=True)
         last_step = -1 if resume_step is None else resume_step
-        _cut_back(self._target, self._local / FILE, last_step)
+        _cut_back(self._target / FILE, self._local / FILE, last_step)
         self._lines = (self._local / FILE).open("a", encoding="utf-8")
         events = self._target / TENSORBOARD
         earlier = len(list(events.iterdir())) if events.exists() else 0
@@ -134,12 +134,12 @@ def non_embedding_parameters(config: ModelConfig) -> int:
     return config.num_layers * layer + config.embed_dim
 
 
-def read_lines(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of the run's ``metrics.jsonl``; none where there is no such file.
+def read_lines(source: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none where there is no such file.
 
     What is not a whole line of JSON, such as the last one of a run that was killed, is left out.
     """
-    source, lines = epath.Path(folder) / FILE, []
+    lines = []
     for line in source.read_bytes().splitlines() if source.exists() else ():
         with contextlib.suppress(ValueError):
             values = json.loads(line)
@@ -148,9 +148,9 @@ def read_lines(folder: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut_back(folder: epath.Path, target: Path, last_step: int) -> None:
-    """Write to ``target`` the lines of the run in ``folder`` with a step up to ``last_step``."""
-    kept = [json.dumps(line) for line in read_lines(folder) if line["step"] <= last_step]
+def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
+    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``."""
+    kept = [json.dumps(line) for line in read_lines(source) if line["step"] <= last_step]
     draft = target.with_name(target.name + ".draft")
     draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     draft.replace(target)

@@ -32,11 +32,14 @@ PREEMPTED = 75
 WAIT_SECONDS = 600
 """How long processes wait for each other where none has much to do."""
 
-# Short: who comes later finds the others started again.
-_MEET_SECONDS = 45
 _POLL_SECONDS = 1.0
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What the runtime says where a network or a device has failed and not the program.
+_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 _UNDETECTED = "coordinator_address should be defined"
+
+_turns: dict[str, int] = {}
+"""How often this process has said something, by purpose."""
 
 Result = TypeVar("Result")
 
@@ -77,8 +80,10 @@ def _one_end() -> Iterator[None]:
         yield
     except LostProcessError as error:
         _abort(error)
-    except (UserError, OSError) as error:
-        _leave(getattr(error, "status", 1), f"error: {error}")
+    except UserError as error:
+        _leave(error.status, f"error: {error}")
+    except OSError as error:
+        _leave(1, f"error: {error}")
     except KeyboardInterrupt:
         _leave(130, "interrupted")
     except SystemExit as exit_:
@@ -87,7 +92,8 @@ def _one_end() -> Iterator[None]:
         traceback.print_exc()
         # A collective fails at once where a process is lost; who it was, the service says.
         time.sleep(2 * heartbeat_seconds())
-        _leave(1, f"error: {type(error).__name__}")
+        status = PREEMPTED if any(word in str(error) for word in _PASSING) else 1
+        _leave(status, f"error: {type(error).__name__}")
 
 
 def require_one(command: str) -> None:
@@ -126,7 +132,9 @@ def gathered(value: str, purpose: str, *, seconds: int = WAIT_SECONDS) -> list[s
     """
     if count() == 1:
         return [value]
-    client, place = global_state.client, f"said/{purpose}/{_turn(purpose)}"
+    client, turn = global_state.client, _turns.get(purpose, 0)
+    _turns[purpose] = turn + 1
+    place = f"said/{purpose}/{turn}"
     client.key_value_set(f"{place}/{number():06}", value)
     try:
         client.wait_at_barrier(f"llama_cpt {purpose}", 1000 * seconds)
@@ -138,10 +146,10 @@ def gathered(value: str, purpose: str, *, seconds: int = WAIT_SECONDS) -> list[s
         raise LostProcessError(
             f"{purpose}: after {seconds} s still missing: {', '.join(map(named, missing))}"
         ) from error
-    values = [said for _, said in sorted(client.key_value_dir_get(place))]
-    # Everyone has read a turn's values once all have come to the one after the next.
-    client.key_value_delete(f"said/{purpose}/{_turns[purpose] - 3}")
-    return values
+    if is_first() and turn:
+        # Who has come to this turn has read the one before.
+        client.key_value_delete(f"said/{purpose}/{turn - 1}")
+    return [said for _, said in sorted(client.key_value_dir_get(place))]
 
 
 def all_hold(here: bool, purpose: str, *, seconds: int = WAIT_SECONDS) -> bool:
@@ -201,13 +209,15 @@ def _meet() -> None:
         }
     elif not _on_tpu_host():
         return
+    # Short: who comes later finds the others started again.
+    seconds = 2 * heartbeat_seconds() + 5
     # JAX's own service takes SIGTERM for itself and knows nothing of Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **settings,
             heartbeat_timeout_seconds=heartbeat_seconds(),
-            initialization_timeout=_MEET_SECONDS,
+            initialization_timeout=seconds,
         )
     except ValueError as error:
         # Neither Compute Engine's metadata nor GKE's variables tell of other hosts.
@@ -216,7 +226,7 @@ def _meet() -> None:
         return
     except jax.errors.JaxRuntimeError as error:
         told = str(error).splitlines()[0]
-        raise LostProcessError(f"not all had come after {_MEET_SECONDS} s: {told}") from error
+        raise LostProcessError(f"not all had come after {seconds} s: {told}") from error
     post("host", socket.gethostname())
 
 
@@ -225,14 +235,6 @@ def _on_tpu_host() -> bool:
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     platforms = jax.config.jax_platforms or "tpu"
     return bool(chips) and "tpu" in platforms and find_spec("libtpu") is not None
-
-
-_turns: dict[str, int] = {}
-
-
-def _turn(purpose: str) -> int:
-    _turns[purpose] = _turns.get(purpose, 0) + 1
-    return _turns[purpose] - 1
 
 
 def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:

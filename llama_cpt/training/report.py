@@ -7,13 +7,14 @@ import sys
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
 from llama_cpt.chips import CHIPS
 from llama_cpt.config import PreferenceConfig
 from llama_cpt.errors import UserError
-from llama_cpt.metrics import MetricsWriter, model_flops_per_token, read_lines
+from llama_cpt.metrics import FILE, MetricsWriter, model_flops_per_token, read_lines
 from llama_cpt.processes import is_first
 from llama_cpt.progress import duration
 from llama_cpt.training.goodput import Goodput
@@ -33,7 +34,7 @@ class Reporter:
         config = run.config
         resumed = first_step if first_step else None
         if is_first() and resumed:
-            clock.continue_from(read_lines(config.output), first_step)
+            clock.continue_from(read_lines(epath.Path(config.output) / FILE), first_step)
         self.writer = MetricsWriter(config.output, resumed, enabled=is_first())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length

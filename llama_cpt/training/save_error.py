@@ -14,11 +14,8 @@ class SaveError(UserError):
     def __init__(self, told: str, *, passing: bool) -> None:
         super().__init__(told)
         self.passing = passing
-
-    @property
-    def status(self) -> int:
-        """The exit status of a run that this ends: one that passes is worth a new start."""
-        return PREEMPTED if self.passing else 1
+        # What passes is worth a new start.
+        self.status = PREEMPTED if passing else 1
 
 
 def save_error(place: str, step: int, error: Exception, keep: int, kept: list[int]) -> SaveError:

@@ -1,5 +1,6 @@
 """A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost."""
 
+from dataclasses import replace
 from pathlib import Path
 import random
 import signal
@@ -7,8 +8,8 @@ import time
 
 import pytest
 
-from llama_cpt.config import TrainConfig
-from tests.processes.launched import Launched, steps_told, train
+from llama_cpt.config import EvaluationConfig, TrainConfig
+from tests.processes.launched import Launched, run_to_end, steps_told, train
 from tests.training.runs import learnt
 
 KILLS = 20
@@ -17,6 +18,7 @@ import time
 from llama_cpt.training import manifest
 real = manifest.seal
 def seal(*arguments):
+    print("sealing slowly", flush=True)
     time.sleep(3)
     real(*arguments)
 manifest.seal = seal
@@ -47,7 +49,7 @@ if os.environ["JAX_PROCESS_ID"] == "1":
 def whole(many, tmp_path_factory, compilation_cache) -> list[dict]:
     """What two processes learn that nothing happens to."""
     config = many(tmp_path_factory.mktemp("whole") / "run")
-    train(config, 2, compilation_cache).finish()
+    run_to_end(config, 2, compilation_cache)
     return learnt(Path(config.output))
 
 
@@ -79,15 +81,14 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
     kill_one(lost, 1)
 
     stopped = train(config, 2, compilation_cache, SLOW_SEAL)
-    stopped.wait_until(lambda: (saved / "4").exists())
+    stopped.wait_until(lambda: "sealing slowly" in stopped.log())
     stopped.processes[1].send_signal(signal.SIGTERM)
     assert stopped.ended() == [75, 75], stopped.log()
     newest = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
     assert newest >= 4 and sealed(config, newest)
 
     halve_a_file(saved / str(newest))
-    last = train(config, 2, compilation_cache, TENTH_WRITE_FAILS)
-    last.finish()
+    last = run_to_end(config, 2, compilation_cache, TENTH_WRITE_FAILS)
     assert f"checkpoint {newest} is damaged" in last.log()
     assert "falling back to the checkpoint of step" in last.log()
     assert learnt(tmp_path / "run") == whole
@@ -102,21 +103,24 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
 
 
 @pytest.mark.slow
-def test_twenty_kills_of_one_of_two(many, whole, tmp_path, compilation_cache):
+def test_twenty_kills_of_one_of_two(many, tmp_path, compilation_cache):
     """At random moments: while they meet, compile, step and save."""
-    config, draw = many(tmp_path / "run"), random.Random(0)
-    kills = 0
-    while kills < KILLS:
+    long = {"num_steps": 60, "evaluation": EvaluationConfig(60, False, 2, 4)}
+    base = many(tmp_path / "run").data
+    whole, config = (
+        many(tmp_path / name / "run", data=replace(base, max_epochs=1000.0), **long)
+        for name in ("whole", "killed")
+    )
+    run_to_end(whole, 2, compilation_cache)
+    draw = random.Random(0)
+    for _ in range(KILLS):
         launched = train(config, 2, compilation_cache)
-        told, at = steps_told(config), draw.random()
-        if at < 0.5:
+        told = steps_told(config)
+        if draw.random() < 0.2:
             time.sleep(draw.uniform(0.0, 6.0))
         else:
             launched.wait_until(lambda told=told: steps_told(config) != told)
-        if any(process.poll() is not None for process in launched.processes):
-            launched.finish()
-            break
+            time.sleep(draw.uniform(0.0, 0.2))
         kill_one(launched, draw.randrange(2))
-        kills += 1
-    train(config, 2, compilation_cache).finish()
-    assert learnt(tmp_path / "run") == whole
+    run_to_end(config, 2, compilation_cache)
+    assert learnt(Path(config.output)) == learnt(Path(whole.output))
