@@ -7,18 +7,23 @@ from jaxtyping import Int64
 import numpy as np
 
 
-def rows_here(sharding: jax.sharding.Sharding, rows: int) -> Int64[np.ndarray, " rows_here"]:
+def rows_here(sharding: jax.NamedSharding, rows: int) -> Int64[np.ndarray, " rows_here"]:
     """Which of a micro-batch's ``rows`` this process's devices hold: sorted row numbers.
 
     ``sharding`` places arrays (micro-batches, rows, ...). Together the processes hold all rows;
     those whose devices share a row, along ``tensor``, each hold it.
     """
-    places = sharding.addressable_devices_indices_map((1, rows, 1)).values()
-    held = [np.arange(rows, dtype=np.int64)[index[1]] for index in places]
-    return np.unique(np.concatenate(held))
+    by_row = jax.NamedSharding(sharding.mesh, jax.P(sharding.spec[1]))
+    places = by_row.devices_indices_map((rows,))
+    held = [np.arange(rows)[index] for device, index in places.items() if _is_own(device)]
+    return np.unique(np.concatenate(held)).astype(np.int64)
 
 
-def from_rows_here(batch: Any, rows: int, sharding: jax.sharding.Sharding) -> Any:
+def _is_own(device: jax.Device) -> bool:
+    return device.process_index == jax.process_index()
+
+
+def from_rows_here(batch: Any, rows: int, sharding: jax.NamedSharding) -> Any:
     """Global arrays (micro-batches, ``rows``, ...) from arrays of ``rows_here`` alone."""
     here = rows_here(sharding, rows)
 

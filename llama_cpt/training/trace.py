@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 import contextlib
+from pathlib import Path
 import re
+import shutil
+import tempfile
 from typing import Any
 
+from etils import epath
 import jax
 
 from llama_cpt.errors import UserError
@@ -24,13 +28,16 @@ class Trace:
         found = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
         if not found or int(found[1]) > int(found[2]) or (steps and int(found[1]) < 1):
             raise UserError(f"--profile {steps}: FIRST:LAST, steps from 1, such as 10:13.")
-        self._first, self._last, self._folder = int(found[1]), int(found[2]), folder
-        self._running = False
+        self._first, self._last, self._target = int(found[1]), int(found[2]), folder
+        self._folder, self._running = folder, False
 
     @contextlib.contextmanager
     def step(self, done: int) -> Iterator[None]:
         """Around the call of step ``done``."""
         if done == self._first:
+            if "://" in self._target:
+                # The profiler writes to local files alone.
+                self._folder = tempfile.mkdtemp(prefix="profile-")
             jax.profiler.start_trace(self._folder, create_perfetto_trace=is_first())
             self._running = True
         with jax.profiler.StepTraceAnnotation("step", step_num=done):
@@ -47,5 +54,15 @@ class Trace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            if self._folder != self._target:
+                self._move()
             if is_first():
-                print(f"trace of steps {self._first} to {self._last}: {self._folder}", flush=True)
+                print(f"trace of steps {self._first} to {self._last}: {self._target}", flush=True)
+
+    def _move(self) -> None:
+        for file in Path(self._folder).rglob("*"):
+            if file.is_file():
+                copy = epath.Path(self._target) / file.relative_to(self._folder).as_posix()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+        shutil.rmtree(self._folder)

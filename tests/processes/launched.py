@@ -73,13 +73,18 @@ def launch(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"
         " --xla_cpu_multi_thread_eigen=false",
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "LLAMA_CPT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
     }
     if count > 1:
+        # No cache: the first process alone writes it, then waits for the others' compilation, and
+        # Gloo gives them 30 seconds.
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    else:
+        shared |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
     logs = [folder / f"log-{number}" for number in range(count)]
     processes = []
     for number, log in enumerate(logs):
