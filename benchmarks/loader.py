@@ -93,8 +93,6 @@ def open_loader(folder: Path, batch_size: int, step: int) -> Iterator:
         global_batch_size=batch_size,
         num_microbatches=1,
         start_row=step * batch_size,
-        process_index=0,
-        process_count=1,
     )
 
 

@@ -17,6 +17,7 @@ from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.model.sampling import Sampling
+from llama_cpt.processes import require_one
 from llama_cpt.sharding import make_mesh
 
 HELP = """\
@@ -30,6 +31,7 @@ HELP = """\
 def main(arguments: list[str]) -> int:
     """Load, talk; the exit status."""
     options = _parse(arguments)
+    require_one("chat")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
     sampling = Sampling(

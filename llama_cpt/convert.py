@@ -21,6 +21,7 @@ from llama_cpt.model.origin import (
     write_origin,
 )
 from llama_cpt.model.trained_weights import TrainedWeights
+from llama_cpt.processes import require_one
 from llama_cpt.training.checkpoint import save_trained
 
 DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
@@ -39,6 +40,7 @@ init_from as well: from-hf serves where its float32 checkpoint is to be kept or 
 def main(arguments: list[str]) -> int:
     """Parse and convert; the exit status."""
     options = _parser().parse_args(arguments)
+    require_one("convert")
     # Weights pass through the host; an accelerator that another process uses is left alone.
     jax.config.update("jax_platforms", "cpu")
     match options.command:

@@ -8,10 +8,13 @@ import sys
 class UserError(ValueError):
     """What a user can mend; the message names the file, field or line, and the remedy."""
 
+    status = 1
+    """The exit status of a command that it ends."""
+
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a command: a UserError ends it in one line and exit status 1, without a traceback.
+    """Around a command: a UserError ends it in one line and its exit status, without a traceback.
 
     So does what the operating system refuses: a full disk, a missing permission.
     """
@@ -19,7 +22,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(error.status if isinstance(error, UserError) else 1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -38,11 +38,13 @@ from llama_cpt.evaluation.side_by_side_text import terminal_lines
 from llama_cpt.evaluation.summary import table, write_summary
 from llama_cpt.folders import locked, require_writable
 from llama_cpt.named_models import Given, Model
+from llama_cpt.processes import require_one
 
 
 def main(arguments: list[str]) -> int:
     """Evaluate each model on each task; the exit status."""
     options = _parse(arguments)
+    require_one("evaluate")
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     require_writable(options.output)

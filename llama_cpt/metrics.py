@@ -9,6 +9,7 @@ from pathlib import Path
 import shutil
 import tempfile
 import time
+from typing import Any
 
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
@@ -17,6 +18,7 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
+from llama_cpt.patience import patiently
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -66,11 +68,11 @@ class MetricsWriter:
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         try:
             self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-            self._lines.flush()
+            patiently(self._lines.flush)
             for key, value in finite.items():
                 if value is not None:
                     self._event(Event(step=step, summary=scalar(key, value)))
-            self._events.flush()
+            patiently(self._events.flush)
         except OSError as error:
             raise UserError(
                 f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
@@ -132,18 +134,23 @@ def non_embedding_parameters(config: ModelConfig) -> int:
     return config.num_layers * layer + config.embed_dim
 
 
-def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
-    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``.
+def read_lines(source: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none where there is no such file.
 
-    What is not a whole line of JSON, such as the last one of a run that was killed, is dropped.
+    What is not a whole line of JSON, such as the last one of a run that was killed, is left out.
     """
-    kept = []
+    lines = []
     for line in source.read_bytes().splitlines() if source.exists() else ():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError):
-            continue
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                lines.append(values)
+    return lines
+
+
+def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
+    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``."""
+    kept = [json.dumps(line) for line in read_lines(source) if line["step"] <= last_step]
     draft = target.with_name(target.name + ".draft")
-    draft.write_bytes(b"".join(kept))
+    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     draft.replace(target)

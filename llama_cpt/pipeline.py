@@ -7,6 +7,7 @@ import sys
 from llama_cpt.config_file import load
 from llama_cpt.errors import one_line_errors
 from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.processes import require_one
 from llama_cpt.training.road import described, travel
 
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         if options.config is None:
             return 0
+    require_one("pipeline")
     config = load(options.config, overrides, PipelineConfig)
     print(f"{config.output}: {len(config.stages)} stages\n{described(config)}", flush=True)
     return travel(config).value

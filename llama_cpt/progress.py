@@ -4,24 +4,27 @@ import sys
 import time
 from types import TracebackType
 
+from llama_cpt.processes import is_first
+
 
 class Progress:
     """A progress line on stderr: updating on a terminal, otherwise a plain line every ten seconds.
 
-    ``total`` is in ``unit``; 0 means that it is not known, and no time left is shown.
+    ``total`` is in ``unit``; 0 means that it is not known, and no time left is shown. Only the
+    first process of a command shows it.
     """
 
     def __init__(self, label: str, total: float, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0.0
-        self._terminal = sys.stderr.isatty()
+        self._terminal, self._silent = sys.stderr.isatty(), not is_first()
         self._start = self._shown = time.monotonic()
 
     def update(self, amount: float) -> None:
         """Count ``amount`` more done."""
         self.done += amount
         now = time.monotonic()
-        if now - self._shown >= (0.2 if self._terminal else 10.0):
+        if not self._silent and now - self._shown >= (0.2 if self._terminal else 10.0):
             self._shown = now
             self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
 
@@ -48,6 +51,8 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._silent:
+            return
         # What took no time needs no report.
         if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
             self._show("\r" if self._terminal else "", "\n")

@@ -88,27 +88,6 @@ def topology_mesh(config: MeshConfig, topology: str, slices: int = 1) -> Mesh:
     return make_mesh(config, described.devices)
 
 
-def row_part(mesh: Mesh, process: int) -> tuple[int, int]:
-    """Which part of a batch's rows ``process`` reads, and of how many.
-
-    Processes whose devices hold parts of the same rows read the same ones, whole.
-    """
-    owners = np.array([device.process_index for device in mesh.devices.flat])
-    owners = owners.reshape(math.prod(mesh.shape[axis] for axis in BATCH_AXES), -1)
-    held = {
-        int(owner): tuple(np.flatnonzero((owners == owner).any(axis=1)).tolist())
-        for owner in np.unique(owners)
-    }
-    parts = sorted(set(held.values()))
-    if sum(map(len, parts)) > len(owners) or len(set(map(len, parts))) > 1:
-        raise UserError(
-            f"mesh.context={mesh.shape['context']} and mesh.tensor={mesh.shape['tensor']}: hosts "
-            "share some of their rows and not others; change one of the two to a divisor or a "
-            "multiple of a host's devices."
-        )
-    return parts.index(held[process]), len(parts)
-
-
 def spec(*axes: str | None) -> PartitionSpec:
     """The PartitionSpec of an array whose dims have these logical names."""
     return PartitionSpec(*(AXIS_RULES[axis] if axis else None for axis in axes))

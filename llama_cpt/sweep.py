@@ -6,6 +6,7 @@ import sys
 
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.processes import require_one
 from llama_cpt.sweep_config import SweepConfig
 from llama_cpt.sweeps.cost import chip_hours, within_budget
 from llama_cpt.sweeps.plan import described, table
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         if options.config is None:
             return 0
+    require_one("sweep")
     sweep = load(options.config, overrides, SweepConfig)
     worker, workers = _share(options.worker)
     if options.budget is not None:

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import time
 
 from llama_cpt.config_file import load
 from llama_cpt.errors import one_line_errors
+from llama_cpt.processes import together
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.run import build
 from llama_cpt.training.trainer import fit
@@ -12,12 +14,14 @@ from llama_cpt.training.trainer import fit
 
 def main(arguments: list[str]) -> int:
     """Parse, build, train; the exit status."""
+    started = time.time()
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.train",
         description="Train on an exact mixture of languages. Token rows that are missing are "
         "prepared first; a run whose output folder exists goes on where it stopped.",
         epilog="Every field of the config is an option: `CONFIG --help` lists them with their "
-        "values. Exit status: 0 done, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved.",
+        "values. Exit status: 0 done, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved, "
+        "134 another host was lost; docs/many_hosts.md has them all.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -29,14 +33,22 @@ def main(arguments: list[str]) -> int:
         default=[],
         help="resume although this field (dotted name or section) differs from the saved run's",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        default="",
+        help="trace these steps, such as 10:13, for XProf and Perfetto, into the run's folder",
+    )
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()
         if options.config is None:
             return 0
     config = load(options.config, overrides)
-    run = build(config, make_mesh(config.mesh))
-    return fit(run, options.allow_change).value
+    with together():
+        run = build(config, make_mesh(config.mesh))
+        outcome = fit(run, options.allow_change, started=started, profile=options.profile)
+        return outcome.value
 
 
 if __name__ == "__main__":

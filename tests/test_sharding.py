@@ -3,13 +3,12 @@
 from dataclasses import replace
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
 
 from llama_cpt.config import MeshConfig
 from llama_cpt.errors import UserError
-from llama_cpt.sharding import make_mesh, row_part, topology_mesh
+from llama_cpt.sharding import make_mesh, topology_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="a TPU's topology needs libtpu"
@@ -67,20 +66,3 @@ def test_an_axis_takes_part_of_a_torus():
     rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
     for row in rows:
         assert np.prod(np.ptp(row, axis=0) + 1) == 8
-
-
-@needs_libtpu
-@pytest.mark.parametrize(
-    ("config", "parts"), [(MeshConfig(), 16), (MeshConfig(fsdp=4, context=16), 4)]
-)
-def test_hosts_that_share_rows_read_the_same(config, parts):
-    """Of 64 chips, 4 to a host: every row is read by those hosts, and only those, that have it."""
-    mesh = topology_mesh(config, "v5p:4x4x4")
-    found = {process: row_part(mesh, process) for process in range(16)}
-    assert {part for part, _ in found.values()} == set(range(parts))
-    assert {count for _, count in found.values()} == {parts}
-    place = jax.NamedSharding(mesh, jax.P(("replica", "fsdp")))
-    held: dict[int, set] = {}
-    for device, (rows,) in place.devices_indices_map((64,)).items():
-        held.setdefault(found[device.process_index][0], set()).update(range(64)[rows])
-    assert sorted(row for rows in held.values() for row in rows) == list(range(64))

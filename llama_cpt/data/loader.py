@@ -31,7 +31,7 @@ class RowSource(Protocol):
         ...
 
 
-def batches(  # noqa: PLR0913 - where a part of a batch lies takes five numbers
+def batches(
     mixture: Mixture,
     corpora: Sequence[RowSource],
     *,
@@ -39,27 +39,26 @@ def batches(  # noqa: PLR0913 - where a part of a batch lies takes five numbers
     global_batch_size: int,
     num_microbatches: int,
     start_row: int,
-    process_index: int,
-    process_count: int,
+    rows_here: Int64[np.ndarray, " rows_here"] | None = None,
 ) -> Iterator[Batch]:
     """This process's part of every batch from ``start_row`` on, without end.
 
-    Fields are (micro-batches, rows, ...), such as ``tokens`` (micro-batches, rows, length). Process
-    h of H gets the h-th H-th of every micro-batch's rows, so that the processes' arrays side by
-    side are the array of a single process. Nothing is walked to get to ``start_row``. What ``read``
-    raises comes out of ``next``. ``close()`` of the iterator, or dropping it, ends the threads.
+    Fields are (micro-batches, rows, ...), such as ``tokens`` (micro-batches, rows, length), of rows
+    ``rows_here`` of every micro-batch; None is all of them. No other row is read, and nothing is
+    walked to get to ``start_row``. What ``read`` raises comes out of ``next``. ``close()`` of the
+    iterator, or dropping it, ends the threads.
 
-    Raises UserError where the batch cannot be divided so.
+    Raises UserError where the batch cannot be divided into micro-batches.
     """
-    parts = num_microbatches * process_count
-    if global_batch_size % parts:
-        nearest = max(round(global_batch_size / parts), 1) * parts
+    if global_batch_size % num_microbatches:
+        nearest = max(round(global_batch_size / num_microbatches), 1) * num_microbatches
         raise UserError(
             f"global_batch_size={global_batch_size} must be a multiple of {num_microbatches} "
-            f"micro-batches x {process_count} processes ({parts}); nearest: {nearest}."
+            f"micro-batches; nearest: {nearest}."
         )
-    offsets = np.arange(global_batch_size, dtype=np.int64)
-    offsets = offsets.reshape(num_microbatches, process_count, -1)[:, process_index]
+    offsets = np.arange(global_batch_size, dtype=np.int64).reshape(num_microbatches, -1)
+    if rows_here is not None:
+        offsets = offsets[:, rows_here]
     read = partial(read_batch, mixture, corpora, bos_id)
 
     def batch_of(step: int) -> Batch:

@@ -7,7 +7,6 @@ save removes it.
 """
 
 import contextlib
-import errno
 import logging
 import sys
 import threading
@@ -16,12 +15,20 @@ from typing import Any
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
 
 from llama_cpt.errors import UserError
+from llama_cpt.patience import passes
+from llama_cpt.processes import (
+    all_hold,
+    count,
+    from_first,
+    gathered,
+    is_first,
+    number,
+)
 from llama_cpt.training import array_dict, manifest
+from llama_cpt.training.save_error import SaveError, save_error
 
 FOLDER = "checkpoints"
 """Where a run keeps its checkpoints, below its output folder."""
@@ -33,6 +40,8 @@ logging.getLogger("absl").addFilter(
 
 SAVE_TIMEOUT_SECONDS = 3600
 """How long processes wait for each other's share of a save; Orbax's 600 s is short for a disk."""
+
+_LEAVE_SECONDS = 60.0
 
 
 class Checkpoints:
@@ -53,20 +62,21 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._others_wait = False
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Copy ``state`` (a pytree of arrays) to the host, then write it in the background.
 
         ``about`` is plain JSON: rows consumed, resolved config, fingerprints. Waits for the save
-        before this one. A step that is saved already is left as it is. Raises UserError where
+        before this one. A step that is saved already is left as it is. Raises SaveError where
         this save or the one before fails; checkpoints saved earlier are not touched.
         """
         self.wait()
-        if _from_first_process(int(step in self.steps())):
+        if from_first(int(step in self.steps()), "step saved already"):
             return
-        if jax.process_index() == 0:
+        if is_first():
             self._prepare(step)
-        _barrier("checkpoint folder prepared")
+        self._raise_agreed("checkpoint folder prepared")
         try:
             self._orbax.save(
                 self.folder / str(step),
@@ -75,27 +85,29 @@ class Checkpoints:
             )
         except (OSError, RuntimeError, ValueError) as error:
             self._fail(step, error)
-            self.raise_if_failed()
+            self._raise()
         self._thread = threading.Thread(target=self._finish, args=(step,), name="seal checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Return once the save under way is complete and sealed; raise UserError if it failed."""
+        """Return once the save under way is complete and sealed; raise SaveError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            sealed_everywhere = _everywhere(self._failure is None)
-            self.raise_if_failed()
-            if not sealed_everywhere:
-                raise UserError(f"{self.folder}: another process could not save its share.")
+            self._raise_agreed("checkpoint sealed")
             self._prune()
-            _barrier("old checkpoints removed")
+            gathered("", "old checkpoints removed")
 
-    def raise_if_failed(self) -> None:
-        """Raise what ended a save in the background, once; does not wait."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+    @property
+    def failed(self) -> bool:
+        """Whether the save in the background has failed here; ``wait`` tells all processes.
+
+        Raises SaveError at once where the other processes cannot be told: they wait for this one's
+        share, inside Orbax.
+        """
+        if self._others_wait:
+            self._raise()
+        return self._failure is not None
 
     def steps(self) -> list[int]:
         """Steps that can be restored as far as is known without reading them, ascending."""
@@ -108,12 +120,13 @@ class Checkpoints:
         was ever saved. Raises UserError where checkpoints exist and all are damaged.
         """
         self._name_unsealed()
-        step = _from_first_process(max(self.steps(), default=-1))
+        step = from_first(max(self.steps(), default=-1), "newest checkpoint")
         while step >= 0:
             if self.is_verified(step):
                 return step
-            step = _from_first_process(max((s for s in self.steps() if s < step), default=-1))
-            if step >= 0 and jax.process_index() == 0:
+            before = max((s for s in self.steps() if s < step), default=-1)
+            step = from_first(before, "checkpoint before")
+            if step >= 0 and is_first():
                 print(f"falling back to the checkpoint of step {step}", file=sys.stderr)
         if self._damaged:
             raise UserError(
@@ -125,10 +138,10 @@ class Checkpoints:
     def is_verified(self, step: int) -> bool:
         """Compare every file of ``step`` with the manifest; a bad one is named on stderr."""
         path = self.folder / str(step)
-        found = manifest.damage(path, jax.process_index(), jax.process_count())
+        found = manifest.damage(path, number(), count())
         if found:
             print(f"checkpoint {step} is damaged: {found}", file=sys.stderr)
-        whole = _everywhere(found is None)
+        whole = all_hold(found is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS)
         if not whole:
             self._damaged.add(step)
         return whole
@@ -158,6 +171,11 @@ class Checkpoints:
         finally:
             self._orbax.close()
 
+    def _leave(self) -> None:
+        """Let the save under way end, if it can without the others' word; they may not come."""
+        if self._thread is not None:
+            self._thread.join(_LEAVE_SECONDS)
+
     def __enter__(self) -> "Checkpoints":
         return self
 
@@ -167,7 +185,10 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None or count() == 1:
+            self.close()
+        else:
+            self._leave()
 
     def _restore(self, step: int, abstract: Any, *, whole: bool) -> Any:
         path = self.folder / str(step)
@@ -182,6 +203,24 @@ class Checkpoints:
         )
         return array_dict.from_dict(self._orbax.restore(path, args=arguments), abstract)
 
+    def _raise(self) -> None:
+        failure, self._failure, self._others_wait = self._failure, None, False
+        if failure is not None:
+            raise failure
+
+    def _raise_agreed(self, purpose: str) -> None:
+        """Raise on every process what has failed on any; none goes on before all are here."""
+        told = ""
+        if isinstance(self._failure, SaveError):
+            told = f"{'passing' if self._failure.passing else 'lasting'} {self._failure}"
+        elif self._failure is not None:
+            self._raise()
+        said = [one for one in gathered(told, purpose, seconds=SAVE_TIMEOUT_SECONDS) if one]
+        self._failure, failure = None, self._failure
+        if said:
+            passing = all(one.startswith("passing ") for one in said)
+            raise SaveError(said[0].split(" ", 1)[1], passing=passing) from failure
+
     def _prepare(self, step: int) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -189,13 +228,19 @@ class Checkpoints:
             if step in self._damaged:
                 manifest.discard(self.folder, step)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot keep checkpoints here ({error}).") from error
+            told = f"{self.folder}: cannot keep checkpoints here ({error})."
+            self._failure = SaveError(told, passing=passes(error))
 
     def _finish(self, step: int) -> None:
         try:
             self._orbax.wait_until_finished()
+        except Exception as error:
+            self._fail(step, error)
+            self._others_wait = count() > 1
+            return
+        try:
             path = self.folder / str(step)
-            manifest.seal(path, jax.process_index(), jax.process_count())
+            manifest.seal(path, number(), count())
             self._damaged.discard(step)
         except Exception as error:
             self._fail(step, error)
@@ -204,37 +249,24 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         """Keep the failure for the main thread and remove what the save has left."""
-        if jax.process_index() == 0:
+        if is_first():
             # Orbax may still be writing other files; what is left then, the next save removes.
             with contextlib.suppress(OSError):
                 manifest.discard(self.folder, step)
         self._failure = error
         if isinstance(error, OSError | RuntimeError | ValueError):
-            self._failure = self._explain(step, error)
+            self._failure = save_error(str(self.folder), step, error, self.keep, self.steps())
             self._failure.__cause__ = error
-
-    def _explain(self, step: int, error: Exception) -> UserError:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
-        smaller = " or set a smaller checkpoint.keep" if self.keep > 1 else ""
-        remedy = f" Free some space{smaller}." if full else ""
-        return UserError(
-            f"{self.folder}: the checkpoint of step {step} was not saved: {reason}.{remedy} "
-            f"Earlier checkpoints are untouched (steps: {self.steps()})."
-        )
 
     def _prune(self) -> None:
         """Drop damaged checkpoints and all but the newest ``keep`` of those fully sealed."""
-        if jax.process_index() == 0 and (kept := self.steps()[-self.keep :]):
+        if is_first() and (kept := self.steps()[-self.keep :]):
             for step in set(manifest.sealed_steps(self.folder)) - set(kept):
                 manifest.discard(self.folder, step)
 
     def _name_unsealed(self) -> None:
-        if jax.process_index() or not self.folder.exists():
-            return
-        sealed = manifest.sealed_steps(self.folder)
-        for path in self.folder.iterdir():
-            if path.name.isdigit() and int(path.name) not in sealed:
+        if is_first() and self.folder.exists():
+            for path in manifest.unsealed(self.folder):
                 print(
                     f"{path} has no complete manifest: its save was interrupted, it is not used",
                     file=sys.stderr,
@@ -272,20 +304,3 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _from_first_process(value: int) -> int:
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _everywhere(here: bool) -> bool:
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.bool_(here)).all())

@@ -8,6 +8,7 @@ exist; each process digests and writes one share of the files, whatever wrote th
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 import contextlib
+from functools import partial
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import re
 
 from etils import epath
 
+from llama_cpt.patience import patiently
 from llama_cpt.progress import Progress
 
 BLOCK_BYTES = 4 << 20
@@ -31,23 +33,27 @@ def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
     everything = _files(checkpoint)
     names = everything[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(lambda name: _seal_file(checkpoint / name), names)
+        seal_file = lambda name: patiently(partial(_seal_file, checkpoint / name))
+        digests = pool.map(seal_file, names)
         entries = dict(zip(names, digests, strict=True))
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
-        _sync(folder)
-    _sync(checkpoint.parent)
+        patiently(partial(_sync, folder))
+    patiently(partial(_sync, checkpoint.parent))
     content = {"all_files": len(everything), "files": entries}
     path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=1))
-    _sync(draft)
-    draft.replace(path)
-    _sync(path.parent)
+    patiently(partial(_write, path, json.dumps(content, indent=1)))
 
 
 def sealed_steps(folder: epath.Path) -> list[int]:
     """Steps in ``folder`` of which all parts of the manifest exist, ascending."""
     return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
+
+
+def unsealed(folder: epath.Path) -> list[epath.Path]:
+    """Folders of steps of which parts of the manifest are missing."""
+    sealed = sealed_steps(folder)
+    steps = (path for path in folder.iterdir() if path.name.isdigit())
+    return [path for path in steps if int(path.name) not in sealed]
 
 
 def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
@@ -149,6 +155,14 @@ def _files(folder: epath.Path) -> list[str]:
                 yield prefix + path.name
 
     return sorted(walk(folder, ""))
+
+
+def _write(path: epath.Path, content: str) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(content)
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
 
 
 def _seal_file(path: epath.Path) -> tuple[int, str]:

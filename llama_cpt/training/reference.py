@@ -23,8 +23,10 @@ from llama_cpt.config import ModelConfig
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
+from llama_cpt.global_arrays import from_whole
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
+from llama_cpt.processes import is_first
 from llama_cpt.progress import Progress
 from llama_cpt.sharding import constrain, spec
 from llama_cpt.training.checkpoint import FOLDER, open_run
@@ -85,7 +87,7 @@ def reference_logprobs(
         if kept is None:
             score = score or make_score()
             kept = _computed(name, rows, score, batch_size)
-            if jax.process_index() == 0:
+            if is_first():
                 _keep(place, kept)
         found[name] = kept
     return found
@@ -111,7 +113,7 @@ def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int
 
     def score(batch: PreferenceBatch | UnpairedBatch) -> np.ndarray:
         with jax.set_mesh(mesh):
-            return np.asarray(program(model, jax.device_put(batch, rows)))
+            return np.asarray(program(model, from_whole(batch, rows)))
 
     return score
 
@@ -175,7 +177,7 @@ def _computed(name: str, rows: AnswerRows, score: Score, batch_size: int) -> np.
 
 def _everywhere(place: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
     """What the first process finds kept, on all of them: they may see other disks."""
-    kept = _kept(place, shape) if jax.process_index() == 0 else None
+    kept = _kept(place, shape) if is_first() else None
     share = multihost_utils.broadcast_one_to_all
     if not share(np.int32(kept is not None)):
         return None

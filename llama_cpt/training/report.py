@@ -7,14 +7,17 @@ import sys
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
 from llama_cpt.chips import CHIPS
 from llama_cpt.config import PreferenceConfig
 from llama_cpt.errors import UserError
-from llama_cpt.metrics import MetricsWriter, model_flops_per_token
+from llama_cpt.metrics import FILE, MetricsWriter, model_flops_per_token, read_lines
+from llama_cpt.processes import is_first
 from llama_cpt.progress import duration
+from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.preference_objectives import REFERENCE_FREE
 from llama_cpt.training.run import Run
 
@@ -26,12 +29,13 @@ class DivergedError(UserError):
 class Reporter:
     """Reports steps as they finish: a step's numbers are fetched while the next one runs."""
 
-    def __init__(self, run: Run, first_step: int) -> None:
-        self.run = run
+    def __init__(self, run: Run, first_step: int, clock: Goodput) -> None:
+        self.run, self.clock = run, clock
         config = run.config
         resumed = first_step if first_step else None
-        first_process = jax.process_index() == 0
-        self.writer = MetricsWriter(config.output, resumed, enabled=first_process)
+        if is_first() and resumed:
+            clock.continue_from(read_lines(epath.Path(config.output) / FILE), first_step)
+        self.writer = MetricsWriter(config.output, resumed, enabled=is_first())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
         chip = CHIPS.get(jax.devices()[0].device_kind)
@@ -42,7 +46,7 @@ class Reporter:
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
         # Throughput counts from the end of the first step: that one compiles.
-        self._clock, self._clock_step, self._seconds_per_step = 0.0, -1, 0.0
+        self._told_at, self._told_step, self._seconds_per_step = 0.0, -1, 0.0
 
     def __enter__(self) -> "Reporter":
         return self
@@ -51,6 +55,7 @@ class Reporter:
         try:
             if kind is None:
                 self.flush()
+                self._print(self.clock.told())
         finally:
             self.writer.close()
 
@@ -75,7 +80,7 @@ class Reporter:
         config = self.run.config
         # Which steps are told does not depend on where a run was resumed.
         due = done % config.log_every_steps == 0 or done in (1, config.num_steps)
-        if due or self._clock_step < 0:
+        if due or self._told_step < 0:
             self._keep_time(done)
         if not due:
             return
@@ -87,12 +92,13 @@ class Reporter:
         self._warn_of_fall(done, values)
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Around what is not training: its time does not count against throughput."""
+    def pause(self, part: str) -> Iterator[None]:
+        """Around what is not training but ``part``: its time counts not against throughput."""
         self.flush()
         start = time.monotonic()
-        yield
-        self._clock += time.monotonic() - start
+        with self.clock.spent_on(part):
+            yield
+        self._told_at += time.monotonic() - start
 
     def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
         """Held-out results by corpus after ``done`` steps, which took ``seconds``."""
@@ -106,9 +112,9 @@ class Reporter:
 
     def _keep_time(self, done: int) -> None:
         now = time.monotonic()
-        if 0 <= self._clock_step < done:
-            self._seconds_per_step = (now - self._clock) / (done - self._clock_step)
-        self._clock, self._clock_step = now, done
+        if 0 <= self._told_step < done:
+            self._seconds_per_step = (now - self._told_at) / (done - self._told_step)
+        self._told_at, self._told_step = now, done
 
     def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
         """Metric key -> value of one step, by STYLE's names."""
@@ -135,7 +141,7 @@ class Reporter:
             values["perf/tokens_per_second"] = speed
             if self.peak_flops:
                 values["perf/mfu"] = speed * self.flops_per_token / self.peak_flops
-        return values
+        return values | self.clock.values()
 
     def _print_step(self, done: int, values: dict[str, float], also: list[str]) -> None:
         num_steps = self.run.config.num_steps
@@ -166,7 +172,7 @@ class Reporter:
         fallen = -values["rewards/chosen"] / objective.beta
         if fallen > objective.chosen_fall_bound:
             self._warned = True
-            if jax.process_index() == 0:
+            if is_first():
                 print(
                     f"warning: step {done}: logps/chosen is {fallen:.1f} nats below the "
                     f"reference's, beyond objective.chosen_fall_bound="
@@ -176,7 +182,7 @@ class Reporter:
                 )
 
     def _print(self, line: str) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             print(line, flush=True)
 
 

@@ -26,7 +26,8 @@ from llama_cpt.training.measured import check_tasks, measure
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build
-from llama_cpt.training.trainer import Outcome, fit
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import fit
 
 BEFORE = "before"
 

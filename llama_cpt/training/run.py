@@ -1,7 +1,9 @@
 """From a config to the parts of a run: data, model, step. Used by every command that trains."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 import math
 import sys
 from typing import Any
@@ -28,11 +30,13 @@ from llama_cpt.data.token_rows import HeldoutDocuments
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import require_writable
+from llama_cpt.global_arrays import from_rows_here, rows_here
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
-from llama_cpt.sharding import BATCH_AXES, constrain, row_part, spec, with_shardings
+from llama_cpt.processes import first_in_turn
+from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
@@ -52,6 +56,9 @@ from llama_cpt.training.train_step import (
     make_train_step,
     state_around,
 )
+
+PREPARE_SECONDS = 86_400
+"""How long the other processes wait for the first to prepare token rows."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +116,24 @@ class Run:
         return in_dtype(model, self.config.compute.dtype)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Batches on the devices, from step ``first_step`` on, without end."""
-        config = self.config
-        part, parts = row_part(self.program.mesh, jax.process_index())
-        return batches(
+        """Batches on the devices, from step ``first_step`` on, without end.
+
+        Every process reads the rows of its own devices alone.
+        """
+        config, sharding = self.config, batch_sharding(self.program.mesh)
+        rows = config.global_batch_size // config.num_microbatches
+        source = batches(
             self.mixture,
             self.rows,
             bos_id=self.tokenizer.bos_id,
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
-            process_index=part,
-            process_count=parts,
+            rows_here=rows_here(sharding, rows),
         )
+        with contextlib.closing(source):
+            for batch in source:
+                yield from_rows_here(batch, rows, sharding)
 
 
 def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Run:
@@ -140,7 +152,11 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
         raise UserError(f"objective.loss={config.objective.loss} needs init_from: its reference.")
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
-    prepared = prepare(config.data, objective=config.objective)
+    prepared = first_in_turn(
+        partial(prepare, config.data, objective=config.objective),
+        "token rows prepared",
+        seconds=PREPARE_SECONDS,
+    )
     for told in prepared.lossy():
         print(f"warning: {told}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
@@ -276,18 +292,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("microbatch", "batch", None))
 
 
-def put_batch(batch: Batch, sharding: NamedSharding) -> Batch:
-    """Global arrays from this process's rows."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse sizes that the mesh does not divide, naming the field."""
-    if jax.process_count() > 1 and mesh.shape["tensor"] > jax.local_device_count():
-        raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} spans hosts of {jax.local_device_count()} devices "
-            "each; it must lie within a host."
-        )
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     microbatch = config.global_batch_size // config.num_microbatches
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"

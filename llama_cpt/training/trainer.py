@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 import contextlib
 from dataclasses import dataclass, replace
-import enum
-import signal
 import sys
 import time
 from typing import Any
@@ -15,54 +13,28 @@ import numpy as np
 
 from llama_cpt.batch import TokenBatch
 from llama_cpt.config import EvaluationConfig
-from llama_cpt.config_file import save
+from llama_cpt.config_file import save as save_config
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.perplexity import HeldoutResult, evaluate_heldout
 from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
+from llama_cpt.global_arrays import from_whole
 from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.lora_base import NOTED, checksums, lora_base
+from llama_cpt.processes import count, is_first
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume
-from llama_cpt.training.run import Run, batch_sharding, put_batch
+from llama_cpt.training.run import Run
+from llama_cpt.training.saving import save
+from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
+from llama_cpt.training.trace import FOLDER as TRACES
+from llama_cpt.training.trace import Trace
 from llama_cpt.training.train_step import TrainState
-
-
-class Outcome(enum.Enum):
-    """How a call of ``fit`` ended; the value is the process's exit status."""
-
-    FINISHED = 0
-    PREEMPTED = 75
-    """SIGTERM: saved, to be started again (EX_TEMPFAIL, which the launch scripts restart on)."""
-    INTERRUPTED = 130
-    """Ctrl-C: saved."""
-
-
-class Signals:
-    """SIGTERM and SIGINT as a wish to stop after the step under way; a second Ctrl-C is obeyed."""
-
-    def __init__(self) -> None:
-        self.outcome = Outcome.FINISHED
-
-    def __enter__(self) -> "Signals":
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT and self.outcome is Outcome.INTERRUPTED:
-            raise KeyboardInterrupt
-        interrupted = number == signal.SIGINT
-        self.outcome = Outcome.INTERRUPTED if interrupted else Outcome.PREEMPTED
-        print(f"\n{signal.Signals(number).name}: saving, then leaving", file=sys.stderr)
+from llama_cpt.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -83,17 +55,20 @@ def fit(
     *,
     trunk: Trunk | None = None,
     at_start: Evaluation | None = None,
+    started: float | None = None,
+    profile: str = "",
 ) -> Outcome:
     """Train to ``config.num_steps``, from the newest undamaged checkpoint where there is one.
 
     A new run starts from ``trunk`` if given; ``at_start`` is what evaluation before the first step
-    gives, where that is known. Raises UserError where the run in ``config.output`` cannot be
-    resumed with this config, DivergedError where its loss is lost.
+    gives, where that is known. ``started`` is the time from which the run's seconds count, now if
+    None; ``profile`` names steps ``FIRST:LAST`` to trace. Raises UserError where the run in
+    ``config.output`` cannot be resumed with this config, DivergedError where its loss is lost.
     """
     config = run.config
     output = epath.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    first_process = jax.process_index() == 0
+    clock, trace = Goodput(started), Trace(profile, str(output / TRACES))
     alone = locked(
         output / ".lock",
         f"{config.output}: another process trains there; wait for it, or name another output.",
@@ -101,28 +76,31 @@ def fit(
     )
     with (
         Signals() as signals,
-        alone if first_process else contextlib.nullcontext(),
+        Watchdog(clock) as watchdog,
+        alone if is_first() else contextlib.nullcontext(),
         Checkpoints(str(output / FOLDER), config.checkpoint.keep) as checkpoints,
         jax.set_mesh(run.program.mesh),
     ):
-        first_step = resumed_step(run, checkpoints, allow_change)
-        if first_step:
-            state = restored(run, checkpoints, first_step)
-        elif trunk:
-            state, first_step = _from_trunk(run, trunk), trunk.step
-        else:
-            state = run.start()
-        if first_process:
-            save(config, output / "config.json")
+        with clock.spent_on("restore"):
+            first_step = resumed_step(run, checkpoints, allow_change)
+            state = restored(run, checkpoints, first_step) if first_step else None
+        if state is None:
+            state = _from_trunk(run, trunk) if trunk else run.start()
+            first_step = trunk.step if trunk else 0
+        if is_first():
+            save_config(config, output / "config.json")
             print(_described(run), flush=True)
-        with Reporter(run, first_step) as report:
+        with Reporter(run, first_step, clock) as report, contextlib.closing(trace):
             if first_step == 0 and run.heldout:
                 _evaluated(run, state, report, 0, at_start)
-            state, last = _loop(run, state, first_step, checkpoints, report, signals)
-        if last > first_step:
-            checkpoints.save(last, state.saved, about(run, state, last))
-        checkpoints.wait()
-        return signals.outcome
+            around = _Around(checkpoints, report, signals, watchdog, trace)
+            state, last, outcome = _loop(run, state, first_step, around)
+            report.flush()
+            with clock.spent_on("save"):
+                if last > first_step:
+                    save(checkpoints, last, state.saved, about(run, state, last), wait=True)
+                checkpoints.wait()
+        return outcome
 
 
 def _described(run: Run) -> str:
@@ -155,11 +133,13 @@ def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]
         return 0
     saved = checkpoints.about(step)
     for warning in check_resume(saved["config"], run.config, allow_change, step):
-        print(f"resume: {warning}", file=sys.stderr)
+        if is_first():
+            print(f"resume: {warning}", file=sys.stderr)
     check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
     done = step == run.config.num_steps
     told = "all steps are done: raise num_steps to go on" if done else "resuming"
-    print(f"{run.config.output}: {told} after step {step}")
+    if is_first():
+        print(f"{run.config.output}: {told} after step {step}")
     return step
 
 
@@ -204,40 +184,58 @@ def evaluates_at(config: EvaluationConfig, steps_done: int, num_steps: int) -> b
     )
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What goes on beside the steps."""
+
+    checkpoints: Checkpoints
+    report: Reporter
+    signals: Signals
+    watchdog: Watchdog
+    trace: Trace
+
+
 def _loop(
-    run: Run,
-    state: TrainState,
-    first_step: int,
-    checkpoints: Checkpoints,
-    report: Reporter,
-    signals: Signals,
-) -> tuple[TrainState, int]:
-    """Steps from ``first_step`` until the end or a signal; the state and the steps done."""
-    config = run.config
-    sharding = batch_sharding(run.program.mesh)
+    run: Run, state: TrainState, first_step: int, around: _Around
+) -> tuple[TrainState, int, Outcome]:
+    """Steps from ``first_step`` until the end or a signal on any process; how many are done."""
+    config, wishes, report = run.config, Wishes(run.program.mesh), around.report
     source = run.batches(first_step)
+    report.clock.turn_to(STEP)
     for step in range(first_step, config.num_steps):
-        if signals.outcome is not Outcome.FINISHED:
-            return state, step
-        rate = learning_rate(config.optimizer, step, config.num_steps)
-        batch = put_batch(next(source), sharding)
-        state, metrics = run.program.step(state, batch, np.float32(rate))
-        done = step + 1
+        stop, failed = around.signals.outcome.value, around.checkpoints.failed
+        wish = wishes.largest(stop or int(failed))
+        if wish > SAVE_FAILED:
+            return state, step, Outcome(wish)
+        if wish == SAVE_FAILED:
+            _save(run, state, step, around)
+        done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
+        with report.clock.spent_on("data"):
+            batch = next(source)
+        with report.clock.spent_on("compile" if step == first_step else STEP):
+            with around.trace.step(done):
+                state, metrics = run.program.step(state, batch, np.float32(rate))
+        around.watchdog.steps_done = step - first_step
         report.step(done, metrics, rate)
-        checkpoints.raise_if_failed()
+        around.trace.end(done, metrics)
         if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
             _evaluated(run, state, report, done)
         if done % config.checkpoint.every_steps == 0:
-            with report.pause():
-                checkpoints.save(done, state.saved, about(run, state, done))
-    return state, config.num_steps
+            _save(run, state, done, around)
+    # One process alone may stop after its last step; many have not agreed on it.
+    return state, config.num_steps, Outcome.FINISHED if count() > 1 else around.signals.outcome
+
+
+def _save(run: Run, state: TrainState, done: int, around: _Around) -> None:
+    with around.report.pause("save"):
+        save(around.checkpoints, done, state.saved, about(run, state, done))
 
 
 def _evaluated(
     run: Run, state: TrainState, report: Reporter, done: int, known: Evaluation | None = None
 ) -> None:
     """Measure, unless it is ``known``, and tell."""
-    with report.pause():
+    with report.pause("evaluation"):
         start = time.monotonic()
         results = known or evaluate(run, state)
         report.evaluation(done, results, time.monotonic() - start)
@@ -249,7 +247,7 @@ def evaluate(run: Run, state: TrainState) -> Evaluation:
     rows = row_sharding(mesh)
 
     def score(batch: TokenBatch) -> np.ndarray:
-        return np.asarray(run.program.score(state.model, jax.device_put(batch, rows)))
+        return np.asarray(run.program.score(state.model, from_whole(batch, rows)))
 
     return evaluate_heldout(
         score,

@@ -30,7 +30,8 @@ from llama_cpt.training.checkpoint import FOLDER
 from llama_cpt.training.report import DivergedError
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Program, Run, build, compiled_part
-from llama_cpt.training.trainer import Evaluation, Outcome, Trunk, evaluate, fit
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import Evaluation, Trunk, evaluate, fit
 
 WAIT_SECONDS = 20.0
 """Between looks at what other workers hold."""

@@ -363,9 +363,7 @@ def test_format_tokens_are_left_out(tmp_path, vocabulary):
 def loader(config, prepared, references=None, **changes):
     sizes = {name: manifest.rows for name, manifest in prepared.rows.items()}
     mixture = mixture_of(config, sizes, seed=0, global_batch_size=8)
-    settings = dict(
-        bos_id=256, global_batch_size=8, num_microbatches=2, process_index=0, process_count=1
-    )
+    settings = dict(bos_id=256, global_batch_size=8, num_microbatches=2)
     opened = open_rows(prepared, references)
     return mixture, batches(mixture, opened, start_row=8, **settings | changes)
 
@@ -428,8 +426,8 @@ def test_batches(tmp_path, vocabulary, kind):
         assert alone.reference_logprobs.tolist() == references["en"][[2, 0]].tolist()
         assert alone.rows.row.tolist() == [[2, 0], [0, 0]]
     halves = [
-        next(loader(config, prepared, references, process_index=h, process_count=2)[1])
-        for h in range(2)
+        next(loader(config, prepared, references, rows_here=rows)[1])
+        for rows in np.split(np.arange(4), 2)
     ]
     joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *halves)
     for one, other in zip(*map(jax.tree.leaves, (joined, batch)), strict=True):

@@ -16,7 +16,8 @@ from llama_cpt.model.lora import merged
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.checkpoint import open_run
 from llama_cpt.training.run import make_program
-from llama_cpt.training.trainer import Outcome, restored
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import restored
 from tests.training.runs import learnt
 from tests.training.test_trainer import run_of, saved_steps, train, train_until
 

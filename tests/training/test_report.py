@@ -9,6 +9,7 @@ import pytest
 
 from llama_cpt.config import ChatConfig, PreferenceConfig
 from llama_cpt.sharding import make_mesh
+from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.report import Reporter, means
 from llama_cpt.training.run import build
 
@@ -40,7 +41,7 @@ def told(make_config, tmp_path, capsys):
         data = replace(config.data, chat=ChatConfig())
         run = replace(run, config=replace(config, objective=objective, data=data))
         capsys.readouterr()
-        with Reporter(run, 0) as report:
+        with Reporter(run, 0, Goodput()) as report:
             for step, log_ratio in enumerate(log_ratios, 1):
                 report.step(step, metrics_of(log_ratio), 1e-3)
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

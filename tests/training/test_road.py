@@ -20,7 +20,8 @@ from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.road import travel
 from llama_cpt.training.run import build
-from llama_cpt.training.trainer import Outcome, fit
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import fit
 
 
 @pytest.fixture

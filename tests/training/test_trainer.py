@@ -17,7 +17,8 @@ from llama_cpt.sharding import make_mesh
 from llama_cpt.training import trainer
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.run import Run, build
-from llama_cpt.training.trainer import Outcome, evaluates_at, fit
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import evaluates_at, fit
 from tests.training.runs import learnt
 
 

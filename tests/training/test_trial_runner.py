@@ -21,7 +21,8 @@ from llama_cpt.sweeps.results import COLUMNS, read_note
 from llama_cpt.sweeps.trials import chains_of
 from llama_cpt.training import trainer, trial_runner
 from llama_cpt.training.run import build
-from llama_cpt.training.trainer import Outcome, fit
+from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.trainer import fit
 from llama_cpt.training.trial_runner import Shared, run_sweep
 from tests.training.runs import learnt
 

@@ -1,0 +1,81 @@
+"""Where a run's wall time goes: what trained, and what was lost to what, over all its starts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import time
+from typing import Any
+
+from llama_cpt.progress import duration
+
+STEP = "step"
+PARTS = (
+    STEP,
+    "startup",
+    "restore",
+    "compile",
+    "data",
+    "evaluation",
+    "save",
+    "repeated",
+    "stopped",
+)
+"""``data``: steps waited for rows; ``repeated``: steps done once more, since they were not saved;
+``stopped``: between two starts, from the last line of metrics on."""
+
+_SECONDS, _CLOCK = "perf/seconds/", "perf/unix_seconds"
+
+
+class Goodput:
+    """A clock of which every second belongs to one part; it starts in ``startup``."""
+
+    def __init__(self, started: float | None = None) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.part, self.since = "startup", time.time() if started is None else started
+        self._started = self.since
+
+    @contextlib.contextmanager
+    def spent_on(self, part: str) -> Iterator[None]:
+        """Seconds inside belong to ``part``."""
+        outer = self.part
+        self.turn_to(part)
+        try:
+            yield
+        finally:
+            self.turn_to(outer)
+
+    def turn_to(self, part: str) -> None:
+        """Seconds from now on belong to ``part``."""
+        now = time.time()
+        self.seconds[self.part] += now - self.since
+        self.part, self.since = part, now
+
+    def continue_from(self, lines: Sequence[Mapping[str, Any]], first_step: int) -> None:
+        """Add what ``lines`` of metrics tell of a run that goes on after ``first_step``."""
+        told = [line for line in lines if _SECONDS + STEP in line]
+        if not told:
+            return
+        last = told[-1]
+        kept = [line for line in told if line["step"] <= first_step]
+        trained = kept[-1][_SECONDS + STEP] if kept else 0.0
+        for part in PARTS:
+            self.seconds[part] += last.get(_SECONDS + part, 0.0)
+        repeated = last[_SECONDS + STEP] - trained
+        self.seconds[STEP] -= repeated
+        self.seconds["repeated"] += repeated
+        self.seconds["stopped"] += max(self._started - last[_CLOCK], 0.0)
+
+    def values(self) -> dict[str, float]:
+        """Metric key -> value, up to now."""
+        self.turn_to(self.part)
+        spent = {_SECONDS + part: value for part, value in self.seconds.items() if value}
+        share = self.seconds[STEP] / max(sum(self.seconds.values()), 1e-9)
+        return {"perf/goodput": share, _CLOCK: self.since} | spent
+
+    def told(self) -> str:
+        """In a sentence: the share that trained, and the rest, largest first."""
+        share = self.values()["perf/goodput"]
+        total = max(sum(self.seconds.values()), 1e-9)
+        lost = sorted(((value, part) for part, value in self.seconds.items()), reverse=True)
+        parts = [f"{part} {value / total:.1%}" for value, part in lost if part != STEP]
+        shown = ", ".join(part for part in parts if not part.endswith(" 0.0%"))
+        return f"goodput {share:.1%} of {duration(total)}" + (f"; {shown}" if shown else "")

@@ -1,0 +1,33 @@
+"""Saves that outlast a storage error which passes."""
+
+import sys
+import time
+from typing import Any
+
+from llama_cpt import patience
+from llama_cpt.processes import is_first
+from llama_cpt.training.checkpoint import Checkpoints
+from llama_cpt.training.save_error import SaveError
+
+
+def save(
+    checkpoints: Checkpoints, step: int, state: Any, about: dict[str, Any], *, wait: bool = False
+) -> None:
+    """Save ``state``, in the background unless ``wait``.
+
+    Where this save or the one before was ended by what may pass, tell and try again; training
+    pauses for it. Raises SaveError for what does not pass, or has not passed by the last try.
+    """
+    for pause in (*patience.PAUSES, None):
+        try:
+            checkpoints.save(step, state, about)
+            if wait:
+                checkpoints.wait()
+            return
+        except SaveError as error:
+            if pause is None or not error.passing:
+                raise
+            if is_first():
+                told = f"warning: {error} Step {step} is saved instead, in {pause:g} s."
+                print(told, file=sys.stderr)
+            time.sleep(pause)

@@ -1,0 +1,30 @@
+"""The corpus, the tokenizer and the tiny model of the tests of training, on four devices."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llama_cpt.config import CheckpointConfig, EvaluationConfig, MeshConfig, TrainConfig
+from tests.processes.launched import DEVICES
+from tests.training.conftest import compilation_cache, corpora, make_config
+
+__all__ = ["compilation_cache", "corpora", "make_config"]
+
+
+@pytest.fixture(scope="session")
+def many(make_config) -> Callable[..., TrainConfig]:
+    """``many(output, **fields)``: a run of 6 steps on four devices that saves every second."""
+
+    def make(output: Path, **fields) -> TrainConfig:
+        settings = {
+            "num_steps": 6,
+            "global_batch_size": 8,
+            "microbatch_size": 4,
+            "mesh": MeshConfig(1, DEVICES, 1),
+            "checkpoint": CheckpointConfig(every_steps=2),
+            "evaluation": EvaluationConfig(every_steps=6, documents=2, batch_size=4, dense=False),
+        }
+        return make_config(output, **settings | fields)
+
+    return make

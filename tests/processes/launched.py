@@ -1,0 +1,121 @@
+"""Commands of several processes on this machine: CPU, real ``jax.distributed``, loopback."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import save
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICES = 4
+HEARTBEAT_SECONDS = 10
+RUN_SECONDS = 1800.0
+"""By then a run has ended, on a machine that has other work too."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The processes of one command."""
+
+    processes: list[subprocess.Popen]
+    logs: list[Path]
+
+    def log(self) -> str:
+        """What all of them said, in this command and those before it."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
+
+    def ended(self, seconds: float = RUN_SECONDS) -> list[int]:
+        """Exit statuses, by ``subprocess``; raises where one still runs after ``seconds``."""
+        until = time.monotonic() + seconds
+        try:
+            return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.processes]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s\n{self.log()}") from None
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait()
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Return once it ``holds``; the processes must still run then."""
+        until = time.monotonic() + RUN_SECONDS
+        while not holds():
+            running = all(process.poll() is None for process in self.processes)
+            if not running or time.monotonic() > until:
+                self.ended(0.1)
+                raise AssertionError(self.log())
+            time.sleep(0.002)
+
+
+def launch(
+    arguments: Sequence[str], folder: Path, count: int, cache: Path, program: str = ""
+) -> Launched:
+    """``python -m arguments`` as ``count`` processes that share ``DEVICES`` devices.
+
+    Logs are ``folder/log-K``. ``program`` is Python that each process runs before the command.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    source = (
+        f"import runpy, sys\n{program}\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    shared = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"
+        " --xla_cpu_multi_thread_eigen=false",
+        "JAX_PLATFORMS": "cpu",
+        "LLAMA_CPT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+    }
+    if count > 1:
+        # No cache: the first process alone writes it, then waits for the others' compilation, and
+        # Gloo gives them 30 seconds.
+        shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    else:
+        shared |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    logs = [folder / f"log-{number}" for number in range(count)]
+    processes = []
+    for number, log in enumerate(logs):
+        one = shared | ({"JAX_PROCESS_ID": str(number)} if count > 1 else {})
+        with log.open("ab") as said:
+            command = [sys.executable, "-c", source, *arguments]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=one, stdout=said, stderr=said))
+    return Launched(processes, logs)
+
+
+def train(config: TrainConfig, count: int, cache: Path, program: str = "") -> Launched:
+    """``python -m llama_cpt.train`` on this config; config and logs lie beside its output."""
+    folder = Path(config.output).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    save(config, path)
+    return launch(["llama_cpt.train", str(path)], folder, count, cache, program)
+
+
+def run_to_end(config: TrainConfig, count: int, cache: Path, program: str = "") -> Launched:
+    """Train until all is done; started again on what the launch scripts start again on."""
+    for _ in range(4):
+        launched = train(config, count, cache, program)
+        statuses = set(launched.ended())
+        if statuses == {0}:
+            return launched
+        assert statuses <= {75, -signal.SIGABRT}, launched.log()
+    raise AssertionError(launched.log())
+
+
+def steps_told(config: TrainConfig) -> int:
+    """Lines of metrics so far."""
+    metrics = Path(config.output) / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

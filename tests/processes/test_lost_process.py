@@ -1,0 +1,126 @@
+"""A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost."""
+
+from dataclasses import replace
+from pathlib import Path
+import random
+import signal
+import time
+
+import pytest
+
+from llama_cpt.config import EvaluationConfig, TrainConfig
+from tests.processes.launched import Launched, run_to_end, steps_told, train
+from tests.training.runs import learnt
+
+KILLS = 20
+SLOW_SEAL = """
+import time
+from llama_cpt.training import manifest
+real = manifest.seal
+def seal(*arguments):
+    print("sealing slowly", flush=True)
+    time.sleep(3)
+    real(*arguments)
+manifest.seal = seal
+"""
+TENTH_WRITE_FAILS = """
+import errno, itertools
+from llama_cpt import patience
+from llama_cpt.training import manifest
+patience.PAUSES = 0.01, 0.01, 0.01
+real, written = manifest._sync, itertools.count(1)
+def sync(path):
+    if next(written) % 10 == 0:
+        raise OSError(errno.EIO, "Input/output error")
+    real(path)
+manifest._sync = sync
+"""
+FULL_ON_THE_SECOND = """
+import errno, os
+from llama_cpt.training import manifest
+def sync(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+if os.environ["JAX_PROCESS_ID"] == "1":
+    manifest._sync = sync
+"""
+
+
+@pytest.fixture(scope="session")
+def whole(many, tmp_path_factory, compilation_cache) -> list[dict]:
+    """What two processes learn that nothing happens to."""
+    config = many(tmp_path_factory.mktemp("whole") / "run")
+    run_to_end(config, 2, compilation_cache)
+    return learnt(Path(config.output))
+
+
+def kill_one(launched: Launched, process: int) -> None:
+    """The other ends by itself, within a minute, as one that is to be started again."""
+    launched.processes[process].kill()
+    statuses = launched.ended(60)
+    assert statuses[process] == -signal.SIGKILL
+    assert statuses[1 - process] == -signal.SIGABRT, launched.log()
+
+
+def sealed(config: TrainConfig, step: int) -> bool:
+    folder = Path(config.output) / "checkpoints"
+    return len(list(folder.glob(f"{step}.manifest-*-of-00002.json"))) == 2
+
+
+def halve_a_file(folder: Path) -> None:
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.slow
+def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
+    config = many(tmp_path / "run")
+    saved = Path(config.output) / "checkpoints"
+
+    lost = train(config, 2, compilation_cache)
+    lost.wait_until(lambda: sealed(config, 2))
+    kill_one(lost, 1)
+
+    stopped = train(config, 2, compilation_cache, SLOW_SEAL)
+    stopped.wait_until(lambda: "sealing slowly" in stopped.log())
+    stopped.processes[1].send_signal(signal.SIGTERM)
+    assert stopped.ended() == [75, 75], stopped.log()
+    newest = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
+    assert newest >= 4 and sealed(config, newest)
+
+    halve_a_file(saved / str(newest))
+    last = run_to_end(config, 2, compilation_cache, TENTH_WRITE_FAILS)
+    assert f"checkpoint {newest} is damaged" in last.log()
+    assert "falling back to the checkpoint of step" in last.log()
+    assert learnt(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compilation_cache):
+    launched = train(many(tmp_path / "run"), 2, compilation_cache, FULL_ON_THE_SECOND)
+    assert launched.ended() == [1, 1], launched.log()
+    assert all("the disk is full" in log.read_text() for log in launched.logs)
+    assert "Traceback" not in launched.log()
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_one_of_two(many, tmp_path, compilation_cache):
+    """At random moments: while they meet, compile, step and save."""
+    long = {"num_steps": 60, "evaluation": EvaluationConfig(60, False, 2, 4)}
+    base = many(tmp_path / "run").data
+    whole, config = (
+        many(tmp_path / name / "run", data=replace(base, max_epochs=1000.0), **long)
+        for name in ("whole", "killed")
+    )
+    run_to_end(whole, 2, compilation_cache)
+    draw = random.Random(0)
+    for _ in range(KILLS):
+        launched = train(config, 2, compilation_cache)
+        told = steps_told(config)
+        if draw.random() < 0.2:
+            time.sleep(draw.uniform(0.0, 6.0))
+        else:
+            launched.wait_until(lambda told=told: steps_told(config) != told)
+            time.sleep(draw.uniform(0.0, 0.2))
+        kill_one(launched, draw.randrange(2))
+    run_to_end(config, 2, compilation_cache)
+    assert learnt(Path(config.output)) == learnt(Path(whole.output))

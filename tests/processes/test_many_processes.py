@@ -1,0 +1,82 @@
+"""Several processes train as one does: the same rows, the same losses, one that tells."""
+
+import json
+from pathlib import Path
+import signal
+
+import pytest
+
+from llama_cpt.config import TrainConfig
+from tests.processes.launched import Launched, run_to_end, steps_told, train
+from tests.training.runs import learnt
+
+# Tells which rows each process reads.
+TELLS_ROWS = """
+import json, os
+from llama_cpt.data import loader
+real = loader.read_batch
+def read_batch(mixture, corpora, bos_id, row_numbers):
+    with open(os.environ["ROWS"] + os.environ.get("JAX_PROCESS_ID", "0"), "a") as file:
+        file.write(json.dumps(row_numbers.tolist()) + "\\n")
+    return real(mixture, corpora, bos_id, row_numbers)
+loader.read_batch = read_batch
+"""
+
+
+@pytest.fixture(scope="session")
+def alone(many, tmp_path_factory, compilation_cache) -> list[dict]:
+    """What one process learns."""
+    config = many(tmp_path_factory.mktemp("alone") / "run")
+    run_to_end(config, 1, compilation_cache)
+    return learnt(Path(config.output))
+
+
+def assert_close(ours: list[dict], theirs: list[dict]) -> None:
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+
+
+def rows_read(place: str, steps: int) -> list[int]:
+    """Row numbers of the first ``steps`` batches, which are read ahead in any order."""
+    lines = [json.loads(line) for line in {*Path(place).read_text().splitlines()}]
+    return [row for line in sorted(lines)[:steps] for part in line for row in part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_same_rows_and_losses_as_one_process(
+    count, alone, many, tmp_path, compilation_cache, monkeypatch
+):
+    config = many(tmp_path / "run")
+    monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
+    launched = run_to_end(config, count, compilation_cache, TELLS_ROWS)
+    assert_close(learnt(tmp_path / "run"), alone)
+    each = [rows_read(f"{tmp_path}/rows-{process}", 6) for process in range(count)]
+    assert all(len(rows) == 48 // count for rows in each)
+    assert sorted(row for rows in each for row in rows) == list(range(48))
+    first, *others = [log.read_text() for log in launched.logs]
+    assert "step      6/6" in first and "goodput" in first
+    assert not any("step " in said for said in others), others
+
+
+def stop_after(launched: Launched, config: TrainConfig, lines: int, process: int) -> None:
+    """SIGTERM to one process after so many lines of metrics: all save and say so."""
+    launched.wait_until(lambda: steps_told(config) >= lines)
+    launched.processes[process].send_signal(signal.SIGTERM)
+    assert set(launched.ended()) == {75}, launched.log()
+
+
+@pytest.mark.slow
+def test_four_then_two_then_four_processes(alone, many, tmp_path, compilation_cache):
+    config = many(tmp_path / "run", num_steps=6)
+    # Slow steps, so that the run has not ended before all know of the signal.
+    slowly = (
+        "import time\nfrom llama_cpt.training import trainer\nreal = trainer.learning_rate\n"
+        "trainer.learning_rate = lambda *a: (time.sleep(0.5), real(*a))[1]"
+    )
+    for count, lines, process in ((4, 2, 3), (2, 4, 0)):
+        stop_after(train(config, count, compilation_cache, slowly), config, lines, process)
+    last = run_to_end(config, 4, compilation_cache)
+    assert last.log().count("resuming after step") >= 2
+    assert_close(learnt(tmp_path / "run"), alone)

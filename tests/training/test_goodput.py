@@ -1,0 +1,82 @@
+"""Every second belongs to one part, over restarts too; what takes too long is named."""
+
+import time
+
+import pytest
+
+from llama_cpt.training import watchdog
+from llama_cpt.training.goodput import Goodput
+from llama_cpt.training.watchdog import Watchdog
+
+
+@pytest.fixture
+def now(monkeypatch) -> list[float]:
+    """The time, to be set."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    return clock
+
+
+def spend(clock: Goodput, now: list[float], part: str, seconds: float) -> None:
+    with clock.spent_on(part):
+        now[0] += seconds
+
+
+def test_seconds_add_up(now):
+    clock = Goodput()
+    now[0] += 10
+    spend(clock, now, "compile", 30)
+    clock.turn_to("step")
+    now[0] += 50
+    spend(clock, now, "save", 10)
+    values = clock.values()
+    assert values["perf/goodput"] == pytest.approx(0.5)
+    assert values["perf/seconds/startup"] == 10 and values["perf/seconds/save"] == 10
+    assert clock.told() == "goodput 50.0% of 1m40s; compile 30.0%, startup 10.0%, save 10.0%"
+
+
+def test_a_restart_adds_what_was_lost(now):
+    first = Goodput()
+    first.turn_to("step")
+    lines = []
+    for step in (1, 2, 3):
+        now[0] += 10
+        lines.append({"step": step} | first.values())
+    # Killed after step 3, with step 1 saved; started again 100 seconds later.
+    now[0] += 100
+    second = Goodput()
+    second.continue_from([{"step": 0}, *lines], 1)
+    now[0] += 5
+    second.turn_to("step")
+    now[0] += 20
+    assert second.values() == {
+        "perf/goodput": pytest.approx(30 / 155),
+        "perf/unix_seconds": 1155.0,
+        "perf/seconds/step": 30,
+        "perf/seconds/startup": 5,
+        "perf/seconds/repeated": 20,
+        "perf/seconds/stopped": 100,
+    }
+
+
+def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
+    clock = Goodput()
+    clock.turn_to("step")
+    with Watchdog(clock, poll_seconds=0.01) as dog:
+        clock.seconds["step"], dog.steps_done = 0.002, 2
+        time.sleep(0.3)
+    said = capfd.readouterr().err
+    assert said.count("watchdog: process 0: step, 2 steps after the start") == 1
+    assert "test_a_late_step_is_named_once_with_stacks" in said
+
+
+def test_what_goes_on_is_not_named(monkeypatch, capfd):
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.5)
+    clock = Goodput()
+    with Watchdog(clock, poll_seconds=0.01) as dog:
+        dog.steps_done = 9
+        for _ in range(10):
+            clock.turn_to("step")
+            time.sleep(0.02)
+    assert "watchdog" not in capfd.readouterr().err
