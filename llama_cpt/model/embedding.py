@@ -1,4 +1,4 @@
-"""Rows of the embedding table, looked up and differentiated on each device's slice.
+"""Rows of the embedding table, looked up and differentiated on each device's share of them.
 
 By hand, because the partitioner replicates the activations to look them up in a table that is
 sliced both ways, and because a gradient summed in bfloat16 loses what frequent tokens add.
@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_cpt.sharding import spec
-
-# Where the table's two dims lie (sharding.AXIS_RULES).
-VOCAB_AXIS, EMBED_AXIS = spec("vocab", "embed")
+from llama_cpt.vocabulary import VOCAB_AXIS, neighbours
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -26,9 +24,11 @@ def lookup(
         return table[tokens].astype(dtype)
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        table = jax.lax.all_gather(table.astype(dtype), EMBED_AXIS, axis=1, tiled=True)
-        rows = table.at[_local_ids(tokens, table.shape[0])].get(mode="fill", fill_value=0)
-        return jax.lax.psum(rows, VOCAB_AXIS)
+        near = neighbours(table.shape[0], tokens.size)
+        table = near.gather_rows(table, dtype)
+        ids = near.local_ids(near.gather_tokens(tokens), table.shape[0])
+        # One share has the row, the others add zeros.
+        return near.scatter_tokens(table.at[ids].get(mode="fill", fill_value=0))
 
     return jax.shard_map(
         local,
@@ -52,11 +52,11 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
     slices = jax.sharding.get_abstract_mesh().shape[VOCAB_AXIS]
 
     def local(tokens: jax.Array, cotangent: jax.Array) -> jax.Array:
-        table = zeros((vocab // slices, cotangent.shape[-1]))
-        ids = _local_ids(tokens, table.shape[0])
-        table = table.at[ids].add(cotangent.astype(table.dtype), mode="drop")
-        table = jax.lax.psum_scatter(table, EMBED_AXIS, scatter_dimension=1, tiled=True)
-        return jax.lax.psum(table, "replica")
+        near = neighbours(vocab // slices, tokens.size)
+        table = zeros((vocab // slices // near.size, cotangent.shape[-1]))
+        ids = near.local_ids(near.gather_tokens(tokens), table.shape[0])
+        added = near.gather_tokens(cotangent).astype(table.dtype)
+        return near.scatter_rows(table.at[ids].add(added, mode="drop"))
 
     table = jax.shard_map(
         local,
@@ -68,9 +68,3 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
 
 
 lookup.defvjp(_forward, _backward)
-
-
-def _local_ids(tokens: jax.Array, rows: int) -> jax.Array:
-    """Ids within this device's slice of the vocabulary; ``rows`` where another has the token."""
-    ids = tokens - jax.lax.axis_index(VOCAB_AXIS) * rows
-    return jnp.where((ids >= 0) & (ids < rows), ids, rows)

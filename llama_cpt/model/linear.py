@@ -1,5 +1,7 @@
 """A product with one of the model's matrices, with or without an adapter beside it."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,10 @@ class Adapted(nnx.Module):
         self.matrix, self.adapter = matrix, adapter
 
 
-def product(
-    x: Float[Array, "batch length in"], matrix: nnx.Param | Adapted
-) -> Float[Array, "batch length out"]:
+Matrix = nnx.Param | jax.Array | Adapted
+
+
+def product(x: Float[Array, "batch length in"], matrix: Matrix) -> Float[Array, "batch length out"]:
     """x W, or x W + scale (x A) B (Hu et al. 2021, arXiv 2106.09685, eq. 3); operands in x's type.
 
     Where B is 0 the sum is x W to the last bit.
@@ -37,5 +40,11 @@ def product(
     return _times(x, matrix.matrix) + added
 
 
-def _times(x: jax.Array, matrix: nnx.Param) -> jax.Array:
+def _times(x: jax.Array, matrix: nnx.Param | jax.Array) -> jax.Array:
     return jnp.einsum("bti,io->bto", x, matrix[...].astype(x.dtype))
+
+
+def adapted(tree: Any) -> bool:
+    """Whether any matrix of ``tree`` has an adapter beside it."""
+    is_adapted = lambda node: isinstance(node, Adapted)
+    return any(map(is_adapted, jax.tree.leaves(tree, is_leaf=is_adapted)))

@@ -7,12 +7,10 @@ axes (placed by ``sharding.AXIS_RULES``) and its initial spread in one line.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from flax import nnx
 import jax
-from jax import checkpoint_policies
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,25 +19,11 @@ import numpy as np
 from llama_cpt.config import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
-from llama_cpt.model.linear import Adapted, product
+from llama_cpt.model.linear import Matrix, adapted, product
+from llama_cpt.model.mlp import mlp, sliced_mlp, slices
+from llama_cpt.model.stack import through_layers
 from llama_cpt.model.zigzag import from_zigzag, to_zigzag
 from llama_cpt.sharding import constrain
-
-# What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
-REMAT_POLICIES = {
-    "minimal": checkpoint_policies.save_from_both_policies(
-        checkpoint_policies.dots_with_no_batch_dims_saveable,
-        checkpoint_policies.save_only_these_names("attention"),
-    ),
-    "dots": checkpoint_policies.dots_saveable,
-    "full": checkpoint_policies.nothing_saveable,
-    "offload": checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["layer_input"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 Rotation = tuple[jax.Array, jax.Array]
 """Cosine and sine, (batch, length, head_dim / 2)."""
@@ -147,16 +131,19 @@ class Llama(nnx.Module):
         ``embedding_noise``, where there is any, is added to what the first layer reads.
         """
 
-        def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
-            return attend(query, key, value, segment_ids, implementation=self.attention), None
+        def layer(context: tuple[Rotation, jax.Array], x: jax.Array, block: Block) -> jax.Array:
+            rotation, segment_ids = context
+
+            def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+                return attend(query, key, value, segment_ids, implementation=self.attention), None
+
+            return self.layer(rotation, attention, x, block)[0]
 
         x, rotation = self.embed(to_zigzag(tokens), to_zigzag(positions))
         if embedding_noise is not None:
             x = x + to_zigzag(embedding_noise).astype(x.dtype)
-        layer = partial(self.layer, rotation, attention)
-        if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, self.layers)
+        context = rotation, segment_ids
+        x = through_layers(layer, context, x, self.layers, remat=self.remat)
         return from_zigzag(rms_norm(x, self.norm[...], eps=self.config.norm_eps))
 
     def __call__(
@@ -207,15 +194,21 @@ class Llama(nnx.Module):
         block: Block,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         config = self.config
-        x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
-        def project(matrix: nnx.Param | Adapted, heads: int) -> jax.Array:
-            return product(x, matrix).reshape(*x.shape[:2], heads, config.head_dim)
+        def project(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array, jax.Array]:
+            x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
-        query = rotate(project(block.query, config.num_heads), *rotation)
-        key = rotate(project(block.key, config.num_kv_heads), *rotation)
-        value = project(block.value, config.num_kv_heads)
-        out, kept = attention(query, key, value)
+            def heads(matrix: Matrix, number: int) -> jax.Array:
+                return product(x, matrix).reshape(*x.shape[:2], number, config.head_dim)
+
+            query = rotate(heads(block.query, config.num_heads), *rotation)
+            key = rotate(heads(block.key, config.num_kv_heads), *rotation)
+            return query, key, heads(block.value, config.num_kv_heads)
+
+        if self.remat == "full":
+            # The MLP's backward pass comes first: the normed input is made again after it.
+            project = jax.checkpoint(project)
+        out, kept = attention(*project(x, block))
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
         return product(out, block.output), kept
 
@@ -223,9 +216,12 @@ class Llama(nnx.Module):
         self, x: Float[Array, "batch length embed"], block: Block
     ) -> Float[Array, "batch length embed"]:
         x = rms_norm(x, block.mlp_norm[...], eps=self.config.norm_eps)
-        gate, up = product(x, block.gate), product(x, block.up)
-        inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
-        return product(inner, block.down)
+        matrices = block.gate, block.up, block.down
+        # Elsewhere the products that a slice computes again are kept.
+        again = self.remat in ("full", "offload")
+        if not again or adapted(matrices) or slices(self.config.mlp_dim) == 1:
+            return mlp(x, *matrices)
+        return sliced_mlp(x, *(matrix[...] for matrix in matrices))
 
 
 def abstract_llama(config: ModelConfig, **options: Any) -> Llama:

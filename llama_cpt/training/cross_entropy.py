@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_cpt.sharding import TOKEN_AXES, spec
-
-# Where the head's two dims lie (sharding.AXIS_RULES).
-VOCAB_AXIS, EMBED_AXIS = spec("vocab", "embed")
+from llama_cpt.vocabulary import Neighbours, neighbours
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -32,7 +30,7 @@ def linear_cross_entropy(
     With l = hidden @ head.T and Z = sum exp(l), a token's loss is -log softmax(l)[target] plus
     ``z_loss`` * (log Z)^2 (PaLM, arXiv 2204.02311, section 5). Products take operands in hidden's
     type and add in float32. Gradients flow from the loss sum to ``hidden`` and ``head`` only.
-    ``chunk_tokens`` counts one device's tokens. Runs under ``jax.set_mesh``.
+    ``chunk_tokens`` counts the tokens of which a device has logits. Runs under ``jax.set_mesh``.
     """
     kernel = partial(_losses, z_loss=z_loss, chunk_tokens=chunk_tokens)
     return _per_device(kernel, 2)(hidden, head, targets, weights)
@@ -92,10 +90,10 @@ token_nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _per_device(kernel: Callable, outputs: int) -> Callable:
-    """Run ``kernel`` on each device's rows and slice of the vocabulary.
+    """Run ``kernel`` on each device's rows and share of the vocabulary.
 
-    By hand, because the partitioner would reduce the head's gradient once a chunk: here the head is
-    gathered once and its gradient scattered once.
+    By hand, because the partitioner would reduce the head's gradient once a chunk: here the share
+    is gathered once and its gradient scattered once.
     """
     rows, table = spec("batch", "length"), spec("vocab", "embed")
     embedded = spec("batch", "length", "act_embed")
@@ -116,15 +114,17 @@ def _losses(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
-    head = _gathered(head, hidden.dtype)
+    near = neighbours(head.shape[0], targets.size)
+    head = near.gather_rows(head, hidden.dtype)
 
     def chunk(loss: jax.Array, rows: tuple) -> tuple:
-        _, log_z, nll, weights = _scores(rows, head)
-        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), nll
+        hidden, ids, weights = _gathered(rows, head, near)
+        _, log_z, nll = _scores(hidden, head, ids, near)
+        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), near.own_tokens(nll)
 
-    chunks = _chunks(hidden, targets, weights, chunk_tokens)
+    chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
     loss, nll = jax.lax.scan(chunk, jnp.float32(0), chunks)
-    return jax.lax.psum(loss, TOKEN_AXES), _unchunked(nll, targets.shape)
+    return jax.lax.psum(loss, TOKEN_AXES) / near.size, _unchunked(nll, targets.shape)
 
 
 def _losses_and_gradients(
@@ -136,57 +136,56 @@ def _losses_and_gradients(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    head = _gathered(head, hidden.dtype)
+    near = neighbours(head.shape[0], targets.size)
+    head = near.gather_rows(head, hidden.dtype)
 
     def chunk(carry: tuple, rows: tuple) -> tuple:
         loss, d_head = carry
-        logits, log_z, nll, weights = _scores(rows, head)
+        hidden, ids, weights = _gathered(rows, head, near)
+        logits, log_z, nll = _scores(hidden, head, ids, near)
         loss = loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z)))
         # d loss / d logits = w (softmax (1 + 2 z log Z) - onehot)
         pull = (weights * (1 + 2 * z_loss * log_z))[:, None]
         softmax = jnp.exp(logits - log_z[:, None])
-        onehot = jnp.where(_is_target(rows[1], logits), weights[:, None], 0)
+        onehot = jnp.where(_is_target(ids, logits), weights[:, None], 0)
         d_logits = (pull * softmax - onehot).astype(head.dtype)
-        d_hidden = jnp.einsum("tv,vd->td", d_logits, head)
-        d_head = d_head + jnp.einsum(
-            "tv,td->vd", d_logits, rows[0], preferred_element_type=jnp.float32
-        )
-        return (loss, d_head), (nll, jax.lax.psum(d_hidden, VOCAB_AXIS))
+        products = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        d_head = d_head + products("tv,td->vd", d_logits, hidden)
+        d_hidden = near.scatter_tokens(products("tv,vd->td", d_logits, head))
+        return (loss, d_head), (near.own_tokens(nll), d_hidden.astype(hidden.dtype))
 
     start = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
-    chunks = _chunks(hidden, targets, weights, chunk_tokens)
+    chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
     (loss, d_head), (nll, d_hidden) = jax.lax.scan(chunk, start, chunks)
-    d_head = jax.lax.psum_scatter(d_head, EMBED_AXIS, scatter_dimension=1, tiled=True)
-    # The layers' backward pass waits for the scatter: the whole head's gradient, 2 GB at the 8B
-    # shape, would otherwise live on beside their temporaries.
-    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, d_head))
+    # The layers' backward pass waits for the scatter: the gradient of the share would otherwise
+    # live on beside their temporaries.
+    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, near.scatter_rows(d_head)))
     return (
-        jax.lax.psum(loss, TOKEN_AXES),
+        jax.lax.psum(loss, TOKEN_AXES) / near.size,
         _unchunked(nll, targets.shape),
         _unchunked(d_hidden, hidden.shape),
-        jax.lax.psum(d_head, "replica"),
+        d_head,
     )
 
 
-def _gathered(head: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jax.lax.all_gather(head.astype(dtype), EMBED_AXIS, axis=1, tiled=True)
+def _gathered(rows: tuple, head: jax.Array, near: Neighbours) -> tuple:
+    """A chunk's (hidden, targets' ids within this device's share, weights), the neighbours' too."""
+    hidden, targets, weights = jax.tree.map(near.gather_tokens, rows)
+    return hidden, near.local_ids(targets, head.shape[0]), weights
 
 
-def _scores(rows: tuple, head: jax.Array) -> tuple:
-    """A chunk's (logits of this device's vocabulary, log Z, nll, weights), float32."""
-    hidden, targets, weights = rows
+def _scores(hidden: jax.Array, head: jax.Array, ids: jax.Array, near: Neighbours) -> tuple:
+    """(Logits of this device's share of the vocabulary, log Z, nll), float32."""
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
-    top = jax.lax.pmax(jnp.max(logits, axis=-1), VOCAB_AXIS)
-    total = jax.lax.psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), VOCAB_AXIS)
-    log_z = top + jnp.log(total)
-    target = jnp.sum(jnp.where(_is_target(targets, logits), logits, 0), axis=-1)
-    return logits, log_z, log_z - jax.lax.psum(target, VOCAB_AXIS), weights
+    top = near.max(jnp.max(logits, axis=-1))
+    log_z = top + jnp.log(near.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
+    target = near.sum(jnp.sum(jnp.where(_is_target(ids, logits), logits, 0), axis=-1))
+    return logits, log_z, log_z - target
 
 
-def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
-    """Where, in this device's slice of the vocabulary, each row's target is."""
-    first = jax.lax.axis_index(VOCAB_AXIS) * logits.shape[1]
-    return (targets - first)[:, None] == jnp.arange(logits.shape[1])[None]
+def _is_target(ids: jax.Array, logits: jax.Array) -> jax.Array:
+    """Where, in this device's share of the vocabulary, each row's target is."""
+    return ids[:, None] == jnp.arange(logits.shape[1])[None]
 
 
 def _chunks(
@@ -194,7 +193,7 @@ def _chunks(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tokens in equal chunks, the last filled up with tokens of weight 0."""
     tokens = targets.size
-    chunk_tokens = min(chunk_tokens, tokens)
+    chunk_tokens = min(max(chunk_tokens, 1), tokens)
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(tokens, *x.shape[2:])
