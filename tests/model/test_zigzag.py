@@ -15,7 +15,8 @@ from llama_cpt.sharding import make_mesh, shardings, spec
 from llama_cpt.training.objectives import make_objective
 
 MODEL = ModelConfig(
-    vocab_size=64,
+    # Enough rows that neighbours share them.
+    vocab_size=1024,
     embed_dim=32,
     mlp_dim=48,
     num_layers=2,
