@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_cpt.sharding import spec
-from llama_cpt.vocabulary import VOCAB_AXIS, neighbours
+from llama_cpt.vocabulary import VOCAB_AXIS, Neighbours, neighbours
+
+# The gradient's scatter sorts float32 copies of the tokens' rows: fewer neighbours share them.
+COPIES = 4
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -24,7 +27,7 @@ def lookup(
         return table[tokens].astype(dtype)
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        near = neighbours(table.shape[0], tokens.size)
+        near = _sharers(table.shape[0], tokens)
         table = near.gather_rows(table, dtype)
         ids = near.local_ids(near.gather_tokens(tokens), table.shape[0])
         # One share has the row, the others add zeros.
@@ -52,7 +55,7 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
     slices = jax.sharding.get_abstract_mesh().shape[VOCAB_AXIS]
 
     def local(tokens: jax.Array, cotangent: jax.Array) -> jax.Array:
-        near = neighbours(vocab // slices, tokens.size)
+        near = _sharers(vocab // slices, tokens)
         table = zeros((vocab // slices // near.size, cotangent.shape[-1]))
         ids = near.local_ids(near.gather_tokens(tokens), table.shape[0])
         added = near.gather_tokens(cotangent).astype(table.dtype)
@@ -68,3 +71,7 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
 
 
 lookup.defvjp(_forward, _backward)
+
+
+def _sharers(rows: int, tokens: jax.Array) -> Neighbours:
+    return neighbours(rows, COPIES * tokens.size)

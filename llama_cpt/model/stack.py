@@ -103,6 +103,5 @@ def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
 
 
 def _at(layers: Any, number: jax.Array) -> Any:
-    """One layer's, behind a barrier: else all layers' are kept in the compute type for the step."""
     take = partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
-    return jax.lax.optimization_barrier(jax.tree.map(take, layers))
+    return jax.tree.map(take, layers)
