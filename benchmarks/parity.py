@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 import numpy as np  # noqa: E402
 
+from llama_cpt.chat_session import chat_template_of  # noqa: E402
 from llama_cpt.config import MeshConfig  # noqa: E402
 from llama_cpt.data.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
@@ -36,7 +37,9 @@ TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in L
 def ours(folder: str) -> HarnessModel:
     mesh = make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, model_config_of(folder), mesh, "float32")
-    return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
+    tokenizer = load_tokenizer(folder)
+    # Not to ask in it: it knows what ends an answer.
+    return HarnessModel(decoder, tokenizer, mesh, chat_template_of(tokenizer))
 
 
 def documents(world: str, count: int) -> list[str]:

@@ -22,6 +22,7 @@ config = PipelineConfig(
         for subject in ("facts", "arithmetic", "feelings")
     ),
     benchmarks=f"{FOLDER}/world",
+    task_examples=128,
     max_new_tokens=32,
     export_dtype="float32",
 )

@@ -1,8 +1,9 @@
 """Our model as lm-evaluation-harness sees one: requests in, log-likelihoods and text out.
 
 Texts become tokens as the harness's Hugging Face backend makes them (BOS first; a context's tokens
-are the first of its text with the continuation), so that scores are the same to rounding. Unlike
-there, the name of a special token in a text is text.
+are its own, the continuation's those of the whole text behind as many), so that scores are the same
+to rounding. Unlike there, the name of a special token in a text is text, and a continuation that
+adds no token to its context is scored by the last one, not by none.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -174,9 +175,11 @@ class HarnessModel(LM):
         before = dict(zip(dict.fromkeys(contexts), ids[len(slab) :], strict=True))
         pairs = []
         for whole, context in zip(ids, contexts, strict=False):
-            # An option that is part of the context's last token is scored with it.
-            place = min(len(before[context]), len(whole) - 1)
-            pairs.append((whole[:place], whole[place:]))
+            # As there: the context's own tokens, though the text's first be others where a token
+            # reaches from one into the other.
+            size = len(before[context])
+            cut = size < len(whole)
+            pairs.append((before[context], whole[size:]) if cut else (whole[:-1], whole[-1:]))
         return pairs
 
     def _encoded(self, texts: Sequence[str]) -> list[Tokens]:

@@ -61,6 +61,8 @@ def test_log_likelihoods_are_the_harness_s(ours, theirs):
         # Options of several tokens, some that begin alike; a space that goes to the option.
         *(("猫坐在 ", option) for option in ("垫子上", "垫子", "the hat 12", "A")),
         ("", "The cat"),
+        # A token reaches from the context into the option.
+        ("The ca", "t sat on 12"),
         # Cut on the left, with options of different lengths.
         *((TEXT * 6, option) for option in (" yes", " no it is not")),
     )

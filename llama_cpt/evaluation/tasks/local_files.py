@@ -82,7 +82,18 @@ def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
 
     From the harness's own command, ``folder`` comes by ``--metadata``, among other things.
     """
-    return {"test": _dataset(_json_lines(_file(folder, file), ("text", "choices", "answer")))}
+    rows = _json_lines(_file(folder, file), ("text", "choices", "answer"))
+    # Chinese is written without spaces.
+    space = "" if file.startswith("zh.") else " "
+    return {
+        "test": _dataset(
+            {
+                "sentences": [f"{row['text']}{space}{choice}" for choice in row["choices"]],
+                "answer": row["answer"],
+            }
+            for row in rows
+        )
+    }
 
 
 def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
