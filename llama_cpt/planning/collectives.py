@@ -1,0 +1,132 @@
+"""What a program sends between chips, by kind and by the mesh axes that it crosses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import math
+import re
+
+import numpy as np
+
+from llama_cpt.planning.hlo import Instruction, Step
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+# The compiler writes a reduce-scatter as this fusion of an all-reduce and a slice of it.
+SCATTERED = "all-reduce-scatter"
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind over one set of axes, of one device, a step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    """Mesh axes along which the devices of a group differ."""
+    group: int
+    """Devices that take part together."""
+    times: int
+    bytes: float
+    """That each device receives: (group - 1) / group of the gathered array, twice for a sum that
+    all get, all of it for a permutation."""
+
+
+def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
+    """Of ``steps`` on a mesh of these axis sizes, the most bytes first; starts count, ends do not.
+
+    Groups name devices by their place in the mesh, the last axis fastest.
+    """
+    found: dict[tuple, list[float]] = {}
+    for step in steps:
+        kind = kind_of(step)
+        if kind is None:
+            continue
+        groups = device_groups(step.instruction, math.prod(mesh.values()))
+        if len(groups[0]) < 2:
+            continue
+        key = kind, crossed_axes(groups, mesh), len(groups[0])
+        total = found.setdefault(key, [0, 0.0])
+        total[0] += step.times
+        total[1] += step.times * received_bytes(kind, step.instruction, len(groups[0]))
+    made = [Collective(*key, int(times), amount) for key, (times, amount) in found.items()]
+    return sorted(made, key=lambda one: -one.bytes)
+
+
+def kind_of(step: Step) -> str | None:
+    """One of KINDS where ``step`` begins a collective, else None."""
+    opcode = step.instruction.opcode.removesuffix("-start")
+    if opcode not in KINDS:
+        return None
+    if opcode == "all-reduce" and step.computation.name.startswith(SCATTERED):
+        return "reduce-scatter"
+    return opcode
+
+
+def received_bytes(kind: str, one: Instruction, group: int) -> float:
+    """Bytes that one device must receive, by the best of algorithms."""
+    shapes = one.shapes
+    if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
+        # Its result is (what goes in, what comes out, contexts): of equal numbers of arrays.
+        arrays = [shape for shape in shapes if shape.dtype not in ("u32", "s32") or shape.dims]
+        half = max(len(arrays) // 2, 1)
+        shapes = arrays[half : 2 * half] or arrays
+    amount = sum(shape.bytes for shape in shapes)
+    share = (group - 1) / group
+    match kind:
+        case "collective-permute":
+            return amount
+        case "all-reduce":
+            return 2 * share * amount
+        case "reduce-scatter" if one.opcode.startswith("reduce-scatter"):
+            return share * amount * group
+    return share * amount
+
+
+def device_groups(one: Instruction, devices: int) -> np.ndarray:
+    """(groups, devices of each), in each way that the compiler writes them.
+
+    ``{{0,1},{2,3}}``; ``[2,2]<=[4]``; ``mesh['a'=2,'b'=2] {'b'}``; a permutation's pairs.
+    """
+    if pairs := re.search(r"source_target_pairs=(\{\{.*?\}\})", one.attributes):
+        return _listed(pairs[1])
+    if listed := re.search(r"replica_groups=(\{\{.*?\}\})", one.attributes):
+        return _listed(listed[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", one.attributes):
+        return _along(named[1], named[2])
+    made = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", one.attributes)
+    if not made:
+        return np.arange(devices)[None]
+    shape, dims = (tuple(map(int, part.split(","))) for part in made.groups()[:2])
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    if made[3]:
+        ids = ids.transpose(tuple(map(int, made[3].split(","))))
+    return ids.reshape(shape)
+
+
+def _along(mesh: str, axes: str) -> np.ndarray:
+    """Groups along some axes of a mesh; an axis may be a part of one, ``'a':(before)size``."""
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    dims: list[int] = []
+    crossed: list[int] = []
+    for name, text in re.findall(r"'([^']+)'=(\d+)", mesh):
+        size, done = int(text), 1
+        named = [(int(before or 1), int(of or size)) for axis, before, of in parts if axis == name]
+        for before, of in sorted(named):
+            dims += [before // done, of]
+            crossed.append(len(dims) - 1)
+            done = before * of
+        dims.append(size // done)
+    kept = [dim for dim in range(len(dims)) if dim not in crossed]
+    ids = np.arange(math.prod(dims)).reshape(dims).transpose(kept + crossed)
+    return ids.reshape(-1, math.prod(dims[dim] for dim in crossed))
+
+
+def _listed(text: str) -> np.ndarray:
+    groups = [re.findall(r"\d+", group) for group in re.findall(r"\{([\d, ]+)\}", text)]
+    longest = max(map(len, groups))
+    return np.asarray([group for group in groups if len(group) == longest], dtype=int)
+
+
+def crossed_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Names of the axes along which some group's devices differ."""
+    at = np.stack(np.unravel_index(groups, tuple(mesh.values())))
+    differ = (at != at[:, :, :1]).any(axis=(1, 2))
+    return tuple(axis for axis, crossed in zip(mesh, differ, strict=True) if crossed)
