@@ -72,7 +72,7 @@ def received_bytes(kind: str, one: Instruction, group: int) -> float:
     share = (group - 1) / group
     match kind:
         case "collective-permute":
-            return amount
+            return float(amount)
         case "all-reduce":
             return 2 * share * amount
         case "reduce-scatter" if one.opcode.startswith("reduce-scatter"):
@@ -89,19 +89,17 @@ def device_groups(one: Instruction, devices: int) -> np.ndarray:
         return _listed(pairs[1])
     if listed := re.search(r"replica_groups=(\{\{.*?\}\})", one.attributes):
         return _listed(listed[1])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", one.attributes):
-        return _along(named[1], named[2])
-    made = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", one.attributes)
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=(\(.*?\)))? \{([^}]*)\}"
+    named = re.search(mesh, one.attributes)
+    if named:
+        return _along(*named.groups())
+    made = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", one.attributes)
     if not made:
         return np.arange(devices)[None]
-    shape, dims = (tuple(map(int, part.split(","))) for part in made.groups()[:2])
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    if made[3]:
-        ids = ids.transpose(tuple(map(int, made[3].split(","))))
-    return ids.reshape(shape)
+    return _counted(made[2]).reshape(_numbers(made[1]))
 
 
-def _along(mesh: str, axes: str) -> np.ndarray:
+def _along(mesh: str, order: str | None, axes: str) -> np.ndarray:
     """Groups along some axes of a mesh; an axis may be a part of one, ``'a':(before)size``."""
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     dims: list[int] = []
@@ -115,8 +113,22 @@ def _along(mesh: str, axes: str) -> np.ndarray:
             done = before * of
         dims.append(size // done)
     kept = [dim for dim in range(len(dims)) if dim not in crossed]
-    ids = np.arange(math.prod(dims)).reshape(dims).transpose(kept + crossed)
+    ids = _counted(order or f"[{math.prod(dims)}]").reshape(dims).transpose(kept + crossed)
     return ids.reshape(-1, math.prod(dims[dim] for dim in crossed))
+
+
+def _counted(text: str) -> np.ndarray:
+    """``[2,4]T(1,0)``: 0 to 7 in these dims, transposed, flat; or the ids themselves."""
+    made = re.match(r"\(?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not made:
+        return np.asarray(_numbers(text))
+    dims = _numbers(made[1])
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return (ids.transpose(_numbers(made[2])) if made[2] else ids).flatten()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def _listed(text: str) -> np.ndarray:

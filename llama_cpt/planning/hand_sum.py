@@ -56,9 +56,9 @@ def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> fl
     tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())
     flops = tokens * model_flops_per_token(model, config.data.sequence_length)
     repeated = REPEATED[config.compute.remat]
-    # Weights are gathered in each pass over them and gradients scattered once, in each micro-batch.
-    passes = 2 + (repeated > 0) + 2
-    weights = config.num_microbatches * passes * 2 * parameters(model) / tensor
+    # Each micro-batch gathers weights forward and backward, in bfloat16 (what is recomputed shares
+    # the second), and scatters gradients, in float32.
+    weights = config.num_microbatches * (2 * 2 + 4) * parameters(model) / tensor
     # Two sums of the layer's output in each direction.
     local = tokens * tensor * model.embed_dim * model.num_layers
     sums = (4 + 2 * repeated) * 2 * 2 * local * (tensor - 1) / tensor

@@ -21,14 +21,14 @@ _FREE = {
 _READS_PART = ("dynamic-slice", "slice", "gather")
 
 
-def hbm_bytes(program: Program, steps: list[Step]) -> float:
+def hbm_bytes(program: Program, steps: list[Step]) -> int:
     """Of one device a step: each operation's operands once and its result once.
 
     A fusion is one operation; of an operand that it only slices, the slices count, and of a result
     that it updates in place, the update. A kernel that reads an operand twice reads more than this:
     a lower bound.
     """
-    total = 0.0
+    total = 0
     for step in steps:
         one = step.instruction
         if step.fused or one.opcode in _FREE or one.opcode.endswith("-done"):
@@ -37,16 +37,16 @@ def hbm_bytes(program: Program, steps: list[Step]) -> float:
     return total
 
 
-def _in_hbm(shapes: tuple[Shape, ...]) -> float:
-    return float(sum(shape.bytes for shape in shapes if shape.in_hbm))
+def _in_hbm(shapes: tuple[Shape, ...]) -> int:
+    return sum(shape.bytes for shape in shapes if shape.in_hbm)
 
 
-def _read(program: Program, step: Step) -> float:
+def _read(program: Program, step: Step) -> int:
     one = step.instruction
     known = step.computation.instructions
     operands = [known[name] for name in one.operands if name in known]
     if one.opcode in _READS_PART:
-        return _in_hbm(one.shapes[:1]) if _in_hbm(operands[0].shapes) else 0.0
+        return _in_hbm(one.shapes[:1]) if _in_hbm(operands[0].shapes) else 0
     if one.opcode == "dynamic-update-slice":
         return _in_hbm(operands[1].shapes)
     if one.opcode != "fusion":
@@ -62,11 +62,11 @@ def _read(program: Program, step: Step) -> float:
     )
 
 
-def _part_read(inner: Computation, parameter: Instruction, operand: Instruction) -> float:
+def _part_read(inner: Computation, parameter: Instruction, operand: Instruction) -> int:
     """Of a fusion's operand: the slices taken where nothing else reads it."""
     whole = _in_hbm(operand.shapes)
     users = [each for each in inner.instructions.values() if parameter.name in each.operands]
-    amount = 0.0
+    amount = 0
     for user in users:
         first = user.operands[0] == parameter.name
         if first and user.opcode in _READS_PART:
@@ -76,7 +76,7 @@ def _part_read(inner: Computation, parameter: Instruction, operand: Instruction)
     return min(whole, amount)
 
 
-def _written(program: Program, step: Step) -> float:
+def _written(program: Program, step: Step) -> int:
     one = step.instruction
     if one.opcode == "dynamic-update-slice":
         return _in_hbm(step.computation.operand(one, 1).shapes)
@@ -91,7 +91,7 @@ def _written(program: Program, step: Step) -> float:
         made = [inner.instructions[name] for name in results.operands]
     else:
         made = [results]
-    total = 0.0
+    total = 0
     for shape, each in zip(one.shapes, made, strict=False):
         if each.opcode == "dynamic-update-slice":
             shape = inner.operand(each, 1).shape if shape.in_hbm else shape

@@ -124,7 +124,7 @@ class Step:
     """An instruction where it stands, and how often a run of the program comes by."""
 
     instruction: Instruction
-    computation: Computation
+    computation: Computation = field(repr=False)
     times: int
     fused: bool
     """Part of a larger operation: what it makes never lies in memory."""
@@ -134,7 +134,7 @@ class Step:
 class Program:
     """A compiled module."""
 
-    computations: dict[str, Computation]
+    computations: dict[str, Computation] = field(repr=False)
     entry: str
     uncounted_loops: list[str] = field(default_factory=list)
     """Loops of unknown length, taken once."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+import math
 
 from llama_cpt.config import MeshConfig, TrainConfig
 from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
@@ -50,10 +51,22 @@ def smallest_topology(config: TrainConfig, topology: Topology) -> Topology | Non
     """Of the same family, where the least of all settings fits by hand; None if none is enough."""
     for shape in shapes_of(topology.family):
         larger = Topology(topology.family, shape, topology.slices)
-        least = min((one.bytes for one in candidates(config, larger)), default=float("inf"))
-        if larger.chips > topology.chips and least < larger.chip.memory_bytes:
+        if larger.chips > topology.chips and _least(config, larger) < larger.chip.memory_bytes:
             return larger
     return None
+
+
+def _least(config: TrainConfig, topology: Topology) -> float:
+    """Bytes of one device, by hand, where nothing is saved and a device has one row at a time."""
+    compute = replace(config.compute, remat="offload")
+    return min(
+        (
+            hand_sum(replace(config, compute=compute, microbatch_size=parts), mesh).total
+            for mesh in _meshes(config, topology)
+            if config.global_batch_size % (parts := mesh["replica"] * mesh["fsdp"]) == 0
+        ),
+        default=math.inf,
+    )
 
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:

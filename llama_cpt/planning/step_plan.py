@@ -40,7 +40,7 @@ class Program:
     """What the compiled program does in a step on one device."""
 
     matrix: MatrixFlops
-    hbm_bytes: float
+    hbm_bytes: int
     collectives: tuple[Collective, ...]
     live: Peak
     """Arrays at the peak, by a walk of the schedule."""

@@ -124,6 +124,7 @@ def instruction(opcode: str, attributes: str) -> Instruction:
         ("replica_groups=mesh['a'=2,'b'=4,'c'=2] {'b'}", ("fsdp",), 4),
         ("replica_groups=mesh['a'=8,'c'=2] {'a':(1)2, 'c'}", ("replica", "tensor"), 4),
         ("replica_groups=mesh['a'=8,'c'=2] {'a':(2)4}", ("fsdp",), 4),
+        ("replica_groups=mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}", ("fsdp", "tensor"), 4),
         ("replica_groups={}", ("replica", "fsdp", "tensor"), 16),
         ("source_target_pairs={{0,2},{2,4},{4,6},{6,0}}", ("fsdp",), 2),
     ],
