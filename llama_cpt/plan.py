@@ -78,7 +78,8 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
     left = [one for one in every if one.bytes < available]
     found: list[tuple[Candidate, Plan]] = []
     failed: list[Candidate] = []
-    with Progress("search", min(len(left), ENOUGH_FOUND), "settings that fit") as progress:
+    enough = float(min(len(left), ENOUGH_FOUND))
+    with Progress("search", enough, "settings that fit") as progress:
         for one in left:
             if len(found) == ENOUGH_FOUND:
                 break
@@ -87,7 +88,7 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
             program = topology_program(one.config, topology.text, topology.slices)
             plan = compiled_plan(one.config, topology, program)
             fits = isinstance(plan, Plan) and plan.memory.fits
-            progress.update(int(fits))
+            progress.update(float(fits))
             if fits:
                 found.append((one, plan))
             else:

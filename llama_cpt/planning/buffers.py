@@ -1,16 +1,18 @@
 """The arrays that are alive when a program needs the most memory: what decides its peak.
 
 The compiler tells the peak but not what makes it. This walks the program in the order in which it
-was scheduled, so its own peak is an estimate: it does not know which arrays share a place.
+was scheduled, so its own peak is an estimate: it does not know all the arrays that share a place.
 """
 
 from dataclasses import dataclass
 import re
 
-from llama_cpt.planning.hlo import Computation, Instruction, Program, Shape
+from llama_cpt.planning.hlo import Computation, Instruction, Shape
+from llama_cpt.planning.program import Program
 
-# Another name for what an operand holds, or for a part of it.
-_NAMES = ("bitcast", "opt-barrier", "while", "copy-done", "async-done", "async-update")
+# Another name for what operands hold, or for a part of it: no use of it.
+_NAMES = ("bitcast", "opt-barrier", "get-tuple-element", "tuple")
+_IN_PLACE = ("dynamic-update-slice", "scatter")
 _NOTHING = ("parameter", "constant", "after-all", "partition-id", "replica-id")
 
 # What an instruction's result holds: arrays by number, or a tuple of such.
@@ -64,8 +66,12 @@ class _Walk:
         held, buffers = _holdings(self.program, computation)
         dies: dict[int, int] = {}
         for place, one in enumerate(order):
-            for operand in one.operands:
-                dies |= dict.fromkeys(_numbers(held.get(operand, _NONE)), place)
+            for operand in () if one.opcode in _NAMES else one.operands:
+                for number in _numbers(held.get(operand, _NONE)):
+                    dies[number] = place
+                    # Room that is made for a loop is known by the loop.
+                    if not buffers[number].origin:
+                        buffers[number] = Buffer(buffers[number].shape, one.origin)
         # What a loop's body hands on, and what the program returns, lies where its arguments lay.
         seen = set(_numbers(held[computation.root.name]))
         alive: set[int] = set()
@@ -109,7 +115,7 @@ def _holdings(program: Program, computation: Computation) -> tuple[dict[str, Hel
             return tuple(operands)
         if one.opcode == "get-tuple-element":
             return _part(operands[0], int(one.attribute("index")))
-        if one.opcode in _NAMES or one.opcode.endswith("-done"):
+        if one.opcode in (*_NAMES, "while") or one.opcode.endswith("-done"):
             return operands[0] if operands else _NONE
         if one.opcode.endswith("-start"):
             made = ends[one.name].shapes if one.name in ends else one.shapes[:1]
@@ -129,7 +135,7 @@ def _holdings(program: Program, computation: Computation) -> tuple[dict[str, Hel
 
 def _overwritten(program: Program, one: Instruction) -> dict[int, int]:
     """Part of the result -> operand in whose place it is written."""
-    if one.opcode == "dynamic-update-slice":
+    if one.opcode in _IN_PLACE:
         return {0: 0}
     told = re.search(r"output_to_operand_aliasing=\{(.*?)\)\s*\}", one.attributes)
     pairs = re.findall(r"\{(\d*)\}: \((\d+)", told[0]) if told else []
@@ -141,8 +147,8 @@ def _overwritten(program: Program, one: Instruction) -> dict[int, int]:
     results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for place, made in enumerate(results):
         updated = False
-        while made.opcode in ("dynamic-update-slice", "bitcast"):
-            updated |= made.opcode == "dynamic-update-slice"
+        while made.opcode in (*_IN_PLACE, "bitcast"):
+            updated |= made.opcode in _IN_PLACE
             made = inner[made.operands[0]]
         if updated and made.opcode == "parameter":
             over.setdefault(place, int(made.inside))

@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 
-from llama_cpt.planning.hlo import Instruction, Step
+from llama_cpt.planning.hlo import Instruction
+from llama_cpt.planning.program import Step
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 # The compiler writes a reduce-scatter as this fusion of an all-reduce and a slice of it.
@@ -53,11 +54,21 @@ def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
 def kind_of(step: Step) -> str | None:
     """One of KINDS where ``step`` begins a collective, else None."""
     opcode = step.instruction.opcode.removesuffix("-start")
-    if opcode not in KINDS:
+    if opcode not in KINDS or _goes_on(step):
         return None
     if opcode == "all-reduce" and step.computation.name.startswith(SCATTERED):
         return "reduce-scatter"
     return opcode
+
+
+def _goes_on(step: Step) -> bool:
+    """Whether ``step`` is a later part of a collective that was begun elsewhere.
+
+    A TPU writes one that overlaps products as a chain of fusions, each naming it anew.
+    """
+    if not step.fused or "chain_id=" not in step.instruction.attributes:
+        return False
+    return "AsyncCollectiveStart" not in step.computation.root.attributes
 
 
 def received_bytes(kind: str, one: Instruction, group: int) -> float:

@@ -1,6 +1,7 @@
 """Bytes that a program's operations read from and write to a chip's memory."""
 
-from llama_cpt.planning.hlo import Computation, Instruction, Program, Shape, Step
+from llama_cpt.planning.hlo import Computation, Instruction, Shape
+from llama_cpt.planning.program import Program, Step
 
 # They move nothing: names for memory, or the second half of what was counted at its start.
 _FREE = {
@@ -71,9 +72,14 @@ def _part_read(inner: Computation, parameter: Instruction, operand: Instruction)
         first = user.operands[0] == parameter.name
         if first and user.opcode in _READS_PART:
             amount += user.bytes
-        elif not (first and user.opcode == "dynamic-update-slice"):
+        elif not (first and user.opcode == "dynamic-update-slice") and not _hands_on(user):
             return whole
     return min(whole, amount)
+
+
+def _hands_on(user: Instruction) -> bool:
+    """A result that is an operand as it was."""
+    return user.root and user.opcode == "tuple"
 
 
 def _written(program: Program, step: Step) -> int:
@@ -95,5 +101,5 @@ def _written(program: Program, step: Step) -> int:
     for shape, each in zip(one.shapes, made, strict=False):
         if each.opcode == "dynamic-update-slice":
             shape = inner.operand(each, 1).shape if shape.in_hbm else shape
-        total += _in_hbm((shape,))
+        total += 0 if each.opcode == "parameter" else _in_hbm((shape,))
     return total

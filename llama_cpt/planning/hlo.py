@@ -1,21 +1,17 @@
-"""The compiler's program read back from its text, each instruction with how often it runs."""
+"""The compiler's program read back from its text."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 import functools
 import math
 import re
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0, "bf16": 16}
-# Inside these the arrays never reach memory: their operands and results do.
-CALLERS = ("fusion", "call", "while", "conditional", "async-start")
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|(?:true|false)_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -119,62 +115,8 @@ class Computation:
         return self.instructions[instruction.operands[place]]
 
 
-@dataclass(frozen=True)
-class Step:
-    """An instruction where it stands, and how often a run of the program comes by."""
-
-    instruction: Instruction
-    computation: Computation = field(repr=False)
-    times: int
-    fused: bool
-    """Part of a larger operation: what it makes never lies in memory."""
-
-
-@dataclass
-class Program:
-    """A compiled module."""
-
-    computations: dict[str, Computation] = field(repr=False)
-    entry: str
-    uncounted_loops: list[str] = field(default_factory=list)
-    """Loops of unknown length, taken once."""
-
-    def steps(self) -> list[Step]:
-        """Every instruction that runs, loops and called computations opened."""
-        self.uncounted_loops.clear()
-        return list(self._inside(self.entry, 1, False))
-
-    def _inside(self, name: str, times: int, fused: bool) -> Iterator[Step]:
-        computation = self.computations[name]
-        for one in computation.instructions.values():
-            yield Step(one, computation, times, fused)
-            if one.opcode not in CALLERS:
-                continue
-            within = times * (self.trips(one) if one.opcode == "while" else 1)
-            for called in one.called:
-                yield from self._inside(called, within, fused or one.opcode == "fusion")
-
-    def trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs: the compiler's word, or its condition's only constant."""
-        if known := _TRIPS.search(loop.attributes):
-            return int(known[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-        limits = set(self._integers(condition[1])) if condition else set()
-        if len(limits) == 1:
-            return limits.pop()
-        self.uncounted_loops.append(loop.name)
-        return 1
-
-    def _integers(self, name: str) -> Iterator[int]:
-        for one in self.computations[name].instructions.values():
-            if one.opcode == "constant" and one.inside.isdigit() and not one.shape.dims:
-                yield int(one.inside)
-            for called in one.called:
-                yield from self._integers(called)
-
-
-def read_program(text: str) -> Program:
-    """``compiled.as_text()`` taken apart."""
+def read_computations(text: str) -> tuple[dict[str, Computation], str]:
+    """``compiled.as_text()`` taken apart: computations by name, and the name of the entry."""
     computations: dict[str, Computation] = {}
     current, entry = None, ""
     for line in text.splitlines():
@@ -184,7 +126,7 @@ def read_program(text: str) -> Program:
         elif current is not None and (match := _INSTRUCTION.match(line)):
             one = _instruction(match[2], match[3], bool(match[1]))
             current.instructions[one.name] = one
-    return Program(computations, entry)
+    return computations, entry
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

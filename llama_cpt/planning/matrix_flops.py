@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 import math
 import re
 
-from llama_cpt.planning.hlo import Instruction, Step
+from llama_cpt.planning.hlo import Instruction
+from llama_cpt.planning.program import Step
 
 # Kernel's name in the program -> matrix products of a tile of scores, each 2 * head_dim operations
 # a score and head. Their sum is over causal pairs of one document a row: with several documents a
@@ -69,8 +70,9 @@ def _add_kernel(found: MatrixFlops, step: Step) -> None:
 
 def _scores_flops(step: Step) -> float:
     """Of one product of all causal scores; the query is the first (batch, length, width) array."""
-    operands = (step.computation.operand(step.instruction, n) for n in range(3))
-    batch, length, width = next(one.shape.dims for one in operands if len(one.shape.dims) == 3)
+    known = step.computation.instructions
+    shapes = (known[name].shape for name in step.instruction.operands)
+    batch, length, width = next(shape.dims for shape in shapes if len(shape.dims) == 3)
     return 2.0 * batch * width * length * (length + 1) / 2
 
 

@@ -12,9 +12,9 @@ from llama_cpt.metrics import model_flops_per_token
 from llama_cpt.planning.buffers import Peak, peak_of
 from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
-from llama_cpt.planning.hlo import read_program
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.memory import Memory, memory_of
+from llama_cpt.planning.program import read_program
 from llama_cpt.planning.roofline import Roofline, roofline
 from llama_cpt.planning.topologies import Topology
 from llama_cpt.training.train_step import TrainState

@@ -6,8 +6,9 @@ import pytest
 from llama_cpt.planning.buffers import peak_of
 from llama_cpt.planning.collectives import collectives, crossed_axes, device_groups
 from llama_cpt.planning.hbm_traffic import hbm_bytes
-from llama_cpt.planning.hlo import Instruction, Shape, read_program
+from llama_cpt.planning.hlo import Instruction, Shape
 from llama_cpt.planning.matrix_flops import matrix_flops
+from llama_cpt.planning.program import read_program
 
 MESH = {"replica": 2, "fsdp": 4, "tensor": 2}
 # A scan of 5 over stacked weights: gathered, multiplied in a fusion, the result kept for each turn.
@@ -112,6 +113,78 @@ def test_what_a_turn_updates_in_place_is_not_moved(program):
 
 def instruction(opcode: str, attributes: str) -> Instruction:
     return Instruction("one", opcode, (Shape("f32", (8,)),), (), attributes)
+
+
+UNROLLED = """\
+%part (p: u32[]) -> u32[] {
+  %p = u32[] parameter(0)
+  %two = u32[] constant(2)
+  ROOT %more = u32[] add(%p, %two)
+}
+
+%body (state: (bf16[8,8], u32[], u32[])) -> (bf16[8,8], u32[], u32[]) {
+  %state = (bf16[8,8]{1,0}, u32[], u32[]) parameter(0)
+  %x = bf16[8,8]{1,0} get-tuple-element(%state), index=0
+  %i = u32[] get-tuple-element(%state), index=1
+  %end = u32[] get-tuple-element(%state), index=2
+  %once = bf16[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] fusion(%i), kind=kLoop, calls=%part
+  ROOT %out = (bf16[8,8]{1,0}, u32[], u32[]) tuple(%once, %next, %end)
+}
+
+%condition (state.1: (bf16[8,8], u32[], u32[])) -> pred[] {
+  %state.1 = (bf16[8,8]{1,0}, u32[], u32[]) parameter(0)
+  %i.1 = u32[] get-tuple-element(%state.1), index=1
+  %end.1 = u32[] get-tuple-element(%state.1), index=2
+  ROOT %less = pred[] compare(%i.1, %end.1), direction=LT
+}
+
+ENTRY %main (x.0: bf16[8,8]) -> bf16[8,8] {
+  %x.0 = bf16[8,8]{1,0} parameter(0)
+  %start = u32[] constant(1)
+  %limit = u32[] constant(8)
+  %given = (bf16[8,8]{1,0}, u32[], u32[]) tuple(%x.0, %start, %limit)
+  %loop = (bf16[8,8]{1,0}, u32[], u32[]) while(%given), condition=%condition, body=%body
+  ROOT %result = bf16[8,8]{1,0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_an_unrolled_loop_counts_by_its_step():
+    """1, 3, 5, 7: the compiler unrolls loops and does not say how often they run."""
+    program = read_program(UNROLLED)
+    assert matrix_flops(program.steps()).products == 4 * 2 * 8**3
+    unknown = read_program(UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)"))
+    assert matrix_flops(unknown.steps()).products == 2 * 8**3
+    assert unknown.uncounted_loops == ["loop"]
+
+
+CHAINED = """\
+%begin (p: bf16[4]) -> bf16[32] {
+  %p = bf16[4]{0} parameter(0)
+  %gather = bf16[32]{0} all-gather(%p), channel_id=7, replica_groups=[2,8]<=[16], \
+frontend_attributes={chain_id="0"}
+  ROOT %token = bf16[32]{0} custom-call(%gather), custom_call_target="AsyncCollectiveStart"
+}
+
+%along (p.1: bf16[4]) -> bf16[32] {
+  %p.1 = bf16[4]{0} parameter(0)
+  %gather.1 = bf16[32]{0} all-gather(%p.1), channel_id=7, replica_groups=[2,8]<=[16], \
+frontend_attributes={chain_id="0"}
+  ROOT %both = (bf16[4]{0}, bf16[32]{0}) tuple(%p.1, %gather.1)
+}
+
+ENTRY %main (x: bf16[4]) -> bf16[32] {
+  %x = bf16[4]{0} parameter(0)
+  %first = bf16[32]{0} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %second = (bf16[4]{0}, bf16[32]{0}) fusion(%x), kind=kOutput, calls=%along
+}
+"""
+
+
+def test_a_collective_among_products_counts_once():
+    (one,) = collectives(read_program(CHAINED).steps(), MESH)
+    assert (one.kind, one.times, one.bytes) == ("all-gather", 1, 64 * 7 / 8)
 
 
 @pytest.mark.parametrize(
