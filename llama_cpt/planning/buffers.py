@@ -115,7 +115,7 @@ def _holdings(program: Program, computation: Computation) -> tuple[dict[str, Hel
             return tuple(operands)
         if one.opcode == "get-tuple-element":
             return _part(operands[0], int(one.attribute("index")))
-        if one.opcode in (*_NAMES, "while") or one.opcode.endswith("-done"):
+        if one.opcode in (*_NAMES, "while", "send") or one.opcode.endswith("-done"):
             return operands[0] if operands else _NONE
         if one.opcode.endswith("-start"):
             made = ends[one.name].shapes if one.name in ends else one.shapes[:1]

@@ -13,6 +13,7 @@ from llama_cpt.planning.program import Step
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 # The compiler writes a reduce-scatter as this fusion of an all-reduce and a slice of it.
 SCATTERED = "all-reduce-scatter"
+SLICES_AXIS = "replica"
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,26 @@ def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
         kind = kind_of(step)
         if kind is None:
             continue
-        groups = device_groups(step.instruction, math.prod(mesh.values()))
-        if len(groups[0]) < 2:
-            continue
-        key = kind, crossed_axes(groups, mesh), len(groups[0])
+        if step.instruction.opcode == "recv":
+            key = kind, (SLICES_AXIS,), mesh[SLICES_AXIS]
+        else:
+            groups = device_groups(step.instruction, math.prod(mesh.values()))
+            if len(groups[0]) < 2:
+                continue
+            key = kind, crossed_axes(groups, mesh), len(groups[0])
         total = found.setdefault(key, [0, 0.0])
         total[0] += step.times
-        total[1] += step.times * received_bytes(kind, step.instruction, len(groups[0]))
+        total[1] += step.times * received_bytes(kind, step.instruction, key[2])
     made = [Collective(*key, int(times), amount) for key, (times, amount) in found.items()]
     return sorted(made, key=lambda one: -one.bytes)
 
 
 def kind_of(step: Step) -> str | None:
     """One of KINDS where ``step`` begins a collective, else None."""
+    if step.instruction.opcode == "recv":
+        # Between slices the network's runtime does it: what it sends is received summed or whole.
+        told = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.instruction.attributes)
+        return told[1].lower().replace("_", "-") if told else None
     opcode = step.instruction.opcode.removesuffix("-start")
     if opcode not in KINDS or _goes_on(step):
         return None
@@ -79,14 +87,14 @@ def received_bytes(kind: str, one: Instruction, group: int) -> float:
         arrays = [shape for shape in shapes if shape.dtype not in ("u32", "s32") or shape.dims]
         half = max(len(arrays) // 2, 1)
         shapes = arrays[half : 2 * half] or arrays
-    amount = sum(shape.bytes for shape in shapes)
+    amount = sum(shape.bytes for shape in (shapes[:1] if one.opcode == "recv" else shapes))
     share = (group - 1) / group
     match kind:
         case "collective-permute":
             return float(amount)
         case "all-reduce":
             return 2 * share * amount
-        case "reduce-scatter" if one.opcode.startswith("reduce-scatter"):
+        case "reduce-scatter" if one.opcode.startswith(("reduce-scatter", "recv")):
             return share * amount * group
     return share * amount
 

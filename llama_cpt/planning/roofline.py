@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import math
 
 from llama_cpt.chips import Chip
-from llama_cpt.planning.collectives import Collective
+from llama_cpt.planning.collectives import SLICES_AXIS, Collective
 
 # Model FLOPs utilisation that published TPU runs of Llama-3 reach, causal attention counted once
 # as in metrics.model_flops_per_token: v6e 0.40 (8B) to 0.47 (70B), v5p 0.68 (405B), from
@@ -58,7 +58,7 @@ def roofline(
     along some of the links only, takes longer.
     """
     dcn = sum(across_slices(one, mesh, slices) for one in sent)
-    ici = sum(one.bytes for one in sent if one.axes != ("replica",) or slices == 1)
+    ici = sum(one.bytes for one in sent if one.axes != (SLICES_AXIS,) or slices == 1)
     return Roofline(
         flops / chip.peak_flops,
         hbm / chip.memory_bandwidth,
@@ -73,7 +73,7 @@ def across_slices(one: Collective, mesh: Mapping[str, int], slices: int) -> floa
     ``replica`` is the axis across slices. Where other axes are crossed with it, each device of a
     slice brings its part, once the slice has settled its own.
     """
-    if slices == 1 or "replica" not in one.axes:
+    if slices == 1 or SLICES_AXIS not in one.axes:
         return 0.0
-    within = math.prod(mesh[axis] for axis in one.axes if axis != "replica")
+    within = math.prod(mesh[axis] for axis in one.axes if axis != SLICES_AXIS)
     return one.bytes / within

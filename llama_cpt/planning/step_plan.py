@@ -133,7 +133,7 @@ def make_plan(
         roofline(
             chip,
             flops=program.matrix.total,
-            hbm=program.hbm_bytes,
+            hbm=float(program.hbm_bytes),
             sent=program.collectives,
             mesh=mesh,
             slices=topology.slices,

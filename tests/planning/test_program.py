@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from llama_cpt.chips import CHIPS
 from llama_cpt.planning.buffers import peak_of
 from llama_cpt.planning.collectives import collectives, crossed_axes, device_groups
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.hlo import Instruction, Shape
 from llama_cpt.planning.matrix_flops import matrix_flops
 from llama_cpt.planning.program import read_program
+from llama_cpt.planning.roofline import roofline
 
 MESH = {"replica": 2, "fsdp": 4, "tensor": 2}
 # A scan of 5 over stacked weights: gathered, multiplied in a fusion, the result kept for each turn.
@@ -185,6 +187,30 @@ ENTRY %main (x: bf16[4]) -> bf16[32] {
 def test_a_collective_among_products_counts_once():
     (one,) = collectives(read_program(CHAINED).steps(), MESH)
     assert (one.kind, one.times, one.bytes) == ("all-gather", 1, 64 * 7 / 8)
+
+
+NETWORK = """\
+ENTRY %main (x: f32[1,8,128]) -> f32[1,8,128] {
+  %x = f32[1,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[1,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[1,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=1, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %done = (f32[1,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1
+  ROOT %sum = f32[1,8,128]{2,1,0:T(8,128)} get-tuple-element(%done), index=0
+}
+"""
+
+
+def test_what_crosses_slices_goes_over_the_network():
+    (one,) = collectives(read_program(NETWORK).steps(), MESH)
+    assert (one.kind, one.axes, one.bytes) == ("all-reduce", ("replica",), 2 * 4 * 1024 / 2)
+    chip = CHIPS["TPU v5 lite"]
+    line = roofline(chip, flops=0.0, hbm=0.0, sent=[one], mesh=MESH, slices=2)
+    assert (line.ici, line.dcn) == (0, one.bytes / chip.dcn_bandwidth)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The step of every shipped config compiles for its pod and fits into its chips."""
+"""Steps and reference passes compile for TPUs; shipped passes fit into their chips."""
 
 from dataclasses import replace
 import importlib.util
@@ -53,19 +53,6 @@ def test_tiny_preference_programs_compile(tiny):
     config = replace(tiny, data=data, objective=PreferenceConfig(loss="kto"))
     compile_for(config, "v5e:2x2")
     compile_for(config, "v5e:2x2", lower_reference)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "topology"),
-    [
-        ("cpt_1b", "v5e:2x4"),
-        *((f"{stage}_8b", "v5p:2x2x4") for stage in ("cpt", "sft", "dpo")),
-        *((f"{stage}_70b", "v5p:4x4x8") for stage in ("cpt", "sft", "dpo")),
-    ],
-)
-def test_shipped_step_fits(name, topology):
-    compile_for(load(str(ROOT / "configs" / f"{name}.py")), topology)
 
 
 @pytest.mark.slow
