@@ -1,32 +1,78 @@
 """The programs of a run lowered for TPUs that are not here: ``.compile()`` runs ``libtpu``."""
 
+import importlib.util
+import os
+import platform
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.config import PreferenceConfig, TrainConfig
-from llama_cpt.sharding import topology_mesh
+from llama_cpt.errors import UserError
+from llama_cpt.sharding import make_mesh
 from llama_cpt.training.reference import row_sharding, scorer_program
-from llama_cpt.training.run import batch_sharding, make_program
+from llama_cpt.training.run import Program, batch_sharding, make_program
 
 # Pairs a row that are lowered for; a run finds the number in its data.
 ROW_TOKENS_PER_PAIR = 1024
 
 
-def lower_step(config: TrainConfig, topology: str) -> jax.stages.Lowered:
+# What libtpu reads when it is loaded: it asks nobody on the network what machine it is on, and two
+# compilations at a time do not refuse each other.
+COMPILER_SETTINGS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+CONTAINER = (
+    'docker run --platform linux/amd64 -v "$PWD:/llama_cpt" -w /llama_cpt python:3.12 '
+    "sh -c \"pip install -e '.[tpu]' && python -m llama_cpt.plan ...\""
+)
+
+
+def lower_step(config: TrainConfig, topology: str, slices: int = 1) -> jax.stages.Lowered:
     """The step that ``train`` would run, for ``topology`` (``v5p:4x4x8``); no TPU needed."""
-    program = make_program(config, topology_mesh(config.mesh, topology), "tpu")
+    return lower(config, topology_program(config, topology, slices))
+
+
+def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> Program:
+    """The programs of ``config`` on the chips of ``slices`` of ``topology``."""
+    require_compiler()
+    described = topologies.get_topology_desc(topology, platform="tpu", num_slices=slices)
+    return make_program(config, make_mesh(config.mesh, described.devices), "tpu")
+
+
+def lower(config: TrainConfig, program: Program) -> jax.stages.Lowered:
+    """``program``'s step, its arguments abstract."""
     with jax.set_mesh(program.mesh):
         rate = jax.ShapeDtypeStruct((), jnp.float32)
         return program.step.lower(program.abstract, abstract_batch(config, program.mesh), rate)
 
 
+def require_compiler() -> None:
+    """Raise UserError where ``libtpu`` is not installed, or made for another kind of machine."""
+    machine = f"{platform.system()} on {platform.machine()}"
+    if importlib.util.find_spec("libtpu") is not None:
+        for name, value in COMPILER_SETTINGS.items():
+            os.environ.setdefault(name, value)
+    elif machine != "Linux on x86_64":
+        raise UserError(
+            f"libtpu, the TPU compiler, is made for Linux on x86_64 only; this is {machine}. In a "
+            f"container: {CONTAINER}"
+        )
+    else:
+        raise UserError(
+            "libtpu, the TPU compiler, is not installed: pip install -e '.[tpu]' (no TPU needed)."
+        )
+
+
 def lower_reference(config: TrainConfig, topology: str) -> jax.stages.Lowered:
     """The pass that scores a preference config's rows before its first step."""
-    program = make_program(config, topology_mesh(config.mesh, topology), "tpu")
+    program = topology_program(config, topology)
     rows = row_sharding(program.mesh)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rows),

@@ -1,4 +1,4 @@
-"""The step of every shipped config compiles for its pod and fits into its chips."""
+"""Steps and reference passes compile for TPUs; shipped passes fit into their chips."""
 
 from dataclasses import replace
 import importlib.util
@@ -56,17 +56,9 @@ def test_tiny_preference_programs_compile(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "topology"),
-    [
-        ("cpt_1b", "v5e:2x4"),
-        ("cpt_8b_long", "v5p:4x4x4"),
-        *((f"{stage}_8b", "v5p:2x2x4") for stage in ("cpt", "sft", "dpo")),
-        *((f"{stage}_70b", "v5p:4x4x8") for stage in ("cpt", "sft", "dpo")),
-    ],
-)
-def test_shipped_step_fits(name, topology):
-    compile_for(load(str(ROOT / "configs" / f"{name}.py")), topology)
+def test_shipped_long_step_fits():
+    """Not in docs/plan.md: the compiler cannot write this program as text."""
+    compile_for(load(str(ROOT / "configs" / "cpt_8b_long.py")), "v5p:4x4x4")
 
 
 @pytest.mark.slow

@@ -1,0 +1,148 @@
+"""Before a pod is booked: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
+
+import argparse
+from dataclasses import asdict
+import json
+import math
+import os
+import sys
+
+import jax
+
+from llama_cpt.config import TrainConfig
+from llama_cpt.config_file import load
+from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.planning.out_of_memory import TooLarge, too_large
+from llama_cpt.planning.remedies import first_remedy
+from llama_cpt.planning.search import Candidate, candidates, may_fit, smallest_topology
+from llama_cpt.planning.step_plan import Plan, make_plan
+from llama_cpt.planning.text import found_in_words, in_words, refused_in_words
+from llama_cpt.planning.topologies import Topology, find_topology
+from llama_cpt.progress import Progress
+from llama_cpt.training.ahead_of_time import abstract_batch, lower, topology_program
+from llama_cpt.training.run import Program
+
+DESCRIPTION = """Compile the very step that train runs, with the TPU compiler and no TPU, and tell
+what it needs: memory and what decides it, operations, collectives, the time it cannot beat, tokens
+a day and chip-hours."""
+EPILOG = """examples:
+  python -m llama_cpt.plan configs/cpt_70b.py --topology v5p:4x4x8
+  python -m llama_cpt.plan configs/cpt_8b.py --topology v5e-32 --compute.remat minimal
+  python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
+
+Every field of the config is an option, as for train. docs/plan.md explains each line.
+Exit status: 0 it fits, 3 it does not, 1 the config or an option cannot be understood.
+"""
+DOES_NOT_FIT = 3
+ENOUGH_FOUND = 5
+
+
+def main(arguments: list[str]) -> int:
+    """Compile and tell; the exit status."""
+    options, overrides = _parser().parse_known_args(arguments)
+    topology = find_topology(options.topology, options.slices)
+    config = load(options.config, overrides)
+    # An eager operation must not look for a TPU that is not here.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if options.search:
+        return _search(config, topology, options.json)
+    program = topology_program(config, topology.text, topology.slices)
+    plan = compiled_plan(config, topology, program)
+    remedy = first_remedy(config, topology, program.mesh.shape)
+    fits = isinstance(plan, Plan) and plan.memory.fits
+    if options.json:
+        facts = plan.facts() if isinstance(plan, Plan) else asdict(plan)
+        print(json.dumps({"fits": fits, **facts}, indent=1))
+    elif isinstance(plan, TooLarge):
+        print(refused_in_words(plan, topology, remedy))
+    else:
+        print(in_words(plan, remedy))
+    return 0 if fits else DOES_NOT_FIT
+
+
+def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
+    """Of the step of ``config`` in ``program``, whose mesh is of ``topology``."""
+    try:
+        compiled = lower(config, program).compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = too_large(str(error))
+        if refused is None:
+            raise
+        return refused
+    batch = abstract_batch(config, program.mesh)
+    return make_plan(config, topology, compiled, state=program.abstract, batch=batch)
+
+
+def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
+    available = topology.chip.memory_bytes
+    every = candidates(config, topology)
+    left = [one for one in every if one.bytes < available]
+    found: list[tuple[Candidate, Plan]] = []
+    failed: list[Candidate] = []
+    enough = float(min(len(left), ENOUGH_FOUND))
+    with Progress("search", enough, "settings that fit") as progress:
+        for one in left:
+            if len(found) == ENOUGH_FOUND:
+                break
+            if not may_fit(one, failed):
+                continue
+            program = topology_program(one.config, topology.text, topology.slices)
+            plan = compiled_plan(one.config, topology, program)
+            fits = isinstance(plan, Plan) and plan.memory.fits
+            progress.update(float(fits))
+            if fits:
+                found.append((one, plan))
+            else:
+                failed.append(one)
+    if not found:
+        raise UserError(_nothing_fits(config, topology, every))
+    found.sort(key=lambda pair: pair[1].roofline.in_turn if pair[1].roofline else math.inf)
+    if as_json:
+        told = [{"options": one.options, **plan.facts()} for one, plan in found]
+        print(json.dumps(told, indent=1))
+    else:
+        print(found_in_words(found, len(found) + len(failed), topology))
+    return 0
+
+
+def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> str:
+    if not every:
+        return (
+            f"{topology.text}: no mesh divides it and the config: global_batch_size="
+            f"{config.global_batch_size} must be a multiple of the devices that hold rows."
+        )
+    least = min(every, key=lambda one: one.bytes)
+    larger = smallest_topology(config, topology)
+    remedy = f"the smallest that may is {larger.text} ({larger.name})" if larger else "use --slices"
+    return (
+        f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
+        f"{least.bytes / 1e9:.1f} GB a device of {topology.chip.memory_bytes / 1e9:.1f} by hand "
+        f"({least.options}); {remedy}."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_cpt.plan",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="a config in Python, or a run's config.json")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="v5p:4x4x8, or v5p-256, v5e-32, v6e-64"
+    )
+    parser.add_argument("--slices", type=int, default=1, help="slices joined by the network (1)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of words")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help=f"try meshes, remat policies and micro-batches until {ENOUGH_FOUND} fit",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Memory and time of a step by arithmetic, before anything is compiled: what cannot fit is not
+tried, and what is likely to be fast is tried first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import math
+
+from llama_cpt.chips import Chip
+from llama_cpt.config import ModelConfig, TrainConfig
+from llama_cpt.metrics import model_flops_per_token, non_embedding_parameters
+
+# Forward passes that the backward pass repeats, in forward passes.
+REPEATED = {"none": 0.0, "dots": 0.1, "minimal": 0.05, "full": 1.0, "offload": 1.0}
+
+
+@dataclass(frozen=True)
+class HandSum:
+    """Bytes of one device that no compiler can avoid."""
+
+    arguments: float
+    """Parameters and moments, float32."""
+    gradients: float
+    saved: float
+    """What the forward pass keeps for the backward pass."""
+    gathered: float
+    """One layer's weights in the compute type."""
+
+    @property
+    def total(self) -> float:
+        """All of it at once."""
+        return self.arguments + self.gradients + self.saved + self.gathered
+
+
+def parameters(model: ModelConfig) -> int:
+    """All weights, the embedding and an untied head included."""
+    tables = 1 if model.tied_embeddings else 2
+    return non_embedding_parameters(model) + tables * model.vocab_size * model.embed_dim
+
+
+def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
+    """Of one device of a mesh of these axis sizes; missing ones are 1."""
+    model, tensor = config.model, mesh.get("tensor", 1)
+    parts = mesh.get("fsdp", 1) * mesh.get("context", 1) * tensor
+    count, width = parameters(model) / parts, 2 if config.compute.dtype == "bfloat16" else 4
+    if config.lora:
+        arguments, gradients = width * count, 0.0
+    else:
+        arguments, gradients = 12 * count, 4 * count
+    layer = non_embedding_parameters(model) / model.num_layers / tensor
+    return HandSum(arguments, gradients, _saved(config, mesh, width), layer * width)
+
+
+def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:
+    """A step's products and gathers in turn: good for an order, not for a promise."""
+    model, tensor = config.model, mesh.get("tensor", 1)
+    tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())
+    flops = tokens * model_flops_per_token(model, config.data.sequence_length)
+    repeated = REPEATED[config.compute.remat]
+    # Each micro-batch gathers weights forward and backward, in bfloat16 (what is recomputed shares
+    # the second), and scatters gradients, in float32.
+    weights = config.num_microbatches * (2 * 2 + 4) * parameters(model) / tensor
+    # Two sums of the layer's output in each direction.
+    local = tokens * tensor * model.embed_dim * model.num_layers
+    sums = (4 + 2 * repeated) * 2 * 2 * local * (tensor - 1) / tensor
+    return flops * (1 + repeated / 3) / chip.peak_flops + (weights + sums) / chip.ici_bandwidth
+
+
+def _saved(config: TrainConfig, mesh: Mapping[str, int], width: int) -> float:
+    model, tensor = config.model, mesh.get("tensor", 1)
+    shared = math.prod(size for axis, size in mesh.items() if axis != "tensor")
+    rows = config.global_batch_size / config.num_microbatches
+    tokens = rows * config.data.sequence_length / shared * model.num_layers * width
+    if config.compute.remat == "offload":
+        return 0.0
+    if config.compute.remat == "full":
+        return tokens * model.embed_dim
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    return tokens * (3 * model.embed_dim + (heads + 2 * model.mlp_dim) / tensor)

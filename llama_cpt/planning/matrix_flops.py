@@ -1,0 +1,143 @@
+"""Operations of a program's matrix products: what the matrix units are asked to do."""
+
+from dataclasses import dataclass, field
+import math
+import re
+
+from llama_cpt.planning.hlo import Instruction
+from llama_cpt.planning.program import Step
+
+# Kernel's name in the program -> matrix products of a tile of scores, each 2 * head_dim operations
+# a score and head. Their sum is over causal pairs of one document a row: with several documents a
+# row fewer tiles are visited.
+ATTENTION_PRODUCTS = {"flash_attention_forward": 2, "flash_attention_backward": 5}
+BY_FORMULA = "by formula, one document a row"
+
+
+@dataclass
+class MatrixFlops:
+    """Floating-point operations of one device a step."""
+
+    products: float = 0.0
+    """Of the compiler's own products, counted exactly."""
+    kernels: float = 0.0
+    """Of Pallas kernels, by their cost estimate or by formula."""
+    by_kernel: dict[str, float] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
+    """Of each kernel's figure."""
+    unknown_kernels: list[str] = field(default_factory=list)
+    """Kernels without estimate or formula: not counted."""
+
+    @property
+    def total(self) -> float:
+        """All that was counted."""
+        return self.products + self.kernels
+
+
+def matrix_flops(steps: list[Step]) -> MatrixFlops:
+    """Of every product in ``steps``, loop bodies times their trips."""
+    found = MatrixFlops()
+    for step in steps:
+        match step.instruction.opcode:
+            case "dot":
+                found.products += step.times * _dot(step)
+            case "convolution":
+                found.products += step.times * _convolution(step)
+            case "custom-call" if "tpu_custom_call" in step.instruction.attributes:
+                _add_kernel(found, step)
+    return found
+
+
+def kernel_name(kernel: Instruction) -> str:
+    """The name that ``pallas_call`` was given, or the instruction's own."""
+    known = [name for name in ATTENTION_PRODUCTS if name in kernel.name + kernel.origin]
+    return known[0] if known else re.sub(r"\.\d+$", "", kernel.name)
+
+
+def _add_kernel(found: MatrixFlops, step: Step) -> None:
+    kernel, name = step.instruction, kernel_name(step.instruction)
+    if estimate := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', kernel.attributes):
+        flops, source = float(estimate[1]), "its cost estimate"
+    elif name in ATTENTION_PRODUCTS:
+        flops, source = ATTENTION_PRODUCTS[name] * _scores_flops(step), BY_FORMULA
+    else:
+        found.unknown_kernels += [name] if name not in found.unknown_kernels else []
+        return
+    found.kernels += step.times * flops
+    found.by_kernel[name] = found.by_kernel.get(name, 0.0) + step.times * flops
+    found.source[name] = source
+
+
+def _scores_flops(step: Step) -> float:
+    """Of one product of all causal scores; the query is the first (batch, length, width) array."""
+    known = step.computation.instructions
+    shapes = (known[name].shape for name in step.instruction.operands)
+    batch, length, width = next(shape.dims for shape in shapes if len(shape.dims) == 3)
+    return 2.0 * batch * width * length * (length + 1) / 2
+
+
+def _dot(step: Step) -> float:
+    left = step.computation.operand(step.instruction, 0).shape
+    dims = step.instruction.attribute("lhs_contracting_dims")
+    contracted = math.prod(left.dims[int(dim)] for dim in dims.split(",") if dim)
+    return 2.0 * step.instruction.shape.elements * contracted
+
+
+def _convolution(step: Step) -> float:
+    """As XLA's own cost analysis: pairs of input and kernel that meet, padding not counted.
+
+    On a TPU every product is a convolution; a batch dim can be a spatial one, dilated so that each
+    output place meets one kernel place.
+    """
+    one = step.instruction
+    left, right = (step.computation.operand(one, n).shape.dims for n in range(2))
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    at = [{letter: dim for dim, letter in enumerate(part)} for part in labels.groups()]
+    window = _window(one.attributes, len(left) - 2)
+    met = math.prod(
+        _meetings(
+            left[at[0][str(n)]], right[at[1][str(n)]], one.shape.dims[at[2][str(n)]], window[n]
+        )
+        for n in range(len(left) - 2)
+    )
+    batches = int(one.attribute("batch_group_count") or 1)
+    batch = left[at[0]["b"]] // batches
+    return 2.0 * right[at[1]["i"]] * right[at[1]["o"]] * batch * met
+
+
+@dataclass(frozen=True)
+class _Window:
+    stride: int = 1
+    low: int = 0
+    """Padding before the first place; below 0 cuts places off."""
+    left_dilation: int = 1
+    right_dilation: int = 1
+
+
+def _window(attributes: str, dims: int) -> list[_Window]:
+    match = re.search(r"window=\{([^}]*)\}", attributes)
+    words = dict(word.split("=") for word in match[1].split()) if match else {}
+
+    def column(name: str, default: str) -> list[str]:
+        return (words[name].split("x") if name in words else [default] * dims) or [default] * dims
+
+    columns = zip(
+        column("stride", "1"),
+        column("pad", "0_0"),
+        column("lhs_dilate", "1"),
+        column("rhs_dilate", "1"),
+        strict=True,
+    )
+    return [_Window(int(s), int(p.split("_")[0]), int(lo), int(ro)) for s, p, lo, ro in columns]
+
+
+def _meetings(left: int, right: int, out: int, window: _Window) -> int:
+    """Pairs (output place, kernel place) of one spatial dim that fall on an input place."""
+    if window == _Window() and right == 1:
+        return out
+    count = 0
+    for kernel in range(right):
+        for place in range(out):
+            at = place * window.stride - window.low + kernel * window.right_dilation
+            count += at % window.left_dilation == 0 and 0 <= at // window.left_dilation < left
+    return count

@@ -1,0 +1,54 @@
+"""Bytes of one chip: what the arguments are, what the compiler adds, what the chip has."""
+
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one device, in bytes."""
+
+    parameters: int
+    """Trained and frozen."""
+    optimizer: int
+    batch: int
+    arguments: int
+    """All of the above as the compiler lays them out: padding included."""
+    temporaries: int
+    """Gradients, activations, gathered weights: what the compiler reserves beside arguments."""
+    code: int
+    peak: int
+    """The most at once, arguments included."""
+    available: int
+    """What the chip has; the runtime keeps some of it."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the chip's memory."""
+        return self.peak + self.code <= self.available
+
+
+def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:
+    """Of a compiled step whose arguments are the abstract ``state`` and ``batch``."""
+    told = compiled.memory_analysis()
+    return Memory(
+        parameters=device_bytes((state.trained, state.frozen)),
+        optimizer=device_bytes(state.opt_state),
+        batch=device_bytes(batch),
+        arguments=told.argument_size_in_bytes,
+        temporaries=told.temp_size_in_bytes,
+        code=told.generated_code_size_in_bytes,
+        peak=told.peak_memory_in_bytes,
+        available=available,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Of arrays, or their shapes and shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

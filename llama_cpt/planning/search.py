@@ -1,0 +1,117 @@
+"""Meshes, remat policies and micro-batches that could serve a config on a topology."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+import math
+
+from llama_cpt.config import MeshConfig, TrainConfig
+from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
+from llama_cpt.planning.topologies import Topology, shapes_of
+
+REMATS = ("none", "minimal", "dots", "full", "offload")
+TENSORS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config with its mesh, remat policy and micro-batch set."""
+
+    config: TrainConfig
+    mesh: dict[str, int]
+    bytes: float
+    """Of one device, by hand: at least."""
+    seconds: float
+    """Of a step, by hand."""
+
+    @property
+    def options(self) -> str:
+        """As ``train`` takes them."""
+        mesh, config = self.config.mesh, self.config
+        return (
+            f"--mesh.replica {mesh.replica} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} "
+            f"--compute.remat {config.compute.remat} --microbatch-size {config.microbatch_size}"
+        )
+
+
+def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
+    """All that the mesh divides, what is likely to be fastest first, whether or not it fits."""
+    found = [
+        Candidate(
+            one,
+            mesh,
+            hand_sum(one, mesh).total,
+            hand_seconds(one, mesh, topology.chip),
+        )
+        for one, mesh in _settings(config, topology)
+    ]
+    return sorted(found, key=lambda one: (one.seconds, one.bytes))
+
+
+def smallest_topology(config: TrainConfig, topology: Topology) -> Topology | None:
+    """Of the same family, where the least of all settings fits by hand; None if none is enough."""
+    for shape in shapes_of(topology.family):
+        larger = Topology(topology.family, shape, topology.slices)
+        if larger.chips > topology.chips and _least(config, larger) < larger.chip.memory_bytes:
+            return larger
+    return None
+
+
+def _least(config: TrainConfig, topology: Topology) -> float:
+    """Bytes of one device, by hand, where nothing is saved and a device has one row at a time."""
+    compute = replace(config.compute, remat="offload")
+    return min(
+        (
+            hand_sum(replace(config, compute=compute, microbatch_size=parts), mesh).total
+            for mesh in _meshes(config, topology)
+            if config.global_batch_size % (parts := mesh["replica"] * mesh["fsdp"]) == 0
+        ),
+        default=math.inf,
+    )
+
+
+def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
+    """Whether no other failed that was the same with as many rows at a time or fewer."""
+    return not any(
+        one.mesh == other.mesh
+        and one.config.compute == other.config.compute
+        and one.config.microbatch_size >= other.config.microbatch_size
+        for other in failed
+    )
+
+
+def _settings(
+    config: TrainConfig, topology: Topology
+) -> Iterator[tuple[TrainConfig, dict[str, int]]]:
+    for mesh in _meshes(config, topology):
+        parts = mesh["replica"] * mesh["fsdp"]
+        for microbatch in _microbatches(config.global_batch_size, parts):
+            for remat in REMATS:
+                yield (
+                    replace(
+                        config,
+                        mesh=MeshConfig(**mesh),
+                        microbatch_size=microbatch,
+                        compute=replace(config.compute, remat=remat),
+                    ),
+                    mesh,
+                )
+
+
+def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]:
+    model, devices = config.model, topology.devices
+    for tensor in TENSORS:
+        sizes = (model.num_heads, model.num_kv_heads, model.mlp_dim, model.vocab_size)
+        fsdp, rest = divmod(devices // topology.slices, tensor)
+        if rest or model.embed_dim % fsdp or any(size % tensor for size in sizes):
+            continue
+        if config.evaluation.batch_size % (topology.slices * fsdp) == 0:
+            yield {"replica": topology.slices, "fsdp": fsdp, "tensor": tensor}
+
+
+def _microbatches(rows: int, parts: int) -> Iterator[int]:
+    """Parts of ``rows`` that a mesh of ``parts`` divides: 1, 2, 4... rows a device."""
+    microbatch = parts
+    while microbatch <= rows:
+        if rows % microbatch == 0:
+            yield microbatch
+        microbatch *= 2

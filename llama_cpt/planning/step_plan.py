@@ -1,0 +1,163 @@
+"""All that a compiled step tells, gathered."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from llama_cpt.batch import Batch
+from llama_cpt.config import TrainConfig
+from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.planning.buffers import Peak, peak_of
+from llama_cpt.planning.collectives import Collective, collectives
+from llama_cpt.planning.hbm_traffic import hbm_bytes
+from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
+from llama_cpt.planning.memory import Memory, memory_of
+from llama_cpt.planning.program import read_program
+from llama_cpt.planning.roofline import Roofline, roofline
+from llama_cpt.planning.topologies import Topology
+from llama_cpt.training.train_step import TrainState
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a config asks for, counted by hand."""
+
+    tokens_per_step: int
+    tokens: int
+    """Of all steps."""
+    flops_per_token: float
+    """``metrics.model_flops_per_token``: 6 N + attention, recomputation not counted."""
+    rows: int
+    """Of one device in one micro-batch."""
+    num_microbatches: int
+    sequence_length: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the compiled program does in a step on one device."""
+
+    matrix: MatrixFlops
+    hbm_bytes: int
+    collectives: tuple[Collective, ...]
+    live: Peak
+    """Arrays at the peak, by a walk of the schedule."""
+    uncounted_loops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One config on one topology."""
+
+    topology: Topology
+    mesh: dict[str, int]
+    remat: str
+    work: Workload
+    memory: Memory
+    program: Program | None
+    """None where the compiler cannot write what it made as text, as it is of some large steps."""
+    roofline: Roofline | None
+
+    @property
+    def model_flops(self) -> float:
+        """Of one device a step."""
+        return self.work.tokens_per_step * self.work.flops_per_token / self.topology.devices
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values: what ``--json`` prints."""
+        known = {
+            "topology": self.topology.text,
+            "slices": self.topology.slices,
+            "chips": self.topology.chips,
+            "mesh": self.mesh,
+            "remat": self.remat,
+            "work": asdict(self.work),
+            "memory": asdict(self.memory),
+            "model_flops": self.model_flops,
+        }
+        if self.program is None or self.roofline is None:
+            return known
+        program = asdict(self.program)
+        program["matrix"] |= {"total": self.program.matrix.total}
+        program["live"] = {
+            "bytes": self.program.live.bytes,
+            "arrays": [
+                {"bytes": size, "count": count, "shape": shape, "origin": origin}
+                for size, count, shape, origin in alike(self.program.live, 20)
+            ],
+        }
+        return known | {
+            "program": program,
+            "roofline": self.roofline.seconds,
+            "bound": self.roofline.bound,
+        }
+
+
+def workload(config: TrainConfig, rows: int) -> Workload:
+    """Of ``config`` where a device has ``rows`` of a micro-batch."""
+    length = config.data.sequence_length
+    tokens = config.global_batch_size * length
+    flops = model_flops_per_token(config.model, length, frozen=config.lora is not None)
+    return Workload(tokens, tokens * config.num_steps, flops, rows, config.num_microbatches, length)
+
+
+def read_step(text: str, mesh: dict[str, int]) -> Program:
+    """From the text of a compiled step on a mesh of these axis sizes."""
+    program = read_program(text)
+    steps = program.steps()
+    return Program(
+        matrix_flops(steps),
+        hbm_bytes(program, steps),
+        tuple(collectives(steps, mesh)),
+        peak_of(program),
+        tuple(program.uncounted_loops),
+    )
+
+
+def make_plan(
+    config: TrainConfig,
+    topology: Topology,
+    compiled: jax.stages.Compiled,
+    *,
+    state: TrainState,
+    batch: Batch,
+) -> Plan:
+    """Of a compiled step, whose arguments are the abstract ``state`` and ``batch``."""
+    tokens = jax.tree.leaves(batch)[0]
+    mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
+    chip, text = topology.chip, _text(compiled)
+    program = read_step(text, mesh) if text else None
+    return Plan(
+        topology,
+        mesh,
+        config.compute.remat,
+        workload(config, rows),
+        memory_of(compiled, state, batch, chip.memory_bytes),
+        program,
+        roofline(
+            chip,
+            flops=program.matrix.total,
+            hbm=float(program.hbm_bytes),
+            sent=program.collectives,
+            mesh=mesh,
+            slices=topology.slices,
+        )
+        if program
+        else None,
+    )
+
+
+def alike(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
+    """The largest arrays of a peak, alike ones together: (bytes, how many, shape, origin)."""
+    counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
+    rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]
+    return sorted(rows, reverse=True)[:most]
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        return ""

@@ -1,0 +1,151 @@
+"""A plan in words and tables."""
+
+from collections.abc import Iterator
+import math
+
+from llama_cpt.planning.buffers import Peak
+from llama_cpt.planning.memory import Memory
+from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.roofline import MFU_RANGE
+from llama_cpt.planning.search import Candidate
+from llama_cpt.planning.step_plan import Plan, Program, alike
+from llama_cpt.planning.topologies import Topology
+
+GB = 1e9
+SHOWN_ARRAYS = 6
+UNREAD = (
+    "The compiler cannot write this program as text, so its arrays, products and collectives are "
+    "not known; memory is its own figure"
+)
+
+
+def in_words(plan: Plan, remedy: str) -> str:
+    """Several lines, without an end; ``remedy`` is told where the step does not fit."""
+    known = _arrays(plan.memory, plan.program.live) if plan.program else (UNREAD,)
+    work = _work(plan, plan.program) if plan.program else _model_work(plan)
+    traffic = (_traffic(plan.program),) if plan.program else ()
+    parts = (_memory(plan, remedy), known, work, *traffic, _time(plan))
+    return "\n\n".join(["\n".join(_title(plan)), *("\n".join(part) for part in parts)])
+
+
+def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
+    """A step that the compiler refuses: it does not fit."""
+    lines = [
+        f"{_slices(topology)}: does not fit",
+        f"  {refused.used / GB:.2f} GB a device of {refused.available / GB:.2f} that a program may "
+        "use; the compiler stops there, so operations and collectives are not known",
+        f"  first to try: {remedy}",
+    ]
+    if refused.arrays:
+        lines += ["", "What decides it: the largest arrays that the compiler names, GB"]
+    for size, shape, origin in refused.arrays[:SHOWN_ARRAYS]:
+        lines.append(f"  {size / GB:9.3f}  {shape}  {_short(origin)}")
+    return "\n".join(lines)
+
+
+def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
+    """What a search found to fit, the fastest first."""
+    lines = [
+        f"{_slices(topology)}: {len(found)} of {tried} settings compiled fit, the fastest first",
+        "seconds a step by the roofline, all in turn (all at once); peak GB a device; options",
+    ]
+    for candidate, plan in found:
+        line = plan.roofline
+        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})" if line else "not known"
+        lines.append(f"  {told}  {plan.memory.peak / GB:6.2f}  {candidate.options}")
+    return "\n".join(lines)
+
+
+def _slices(topology: Topology) -> str:
+    several = f"{topology.slices} x " if topology.slices > 1 else ""
+    return f"{several}{topology.text} ({topology.name}), {topology.chips:,} chips"
+
+
+def _title(plan: Plan) -> Iterator[str]:
+    work = plan.work
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
+    yield f"{_slices(plan.topology)}; mesh: {axes or 'one device'}"
+    yield (
+        f"{work.rows} x {work.sequence_length} tokens a device at a time, micro-batches a step: "
+        f"{work.num_microbatches}, remat: {plan.remat}"
+    )
+
+
+def _memory(plan: Plan, remedy: str) -> Iterator[str]:
+    memory = plan.memory
+    yield "Memory, GB a device"
+    for name, size, remark in (
+        ("parameters", memory.parameters, ""),
+        ("optimizer", memory.optimizer, ""),
+        ("batch", memory.batch, ""),
+        ("temporaries", memory.temporaries, "gradients, activations, gathered weights"),
+        ("code", memory.code, ""),
+        ("peak", memory.peak, "the compiler's figure, arguments included"),
+    ):
+        yield f"  {name:<12}{size / GB:9.3f}  {remark}".rstrip()
+    left = memory.available - memory.peak - memory.code
+    if memory.fits:
+        yield f"  fits: {left / GB:.2f} of {memory.available / GB:.2f} are left"
+    else:
+        yield f"  does not fit: {-left / GB:.2f} above the chip's {memory.available / GB:.2f}"
+        yield f"  first to try: {remedy}"
+
+
+def _arrays(memory: Memory, live: Peak) -> Iterator[str]:
+    yield "What decides it, GB: arrays alive at the peak beside the arguments, by a walk of the"
+    yield f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}"
+    for size, count, shape, origin in alike(live, SHOWN_ARRAYS):
+        yield f"  {size / GB:9.3f}  {count} x {shape}  {_short(origin)}"
+
+
+def _short(origin: str) -> str:
+    """The end of an operation's path, which names the part of the model."""
+    return origin if len(origin) < 60 else "..." + origin[-57:]
+
+
+def _model_work(plan: Plan) -> Iterator[str]:
+    yield "Operations, TFLOP a device a step"
+    yield f"  model     {plan.model_flops / 1e12:12.3f}  6 N and causal attention, by hand"
+
+
+def _work(plan: Plan, program: Program) -> Iterator[str]:
+    matrix = program.matrix
+    yield from _model_work(plan)
+    ratio = matrix.total / plan.model_flops
+    yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
+    for name, flops in matrix.by_kernel.items():
+        yield f"    of them   {flops / 1e12:10.3f}  {name}: {matrix.source[name]}"
+    for name in matrix.unknown_kernels:
+        yield f"    not counted: {name}, a kernel without a cost estimate"
+    for name in program.uncounted_loops:
+        yield f"    taken once: {name}, a loop of unknown length"
+
+
+def _traffic(program: Program) -> Iterator[str]:
+    yield "Collectives, GB that a device receives a step"
+    for one in program.collectives:
+        axes = " x ".join(one.axes)
+        yield f"  {one.bytes / GB:9.3f}  {one.kind} over {axes} ({one.group}), {one.times:,} times"
+    if not program.collectives:
+        yield "  none"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    line, work, top = plan.roofline, plan.work, plan.topology
+    peak = top.chip.peak_flops
+    yield "Time"
+    if line:
+        for name, value in line.seconds.items():
+            told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
+            yield f"  {name:<8}{told}"
+        none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
+        mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
+        yield f"  bound by {line.bound}: {mfu}"
+    yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
+    for mfu in MFU_RANGE:
+        speed = mfu * peak * top.devices / work.flops_per_token
+        hours = work.tokens / speed / 3600
+        yield (
+            f"  at MFU {mfu:.2f}: {speed * 86400 / 1e9:,.2f} billion tokens a day, "
+            f"{hours / 24:,.1f} days, {math.ceil(hours * top.chips):,} chip-hours"
+        )

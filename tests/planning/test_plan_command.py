@@ -1,0 +1,88 @@
+"""``python -m llama_cpt.plan``: mistakes in one line, an answer in words and in JSON."""
+
+import importlib.util
+import json
+import platform
+
+import pytest
+
+from llama_cpt import plan
+from llama_cpt.errors import UserError
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
+)
+
+
+def run(name: str, topology: str, *options: str) -> int:
+    return plan.main([str(CONFIGS / f"{name}.py"), "--topology", topology, *options])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cpt_8b", "v5p-300"), "nearest: v5p:4x4x8"),
+        (("cpt_8b", "v5e-32", "--slices", "0"), "--slices 0: at least 1"),
+        (("cpt_8b", "v5e-32", "--mash.fsdp", "3"), "unknown field 'mash.fsdp'"),
+        (("cpt_70b", "v6e-8", "--search"), r"no mesh, remat policy.*v6e:8x8 \(v6e-64\)"),
+        (("cpt_8b", "v5e-32", "--search", "--global-batch-size", "7"), "no mesh divides it"),
+    ],
+)
+def test_mistakes_are_told(arguments, told):
+    with pytest.raises(UserError, match=told):
+        run(*arguments)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--mesh.fsdp", "3"), "does not divide 32 devices"),
+        (("--global-batch-size", "16"), r"global_batch_size=16 must be a multiple of .* \(32\)"),
+    ],
+)
+def test_a_mesh_or_batch_of_another_size_is_told(options, told):
+    with pytest.raises(UserError, match=told):
+        run("cpt_8b", "v5e-32", *options)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "told"),
+    [
+        ("Linux", "x86_64", r"not installed: pip install -e '\.\[tpu\]'"),
+        ("Darwin", "arm64", "docker run --platform linux/amd64"),
+        ("Linux", "aarch64", "docker run --platform linux/amd64"),
+    ],
+)
+def test_a_missing_compiler_is_told(system, machine, told, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+    )
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(UserError, match=told):
+        run("cpt_8b", "v5e-32")
+
+
+@needs_libtpu
+def test_a_small_step_is_planned(capsys):
+    """Two layers of the 1B shape's kind on four chips: words, then the same in JSON."""
+    small = (
+        "--model.num-layers 2 --model.embed-dim 512 --model.mlp-dim 1024 --model.num-heads 4 "
+        "--model.num-kv-heads 2 --model.head-dim 128 --model.vocab-size 1024 "
+        "--data.sequence-length 512 --global-batch-size 8 --microbatch-size 4 "
+        "--evaluation.batch-size 4"
+    ).split()
+    assert run("cpt_1b", "v5e-4", "--json", *small) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] and told["chips"] == 4 and told["mesh"]["fsdp"] == 4
+    kinds = {one["kind"] for one in told["program"]["collectives"]}
+    assert {"all-gather", "reduce-scatter"} <= kinds
+    matrix = told["program"]["matrix"]
+    assert set(matrix["by_kernel"]) == {"flash_attention_forward", "flash_attention_backward"}
+    assert not matrix["unknown_kernels"] and not told["program"]["uncounted_loops"]
+    assert 1.1 < matrix["total"] / told["model_flops"] < 1.5
+    assert told["memory"]["peak"] < told["memory"]["available"]

@@ -1,0 +1,122 @@
+"""What a plan says of a small step on fake devices, against hand counts and the run itself."""
+
+import jax
+import pytest
+
+from llama_cpt.config import (
+    ComputeConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.model.llama import Llama
+from llama_cpt.planning.hand_sum import hand_sum
+from llama_cpt.planning.memory import device_bytes
+from llama_cpt.planning.step_plan import read_step
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.ahead_of_time import abstract_batch, lower
+from llama_cpt.training.run import make_program
+from llama_cpt.training.train_step import init_state
+
+MODEL = ModelConfig(
+    vocab_size=512,
+    embed_dim=64,
+    mlp_dim=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied_embeddings=False,
+    context_length=64,
+)
+LENGTH, ROWS, MICROBATCHES, WIDTH = 64, 16, 2, 4
+
+
+def make(mesh: tuple[int, int, int]) -> TrainConfig:
+    return TrainConfig(
+        output="out",
+        model=MODEL,
+        data=DataConfig("tokens", "prepared", LENGTH, 0.0, original=(CorpusConfig("a", "a"),)),
+        optimizer=OptimizerConfig(1e-3),
+        num_steps=1,
+        global_batch_size=ROWS,
+        microbatch_size=ROWS // MICROBATCHES,
+        mesh=MeshConfig(*mesh),
+        compute=ComputeConfig("float32", "full", "reference", loss_chunk_tokens=32),
+        evaluation=EvaluationConfig(batch_size=8),
+    )
+
+
+def compiled_on(mesh: tuple[int, int, int]) -> tuple:
+    config = make(mesh)
+    program = make_program(config, make_mesh(config.mesh), "cpu")
+    return config, program, lower(config, program).compile()
+
+
+def matrix_flops_by_hand(devices: int) -> float:
+    """Of one device: remat repeats all but each layer's last product, whose result is not used."""
+    last = MODEL.num_layers * MODEL.mlp_dim * MODEL.embed_dim
+    norms = (2 * MODEL.num_layers + 1) * MODEL.embed_dim
+    layers = non_embedding_parameters(MODEL) - norms
+    head = MODEL.vocab_size * MODEL.embed_dim
+    # Scores and their product with the values, not causal in plain jnp: 2 forward, 2 again, 4 back.
+    attention = 8 * 2 * LENGTH * MODEL.num_heads * MODEL.head_dim * MODEL.num_layers
+    return ROWS * LENGTH * (8 * layers - 2 * last + 6 * head + attention) / devices
+
+
+def test_a_run_holds_what_the_plan_says():
+    config, program, compiled = compiled_on((1, 4, 2))
+    state, batch = program.abstract, abstract_batch(config, program.mesh)
+    # The row numbers are not read without NEFTune, and no argument then; the rate is one.
+    arguments = device_bytes((state, batch)) - device_bytes(batch.row) + 4
+    assert arguments == compiled.memory_analysis().argument_size_in_bytes
+
+    def model() -> Llama:
+        return Llama(MODEL, jax.random.key(0), remat="full")
+
+    with jax.set_mesh(program.mesh):
+        live = init_state(model, program.optimizer, program.mesh)
+        step = read_step(compiled.as_text(), dict(program.mesh.shape))
+    held = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(live)]
+    assert device_bytes(state) == sum(held)
+    assert step.matrix.products == matrix_flops_by_hand(8)
+    told = compiled.memory_analysis().temp_size_in_bytes
+    assert step.live.bytes == pytest.approx(told, rel=0.05)
+    by_hand = hand_sum(config, program.mesh.shape)
+    assert by_hand.arguments == pytest.approx(device_bytes((state.trained, state.opt_state)), 0.05)
+    assert by_hand.total < arguments + told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2)])
+def test_collectives_are_the_shardings_arithmetic(mesh):
+    """Layers' weights are gathered twice a micro-batch; those at the ends once, before the loop.
+
+    On CPUs layers' gradients are summed and cut rather than scattered: twice the bytes.
+    """
+    _, program, compiled = compiled_on(mesh)
+    step = read_step(compiled.as_text(), dict(program.mesh.shape))
+    replica, fsdp, tensor = mesh
+    norms = (2 * MODEL.num_layers + 1) * MODEL.embed_dim
+    layers = non_embedding_parameters(MODEL) - norms
+    tables = 2 * MODEL.vocab_size * MODEL.embed_dim
+    unit = WIDTH / tensor * (fsdp - 1) / fsdp
+
+    def received(kind: str, axis: str) -> float:
+        return sum(one.bytes for one in step.collectives if (one.kind, one.axes) == (kind, (axis,)))
+
+    assert received("all-gather", "fsdp") == (2 * MICROBATCHES * layers + tables) * unit
+    assert received("reduce-scatter", "fsdp") == MICROBATCHES * tables * unit
+    summed = 2 * MICROBATCHES * layers * unit
+    assert received("all-reduce", "fsdp") == pytest.approx(summed, rel=0.01)
+    parts = (layers + tables) * WIDTH / fsdp / tensor
+    shared = 2 * (replica - 1) / replica * MICROBATCHES * parts
+    assert received("all-reduce", "replica") == shared

@@ -1,0 +1,256 @@
+"""A program's text read back: loops, products, collectives, arrays that live together."""
+
+import numpy as np
+import pytest
+
+from llama_cpt.chips import CHIPS
+from llama_cpt.planning.buffers import peak_of
+from llama_cpt.planning.collectives import collectives, crossed_axes, device_groups
+from llama_cpt.planning.hbm_traffic import hbm_bytes
+from llama_cpt.planning.hlo import Instruction, Shape
+from llama_cpt.planning.matrix_flops import matrix_flops
+from llama_cpt.planning.program import read_program
+from llama_cpt.planning.roofline import roofline
+
+MESH = {"replica": 2, "fsdp": 4, "tensor": 2}
+# A scan of 5 over stacked weights: gathered, multiplied in a fusion, the result kept for each turn.
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%product (p.0: bf16[8,64], p.1: bf16[64,32]) -> bf16[8,32] {
+  %p.0 = bf16[8,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %conv = bf16[8,32]{1,0} convolution(%p.0, %p.1), dim_labels=bf_io->bf, \
+metadata={op_name="jit(step)/mlp/dot_general"}
+}
+
+%keep (q.0: bf16[5,8,32], q.1: bf16[8,32], q.2: s32[]) -> bf16[5,8,32] {
+  %q.0 = bf16[5,8,32]{2,1,0} parameter(0)
+  %q.1 = bf16[8,32]{1,0} parameter(1)
+  %q.2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %row = bf16[1,8,32]{2,1,0} bitcast(%q.1)
+  ROOT %updated = bf16[5,8,32]{2,1,0} dynamic-update-slice(%q.0, %row, %q.2, %zero, %zero)
+}
+
+%body (state: (s32[], bf16[16,32], bf16[5,8,32])) -> (s32[], bf16[16,32], bf16[5,8,32]) {
+  %state = (s32[], bf16[16,32]{1,0}, bf16[5,8,32]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %weights = bf16[16,32]{1,0} get-tuple-element(%state), index=1
+  %kept = bf16[5,8,32]{2,1,0} get-tuple-element(%state), index=2
+  %x = bf16[8,64]{1,0} broadcast(%i), dimensions={}
+  %gather-start = (bf16[16,32]{1,0}, bf16[64,32]{1,0}) all-gather-start(%weights), \
+replica_groups=[4,4]<=[2,4,2]T(0,2,1), dimensions={0}, use_global_device_ids=true
+  %gathered = bf16[64,32]{1,0} all-gather-done(%gather-start)
+  %y = bf16[8,32]{1,0} fusion(%x, %gathered), kind=kOutput, calls=%product
+  %next = bf16[5,8,32]{2,1,0} fusion(%kept, %y, %i), kind=kLoop, calls=%keep
+  %one = s32[] constant(1)
+  %j = s32[] add(%i, %one)
+  ROOT %out = (s32[], bf16[16,32]{1,0}, bf16[5,8,32]{2,1,0}) tuple(%j, %weights, %next)
+}
+
+%condition (state.1: (s32[], bf16[16,32], bf16[5,8,32])) -> pred[] {
+  %state.1 = (s32[], bf16[16,32]{1,0}, bf16[5,8,32]{2,1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (w: bf16[16,32]) -> f32[] {
+  %w = bf16[16,32]{1,0} parameter(0)
+  %begin = s32[] constant(0)
+  %room = bf16[5,8,32]{2,1,0} broadcast(%begin), dimensions={}, metadata={op_name="jit(step)/room"}
+  %first = (s32[], bf16[16,32]{1,0}, /*index=2*/bf16[5,8,32]{2,1,0}) tuple(%begin, %w, %room)
+  %loop = (s32[], bf16[16,32]{1,0}, bf16[5,8,32]{2,1,0}) while(%first), condition=%condition, \
+body=%body KNOWN
+  %all = bf16[5,8,32]{2,1,0} get-tuple-element(%loop), index=2
+  %total = f32[] reduce(%all, %begin), dimensions={0,1,2}, to_apply=%add
+  ROOT %summed = f32[] all-reduce(%total), replica_groups={{0,8},{1,9},{2,10},{3,11},{4,12},\
+{5,13},{6,14},{7,15}}, use_global_device_ids=true, to_apply=%add
+}
+"""
+
+
+@pytest.fixture(params=[', backend_config={"known_trip_count":{"n":"5"}}', ""])
+def program(request):
+    """Trips told by the compiler, or to be found in the loop's condition."""
+    return read_program(TEXT.replace("KNOWN", request.param))
+
+
+def test_products_of_a_loop_are_multiplied(program):
+    assert matrix_flops(program.steps()).products == 5 * 2 * 8 * 64 * 32
+    assert not program.uncounted_loops
+
+
+def test_collectives_by_kind_and_axis(program):
+    gather, total = collectives(program.steps(), MESH)
+    assert (gather.kind, gather.axes, gather.group, gather.times) == ("all-gather", ("fsdp",), 4, 5)
+    assert gather.bytes == 5 * 2 * 64 * 32 * 3 / 4
+    assert (total.kind, total.axes, total.times) == ("all-reduce", ("replica",), 1)
+    assert total.bytes == 2 * 4 / 2
+
+
+def test_arrays_of_the_peak(program):
+    """The room for all turns, and of one turn its input, the gathered weights and its output."""
+    peak = peak_of(program)
+    sizes = {str(one.shape) for one in peak.buffers}
+    assert {"bf16[5,8,32]", "bf16[64,32]", "bf16[8,64]", "bf16[8,32]"} == sizes - {"s32[]"}
+    assert peak.buffers[0].origin == "" and str(peak.buffers[0].shape) == "bf16[64,32]"
+
+
+def test_what_a_turn_updates_in_place_is_not_moved(program):
+    x, gathered, y, scalar, flag = 2 * 8 * 64, 2 * 64 * 32, 2 * 8 * 32, 4, 1
+    turn = (x + scalar) + (gathered + gathered // 4) + (x + gathered + y) + (2 * y + scalar)
+    counting = 3 * scalar + 2 * scalar + flag
+    room, total, summed = 5 * y + scalar, 5 * y + 2 * scalar, 2 * scalar
+    expected = 5 * (turn + counting) + room + total + summed
+    assert hbm_bytes(program, program.steps()) == expected
+
+
+def instruction(opcode: str, attributes: str) -> Instruction:
+    return Instruction("one", opcode, (Shape("f32", (8,)),), (), attributes)
+
+
+UNROLLED = """\
+%part (p: u32[]) -> u32[] {
+  %p = u32[] parameter(0)
+  %two = u32[] constant(2)
+  ROOT %more = u32[] add(%p, %two)
+}
+
+%body (state: (bf16[8,8], u32[], u32[])) -> (bf16[8,8], u32[], u32[]) {
+  %state = (bf16[8,8]{1,0}, u32[], u32[]) parameter(0)
+  %x = bf16[8,8]{1,0} get-tuple-element(%state), index=0
+  %i = u32[] get-tuple-element(%state), index=1
+  %end = u32[] get-tuple-element(%state), index=2
+  %once = bf16[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] fusion(%i), kind=kLoop, calls=%part
+  ROOT %out = (bf16[8,8]{1,0}, u32[], u32[]) tuple(%once, %next, %end)
+}
+
+%condition (state.1: (bf16[8,8], u32[], u32[])) -> pred[] {
+  %state.1 = (bf16[8,8]{1,0}, u32[], u32[]) parameter(0)
+  %i.1 = u32[] get-tuple-element(%state.1), index=1
+  %end.1 = u32[] get-tuple-element(%state.1), index=2
+  ROOT %less = pred[] compare(%i.1, %end.1), direction=LT
+}
+
+ENTRY %main (x.0: bf16[8,8]) -> bf16[8,8] {
+  %x.0 = bf16[8,8]{1,0} parameter(0)
+  %start = u32[] constant(1)
+  %limit = u32[] constant(8)
+  %given = (bf16[8,8]{1,0}, u32[], u32[]) tuple(%x.0, %start, %limit)
+  %loop = (bf16[8,8]{1,0}, u32[], u32[]) while(%given), condition=%condition, body=%body
+  ROOT %result = bf16[8,8]{1,0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_an_unrolled_loop_counts_by_its_step():
+    """1, 3, 5, 7: the compiler unrolls loops and does not say how often they run."""
+    program = read_program(UNROLLED)
+    assert matrix_flops(program.steps()).products == 4 * 2 * 8**3
+    unknown = read_program(UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)"))
+    assert matrix_flops(unknown.steps()).products == 2 * 8**3
+    assert unknown.uncounted_loops == ["loop"]
+
+
+CHAINED = """\
+%begin (p: bf16[4]) -> bf16[32] {
+  %p = bf16[4]{0} parameter(0)
+  %gather = bf16[32]{0} all-gather(%p), channel_id=7, replica_groups=[2,8]<=[16], \
+frontend_attributes={chain_id="0"}
+  ROOT %token = bf16[32]{0} custom-call(%gather), custom_call_target="AsyncCollectiveStart"
+}
+
+%along (p.1: bf16[4]) -> bf16[32] {
+  %p.1 = bf16[4]{0} parameter(0)
+  %gather.1 = bf16[32]{0} all-gather(%p.1), channel_id=7, replica_groups=[2,8]<=[16], \
+frontend_attributes={chain_id="0"}
+  ROOT %both = (bf16[4]{0}, bf16[32]{0}) tuple(%p.1, %gather.1)
+}
+
+ENTRY %main (x: bf16[4]) -> bf16[32] {
+  %x = bf16[4]{0} parameter(0)
+  %first = bf16[32]{0} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %second = (bf16[4]{0}, bf16[32]{0}) fusion(%x), kind=kOutput, calls=%along
+}
+"""
+
+
+def test_a_collective_among_products_counts_once():
+    (one,) = collectives(read_program(CHAINED).steps(), MESH)
+    assert (one.kind, one.times, one.bytes) == ("all-gather", 1, 64 * 7 / 8)
+
+
+NETWORK = """\
+ENTRY %main (x: f32[1,8,128]) -> f32[1,8,128] {
+  %x = f32[1,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[1,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[1,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=1, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %done = (f32[1,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1
+  ROOT %sum = f32[1,8,128]{2,1,0:T(8,128)} get-tuple-element(%done), index=0
+}
+"""
+
+
+def test_what_crosses_slices_goes_over_the_network():
+    (one,) = collectives(read_program(NETWORK).steps(), MESH)
+    assert (one.kind, one.axes, one.bytes) == ("all-reduce", ("replica",), 2 * 4 * 1024 / 2)
+    chip = CHIPS["TPU v5 lite"]
+    line = roofline(chip, flops=0.0, hbm=0.0, sent=[one], mesh=MESH, slices=2)
+    assert (line.ici, line.dcn) == (0, one.bytes / chip.dcn_bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes", "size"),
+    [
+        ("replica_groups=[8,2]<=[16]", ("tensor",), 2),
+        ("replica_groups=[4,4]<=[2,4,2]T(0,2,1)", ("fsdp",), 4),
+        ("replica_groups=[2,8]<=[16]", ("fsdp", "tensor"), 8),
+        ("replica_groups=[2,8]<=[8,2]T(1,0)", ("replica", "fsdp"), 8),
+        ("replica_groups=mesh['a'=2,'b'=4,'c'=2] {'b'}", ("fsdp",), 4),
+        ("replica_groups=mesh['a'=8,'c'=2] {'a':(1)2, 'c'}", ("replica", "tensor"), 4),
+        ("replica_groups=mesh['a'=8,'c'=2] {'a':(2)4}", ("fsdp",), 4),
+        ("replica_groups=mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}", ("fsdp", "tensor"), 4),
+        ("replica_groups={}", ("replica", "fsdp", "tensor"), 16),
+        ("source_target_pairs={{0,2},{2,4},{4,6},{6,0}}", ("fsdp",), 2),
+    ],
+)
+def test_groups_name_mesh_axes(groups, axes, size):
+    found = device_groups(instruction("all-gather", f", {groups}, channel_id=1"), 16)
+    assert crossed_axes(found, MESH) == axes
+    assert found.shape[1] == size
+    if "pairs" not in groups:
+        assert np.array_equal(np.sort(found.flatten()), np.arange(16))
+
+
+def test_layout_pads():
+    assert Shape("bf16", (3, 9, 64), "2,1,0:T(8,128)(2,1)").padded_bytes == 2 * 3 * 16 * 128
+    assert Shape("f32", (5, 128), "1,0").padded_bytes == 4 * 5 * 128
+    assert Shape("pred", (7,)).bytes == 7
+    assert Shape("s4", (7,)).bytes == 4
+
+
+def test_batched_product_as_a_convolution():
+    """A TPU's way to write a batch of 6 products: a window that meets one kernel place only."""
+    text = """\
+ENTRY %main (l: bf16[6,8,16], r: bf16[6,16,4]) -> bf16[6,8,4] {
+  %l = bf16[6,8,16]{2,1,0} parameter(0)
+  %r = bf16[6,16,4]{2,1,0} parameter(1)
+  ROOT %conv = bf16[6,8,4]{2,1,0} convolution(%l, %r), \
+window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert matrix_flops(read_program(text).steps()).products == 6 * 2 * 8 * 16 * 4

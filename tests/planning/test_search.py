@@ -1,0 +1,98 @@
+"""Hand sums, what a search tries and in which order, remedies."""
+
+from dataclasses import replace
+
+import pytest
+
+from llama_cpt.config_file import load
+from llama_cpt.planning.hand_sum import hand_sum, parameters
+from llama_cpt.planning.out_of_memory import too_large
+from llama_cpt.planning.remedies import first_remedy
+from llama_cpt.planning.search import candidates, may_fit, smallest_topology
+from llama_cpt.planning.topologies import find_topology
+from tests.conftest import ROOT
+
+
+def shipped(name: str):
+    return load(str(ROOT / "configs" / f"{name}.py"))
+
+
+def test_hand_sum_of_70b():
+    """128 chips, 2 x 8192 tokens each: 6.6 GB of arguments, 2.2 of gradients, 21.5 of carries."""
+    config = shipped("cpt_70b")
+    assert parameters(config.model) == 70_553_706_496
+    found = hand_sum(config, {"fsdp": 128})
+    assert found.arguments == 12 * parameters(config.model) / 128
+    assert found.gradients == found.arguments / 3
+    assert found.saved == 80 * 2 * 8192 * 8192 * 2
+    assert found.gathered == pytest.approx(1.71e9, rel=0.01)
+    halved = hand_sum(replace(config, microbatch_size=128), {"fsdp": 128})
+    assert halved.saved == found.saved / 2
+    assert hand_sum(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
+
+
+def test_search_tries_the_fast_first_and_nothing_twice():
+    config, topology = shipped("cpt_8b"), find_topology("v5e-32")
+    every = candidates(config, topology)
+    assert [one.seconds for one in every] == sorted(one.seconds for one in every)
+    assert len({one.options for one in every}) == len(every)
+    assert {one.config.compute.remat for one in every} >= {"none", "full", "offload"}
+    assert {one.mesh["tensor"] for one in every} == {1, 2, 4, 8}
+    for one in every:
+        assert one.mesh["fsdp"] * one.mesh["tensor"] == 32
+        assert config.global_batch_size % one.config.microbatch_size == 0
+    wide = max(every, key=lambda one: one.bytes)
+    same = [
+        one for one in every if one.mesh == wide.mesh and one.config.compute == wide.config.compute
+    ]
+    narrow = min(same, key=lambda one: one.bytes)
+    assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
+
+
+def test_what_cannot_fit_names_what_may():
+    config, topology = shipped("cpt_70b"), find_topology("v6e-8")
+    assert min(one.bytes for one in candidates(config, topology)) > topology.chip.memory_bytes
+    larger = smallest_topology(config, topology)
+    assert larger.name == "v6e-64"
+    assert "more chips: v6e:8x8" in first_remedy(config, topology, {"fsdp": 8})
+
+
+@pytest.mark.parametrize(
+    ("remat", "microbatch", "told"),
+    [
+        ("dots", 0, "--compute.remat full"),
+        ("full", 0, "--microbatch-size 128: 4 rows"),
+        ("full", 32, "mesh.tensor"),
+    ],
+)
+def test_first_remedy(remat, microbatch, told):
+    config = shipped("cpt_8b")
+    config = replace(
+        config, compute=replace(config.compute, remat=remat), microbatch_size=microbatch
+    )
+    assert told in first_remedy(config, find_topology("v5e-32"), {"replica": 1, "fsdp": 32})
+
+
+REFUSAL = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
+space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
+
+  Largest program allocations in hbm:
+
+  1. Size: 4.00G
+     Operator: op_name="jit(step)/jvp()/while" source_file="llama.py" source_line=1
+     Shape: bf16[32,2,8192,4096]{3,2,1,0:T(8,128)(2,1)}
+     Unpadded size: 4.00G
+
+  2. Size: 512.0M
+     Shape: f32[4008,4096]{1,0:T(8,128)}
+"""
+
+
+def test_the_compilers_refusal_is_read():
+    refused = too_large(REFUSAL)
+    assert (refused.used, refused.available) == (20.5 * 2**30, 15.75 * 2**30)
+    assert refused.arrays == (
+        (4 << 30, "bf16[32,2,8192,4096]", "jit(step)/jvp()/while"),
+        (512 << 20, "f32[4008,4096]", ""),
+    )
+    assert too_large("INTERNAL: something else") is None
