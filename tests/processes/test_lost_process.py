@@ -13,10 +13,12 @@ from tests.processes.launched import Launched, run_to_end, steps_told, train
 from tests.training.runs import learnt
 
 KILLS = 20
+STEPS = 12
 SLOW_SEAL = """
 import time
-from llama_cpt.training import manifest
-real = manifest.seal
+from llama_cpt.training import manifest, trainer
+real, rate = manifest.seal, trainer.learning_rate
+trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
 def seal(*arguments):
     print("sealing slowly", flush=True)
     time.sleep(3)
@@ -48,7 +50,7 @@ if os.environ["JAX_PROCESS_ID"] == "1":
 @pytest.fixture(scope="session")
 def whole(many, tmp_path_factory, compilation_cache) -> list[dict]:
     """What two processes learn that nothing happens to."""
-    config = many(tmp_path_factory.mktemp("whole") / "run")
+    config = many(tmp_path_factory.mktemp("whole") / "run", num_steps=STEPS)
     run_to_end(config, 2, compilation_cache)
     return learnt(Path(config.output))
 
@@ -73,7 +75,7 @@ def halve_a_file(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
-    config = many(tmp_path / "run")
+    config = many(tmp_path / "run", num_steps=STEPS)
     saved = Path(config.output) / "checkpoints"
 
     lost = train(config, 2, compilation_cache)
