@@ -1,18 +1,14 @@
 """A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost."""
 
-from dataclasses import replace
 from pathlib import Path
-import random
 import signal
-import time
 
 import pytest
 
-from llama_cpt.config import EvaluationConfig, TrainConfig
-from tests.processes.launched import Launched, run_to_end, steps_told, train
+from llama_cpt.config import TrainConfig
+from tests.processes.launched import Launched, run_to_end, train
 from tests.training.runs import learnt
 
-KILLS = 20
 STEPS = 12
 SLOW_SEAL = """
 import time
@@ -102,27 +98,3 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
     assert launched.ended() == [1, 1], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
-
-
-@pytest.mark.slow
-def test_twenty_kills_of_one_of_two(many, tmp_path, compilation_cache):
-    """At random moments: while they meet, compile, step and save."""
-    long = {"num_steps": 60, "evaluation": EvaluationConfig(60, False, 2, 4)}
-    base = many(tmp_path / "run").data
-    whole, config = (
-        many(tmp_path / name / "run", data=replace(base, max_epochs=1000.0), **long)
-        for name in ("whole", "killed")
-    )
-    run_to_end(whole, 2, compilation_cache)
-    draw = random.Random(0)
-    for _ in range(KILLS):
-        launched = train(config, 2, compilation_cache)
-        told = steps_told(config)
-        if draw.random() < 0.2:
-            time.sleep(draw.uniform(0.0, 6.0))
-        else:
-            launched.wait_until(lambda told=told: steps_told(config) != told)
-            time.sleep(draw.uniform(0.0, 0.2))
-        kill_one(launched, draw.randrange(2))
-    run_to_end(config, 2, compilation_cache)
-    assert learnt(Path(config.output)) == learnt(Path(whole.output))
