@@ -10,11 +10,12 @@ demo: .venv/users
 study: .venv/users
 	$(BIN)/python -m llama_cpt.study
 
+# Two at a time, a file's tests in one process: they share what is made once.
 test: .venv/testers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/testers
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: .venv/testers
 	$(BIN)/ruff check .
