@@ -15,7 +15,7 @@ from llama_cpt.sharding import spec
 from llama_cpt.vocabulary import VOCAB_AXIS, Neighbours, neighbours
 
 # The gradient's scatter sorts float32 copies of the tokens' rows: fewer neighbours share them.
-COPIES = 4
+COPIES = 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

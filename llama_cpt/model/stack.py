@@ -103,5 +103,10 @@ def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
 
 
 def _at(layers: Any, number: jax.Array) -> Any:
-    take = partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
+    """One layer's; hung on the loop's number, else all layers' are converted before the loop."""
+
+    def take(leaf: jax.Array) -> jax.Array:
+        one = jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
+        return one + 0.0 * number.astype(one.dtype)
+
     return jax.tree.map(take, layers)
