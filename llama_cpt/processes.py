@@ -24,6 +24,7 @@ import jax
 from jax._src.distributed import global_state
 
 from llama_cpt.errors import UserError
+from llama_cpt.progress import Progress
 
 HEARTBEAT = "LLAMA_CPT_HEARTBEAT_SECONDS"
 """Environment variable: after how many silent seconds a process counts as lost; 20 unless set."""
@@ -227,6 +228,7 @@ def _meet() -> None:
     except jax.errors.JaxRuntimeError as error:
         told = str(error).splitlines()[0]
         raise LostProcessError(f"not all had come after {seconds} s: {told}") from error
+    Progress.shown = is_first()
     post("host", socket.gethostname())
 
 

@@ -3,8 +3,7 @@
 import sys
 import time
 from types import TracebackType
-
-from llama_cpt.processes import is_first
+from typing import ClassVar
 
 
 class Progress:
@@ -14,17 +13,20 @@ class Progress:
     first process of a command shows it.
     """
 
+    shown: ClassVar[bool] = True
+    """Set by ``processes``, which this file cannot ask: it is used where JAX is not imported."""
+
     def __init__(self, label: str, total: float, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0.0
-        self._terminal, self._silent = sys.stderr.isatty(), not is_first()
+        self._terminal = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
 
     def update(self, amount: float) -> None:
         """Count ``amount`` more done."""
         self.done += amount
         now = time.monotonic()
-        if not self._silent and now - self._shown >= (0.2 if self._terminal else 10.0):
+        if self.shown and now - self._shown >= (0.2 if self._terminal else 10.0):
             self._shown = now
             self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
 
@@ -51,7 +53,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._silent:
+        if not self.shown:
             return
         # What took no time needs no report.
         if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
