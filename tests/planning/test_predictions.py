@@ -93,30 +93,3 @@ def test_a_run_holds_what_the_plan_says():
     by_hand = hand_sum(config, program.mesh.shape)
     assert by_hand.arguments == pytest.approx(device_bytes((state.trained, state.opt_state)), 0.05)
     assert by_hand.total < arguments + told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2)])
-def test_collectives_are_the_shardings_arithmetic(mesh):
-    """Layers' weights are gathered twice a micro-batch; those at the ends once, before the loop.
-
-    On CPUs layers' gradients are summed and cut rather than scattered: twice the bytes.
-    """
-    _, program, compiled = compiled_on(mesh)
-    step = read_step(compiled.as_text(), dict(program.mesh.shape))
-    replica, fsdp, tensor = mesh
-    norms = (2 * MODEL.num_layers + 1) * MODEL.embed_dim
-    layers = non_embedding_parameters(MODEL) - norms
-    tables = 2 * MODEL.vocab_size * MODEL.embed_dim
-    unit = WIDTH / tensor * (fsdp - 1) / fsdp
-
-    def received(kind: str, axis: str) -> float:
-        return sum(one.bytes for one in step.collectives if (one.kind, one.axes) == (kind, (axis,)))
-
-    assert received("all-gather", "fsdp") == (2 * MICROBATCHES * layers + tables) * unit
-    assert received("reduce-scatter", "fsdp") == MICROBATCHES * tables * unit
-    summed = 2 * MICROBATCHES * layers * unit
-    assert received("all-reduce", "fsdp") == pytest.approx(summed, rel=0.01)
-    parts = (layers + tables) * WIDTH / fsdp / tensor
-    shared = 2 * (replica - 1) / replica * MICROBATCHES * parts
-    assert received("all-reduce", "replica") == shared
