@@ -1,6 +1,6 @@
 """The only training loop: step, log, evaluate, save."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, replace
 import sys
@@ -11,7 +11,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from llama_cpt.batch import TokenBatch
+from llama_cpt.batch import Batch, TokenBatch
 from llama_cpt.config import EvaluationConfig
 from llama_cpt.config_file import save as save_config
 from llama_cpt.errors import UserError
@@ -90,11 +90,15 @@ def fit(
         if is_first():
             save_config(config, output / "config.json")
             print(_described(run), flush=True)
-        with Reporter(run, first_step, clock) as report, contextlib.closing(trace):
+        with (
+            Reporter(run, first_step, clock) as report,
+            contextlib.closing(trace),
+            contextlib.closing(run.batches(first_step)) as batches,
+        ):
             if first_step == 0 and run.heldout:
                 _evaluated(run, state, report, 0, at_start)
             around = _Around(checkpoints, report, signals, watchdog, trace)
-            state, last, outcome = _loop(run, state, first_step, around)
+            state, last, outcome = _loop(run, state, batches, first_step, around)
             report.flush()
             with clock.spent_on("save"):
                 if last > first_step:
@@ -196,11 +200,10 @@ class _Around:
 
 
 def _loop(
-    run: Run, state: TrainState, first_step: int, around: _Around
+    run: Run, state: TrainState, batches: Iterator[Batch], first_step: int, around: _Around
 ) -> tuple[TrainState, int, Outcome]:
     """Steps from ``first_step`` until the end or a signal on any process; how many are done."""
     config, wishes, report = run.config, Wishes(run.program.mesh), around.report
-    source = run.batches(first_step)
     report.clock.turn_to(STEP)
     for step in range(first_step, config.num_steps):
         stop, failed = around.signals.outcome.value, around.checkpoints.failed
@@ -211,7 +214,7 @@ def _loop(
             _save(run, state, step, around)
         done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
         with report.clock.spent_on("data"):
-            batch = next(source)
+            batch = next(batches)
         with report.clock.spent_on("compile" if step == first_step else STEP):
             with around.trace.step(done):
                 state, metrics = run.program.step(state, batch, np.float32(rate))

@@ -140,7 +140,7 @@ def test_resume_at_any_step_gives_the_same_next_batch():
         assert_same(take(1, start_row=16 * step)[0], whole[step])
 
 
-def test_a_far_start_reads_only_its_own_rows():
+def test_a_far_start_reads_only_its_own_rows(others):
     """What step 100,000 costs is what step 0 costs: rows ahead of it are not touched."""
     reads = []
 
@@ -155,7 +155,7 @@ def test_a_far_start_reads_only_its_own_rows():
         source = loader(start, corpora=counting)
         batch = next(source)
         source.close()
-        assert_no_reader_left()
+        assert_no_reader_left(others)
         assert row_numbers(batch)[0, 0] == start
         assert sum(reads) <= 16 * 6
 
@@ -165,7 +165,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         loader(num_microbatches=3)
 
 
-def test_what_a_read_raises_comes_out():
+def test_what_a_read_raises_comes_out(others):
     class Broken(ArrayRows):
         def read(self, indices):
             raise UserError("rows-00000-of-00001.array_record is damaged: run prepare again.")
@@ -173,25 +173,31 @@ def test_what_a_read_raises_comes_out():
     source = loader(corpora=[Broken(rows.rows) for rows in CORPORA])
     with pytest.raises(UserError, match="is damaged: run prepare again"):
         next(source)
-    assert_no_reader_left()
+    assert_no_reader_left(others)
 
 
 def readers():
-    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+    return {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
 
 
-def assert_no_reader_left():
-    for thread in readers():
+@pytest.fixture
+def others():
+    """Threads of loaders that another file's test left to the garbage collector."""
+    return readers()
+
+
+def assert_no_reader_left(others):
+    for thread in readers() - others:
         thread.join(timeout=60)
-    assert not readers()
+    assert not readers() - others
 
 
-def test_reading_runs_ahead_and_a_closed_loader_leaves_no_thread():
+def test_reading_runs_ahead_and_a_closed_loader_leaves_no_thread(others):
     source = loader()
     next(source)
-    assert readers()
+    assert readers() - others
     source.close()
-    assert_no_reader_left()
+    assert_no_reader_left(others)
     with pytest.raises(StopIteration):
         next(source)
 
