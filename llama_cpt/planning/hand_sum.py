@@ -52,7 +52,7 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
 
 def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:
     """A step's products and gathers in turn: good for an order, not for a promise."""
-    model, tensor = config.model, mesh.get("tensor", 1)
+    model, tensor, context = config.model, mesh.get("tensor", 1), mesh.get("context", 1)
     tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())
     flops = tokens * model_flops_per_token(model, config.data.sequence_length)
     repeated = REPEATED[config.compute.remat]
@@ -62,7 +62,11 @@ def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> fl
     # Two sums of the layer's output in each direction.
     local = tokens * tensor * model.embed_dim * model.num_layers
     sums = (4 + 2 * repeated) * 2 * 2 * local * (tensor - 1) / tensor
-    return flops * (1 + repeated / 3) / chip.peak_flops + (weights + sums) / chip.ici_bandwidth
+    # Keys and values of the row's other parts, gathered; their gradients, scattered.
+    pair = 2 * 2 * model.num_kv_heads * model.head_dim * model.num_layers
+    keys = (2 + repeated) * tokens * (context - 1) * pair
+    sent = (weights + sums + keys) / chip.ici_bandwidth
+    return flops * (1 + repeated / 3) / chip.peak_flops + sent
 
 
 def _saved(config: TrainConfig, mesh: Mapping[str, int], width: int) -> float:

@@ -1,6 +1,7 @@
 """Hand sums, what a search tries and in which order, remedies."""
 
 from dataclasses import replace
+import math
 
 import pytest
 
@@ -49,6 +50,16 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
 
 
+def test_long_rows_are_shared_by_devices():
+    config, topology = shipped("cpt_8b_long"), find_topology("v5p:4x4x4")
+    every = candidates(config, topology)
+    assert {one.mesh["context"] for one in every} == {1, 2, 4, 8, 16}
+    assert all(math.prod(one.mesh.values()) == 64 for one in every)
+    assert "--mesh.context 8 " in next(one for one in every if one.mesh["context"] == 8).options
+    whole = replace(config, compute=replace(config.compute, attention="splash"))
+    assert {one.mesh["context"] for one in candidates(whole, topology)} == {1}
+
+
 def test_what_cannot_fit_names_what_may():
     config, topology = shipped("cpt_70b"), find_topology("v6e-8")
     assert min(one.bytes for one in candidates(config, topology)) > topology.chip.memory_bytes
@@ -88,6 +99,11 @@ space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
 """
 
 
+EARLY_REFUSAL = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the \
+total memory required for HLO temporaries (44.50G) exceeds available HBM (15.75G). HLO module: \
+jit_step."""
+
+
 def test_the_compilers_refusal_is_read():
     refused = too_large(REFUSAL)
     assert (refused.used, refused.available) == (20.5 * 2**30, 15.75 * 2**30)
@@ -95,4 +111,6 @@ def test_the_compilers_refusal_is_read():
         (4 << 30, "bf16[32,2,8192,4096]", "jit(step)/jvp()/while"),
         (512 << 20, "f32[4008,4096]", ""),
     )
+    early = too_large(EARLY_REFUSAL)
+    assert (early.used, early.available, early.arrays) == (44.5 * 2**30, 15.75 * 2**30, ())
     assert too_large("INTERNAL: something else") is None
