@@ -24,11 +24,15 @@ class HandSum:
     """What the forward pass keeps for the backward pass."""
     gathered: float
     """One layer's weights in the compute type."""
+    never_together: float = 0.0
+    """Of gradients and saved inputs: the second loop's inputs are gone when the first's gradients
+    are made (``model/stack.py``)."""
 
     @property
     def total(self) -> float:
-        """All of it at once."""
-        return self.arguments + self.gradients + self.saved + self.gathered
+        """What is there at once."""
+        held = self.arguments + self.gradients + self.saved + self.gathered
+        return held - self.never_together
 
 
 def parameters(model: ModelConfig) -> int:
@@ -46,8 +50,14 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
         arguments, gradients = width * count, 0.0
     else:
         arguments, gradients = 12 * count, 4 * count
-    layer = non_embedding_parameters(model) / model.num_layers / tensor
-    return HandSum(arguments, gradients, _saved(config, mesh, width), layer * width)
+    layers, saved = non_embedding_parameters(model), _saved(config, mesh, width)
+    gathered = layers / model.num_layers / tensor * width
+    apart = 0.0
+    # Several micro-batches add up in gradients that are always there.
+    if config.compute.remat == "full" and config.num_microbatches == 1 and not config.lora:
+        made = 4 * layers / parts
+        apart = made * saved / (made + saved)
+    return HandSum(arguments, gradients, saved, gathered, apart)
 
 
 def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:

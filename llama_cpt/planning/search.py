@@ -9,7 +9,8 @@ from llama_cpt.config import MeshConfig, TrainConfig
 from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
 from llama_cpt.planning.topologies import Topology, shapes_of
 
-REMATS = ("none", "minimal", "dots", "full", "offload")
+# What keeps most first.
+REMATS = ("none", "dots", "minimal", "full", "offload")
 TENSORS = (1, 2, 4, 8)
 CONTEXTS = (1, 2, 4, 8, 16)
 # Of a row that several devices share, each takes at least so many tokens.
@@ -75,10 +76,14 @@ def _least(config: TrainConfig, topology: Topology) -> float:
 
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
-    """Whether no other failed that was the same with as many rows at a time or fewer."""
+    """Whether no other failed on the same mesh that kept no more, of no more rows at a time."""
+
+    def kept(candidate: Candidate) -> int:
+        return -REMATS.index(candidate.config.compute.remat)
+
     return not any(
         one.mesh == other.mesh
-        and one.config.compute == other.config.compute
+        and kept(one) >= kept(other)
         and one.config.microbatch_size >= other.config.microbatch_size
         for other in failed
     )

@@ -14,6 +14,7 @@ from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.memory import Memory, memory_of
+from llama_cpt.planning.peak_parts import PeakParts, parts_of
 from llama_cpt.planning.program import read_program
 from llama_cpt.planning.roofline import Roofline, roofline
 from llama_cpt.planning.topologies import Topology
@@ -58,6 +59,8 @@ class Plan:
     memory: Memory
     program: Program | None
     """None where the compiler cannot write what it made as text, as it is of some large steps."""
+    peak_parts: PeakParts | None
+    """Of the arrays at the program's peak."""
     roofline: Roofline | None
 
     @property
@@ -77,7 +80,7 @@ class Plan:
             "memory": asdict(self.memory),
             "model_flops": self.model_flops,
         }
-        if self.program is None or self.roofline is None:
+        if self.program is None or self.peak_parts is None or self.roofline is None:
             return known
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
@@ -90,6 +93,7 @@ class Plan:
         }
         return known | {
             "program": program,
+            "peak_parts": asdict(self.peak_parts),
             "roofline": self.roofline.seconds,
             "bound": self.roofline.bound,
         }
@@ -127,15 +131,23 @@ def make_plan(
     """Of a compiled step, whose arguments are the abstract ``state`` and ``batch``."""
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
-    chip, text = topology.chip, _text(compiled)
+    chip, work, text = topology.chip, workload(config, rows), _text(compiled)
     program = read_step(text, mesh) if text else None
     return Plan(
         topology,
         mesh,
         config.compute.remat,
-        workload(config, rows),
+        work,
         memory_of(compiled, state, batch, chip.memory_bytes),
         program,
+        parts_of(
+            program.live,
+            state.trained,
+            layers=config.model.num_layers,
+            tokens=rows * work.sequence_length // mesh["context"],
+        )
+        if program
+        else None,
         roofline(
             chip,
             flops=program.matrix.total,

@@ -6,6 +6,7 @@ import math
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.peak_parts import PeakParts
 from llama_cpt.planning.roofline import MFU_RANGE
 from llama_cpt.planning.search import Candidate
 from llama_cpt.planning.step_plan import Plan, Program, alike
@@ -21,11 +22,12 @@ UNREAD = (
 
 def in_words(plan: Plan, remedy: str) -> str:
     """Several lines, without an end; ``remedy`` is told where the step does not fit."""
-    known = _arrays(plan.memory, plan.program.live) if plan.program else (UNREAD,)
-    work = _work(plan, plan.program) if plan.program else _model_work(plan)
-    traffic = (_traffic(plan.program),) if plan.program else ()
-    parts = (_memory(plan, remedy), known, work, *traffic, _time(plan))
-    return "\n\n".join(["\n".join(_title(plan)), *("\n".join(part) for part in parts)])
+    program, parts = plan.program, plan.peak_parts
+    known = _arrays(plan.memory, program.live, parts) if program and parts else (UNREAD,)
+    work = _work(plan, program) if program else _model_work(plan)
+    traffic = (_traffic(program),) if program else ()
+    told = (_title(plan), _memory(plan, remedy), known, work, *traffic, _time(plan))
+    return "\n\n".join("\n".join(part) for part in told)
 
 
 def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
@@ -41,6 +43,14 @@ def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
     for size, shape, origin in refused.arrays[:SHOWN_ARRAYS]:
         lines.append(f"  {size / GB:9.3f}  {shape}  {_short(origin)}")
     return "\n".join(lines)
+
+
+def tried_in_words(candidate: Candidate, plan: Plan | TooLarge) -> str:
+    """One setting of a search, once it was compiled."""
+    needs = plan.used if isinstance(plan, TooLarge) else plan.memory.peak + plan.memory.code
+    fits = isinstance(plan, Plan) and plan.memory.fits
+    told = "fits" if fits else "does not fit"
+    return f"{told}: {needs / GB:.2f} GB a device; {candidate.options}"
 
 
 def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
@@ -83,17 +93,24 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
         ("peak", memory.peak, "the compiler's figure, arguments included"),
     ):
         yield f"  {name:<12}{size / GB:9.3f}  {remark}".rstrip()
-    left = memory.available - memory.peak - memory.code
+    if memory.reference:
+        remark = "peak of the pass that scores the answers before the first step"
+        yield f"  {'reference':<12}{memory.reference / GB:9.3f}  {remark}"
     if memory.fits:
-        yield f"  fits: {left / GB:.2f} of {memory.available / GB:.2f} are left"
+        yield f"  fits: {memory.left / GB:.2f} of {memory.available / GB:.2f} are left"
     else:
-        yield f"  does not fit: {-left / GB:.2f} above the chip's {memory.available / GB:.2f}"
+        above, chip = -memory.left / GB, memory.available / GB
+        yield f"  does not fit: {above:.2f} above the chip's {chip:.2f}"
         yield f"  first to try: {remedy}"
 
 
-def _arrays(memory: Memory, live: Peak) -> Iterator[str]:
+def _arrays(memory: Memory, live: Peak, parts: PeakParts) -> Iterator[str]:
     yield "What decides it, GB: arrays alive at the peak beside the arguments, by a walk of the"
-    yield f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}"
+    yield (
+        f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}: gradients "
+        f"{parts.gradients / GB:.2f}, saved for the backward pass {parts.saved / GB:.2f}, others "
+        f"{parts.others / GB:.2f}"
+    )
     for size, count, shape, origin in alike(live, SHOWN_ARRAYS):
         yield f"  {size / GB:9.3f}  {count} x {shape}  {_short(origin)}"
 

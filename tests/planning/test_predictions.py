@@ -21,6 +21,7 @@ from llama_cpt.metrics import non_embedding_parameters
 from llama_cpt.model.llama import Llama
 from llama_cpt.planning.hand_sum import hand_sum
 from llama_cpt.planning.memory import device_bytes
+from llama_cpt.planning.peak_parts import parts_of
 from llama_cpt.planning.step_plan import read_step
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.ahead_of_time import abstract_batch, lower
@@ -95,6 +96,14 @@ def test_a_run_holds_what_the_plan_says():
     assert step.matrix.products == matrix_flops_by_hand(8)
     told = compiled.memory_analysis().temp_size_in_bytes
     assert step.live.bytes == pytest.approx(told, rel=0.05)
+    parts = parts_of(
+        step.live, state.trained, layers=MODEL.num_layers, tokens=ROWS // MICROBATCHES // 4 * LENGTH
+    )
+    # What is added up over micro-batches, and what one has added so far.
+    held = device_bytes(state.trained)
+    assert held <= parts.gradients <= 2 * held
+    assert parts.saved == MODEL.num_layers * ROWS // MICROBATCHES // 4 * LENGTH * 64 * WIDTH
+    assert parts.gradients + parts.saved + parts.others == step.live.bytes
     by_hand = hand_sum(config, program.mesh.shape)
     assert by_hand.arguments == pytest.approx(device_bytes((state.trained, state.opt_state)), 0.05)
     assert by_hand.total < arguments + told

@@ -27,6 +27,9 @@ def test_hand_sum_of_70b():
     assert found.gradients == found.arguments / 3
     assert found.saved == 80 * 2 * 8192 * 8192 * 2
     assert found.gathered == pytest.approx(1.71e9, rel=0.01)
+    # 2.1 GB of layers' gradients are made while 21.5 of inputs go: they balance at 21.7.
+    assert found.saved + found.gradients - found.never_together == pytest.approx(21.8e9, rel=0.01)
+    assert not hand_sum(replace(config, microbatch_size=128), {"fsdp": 128}).never_together
     halved = hand_sum(replace(config, microbatch_size=128), {"fsdp": 128})
     assert halved.saved == found.saved / 2
     assert hand_sum(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
@@ -48,6 +51,9 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     ]
     narrow = min(same, key=lambda one: one.bytes)
     assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
+    offloads = next(one for one in every if one.config.compute.remat == "offload")
+    keeps = [one for one in every if one.options == offloads.options.replace("offload", "none")]
+    assert may_fit(offloads, keeps) and not may_fit(keeps[0], [offloads])
 
 
 def test_long_rows_are_shared_by_devices():

@@ -15,7 +15,7 @@ from llama_cpt.config import (
     PreferenceConfig,
 )
 from llama_cpt.config_file import load
-from llama_cpt.training.ahead_of_time import lower_reference, lower_step
+from llama_cpt.training.ahead_of_time import lower, lower_reference, topology_program
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-def compile_for(config, topology: str, lower=lower_step) -> jax.stages.Compiled:
-    compiled = lower(config, topology).compile()
+def compile_for(config, topology: str, lower=lower) -> jax.stages.Compiled:
+    compiled = lower(config, topology_program(config, topology)).compile()
     peak = compiled.memory_analysis().peak_memory_in_bytes
     assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
     return compiled
