@@ -1,26 +1,28 @@
 """Before a pod is booked: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import json
-import math
 import os
 import sys
-
-import jax
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
-from llama_cpt.planning.out_of_memory import TooLarge, too_large
+from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import Candidate, candidates, may_fit, smallest_topology
 from llama_cpt.planning.step_plan import Plan, make_plan
-from llama_cpt.planning.text import found_in_words, in_words, refused_in_words
+from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
 from llama_cpt.planning.topologies import Topology, find_topology
-from llama_cpt.progress import Progress
-from llama_cpt.training.ahead_of_time import abstract_batch, lower, topology_program
-from llama_cpt.training.run import Program
+from llama_cpt.training.ahead_of_time import (
+    abstract_batch,
+    lower,
+    lower_reference,
+    topology_program,
+)
+from llama_cpt.training.run import Program, has_reference
 
 DESCRIPTION = """Compile the very step that train runs, with the TPU compiler and no TPU, and tell
 what it needs: memory and what decides it, operations, collectives, the time it cannot beat, tokens
@@ -48,6 +50,9 @@ def main(arguments: list[str]) -> int:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)
     plan = compiled_plan(config, topology, program)
+    if isinstance(plan, Plan) and has_reference(config):
+        memory = replace(plan.memory, reference=reference_peak(config, program))
+        plan = replace(plan, memory=memory)
     remedy = first_remedy(config, topology, program.mesh.shape)
     fits = isinstance(plan, Plan) and plan.memory.fits
     if options.json:
@@ -62,15 +67,19 @@ def main(arguments: list[str]) -> int:
 
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
     """Of the step of ``config`` in ``program``, whose mesh is of ``topology``."""
-    try:
-        compiled = lower(config, program).compile()
-    except jax.errors.JaxRuntimeError as error:
-        refused = too_large(str(error))
-        if refused is None:
-            raise
-        return refused
+    made = compiled_and_text(lower(config, program))
+    if isinstance(made, TooLarge):
+        return made
     batch = abstract_batch(config, program.mesh)
-    return make_plan(config, topology, compiled, state=program.abstract, batch=batch)
+    return make_plan(config, topology, *made, state=program.abstract, batch=batch)
+
+
+def reference_peak(config: TrainConfig, program: Program) -> int:
+    """Bytes of a device that the pass needs which scores preferences before the first step."""
+    made = compiled_and_text(lower_reference(config, program))
+    if isinstance(made, TooLarge):
+        return made.used
+    return made[0].memory_analysis().peak_memory_in_bytes
 
 
 def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
@@ -79,24 +88,21 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
     left = [one for one in every if one.bytes < available]
     found: list[tuple[Candidate, Plan]] = []
     failed: list[Candidate] = []
-    enough = float(min(len(left), ENOUGH_FOUND))
-    with Progress("search", enough, "settings that fit") as progress:
-        for one in left:
-            if len(found) == ENOUGH_FOUND:
-                break
-            if not may_fit(one, failed):
-                continue
-            program = topology_program(one.config, topology.text, topology.slices)
-            plan = compiled_plan(one.config, topology, program)
-            fits = isinstance(plan, Plan) and plan.memory.fits
-            progress.update(float(fits))
-            if fits:
-                found.append((one, plan))
-            else:
-                failed.append(one)
+    for one in left:
+        if len(found) == ENOUGH_FOUND:
+            break
+        if not may_fit(one, failed):
+            continue
+        program = topology_program(one.config, topology.text, topology.slices)
+        plan = compiled_plan(one.config, topology, program)
+        if isinstance(plan, Plan) and plan.memory.fits:
+            found.append((one, plan))
+        else:
+            failed.append(one)
+        print(tried_in_words(one, plan), file=sys.stderr, flush=True)
     if not found:
         raise UserError(_nothing_fits(config, topology, every))
-    found.sort(key=lambda pair: pair[1].roofline.in_turn if pair[1].roofline else math.inf)
+    found.sort(key=lambda pair: pair[1].roofline.in_turn)
     if as_json:
         told = [{"options": one.options, **plan.facts()} for one, plan in found]
         print(json.dumps(told, indent=1))
@@ -113,10 +119,17 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
         )
     least = min(every, key=lambda one: one.bytes)
     larger = smallest_topology(config, topology)
-    remedy = f"the smallest that may is {larger.text} ({larger.name})" if larger else "use --slices"
+    # Several slices hold a copy of the parameters each.
+    remedy = (
+        f"the smallest that may is {larger.text} ({larger.name})"
+        if larger
+        else f"no slice of {topology.family} is enough: set lora, or take another chip"
+    )
+    available = topology.chip.memory_bytes
+    beside = ", and more once compiled" if least.bytes < available else ""
     return (
         f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
-        f"{least.bytes / 1e9:.1f} GB a device of {topology.chip.memory_bytes / 1e9:.1f} by hand "
+        f"{least.bytes / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
         f"({least.options}); {remedy}."
     )
 

@@ -27,6 +27,8 @@ class Buffer:
     shape: Shape
     origin: str
     """The model's operation that made it."""
+    carried: bool = False
+    """By a loop, from turn to turn."""
 
     @property
     def bytes(self) -> int:
@@ -69,9 +71,7 @@ class _Walk:
             for operand in () if one.opcode in _NAMES else one.operands:
                 for number in _numbers(held.get(operand, _NONE)):
                     dies[number] = place
-                    # Room that is made for a loop is known by the loop.
-                    if not buffers[number].origin:
-                        buffers[number] = Buffer(buffers[number].shape, one.origin)
+                    buffers[number] = _used(buffers[number], one)
         # What a loop's body hands on, and what the program returns, lies where its arguments lay.
         seen = set(_numbers(held[computation.root.name]))
         alive: set[int] = set()
@@ -131,6 +131,12 @@ def _holdings(program: Program, computation: Computation) -> tuple[dict[str, Hel
     for one in computation.instructions.values():
         held[one.name] = holding(one, [held.get(name, _NONE) for name in one.operands])
     return held, buffers
+
+
+def _used(buffer: Buffer, one: Instruction) -> Buffer:
+    """``buffer`` once ``one`` reads it: room that is made for a loop is known by the loop."""
+    carried = buffer.carried or one.opcode == "while"
+    return Buffer(buffer.shape, buffer.origin or one.origin, carried)
 
 
 def _overwritten(program: Program, one: Instruction) -> dict[int, int]:

@@ -45,9 +45,10 @@ def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
             key = kind, (SLICES_AXIS,), mesh[SLICES_AXIS]
         else:
             groups = device_groups(step.instruction, math.prod(mesh.values()))
-            if len(groups[0]) < 2:
+            axes = crossed_axes(groups, mesh)
+            if not axes:
                 continue
-            key = kind, crossed_axes(groups, mesh), len(groups[0])
+            key = kind, axes, len(groups[0])
         total = found.setdefault(key, [0, 0.0])
         total[0] += step.times
         total[1] += step.times * received_bytes(kind, step.instruction, key[2])

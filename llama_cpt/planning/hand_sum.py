@@ -24,11 +24,15 @@ class HandSum:
     """What the forward pass keeps for the backward pass."""
     gathered: float
     """One layer's weights in the compute type."""
+    never_together: float = 0.0
+    """Of gradients and saved inputs: the second loop's inputs are gone when the first's gradients
+    are made (``model/stack.py``)."""
 
     @property
     def total(self) -> float:
-        """All of it at once."""
-        return self.arguments + self.gradients + self.saved + self.gathered
+        """What is there at once."""
+        held = self.arguments + self.gradients + self.saved + self.gathered
+        return held - self.never_together
 
 
 def parameters(model: ModelConfig) -> int:
@@ -46,13 +50,19 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
         arguments, gradients = width * count, 0.0
     else:
         arguments, gradients = 12 * count, 4 * count
-    layer = non_embedding_parameters(model) / model.num_layers / tensor
-    return HandSum(arguments, gradients, _saved(config, mesh, width), layer * width)
+    layers, saved = non_embedding_parameters(model), _saved(config, mesh, width)
+    gathered = layers / model.num_layers / tensor * width
+    apart = 0.0
+    # Several micro-batches add up in gradients that are always there.
+    if config.compute.remat == "full" and config.num_microbatches == 1 and not config.lora:
+        made = 4 * layers / parts
+        apart = made * saved / (made + saved)
+    return HandSum(arguments, gradients, saved, gathered, apart)
 
 
 def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:
     """A step's products and gathers in turn: good for an order, not for a promise."""
-    model, tensor = config.model, mesh.get("tensor", 1)
+    model, tensor, context = config.model, mesh.get("tensor", 1), mesh.get("context", 1)
     tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())
     flops = tokens * model_flops_per_token(model, config.data.sequence_length)
     repeated = REPEATED[config.compute.remat]
@@ -62,7 +72,11 @@ def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> fl
     # Two sums of the layer's output in each direction.
     local = tokens * tensor * model.embed_dim * model.num_layers
     sums = (4 + 2 * repeated) * 2 * 2 * local * (tensor - 1) / tensor
-    return flops * (1 + repeated / 3) / chip.peak_flops + (weights + sums) / chip.ici_bandwidth
+    # Keys and values of the row's other parts, gathered; their gradients, scattered.
+    pair = 2 * 2 * model.num_kv_heads * model.head_dim * model.num_layers
+    keys = (2 + repeated) * tokens * (context - 1) * pair
+    sent = (weights + sums + keys) / chip.ici_bandwidth
+    return flops * (1 + repeated / 3) / chip.peak_flops + sent
 
 
 def _saved(config: TrainConfig, mesh: Mapping[str, int], width: int) -> float:

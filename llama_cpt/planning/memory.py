@@ -24,11 +24,18 @@ class Memory:
     """The most at once, arguments included."""
     available: int
     """What the chip has; the runtime keeps some of it."""
+    reference: int = 0
+    """The most of the pass that scores preferences before the first step; 0 where there is none."""
+
+    @property
+    def left(self) -> int:
+        """What no program of the run needs of the chip's memory; below 0 where it does not fit."""
+        return self.available - max(self.peak + self.code, self.reference)
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the chip's memory."""
-        return self.peak + self.code <= self.available
+        """Whether the run is within the chip's memory."""
+        return self.left >= 0
 
 
 def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:

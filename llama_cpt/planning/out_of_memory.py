@@ -11,6 +11,7 @@ class TooLarge:
     """What did not fit, in bytes."""
 
     used: int
+    """At least: of some programs the compiler tells temporaries alone, and of no array."""
     available: int
     arrays: tuple[tuple[int, str, str], ...]
     """The largest: bytes, shape, the model's operation that made it."""
@@ -18,7 +19,9 @@ class TooLarge:
 
 def too_large(message: str) -> TooLarge | None:
     """From an error's text; None where it tells of something else."""
-    told = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    told = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message) or re.search(
+        r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
+    )
     if "RESOURCE_EXHAUSTED" not in message or not told:
         return None
     arrays = []

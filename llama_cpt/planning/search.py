@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+import itertools
 import math
 
 from llama_cpt.config import MeshConfig, TrainConfig
 from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
 from llama_cpt.planning.topologies import Topology, shapes_of
 
-REMATS = ("none", "minimal", "dots", "full", "offload")
+# What keeps most first.
+REMATS = ("none", "dots", "minimal", "full", "offload")
 TENSORS = (1, 2, 4, 8)
+CONTEXTS = (1, 2, 4, 8, 16)
+# Of a row that several devices share, each takes at least so many tokens.
+CONTEXT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Candidate:
         """As ``train`` takes them."""
         mesh, config = self.config.mesh, self.config
         return (
-            f"--mesh.replica {mesh.replica} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} "
-            f"--compute.remat {config.compute.remat} --microbatch-size {config.microbatch_size}"
+            f"--mesh.replica {mesh.replica} --mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} "
+            f"--mesh.tensor {mesh.tensor} --compute.remat {config.compute.remat} "
+            f"--microbatch-size {config.microbatch_size}"
         )
 
 
@@ -70,10 +76,14 @@ def _least(config: TrainConfig, topology: Topology) -> float:
 
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
-    """Whether no other failed that was the same with as many rows at a time or fewer."""
+    """Whether no other failed on the same mesh that kept no more, of no more rows at a time."""
+
+    def kept(candidate: Candidate) -> int:
+        return -REMATS.index(candidate.config.compute.remat)
+
     return not any(
         one.mesh == other.mesh
-        and one.config.compute == other.config.compute
+        and kept(one) >= kept(other)
         and one.config.microbatch_size >= other.config.microbatch_size
         for other in failed
     )
@@ -98,14 +108,27 @@ def _settings(
 
 
 def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]:
-    model, devices = config.model, topology.devices
-    for tensor in TENSORS:
-        sizes = (model.num_heads, model.num_kv_heads, model.mlp_dim, model.vocab_size)
-        fsdp, rest = divmod(devices // topology.slices, tensor)
-        if rest or model.embed_dim % fsdp or any(size % tensor for size in sizes):
+    model, slices = config.model, topology.slices
+    heads = (model.num_heads, model.num_kv_heads, model.mlp_dim, model.vocab_size)
+    for tensor, context in itertools.product(TENSORS, _contexts(config)):
+        fsdp, rest = divmod(topology.devices // slices, tensor * context)
+        if not fsdp or rest or any(size % tensor for size in heads):
             continue
-        if config.evaluation.batch_size % (topology.slices * fsdp) == 0:
-            yield {"replica": topology.slices, "fsdp": fsdp, "tensor": tensor}
+        if (
+            model.embed_dim % (fsdp * context)
+            == config.evaluation.batch_size % (slices * fsdp)
+            == 0
+        ):
+            yield {"replica": slices, "fsdp": fsdp, "context": context, "tensor": tensor}
+
+
+def _contexts(config: TrainConfig) -> Iterator[int]:
+    """Devices that may share a row; splash and cudnn take whole ones."""
+    shared = config.compute.attention not in ("splash", "cudnn")
+    most = config.data.sequence_length // CONTEXT_TOKENS if shared else 1
+    for context in CONTEXTS:
+        if context == 1 or context <= most and config.data.sequence_length % (256 * context) == 0:
+            yield context
 
 
 def _microbatches(rows: int, parts: int) -> Iterator[int]:

@@ -14,6 +14,7 @@ from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.memory import Memory, memory_of
+from llama_cpt.planning.peak_parts import PeakParts, parts_of
 from llama_cpt.planning.program import read_program
 from llama_cpt.planning.roofline import Roofline, roofline
 from llama_cpt.planning.topologies import Topology
@@ -56,9 +57,10 @@ class Plan:
     remat: str
     work: Workload
     memory: Memory
-    program: Program | None
-    """None where the compiler cannot write what it made as text, as it is of some large steps."""
-    roofline: Roofline | None
+    program: Program
+    peak_parts: PeakParts
+    """Of the arrays at the program's peak."""
+    roofline: Roofline
 
     @property
     def model_flops(self) -> float:
@@ -67,18 +69,6 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """As plain values: what ``--json`` prints."""
-        known = {
-            "topology": self.topology.text,
-            "slices": self.topology.slices,
-            "chips": self.topology.chips,
-            "mesh": self.mesh,
-            "remat": self.remat,
-            "work": asdict(self.work),
-            "memory": asdict(self.memory),
-            "model_flops": self.model_flops,
-        }
-        if self.program is None or self.roofline is None:
-            return known
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
         program["live"] = {
@@ -88,8 +78,17 @@ class Plan:
                 for size, count, shape, origin in alike(self.program.live, 20)
             ],
         }
-        return known | {
+        return {
+            "topology": self.topology.text,
+            "slices": self.topology.slices,
+            "chips": self.topology.chips,
+            "mesh": self.mesh,
+            "remat": self.remat,
+            "work": asdict(self.work),
+            "memory": asdict(self.memory),
+            "model_flops": self.model_flops,
             "program": program,
+            "peak_parts": asdict(self.peak_parts),
             "roofline": self.roofline.seconds,
             "bound": self.roofline.bound,
         }
@@ -120,22 +119,28 @@ def make_plan(
     config: TrainConfig,
     topology: Topology,
     compiled: jax.stages.Compiled,
+    text: str,
     *,
     state: TrainState,
     batch: Batch,
 ) -> Plan:
-    """Of a compiled step, whose arguments are the abstract ``state`` and ``batch``."""
+    """Of a compiled step and its text; its arguments are the abstract ``state`` and ``batch``."""
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
-    chip, text = topology.chip, _text(compiled)
-    program = read_step(text, mesh) if text else None
+    chip, work, program = topology.chip, workload(config, rows), read_step(text, mesh)
     return Plan(
         topology,
         mesh,
         config.compute.remat,
-        workload(config, rows),
+        work,
         memory_of(compiled, state, batch, chip.memory_bytes),
         program,
+        parts_of(
+            program.live,
+            state.trained,
+            layers=config.model.num_layers,
+            tokens=rows * work.sequence_length // mesh["context"],
+        ),
         roofline(
             chip,
             flops=program.matrix.total,
@@ -143,9 +148,7 @@ def make_plan(
             sent=program.collectives,
             mesh=mesh,
             slices=topology.slices,
-        )
-        if program
-        else None,
+        ),
     )
 
 
@@ -154,10 +157,3 @@ def alike(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
     counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
     rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]
     return sorted(rows, reverse=True)[:most]
-
-
-def _text(compiled: jax.stages.Compiled) -> str:
-    try:
-        return compiled.as_text() or ""
-    except jax.errors.JaxRuntimeError:
-        return ""

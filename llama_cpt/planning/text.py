@@ -6,6 +6,7 @@ import math
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.peak_parts import PeakParts
 from llama_cpt.planning.roofline import MFU_RANGE
 from llama_cpt.planning.search import Candidate
 from llama_cpt.planning.step_plan import Plan, Program, alike
@@ -13,19 +14,14 @@ from llama_cpt.planning.topologies import Topology
 
 GB = 1e9
 SHOWN_ARRAYS = 6
-UNREAD = (
-    "The compiler cannot write this program as text, so its arrays, products and collectives are "
-    "not known; memory is its own figure"
-)
 
 
 def in_words(plan: Plan, remedy: str) -> str:
     """Several lines, without an end; ``remedy`` is told where the step does not fit."""
-    known = _arrays(plan.memory, plan.program.live) if plan.program else (UNREAD,)
-    work = _work(plan, plan.program) if plan.program else _model_work(plan)
-    traffic = (_traffic(plan.program),) if plan.program else ()
-    parts = (_memory(plan, remedy), known, work, *traffic, _time(plan))
-    return "\n\n".join(["\n".join(_title(plan)), *("\n".join(part) for part in parts)])
+    arrays = _arrays(plan.memory, plan.program.live, plan.peak_parts)
+    traffic = _traffic(plan.program)
+    told = (_title(plan), _memory(plan, remedy), arrays, _work(plan), traffic, _time(plan))
+    return "\n\n".join("\n".join(part) for part in told)
 
 
 def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
@@ -43,6 +39,14 @@ def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
     return "\n".join(lines)
 
 
+def tried_in_words(candidate: Candidate, plan: Plan | TooLarge) -> str:
+    """One setting of a search, once it was compiled."""
+    needs = plan.used if isinstance(plan, TooLarge) else plan.memory.peak + plan.memory.code
+    fits = isinstance(plan, Plan) and plan.memory.fits
+    told = "fits" if fits else "does not fit"
+    return f"{told}: {needs / GB:.2f} GB a device; {candidate.options}"
+
+
 def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
     """What a search found to fit, the fastest first."""
     lines = [
@@ -51,7 +55,7 @@ def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: To
     ]
     for candidate, plan in found:
         line = plan.roofline
-        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})" if line else "not known"
+        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})"
         lines.append(f"  {told}  {plan.memory.peak / GB:6.2f}  {candidate.options}")
     return "\n".join(lines)
 
@@ -83,17 +87,24 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
         ("peak", memory.peak, "the compiler's figure, arguments included"),
     ):
         yield f"  {name:<12}{size / GB:9.3f}  {remark}".rstrip()
-    left = memory.available - memory.peak - memory.code
+    if memory.reference:
+        remark = "peak of the pass that scores the answers before the first step"
+        yield f"  {'reference':<12}{memory.reference / GB:9.3f}  {remark}"
     if memory.fits:
-        yield f"  fits: {left / GB:.2f} of {memory.available / GB:.2f} are left"
+        yield f"  fits: {memory.left / GB:.2f} of {memory.available / GB:.2f} are left"
     else:
-        yield f"  does not fit: {-left / GB:.2f} above the chip's {memory.available / GB:.2f}"
+        above, chip = -memory.left / GB, memory.available / GB
+        yield f"  does not fit: {above:.2f} above the chip's {chip:.2f}"
         yield f"  first to try: {remedy}"
 
 
-def _arrays(memory: Memory, live: Peak) -> Iterator[str]:
+def _arrays(memory: Memory, live: Peak, parts: PeakParts) -> Iterator[str]:
     yield "What decides it, GB: arrays alive at the peak beside the arguments, by a walk of the"
-    yield f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}"
+    yield (
+        f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}: gradients "
+        f"{parts.gradients / GB:.2f}, saved for the backward pass {parts.saved / GB:.2f}, others "
+        f"{parts.others / GB:.2f}"
+    )
     for size, count, shape, origin in alike(live, SHOWN_ARRAYS):
         yield f"  {size / GB:9.3f}  {count} x {shape}  {_short(origin)}"
 
@@ -103,15 +114,11 @@ def _short(origin: str) -> str:
     return origin if len(origin) < 60 else "..." + origin[-57:]
 
 
-def _model_work(plan: Plan) -> Iterator[str]:
+def _work(plan: Plan) -> Iterator[str]:
+    program, matrix = plan.program, plan.program.matrix
+    ratio = matrix.total / plan.model_flops
     yield "Operations, TFLOP a device a step"
     yield f"  model     {plan.model_flops / 1e12:12.3f}  6 N and causal attention, by hand"
-
-
-def _work(plan: Plan, program: Program) -> Iterator[str]:
-    matrix = program.matrix
-    yield from _model_work(plan)
-    ratio = matrix.total / plan.model_flops
     yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
     for name, flops in matrix.by_kernel.items():
         yield f"    of them   {flops / 1e12:10.3f}  {name}: {matrix.source[name]}"
@@ -134,13 +141,12 @@ def _time(plan: Plan) -> Iterator[str]:
     line, work, top = plan.roofline, plan.work, plan.topology
     peak = top.chip.peak_flops
     yield "Time"
-    if line:
-        for name, value in line.seconds.items():
-            told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
-            yield f"  {name:<8}{told}"
-        none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
-        mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
-        yield f"  bound by {line.bound}: {mfu}"
+    for name, value in line.seconds.items():
+        told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
+        yield f"  {name:<8}{told}"
+    none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
+    mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
+    yield f"  bound by {line.bound}: {mfu}"
     yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
     for mfu in MFU_RANGE:
         speed = mfu * peak * top.devices / work.flops_per_token

@@ -70,9 +70,8 @@ def require_compiler() -> None:
         )
 
 
-def lower_reference(config: TrainConfig, topology: str) -> jax.stages.Lowered:
+def lower_reference(config: TrainConfig, program: Program) -> jax.stages.Lowered:
     """The pass that scores a preference config's rows before its first step."""
-    program = topology_program(config, topology)
     rows = row_sharding(program.mesh)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rows),

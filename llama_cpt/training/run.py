@@ -149,7 +149,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     program = program or make_program(config, mesh, jax.default_backend())
     if config.init_from:
         check_source(config.init_from, config.model)
-    elif _has_reference(config):
+    elif has_reference(config):
         raise UserError(f"objective.loss={config.objective.loss} needs init_from: its reference.")
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
@@ -169,7 +169,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     )
     mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
     fingerprints, references = prepared.fingerprints(), {}
-    if _has_reference(config):
+    if has_reference(config):
         model = model_identity(config.init_from, config.model, config.seed)
         fingerprints["data"] |= {"reference model": model}
         references = _references(config, program, prepared, tokenizer, model)
@@ -184,7 +184,8 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     )
 
 
-def _has_reference(config: TrainConfig) -> bool:
+def has_reference(config: TrainConfig) -> bool:
+    """Whether answers are scored with the model that the run starts from before its first step."""
     objective = config.objective
     return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
 

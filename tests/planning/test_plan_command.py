@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import platform
+import re
 
 import pytest
 
 from llama_cpt import plan
 from llama_cpt.errors import UserError
+from llama_cpt.planning.out_of_memory import TooLarge
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -28,6 +30,11 @@ def run(name: str, topology: str, *options: str) -> int:
         (("cpt_8b", "v5e-32", "--mash.fsdp", "3"), "unknown field 'mash.fsdp'"),
         (("cpt_70b", "v6e-8", "--search"), r"no mesh, remat policy.*v6e:8x8 \(v6e-64\)"),
         (("cpt_8b", "v5e-32", "--search", "--global-batch-size", "7"), "no mesh divides it"),
+        (
+            ("cpt_70b", "v6e-8", "--search", "--model.num-layers", "9999"),
+            "no slice of v6e is enough",
+        ),
+        (("no_such", "v5e-32"), "no_such.py"),
     ],
 )
 def test_mistakes_are_told(arguments, told):
@@ -40,6 +47,7 @@ def test_mistakes_are_told(arguments, told):
     ("options", "told"),
     [
         (("--mesh.fsdp", "3"), "does not divide 32 devices"),
+        (("--slices", "2"), r"mesh.replica=1 on 2 slices: set mesh.replica=2"),
         (("--global-batch-size", "16"), r"global_batch_size=16 must be a multiple of .* \(32\)"),
     ],
 )
@@ -67,16 +75,40 @@ def test_a_missing_compiler_is_told(system, machine, told, monkeypatch):
         run("cpt_8b", "v5e-32")
 
 
+def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
+    """Each setting is told; one that needs more than another which failed is not compiled."""
+    monkeypatch.setattr(plan, "topology_program", lambda *_: None)
+    monkeypatch.setattr(plan, "compiled_plan", lambda *_: TooLarge(int(20e9), int(16e9), ()))
+    with pytest.raises(UserError, match="by hand, and more once compiled .*the smallest that may"):
+        run("cpt_8b", "v5e-32", "--search")
+    told = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("does not fit: 20.00 GB a device; --mesh.") for line in told)
+    assert len(told) == len(set(told)) < 30
+
+
+SMALL = (
+    "--model.num-layers 2 --model.embed-dim 512 --model.mlp-dim 1024 --model.num-heads 4 "
+    "--model.num-kv-heads 2 --model.head-dim 128 --model.vocab-size 1024 "
+    "--data.sequence-length 512 --global-batch-size 8 --microbatch-size 4 "
+    "--evaluation.batch-size 4"
+).split()
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_reference_pass_is_planned(capsys):
+    assert run("dpo_8b", "v5e-4", *SMALL) == 0
+    told = capsys.readouterr().out
+    peak, reference = (
+        float(re.search(rf"  {name} +([\d.]+)", told)[1]) for name in ("peak", "reference")
+    )
+    assert 0 < reference < peak
+
+
 @needs_libtpu
 def test_a_small_step_is_planned(capsys):
     """Two layers of the 1B shape's kind on four chips: words, then the same in JSON."""
-    small = (
-        "--model.num-layers 2 --model.embed-dim 512 --model.mlp-dim 1024 --model.num-heads 4 "
-        "--model.num-kv-heads 2 --model.head-dim 128 --model.vocab-size 1024 "
-        "--data.sequence-length 512 --global-batch-size 8 --microbatch-size 4 "
-        "--evaluation.batch-size 4"
-    ).split()
-    assert run("cpt_1b", "v5e-4", "--json", *small) == 0
+    assert run("cpt_1b", "v5e-4", "--json", *SMALL) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] and told["chips"] == 4 and told["mesh"]["fsdp"] == 4
     kinds = {one["kind"] for one in told["program"]["collectives"]}

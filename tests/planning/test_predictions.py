@@ -1,5 +1,9 @@
 """What a plan says of a small step on fake devices, against hand counts and the run itself."""
 
+from collections import Counter
+from functools import cache
+from typing import Any
+
 import jax
 import pytest
 
@@ -17,6 +21,7 @@ from llama_cpt.metrics import non_embedding_parameters
 from llama_cpt.model.llama import Llama
 from llama_cpt.planning.hand_sum import hand_sum
 from llama_cpt.planning.memory import device_bytes
+from llama_cpt.planning.peak_parts import parts_of
 from llama_cpt.planning.step_plan import read_step
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.ahead_of_time import abstract_batch, lower
@@ -55,7 +60,8 @@ def make(mesh: tuple[int, int, int]) -> TrainConfig:
     )
 
 
-def compiled_on(mesh: tuple[int, int, int]) -> tuple:
+@cache
+def compiled_on(mesh: tuple[int, int, int]) -> tuple[TrainConfig, Any, Any]:
     config = make(mesh)
     program = make_program(config, make_mesh(config.mesh), "cpu")
     return config, program, lower(config, program).compile()
@@ -90,6 +96,85 @@ def test_a_run_holds_what_the_plan_says():
     assert step.matrix.products == matrix_flops_by_hand(8)
     told = compiled.memory_analysis().temp_size_in_bytes
     assert step.live.bytes == pytest.approx(told, rel=0.05)
+    parts = parts_of(
+        step.live, state.trained, layers=MODEL.num_layers, tokens=ROWS // MICROBATCHES // 4 * LENGTH
+    )
+    # What is added up over micro-batches, and what one has added so far.
+    held = device_bytes(state.trained)
+    assert held <= parts.gradients <= 2 * held
+    assert parts.saved == MODEL.num_layers * ROWS // MICROBATCHES // 4 * LENGTH * 64 * WIDTH
+    assert parts.gradients + parts.saved + parts.others == step.live.bytes
     by_hand = hand_sum(config, program.mesh.shape)
     assert by_hand.arguments == pytest.approx(device_bytes((state.trained, state.opt_state)), 0.05)
     assert by_hand.total < arguments + told
+
+
+def collectives_by_hand(
+    mesh: tuple[int, int, int], head_sharers: int, embedding_sharers: int
+) -> dict[tuple[str, str], float]:
+    """Bytes that a device receives a step, by kind and axis, from how the step is cut.
+
+    Of an array of which g devices hold a part each, one receives 1 - 1/g where it is gathered or
+    summed and scattered, twice that where all get the sum.
+    """
+    replica, fsdp, tensor = mesh
+    tokens, width = ROWS // MICROBATCHES * LENGTH // (replica * fsdp), MODEL.embed_dim
+    heads = (MODEL.num_heads + 2 * MODEL.num_kv_heads) * MODEL.head_dim
+    projections = MODEL.num_layers * width * heads / tensor
+    norms = 2 * MODEL.num_layers * width
+    layers = (non_embedding_parameters(MODEL) - norms - width) / tensor
+    table, others = MODEL.vocab_size * width / tensor, 1 - 1 / fsdp
+    found: Counter[tuple[str, str]] = Counter()
+    # Layers are gathered to go forward and back; what projects to heads a third time, for its
+    # normed input is made again. CPUs sum gradients and cut them: twice what a scatter moves.
+    found["all-gather", "fsdp"] += MICROBATCHES * (2 * layers + projections) * others
+    summed = layers + (norms if replica == 1 else 0)
+    found["all-reduce", "fsdp"] += MICROBATCHES * 2 * summed * others
+    for sharers in (head_sharers, embedding_sharers):
+        # Neighbours exchange their slices, then gather their shares from the other neighbourhoods:
+        # once a step, and gradients back each micro-batch.
+        exchanged = table / fsdp * (1 - 1 / sharers)
+        gathered = table / sharers * (1 - sharers / fsdp)
+        found["all-to-all", "fsdp"] += (1 + MICROBATCHES) * exchanged
+        found["all-gather", "fsdp"] += gathered
+        found["reduce-scatter", "fsdp"] += MICROBATCHES * gathered
+        # Tokens go to all neighbours, and what belongs to them comes back: of the head activations
+        # and their gradients, of the embedding the gradients and the rows looked up.
+        visits = MICROBATCHES * tokens * (sharers - 1)
+        found["all-gather", "fsdp"] += visits * width
+        found["reduce-scatter", "fsdp"] += visits * width
+    # Targets, weights; the highest logit, the sum of exponentials, the target's logit; token ids.
+    found["all-gather", "fsdp"] += (
+        MICROBATCHES * tokens * (2 * head_sharers + embedding_sharers - 3)
+    )
+    found["all-reduce", "fsdp"] += MICROBATCHES * tokens * 2 * 3 * (head_sharers - 1)
+    if replica > 1:
+        parts = (layers + 2 * table) / fsdp
+        found["all-reduce", "replica"] = MICROBATCHES * parts * 2 * (1 - 1 / replica)
+    if tensor > 1:
+        # Forward the outputs of attention and MLP, the first again; back the gradients of the
+        # inputs of query, key, value, gate and up. At the ends the rows looked up, the gradient of
+        # what the head reads, and three numbers a token.
+        activations = MODEL.num_layers * (2 + 1 + 5) * width + 2 * width + 3
+        found["all-reduce", "tensor"] = MICROBATCHES * tokens * activations * 2 * (1 - 1 / tensor)
+    return {key: WIDTH * count for key, count in found.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "head_sharers", "embedding_sharers"),
+    [
+        pytest.param((1, 8, 1), 4, 2, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), 4, 2, marks=pytest.mark.slow),
+        ((1, 4, 2), 1, 1),
+    ],
+)
+def test_collectives_are_the_shardings_arithmetic(mesh, head_sharers, embedding_sharers):
+    """But for sums of a few numbers, for metrics and the gradient's norm: less than one in 500."""
+    _, program, compiled = compiled_on(mesh)
+    step = read_step(compiled.as_text(), dict(program.mesh.shape))
+    received: Counter[tuple[str, str]] = Counter()
+    for one in step.collectives:
+        received[one.kind, " x ".join(one.axes)] += one.bytes
+    by_hand = collectives_by_hand(mesh, head_sharers, embedding_sharers)
+    assert {key: received.pop(key) for key in by_hand} == pytest.approx(by_hand, rel=0.002)
+    assert sum(received.values()) < 0.002 * sum(by_hand.values())

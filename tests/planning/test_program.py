@@ -213,6 +213,16 @@ def test_what_crosses_slices_goes_over_the_network():
     assert (line.ici, line.dcn) == (0, one.bytes / chip.dcn_bandwidth)
 
 
+def test_a_permutation_that_moves_nothing_is_not_sent():
+    text = """\
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %same = f32[8]{0} collective-permute(%x), source_target_pairs={{0,0},{1,1},{2,2},{3,3}}
+}
+"""
+    assert not collectives(read_program(text).steps(), MESH)
+
+
 @pytest.mark.parametrize(
     ("groups", "axes", "size"),
     [
@@ -226,6 +236,7 @@ def test_what_crosses_slices_goes_over_the_network():
         ("replica_groups=mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}", ("fsdp", "tensor"), 4),
         ("replica_groups={}", ("replica", "fsdp", "tensor"), 16),
         ("source_target_pairs={{0,2},{2,4},{4,6},{6,0}}", ("fsdp",), 2),
+        ("source_target_pairs={{0,0},{1,1}}", (), 2),
     ],
 )
 def test_groups_name_mesh_axes(groups, axes, size):

@@ -1,6 +1,7 @@
 """Hand sums, what a search tries and in which order, remedies."""
 
 from dataclasses import replace
+import math
 
 import pytest
 
@@ -26,6 +27,9 @@ def test_hand_sum_of_70b():
     assert found.gradients == found.arguments / 3
     assert found.saved == 80 * 2 * 8192 * 8192 * 2
     assert found.gathered == pytest.approx(1.71e9, rel=0.01)
+    # 2.1 GB of layers' gradients are made while 21.5 of inputs go: they balance at 21.7.
+    assert found.saved + found.gradients - found.never_together == pytest.approx(21.8e9, rel=0.01)
+    assert not hand_sum(replace(config, microbatch_size=128), {"fsdp": 128}).never_together
     halved = hand_sum(replace(config, microbatch_size=128), {"fsdp": 128})
     assert halved.saved == found.saved / 2
     assert hand_sum(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
@@ -47,6 +51,19 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     ]
     narrow = min(same, key=lambda one: one.bytes)
     assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
+    offloads = next(one for one in every if one.config.compute.remat == "offload")
+    keeps = [one for one in every if one.options == offloads.options.replace("offload", "none")]
+    assert may_fit(offloads, keeps) and not may_fit(keeps[0], [offloads])
+
+
+def test_long_rows_are_shared_by_devices():
+    config, topology = shipped("cpt_8b_long"), find_topology("v5p:4x4x4")
+    every = candidates(config, topology)
+    assert {one.mesh["context"] for one in every} == {1, 2, 4, 8, 16}
+    assert all(math.prod(one.mesh.values()) == 64 for one in every)
+    assert "--mesh.context 8 " in next(one for one in every if one.mesh["context"] == 8).options
+    whole = replace(config, compute=replace(config.compute, attention="splash"))
+    assert {one.mesh["context"] for one in candidates(whole, topology)} == {1}
 
 
 def test_what_cannot_fit_names_what_may():
@@ -88,6 +105,11 @@ space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
 """
 
 
+EARLY_REFUSAL = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the \
+total memory required for HLO temporaries (44.50G) exceeds available HBM (15.75G). HLO module: \
+jit_step."""
+
+
 def test_the_compilers_refusal_is_read():
     refused = too_large(REFUSAL)
     assert (refused.used, refused.available) == (20.5 * 2**30, 15.75 * 2**30)
@@ -95,4 +117,6 @@ def test_the_compilers_refusal_is_read():
         (4 << 30, "bf16[32,2,8192,4096]", "jit(step)/jvp()/while"),
         (512 << 20, "f32[4008,4096]", ""),
     )
+    early = too_large(EARLY_REFUSAL)
+    assert (early.used, early.available, early.arrays) == (44.5 * 2**30, 15.75 * 2**30, ())
     assert too_large("INTERNAL: something else") is None

@@ -15,7 +15,7 @@ from llama_cpt.config import (
     PreferenceConfig,
 )
 from llama_cpt.config_file import load
-from llama_cpt.training.ahead_of_time import lower_reference, lower_step
+from llama_cpt.training.ahead_of_time import lower, lower_reference, topology_program
 from llama_cpt.training.compiler_options import TPU
 from tests.conftest import ROOT
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-def compile_for(config, topology: str, lower=lower_step) -> jax.stages.Compiled:
-    compiled = lower(config, topology).compile()
+def compile_for(config, topology: str, lower=lower) -> jax.stages.Compiled:
+    compiled = lower(config, topology_program(config, topology)).compile()
     peak = compiled.memory_analysis().peak_memory_in_bytes
     assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
     return compiled
@@ -53,7 +53,7 @@ def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
     """An option that it does not know is refused: those of the table arrive, and are known."""
     monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
-        lower_step(tiny, "v5e:2x2").compile()
+        compile_for(tiny, "v5e:2x2")
 
 
 def test_tiny_preference_programs_compile(tiny):

@@ -1,0 +1,60 @@
+"""Prefill and decode for chips that are not here: the rows of docs/performance.md's table.
+
+    python -m benchmarks.generation_memory [WORD ...]
+
+bfloat16, 16 rows, a cache of 8,192 columns, prompts of 4,096 tokens. WORDs pick the rows that hold
+all of them (``70B decode``). Layers are unrolled: compiling takes minutes.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+import os
+import time
+
+import jax
+
+from configs.models import LLAMA3_8B, LLAMA3_70B
+from llama_cpt.config import MeshConfig
+from llama_cpt.model.lower_generation import lower_decode, lower_prefill
+from llama_cpt.planning.topologies import find_topology
+from llama_cpt.training.ahead_of_time import require_compiler
+
+ROWS, LENGTH, COLUMNS = 16, 4096, 8192
+SHAPES = (
+    ("8B", LLAMA3_8B, "v5e:2x4", MeshConfig(fsdp=1, tensor=8)),
+    ("8B", LLAMA3_8B, "v5p:2x2x1", MeshConfig(fsdp=1, tensor=4)),
+    ("8B", LLAMA3_8B, "v5p:2x2x4", MeshConfig(fsdp=2, tensor=8)),
+    ("70B", LLAMA3_70B, "v5p:4x4x8", MeshConfig(fsdp=16, tensor=8)),
+)
+CALLS: dict[str, Callable[..., jax.stages.Lowered]] = {
+    "decode": partial(lower_decode, rows=ROWS, columns=COLUMNS),
+    "prefill": partial(lower_prefill, rows=ROWS, length=LENGTH, columns=COLUMNS),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*")
+    words = parser.parse_args().words
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    require_compiler()
+    for name, model, topology, mesh in SHAPES:
+        for call, lower in CALLS.items():
+            start = f"| {name}, {call} | {topology}, fsdp {mesh.fsdp}, tensor {mesh.tensor} |"
+            if not all(word in start for word in words):
+                continue
+            began = time.monotonic()
+            told = lower(model, mesh, topology).compile().memory_analysis()
+            cells = (
+                told.argument_size_in_bytes,
+                told.temp_size_in_bytes,
+                told.peak_memory_in_bytes,
+                find_topology(topology).chip.memory_bytes,
+            )
+            line = " | ".join(f"{size / 1e9:.1f}" for size in cells)
+            print(start, line, f"| ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
