@@ -64,7 +64,7 @@ def no_prefix(decoder: Decoder) -> Prefix:
     """Of no columns."""
     config = decoder.ends.config
     shape, dtype = (config.num_kv_heads, 0, config.head_dim), decoder.ends.compute_dtype
-    # Of NumPy: what JAX made here would lie on this process's device alone.
+    # NumPy's are on no device yet: they go onto the decoder's mesh, whatever it is.
     nothing = np.zeros(shape, jnp.dtype(dtype))
     return Prefix(((nothing, nothing),) * config.num_layers, np.int32(0))
 
