@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    require_writable(options.output)
+    if is_first():
+        require_writable(options.output)
     sources = named_models.named(options.models)
     if options.conversations:
         if count() > 1:
