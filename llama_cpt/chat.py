@@ -17,7 +17,7 @@ from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.model.sampling import Sampling
-from llama_cpt.processes import require_one
+from llama_cpt.processes import by_first, count, is_first, together
 from llama_cpt.sharding import make_mesh
 
 HELP = """\
@@ -25,18 +25,23 @@ HELP = """\
 /reset        forget the conversation
 /save FILE    write the messages as JSON
 /help         this
-/exit         leave (or Ctrl-D); Ctrl-C stops an answer"""
+/exit         leave (or Ctrl-D); Ctrl-C stops an answer, of several processes the command"""
 
 
 def main(arguments: list[str]) -> int:
     """Load, talk; the exit status."""
     options = _parse(arguments)
-    require_one("chat")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.min_p, options.seed
     )
+    with together():
+        _converse(options, sampling)
+    return 0
+
+
+def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
     config = model_config_of(options.model)
     tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(options.model))
     tokenizer.require_size(config.vocab_size)
@@ -45,21 +50,13 @@ def main(arguments: list[str]) -> int:
     if session.template is None:
         _tell("a base model: its tokenizer has no tokens for a chat; it continues your text.")
     talk(session)
-    return 0
 
 
 def talk(session: Session) -> None:
-    """Answer the lines of stdin, a terminal or not, until it ends."""
+    """Answer the lines of the first process's stdin, a terminal or not, until it ends."""
     sys.stdin.reconfigure(errors="replace")
     sys.stdout.reconfigure(errors="replace")
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
+    while (line := by_first(_next_line, "line of a chat")) is not None:
         try:
             if line == "/exit":
                 return
@@ -71,14 +68,28 @@ def talk(session: Session) -> None:
             _tell(str(error))
 
 
+def _next_line() -> str | None:
+    """What is said next; None at the end."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            print()
+
+
 def _answer(session: Session, line: str) -> None:
     answer = session.ask(line)
     try:
         for piece in answer:
-            print(piece, end="", flush=True)
+            _show(piece)
     except KeyboardInterrupt:
+        # The others are at the next tokens already.
+        if count() > 1:
+            raise
         answer.close()
-    print(flush=True)
+    _show("\n")
     if session.dropped:
         _tell(f"the context is full: the oldest {session.dropped} messages were left out.")
 
@@ -94,9 +105,8 @@ def _obey(session: Session, line: str) -> None:
             session.reset()
             _tell("conversation forgotten.")
         case "/save" if value:
-            messages = [dataclasses.asdict(message) for message in session.messages]
-            text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
-            Path(os.path.expanduser(value)).write_text(text + "\n", encoding="utf-8")
+            if is_first():
+                _save(session, value)
             _tell(f"{len(session.messages)} messages written to {value}.")
         case "/save":
             _tell("/save needs a file's name.")
@@ -104,6 +114,12 @@ def _obey(session: Session, line: str) -> None:
             _tell(HELP)
         case _:
             _tell(f"no command {command}; /help lists them.")
+
+
+def _save(session: Session, file: str) -> None:
+    messages = [dataclasses.asdict(message) for message in session.messages]
+    text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
+    Path(os.path.expanduser(file)).write_text(text + "\n", encoding="utf-8")
 
 
 def _session(
@@ -120,9 +136,16 @@ def _session(
     return Session(decoder, tokenizer, chat_template_of(tokenizer), mesh, sampling, max_new_tokens)
 
 
+def _show(text: str) -> None:
+    """What the model says."""
+    if is_first():
+        print(text, end="", flush=True)
+
+
 def _tell(text: str) -> None:
     """What is no part of the conversation."""
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

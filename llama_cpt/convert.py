@@ -1,7 +1,11 @@
 """The command that brings weights in and out: ``python -m llama_cpt.convert --help``."""
 
 import argparse
+from functools import partial
+from multiprocessing import get_context, parent_process
+import os
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -21,7 +25,7 @@ from llama_cpt.model.origin import (
     write_origin,
 )
 from llama_cpt.model.trained_weights import TrainedWeights
-from llama_cpt.processes import require_one
+from llama_cpt.processes import by_first, count, together
 from llama_cpt.training.checkpoint import save_trained
 
 DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
@@ -40,9 +44,40 @@ init_from as well: from-hf serves where its float32 checkpoint is to be kept or 
 def main(arguments: list[str]) -> int:
     """Parse and convert; the exit status."""
     options = _parser().parse_args(arguments)
-    require_one("convert")
-    # Weights pass through the host; an accelerator that another process uses is left alone.
+    _on_cpu()
+    with together():
+        if count() == 1:
+            return _convert(options)
+        return by_first(partial(_in_child, options), "convert")
+
+
+def _in_child(options: argparse.Namespace) -> int:
+    """The status of ``_convert`` in a process whose JAX and Orbax know of no others."""
+    child = get_context("spawn").Process(target=_as_child, args=(options,))
+    child.start()
+    child.join()
+    return child.exitcode if child.exitcode >= 0 else 128 - child.exitcode
+
+
+def _as_child(options: argparse.Namespace) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    _on_cpu()
+    with one_line_errors():
+        sys.exit(_convert(options))
+
+
+def _follow_parent() -> None:
+    """However it ends, nobody waits for this process then."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _on_cpu() -> None:
+    """Weights pass through the host; an accelerator that another process uses is left alone."""
     jax.config.update("jax_platforms", "cpu")
+
+
+def _convert(options: argparse.Namespace) -> int:
     match options.command:
         case "from-hf":
             from_hf(options.source, options.output)

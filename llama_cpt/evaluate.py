@@ -1,6 +1,9 @@
 """The command that compares models: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
 
 import argparse
+from collections.abc import Iterator
+import contextlib
+from functools import partial
 import importlib.util
 import json
 import os
@@ -38,18 +41,26 @@ from llama_cpt.evaluation.side_by_side_text import terminal_lines
 from llama_cpt.evaluation.summary import table, write_summary
 from llama_cpt.folders import locked, require_writable
 from llama_cpt.named_models import Given, Model
-from llama_cpt.processes import require_one
+from llama_cpt.processes import by_first, count, is_first, together
 
 
 def main(arguments: list[str]) -> int:
     """Evaluate each model on each task; the exit status."""
     options = _parse(arguments)
-    require_one("evaluate")
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    require_writable(options.output)
+    with together():
+        _compare(options)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if is_first():
+        require_writable(options.output)
     sources = named_models.named(options.models)
     if options.conversations:
+        if count() > 1:
+            raise UserError("--conversations is one process's work: start evaluate once for them.")
         check_conversations(list(sources), options)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
@@ -62,7 +73,6 @@ def main(arguments: list[str]) -> int:
         _score_all(given, texts, benchmarks, options)
     if contestants:
         judge_conversations(contestants, Path(options.output), options)
-    return 0
 
 
 def _score_all(
@@ -75,19 +85,31 @@ def _score_all(
     summaries = []
     for label, one in models.items():
         folder = Path(options.output) / label
-        folder.mkdir(parents=True, exist_ok=True)
-        busy = f"{folder}: another process scores there; wait for it, or set another --output."
-        with locked(epath.Path(folder / ".lock"), busy, wait=False):
+        with _alone_in(folder) if is_first() else contextlib.nullcontext():
             _evaluate(named_models.load(one, folder), texts, benchmarks, options)
-            summaries.append(write_summary(folder))
+            summaries.append(by_first(partial(write_summary, folder), "summary"))
+    by_first(partial(_report, summaries, options.output), "report")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """``folder``, made where it is not there, is no other command's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{folder}: another process scores there; wait for it, or set another --output."
+    with locked(epath.Path(folder / ".lock"), busy, wait=False):
+        yield
+
+
+def _report(summaries: list[dict[str, Any]], output: str) -> None:
+    """Print the scores; compare several models with the first."""
     rows = table(summaries)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    if len(models) > 1:
-        folders = [str(Path(options.output) / label) for label in models]
-        print(f"\n{terminal_lines(write_comparison(folders, options.output))}")
-        print(f"\n{Path(options.output) / 'report.html'}")
+    if len(summaries) > 1:
+        folders = [str(Path(output) / summary["model"]) for summary in summaries]
+        print(f"\n{terminal_lines(write_comparison(folders, output))}")
+        print(f"\n{Path(output) / 'report.html'}")
 
 
 def _tasks(options: argparse.Namespace) -> list[str]:
@@ -167,7 +189,7 @@ def _evaluate(
 def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) -> None:
     settings = model.identity | {"texts": text_fingerprint(texts)}
     score_texts(texts, model.decoder, model.tokenizer, model.mesh, model.folder, settings)
-    if no_counterpart:
+    if no_counterpart and is_first():
         set_apart(model.folder, read_source_names(no_counterpart), settings)
 
 

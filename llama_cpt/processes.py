@@ -7,6 +7,7 @@ over the devices: it has time-outs, and works while a device hangs.
 from collections.abc import Callable, Iterator
 import contextlib
 from importlib.util import find_spec
+import json
 import os
 from pathlib import Path
 import signal
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 
@@ -161,6 +162,25 @@ def all_hold(here: bool, purpose: str, *, seconds: int = WAIT_SECONDS) -> bool:
 def from_first(value: int, purpose: str) -> int:
     """The first process's ``value``."""
     return int(gathered(str(value), purpose)[0])
+
+
+def by_first(work: Callable[[], Any], purpose: str) -> Any:
+    """What ``work()`` gives, done by the first process alone and told to the others as JSON.
+
+    They wait however long it takes: for a person, for a folder of weights.
+    """
+    if count() == 1:
+        return work()
+    turn = _turns[purpose] = _turns.get(purpose, 0) + 1
+    topic = f"told/{purpose}/{turn}"
+    if is_first():
+        result = work()
+        post(topic, json.dumps(result))
+        return result
+    # Not at a barrier: between two looks this process hears signals.
+    while not (told := posted(topic)):
+        time.sleep(0.05)
+    return json.loads(told[0])
 
 
 def first_in_turn(work: Callable[[], Result], purpose: str, *, seconds: int) -> Result:

@@ -8,7 +8,14 @@ from llama_cpt import global_arrays, patience
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.global_arrays import from_rows_here, from_whole, rows_here
 from llama_cpt.patience import patiently
-from llama_cpt.processes import all_hold, from_first, gathered, require_one, together
+from llama_cpt.processes import (
+    all_hold,
+    by_first,
+    from_first,
+    gathered,
+    require_one,
+    together,
+)
 from llama_cpt.training.save_error import SaveError
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -30,16 +37,17 @@ def test_half_an_environment_is_refused(values, told, monkeypatch):
 
 
 def test_commands_of_one_process_say_so(monkeypatch):
-    require_one("chat")
+    require_one("sweep")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="chat is one process"):
-        require_one("chat")
+    with pytest.raises(UserError, match="sweep is one process"):
+        require_one("sweep")
 
 
 def test_alone_is_agreed():
     assert gathered("here", "test") == ["here"]
     assert all_hold(True, "test") and not all_hold(False, "test")
     assert from_first(7, "test") == 7
+    assert by_first(lambda: {"done": [1, None]}, "test") == {"done": [1, None]}
 
 
 def test_an_error_ends_a_command_with_its_status(capsys):

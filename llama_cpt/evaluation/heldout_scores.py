@@ -30,9 +30,11 @@ from llama_cpt.evaluation.scores import (
     ExampleScore,
     append_scores,
     begin,
+    left_of,
     write_task,
 )
 from llama_cpt.model.decoder import Decoder
+from llama_cpt.processes import is_first
 from llama_cpt.progress import Progress
 
 TASK, APART = "bpb", "bpb_no_counterpart"
@@ -89,8 +91,8 @@ def score_texts(
     settings: Mapping[str, Any],
 ) -> None:
     """Score what has no score in ``folder`` yet; scores are added as they come."""
-    done = {score.key for score in begin(folder, TASK, settings)}
-    left = [text for text in texts if (text.corpus, text.id) not in done]
+    keys = [(text.corpus, text.id) for text in texts]
+    left = [texts[number] for number in left_of(keys, folder, TASK, settings)]
     if not left:
         return
     ids = tokenizer.encode_batch([one.text for one in left])
@@ -104,7 +106,8 @@ def score_texts(
     with Progress(f"{folder.name} {TASK}", total, "tokens") as progress:
         try:
             for number, nll in nats:
-                waiting.append(_score(left[number], nll, len(ids[number])))
+                if is_first():
+                    waiting.append(_score(left[number], nll, len(ids[number])))
                 progress.update(float(len(ids[number])))
                 if time.monotonic() - kept > KEEP_SECONDS:
                     append_scores(folder / f"{TASK}{LINES}", waiting)

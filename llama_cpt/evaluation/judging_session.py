@@ -45,7 +45,8 @@ def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
         "conversation", "Two models' answers, compared blindly pair by pair, in both orders."
     )
     add = group.add_argument
-    add("--conversations", default="", metavar="FILE", help="prompts: chats in any format of ours")
+    told = "prompts: chats in any format of ours; as one process"
+    add("--conversations", default="", metavar="FILE", help=told)
     told = f"an OpenAI-compatible endpoint (key: ${KEY_VARIABLE}), or person: you, here"
     add("--judge", default=PERSON, metavar="URL|person", help=told)
     add("--judge-model", default="", metavar="NAME", help="the model that judges at URL")

@@ -17,9 +17,10 @@ from lm_eval.utils import env
 import numpy as np
 
 from llama_cpt.errors import UserError
-from llama_cpt.evaluation.benchmarks import Benchmark
+from llama_cpt.evaluation.benchmarks import Benchmark, runs_code
 from llama_cpt.evaluation.harness_model import HarnessModel
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, begin
+from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, left_of
+from llama_cpt.processes import gathered, is_first
 from llama_cpt.progress import Progress
 
 # The harness compiles a task's templates anew for every question: a minute for CMMLU.
@@ -105,8 +106,8 @@ def ask(
     """Put to ``model`` what has no score in ``folder`` yet; scores are added as they come."""
     name = questions[0].benchmark
     asked = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
-    done = {score.key for score in begin(folder, name, asked)}
-    open_questions = [question for question in questions if question.key not in done]
+    left = left_of([question.key for question in questions], folder, name, asked)
+    open_questions = [questions[number] for number in left]
     if not open_questions:
         return
     file = folder / f"{name}{LINES}"
@@ -116,14 +117,18 @@ def ask(
         try:
             for question in _answered(open_questions, model):
                 cut += question.cut
-                waiting.append(score_of(question))
+                if is_first():
+                    waiting.append(score_of(question))
+                if runs_code(name):
+                    # Not inside a collective: for the first it may take long.
+                    gathered("", "code was run")
                 progress.update(1.0)
                 if time.monotonic() - kept > KEEP_SECONDS:
                     append_scores(file, waiting)
                     waiting, kept = [], time.monotonic()
         finally:
             append_scores(file, waiting)
-    if cut:
+    if cut and is_first():
         remedy = "; fewer --shots leave more room" if questions[0].shots else ""
         print(
             f"warning: {name}: {cut} of {len(open_questions)} questions were longer than the "

@@ -6,6 +6,7 @@ of others in the same place are a mistake, not a continuation.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from etils import epath
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.kept_lines import append_lines, read_lines
+from llama_cpt.processes import by_first, gathered
 
 BITS_PER_BYTE = "bits_per_byte"
 """The metric of held-out text; less is better."""
@@ -95,6 +97,28 @@ def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleS
     if not file.exists():
         _write_settings(file, asked)
     return read_task(folder / f"{task}{LINES}")
+
+
+def left_of(
+    keys: Sequence[tuple[str, str]], folder: Path, task: str, settings: Mapping[str, Any]
+) -> list[int]:
+    """Numbers of the examples ``keys`` without a score of ``task``, as the first process sees it.
+
+    Raises UserError where the processes are not at the same examples, and as ``begin`` does.
+    """
+    asked = hashlib.sha256(json.dumps([keys, settings]).encode()).hexdigest()
+    if len(set(gathered(asked, "what is scored"))) > 1:
+        raise UserError(
+            f"{task}: the processes read different models or examples; put the same files in the "
+            "same place on every host."
+        )
+
+    def known() -> str:
+        done = {score.key for score in begin(folder, task, settings)}
+        return "".join("1" if key in done else "0" for key in keys)
+
+    scored = by_first(known, "what is known")
+    return [number for number, one in enumerate(scored) if one == "0"]
 
 
 def write_task(

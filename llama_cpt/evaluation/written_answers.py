@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -110,7 +109,7 @@ def _batch_answers(
     with jax.set_mesh(mesh):
         state = start(decoder, tokens, lengths, columns=columns)
         for done in range(0, order.max_new_tokens, CALL_TOKENS):
-            state = replace(state, stopped=state.stopped | jnp.asarray(over))
+            state = replace(state, stopped=state.stopped | over)
             count = np.int32(min(CALL_TOKENS, order.max_new_tokens - done))
             state, new = advance(
                 decoder, state, count, stop_array(stop_ids), order.sampling.settings()

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from llama_cpt.batch import Leaf, TokenBatch
 from llama_cpt.model.attention import attend
@@ -62,8 +63,10 @@ def read_prefix(decoder: Decoder, tokens: Int[Array, "batch columns"], length: L
 def no_prefix(decoder: Decoder) -> Prefix:
     """Of no columns."""
     config = decoder.ends.config
-    nothing = jnp.zeros((config.num_kv_heads, 0, config.head_dim), decoder.ends.compute_dtype)
-    return Prefix(((nothing, nothing),) * config.num_layers, jnp.int32(0))
+    shape, dtype = (config.num_kv_heads, 0, config.head_dim), decoder.ends.compute_dtype
+    # NumPy's are on no device yet: they go onto the decoder's mesh, whatever it is.
+    nothing = np.zeros(shape, jnp.dtype(dtype))
+    return Prefix(((nothing, nothing),) * config.num_layers, np.int32(0))
 
 
 @jax.jit

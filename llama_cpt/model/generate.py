@@ -82,7 +82,7 @@ def stream(
     context = partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
     with context():
         state = start(decoder, tokens, lengths, columns=columns)
-    state = replace(state, stopped=jnp.arange(len(lengths)) >= len(prompts))
+    state = replace(state, stopped=np.arange(len(lengths)) >= len(prompts))
     for done in range(0, max_new_tokens, CALL_TOKENS):
         count = np.int32(min(CALL_TOKENS, max_new_tokens - done))
         with context():

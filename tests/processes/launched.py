@@ -60,9 +60,15 @@ class Launched:
 
 
 def launch(
-    arguments: Sequence[str], folder: Path, count: int, cache: Path, program: str = ""
+    arguments: Sequence[str],
+    folder: Path,
+    count: int,
+    cache: Path,
+    program: str = "",
+    *,
+    devices: int = DEVICES,
 ) -> Launched:
-    """``python -m arguments`` as ``count`` processes that share ``DEVICES`` devices.
+    """``python -m arguments`` as ``count`` processes that share ``devices``.
 
     Logs are ``folder/log-K``. ``program`` is Python that each process runs before the command.
     """
@@ -75,7 +81,7 @@ def launch(
     )
     shared = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}"
         " --xla_cpu_multi_thread_eigen=false",
         "JAX_PLATFORMS": "cpu",
         "LLAMA_CPT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),

@@ -1,0 +1,162 @@
+"""What two processes do together is what one does: scores, answers, weights, references."""
+
+from dataclasses import replace
+import json
+from pathlib import Path
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt import chat, convert, evaluate
+from llama_cpt.config import ChatConfig, CorpusConfig, MeshConfig, PreferenceConfig, TrainConfig
+from llama_cpt.config_file import save
+from llama_cpt.evaluation.scores import LINES, SETTINGS, ExampleScore, read_scores
+from llama_cpt.fields import to_dict
+from llama_cpt.model.llama import Llama
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.checkpoint import save_trained
+from llama_cpt.training.run import build
+from tests.processes.launched import Launched, launch
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
+from tests.evaluation.benchmark_files import save_model, write_benchmarks  # noqa: E402
+
+SECOND = "import os, sys\nsecond = os.environ['JAX_PROCESS_ID'] == '1'\n"
+# What is kept already is known to the first alone.
+READS_NO_SCORES = f"{SECOND}from llama_cpt.evaluation import scores\nif second: scores.begin = None"
+HEARS_NOBODY = f"{SECOND}sys.stdin = open(os.devnull if second else {{file!r}})"
+TRAINS_NOTHING = (
+    "from llama_cpt.training import stopping, trainer\n"
+    "trainer.fit = lambda *arguments, **options: stopping.Outcome.FINISHED"
+)
+
+
+def together(arguments: list[str], folder: Path, program: str = "", *, status: int = 0) -> Launched:
+    """Two processes with as many devices as this one; anew where they lost each other."""
+    folder.mkdir(exist_ok=True)
+    for _ in range(4):
+        launched = launch(arguments, folder, 2, folder, program, devices=jax.device_count())
+        statuses = set(launched.ended())
+        if not statuses <= {75, -signal.SIGABRT}:
+            break
+    assert statuses == {status}, launched.log()
+    return launched
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=128)
+
+
+def by_key(folder: Path) -> dict[tuple, ExampleScore]:
+    tasks = read_scores(str(folder / "tiny"))
+    return {(task, *score.key): score for task, scores in tasks.items() for score in scores}
+
+
+def keep_some(whole: Path, place: Path, task: str) -> None:
+    """What an evaluation has left that was killed after two of the scores in ``whole``."""
+    place.mkdir(parents=True)
+    (place / f"{task}{SETTINGS}").write_bytes((whole / f"{task}{SETTINGS}").read_bytes())
+    kept = (whole / f"{task}{LINES}").read_bytes().splitlines(keepends=True)[:2]
+    (place / f"{task}{LINES}").write_bytes(b"".join(kept))
+
+
+@pytest.mark.slow
+def test_the_same_scores_also_after_a_kill(model, tmp_path):
+    data = write_benchmarks(tmp_path / "data")
+    lines = [json.dumps({"text": "The cat sat on 12 mats. " * n}) for n in range(1, 6)]
+    (tmp_path / "en.jsonl").write_text("\n".join(lines) + "\n")
+    asked = [model, "--tasks", "bpb,xcopa_zh,gsm8k", "--data", data, "--shots", "0"]
+    asked += ["--heldout", f"en={tmp_path}/en.jsonl"]
+    evaluate.main([*asked, "--output", str(tmp_path / "alone")])
+    keep_some(tmp_path / "alone/tiny", tmp_path / "both/tiny", "gsm8k")
+    arguments = ["llama_cpt.evaluate", *asked, "--output", str(tmp_path / "both")]
+    logs = together(arguments, tmp_path / "logs", READS_NO_SCORES).logs
+    ours, theirs = by_key(tmp_path / "both"), by_key(tmp_path / "alone")
+    assert ours.keys() == theirs.keys() and len(ours) == 5 + 3 + 3
+    kept = [file.read_text().splitlines() for file in tmp_path.glob(f"both/tiny/*{LINES}")]
+    assert sum(map(len, kept)) == len(ours)
+    for key, score in ours.items():
+        assert score.score == pytest.approx(theirs[key].score, rel=1e-4)
+        answers = [found.detail.get("answers", []) for found in (score, theirs[key])]
+        text = key[0] == "gsm8k"
+        assert answers[0] == (answers[1] if text else pytest.approx(answers[1], rel=1e-4))
+    first, second = (log.read_text() for log in logs)
+    assert "gsm8k" in first and "gsm8k" not in second
+
+
+@pytest.mark.slow
+def test_the_same_answers(model, tmp_path, capsys, monkeypatch):
+    def lines(place: Path) -> str:
+        said = f"the cat\n/system Be kind.\nmats\n/save {place}.json\n/exit\nnever\n"
+        place.with_suffix(".txt").write_text(said)
+        return str(place.with_suffix(".txt"))
+
+    asked = [model, "--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
+    with open(lines(tmp_path / "alone")) as file, monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", file)
+        chat.main(asked)
+    said = capsys.readouterr().out
+    program = HEARS_NOBODY.format(file=lines(tmp_path / "both"))
+    first, second = together(["llama_cpt.chat", *asked], tmp_path / "logs", program).logs
+    saved = [(tmp_path / f"{name}.json").read_text() for name in ("alone", "both")]
+    assert saved[0] == saved[1] and len(json.loads(saved[0])["messages"]) == 5
+    told = max(said.splitlines(), key=len)
+    assert told in first.read_text() and told not in second.read_text()
+
+
+@pytest.mark.slow
+def test_the_first_converts_and_all_end_as_it_does(model, tmp_path):
+    command = ["from-hf", model, str(tmp_path / "run")]
+    together(["llama_cpt.convert", *command], tmp_path / "logs")
+    assert convert.main(["verify", model, str(tmp_path / "run")]) == 0
+    again = together(["llama_cpt.convert", *command], tmp_path / "again", status=1)
+    assert again.log().count("exists already") == 1 and "Traceback" not in again.log()
+
+
+@pytest.fixture
+def dpo(make_config, corpora, tmp_path) -> TrainConfig:
+    """A run on preferences that starts from random weights."""
+    plain = make_config(tmp_path / "run")
+    model = replace(plain.model, context_length=128)
+    about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model)}}
+    save_trained(str(tmp_path / "start"), Llama(model, jax.random.key(1)), about)
+    zh, en = (CorpusConfig(name, f"{corpora}/{name}.preferences.jsonl") for name in ("zh", "en"))
+    data = replace(
+        plain.data,
+        sequence_length=96,
+        chat=ChatConfig(),
+        prepared=str(tmp_path / "alone"),
+        additional=(zh,),
+        original=(en,),
+        heldout=(),
+        max_epochs=50.0,
+    )
+    return replace(
+        plain,
+        model=model,
+        data=data,
+        init_from=str(tmp_path / "start"),
+        objective=PreferenceConfig(loss="sigmoid"),
+        mesh=MeshConfig(1, 8, 1),
+        global_batch_size=8,
+        microbatch_size=0,
+        evaluation=replace(plain.evaluation, batch_size=8),
+    )
+
+
+@pytest.mark.slow
+def test_the_same_references(dpo, tmp_path):
+    build(dpo, make_mesh(dpo.mesh))
+    shared = replace(dpo, data=replace(dpo.data, prepared=str(tmp_path / "both")))
+    save(shared, tmp_path / "config.json")
+    arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
+    together(arguments, tmp_path / "logs", TRAINS_NOTHING)
+    files = sorted((tmp_path / "alone/reference").rglob("*.npy"))
+    assert len(files) == 2
+    for file in files:
+        ours = np.load(tmp_path / "both" / file.relative_to(tmp_path / "alone"))
+        assert ours.size and np.count_nonzero(ours)
+        np.testing.assert_allclose(ours, np.load(file), rtol=1e-5, atol=1e-5)
