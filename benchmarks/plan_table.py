@@ -83,21 +83,16 @@ def cells_of(plan: Plan | TooLarge) -> list[str]:
         return [f"does not fit: {asked:.1f} of {given:.1f}", *["-"] * 6]
     memory = plan.memory
     held = (memory.parameters + memory.optimizer) / 1e9
-    told = [
-        f"{memory.peak / 1e9:.2f}",
-        f"{memory.available / 1e9:.1f}",
-        f"{held:.2f}",
-        f"{memory.temporaries / 1e9:.2f}",
-    ]
-    if plan.program is None:
-        return [*told, "-", "-", "-"]
     flops = plan.program.matrix.total
     sent = [
         sum(one.bytes for one in plan.program.collectives if one.kind == kind) / 1e9
         for kind in KINDS
     ]
     return [
-        *told,
+        f"{memory.peak / 1e9:.2f}",
+        f"{memory.available / 1e9:.1f}",
+        f"{held:.2f}",
+        f"{memory.temporaries / 1e9:.2f}",
         f"{flops / 1e12:.1f} ({flops / plan.model_flops:.3f})",
         ", ".join(f"{amount:.2f}" for amount in sent),
         f"{plan.roofline.bound}, {plan.roofline.overlapped:.3g}",

@@ -22,7 +22,10 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 
 from llama_cpt.config_file import load  # noqa: E402
-from llama_cpt.training.ahead_of_time import lower_step  # noqa: E402
+from llama_cpt.planning.compiling import compiled_and_text  # noqa: E402
+from llama_cpt.planning.out_of_memory import TooLarge  # noqa: E402
+from llama_cpt.planning.step_plan import read_step  # noqa: E402
+from llama_cpt.training.ahead_of_time import lower, topology_program  # noqa: E402
 
 SHAPES = (
     *(f"cpt_8b@v5e:4x4@{rows}" for rows in ("1x8192", "1x4096", "2x8192")),
@@ -44,17 +47,22 @@ def measure(shape: str) -> str:
         global_batch_size=rows * chips,
         microbatch_size=0,
     )
-    lowered, start = lower_step(config, topology), time.perf_counter()
-    memory = lowered.compile().memory_analysis()
+    program = topology_program(config, topology)
+    lowered, start = lower(config, program), time.perf_counter()
+    made, told = compiled_and_text(lowered), f"| `{name}` | {topology} | {rows} x {length} |"
     seconds = time.perf_counter() - start
+    if isinstance(made, TooLarge):
+        return f"{told} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
+    memory, read = made[0].memory_analysis(), read_step(made[1], dict(program.mesh.shape))
     peak, arguments = memory.peak_memory_in_bytes / 1e9, memory.argument_size_in_bytes / 1e9
-    return (
-        f"| `{name}` | {topology} | {rows} x {length} | {arguments:.2f} | {peak:.2f} "
-        f"| {seconds:.0f} |"
-    )
+    flops, sent = read.matrix.total / 1e12, sum(one.bytes for one in read.collectives) / 1e9
+    return f"{told} {peak:.2f} | {arguments:.2f} | {flops:.2f} | {sent:.2f} | {seconds:.0f} |"
 
 
 if __name__ == "__main__":
-    print("| config | topology | rows x length a chip | GB of arguments | peak GB | compile s |")
+    print(
+        "| config | topology | rows x length a chip | peak GB | GB of arguments | matrix TFLOPs "
+        "| GB received | compile s |"
+    )
     for shape in sys.argv[1:] or SHAPES:
         print(measure(shape), flush=True)

@@ -3,16 +3,14 @@
 import argparse
 from dataclasses import asdict, replace
 import json
-import math
 import os
 import sys
-
-import jax
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
-from llama_cpt.planning.out_of_memory import TooLarge, too_large
+from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import Candidate, candidates, may_fit, smallest_topology
 from llama_cpt.planning.step_plan import Plan, make_plan
@@ -69,29 +67,19 @@ def main(arguments: list[str]) -> int:
 
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
     """Of the step of ``config`` in ``program``, whose mesh is of ``topology``."""
-    compiled = _compiled(lower(config, program))
-    if isinstance(compiled, TooLarge):
-        return compiled
+    made = compiled_and_text(lower(config, program))
+    if isinstance(made, TooLarge):
+        return made
     batch = abstract_batch(config, program.mesh)
-    return make_plan(config, topology, compiled, state=program.abstract, batch=batch)
+    return make_plan(config, topology, *made, state=program.abstract, batch=batch)
 
 
 def reference_peak(config: TrainConfig, program: Program) -> int:
     """Bytes of a device that the pass needs which scores preferences before the first step."""
-    compiled = _compiled(lower_reference(config, program))
-    if isinstance(compiled, TooLarge):
-        return compiled.used
-    return compiled.memory_analysis().peak_memory_in_bytes
-
-
-def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled | TooLarge:
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        refused = too_large(str(error))
-        if refused is None:
-            raise
-        return refused
+    made = compiled_and_text(lower_reference(config, program))
+    if isinstance(made, TooLarge):
+        return made.used
+    return made[0].memory_analysis().peak_memory_in_bytes
 
 
 def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
@@ -114,7 +102,7 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         print(tried_in_words(one, plan), file=sys.stderr, flush=True)
     if not found:
         raise UserError(_nothing_fits(config, topology, every))
-    found.sort(key=lambda pair: pair[1].roofline.in_turn if pair[1].roofline else math.inf)
+    found.sort(key=lambda pair: pair[1].roofline.in_turn)
     if as_json:
         told = [{"options": one.options, **plan.facts()} for one, plan in found]
         print(json.dumps(told, indent=1))

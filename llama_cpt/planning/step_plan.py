@@ -57,11 +57,10 @@ class Plan:
     remat: str
     work: Workload
     memory: Memory
-    program: Program | None
-    """None where the compiler cannot write what it made as text, as it is of some large steps."""
-    peak_parts: PeakParts | None
+    program: Program
+    peak_parts: PeakParts
     """Of the arrays at the program's peak."""
-    roofline: Roofline | None
+    roofline: Roofline
 
     @property
     def model_flops(self) -> float:
@@ -70,18 +69,6 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """As plain values: what ``--json`` prints."""
-        known = {
-            "topology": self.topology.text,
-            "slices": self.topology.slices,
-            "chips": self.topology.chips,
-            "mesh": self.mesh,
-            "remat": self.remat,
-            "work": asdict(self.work),
-            "memory": asdict(self.memory),
-            "model_flops": self.model_flops,
-        }
-        if self.program is None or self.peak_parts is None or self.roofline is None:
-            return known
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
         program["live"] = {
@@ -91,7 +78,15 @@ class Plan:
                 for size, count, shape, origin in alike(self.program.live, 20)
             ],
         }
-        return known | {
+        return {
+            "topology": self.topology.text,
+            "slices": self.topology.slices,
+            "chips": self.topology.chips,
+            "mesh": self.mesh,
+            "remat": self.remat,
+            "work": asdict(self.work),
+            "memory": asdict(self.memory),
+            "model_flops": self.model_flops,
             "program": program,
             "peak_parts": asdict(self.peak_parts),
             "roofline": self.roofline.seconds,
@@ -124,15 +119,15 @@ def make_plan(
     config: TrainConfig,
     topology: Topology,
     compiled: jax.stages.Compiled,
+    text: str,
     *,
     state: TrainState,
     batch: Batch,
 ) -> Plan:
-    """Of a compiled step, whose arguments are the abstract ``state`` and ``batch``."""
+    """Of a compiled step and its text; its arguments are the abstract ``state`` and ``batch``."""
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
-    chip, work, text = topology.chip, workload(config, rows), _text(compiled)
-    program = read_step(text, mesh) if text else None
+    chip, work, program = topology.chip, workload(config, rows), read_step(text, mesh)
     return Plan(
         topology,
         mesh,
@@ -145,9 +140,7 @@ def make_plan(
             state.trained,
             layers=config.model.num_layers,
             tokens=rows * work.sequence_length // mesh["context"],
-        )
-        if program
-        else None,
+        ),
         roofline(
             chip,
             flops=program.matrix.total,
@@ -155,9 +148,7 @@ def make_plan(
             sent=program.collectives,
             mesh=mesh,
             slices=topology.slices,
-        )
-        if program
-        else None,
+        ),
     )
 
 
@@ -166,10 +157,3 @@ def alike(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
     counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
     rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]
     return sorted(rows, reverse=True)[:most]
-
-
-def _text(compiled: jax.stages.Compiled) -> str:
-    try:
-        return compiled.as_text() or ""
-    except jax.errors.JaxRuntimeError:
-        return ""

@@ -14,19 +14,13 @@ from llama_cpt.planning.topologies import Topology
 
 GB = 1e9
 SHOWN_ARRAYS = 6
-UNREAD = (
-    "The compiler cannot write this program as text, so its arrays, products and collectives are "
-    "not known; memory is its own figure"
-)
 
 
 def in_words(plan: Plan, remedy: str) -> str:
     """Several lines, without an end; ``remedy`` is told where the step does not fit."""
-    program, parts = plan.program, plan.peak_parts
-    known = _arrays(plan.memory, program.live, parts) if program and parts else (UNREAD,)
-    work = _work(plan, program) if program else _model_work(plan)
-    traffic = (_traffic(program),) if program else ()
-    told = (_title(plan), _memory(plan, remedy), known, work, *traffic, _time(plan))
+    arrays = _arrays(plan.memory, plan.program.live, plan.peak_parts)
+    traffic = _traffic(plan.program)
+    told = (_title(plan), _memory(plan, remedy), arrays, _work(plan), traffic, _time(plan))
     return "\n\n".join("\n".join(part) for part in told)
 
 
@@ -61,7 +55,7 @@ def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: To
     ]
     for candidate, plan in found:
         line = plan.roofline
-        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})" if line else "not known"
+        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})"
         lines.append(f"  {told}  {plan.memory.peak / GB:6.2f}  {candidate.options}")
     return "\n".join(lines)
 
@@ -120,15 +114,11 @@ def _short(origin: str) -> str:
     return origin if len(origin) < 60 else "..." + origin[-57:]
 
 
-def _model_work(plan: Plan) -> Iterator[str]:
+def _work(plan: Plan) -> Iterator[str]:
+    program, matrix = plan.program, plan.program.matrix
+    ratio = matrix.total / plan.model_flops
     yield "Operations, TFLOP a device a step"
     yield f"  model     {plan.model_flops / 1e12:12.3f}  6 N and causal attention, by hand"
-
-
-def _work(plan: Plan, program: Program) -> Iterator[str]:
-    matrix = program.matrix
-    yield from _model_work(plan)
-    ratio = matrix.total / plan.model_flops
     yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
     for name, flops in matrix.by_kernel.items():
         yield f"    of them   {flops / 1e12:10.3f}  {name}: {matrix.source[name]}"
@@ -151,13 +141,12 @@ def _time(plan: Plan) -> Iterator[str]:
     line, work, top = plan.roofline, plan.work, plan.topology
     peak = top.chip.peak_flops
     yield "Time"
-    if line:
-        for name, value in line.seconds.items():
-            told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
-            yield f"  {name:<8}{told}"
-        none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
-        mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
-        yield f"  bound by {line.bound}: {mfu}"
+    for name, value in line.seconds.items():
+        told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
+        yield f"  {name:<8}{told}"
+    none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
+    mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
+    yield f"  bound by {line.bound}: {mfu}"
     yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
     for mfu in MFU_RANGE:
         speed = mfu * peak * top.devices / work.flops_per_token

@@ -37,6 +37,7 @@ from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
 from llama_cpt.processes import first_in_turn
 from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
+from llama_cpt.training.compiler_options import compiler_options
 from llama_cpt.training.cross_entropy import token_nll
 from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import check_schedule, make_optimizer
@@ -241,7 +242,8 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     else:
         abstract = abstract_state(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jit_train_step(make_train_step(objective, optimizer), placed)
+    train_step = make_train_step(objective, optimizer)
+    step = jit_train_step(train_step, placed, compiler_options(backend))
 
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:

@@ -92,9 +92,12 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     return step
 
 
-def jit_train_step(step: Callable, placed: TrainState) -> Callable:
+def jit_train_step(
+    step: Callable, placed: TrainState, options: dict[str, bool] | None = None
+) -> Callable:
     """``step`` compiled with the state donated and its shardings kept (``placed``)."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+    places = placed, None
+    return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
 
 
 def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:

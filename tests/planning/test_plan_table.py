@@ -32,8 +32,7 @@ def test_the_table_is_true(row):
         assert peak.startswith("does not fit"), plan.used
         return
     assert plan.memory.fits
-    if plan.program:
-        assert not plan.program.uncounted_loops and not plan.program.matrix.unknown_kernels
+    assert not plan.program.uncounted_loops and not plan.program.matrix.unknown_kernels
     if peak != "-":
         assert float(cells_of(plan)[0]) == pytest.approx(float(peak), rel=0.02)
     if flops != "-":

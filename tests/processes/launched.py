@@ -18,6 +18,8 @@ DEVICES = 4
 HEARTBEAT_SECONDS = 10
 RUN_SECONDS = 1800.0
 """By then a run has ended, on a machine that has other work too."""
+RESTARTS = {75, -signal.SIGABRT}
+"""Exit statuses on which the launch scripts start again."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class Launched:
                 process.kill()
                 process.wait()
 
+    def run(self) -> bool:
+        """Whether all of them still do."""
+        return all(process.poll() is None for process in self.processes)
+
     def wait_until(self, holds: Callable[[], bool]) -> None:
         """Return once it ``holds``; the processes must still run then."""
         until = time.monotonic() + RUN_SECONDS
         while not holds():
-            running = all(process.poll() is None for process in self.processes)
-            if not running or time.monotonic() > until:
+            if not self.run() or time.monotonic() > until:
                 self.ended(0.1)
                 raise AssertionError(self.log())
             time.sleep(0.002)
@@ -111,7 +116,7 @@ def run_to_end(config: TrainConfig, count: int, cache: Path, program: str = "") 
         statuses = set(launched.ended())
         if statuses == {0}:
             return launched
-        assert statuses <= {75, -signal.SIGABRT}, launched.log()
+        assert statuses <= RESTARTS, launched.log()
     raise AssertionError(launched.log())
 
 

@@ -1,15 +1,23 @@
 """A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost."""
 
+from collections.abc import Callable
+import itertools
+import os
 from pathlib import Path
+import random
 import signal
+import time
 
 import pytest
 
 from llama_cpt.config import TrainConfig
-from tests.processes.launched import Launched, run_to_end, train
+from tests.processes.launched import RESTARTS, Launched, run_to_end, steps_told, train
 from tests.training.runs import learnt
 
 STEPS = 12
+KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "4"))
+"""How often a process is killed at a random moment."""
+LONGEST_START = 15.0
 SLOW_SEAL = """
 import time
 from llama_cpt.training import manifest, trainer
@@ -51,17 +59,32 @@ def whole(many, tmp_path_factory, compilation_cache) -> list[dict]:
     return learnt(Path(config.output))
 
 
-def kill_one(launched: Launched, process: int) -> None:
-    """The other ends by itself, within a minute, as one that is to be started again."""
+def kill_one(launched: Launched, process: int, config: TrainConfig) -> None:
+    """The other ends by itself, within a minute, as one that is to be started again, or done."""
     launched.processes[process].kill()
     statuses = launched.ended(60)
     assert statuses[process] == -signal.SIGKILL
-    assert statuses[1 - process] == -signal.SIGABRT, launched.log()
+    done = sealed(config, STEPS) and statuses[1 - process] == 0
+    assert done or statuses[1 - process] == -signal.SIGABRT, launched.log()
 
 
 def sealed(config: TrainConfig, step: int) -> bool:
     folder = Path(config.output) / "checkpoints"
     return len(list(folder.glob(f"{step}.manifest-*-of-00002.json"))) == 2
+
+
+def moment(config: TrainConfig, draw: random.Random) -> dict[str, Callable[[], bool]]:
+    """Whether it has come, by its name; seconds and steps are counted from now."""
+    folder = Path(config.output) / "checkpoints"
+    at = time.monotonic() + draw.uniform(0.0, LONGEST_START)
+    told = steps_told(config) + draw.randrange(1, 4)
+    begun, seals = set(folder.glob("*")), set(folder.glob("*.manifest-*"))
+    return {
+        "meeting or compiling": lambda: time.monotonic() > at,
+        "stepping": lambda: steps_told(config) >= told,
+        "saving": lambda: not set(folder.glob("*")) <= begun,
+        "sealing": lambda: not set(folder.glob("*.manifest-*")) <= seals,
+    }
 
 
 def halve_a_file(folder: Path) -> None:
@@ -76,7 +99,7 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
 
     lost = train(config, 2, compilation_cache)
     lost.wait_until(lambda: sealed(config, 2))
-    kill_one(lost, 1)
+    kill_one(lost, 1, config)
 
     stopped = train(config, 2, compilation_cache, SLOW_SEAL)
     stopped.wait_until(lambda: "sealing slowly" in stopped.log())
@@ -98,3 +121,29 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
     assert launched.ended() == [1, 1], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
+
+
+@pytest.mark.slow
+def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path, compilation_cache):
+    draw, kills = random.Random(0), 0
+    names = itertools.cycle(["meeting or compiling", "stepping", "saving", "sealing"])
+    for number in itertools.count():
+        config = many(tmp_path / str(number) / "run", num_steps=STEPS)
+        while kills < KILLS:
+            launched = train(config, 2, compilation_cache)
+            has_come = moment(config, draw)[name := next(names)]
+            while not has_come() and launched.run():
+                time.sleep(0.002)
+            if not launched.run():
+                statuses = set(launched.ended())
+                assert statuses <= RESTARTS or statuses == {0}, launched.log()
+                if statuses == {0}:
+                    break
+                continue
+            kill_one(launched, victim := draw.randrange(2), config)
+            kills += 1
+            print(f"kill {kills}, of process {victim}, {name}: {steps_told(config)} lines told")
+        run_to_end(config, 2, compilation_cache)
+        assert learnt(Path(config.output)) == whole
+        if kills == KILLS:
+            return

@@ -15,7 +15,13 @@ from llama_cpt.config import (
     PreferenceConfig,
 )
 from llama_cpt.config_file import load
-from llama_cpt.training.ahead_of_time import lower, lower_reference, topology_program
+from llama_cpt.training.ahead_of_time import (
+    lower,
+    lower_reference,
+    lower_step,
+    topology_program,
+)
+from llama_cpt.training.compiler_options import TPU
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +52,13 @@ def tiny(make_config, tmp_path):
 
 def test_tiny_step_compiles(tiny):
     compile_for(tiny, "v5e:2x2")
+
+
+def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
+    """An option that it does not know is refused: those of the table arrive, and are known."""
+    monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
+        lower_step(tiny, "v5e:2x2").compile()
 
 
 def test_tiny_preference_programs_compile(tiny):
