@@ -2,9 +2,10 @@
 
     python -m benchmarks.scaling [--chip v5p]
 
-No compiler runs here: ``planning.hand_sum`` counts what no program can avoid. In each micro-batch
+No compiler runs here: ``planning.hand_sum`` counts what the step cannot avoid. In each micro-batch
 weights are gathered forward and backward, in bfloat16, and gradients scattered, in float32; once a
-step they are summed over slices.
+step they are summed over slices. Last come the rows of docs/plan.md's table that were compiled, the
+compiler's figures beside this arithmetic of the same step.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import math
 from pathlib import Path
 
+from benchmarks.plan_table import Row, table
 from llama_cpt.config import ModelConfig, TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.metrics import model_flops_per_token
@@ -40,24 +42,42 @@ class Point:
         return {"replica": slices, "fsdp": fsdp, "tensor": self.tensor}
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """Of matrix products, links and network, each alone."""
-        config, chip, mesh = self.config, self.topology.chip, self.mesh
-        model = config.model
-        rate = model_flops_per_token(model, config.data.sequence_length)
-        flops = ROWS * config.data.sequence_length * rate * 4 / 3 / self.topology.devices
-        weights = parameters(model) / self.tensor
-        links = config.num_microbatches * (2 * 2 + 4) * weights * (1 - 1 / mesh["fsdp"])
-        tokens = ROWS * config.data.sequence_length / (mesh["replica"] * mesh["fsdp"])
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.config.global_batch_size * self.config.data.sequence_length
+
+    @property
+    def flops(self) -> float:
+        """Of a device's products a step."""
+        rate = model_flops_per_token(self.config.model, self.config.data.sequence_length)
+        return self.tokens * rate * 4 / 3 / self.topology.devices
+
+    @property
+    def links(self) -> float:
+        """Bytes that a device receives from its slice a step."""
+        model, mesh = self.config.model, self.mesh
+        weights = parameters(model) / self.tensor * (1 - 1 / mesh["fsdp"])
         # Forward, forward again and backward: two sums of a layer's output each.
         share = 2 * (self.tensor - 1) / self.tensor
-        links += 6 * share * tokens * model.embed_dim * 2 * model.num_layers
+        local = self.tokens / (mesh["replica"] * mesh["fsdp"])
+        sums = 6 * share * local * model.embed_dim * 2 * model.num_layers
+        return self.config.num_microbatches * (2 * 2 + 4) * weights + sums
+
+    @property
+    def network(self) -> float:
+        """Bytes that a device receives from other slices a step."""
         slices = self.topology.slices
-        network = 2 * 4 * weights / mesh["fsdp"] * (slices - 1) / slices
+        share = parameters(self.config.model) / self.tensor / self.mesh["fsdp"]
+        return 2 * 4 * share * (slices - 1) / slices
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of matrix products, links and network, each alone."""
+        chip = self.topology.chip
         return {
-            "matrix": flops / chip.peak_flops,
-            "ICI": links / chip.ici_bandwidth,
-            "DCN": network / chip.dcn_bandwidth,
+            "matrix": self.flops / chip.peak_flops,
+            "ICI": self.links / chip.ici_bandwidth,
+            "DCN": self.network / chip.dcn_bandwidth,
         }
 
 
@@ -99,6 +119,18 @@ def line(point: Point) -> str:
     )
 
 
+def compiled_line(row: Row) -> str:
+    """A compiled row of docs/plan.md: peak, TFLOP and GB received, each beside the arithmetic."""
+    point = Point(row.topology, 1, row.config)
+    peak, flops, sent = row.cells[0], row.cells[4], row.cells[5]
+    received = "-" if sent == "-" else f"{sum(map(float, sent.split(','))):.1f}"
+    return (
+        f"{row.start} {point.topology.chips} | {peak} | "
+        f"{hand_sum(point.config, point.mesh).total / 1e9:.2f} | {flops.split()[0]} | "
+        f"{point.flops / 1e12:.1f} | {received} | {point.links / 1e9:.1f} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", default="v5p", choices=list(FAMILIES))
@@ -109,6 +141,10 @@ def main() -> None:
         print(f"\n{name}, {parameters(model) / 1e9:.2f} billion parameters\n")
         for point in points(model, family):
             print(line(point))
+    print("\ncompiled, by hand: peak GB; TFLOP; GB received; a device and step\n")
+    for row in table():
+        if row.cells[0].replace(".", "").isdigit():
+            print(compiled_line(row))
 
 
 if __name__ == "__main__":
