@@ -65,7 +65,7 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class ComputeConfig(Section):
-    """How the model is computed; none of it changes what is computed."""
+    """How the model is computed; only the two types change what is computed, by their rounding."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations and matrix operands; parameters, loss and norms are float32."""
@@ -75,6 +75,9 @@ class ComputeConfig(Section):
     """``auto`` is resolved once, at start, by backend, row length and ``dtype``, and printed."""
     loss_chunk_tokens: int = 2048
     """Tokens on one device whose logits exist at a time."""
+    matmul_precision: Literal["bf16", "int8", "fp8"] = "bf16"
+    """Operands of the layers' products: ``bf16`` in ``dtype``; ``int8`` and ``fp8`` quantised by
+    Qwix, forward and backward (docs/matmul_precision.md)."""
 
     def __post_init__(self) -> None:
         """Refuse a chunk of nothing."""

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from llama_cpt.model.quantized import quantized_product
+
 
 class Adapter(nnx.Module):
     """The factors of what is added to a matrix, stacked over layers as it is.
@@ -28,19 +30,24 @@ class Adapted(nnx.Module):
 Matrix = nnx.Param | jax.Array | Adapted
 
 
-def product(x: Float[Array, "batch length in"], matrix: Matrix) -> Float[Array, "batch length out"]:
-    """x W, or x W + scale (x A) B (Hu et al. 2021, arXiv 2106.09685, eq. 3); operands in x's type.
+def product(
+    x: Float[Array, "batch length in"], matrix: Matrix, precision: str = "bf16"
+) -> Float[Array, "batch length out"]:
+    """x W, or x W + scale (x A) B (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-    Where B is 0 the sum is x W to the last bit.
+    Where B is 0 the sum is x W to the last bit. ``precision`` is of W's operands; ``bf16`` takes
+    them in x's type, as A's and B's are always: they are small.
     """
     if not isinstance(matrix, Adapted):
-        return _times(x, matrix)
+        return _times(x, matrix, precision)
     adapter = matrix.adapter
     added = _times(_times(x, adapter.a) * adapter.scale, adapter.b)
-    return _times(x, matrix.matrix) + added
+    return _times(x, matrix.matrix, precision) + added
 
 
-def _times(x: jax.Array, matrix: nnx.Param | jax.Array) -> jax.Array:
+def _times(x: jax.Array, matrix: nnx.Param | jax.Array, precision: str = "bf16") -> jax.Array:
+    if precision != "bf16":
+        return quantized_product(x, matrix[...], precision)
     return jnp.einsum("bti,io->bto", x, matrix[...].astype(x.dtype))
 
 

@@ -91,7 +91,8 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """A Llama: parameters are float32, activations ``compute_dtype``.
 
-    ``remat`` names what the backward pass recomputes, ``attention`` the implementation.
+    ``remat`` names what the backward pass recomputes, ``attention`` the implementation,
+    ``matmul_precision`` the type of operands of the layers' products.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class Llama(nnx.Module):
         compute_dtype: Any = jnp.float32,
         remat: str = "none",
         attention: str = "reference",
+        matmul_precision: str = "bf16",
     ) -> None:
         self.config, self.compute_dtype = config, jnp.dtype(compute_dtype)
         self.remat, self.attention = remat, attention
+        self.matmul_precision = matmul_precision
         table = (config.vocab_size, config.embed_dim)
         embedding_key, layers_key, head_key = jax.random.split(key, 3)
         self.embedding = _normal(embedding_key, table, ("vocab", "embed"))
@@ -199,7 +202,8 @@ class Llama(nnx.Module):
             x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
             def heads(matrix: Matrix, number: int) -> jax.Array:
-                return product(x, matrix).reshape(*x.shape[:2], number, config.head_dim)
+                out = product(x, matrix, self.matmul_precision)
+                return out.reshape(*x.shape[:2], number, config.head_dim)
 
             query = rotate(heads(block.query, config.num_heads), *rotation)
             key = rotate(heads(block.key, config.num_kv_heads), *rotation)
@@ -210,7 +214,7 @@ class Llama(nnx.Module):
             project = jax.checkpoint(project)
         out, kept = attention(*project(x, block))
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
-        return product(out, block.output), kept
+        return product(out, block.output, self.matmul_precision), kept
 
     def _mlp(
         self, x: Float[Array, "batch length embed"], block: Block
@@ -220,8 +224,8 @@ class Llama(nnx.Module):
         # Elsewhere the products that a slice computes again are kept.
         again = self.remat in ("full", "offload")
         if not again or adapted(matrices) or slices(self.config.mlp_dim) == 1:
-            return mlp(x, *matrices)
-        return sliced_mlp(x, *(matrix[...] for matrix in matrices))
+            return mlp(x, *matrices, self.matmul_precision)
+        return sliced_mlp(x, *(matrix[...] for matrix in matrices), self.matmul_precision)
 
 
 def abstract_llama(config: ModelConfig, **options: Any) -> Llama:

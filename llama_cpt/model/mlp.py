@@ -5,6 +5,8 @@ other slices: gathered weights, activations and the weights' gradients are there
 Nothing is computed twice.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,29 +19,39 @@ WIDTH = 4096
 
 
 def mlp(
-    x: Float[Array, "batch length embed"], gate: Matrix, up: Matrix, down: Matrix
+    x: Float[Array, "batch length embed"],
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    precision: str = "bf16",
 ) -> Float[Array, "batch length embed"]:
     """down(silu(gate x) up x) (Shazeer 2020, arXiv 2002.05202, section 2)."""
-    gated = jax.nn.silu(product(x, gate)) * product(x, up)
-    return product(constrain(gated, "batch", "length", "act_mlp"), down)
+    gated = jax.nn.silu(product(x, gate, precision)) * product(x, up, precision)
+    return product(constrain(gated, "batch", "length", "act_mlp"), down, precision)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def sliced_mlp(
     x: Float[Array, "batch length embed"],
     gate: Float[Array, "embed hidden"],
     up: Float[Array, "embed hidden"],
     down: Float[Array, "hidden embed"],
+    precision: str = "bf16",
 ) -> Float[Array, "batch length embed"]:
-    """``mlp``; the backward pass, in slices, starts from ``x``."""
-    return mlp(x, gate, up, down)
+    """``mlp``; the backward pass, in slices, starts from ``x``.
+
+    Below bf16 a slice of ``down`` is quantised by itself there, its scales finer than the whole's.
+    """
+    return mlp(x, gate, up, down, precision)
 
 
-def _forward(x: jax.Array, *matrices: jax.Array) -> tuple:
-    return mlp(x, *matrices), (x, matrices)
+def _forward(
+    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, precision: str
+) -> tuple:
+    return mlp(x, gate, up, down, precision), (x, (gate, up, down))
 
 
-def _backward(saved: tuple, d_y: jax.Array) -> tuple:
+def _backward(precision: str, saved: tuple, d_y: jax.Array) -> tuple:
     x, matrices = saved
     count, places = slices(matrices[0].shape[1]), (1, 1, 0)
     width = matrices[0].shape[1] // count
@@ -49,7 +61,7 @@ def _backward(saved: tuple, d_y: jax.Array) -> tuple:
             jax.lax.dynamic_slice_in_dim(matrix, number * width, width, place)
             for matrix, place in zip(matrices, places, strict=True)
         ]
-        _, pull = jax.vjp(mlp, x, *part)
+        _, pull = jax.vjp(lambda x, *part: mlp(x, *part, precision), x, *part)
         more, *gradients = pull(d_y)
         return d_x + more.astype(d_x.dtype), gradients
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 import math
 import re
 
+from llama_cpt.chips import Chip
 from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import Step
 
@@ -11,6 +12,8 @@ from llama_cpt.planning.program import Step
 # a score and head. Their sum is over causal pairs of one document a row: with several documents a
 # row fewer tiles are visited.
 ATTENTION_PRODUCTS = {"flash_attention_forward": 2, "flash_attention_backward": 5}
+# How the compiler writes int8 and both kinds of fp8.
+EIGHT_BITS = ("s8", "f8")
 BY_FORMULA = "by formula, one document a row"
 
 
@@ -20,6 +23,8 @@ class MatrixFlops:
 
     products: float = 0.0
     """Of the compiler's own products, counted exactly."""
+    narrow: dict[str, float] = field(default_factory=dict)
+    """Of them, those of ``EIGHT_BITS``, by their operands' type."""
     kernels: float = 0.0
     """Of Pallas kernels, by their cost estimate or by formula."""
     by_kernel: dict[str, float] = field(default_factory=dict)
@@ -33,6 +38,14 @@ class MatrixFlops:
         """All that was counted."""
         return self.products + self.kernels
 
+    def as_bfloat16(self, chip: Chip) -> float:
+        """So many operations in bfloat16 take ``chip`` as long as all of these."""
+        saved = (
+            flops * (1 - chip.peak_flops / chip.peak_of(dtype))
+            for dtype, flops in self.narrow.items()
+        )
+        return self.total - sum(saved)
+
 
 def matrix_flops(steps: list[Step]) -> MatrixFlops:
     """Of every product in ``steps``, loop bodies times their trips."""
@@ -40,9 +53,9 @@ def matrix_flops(steps: list[Step]) -> MatrixFlops:
     for step in steps:
         match step.instruction.opcode:
             case "dot":
-                found.products += step.times * _dot(step)
+                _add_product(found, step, _dot(step))
             case "convolution":
-                found.products += step.times * _convolution(step)
+                _add_product(found, step, _convolution(step))
             case "custom-call" if "tpu_custom_call" in step.instruction.attributes:
                 _add_kernel(found, step)
     return found
@@ -52,6 +65,13 @@ def kernel_name(kernel: Instruction) -> str:
     """The name that ``pallas_call`` was given, or the instruction's own."""
     known = [name for name in ATTENTION_PRODUCTS if name in kernel.name + kernel.origin]
     return known[0] if known else re.sub(r"\.\d+$", "", kernel.name)
+
+
+def _add_product(found: MatrixFlops, step: Step, flops: float) -> None:
+    found.products += step.times * flops
+    left, right = (step.computation.operand(step.instruction, n).shape.dtype[:2] for n in range(2))
+    if left == right and left in EIGHT_BITS:
+        found.narrow[left] = found.narrow.get(left, 0.0) + step.times * flops
 
 
 def _add_kernel(found: MatrixFlops, step: Step) -> None:

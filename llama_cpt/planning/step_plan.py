@@ -143,7 +143,7 @@ def make_plan(
         ),
         roofline(
             chip,
-            flops=program.matrix.total,
+            flops=program.matrix.as_bfloat16(chip),
             hbm=float(program.hbm_bytes),
             sent=program.collectives,
             mesh=mesh,

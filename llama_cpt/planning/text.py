@@ -120,6 +120,9 @@ def _work(plan: Plan) -> Iterator[str]:
     yield "Operations, TFLOP a device a step"
     yield f"  model     {plan.model_flops / 1e12:12.3f}  6 N and causal attention, by hand"
     yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
+    for name, flops in matrix.narrow.items():
+        times = plan.topology.chip.peak_of(name) / plan.topology.chip.peak_flops
+        yield f"    of them   {flops / 1e12:10.3f}  of {name}, at {times:g} times bfloat16's rate"
     for name, flops in matrix.by_kernel.items():
         yield f"    of them   {flops / 1e12:10.3f}  {name}: {matrix.source[name]}"
     for name in matrix.unknown_kernels:

@@ -57,7 +57,7 @@ class Identity:
     tokenizer: str
     """Fingerprint of the vocabulary."""
     dtype: str
-    """``compute.dtype``."""
+    """``compute.dtype``, with ``compute.matmul_precision`` where that is below it."""
 
     def fingerprint(self, corpus: str) -> str:
         """With the corpus's own fingerprint, which tells of its data and template."""

@@ -16,6 +16,7 @@ import optax
 
 from llama_cpt.batch import Batch, TokenBatch
 from llama_cpt.config import (
+    ComputeConfig,
     CorpusConfig,
     DataConfig,
     EvaluationConfig,
@@ -35,6 +36,7 @@ from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in, in_dtype
+from llama_cpt.model.quantized import require_qwix
 from llama_cpt.processes import first_in_turn
 from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
 from llama_cpt.training.compiler_options import compiler_options
@@ -207,15 +209,21 @@ def _references(
         },
         make_score,
         folder=f"{config.data.prepared}/reference",
-        identity=Identity(identity, tokenizer.fingerprint, config.compute.dtype),
+        identity=Identity(identity, tokenizer.fingerprint, _computed_in(config.compute)),
         batch_size=config.global_batch_size // config.num_microbatches,
     )
+
+
+def _computed_in(compute: ComputeConfig) -> str:
+    plain = compute.matmul_precision == "bf16"
+    return compute.dtype if plain else f"{compute.dtype} {compute.matmul_precision}"
 
 
 def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     """The jitted step and score of ``config`` on ``mesh``; ``backend`` settles ``auto``."""
     check_mesh(config, mesh)
     compute = config.compute
+    require_qwix(compute.matmul_precision)
     attention = resolve_attention(
         compute.attention,
         backend,
@@ -225,7 +233,11 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         mesh.shape["context"],
     )
     model = abstract_llama(
-        config.model, compute_dtype=compute.dtype, remat=compute.remat, attention=attention
+        config.model,
+        compute_dtype=compute.dtype,
+        remat=compute.remat,
+        attention=attention,
+        matmul_precision=compute.matmul_precision,
     )
     optimizer = make_optimizer(config.optimizer)
     objective = make_objective(
@@ -247,6 +259,8 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
 
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:
+        # As whoever loads the trained weights computes with them.
+        model.matmul_precision = "bf16"
         hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
         # Replicated: every process adds up the whole of it.
         return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))
@@ -333,4 +347,5 @@ def _llama_like(model: Llama, key: jax.Array) -> Llama:
         compute_dtype=model.compute_dtype,
         remat=model.remat,
         attention=model.attention,
+        matmul_precision=model.matmul_precision,
     )

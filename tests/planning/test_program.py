@@ -223,6 +223,23 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     assert not collectives(read_program(text).steps(), MESH)
 
 
+def test_products_of_eight_bits_are_priced_by_their_rate():
+    text = TEXT.replace("p.0: bf16", "p.0: s8").replace("p.1: bf16", "p.1: s8")
+    text = text.replace("%p.0 = bf16", "%p.0 = s8").replace("%p.1 = bf16", "%p.1 = s8")
+    flops = 5 * 2 * 8 * 64 * 32
+    for kind, dtype, share in (
+        ("TPU v5 lite", "s8", 0.5),
+        ("TPU7x", "s8", 1),
+        ("TPU7x", "f8e4m3fn", 0.5),
+        ("TPU v6 lite", "f8e4m3fn", 1),
+    ):
+        found = matrix_flops(read_program(text.replace("s8[", f"{dtype}[")).steps())
+        assert found.narrow == {dtype[:2]: flops}
+        assert found.as_bfloat16(CHIPS[kind]) == share * flops
+    wider = matrix_flops(read_program(text.replace("%p.1 = s8", "%p.1 = bf16")).steps())
+    assert (wider.narrow, wider.products) == ({}, flops)
+
+
 @pytest.mark.parametrize(
     ("groups", "axes", "size"),
     [

@@ -1,0 +1,157 @@
+"""Products in eight bits: near the exact ones, and Qwix's own to rounding, with their gradients."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
+
+from llama_cpt.config import LoraConfig, MeshConfig
+from llama_cpt.errors import UserError
+from llama_cpt.model import quantized
+from llama_cpt.model.linear import product
+from llama_cpt.model.llama import Llama
+from llama_cpt.model.lora import Adapters, with_adapters
+from llama_cpt.model.mlp import mlp, sliced_mlp
+from llama_cpt.model.quantized import TYPES, quantized_product, require_qwix
+from llama_cpt.sharding import make_mesh, spec
+from tests.training.test_train_step import MODEL, ragged_batch
+
+PRECISIONS = list(TYPES)
+# Of a product of long rows of normal numbers: steps of 1/127 of the largest, or 3 binary digits.
+ERROR = {"int8": 0.02, "fp8": 0.05}
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+X, MATRIX, PULLED = normal(4, 24, 64), normal(64, 48), normal(4, 24, 48)
+
+
+def passes(function, *operands) -> list[jax.Array]:
+    """The product and the gradients of both operands."""
+    y, pull = jax.vjp(function, *operands)
+    return [y, *pull(PULLED.astype(y.dtype))]
+
+
+def distance(have: jax.Array, want: jax.Array) -> float:
+    return float(jnp.linalg.norm((have - want).ravel()) / jnp.linalg.norm(want.ravel()))
+
+
+def by_qwix(precision: str, tile: float | None = None):
+    """All tokens are one dim here: the parts that devices have are tiles of it."""
+    forward, backward = TYPES[precision]
+    config = DotGeneralQtConfig(
+        lhs_qtype=forward,
+        rhs_qtype=forward,
+        dlhs_grad_qtype=backward,
+        drhs_grad_qtype=backward,
+        drhs_tile_size=tile,
+    )
+    dims = (((1,), (0,)), ((), ()))
+
+    def function(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        y = dot_general_qt(x.reshape(-1, x.shape[-1]), matrix, dims, config)
+        return y.reshape(*x.shape[:2], -1)
+
+    return function
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_qwix_computes_the_same(precision):
+    have = passes(lambda x, w: quantized_product(x, w, precision), X, MATRIX)
+    for one, want in zip(have, passes(by_qwix(precision), X, MATRIX), strict=True):
+        np.testing.assert_allclose(one, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_near_the_exact_product(precision, dtype):
+    x = X.astype(dtype)
+    have = passes(lambda x, w: product(x, w, precision), x, MATRIX)
+    want = passes(product, x, MATRIX)
+    assert [one.dtype for one in have] == [dtype, dtype, jnp.float32]
+    for place, (one, exact) in enumerate(zip(have, want, strict=True)):
+        error = distance(one.astype(jnp.float32), exact.astype(jnp.float32))
+        # An e5m2 gradient has 2 binary digits.
+        assert 0 < error < (2 if place and precision == "fp8" else 1) * ERROR[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_device_scales_its_tokens(precision):
+    """Four devices' gradient of the matrix is Qwix's in four tiles."""
+    mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
+    function = jax.jit(lambda x, w: passes(lambda x, w: quantized_product(x, w, precision), x, w))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, jax.NamedSharding(mesh, spec("batch", None, None)))
+        have = function(x, jax.device_put(MATRIX, jax.NamedSharding(mesh, spec("embed", None))))
+    tiled, whole = (passes(by_qwix(precision, tile), X, MATRIX) for tile in (1 / 4, None))
+    for one, want in zip(have, tiled, strict=True):
+        # A compiled quotient may round otherwise where it lies between two.
+        assert distance(one, want) < 2e-3
+    assert distance(have[2], whole[2]) > 5e-3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_slices_of_the_mlp(precision):
+    x, gate, up, down = normal(2, 8, 16), normal(16, 8192), normal(17, 8192)[1:], normal(8192, 16)
+
+    def gradients(function, precision: str) -> tuple:
+        total = lambda *all: jnp.sin(function(*all, precision)).sum()
+        return jax.jit(jax.grad(total, range(4)))(x, gate / 4, up / 4, down / 64)
+
+    exact = gradients(mlp, "bf16")
+    for one, want in zip(gradients(sliced_mlp, precision), exact, strict=True):
+        assert 0 < distance(one, want) < 4 * ERROR[precision]
+
+
+def loss_of(model: Llama) -> jax.Array:
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0, :4]), ragged_batch(1))
+    hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)
+    return jnp.square(hidden - 1.0).mean()
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_model_learns_with_its_gradients(precision, remat):
+    """They point where the exact ones do; the frozen matrices below adapters are quantised too."""
+
+    def direction(precision: str) -> jax.Array:
+        model = Llama(MODEL, jax.random.key(0), remat=remat, matmul_precision=precision)
+        gradients = jax.jit(jax.grad(loss_of))(model)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients.layers)])
+
+    have, want = direction(precision), direction("bf16")
+    assert not jnp.array_equal(have, want)
+    assert have @ want / (jnp.linalg.norm(have) * jnp.linalg.norm(want)) > 0.98
+
+
+def test_frozen_matrices_are_quantised_and_adapters_are_not():
+    model = Llama(MODEL, jax.random.key(0), matmul_precision="int8")
+    adapters = Adapters(LoraConfig(2, 4.0), model, jax.random.key(1))
+    text = str(jax.make_jaxpr(lambda model: loss_of(model))(model))
+    with_them = str(jax.make_jaxpr(lambda a: loss_of(with_adapters(model, a)))(adapters))
+    assert text.count("preferred_element_type=int32") == 7
+    assert with_them.count("preferred_element_type=int32") == 7
+
+
+def test_bf16_is_the_compute_type():
+    """Not a bit of what it was, whichever type that is."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = X.astype(dtype)
+        want = passes(lambda x, w: jnp.einsum("bti,io->bto", x, w.astype(x.dtype)), x, MATRIX)
+        for one, before in zip(passes(product, x, MATRIX), want, strict=True):
+            assert jnp.array_equal(one, before)
+
+
+def test_what_cannot_be_is_told(monkeypatch):
+    monkeypatch.setattr(quantized, "MOST_TOKENS", 95)
+    with pytest.raises(UserError, match="96 tokens a device"):
+        passes(lambda x, w: quantized_product(x, w, "int8"), X, MATRIX)
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    require_qwix("bf16")
+    with pytest.raises(UserError, match=r"int8 needs qwix.*\.\[qwix\]"):
+        require_qwix("int8")

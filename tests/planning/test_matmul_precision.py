@@ -1,0 +1,43 @@
+"""A step in eight bits, compiled for TPUs: all of the layers' products and nothing else."""
+
+import importlib.util
+
+import pytest
+
+from llama_cpt.config_file import load
+from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.planning.step_plan import read_step
+from llama_cpt.planning.topologies import find_topology
+from llama_cpt.training.ahead_of_time import lower_step
+from tests.conftest import ROOT
+
+SMALL = (
+    "--model.num-layers 2 --model.embed-dim 512 --model.mlp-dim 8192 --model.num-heads 4 "
+    "--model.num-kv-heads 2 --model.head-dim 128 --model.vocab-size 1024 "
+    "--data.sequence-length 512 --global-batch-size 8"
+).split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
+def test_products_of_the_layers_are_narrow(topology, precision):
+    """By hand 8 operations a parameter and token, less the last product of each layer done again.
+
+    The MLP is wide enough to have its backward pass in slices.
+    """
+    options = [*SMALL, "--compute.matmul-precision", precision]
+    config = load(str(ROOT / "configs" / "cpt_1b.py"), options)
+    text = lower_step(config, topology).compile().as_text()
+    matrix = read_step(text, {"replica": 1, "fsdp": 8, "context": 1, "tensor": 1}).matrix
+    model, tokens = config.model, config.global_batch_size * config.data.sequence_length
+    norms = (2 * model.num_layers + 1) * model.embed_dim
+    last = model.num_layers * model.mlp_dim * model.embed_dim
+    narrow = (8 * (non_embedding_parameters(model) - norms) - 2 * last) * tokens / 8
+    head = 6 * model.vocab_size * model.embed_dim * tokens / 8
+    assert matrix.narrow == {"s8" if precision == "int8" else "f8": narrow}
+    assert matrix.products == narrow + head
+    chip = find_topology(topology).chip
+    saves = precision == ("fp8" if chip.name == "tpu7x" else "int8")
+    assert matrix.as_bfloat16(chip) == pytest.approx(matrix.total - narrow / 2 * saves)
