@@ -4,12 +4,16 @@ import importlib.util
 import json
 import platform
 import re
+from unittest.mock import Mock
 
 import pytest
 
 from llama_cpt import plan
 from llama_cpt.errors import UserError
+from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.roofline import Roofline
+from llama_cpt.planning.step_plan import Plan
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -84,6 +88,23 @@ def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert all(line.startswith("does not fit: 20.00 GB a device; --mesh.") for line in told)
     assert len(told) == len(set(told)) < 30
+
+
+def test_a_search_lists_what_fits_the_fastest_first(monkeypatch, capsys):
+    """Compiled, the order is another than by hand; it stops when five fit."""
+    times = iter([3.0, 1.0, 5.0, 2.0, 4.0])
+
+    def compiled(*_):
+        memory = Memory(*[0] * 6, peak=int(7e9), available=int(16e9))
+        return Mock(spec=Plan, memory=memory, roofline=Roofline(next(times), 0.0, 0.0, 0.0))
+
+    monkeypatch.setattr(plan, "topology_program", lambda *_: None)
+    monkeypatch.setattr(plan, "compiled_plan", compiled)
+    assert run("cpt_8b", "v5e-32", "--search") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "5 of 5 settings compiled fit" in told[0]
+    assert [float(line.split()[0]) for line in told[2:]] == [1, 2, 3, 4, 5]
+    assert all("7.00  --mesh.replica 1 --mesh.fsdp " in line for line in told[2:])
 
 
 SMALL = (
