@@ -21,8 +21,9 @@ SMALL = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
+@pytest.mark.parametrize(
+    ("topology", "precision"), [("v5e:2x4", "int8"), ("v6e:2x4", "int8"), ("tpu7x:2x2x1", "fp8")]
+)
 def test_products_of_the_layers_are_narrow(topology, precision):
     """By hand 8 operations a parameter and token, less the last product of each layer done again.
 
@@ -41,5 +42,4 @@ def test_products_of_the_layers_are_narrow(topology, precision):
     assert matrix.narrow == {"s8" if precision == "int8" else "f8": narrow}
     assert matrix.products == narrow + head
     chip = find_topology(topology).chip
-    saves = precision == ("fp8" if chip.name == "tpu7x" else "int8")
-    assert matrix.as_bfloat16(chip) == pytest.approx(matrix.total - narrow / 2 * saves)
+    assert matrix.as_bfloat16(chip) == pytest.approx(matrix.total - narrow / 2)
