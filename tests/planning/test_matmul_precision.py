@@ -40,6 +40,7 @@ def test_products_of_the_layers_are_narrow(topology, precision):
     narrow = (8 * (non_embedding_parameters(model) - norms) - 2 * last) * tokens / 8
     head = 6 * model.vocab_size * model.embed_dim * tokens / 8
     assert matrix.narrow == {"s8" if precision == "int8" else "f8": narrow}
-    assert matrix.products == narrow + head
+    # The compiler may make a small product of a sum.
+    assert matrix.products == pytest.approx(narrow + head, rel=1e-6)
     chip = find_topology(topology).chip
     assert matrix.as_bfloat16(chip) == pytest.approx(matrix.total - narrow / 2)
