@@ -9,7 +9,6 @@ all of them (``70B decode``). Layers are unrolled: compiling takes minutes.
 import argparse
 from collections.abc import Callable
 from functools import partial
-import os
 import time
 
 import jax
@@ -37,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     words = parser.parse_args().words
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", "cpu")
     require_compiler()
     for name, model, topology, mesh in SHAPES:
         for call, lower in CALLS.items():

@@ -7,10 +7,11 @@ WORDs pick the rows that hold all of them (``cpt_70b v6e``); ``--write`` puts th
 
 import argparse
 from dataclasses import dataclass, replace
-import os
 from pathlib import Path
 import sys
 import time
+
+import jax
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
@@ -104,7 +105,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", "cpu")
     for row in table():
         if not all(word in row.start for word in options.words):
             continue

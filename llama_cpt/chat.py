@@ -64,7 +64,12 @@ def talk(session: Session) -> None:
                 _obey(session, line)
             elif line:
                 _answer(session, line)
-        except (UserError, OSError) as error:
+        except UserError as error:
+            _tell(str(error))
+        except OSError as error:
+            # Of an answer the others are at the next tokens already.
+            if count() > 1:
+                raise
             _tell(str(error))
 
 

@@ -20,9 +20,9 @@ class Chip:
     dcn_bandwidth: float = 0.0
     """Share of the host's network."""
     peak_int8_ops: float | None = None
-    """Operations a second of products of int8; None where the sheet has no such rate."""
+    """Operations a second of products of int8; None where a TPU's sheet has no such rate."""
     peak_fp8_flops: float | None = None
-    """Of products of fp8; None where the sheet has no such rate."""
+    """Of products of fp8; None where a TPU's sheet has no such rate."""
 
     def peak_of(self, dtype: str) -> float:
         """Of products whose operands are of ``dtype``: ``s8``, ``f8`` or a wider one.

@@ -3,8 +3,9 @@
 import argparse
 from dataclasses import asdict, replace
 import json
-import os
 import sys
+
+import jax
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
@@ -39,20 +40,23 @@ DOES_NOT_FIT = 3
 ENOUGH_FOUND = 5
 
 
+class DoesNotFitError(UserError):
+    """Of a search: no setting fits."""
+
+    status = DOES_NOT_FIT
+
+
 def main(arguments: list[str]) -> int:
     """Compile and tell; the exit status."""
     options, overrides = _parser().parse_known_args(arguments)
     topology = find_topology(options.topology, options.slices)
     config = load(options.config, overrides)
-    # An eager operation must not look for a TPU that is not here.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # A TPU that is here is left alone, and one that is not is not looked for.
+    jax.config.update("jax_platforms", "cpu")
     if options.search:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)
     plan = compiled_plan(config, topology, program)
-    if isinstance(plan, Plan) and has_reference(config):
-        memory = replace(plan.memory, reference=reference_peak(config, program))
-        plan = replace(plan, memory=memory)
     remedy = first_remedy(config, topology, program.mesh.shape)
     fits = isinstance(plan, Plan) and plan.memory.fits
     if options.json:
@@ -66,16 +70,22 @@ def main(arguments: list[str]) -> int:
 
 
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
-    """Of the step of ``config`` in ``program``, whose mesh is of ``topology``."""
+    """Of the step of ``config`` in ``program``, whose mesh is of ``topology``.
+
+    Its memory counts the pass that scores preferences before the first step.
+    """
     made = compiled_and_text(lower(config, program))
     if isinstance(made, TooLarge):
         return made
     batch = abstract_batch(config, program.mesh)
-    return make_plan(config, topology, *made, state=program.abstract, batch=batch)
+    plan = make_plan(config, topology, *made, state=program.abstract, batch=batch)
+    if not has_reference(config):
+        return plan
+    memory = replace(plan.memory, reference=_reference_peak(config, program))
+    return replace(plan, memory=memory)
 
 
-def reference_peak(config: TrainConfig, program: Program) -> int:
-    """Bytes of a device that the pass needs which scores preferences before the first step."""
+def _reference_peak(config: TrainConfig, program: Program) -> int:
     made = compiled_and_text(lower_reference(config, program))
     if isinstance(made, TooLarge):
         return made.used
@@ -101,7 +111,7 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
             failed.append(one)
         print(tried_in_words(one, plan), file=sys.stderr, flush=True)
     if not found:
-        raise UserError(_nothing_fits(config, topology, every))
+        raise _nothing_fits(config, topology, every)
     found.sort(key=lambda pair: pair[1].roofline.in_turn)
     if as_json:
         told = [{"options": one.options, **plan.facts()} for one, plan in found]
@@ -111,9 +121,9 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
     return 0
 
 
-def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> str:
+def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> UserError:
     if not every:
-        return (
+        return UserError(
             f"{topology.text}: no mesh divides it and the config: global_batch_size="
             f"{config.global_batch_size} must be a multiple of the devices that hold rows."
         )
@@ -127,7 +137,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     )
     available = topology.chip.memory_bytes
     beside = ", and more once compiled" if least.bytes < available else ""
-    return (
+    return DoesNotFitError(
         f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
         f"{least.bytes / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
         f"({least.options}); {remedy}."

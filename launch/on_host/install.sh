@@ -38,7 +38,7 @@ install_packages() {
   command -v uv >/dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh
   # The images bring Python 3.10; 3.11 is the oldest that the code runs on.
   [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv"
-  uv pip install --quiet --python "$venv/bin/python" -e "${code}[tpu]"
+  uv pip install --quiet --python "$venv/bin/python" -e "${code}[tpu,qwix]"
 }
 
 if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" state | grep -q ' running$'; then

@@ -6,11 +6,18 @@ import itertools
 import math
 
 from llama_cpt.config import MeshConfig, TrainConfig
+from llama_cpt.model.quantized import MOST_TOKENS
 from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
 from llama_cpt.planning.topologies import Topology, shapes_of
 
-# What keeps most first.
-REMATS = ("none", "dots", "minimal", "full", "offload")
+# Each remat policy, and those that are sure to keep no more.
+REMATS = {
+    "none": ("none", "dots", "minimal", "full", "offload"),
+    "dots": ("dots", "full"),
+    "minimal": ("minimal", "full"),
+    "full": ("full",),
+    "offload": ("offload",),
+}
 TENSORS = (1, 2, 4, 8)
 CONTEXTS = (1, 2, 4, 8, 16)
 # Of a row that several devices share, each takes at least so many tokens.
@@ -77,13 +84,9 @@ def _least(config: TrainConfig, topology: Topology) -> float:
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
     """Whether no other failed on the same mesh that kept no more, of no more rows at a time."""
-
-    def kept(candidate: Candidate) -> int:
-        return -REMATS.index(candidate.config.compute.remat)
-
     return not any(
         one.mesh == other.mesh
-        and kept(one) >= kept(other)
+        and other.config.compute.remat in REMATS[one.config.compute.remat]
         and one.config.microbatch_size >= other.config.microbatch_size
         for other in failed
     )
@@ -95,6 +98,9 @@ def _settings(
     for mesh in _meshes(config, topology):
         parts = mesh["replica"] * mesh["fsdp"]
         for microbatch in _microbatches(config.global_batch_size, parts):
+            tokens = microbatch // parts * config.data.sequence_length // mesh["context"]
+            if config.compute.matmul_precision == "int8" and tokens > MOST_TOKENS:
+                continue
             for remat in REMATS:
                 yield (
                     replace(

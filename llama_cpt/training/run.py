@@ -209,12 +209,13 @@ def _references(
         },
         make_score,
         folder=f"{config.data.prepared}/reference",
-        identity=Identity(identity, tokenizer.fingerprint, _computed_in(config.compute)),
+        identity=Identity(identity, tokenizer.fingerprint, computed_in(config.compute)),
         batch_size=config.global_batch_size // config.num_microbatches,
     )
 
 
-def _computed_in(compute: ComputeConfig) -> str:
+def computed_in(compute: ComputeConfig) -> str:
+    """The types of what is computed, in words."""
     plain = compute.matmul_precision == "bf16"
     return compute.dtype if plain else f"{compute.dtype} {compute.matmul_precision}"
 

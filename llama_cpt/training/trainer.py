@@ -28,7 +28,7 @@ from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume
-from llama_cpt.training.run import Run
+from llama_cpt.training.run import Run, computed_in
 from llama_cpt.training.saving import save
 from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
 from llama_cpt.training.trace import FOLDER as TRACES
@@ -122,7 +122,7 @@ def _described(run: Run) -> str:
         attention += f" (its mask takes {mask >> 20:,} MiB a row)"
     return (
         f"{run.config.output}: {told} on {kind} ({axes}), attention {attention}, "
-        f"remat {abstract.model.remat}, compute {run.config.compute.dtype}"
+        f"remat {abstract.model.remat}, compute {computed_in(run.config.compute)}"
     )
 
 

@@ -108,6 +108,14 @@ def test_slices_of_the_mlp(precision):
         assert 0 < distance(one, want) < 4 * ERROR[precision]
 
 
+def test_slices_go_back_in_eight_bits():
+    x, gate, up, down = normal(2, 8, 16), normal(16, 8192), normal(16, 8192), normal(8192, 16)
+    loss = lambda *all: sliced_mlp(*all, "int8").sum()
+    text = str(jax.make_jaxpr(jax.grad(loss, range(4)))(x, gate, up, down))
+    # Three products forward, six back.
+    assert text.count("preferred_element_type=int32") >= 9
+
+
 def loss_of(model: Llama) -> jax.Array:
     rows = jax.tree.map(lambda x: jnp.asarray(x[0, :4]), ragged_batch(1))
     hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)

@@ -54,6 +54,18 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     offloads = next(one for one in every if one.config.compute.remat == "offload")
     keeps = [one for one in every if one.options == offloads.options.replace("offload", "none")]
     assert may_fit(offloads, keeps) and not may_fit(keeps[0], [offloads])
+    full = [one for one in every if one.options == offloads.options.replace("offload", "full")]
+    assert may_fit(full[0], [offloads])
+
+
+def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
+    config, topology = shipped("cpt_8b"), find_topology("v5p:2x2x4")
+    compute = replace(config.compute, matmul_precision="int8")
+    most = max(
+        one.config.microbatch_size // one.mesh["fsdp"] * config.data.sequence_length
+        for one in candidates(replace(config, compute=compute), topology)
+    )
+    assert most == 2**17
 
 
 def test_long_rows_are_shared_by_devices():
