@@ -26,6 +26,9 @@ from pallas_kernels.attention_parts import (
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 
+# Traced once: a kernel's body names the lines that led to its trace, and the compiler takes two
+# kernels for one only where these agree. A step has this one forward and again going backward.
+@functools.partial(jax.jit, static_argnames="walk", inline=True)
 def attend_forward(
     query: Float[Array, "batch queries heads_x_dim"],
     key: Float[Array, "batch length kv_heads_x_dim"],

@@ -3,7 +3,6 @@
 from dataclasses import replace
 import json
 from pathlib import Path
-import signal
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.checkpoint import save_trained
 from llama_cpt.training.run import build
-from tests.processes.launched import Launched, launch
+from tests.processes.launched import RESTARTS, Launched, launch
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
 from tests.evaluation.benchmark_files import save_model, write_benchmarks  # noqa: E402
@@ -39,7 +38,7 @@ def together(arguments: list[str], folder: Path, program: str = "", *, status: i
     for _ in range(4):
         launched = launch(arguments, folder, 2, folder, program, devices=jax.device_count())
         statuses = set(launched.ended())
-        if not statuses <= {75, -signal.SIGABRT}:
+        if not statuses <= RESTARTS:
             break
     assert statuses == {status}, launched.log()
     return launched

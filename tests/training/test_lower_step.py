@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from llama_cpt.config import (
     MeshConfig,
     PreferenceConfig,
 )
+from llama_cpt.model import stack
 from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.training.ahead_of_time import (
     lower,
@@ -58,6 +60,20 @@ def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
     monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
         compiled_and_text(lower_step(tiny, "v5e:2x2"))
+
+
+def test_attention_has_one_kernel_forward(tiny):
+    """The layer is traced anew for its recomputation; two kernels would be compiled, not one."""
+    config = replace(
+        tiny,
+        model=replace(tiny.model, num_layers=stack.DEEP, head_dim=64, context_length=128),
+        data=replace(tiny.data, sequence_length=128),
+        compute=replace(tiny.compute, attention="pallas", remat="full"),
+    )
+    text = lower_step(config, "v5e:2x2").as_text()
+    kernels = [line for line in text.splitlines() if "flash_attention_forward" in line]
+    bodies = [re.search(r'body[^A-Za-z]*([^"\\]*)', line)[1] for line in kernels]
+    assert len(bodies) > 1 and len(set(bodies)) == 1 and len(bodies[0]) > 1000
 
 
 def test_tiny_preference_programs_compile(tiny):
