@@ -13,7 +13,13 @@ from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.remedies import first_remedy
-from llama_cpt.planning.search import Candidate, candidates, may_fit, smallest_topology
+from llama_cpt.planning.search import (
+    Candidate,
+    Tried,
+    candidates,
+    next_to_try,
+    smallest_topology,
+)
 from llama_cpt.planning.step_plan import Plan, make_plan
 from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
 from llama_cpt.planning.topologies import Topology, find_topology
@@ -92,24 +98,26 @@ def _reference_peak(config: TrainConfig, program: Program) -> int:
     return made[0].memory_analysis().peak_memory_in_bytes
 
 
+def bytes_needed(plan: Plan | TooLarge) -> int:
+    """Of one device: by the steps, or by the pass before them where that needs more."""
+    return plan.used if isinstance(plan, TooLarge) else plan.memory.available - plan.memory.left
+
+
 def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
     available = topology.chip.memory_bytes
     every = candidates(config, topology)
-    left = [one for one in every if one.bytes < available]
+    left = [one for one in every if one.hand.total < available]
     found: list[tuple[Candidate, Plan]] = []
-    failed: list[Candidate] = []
-    for one in left:
-        if len(found) == ENOUGH_FOUND:
-            break
-        if not may_fit(one, failed):
-            continue
+    tried: list[Tried] = []
+    while len(found) < ENOUGH_FOUND and (one := next_to_try(left, tried, available)):
+        left.remove(one)
         program = topology_program(one.config, topology.text, topology.slices)
         plan = compiled_plan(one.config, topology, program)
-        if isinstance(plan, Plan) and plan.memory.fits:
+        fits = isinstance(plan, Plan) and plan.memory.fits
+        if fits:
             found.append((one, plan))
-        else:
-            failed.append(one)
-        print(tried_in_words(one, plan), file=sys.stderr, flush=True)
+        tried.append(Tried(one, bytes_needed(plan), fits))
+        print(tried_in_words(tried[-1]), file=sys.stderr, flush=True)
     if not found:
         raise _nothing_fits(config, topology, every)
     found.sort(key=lambda pair: pair[1].roofline.in_turn)
@@ -117,7 +125,7 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         told = [{"options": one.options, **plan.facts()} for one, plan in found]
         print(json.dumps(told, indent=1))
     else:
-        print(found_in_words(found, len(found) + len(failed), topology))
+        print(found_in_words(found, len(tried), topology))
     return 0
 
 
@@ -127,7 +135,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
             f"{topology.text}: no mesh divides it and the config: global_batch_size="
             f"{config.global_batch_size} must be a multiple of the devices that hold rows."
         )
-    least = min(every, key=lambda one: one.bytes)
+    least = min(every, key=lambda one: one.hand.total)
     larger = smallest_topology(config, topology)
     # Several slices hold a copy of the parameters each.
     remedy = (
@@ -136,10 +144,10 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
         else f"no slice of {topology.family} is enough: set lora, or take another chip"
     )
     available = topology.chip.memory_bytes
-    beside = ", and more once compiled" if least.bytes < available else ""
+    beside = ", and more once compiled" if least.hand.total < available else ""
     return DoesNotFitError(
         f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
-        f"{least.bytes / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
+        f"{least.hand.total / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
         f"({least.options}); {remedy}."
     )
 

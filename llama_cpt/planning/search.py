@@ -7,7 +7,7 @@ import math
 
 from llama_cpt.config import MeshConfig, TrainConfig
 from llama_cpt.model.quantized import MOST_TOKENS
-from llama_cpt.planning.hand_sum import hand_seconds, hand_sum
+from llama_cpt.planning.hand_sum import HandSum, hand_seconds, hand_sum
 from llama_cpt.planning.topologies import Topology, shapes_of
 
 # Each remat policy, and those that are sure to keep no more.
@@ -22,6 +22,8 @@ TENSORS = (1, 2, 4, 8)
 CONTEXTS = (1, 2, 4, 8, 16)
 # Of a row that several devices share, each takes at least so many tokens.
 CONTEXT_TOKENS = 8192
+# Where nothing fits yet, what is expected to need so much of the memory is compiled all the same.
+DOUBT = 1.25
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Candidate:
 
     config: TrainConfig
     mesh: dict[str, int]
-    bytes: float
-    """Of one device, by hand: at least."""
+    hand: HandSum
+    """Bytes of one device: at least."""
     seconds: float
     """Of a step, by hand."""
 
@@ -46,18 +48,28 @@ class Candidate:
         )
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was compiled."""
+
+    candidate: Candidate
+    used: int
+    """Bytes of one device that it asked for."""
+    fits: bool
+
+
 def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
     """All that the mesh divides, what is likely to be fastest first, whether or not it fits."""
     found = [
         Candidate(
             one,
             mesh,
-            hand_sum(one, mesh).total,
+            hand_sum(one, mesh),
             hand_seconds(one, mesh, topology.chip),
         )
         for one, mesh in _settings(config, topology)
     ]
-    return sorted(found, key=lambda one: (one.seconds, one.bytes))
+    return sorted(found, key=lambda one: (one.seconds, one.hand.total))
 
 
 def smallest_topology(config: TrainConfig, topology: Topology) -> Topology | None:
@@ -82,6 +94,22 @@ def _least(config: TrainConfig, topology: Topology) -> float:
     )
 
 
+def next_to_try(left: list[Candidate], tried: list[Tried], available: int) -> Candidate | None:
+    """The first of ``left`` that is likely to fit ``available`` bytes.
+
+    None where it is idle to go on: what is left keeps as much as what failed, or is far from
+    fitting by what the compiled ones of the same remat policy needed.
+    """
+    failed = [one.candidate for one in tried if not one.fits]
+    enough = available * (DOUBT if len(failed) == len(tried) else 1)
+    still = [(expected(one, tried), one) for one in left if may_fit(one, failed)]
+    likely = [one for needs, one in still if needs < available]
+    if likely:
+        return likely[0]
+    needs, least = min(still, key=lambda pair: pair[0], default=(math.inf, None))
+    return least if needs < enough else None
+
+
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
     """Whether no other failed on the same mesh that kept no more, of no more rows at a time."""
     return not any(
@@ -90,6 +118,20 @@ def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
         and one.config.microbatch_size >= other.config.microbatch_size
         for other in failed
     )
+
+
+def expected(one: Candidate, tried: list[Tried]) -> float:
+    """Bytes of one device: by hand, and what others of the same remat policy needed beside that.
+
+    Of what keeps less, so much less.
+    """
+    beside = [0.0]
+    for other in tried:
+        hand = other.candidate.hand
+        if other.candidate.config.compute.remat == one.config.compute.remat:
+            share = min(1.0, one.hand.saved / hand.saved) if hand.saved else 1.0
+            beside.append(share * (other.used - hand.total))
+    return one.hand.total + max(beside)
 
 
 def _settings(

@@ -8,7 +8,7 @@ from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.peak_parts import PeakParts
 from llama_cpt.planning.roofline import MFU_RANGE
-from llama_cpt.planning.search import Candidate
+from llama_cpt.planning.search import Candidate, Tried
 from llama_cpt.planning.step_plan import Plan, Program, alike
 from llama_cpt.planning.topologies import Topology
 
@@ -39,12 +39,10 @@ def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
     return "\n".join(lines)
 
 
-def tried_in_words(candidate: Candidate, plan: Plan | TooLarge) -> str:
+def tried_in_words(tried: Tried) -> str:
     """One setting of a search, once it was compiled."""
-    needs = plan.used if isinstance(plan, TooLarge) else plan.memory.peak + plan.memory.code
-    fits = isinstance(plan, Plan) and plan.memory.fits
-    told = "fits" if fits else "does not fit"
-    return f"{told}: {needs / GB:.2f} GB a device; {candidate.options}"
+    told = "fits" if tried.fits else "does not fit"
+    return f"{told}: {tried.used / GB:.2f} GB a device; {tried.candidate.options}"
 
 
 def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:

@@ -9,7 +9,15 @@ from llama_cpt.config_file import load
 from llama_cpt.planning.hand_sum import hand_sum, parameters
 from llama_cpt.planning.out_of_memory import too_large
 from llama_cpt.planning.remedies import first_remedy
-from llama_cpt.planning.search import candidates, may_fit, smallest_topology
+from llama_cpt.planning.search import (
+    DOUBT,
+    Tried,
+    candidates,
+    expected,
+    may_fit,
+    next_to_try,
+    smallest_topology,
+)
 from llama_cpt.planning.topologies import find_topology
 from tests.conftest import ROOT
 
@@ -45,17 +53,44 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     for one in every:
         assert one.mesh["fsdp"] * one.mesh["tensor"] == 32
         assert config.global_batch_size % one.config.microbatch_size == 0
-    wide = max(every, key=lambda one: one.bytes)
+    wide = max(every, key=lambda one: one.hand.total)
     same = [
         one for one in every if one.mesh == wide.mesh and one.config.compute == wide.config.compute
     ]
-    narrow = min(same, key=lambda one: one.bytes)
+    narrow = min(same, key=lambda one: one.hand.total)
     assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
     offloads = next(one for one in every if one.config.compute.remat == "offload")
     keeps = [one for one in every if one.options == offloads.options.replace("offload", "none")]
     assert may_fit(offloads, keeps) and not may_fit(keeps[0], [offloads])
     full = [one for one in every if one.options == offloads.options.replace("offload", "full")]
     assert may_fit(full[0], [offloads])
+
+
+def test_search_learns_from_what_was_compiled():
+    """What a policy needed beside the sum by hand, its other settings are expected to need too."""
+    available = 16_000_000_000
+    every = candidates(shipped("cpt_8b"), find_topology("v5e-32"))
+    left = [one for one in every if one.hand.total < available]
+    first = next_to_try(left, [], available)
+    assert first is left[0]
+    tried = [Tried(first, int(first.hand.total + 40e9), False)]
+    for one in left:
+        same = one.config.compute.remat == first.config.compute.remat
+        share = min(1.0, one.hand.saved / first.hand.saved)
+        assert expected(one, tried) == one.hand.total + (40e9 * share if same else 0)
+    second = next_to_try(left, tried, available)
+    assert second is next(
+        one for one in left if expected(one, tried) < available and may_fit(one, [first])
+    )
+    assert second.config.compute.remat != first.config.compute.remat
+    # In doubt only as long as nothing fits.
+    doubtful = [one for one in left if one.config.compute.remat == "full"][-1]
+    needed = int(available * (1 + DOUBT) / 2)
+    unlike = next(one for one in every if one.mesh != doubtful.mesh and one.hand.saved)
+    unlike = replace(unlike, config=doubtful.config, hand=doubtful.hand)
+    tried = [Tried(unlike, needed, False)]
+    assert next_to_try([doubtful], tried, available) is doubtful
+    assert next_to_try([doubtful], [*tried, Tried(first, 10**9, True)], available) is None
 
 
 def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
@@ -80,7 +115,7 @@ def test_long_rows_are_shared_by_devices():
 
 def test_what_cannot_fit_names_what_may():
     config, topology = shipped("cpt_70b"), find_topology("v6e-8")
-    assert min(one.bytes for one in candidates(config, topology)) > topology.chip.memory_bytes
+    assert min(one.hand.total for one in candidates(config, topology)) > topology.chip.memory_bytes
     larger = smallest_topology(config, topology)
     assert larger.name == "v6e-64"
     assert "more chips: v6e:8x8" in first_remedy(config, topology, {"fsdp": 8})
