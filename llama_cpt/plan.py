@@ -29,7 +29,7 @@ from llama_cpt.training.ahead_of_time import (
     lower_reference,
     topology_program,
 )
-from llama_cpt.training.run import Program, has_reference
+from llama_cpt.training.program import Program, has_reference
 
 DESCRIPTION = """Compile the very step that train runs, with the TPU compiler and no TPU, and tell
 what it needs: memory and what decides it, operations, collectives, the time it cannot beat, tokens

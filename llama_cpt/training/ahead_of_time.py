@@ -14,8 +14,8 @@ from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.config import PreferenceConfig, TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
+from llama_cpt.training.program import Program, batch_sharding, make_program
 from llama_cpt.training.reference import row_sharding, scorer_program
-from llama_cpt.training.run import Program, batch_sharding, make_program
 
 # Pairs a row that are lowered for; a run finds the number in its data.
 ROW_TOKENS_PER_PAIR = 1024

@@ -25,10 +25,11 @@ from llama_cpt.processes import count, is_first
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.optimizer import learning_rate
+from llama_cpt.training.program import computed_in
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume
-from llama_cpt.training.run import Run, computed_in
+from llama_cpt.training.run import Run
 from llama_cpt.training.saving import save
 from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
 from llama_cpt.training.trace import FOLDER as TRACES

@@ -25,7 +25,7 @@ from llama_cpt.planning.peak_parts import parts_of
 from llama_cpt.planning.step_plan import read_step
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.ahead_of_time import abstract_batch, lower
-from llama_cpt.training.run import make_program
+from llama_cpt.training.program import make_program
 from llama_cpt.training.train_step import init_state
 
 MODEL = ModelConfig(

@@ -15,7 +15,7 @@ from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import merged
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.checkpoint import open_run
-from llama_cpt.training.run import make_program
+from llama_cpt.training.program import make_program
 from llama_cpt.training.stopping import Outcome
 from llama_cpt.training.trainer import restored
 from tests.training.runs import learnt
