@@ -12,9 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from llama_cpt.batch import Batch
-from llama_cpt.config import (
-    TrainConfig,
-)
+from llama_cpt.config import TrainConfig
 from llama_cpt.data.corpora import Prepared, open_rows, prepare
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, mixture_of
@@ -29,6 +27,13 @@ from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, in_dtype
 from llama_cpt.processes import first_in_turn
 from llama_cpt.training.optimizer import check_schedule
+from llama_cpt.training.program import (
+    Program,
+    batch_sharding,
+    computed_in,
+    has_reference,
+    make_program,
+)
 from llama_cpt.training.reference import (
     Identity,
     Score,
@@ -36,11 +41,7 @@ from llama_cpt.training.reference import (
     model_identity,
     reference_logprobs,
 )
-from llama_cpt.training.train_step import (
-    TrainState,
-    init_state,
-    state_around,
-)
+from llama_cpt.training.train_step import TrainState, init_state, state_around
 
 PREPARE_SECONDS = 86_400
 """How long the other processes wait for the first to prepare token rows."""

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from llama_cpt.config import TrainConfig
-from tests.processes.launched import Launched, run_to_end, steps_told, train
+from llama_cpt.config import MeshConfig, TrainConfig
+from tests.processes.launched import DEVICES, Launched, run_to_end, steps_told, train
 from tests.training.runs import learnt
 
 # Tells which rows each process reads.
@@ -58,6 +58,17 @@ def test_the_same_rows_and_losses_as_one_process(
     first, *others = [log.read_text() for log in launched.logs]
     assert "step      6/6" in first and "goodput" in first
     assert not any("step " in said for said in others), others
+
+
+@pytest.mark.slow
+def test_rows_shared_by_processes(alone, many, tmp_path, compilation_cache, monkeypatch):
+    """Each row lies on both, and both read it; what is learnt is what one process learns."""
+    config = many(tmp_path / "run", mesh=MeshConfig(replica=1, fsdp=1, context=DEVICES, tensor=1))
+    monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
+    run_to_end(config, 2, compilation_cache, TELLS_ROWS)
+    assert_close(learnt(tmp_path / "run"), alone)
+    for process in range(2):
+        assert sorted(rows_read(f"{tmp_path}/rows-{process}", 6)) == list(range(48))
 
 
 def stop_after(launched: Launched, config: TrainConfig, told: int, process: int) -> None:
