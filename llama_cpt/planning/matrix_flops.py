@@ -1,6 +1,7 @@
 """Operations of a program's matrix products: what the matrix units are asked to do."""
 
 from dataclasses import dataclass, field
+import itertools
 import math
 import re
 
@@ -89,11 +90,17 @@ def _add_kernel(found: MatrixFlops, step: Step) -> None:
 
 
 def _scores_flops(step: Step) -> float:
-    """Of one product of all causal scores; the query is the first (batch, length, width) array."""
-    known = step.computation.instructions
-    shapes = (known[name].shape for name in step.instruction.operands)
-    batch, length, width = next(shape.dims for shape in shapes if len(shape.dims) == 3)
-    return 2.0 * batch * width * length * (length + 1) / 2
+    """Of one product of all causal scores; queries and keys are the first (batch, length, width).
+
+    Where a row lies on several devices, each has as many early queries as late ones: they see half
+    of the row's keys. A kernel that walks a long row in several calls says in how many.
+    """
+    known, kernel = step.computation.instructions, step.instruction
+    shapes = (known[name].shape.dims for name in kernel.operands)
+    query, key = itertools.islice((dims for dims in shapes if len(dims) == 3), 2)
+    batch, queries, width = query
+    walks = re.search(r"_(\d+)_walks", kernel.name + kernel.origin)
+    return batch * width * queries * (key[1] + 1) / (int(walks[1]) if walks else 1)
 
 
 def _dot(step: Step) -> float:

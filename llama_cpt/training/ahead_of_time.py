@@ -21,11 +21,12 @@ from llama_cpt.training.reference import row_sharding, scorer_program
 ROW_TOKENS_PER_PAIR = 1024
 
 
-# What libtpu reads when it is loaded: it asks nobody on the network what machine it is on, and two
-# compilations at a time do not refuse each other.
+# What libtpu reads when it is loaded: it asks nobody on the network what machine it is on, is
+# content with any accelerator type, and two compilations at a time do not refuse each other.
 COMPILER_SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 CONTAINER = (

@@ -124,6 +124,14 @@ SMALL = (
 ).split()
 
 
+TWICE = [
+    {"--global-batch-size": "16", "--microbatch-size": "8", "--evaluation.batch-size": "8"}.get(
+        name, value
+    )
+    for name, value in zip(["", *SMALL], SMALL, strict=False)
+]
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_the_reference_pass_is_planned(capsys):
@@ -133,6 +141,22 @@ def test_the_reference_pass_is_planned(capsys):
         float(re.search(rf"  {name} +([\d.]+)", told)[1]) for name in ("peak", "reference")
     )
     assert 0 < reference < peak
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_two_slices_are_planned(capsys):
+    """A whole step: gradients alone cross the network between the slices."""
+    assert run("cpt_1b", "v5e-4", "--slices", "2", "--mesh.replica", "2", "--json", *TWICE) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["chips"] == 8 and told["mesh"]["replica"] == 2 and told["mesh"]["fsdp"] == 4
+    crossing = [one for one in told["program"]["collectives"] if "replica" in one["axes"]]
+    assert {one["kind"] for one in crossing} == {"all-reduce"}
+    # Two micro-batches' gradients, a quarter of them each device, in 2 or 4 bytes.
+    quarter = told["memory"]["parameters"] / 4
+    received = sum(one["bytes"] for one in crossing)
+    assert 2 * 2 * quarter < received < 1.1 * 2 * 4 * quarter
+    assert told["roofline"]["DCN"] > 0
 
 
 @needs_libtpu

@@ -282,3 +282,32 @@ window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
 }
 """
     assert matrix_flops(read_program(text).steps()).products == 6 * 2 * 8 * 16 * 4
+
+
+KERNEL = """\
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (t: s32[36], q: bf16[2,16,64], k: bf16[2,128,32], v: bf16[2,128,32]) -> bf16[2,16,64] {
+  %t = s32[36]{0} parameter(0)
+  %q = bf16[2,16,64]{2,1,0} parameter(1)
+  %k = bf16[2,128,32]{2,1,0} parameter(2)
+  %v = bf16[2,128,32]{2,1,0} parameter(3)
+  ROOT %NAME.1 = bf16[2,16,64]{2,1,0} custom-call(%t, %q, %k, %v), \
+custom_call_target="tpu_custom_call"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [
+        ("flash_attention_forward", 2),
+        ("flash_attention_backward", 5),
+        ("flash_attention_backward_4_walks", 5 / 4),
+    ],
+)
+def test_attention_of_a_part_of_the_queries(name, products):
+    """A device's queries see half of the row's keys; a walk sees its share of them."""
+    found = matrix_flops(read_program(KERNEL.replace("NAME", name)).steps())
+    assert found.total == products * 2 * 2 * 64 * 16 * 129 / 2
+    assert not found.unknown_kernels
