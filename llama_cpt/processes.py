@@ -228,7 +228,7 @@ def _meet() -> None:
             "num_processes": int(processes),
             "process_id": int(process),
         }
-    elif not _on_tpu_host():
+    elif not on_tpu_host():
         return
     # Short: who comes later finds the others started again.
     seconds = 2 * heartbeat_seconds() + 5
@@ -252,7 +252,7 @@ def _meet() -> None:
     post("host", socket.gethostname())
 
 
-def _on_tpu_host() -> bool:
+def on_tpu_host() -> bool:
     """Whether TPU chips are here and JAX may use them; asks no backend."""
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     platforms = jax.config.jax_platforms or "tpu"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import fnmatch
 from functools import partial
 import os
@@ -21,7 +21,7 @@ from llama_cpt.data.corpus_spans import CorpusOrder, Layout, Recipe, layout_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
 from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
-from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest
+from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest, write_manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import locked
@@ -243,13 +243,19 @@ def _check_current(
                 file=sys.stderr,
             )
             return
-        changed = [change] if (change := what_changed(sources, found.sources)) else []
+        now = sources.stats()
+        changed = [change] if (change := what_changed(now, found.sources)) else []
     if changed:
         raise UserError(
             f"{folder} was prepared from something else: {'; '.join(changed)}. Set another "
             f"data.prepared, or delete {folder} to prepare it anew (runs that read it cannot "
             "resume then)."
         )
+    same = [new | {"digest": old["digest"]} for new, old in zip(now, found.sources, strict=True)]
+    if same != found.sources:
+        # Moved or touched: the next start need not read it all again to see that it is the same.
+        with _locked(folder):
+            write_manifest(str(folder), replace(found, sources=same))
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -84,9 +84,11 @@ def file_digest(path: str) -> str:
         return digest.hexdigest()
 
 
-def what_changed(sources: Sources, before: list[dict[str, Any]]) -> str | None:
-    """How ``sources`` differ from the digested ``before``, or None. Another folder is no change."""
-    now = sources.stats()
+def what_changed(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
+    """How files, by their ``stats``, differ from the digested ``before``, or None.
+
+    Another folder is no change.
+    """
     if len(now) != len(before):
         return f"there are {len(now)} source files, there were {len(before)}"
     for new, old in zip(now, before, strict=True):

@@ -19,8 +19,8 @@ class Family:
 
     kind: str
     """``jax.Device.device_kind``."""
-    dims: int
-    """Of the torus: 2 or 3."""
+    pod: tuple[int, ...]
+    """Chips along each side of the whole; no slice is longer."""
     counted: int
     """What a name such as v5p-256 counts for each chip: cores, or chips."""
     devices: int
@@ -29,10 +29,10 @@ class Family:
 
 
 FAMILIES = {
-    "v5e": Family("TPU v5 lite", 2, 1, 1, 256),
-    "v5p": Family("TPU v5", 3, 2, 1, 6144),
-    "v6e": Family("TPU v6 lite", 2, 1, 1, 256),
-    "tpu7x": Family("TPU7x", 3, 2, 2, 9216),
+    "v5e": Family("TPU v5 lite", (16, 16), 1, 1, 256),
+    "v5p": Family("TPU v5", (16, 20, 28), 2, 1, 6144),
+    "v6e": Family("TPU v6 lite", (16, 16), 1, 1, 256),
+    "tpu7x": Family("TPU7x", (16, 24, 24), 2, 2, 9216),
 }
 ALSO_CALLED = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x"}
 
@@ -101,13 +101,14 @@ def find_topology(text: str, slices: int = 1) -> Topology:
 
 def shapes_of(family: str) -> list[tuple[int, ...]]:
     """A family's slices, the fewest chips first; of one size the most compact first."""
-    if FAMILIES[family].dims == 2:
+    pod = FAMILIES[family].pod
+    if len(pod) == 2:
         return list(FLAT)
-    most = FAMILIES[family].most_chips // 64
+    ranges = (range(4, side + 1, 4) for side in pod)
     cubes = [
-        (a, b, c)
-        for a, b in itertools.combinations_with_replacement(range(1, 17), 2)
-        for c in range(b, most // (a * b) + 1)
+        sides
+        for sides in itertools.product(*ranges)
+        if sides == tuple(sorted(sides)) and math.prod(sides) <= FAMILIES[family].most_chips
     ]
     cubes.sort(key=lambda sides: (math.prod(sides), sum(sides)))
-    return [*PARTS_OF_A_CUBE, *(tuple(4 * side for side in sides) for sides in cubes)]
+    return [*PARTS_OF_A_CUBE, *cubes]

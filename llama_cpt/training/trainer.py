@@ -25,6 +25,7 @@ from llama_cpt.processes import count, is_first
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.optimizer import learning_rate
+from llama_cpt.training.preemption import Notices
 from llama_cpt.training.program import computed_in
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
@@ -77,6 +78,7 @@ def fit(
     )
     with (
         Signals() as signals,
+        Notices(),
         Watchdog(clock) as watchdog,
         alone if is_first() else contextlib.nullcontext(),
         Checkpoints(str(output / FOLDER), config.checkpoint.keep) as checkpoints,

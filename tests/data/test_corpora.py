@@ -18,7 +18,7 @@ import pytest
 import sentencepiece
 
 from llama_cpt.config import CorpusConfig, DataConfig
-from llama_cpt.data import corpora, corpus_shards, encoding
+from llama_cpt.data import corpora, corpus_shards, encoding, sources
 from llama_cpt.data.corpora import prepare
 from llama_cpt.data.corpus_spans import Layout, layout_of
 from llama_cpt.data.documents import documents_of
@@ -302,6 +302,19 @@ def test_what_is_stale_is_refused_and_kept(config, tmp_path, change, message):
     with pytest.raises(UserError, match=f"prepared/zh was .*{message}.* delete .*prepared/zh"):
         prepare(change(config, tmp_path))
     assert contents(config) == before
+
+
+def test_touched_sources_are_read_once_more_and_no_more(config, tmp_path, monkeypatch):
+    first = prepare(config)
+    os.utime(tmp_path / "zh0.jsonl", (1, 1))
+    read = []
+    real = sources.file_digest
+    monkeypatch.setattr(sources, "file_digest", lambda path: (read.append(path), real(path))[1])
+    again = prepare(config)
+    assert [Path(path).name for path in read] == ["zh0.jsonl"]
+    assert again.fingerprints() == first.fingerprints()
+    prepare(config)
+    assert len(read) == 1
 
 
 def test_a_partly_prepared_corpus_of_other_sources_is_not_continued(

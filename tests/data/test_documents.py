@@ -189,17 +189,17 @@ def test_changes_of_the_sources_are_seen(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", LINES)
     sources = find_sources(corpus(path))
     before = digested("zh", sources.stats())
-    assert what_changed(sources, before) is None
+    assert what_changed(sources.stats(), before) is None
     path.touch()
-    assert what_changed(sources, before) is None
+    assert what_changed(sources.stats(), before) is None
     path.write_bytes(LINES[:-3] + b" \r\n")
-    assert what_changed(sources, before) == f"source {path} has changed"
+    assert what_changed(sources.stats(), before) == f"source {path} has changed"
     write_lines(tmp_path / "b.jsonl", LINES)
     both = find_sources(corpus(tmp_path / "*.jsonl"))
-    assert what_changed(both, before) == "there are 2 source files, there were 1"
+    assert what_changed(both.stats(), before) == "there are 2 source files, there were 1"
     (tmp_path / "elsewhere").mkdir()
     moved = write_lines(tmp_path / "elsewhere" / "a.jsonl", LINES)
-    assert what_changed(find_sources(corpus(moved)), before) is None
+    assert what_changed(find_sources(corpus(moved)).stats(), before) is None
 
 
 @pytest.fixture(scope="module")
