@@ -312,13 +312,36 @@ def test_xpk(cloud):
     calls = cloud.calls()
     verbs = [" ".join(call.split()[1:3]) for call in calls]
     assert verbs == [
-        *("cluster create", "storage attach", "workload create"),
+        *("cluster create", "storage attach", "workload list", "workload create"),
         *("workload list", "workload delete", "cluster delete"),
     ]
     assert all(
         call.endswith("--cluster=a-cluster --project=a-project --zone=a-zone") for call in calls
     )
-    assert "--restart-on-exit-codes=75 " in calls[2] and "--data.almr 0.3\\ 3" in calls[2]
+    assert "--restart-on-exit-codes=75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
+    assert f"JAX_COMPILATION_CACHE_DIR={cloud.place}/mount/compiled " in calls[3]
+
+
+def test_xpk_runs_a_workload_once(cloud):
+    for _ in range(2):
+        ran = cloud.run("xpk", "run", CLUSTER="a-cluster")
+        assert ran.returncode == 0, ran.stderr
+    assert "cpt: is there; to start it anew" in ran.stderr and "cpt-2" not in ran.stderr
+    assert sum(" workload create" in call for call in cloud.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "met", "said"),
+    [
+        ("create", ["fails"], "may be billed: launch/xpk.sh delete"),
+        ("create", ["ok", "fails"], "gs://a-bucket is not attached; the cluster is billed"),
+        ("run", ["fails"], "its workloads cannot be listed"),
+    ],
+)
+def test_xpk_that_fails_says_what_is_left(cloud, word, met, said):
+    ran = cloud.run("xpk", word, plan={"xpk": met}, CLUSTER="a-cluster")
+    assert ran.returncode == 1 and said in ran.stderr
+    assert len(cloud.calls()) == len(met)
 
 
 def test_the_example_names_every_setting():
