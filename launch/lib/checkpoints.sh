@@ -1,8 +1,8 @@
 # Sourced, after commands.sh: the checkpoints in OUTPUT.
 # shellcheck shell=bash
 
-# whole_steps: ascending, a line each. Whole is what llama_cpt/training/manifest.py takes for it: the
-# folder and all N of STEP.manifest-PART-of-N.json.
+# Ascending, a line each. Whole is what llama_cpt/training/manifest.py takes for it: the folder and
+# all N of STEP.manifest-PART-of-N.json.
 whole_steps() {
   call "$QUERY_SECONDS" gcloud storage ls "$OUTPUT/checkpoints/" 2>/dev/null | awk -F/ '
     $NF == "" { folders[$(NF - 1)] }
@@ -13,7 +13,10 @@ whole_steps() {
       parts[step] = word[3]
       found[step]++
     }
-    END { for (step in found) if (step in folders && !mixed[step] && found[step] == parts[step] + 0) print step }
+    END {
+      for (step in found)
+        if (step in folders && !mixed[step] && found[step] == parts[step] + 0) print step
+    }
   ' | sort -n || true
 }
 

@@ -22,8 +22,8 @@ answers() {
 
 count() { grep -c . <<<"$1" || true; }
 
-# start_job COMMAND LOG_FOLDER HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already it
-# is left alone. REVISION: any, or the one that they must hold.
+# start_job COMMAND LOG_FOLDER HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already
+# it is left alone. REVISION: any, or the one that they must hold.
 start_job() {
   local started time other batches=$((($3 - 1) / 64))
   # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
@@ -32,7 +32,8 @@ start_job() {
   ! dry || return 0
   if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
     stop_job "$1" # where it did start it would wait for the others in vain
-    die "$NAME: another job runs there: ${other# busy }; wait for its end, or stop it (launch/README.md, By hand)"
+    die "$NAME: another job runs there: ${other# busy };" \
+      "wait for its end, or stop it (launch/README.md, By hand)"
   fi
   if other=$(grep -m 1 -o ' holds .*' <<<"$started"); then
     WHY="the hosts hold the code of commit ${other# holds }, not $4"

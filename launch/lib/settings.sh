@@ -46,7 +46,8 @@ require() {
 # The commit that the hosts are to hold: REVISION, or HEAD.
 commit() { git -C "$LAUNCH" rev-parse --short=12 "${REVISION:-HEAD}"; }
 
-# Hosts get a commit, not the working tree: CONFIG has to be in it. A REVISION that is given is meant.
+# Hosts get a commit, not the working tree: CONFIG has to be in it. After a restart of run.sh, which
+# gives REVISION, the working tree may have changed.
 require_committed() {
   git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$CONFIG" 2>/dev/null ||
     die "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}: git add and commit it"

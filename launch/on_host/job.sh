@@ -3,8 +3,8 @@
 #   job.sh start TIME LOG_FOLDER REVISION COMMAND...
 #                                       unless it runs; not before TIME (seconds since 1970); its
 #                                       log is copied to LOG_FOLDER at the end; REVISION: any, or
-#                                       the one that must be installed
-#                                       @job HOST running | busy OTHER_COMMAND | holds OTHER_REVISION
+#                                       the one that must be installed. @job HOST running,
+#                                       busy OTHER_COMMAND or holds OTHER_REVISION
 #   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
 #   job.sh stop SECONDS [COMMAND...]    SIGTERM, and SIGKILL after so long; COMMAND: no other
 #   job.sh log [-f]                     its last lines; -f: and those to come
@@ -21,14 +21,13 @@ job_command() { cat "$PLACE/command" 2>/dev/null || true; }
 installed_revision() { cat "$HOME/llama_cpt_revision" 2>/dev/null || echo none; }
 
 start() {
-  local time=$1 folder=$2 revision=$3 installed log found=running
+  local time=$1 folder=$2 revision=$3 log found=running
   shift 3
-  installed=$(installed_revision)
   exec 9>"$PLACE/lock"
   if ! flock -n 9; then
     [[ $(job_command) == "$*" ]] || found="busy $(job_command)"
-  elif [[ $revision != any && $revision != "$installed" ]]; then
-    found="holds $installed"
+  elif [[ $revision != any && $revision != "$(installed_revision)" ]]; then
+    found="holds $(installed_revision)"
   else
     log=$PLACE/$(hostname).$(date -u +%Y%m%dT%H%M%SZ).log
     rm -f "$PLACE/status"
