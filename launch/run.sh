@@ -6,14 +6,8 @@ LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
 source "$LAUNCH/lib/settings.sh"
 source "$LAUNCH/lib/capacity.sh"
+source "$LAUNCH/lib/checkpoints.sh"
 source "$LAUNCH/lib/hosts.sh"
-
-# Of the newest checkpoint that is whole, which its manifest says; 0 before the first.
-last_saved_step() {
-  local listed
-  listed=$(call "$QUERY_SECONDS" gcloud storage ls "$OUTPUT/checkpoints/" 2>/dev/null) || true
-  { echo 0 && sed -nE 's#.*/([0-9]+)\.manifest-[^/]*$#\1#p' <<<"$listed"; } | sort -n | tail -n 1
-}
 
 # Make sure that there are hosts, and set them up when they are new or did not answer.
 ready_hosts() {
@@ -33,11 +27,11 @@ ready_hosts() {
 }
 
 attempt() {
-  OUTCOME=unreachable WHY="the job does not start on all hosts"
+  OUTCOME=unreachable WHY="the hosts are not ready"
   ready_hosts || return 0
-  start_job "$train" "$MOUNT/logs/$NAME" "$hosts" || return 0
+  start_job "$train" "$MOUNT/logs/$NAME" "$hosts" "$REVISION" || return 0
   report "$NAME: training on $hosts hosts"
-  watch_job "$hosts"
+  watch_job "$train" "$hosts"
 }
 
 billed() { echo "the last checkpoint is step $(last_saved_step). TPUs that are there are billed: launch/delete.sh"; }
@@ -57,13 +51,14 @@ judge() {
   say "$NAME: $WHY; from step $saved again (without progress: $stalls of $MAX_STALLS)"
   setup_again=''
   [[ $OUTCOME == restart && $WHY != *none* ]] || setup_again=yes
-  [[ $OUTCOME == gone ]] || stop_job
+  [[ $OUTCOME == gone ]] || stop_job "$train"
 }
 
 trap 'report "the job goes on, and is billed; launch/run.sh watches it again"; exit 130' INT
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SERVICE_ACCOUNT BUCKET CONFIG OUTPUT
-REVISION=$(git -C "$LAUNCH" rev-parse "${REVISION:-HEAD}") # the same after every restart
+require_committed
+REVISION=$(commit) # the same after every restart
 export REVISION SETTINGS
 # A restart finds the compiled step in the bucket.
 train="env JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled $PYTHON -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"

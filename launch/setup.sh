@@ -10,7 +10,7 @@ source "$LAUNCH/lib/hosts.sh"
 # The commit REVISION (HEAD) into the bucket, from where every host takes it.
 upload_code() {
   local archive
-  revision=$(git -C "$LAUNCH" rev-parse --short=12 "${REVISION:-HEAD}")
+  revision=$(commit)
   [[ -z $(git -C "$LAUNCH" status --porcelain) ]] || say "what is not committed is not taken along"
   archive=$(mktemp)
   git -C "$LAUNCH/.." archive --format=tar.gz --output="$archive" "$revision"

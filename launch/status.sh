@@ -5,6 +5,7 @@ LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
 source "$LAUNCH/lib/settings.sh"
 source "$LAUNCH/lib/capacity.sh"
+source "$LAUNCH/lib/checkpoints.sh"
 source "$LAUNCH/lib/hosts.sh"
 
 read_settings
@@ -17,5 +18,5 @@ if [[ $request == ACTIVE ]] || dry; then
   echo "job:"
   answers @job "$SSH_SECONDS" "$JOB state" | sed 's/^@job/ /'
 fi
-echo "checkpoints in $OUTPUT (whole once it has a manifest):"
-call "$QUERY_SECONDS" gcloud storage ls "$OUTPUT/checkpoints/" || true
+steps=$(whole_steps | xargs)
+echo "whole checkpoints in $OUTPUT: ${steps:-none to be seen}"

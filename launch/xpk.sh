@@ -19,15 +19,28 @@ create() {
     reserved) require RESERVATION && flags+=("--reservation=$RESERVATION") ;;
   esac
   on_cluster "$CREATE_SECONDS" cluster create "--tpu-type=$ACCELERATOR_TYPE" \
-    "--num-slices=$SLICES" "${flags[@]}" --enable-workload-identity --enable-gcsfuse-csi-driver
+    "--num-slices=$SLICES" "${flags[@]}" --enable-workload-identity --enable-gcsfuse-csi-driver ||
+    die "$CLUSTER: not created; what is there of it may be billed: launch/xpk.sh delete"
   on_cluster "$SETUP_SECONDS" storage attach "$BUCKET" --type=gcsfuse "--bucket=$BUCKET" \
-    "--mount-point=$MOUNT" --readonly=false --size=1 --auto-mount=false
+    "--mount-point=$MOUNT" --readonly=false --size=1 --auto-mount=false ||
+    die "$CLUSTER: gs://$BUCKET is not attached; the cluster is billed: launch/xpk.sh delete"
+}
+
+# The line of this workload, which stays in the list for some hours after its end; or nothing.
+workload() {
+  local listed
+  listed=$(on_cluster "$QUERY_SECONDS" workload list) || die "$CLUSTER: its workloads cannot be listed"
+  awk -v name="$NAME" '$1 == name' <<<"$listed"
 }
 
 # xpk restarts by itself after 127 to 255 (a lost peer is 134); 75 is a save before the end.
 run() {
-  local command
-  command="ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu,qwix]'"
+  local command there
+  there=$(workload)
+  [[ -z $there ]] ||
+    { say "$there" && say "$NAME: is there; to start it anew: launch/xpk.sh stop, then run" && return; }
+  # A restart finds the compiled step in the bucket.
+  command="export JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled && ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu,qwix]'"
   command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
   on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \
     "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=75 \

@@ -22,22 +22,34 @@ answers() {
 
 count() { grep -c . <<<"$1" || true; }
 
-# start_job COMMAND LOG_FOLDER HOSTS: on all of them, or 1. Where it runs already it is left alone.
+# start_job COMMAND LOG_FOLDER HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already
+# it is left alone. REVISION: any, or the one that they must hold.
 start_job() {
-  local started time batches=$((($3 - 1) / 64))
+  local started time other batches=$((($3 - 1) / 64))
   # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
   time=$(($(date +%s) + 30 * batches))
-  started=$(answers @job "$SSH_SECONDS" "$JOB start $time $2 $1")
+  started=$(answers @job "$SSH_SECONDS" "$JOB start $time $2 $4 $1")
   ! dry || return 0
+  if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
+    stop_job "$1" # where it did start it would wait for the others in vain
+    die "$NAME: another job runs there: ${other# busy };" \
+      "wait for its end, or stop it (launch/README.md, By hand)"
+  fi
+  if other=$(grep -m 1 -o ' holds .*' <<<"$started"); then
+    WHY="the hosts hold the code of commit ${other# holds }, not $4"
+    return 1
+  fi
+  WHY="the job does not start on all hosts"
   (($(count "$started") == $3))
 }
 
-stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS" >/dev/null; }
+# stop_job COMMAND: no other one.
+stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS $1" >/dev/null; }
 
-# watch_job HOSTS: until it has ended on all of them. OUTCOME is finished, mistake, interrupted,
+# watch_job COMMAND HOSTS: until it has ended on all of them. OUTCOME is finished, mistake, interrupted,
 # restart, gone or unreachable; WHY says it in words.
 watch_job() {
-  local hosts=$1 misses=0 deadline='' where states running
+  local hosts=$2 misses=0 deadline='' where states running
   while true; do
     pause
     where=$(capacity "ready $hosts") || where=unknown
@@ -59,7 +71,7 @@ watch_job() {
       deadline=''
     elif ((SECONDS >= ${deadline:=$((SECONDS + GRACE_SECONDS))})); then
       say "$running of $hosts hosts are left behind: stopping them"
-      stop_job
+      stop_job "$1"
     fi
   done
 }

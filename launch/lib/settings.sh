@@ -35,7 +35,22 @@ require() {
   [[ ${CAPACITY:-spot} =~ ^(spot|reserved|on-demand)$ ]] ||
     die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
   [[ ${BUCKET:-} != *[:/]* ]] || die "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
-  [[ ${OUTPUT:-gs://} == gs://* ]] ||
-    die "$SETTINGS: OUTPUT=$OUTPUT would be lost with the hosts: use gs://$BUCKET/..."
-  [[ -z ${CONFIG:-} || -f $LAUNCH/../$CONFIG ]] || die "$SETTINGS: CONFIG=$CONFIG is not there"
+  for setting in OUTPUT EXPORT; do
+    [[ ${!setting:-gs://} == gs://* ]] ||
+      die "$SETTINGS: $setting=${!setting} would be lost with the hosts: use gs://\$BUCKET/..."
+    [[ ! ${!setting:-} =~ ^gs://(BUCKET)?/ ]] ||
+      die "$SETTINGS: $setting=${!setting} names no bucket: fill in BUCKET, and write gs://\$BUCKET/..."
+  done
+}
+
+# The commit that the hosts are to hold: REVISION, or HEAD.
+commit() { git -C "$LAUNCH" rev-parse --short=12 "${REVISION:-HEAD}"; }
+
+# Hosts get a commit, not the working tree: CONFIG has to be in it. After a restart of run.sh, which
+# gives REVISION, the working tree may have changed.
+require_committed() {
+  git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$CONFIG" 2>/dev/null ||
+    die "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}: git add and commit it"
+  [[ -n ${REVISION:-} ]] || git -C "$LAUNCH/.." diff --quiet HEAD -- "$CONFIG" ||
+    die "$SETTINGS: CONFIG=$CONFIG differs from what is committed, which the hosts get: commit it"
 }

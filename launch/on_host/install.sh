@@ -3,7 +3,7 @@
 #   install.sh BUCKET MOUNT ARCHIVE      ARCHIVE: the code's tar.gz, a path in the bucket
 set -euo pipefail
 bucket=$1 mount=$2 archive=$3
-code=$HOME/llama_cpt venv=$HOME/llama_cpt_venv
+code=$HOME/llama_cpt venv=$HOME/llama_cpt_venv revision=$HOME/llama_cpt_revision
 
 install_gcsfuse() {
   local key=/usr/share/keyrings/cloud.google.asc
@@ -47,8 +47,10 @@ if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" st
 fi
 command -v gcsfuse >/dev/null || install_gcsfuse
 mountpoint -q "$mount" || mount_bucket
+rm -f "$revision" # until all of it is installed
 unpack_code
 install_packages
 cd "$code"
 JAX_PLATFORMS=cpu "$venv/bin/python" -m llama_cpt.train >/dev/null # shows its help
+basename "$archive" .tar.gz >"$revision"
 printf '@installed %s\n' "$(hostname)"

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # One job on this host; it outlives the connection that starts it.
-#   job.sh start TIME LOG_FOLDER COMMAND...
-#                                       unless one runs; not before TIME (seconds since 1970); its
-#                                       log is copied to LOG_FOLDER at the end
+#   job.sh start TIME LOG_FOLDER REVISION COMMAND...
+#                                       unless it runs; not before TIME (seconds since 1970); its
+#                                       log is copied to LOG_FOLDER at the end; REVISION: any, or
+#                                       the one that must be installed. @job HOST running,
+#                                       busy OTHER_COMMAND or holds OTHER_REVISION
 #   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
-#   job.sh stop SECONDS                 SIGTERM, and SIGKILL after so long
+#   job.sh stop SECONDS [COMMAND...]    SIGTERM, and SIGKILL after so long; COMMAND: no other
 #   job.sh log [-f]                     its last lines; -f: and those to come
 set -euo pipefail
 PLACE=$HOME/llama_cpt_job
@@ -13,16 +15,27 @@ mkdir -p "$PLACE"
 # The lock is held by the job's own processes, so none of them can be overlooked.
 running() { ! flock -n "$PLACE/lock" true; }
 
+# What holds the lock, or held it last.
+job_command() { cat "$PLACE/command" 2>/dev/null || true; }
+
+installed_revision() { cat "$HOME/llama_cpt_revision" 2>/dev/null || echo none; }
+
 start() {
-  local log
+  local time=$1 folder=$2 revision=$3 log found=running
+  shift 3
   exec 9>"$PLACE/lock"
-  if flock -n 9; then
+  if ! flock -n 9; then
+    [[ $(job_command) == "$*" ]] || found="busy $(job_command)"
+  elif [[ $revision != any && $revision != "$(installed_revision)" ]]; then
+    found="holds $(installed_revision)"
+  else
     log=$PLACE/$(hostname).$(date -u +%Y%m%dT%H%M%SZ).log
     rm -f "$PLACE/status"
+    printf '%s\n' "$*" >"$PLACE/command"
     ln -sfn "$log" "$PLACE/log"
-    setsid bash "${BASH_SOURCE[0]}" supervise "$@" >"$log" 2>&1 </dev/null &
+    setsid bash "${BASH_SOURCE[0]}" supervise "$time" "$folder" "$@" >"$log" 2>&1 </dev/null &
   fi
-  printf '@job %s running\n' "$(hostname)"
+  printf '@job %s %s\n' "$(hostname)" "$found"
 }
 
 supervise() {
@@ -53,7 +66,8 @@ state() {
 
 stop() {
   local deadline=$((SECONDS + $1)) signal=TERM
-  while running; do
+  shift
+  while running && [[ $# == 0 || $(job_command) == "$*" ]]; do
     [[ -f $PLACE/group ]] && kill "-$signal" -- "-$(<"$PLACE/group")" 2>/dev/null || true
     while running && ((SECONDS < deadline)); do sleep 0.2; done
     signal=KILL

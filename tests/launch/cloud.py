@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 
 from tests.conftest import ROOT
 
@@ -94,6 +95,19 @@ class Cloud:
             (host / "llama_cpt_venv" / "bin").mkdir(parents=True)
             (host / "llama_cpt_venv" / "bin" / "python").symlink_to(self.place / "bin" / "python")
             (host / "llama_cpt").symlink_to(self.checkout)
+            (host / "llama_cpt_revision").write_text(f"{self.revision()}\n")
+
+    def revision(self) -> str:
+        """The commit that hosts are to hold."""
+        git = ["git", "-C", str(self.checkout), "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+    def until_trained(self) -> None:
+        """The training has begun on all hosts."""
+        deadline = time.monotonic() + 60
+        while len(list(self.place.glob("trained.*"))) < self.workers:
+            assert time.monotonic() < deadline, "no training begins"
+            time.sleep(0.05)
 
     def power_off(self) -> None:
         """No job of any host goes on."""

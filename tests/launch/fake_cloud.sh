@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Google Cloud as the launch scripts see it: gcloud, and what a host has (sudo, curl, gcsfuse, uv,
-# hostname, mountpoint, python), by the name that it is called by; xpk is noted alone. A host is a
-# folder that is HOME.
+# hostname, mountpoint, python), and xpk, by the name that it is called by. A host is a folder that
+# is HOME.
 #
 # $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
 # states, separated by commas; refused; hang. delete: busy. list: down. ssh: hang; deaf (one host
-# stays silent). train: the step that is saved, then an exit status a host, or mistake, crash,
-# hang, preempt.
+# stays silent). rsync: down. train: the step that is saved, then an exit status a host, or mistake,
+# crash, hang, preempt. export: nothing (is written), hang. xpk: fails.
 set -euo pipefail
 CALLED=$(basename "$0")
 
@@ -17,6 +17,21 @@ planned() {
   local file=$CLOUD/plan/$1 line=ok
   [[ ! -s $file ]] || { line=$(head -n 1 "$file") && sed -i 1d "$file"; }
   printf '%s\n' "$line"
+}
+
+# What stands for gs://BUCKET/...
+in_bucket() { printf '%s/bucket/%s' "$CLOUD" "$(cut -d/ -f4- <<<"$1")"; }
+
+# Checkpoints of two processes; of the step in unsealed, if any, one has not written its manifest.
+checkpoints() {
+  local folder=$1 saved unsealed
+  read -r saved <"$CLOUD/saved"
+  printf '%s%s.manifest-0000%s-of-00002.json\n' "$folder" "$saved" 0 "$folder" "$saved" 1
+  printf '%s%s/\n' "$folder" "$saved"
+  if [[ -f $CLOUD/unsealed ]]; then
+    read -r unsealed <"$CLOUD/unsealed"
+    printf '%s%s.manifest-00000-of-00002.json\n%s%s/\n' "$folder" "$unsealed" "$folder" "$unsealed"
+  fi
 }
 
 # The request's state, and one step further along its way.
@@ -80,7 +95,7 @@ on_hosts() {
     [[ $node == all ]] || [[ $place == "$CLOUD"/hosts/*"/$worker" ]] || continue
     [[ $how != deaf || -n $skipped ]] || { skipped=yes && continue; }
     echo "SSH: Attempting to connect to worker ${place##*/}..." >&2
-    (cd "$place" && HOME=$place USER=me bash -c "$command" </dev/null) || true
+    (cd "$place" && HOME=$place USER=me bash -c "$command" </dev/null 3>&-) || true
   done
 }
 
@@ -111,18 +126,42 @@ gcloud() {
       for place in "$CLOUD"/hosts/*/*; do cp "${files[4]}" "$place/${files[5]#*:}"; done
       ;;
     "compute tpus queued-resources ssh"*) note "ssh $command" && on_hosts "$node" "$worker" "$command" ;;
-    "storage cp"*) note cp && mkdir -p "$CLOUD/bucket/code" && cp "${files[2]}" "$CLOUD/bucket/code/" &&
-      mv "$CLOUD/bucket/code/${files[2]##*/}" "$CLOUD/bucket/code/${files[3]##*/}" ;;
-    "storage ls"*/checkpoints/) printf '%s%s.manifest-0.json\n' "${files[2]}" "$(cat "$CLOUD/saved")" ;;
-    "storage ls"*) exit 1 ;;
-    "storage rsync"*) note "rsync ${files[2]}" ;;
+    "storage cp"*)
+      note cp
+      mkdir -p "$(dirname "$(in_bucket "${files[3]}")")"
+      cp "${files[2]}" "$(in_bucket "${files[3]}")"
+      ;;
+    "storage cat"*) cat "$(in_bucket "${files[2]}")" ;;
+    "storage ls"*/checkpoints/) checkpoints "${files[2]}" ;;
+    "storage ls"*) [[ -e $(in_bucket "${files[2]}") ]] ;;
+    "storage rsync"*) note "rsync ${files[2]}" && [[ $(planned rsync) != down ]] ;;
     *) echo "unknown: $*" >&2 && exit 2 ;;
+  esac
+}
+
+export_model() {
+  case $(planned export) in
+    nothing) ;;
+    hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;
+    *) mkdir -p "$(in_bucket "$1")" && touch "$(in_bucket "$1")/config.json" ;;
+  esac
+}
+
+# xpk: workloads are the lines of a file, behind what it says besides.
+xpk() {
+  note "xpk $*"
+  [[ $(planned xpk) != fails ]] || exit 1
+  case "$*" in
+    "workload list"*) printf '[XPK] Starting workload list\nJobset Name   Status\n' && cat "$CLOUD/workloads" 2>/dev/null || true ;;
+    "workload create"*) printf 'cpt-2   Admitted\ncpt   Admitted\n' >"$CLOUD/workloads" ;;
+    "workload delete"*) rm "$CLOUD/workloads" ;;
   esac
 }
 
 # The training, or the export, on one host.
 python() {
   local attempt host step statuses status
+  [[ $* != *to-hf* ]] || { export_model "${*: -1}" && exit; }
   [[ $* == *configs/* ]] || exit 0
   host=$(basename "$(dirname "$HOME")")-$(basename "$HOME")
   attempt=$(cat "$CLOUD/attempts.$host" 2>/dev/null || echo 1)
@@ -143,8 +182,7 @@ python() {
 }
 
 case $CALLED in
-  gcloud | python) "$CALLED" "$@" ;;
-  xpk) note "xpk $*" ;;
+  gcloud | python | xpk) "$CALLED" "$@" ;;
   hostname) printf '%s-%s\n' "$(basename "$(dirname "$HOME")")" "$(basename "$HOME")" ;;
   mountpoint) [[ -L $2 ]] ;;
   gcsfuse) rm -rf "${*: -1}" && ln -s "$CLOUD/bucket" "${*: -1}" ;;

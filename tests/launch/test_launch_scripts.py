@@ -1,7 +1,9 @@
 """The launch scripts against a cloud that fails, hangs and preempts by a plan."""
 
+import os
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +56,7 @@ def test_the_whole_story(cloud):
         *("start", "delete", "create", *SET_UP),
         *again,
         "start",
-        *("start", "rsync", "rsync", "delete"),
+        *("rsync", "rsync", "cp", "start", "delete"),
     ]
     assert not cloud.billed()
     assert not cloud.processes()
@@ -131,6 +133,93 @@ def test_restarts_without_progress_are_bounded(cloud):
     assert "the last ended by: exit status 75; the last checkpoint is step 100" in ran.stderr
 
 
+def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
+    cloud.is_up()
+    (cloud.place / "unsealed").write_text("300\n")
+    ran = cloud.run("run", plan={"train": ["200 crash"]}, MAX_STALLS="0", TRAIN_ARGS="()")
+    assert "the last checkpoint is step 200" in ran.stderr
+    assert "whole checkpoints in gs://a-bucket/runs/cpt: 200\n" in cloud.run("status").stdout
+
+
+def test_a_run_is_watched_again_and_no_other_job_passes_for_it(cloud):
+    cloud.is_up()
+    watching = cloud.start("run", plan={"train": ["100 hang", "200 0"]})
+    cloud.until_trained()
+    watching.terminate()
+    assert ended(watching).returncode == 143
+    for script, other in (("run", {"TRAIN_ARGS": "(--seed 2)"}), ("collect", {})):
+        ran = cloud.run(script, **other)
+        assert ran.returncode == 1 and "another job runs there: env JAX_" in ran.stderr
+    assert not (cloud.place / "bucket" / "exported" / "cpt").exists()
+    again = cloud.start("run")
+    while "training on 2 hosts" not in again.stderr.readline():
+        assert again.poll() is None
+    for place in (cloud.place / "hosts" / "cpt").iterdir():
+        group = int((place / "llama_cpt_job" / "group").read_text())
+        os.killpg(group, signal.SIGTERM)
+    ran = ended(again)
+    assert ran.returncode == 0 and "exit status 75; from step 100 again" in ran.stderr
+
+
+def test_a_run_beside_an_export_leaves_no_host_waiting(cloud):
+    cloud.is_up()
+    (cloud.place / "saved").write_text("100\n")
+    exporting = cloud.start("collect", plan={"export": ["hang"]})
+    job = cloud.place / "hosts" / "cpt" / "0" / "llama_cpt_job"
+    while not (job / "command").exists() and exporting.poll() is None:
+        time.sleep(0.05)
+    exporting.terminate()
+    ended(exporting)
+    ran = cloud.run("run", plan={"train": ["100 hang"]})
+    assert ran.returncode == 1 and "another job runs there: " in ran.stderr
+    status = cloud.run("status").stdout
+    assert "cpt-0 running" in status and "cpt-1 running" not in status
+
+
+def test_hosts_with_another_commit_are_set_up_again(cloud):
+    cloud.is_up()
+    for host in (cloud.place / "hosts" / "cpt").iterdir():
+        (host / "llama_cpt_revision").write_text("0123456789ab\n")
+    ran = cloud.run("run", plan={"train": ["100 0"]})
+    assert ran.returncode == 0, ran.stderr
+    assert f"hold the code of commit 0123456789ab, not {cloud.revision()}" in ran.stderr
+    assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
+
+
+def test_an_export_is_of_this_run_and_its_last_step(cloud):
+    cloud.is_up()
+    ran = cloud.run("collect")
+    assert ran.returncode == 1 and "no whole checkpoint is to be seen" in ran.stderr
+    assert cloud.verbs() == ["rsync", "rsync"]
+    (cloud.place / "saved").write_text("100\n")
+    for said in ("exported from gs://a-bucket/runs/cpt step 100", "exported/cpt: is there"):
+        ran = cloud.run("collect")
+        assert ran.returncode == 0 and said in ran.stderr
+    for step, output in (("100", "gs://a-bucket/runs/other"), ("200", SETTINGS["OUTPUT"])):
+        (cloud.place / "saved").write_text(f"{step}\n")
+        ran = cloud.run("collect", OUTPUT=output)
+        assert ran.returncode == 1
+        assert f"is not known to be of {output} step {step}: name another EXPORT" in ran.stderr
+
+
+def test_an_export_that_writes_nothing_is_none(cloud):
+    cloud.is_up()
+    (cloud.place / "saved").write_text("100\n")
+    ran = cloud.run("collect", plan={"export": ["nothing"]})
+    assert ran.returncode == 1 and "config.json is not there" in ran.stderr
+    assert "exported from" not in ran.stderr
+
+
+def test_metrics_come_home_without_hosts(cloud):
+    (cloud.place / "saved").write_text("100\n")
+    ran = cloud.run("collect", plan={"rsync": ["ok", "down"]})
+    assert ran.returncode == 1 and "no host to export on (none)" in ran.stderr
+    ran = cloud.run("collect", plan={"rsync": ["down"]}, EXPORT="")
+    assert ran.returncode == 1
+    assert "gs://a-bucket/runs/cpt: not copied to" in ran.stderr
+    assert cloud.verbs() == 4 * ["rsync"]
+
+
 def test_hosts_that_are_left_behind_are_stopped(cloud):
     cloud.is_up()
     plan = {"train": ["100 134 hang", "200 0"], "list": ["ok", "down", "down"]}
@@ -168,6 +257,8 @@ def test_missing_settings_are_named(cloud, script):
     "wrong",
     [
         {"OUTPUT": "runs/cpt"},
+        {"OUTPUT": "gs://BUCKET/runs/cpt"},
+        {"EXPORT": "gs:///exported/cpt"},
         {"BUCKET": "gs://a-bucket"},
         {"CAPACITY": "cheap"},
         {"SLICES": "two"},
@@ -180,6 +271,19 @@ def test_wrong_settings_are_named(cloud, wrong):
     ran = cloud.run("create", **wrong)
     assert ran.returncode == 1 and f"{name}={value}" in ran.stderr
     assert not cloud.calls()
+
+
+def test_hosts_can_only_get_a_config_that_is_committed(tmp_path):
+    own = make_cloud(tmp_path, make_checkout(tmp_path / "llama_cpt"))
+    (own.checkout / "configs" / "new.py").touch()
+    (own.checkout / "configs" / "cpt_1b.py").write_text("changed = True\n")
+    for config, said in (("new", "is not in the commit HEAD"), ("cpt_1b", "differs from what")):
+        for script in ("create", "run"):
+            ran = own.run(script, CONFIG=f"configs/{config}.py")
+            assert ran.returncode == 1 and f"CONFIG=configs/{config}.py {said}" in ran.stderr
+    assert not own.calls()
+    assert own.run("create", REVISION=own.revision()).returncode == 0
+    assert own.run("delete", CONFIG="configs/none.py").returncode == 0
 
 
 def test_no_settings_file(cloud):
@@ -208,13 +312,36 @@ def test_xpk(cloud):
     calls = cloud.calls()
     verbs = [" ".join(call.split()[1:3]) for call in calls]
     assert verbs == [
-        *("cluster create", "storage attach", "workload create"),
+        *("cluster create", "storage attach", "workload list", "workload create"),
         *("workload list", "workload delete", "cluster delete"),
     ]
     assert all(
         call.endswith("--cluster=a-cluster --project=a-project --zone=a-zone") for call in calls
     )
-    assert "--restart-on-exit-codes=75 " in calls[2] and "--data.almr 0.3\\ 3" in calls[2]
+    assert "--restart-on-exit-codes=75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
+    assert f"JAX_COMPILATION_CACHE_DIR={cloud.place}/mount/compiled " in calls[3]
+
+
+def test_xpk_runs_a_workload_once(cloud):
+    for _ in range(2):
+        ran = cloud.run("xpk", "run", CLUSTER="a-cluster")
+        assert ran.returncode == 0, ran.stderr
+    assert "cpt: is there; to start it anew" in ran.stderr and "cpt-2" not in ran.stderr
+    assert sum(" workload create" in call for call in cloud.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "met", "said"),
+    [
+        ("create", ["fails"], "may be billed: launch/xpk.sh delete"),
+        ("create", ["ok", "fails"], "gs://a-bucket is not attached; the cluster is billed"),
+        ("run", ["fails"], "its workloads cannot be listed"),
+    ],
+)
+def test_xpk_that_fails_says_what_is_left(cloud, word, met, said):
+    ran = cloud.run("xpk", word, plan={"xpk": met}, CLUSTER="a-cluster")
+    assert ran.returncode == 1 and said in ran.stderr
+    assert len(cloud.calls()) == len(met)
 
 
 def test_the_example_names_every_setting():
