@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-all lint clean
+.PHONY: demo study test test-all test-beam lint clean
 
 demo: .venv/users
 	$(BIN)/python -m llama_cpt.demo
@@ -14,8 +14,12 @@ study: .venv/users
 test: .venv/testers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: .venv/testers
+test-all: .venv/testers test-beam
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+
+# In an environment of its own: Beam wants another protobuf.
+test-beam: .venv-beam/testers
+	.venv-beam/bin/python -m pytest tests/data/test_beam_corpora.py
 
 lint: .venv/testers
 	$(BIN)/ruff check .
@@ -32,5 +36,11 @@ lint: .venv/testers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+.venv-beam/testers: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -e '.[beam]' \
+		beartype hypothesis pytest
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-beam runs
