@@ -125,10 +125,8 @@ SMALL = (
 
 
 TWICE = [
-    {"--global-batch-size": "16", "--microbatch-size": "8", "--evaluation.batch-size": "8"}.get(
-        name, value
-    )
-    for name, value in zip(["", *SMALL], SMALL, strict=False)
+    *SMALL,
+    *"--global-batch-size 16 --microbatch-size 8 --evaluation.batch-size 8".split(),
 ]
 
 
