@@ -14,8 +14,8 @@ study: .venv/users
 test: .venv/testers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: .venv/testers test-beam
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+test-all: test test-beam
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # In an environment of its own: Beam wants another protobuf.
 test-beam: .venv-beam/testers
