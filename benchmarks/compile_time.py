@@ -16,16 +16,12 @@ import statistics
 import subprocess
 import sys
 
+from llama_cpt.planning.topologies import find_topology
 from llama_cpt.progress import Progress
+from llama_cpt.training.ahead_of_time import COMPILER_SETTINGS
 
-# JAX's and MaxText's names of the same shapes.
+# What MaxText calls our configs' models.
 MODELS = {"cpt_8b": "llama3-8b", "cpt_70b": "llama3-70b"}
-TOPOLOGIES = {
-    "v5e:4x4": "v5e-16",
-    "v5e:4x8": "v5e-32",
-    "v5p:4x4x8": "v5p-256",
-    "v6e:16x16": "v6e-256",
-}
 SHAPES = ("cpt_8b@v5e:4x4@1x8192", "cpt_70b@v5p:4x4x8@1x8192")
 TILED = {"llama_cpt": None, "MaxText": False, "MaxText, tiled": True}
 TIMED = """
@@ -53,7 +49,7 @@ def command(name: str, shape: str, options: argparse.Namespace) -> tuple[list[st
     source = Path(options.maxtext, "src")
     settings = {
         "model_name": MODELS[config],
-        "compile_topology": TOPOLOGIES[topology],
+        "compile_topology": find_topology(topology).name,
         "compile_topology_num_slices": 1,
         "per_device_batch_size": rows,
         "max_target_length": length,
@@ -84,9 +80,7 @@ def measure(name: str, shape: str, options: argparse.Namespace) -> tuple[float, 
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
         "PYTHONPATH": modules,
         "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        **COMPILER_SETTINGS,
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "HF_HUB_OFFLINE": "1",
     }

@@ -8,7 +8,6 @@ compiles one step at a time.
 """
 
 from dataclasses import replace
-import math
 import sys
 import time
 
@@ -18,6 +17,7 @@ from llama_cpt.config_file import load
 from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.step_plan import read_step
+from llama_cpt.planning.topologies import find_topology
 from llama_cpt.training.ahead_of_time import lower_step
 
 SHAPES = (
@@ -36,15 +36,10 @@ def lowered_step(shape: str) -> jax.stages.Lowered:
     config = replace(
         config,
         data=replace(config.data, sequence_length=length),
-        global_batch_size=rows * devices(shape),
+        global_batch_size=rows * find_topology(topology).devices,
         microbatch_size=0,
     )
     return lower_step(config, topology)
-
-
-def devices(shape: str) -> int:
-    """Of its topology."""
-    return math.prod(map(int, shape.split("@")[1].split(":")[1].split("x")))
 
 
 def measure(shape: str) -> str:
@@ -55,7 +50,8 @@ def measure(shape: str) -> str:
     seconds = time.perf_counter() - start
     if isinstance(made, TooLarge):
         return f"{told} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
-    memory, read = made[0].memory_analysis(), read_step(made[1], {"fsdp": devices(shape)})
+    axes = {"fsdp": find_topology(topology).devices}
+    memory, read = made[0].memory_analysis(), read_step(made[1], axes)
     peak, arguments = memory.peak_memory_in_bytes / 1e9, memory.argument_size_in_bytes / 1e9
     flops, sent = read.matrix.total / 1e12, sum(one.bytes for one in read.collectives) / 1e9
     return f"{told} {peak:.2f} | {arguments:.2f} | {flops:.2f} | {sent:.2f} | {seconds:.0f} |"
