@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 import shutil
+import sys
 import tempfile
 import time
 from typing import Any
@@ -18,7 +19,7 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
-from llama_cpt.patience import patiently
+from llama_cpt.patience import of_storage, patiently
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -78,8 +79,8 @@ class MetricsWriter:
                 f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
                 "its last checkpoint when there is room."
             ) from error
-        if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
-            self._upload()
+        if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.upload()
 
     def close(self) -> None:
         """Finish the files; calling it again does nothing."""
@@ -90,21 +91,31 @@ class MetricsWriter:
             self._lines.close()
         with contextlib.suppress(OSError):
             self._events.close()
-        if self._remote:
-            self._upload()
+        if self._remote and self.upload():
             shutil.rmtree(self._local)
 
     def _event(self, event: Event) -> None:
         event.wall_time = time.time()
         self._events.write_event(event)
 
-    def _upload(self) -> None:
-        for file in self._local.rglob("*"):
-            if file.is_file():
-                copy = self._target / file.relative_to(self._local).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(file.read_bytes())
+    def upload(self) -> bool:
+        """Bring what is written to a remote ``folder``; what cannot be is told, and kept here."""
+        if not self._enabled or not self._remote:
+            return True
         self._uploaded = time.monotonic()
+        try:
+            for file in self._local.rglob("*"):
+                if file.is_file():
+                    copy = self._target / file.relative_to(self._local).as_posix()
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(file.read_bytes())
+        except Exception as error:
+            if not of_storage(error):
+                raise
+            told = f"{self._target}: metrics not copied here ({error}); they are in {self._local}."
+            print(f"warning: {told}", file=sys.stderr)
+            return False
+        return True
 
 
 def model_flops_per_token(

@@ -10,7 +10,7 @@ PAUSES = 1.0, 10.0, 60.0
 """Seconds before each new try."""
 
 # In words: Orbax's storage layer has the system's words, but not its numbers.
-_LASTING = tuple(
+_LASTING_WORDS = tuple(
     os.strerror(number)
     for number in (
         errno.ENOSPC,
@@ -24,20 +24,44 @@ _LASTING = tuple(
     )
 )
 
+_LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+# Whose errors are no OSErrors; their types are not imported for a look at them.
+_REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
+_PASSING_STATUSES = {"408", "429", "500", "502", "503", "504", "None"}
+
 Result = TypeVar("Result")
 
 
+def of_storage(error: Exception) -> bool:
+    """Whether ``error`` came from storage or from the network."""
+    client = type(error).__module__.split(".")[0]
+    return isinstance(error, OSError) or client in _REMOTE_CLIENTS
+
+
+def lasts(error: Exception) -> bool:
+    """Whether a new try of the same would end the same."""
+    told = any(words in str(error) for words in _LASTING_WORDS)
+    answered = str(getattr(error, "code", None)) not in _PASSING_STATUSES
+    return isinstance(error, _LASTING) or told or answered
+
+
 def passes(error: Exception) -> bool:
-    """Whether a new try may go well."""
-    return not any(words in str(error) for words in _LASTING)
+    """Whether ``error`` came from storage or the network, and a new try may go well."""
+    return of_storage(error) and not lasts(error)
 
 
 def patiently(work: Callable[[], Result]) -> Result:
-    """``work()``, begun again after an OSError that may pass, up to three times."""
+    """``work()``, begun again after an error that passes, up to three times."""
     for pause in PAUSES:
         try:
             return work()
-        except OSError as error:
+        except Exception as error:
             if not passes(error):
                 raise
             time.sleep(pause)

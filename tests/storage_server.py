@@ -1,68 +1,226 @@
-"""A storage service on the loopback: a folder as a bucket, each answer late."""
+"""A storage service on the loopback that speaks to the clients of ``gs://``: objects in memory.
 
-from collections.abc import Iterator
+As in Google's, there are no folders, and a write may ask for the generation that it replaces.
+"""
+
+from collections.abc import Callable, Iterator
 import contextlib
+from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
 import os
 from pathlib import Path
 import re
 import threading
 import time
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``folder`` as every bucket; each answer takes ``seconds``, and is ``status``."""
+    """Every bucket holds the same objects, at first ``folder``'s files; answers take ``seconds``.
+
+    ``status`` of a number other than 200 is all that is answered; ``fails(method)`` chooses
+    requests that are answered 503 and do nothing.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, folder: Path, seconds: float, status: int = 200) -> None:
+    def __init__(self, folder: Path, seconds: float, status: int) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.folder, self.seconds, self.status = folder, seconds, status
+        files = (path for path in folder.rglob("*") if path.is_file())
+        self.objects = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        self.generations = dict.fromkeys(self.objects, 1)
+        self.seconds, self.status = seconds, status
+        self.fails: Callable[[str], bool] = lambda method: False
         self.requests = 0
+        self.lock = threading.Lock()
+
+    def put(self, name: str, content: bytes, generation: str | None) -> bool:
+        """Whether ``generation`` is still the object's (0: there is none), or is not asked for."""
+        with self.lock:
+            before = self.generations.get(name, 0)
+            there = before if name in self.objects else 0
+            if generation is not None and int(generation) != there:
+                return False
+            self.objects[name], self.generations[name] = content, before + 1
+            return True
 
     def handle_error(self, *_: object) -> None:
         """A client that has what it needs goes away."""
 
 
 class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
     def log_message(self, *_: object) -> None:
         pass
 
     def do_GET(self) -> None:
+        if not self.is_served():
+            return
+        place = urlsplit(self.path).path
+        if place.endswith("/o"):
+            self.tell(self.listed())
+        elif "/o/" not in place:
+            self.tell({"name": "bucket"})
+        elif self.name not in self.server.objects:
+            self.answer(404)
+        elif self.query.get("alt") == "media":
+            self.send_object()
+        else:
+            self.tell(self.described(self.name))
+
+    def do_POST(self) -> None:
+        content = self.content()
+        if not self.is_served():
+            return
+        if "/batch/" in self.path:
+            self.answer_batch(content)
+            return
+        verbs = r"/o/([^/]+)/(rewriteTo|copyTo|moveTo)(?:/b/[^/]+)?/o/([^?]+)"
+        if asked := re.search(verbs, self.path):
+            source, target = unquote(asked[1]), unquote(asked[3])
+            if source not in self.server.objects:
+                self.answer(404)
+                return
+            self.server.put(target, self.server.objects[source], None)
+            if asked[2] == "moveTo":
+                del self.server.objects[source]
+            told = self.described(target)
+            self.tell({"done": True, "resource": told} if asked[2] == "rewriteTo" else told)
+            return
+        kind, name = self.query.get("uploadType"), self.query.get("name")
+        if kind == "resumable":
+            name = name or json.loads(content)["name"]
+            # Where all of the content comes next, without a kind.
+            place = f"http://{self.headers['Host']}/upload?name={name}"
+            self.answer(200, headers={"Location": place})
+            return
+        if kind == "multipart":
+            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            about, data = BytesParser().parsebytes(head + content).get_payload()
+            name = json.loads(about.get_payload())["name"]
+            content = data.get_payload(decode=True)
+        self.keep(name, content)
+
+    def do_DELETE(self) -> None:
+        if self.is_served():
+            found = self.server.objects.pop(self.name, None)
+            self.answer(204 if found is not None else 404)
+
+    def is_served(self) -> bool:
+        """Wait as long as an answer takes; answer what is not to be served."""
         self.server.requests += 1
         time.sleep(self.server.seconds)
-        name = unquote(urlparse(self.path).path).split("/o/")[-1]
-        file = self.server.folder / name
-        if self.server.status != 200 or not file.is_file():
-            self.send_response(self.server.status if self.server.status != 200 else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        size = file.stat().st_size
-        start, end = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers["Range"]).groups()
-        first = int(start) if start else max(size - int(end), 0)
-        last = min(int(end), size - 1) if start and end else size - 1
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.send_header("x-goog-generation", "1")
+        if self.server.status != 200:
+            self.answer(self.server.status)
+        elif self.server.fails(self.command):
+            self.answer(503)
+        else:
+            return True
+        return False
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+
+    @property
+    def name(self) -> str:
+        return unquote(urlsplit(self.path).path).split("/o/", 1)[-1]
+
+    def content(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def listed(self) -> dict:
+        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
+        names = [name for name in sorted(list(self.server.objects)) if name.startswith(prefix)]
+        folders = set()
+        if delimiter:
+            rests = {name: name[len(prefix) :] for name in names}
+            below = {name: rest for name, rest in rests.items() if delimiter in rest}
+            folders = {prefix + rest.split(delimiter)[0] + delimiter for rest in below.values()}
+            names = [name for name in names if name not in below]
+        return {"items": [self.described(name) for name in names], "prefixes": sorted(folders)}
+
+    def described(self, name: str) -> dict:
+        moment = "2026-01-01T00:00:00.000Z"
+        return {
+            "name": name,
+            "bucket": "bucket",
+            "size": str(len(self.server.objects[name])),
+            "generation": str(self.server.generations[name]),
+            "updated": moment,
+            "timeCreated": moment,
+        }
+
+    def send_object(self) -> None:
+        content = self.server.objects[self.name]
+        first, end, size = 0, len(content), len(content)
+        headers = {"x-goog-generation": str(self.server.generations[self.name])}
+        if asked := self.headers.get("Range"):
+            start, last = re.fullmatch(r"bytes=(\d*)-(\d*)", asked).groups()
+            first = int(start) if start else max(size - int(last), 0)
+            end = min(int(last) + 1, size) if start and last else size
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+        self.answer(206 if asked else 200, content[first:end], headers)
+
+    def answer_batch(self, content: bytes) -> None:
+        parts = []
+        for number, path in enumerate(re.findall(rb"DELETE (\S+)", content), 1):
+            name = unquote(path.decode()).split("/o/", 1)[1]
+            self.server.objects.pop(name, None)
+            parts.append(
+                "--part\r\nContent-Type: application/http\r\n"
+                f"Content-ID: <response-{number}>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n\r\n"
+            )
+        told = "".join([*parts, "--part--"]).encode()
+        self.answer(200, told, {"Content-Type": "multipart/mixed; boundary=part"})
+
+    def keep(self, name: str, content: bytes) -> None:
+        if self.server.put(name, content, self.query.get("ifGenerationMatch")):
+            self.tell(self.described(name))
+        else:
+            self.answer(412)
+
+    def tell(self, told: dict) -> None:
+        self.answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+
+    def answer(self, status: int, content: bytes = b"", headers: dict | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        with file.open("rb") as opened:
-            opened.seek(first)
-            for at in range(first, last + 1, 1 << 16):
-                self.wfile.write(opened.read(min(1 << 16, last + 1 - at)))
+        self.wfile.write(content)
 
 
 @contextlib.contextmanager
-def storage(folder: Path, seconds: float, status: int = 200) -> Iterator[Server]:
-    """ArrayRecord's client takes this service for ``gs://``'s."""
+def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[Server]:
+    """Clients made in here, and in processes started in here, take this service for ``gs://``'s."""
     with Server(folder, seconds, status) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+        place = f"http://127.0.0.1:{server.server_port}"
+        before = dict(os.environ)
+        os.environ |= {
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": place,
+            "STORAGE_EMULATOR_HOST": place,
+            "TENSORSTORE_GCS_HTTP_URL": place,
+            "FSSPEC_GCS_TOKEN": "anon",
+            # Asks of each bucket, by another protocol, whether it has folders.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
         try:
             yield server
         finally:
-            del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
+            os.environ.clear()
+            os.environ |= before
             server.shutdown()

@@ -16,7 +16,7 @@ from llama_cpt.processes import (
     require_one,
     together,
 )
-from llama_cpt.training.save_error import SaveError
+from llama_cpt.training.storage_error import SaveError
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 

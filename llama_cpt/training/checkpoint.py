@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llama_cpt.errors import UserError
-from llama_cpt.patience import passes
+from llama_cpt.patience import of_storage, passes
 from llama_cpt.processes import (
     all_hold,
     count,
@@ -28,7 +28,7 @@ from llama_cpt.processes import (
     number,
 )
 from llama_cpt.training import array_dict, manifest
-from llama_cpt.training.save_error import SaveError, save_error
+from llama_cpt.training.storage_error import SaveError, save_error
 
 FOLDER = "checkpoints"
 """Where a run keeps its checkpoints, below its output folder."""
@@ -62,7 +62,6 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._others_wait = False
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Copy ``state`` (a pytree of arrays) to the host, then write it in the background.
@@ -83,7 +82,7 @@ class Checkpoints:
                 args=ocp.args.PyTreeSave(array_dict.to_dict(state)),
                 custom_metadata=about,
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
             self._fail(step, error)
             self._raise()
         self._thread = threading.Thread(target=self._finish, args=(step,), name="seal checkpoint")
@@ -94,6 +93,7 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._raise_alone()
             self._raise_agreed("checkpoint sealed")
             self._prune()
             gathered("", "old checkpoints removed")
@@ -105,8 +105,7 @@ class Checkpoints:
         Raises SaveError at once where the other processes cannot be told: they wait for this one's
         share, inside Orbax.
         """
-        if self._others_wait:
-            self._raise()
+        self._raise_alone()
         return self._failure is not None
 
     def steps(self) -> list[int]:
@@ -204,9 +203,13 @@ class Checkpoints:
         return array_dict.from_dict(self._orbax.restore(path, args=arguments), abstract)
 
     def _raise(self) -> None:
-        failure, self._failure, self._others_wait = self._failure, None, False
+        failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def _raise_alone(self) -> None:
+        if isinstance(self._failure, SaveError) and self._failure.alone:
+            self._raise()
 
     def _raise_agreed(self, purpose: str) -> None:
         """Raise on every process what has failed on any; none goes on before all are here."""
@@ -227,7 +230,9 @@ class Checkpoints:
             manifest.discard_unsealed(self.folder)
             if step in self._damaged:
                 manifest.discard(self.folder, step)
-        except OSError as error:
+        except Exception as error:
+            if not of_storage(error):
+                raise
             told = f"{self.folder}: cannot keep checkpoints here ({error})."
             self._failure = SaveError(told, passing=passes(error))
 
@@ -236,33 +241,49 @@ class Checkpoints:
             self._orbax.wait_until_finished()
         except Exception as error:
             self._fail(step, error)
-            self._others_wait = count() > 1
             return
         try:
             path = self.folder / str(step)
             manifest.seal(path, number(), count())
             self._damaged.discard(step)
         except Exception as error:
-            self._fail(step, error)
+            self._fail(step, error, agreed=True)
         else:
             self._prune()
 
-    def _fail(self, step: int, error: Exception) -> None:
-        """Keep the failure for the main thread and remove what the save has left."""
-        if is_first():
-            # Orbax may still be writing other files; what is left then, the next save removes.
-            with contextlib.suppress(OSError):
+    def _fail(self, step: int, error: Exception, *, agreed: bool = False) -> None:
+        """Keep the failure for the main thread and remove what the save has left.
+
+        Unless all processes come to be ``agreed`` about it, the others wait inside Orbax.
+        """
+        kept: list[int] = []
+        # Orbax may still be writing other files; what is left then, the next save removes.
+        with contextlib.suppress(Exception):
+            if is_first():
                 manifest.discard(self.folder, step)
+            kept = self.steps()
+        if of_storage(error) or isinstance(error, RuntimeError | ValueError):
+            failure = save_error(str(self.folder), step, error, self.keep, kept)
+            failure.alone = count() > 1 and not agreed
+            failure.__cause__ = error
+            error = failure
         self._failure = error
-        if isinstance(error, OSError | RuntimeError | ValueError):
-            self._failure = save_error(str(self.folder), step, error, self.keep, self.steps())
-            self._failure.__cause__ = error
 
     def _prune(self) -> None:
-        """Drop damaged checkpoints and all but the newest ``keep`` of those fully sealed."""
-        if is_first() and (kept := self.steps()[-self.keep :]):
-            for step in set(manifest.sealed_steps(self.folder)) - set(kept):
-                manifest.discard(self.folder, step)
+        """Drop damaged checkpoints and all but the newest ``keep`` of those fully sealed.
+
+        What cannot be removed is told, and tried again after the next save.
+        """
+        if not is_first():
+            return
+        try:
+            if kept := self.steps()[-self.keep :]:
+                for step in set(manifest.sealed_steps(self.folder)) - set(kept):
+                    manifest.discard(self.folder, step)
+        except Exception as error:
+            if not of_storage(error):
+                raise
+            print(f"warning: {self.folder}: old checkpoints stay ({error}).", file=sys.stderr)
 
     def _name_unsealed(self) -> None:
         if is_first() and self.folder.exists():

@@ -5,7 +5,7 @@ A checkpoint in ``STEP`` is sealed once ``STEP.manifest-00000-of-0000N.json`` an
 exist; each process digests and writes one share of the files, whatever wrote them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 import contextlib
 from functools import partial
@@ -13,14 +13,19 @@ import hashlib
 import json
 import os
 import re
+from typing import TypeVar
 
 from etils import epath
+import fsspec
 
-from llama_cpt.patience import patiently
+from llama_cpt.patience import of_storage, passes, patiently
 from llama_cpt.progress import Progress
+from llama_cpt.training.storage_error import StorageError
 
 BLOCK_BYTES = 4 << 20
 THREADS = 8
+
+Result = TypeVar("Result")
 
 _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
 
@@ -52,22 +57,23 @@ def sealed_steps(folder: epath.Path) -> list[int]:
 def unsealed(folder: epath.Path) -> list[epath.Path]:
     """Folders of steps of which parts of the manifest are missing."""
     sealed = sealed_steps(folder)
-    steps = (path for path in folder.iterdir() if path.name.isdigit())
+    steps = (path for path in _listed(folder) if path.name.isdigit())
     return [path for path in steps if int(path.name) not in sealed]
 
 
 def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
 
-    Reads every byte; the shares need not be those of ``seal``.
+    Reads every byte; the shares need not be those of ``seal``. Raises StorageError for what cannot
+    be read now: nobody knows that it is damaged.
     """
     sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:
-        contents = [json.loads(path.read_text()) for path in sealed.values()]
+        contents = [json.loads(_read(path, path.read_text)) for path in sealed.values()]
         files = {name: entry for content in contents for name, entry in content["files"].items()}
         if any(content["all_files"] != len(files) for content in contents) or not files:
             return f"{checkpoint}: its manifest does not cover all its files"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint}: its manifest cannot be read ({error})"
     names = sorted(files)[part::parts]
     total = sum(files[name][0] for name in names) / 1e9
@@ -98,7 +104,7 @@ def manifest_digest(checkpoint: epath.Path) -> str:
 def discard(folder: epath.Path, step: int) -> None:
     """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
     pattern = re.compile(rf"{step}(\..*)?")
-    names = [path.name for path in folder.iterdir() if pattern.fullmatch(path.name)]
+    names = [path.name for path in _listed(folder) if pattern.fullmatch(path.name)]
     for name in sorted(names, key=lambda name: ".manifest-" not in name):
         path = folder / name
         path.rmtree() if path.is_dir() else path.unlink()
@@ -107,7 +113,7 @@ def discard(folder: epath.Path, step: int) -> None:
 def discard_unsealed(folder: epath.Path) -> None:
     """Remove what interrupted saves left: unsealed steps, temporary folders, drafts."""
     sealed = set(sealed_steps(folder))
-    for path in list(folder.iterdir()):
+    for path in _listed(folder):
         step = re.match(r"(\d+)(\.|$)", path.name)
         if step and int(step[1]) not in sealed:
             discard(folder, int(step[1]))
@@ -128,15 +134,21 @@ def digest_of(path: epath.Path) -> tuple[int, str]:
 def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
     """``{step: {(part, parts): manifest}}`` of every step of which the folder exists."""
     found: dict[str, dict[tuple[int, int], epath.Path]] = {}
-    if not folder.exists():
-        return found
-    paths = list(folder.iterdir())
+    paths = _listed(folder)
     names = {path.name for path in paths}
     for path in paths:
         match = _PART.fullmatch(path.name)
         if match and match[1] in names:
             found.setdefault(match[1], {})[int(match[2]), int(match[3])] = path
     return found
+
+
+def _listed(folder: epath.Path) -> list[epath.Path]:
+    """What lies in ``folder``; an object store knows of no folder in which nothing lies."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
@@ -146,15 +158,9 @@ def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
 
 def _files(folder: epath.Path) -> list[str]:
     """Paths of all files below ``folder``, relative to it, sorted."""
-
-    def walk(place: epath.Path, prefix: str) -> Iterator[str]:
-        for path in place.iterdir():
-            if path.is_dir():
-                yield from walk(path, f"{prefix}{path.name}/")
-            else:
-                yield prefix + path.name
-
-    return sorted(walk(folder, ""))
+    # One question to an object store, where a walk asks of each file.
+    storage, root = fsspec.core.url_to_fs(str(folder))
+    return sorted(path.removeprefix(f"{root}/") for path in storage.find(root))
 
 
 def _write(path: epath.Path, content: str) -> None:
@@ -172,14 +178,29 @@ def _seal_file(path: epath.Path) -> tuple[int, str]:
 
 def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
     try:
-        found_size, found_digest = digest_of(path)
+        found_size, found_digest = _read(path, partial(digest_of, path))
     except FileNotFoundError:
         return f"{path} is missing"
-    except OSError as error:
-        return f"{path} cannot be read ({error})"
     if found_size != size:
         return f"{path} has {found_size:,} bytes instead of {size:,}"
     return None if found_digest == digest else f"{path} was altered (its digest is another)"
+
+
+def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
+    """``read()`` of ``path``, patiently; what storage still fails then is a StorageError.
+
+    A missing file is none.
+    """
+    try:
+        return patiently(read)
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or not of_storage(error):
+            raise
+        raise StorageError(
+            f"{path} cannot be read ({error}). If that stays so, move its checkpoint away: the one "
+            "before is taken then.",
+            passing=passes(error),
+        ) from error
 
 
 def _sync(path: epath.Path) -> None:

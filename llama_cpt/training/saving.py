@@ -7,7 +7,7 @@ from typing import Any
 from llama_cpt import patience
 from llama_cpt.processes import is_first
 from llama_cpt.training.checkpoint import Checkpoints
-from llama_cpt.training.save_error import SaveError
+from llama_cpt.training.storage_error import SaveError
 
 
 def save(
@@ -16,7 +16,8 @@ def save(
     """Save ``state``, in the background unless ``wait``.
 
     Where this save or the one before was ended by what may pass, tell and try again; training
-    pauses for it. Raises SaveError for what does not pass, or has not passed by the last try.
+    pauses for it. Raises SaveError for what does not pass, or has not passed by the last try, and
+    where the other processes cannot try again with this one.
     """
     for pause in (*patience.PAUSES, None):
         try:
@@ -25,7 +26,7 @@ def save(
                 checkpoints.wait()
             return
         except SaveError as error:
-            if pause is None or not error.passing:
+            if pause is None or not error.passing or error.alone:
                 raise
             if is_first():
                 told = f"warning: {error} Step {step} is saved instead, in {pause:g} s."

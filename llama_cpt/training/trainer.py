@@ -103,9 +103,9 @@ def fit(
             around = _Around(checkpoints, report, signals, watchdog, trace)
             state, last, outcome = _loop(run, state, batches, first_step, around)
             report.flush()
+            if last > first_step:
+                _save(run, state, last, around, wait=True)
             with clock.spent_on("save"):
-                if last > first_step:
-                    save(checkpoints, last, state.saved, about(run, state, last), wait=True)
                 checkpoints.wait()
         return outcome
 
@@ -232,9 +232,11 @@ def _loop(
     return state, config.num_steps, Outcome.FINISHED if count() > 1 else around.signals.outcome
 
 
-def _save(run: Run, state: TrainState, done: int, around: _Around) -> None:
+def _save(run: Run, state: TrainState, done: int, around: _Around, *, wait: bool = False) -> None:
     with around.report.pause("save"):
-        save(around.checkpoints, done, state.saved, about(run, state, done))
+        # Who goes on from here never writes the lines before it again.
+        around.report.writer.upload()
+        save(around.checkpoints, done, state.saved, about(run, state, done), wait=wait)
 
 
 def _evaluated(

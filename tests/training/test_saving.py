@@ -9,8 +9,8 @@ import pytest
 from llama_cpt import patience
 from llama_cpt.training import manifest
 from llama_cpt.training.checkpoint import Checkpoints
-from llama_cpt.training.save_error import SaveError
 from llama_cpt.training.saving import save
+from llama_cpt.training.storage_error import SaveError
 
 STATE = {"trained": {"w": jnp.ones(8)}}
 

@@ -1,21 +1,28 @@
-"""Why a checkpoint was not saved, and whether that may pass."""
+"""Why a checkpoint was not saved or not read, and whether that may pass."""
 
 import errno
 import os
 
 from llama_cpt.errors import UserError
-from llama_cpt.patience import passes
+from llama_cpt.patience import lasts
 from llama_cpt.processes import PREEMPTED
 
 
-class SaveError(UserError):
-    """A checkpoint could not be saved; ``passing`` where trying again may help."""
+class StorageError(UserError):
+    """Storage failed a checkpoint; ``passing`` where trying again may help."""
 
     def __init__(self, told: str, *, passing: bool) -> None:
         super().__init__(told)
         self.passing = passing
         # What passes is worth a new start.
         self.status = PREEMPTED if passing else 1
+
+
+class SaveError(StorageError):
+    """A checkpoint could not be saved."""
+
+    alone = False
+    """Whether the other processes do not know, and wait for this one's share of the save."""
 
 
 def save_error(place: str, step: int, error: Exception, keep: int, kept: list[int]) -> SaveError:
@@ -27,5 +34,5 @@ def save_error(place: str, step: int, error: Exception, keep: int, kept: list[in
     return SaveError(
         f"{place}: the checkpoint of step {step} was not saved: {reason}.{remedy} Earlier "
         f"checkpoints are untouched (steps: {kept}).",
-        passing=passes(error),
+        passing=not lasts(error),
     )
