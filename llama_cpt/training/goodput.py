@@ -30,6 +30,8 @@ class Goodput:
 
     def __init__(self, started: float | None = None) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        """Of this start."""
+        self._before = dict.fromkeys(PARTS, 0.0)
         self.part, self.since = "startup", time.time() if started is None else started
         self._started = self.since
 
@@ -57,25 +59,29 @@ class Goodput:
         last = told[-1]
         kept = [line for line in told if line["step"] <= first_step]
         trained = kept[-1][_SECONDS + STEP] if kept else 0.0
-        for part in PARTS:
-            self.seconds[part] += last.get(_SECONDS + part, 0.0)
-        repeated = last[_SECONDS + STEP] - trained
-        self.seconds[STEP] -= repeated
-        self.seconds["repeated"] += repeated
-        self.seconds["stopped"] += max(self._started - last[_CLOCK], 0.0)
+        self._before = {part: last.get(_SECONDS + part, 0.0) for part in PARTS}
+        self._before[STEP] = trained
+        self._before["repeated"] += last[_SECONDS + STEP] - trained
+        self._before["stopped"] += max(self._started - last[_CLOCK], 0.0)
 
     def values(self) -> dict[str, float]:
         """Metric key -> value, up to now."""
         self.turn_to(self.part)
-        spent = {_SECONDS + part: value for part, value in self.seconds.items() if value}
-        share = self.seconds[STEP] / max(sum(self.seconds.values()), 1e-9)
+        seconds = self._over_all()
+        spent = {_SECONDS + part: value for part, value in seconds.items() if value}
+        share = seconds[STEP] / max(sum(seconds.values()), 1e-9)
         return {"perf/goodput": share, _CLOCK: self.since} | spent
 
     def told(self) -> str:
         """In a sentence: the share that trained, and the rest, largest first."""
         share = self.values()["perf/goodput"]
-        total = max(sum(self.seconds.values()), 1e-9)
-        lost = sorted(((value, part) for part, value in self.seconds.items()), reverse=True)
+        seconds = self._over_all()
+        total = max(sum(seconds.values()), 1e-9)
+        lost = sorted(((value, part) for part, value in seconds.items()), reverse=True)
         parts = [f"{part} {value / total:.1%}" for value, part in lost if part != STEP]
         shown = ", ".join(part for part in parts if not part.endswith(" 0.0%"))
         return f"goodput {share:.1%} of {duration(total)}" + (f"; {shown}" if shown else "")
+
+    def _over_all(self) -> dict[str, float]:
+        """Seconds of all starts, by part."""
+        return {part: self._before[part] + value for part, value in self.seconds.items()}

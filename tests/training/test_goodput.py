@@ -71,6 +71,18 @@ def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
     assert "test_a_late_step_is_named_once_with_stacks" in said
 
 
+def test_a_late_step_is_measured_by_this_start(monkeypatch, capfd):
+    """Not by the hours of the starts before it."""
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
+    clock = Goodput()
+    clock.continue_from([{"step": 9, "perf/seconds/step": 9000.0, "perf/unix_seconds": 0.0}], 9)
+    clock.turn_to("step")
+    with Watchdog(clock, poll_seconds=0.01) as dog:
+        dog.steps_done = 2
+        time.sleep(0.3)
+    assert "watchdog: process 0: step, 2 steps after the start" in capfd.readouterr().err
+
+
 def test_what_goes_on_is_not_named(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.5)
     clock = Goodput()
