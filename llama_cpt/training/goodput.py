@@ -5,6 +5,8 @@ import contextlib
 import time
 from typing import Any
 
+import numpy as np
+
 from llama_cpt.progress import duration
 
 STEP = "step"
@@ -52,16 +54,20 @@ class Goodput:
         self.part, self.since = part, now
 
     def continue_from(self, lines: Sequence[Mapping[str, Any]], first_step: int) -> None:
-        """Add what ``lines`` of metrics tell of a run that goes on after ``first_step``."""
-        told = [line for line in lines if _SECONDS + STEP in line]
+        """Add what ``lines`` of metrics tell of a run that goes on after ``first_step``.
+
+        Where no line is of ``first_step`` itself, the steps around it count as equally long.
+        """
+        told = [line for line in lines if _CLOCK in line]
         if not told:
             return
+        steps = [line["step"] for line in told]
+        seconds = [line.get(_SECONDS + STEP, 0.0) for line in told]
+        trained = float(np.interp(first_step, steps, seconds, left=0.0))
         last = told[-1]
-        kept = [line for line in told if line["step"] <= first_step]
-        trained = kept[-1][_SECONDS + STEP] if kept else 0.0
         self._before = {part: last.get(_SECONDS + part, 0.0) for part in PARTS}
         self._before[STEP] = trained
-        self._before["repeated"] += last[_SECONDS + STEP] - trained
+        self._before["repeated"] += seconds[-1] - trained
         self._before["stopped"] += max(self._started - last[_CLOCK], 0.0)
 
     def values(self) -> dict[str, float]:

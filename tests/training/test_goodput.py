@@ -59,6 +59,19 @@ def test_a_restart_adds_what_was_lost(now):
     }
 
 
+def test_steps_between_two_lines_are_kept_in_part():
+    lines = [
+        {"step": step, "perf/seconds/step": seconds, "perf/unix_seconds": 0.0}
+        for step, seconds in ((1, 10.0), (100, 1000.0), (200, 3000.0))
+    ]
+    for first_step, trained in ((0, 0.0), (1, 10.0), (150, 2000.0), (200, 3000.0), (250, 3000.0)):
+        clock = Goodput()
+        clock.continue_from(lines, first_step)
+        told = clock.values()
+        assert told.get("perf/seconds/step", 0.0) == pytest.approx(trained)
+        assert told.get("perf/seconds/repeated", 0.0) == pytest.approx(3000 - trained)
+
+
 def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
