@@ -18,7 +18,7 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
-from llama_cpt.patience import patiently
+from llama_cpt.patience import passes, patiently
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -78,6 +78,8 @@ class MetricsWriter:
                     self._event(Event(step=step, summary=scalar(key, value)))
             patiently(self._events.flush)
         except OSError as error:
+            if passes(error):
+                raise
             raise UserError(
                 f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
                 "its last checkpoint when there is room."

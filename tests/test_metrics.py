@@ -171,6 +171,17 @@ def test_published_size():
     assert model_flops_per_token(llama_8b, 8192) == pytest.approx(51.47e9, rel=1e-3)
 
 
+def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
+    def fails(work):
+        raise OSError("Input/output error")
+
+    writer = MetricsWriter(tmp_path, None)
+    monkeypatch.setattr(metrics, "patiently", fails)
+    with pytest.raises(OSError, match="^Input/output error"):
+        writer.write(1, {"train/loss": 1.0})
+    writer.close()
+
+
 def test_a_full_disk_is_an_error_and_no_wait(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": 1.0})
