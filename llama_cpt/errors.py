@@ -1,8 +1,17 @@
-"""The user's mistakes, told apart from ours."""
+"""What ends a command: the user's mistakes, what may pass, and what nobody foresaw."""
 
 from collections.abc import Iterator
 import contextlib
 import sys
+import traceback
+
+from llama_cpt.patience import passes
+
+PREEMPTED = 75
+"""Exit status: to be started again (EX_TEMPFAIL)."""
+
+# What the runtime says where a network or a device has failed and not the program.
+_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 
 
 class UserError(ValueError):
@@ -12,17 +21,30 @@ class UserError(ValueError):
     """The exit status of a command that it ends."""
 
 
+def exit_status(error: BaseException) -> int:
+    """Of a command that ``error`` ends: ``PREEMPTED`` where a new start may go well."""
+    if isinstance(error, UserError):
+        return error.status
+    if isinstance(error, Exception) and passes(error):
+        return PREEMPTED
+    return PREEMPTED if any(word in str(error) for word in _PASSING) else 1
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a command: a UserError ends it in one line and its exit status, without a traceback.
 
-    So does what the operating system refuses: a full disk, a missing permission.
+    So does what the operating system refuses: a full disk, a missing permission. What may pass ends
+    it with ``PREEMPTED``.
     """
     try:
         yield
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.status if isinstance(error, UserError) else 1) from None
+        raise SystemExit(exit_status(error)) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(exit_status(error)) from None

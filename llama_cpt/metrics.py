@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
@@ -19,7 +19,7 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.config import ModelConfig
 from llama_cpt.errors import UserError
-from llama_cpt.patience import of_storage, patiently
+from llama_cpt.patience import of_storage, passes, patiently
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -31,9 +31,10 @@ _UPLOAD_SECONDS = 60.0
 class MetricsWriter:
     """Writes ``metrics.jsonl`` and TensorBoard event files under ``folder`` (local or ``gs://``).
 
-    A run that goes on after step ``resume_step`` keeps what was written up to that step and drops
-    the rest; None is a run from the start, which keeps nothing. With ``enabled`` False (every
-    process but the first) nothing is touched.
+    A run that goes on after step ``resume_step`` keeps what was written up to that step; its first
+    line drops the rest, so that a start that ends before it loses nothing. None is a run from the
+    start, which keeps nothing. With ``enabled`` False (every process but the first) nothing is
+    touched.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class MetricsWriter:
         self._remote = "://" in str(folder)
         self._local = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else self._target)
         self._local.mkdir(parents=True, exist_ok=True)
-        last_step = -1 if resume_step is None else resume_step
-        _cut_back(self._target / FILE, self._local / FILE, last_step)
-        self._lines = (self._local / FILE).open("a", encoding="utf-8")
+        self._last_step = -1 if resume_step is None else resume_step
+        self._lines: TextIO | None = None
+        self._closed = False
         events = self._target / TENSORBOARD
         earlier = len(list(events.iterdir())) if events.exists() else 0
         (self._local / TENSORBOARD).mkdir(exist_ok=True)
@@ -56,7 +57,7 @@ class MetricsWriter:
         # library's writer with a thread of its own waits for ever once the disk is full.
         self._events = EventsWriter(str(self._local / TENSORBOARD / "events"), f".{earlier}")
         started = SessionLog(status=SessionLog.START)
-        self._event(Event(step=last_step + 1, session_log=started))
+        self._event(Event(step=self._last_step + 1, session_log=started))
         self._uploaded = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -67,6 +68,9 @@ class MetricsWriter:
         if not self._enabled:
             return
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        if self._lines is None:
+            _cut_back(self._target / FILE, self._local / FILE, self._last_step)
+            self._lines = (self._local / FILE).open("a", encoding="utf-8")
         try:
             self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
             patiently(self._lines.flush)
@@ -75,6 +79,8 @@ class MetricsWriter:
                     self._event(Event(step=step, summary=scalar(key, value)))
             patiently(self._events.flush)
         except OSError as error:
+            if passes(error):
+                raise
             raise UserError(
                 f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
                 "its last checkpoint when there is room."
@@ -84,19 +90,17 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Finish the files; calling it again does nothing."""
-        if not self._enabled or self._lines.closed:
+        if not self._enabled or self._closed:
             return
+        self._closed = True
         # What could not be written is told by write; closing tries once more.
         with contextlib.suppress(OSError):
-            self._lines.close()
+            if self._lines is not None:
+                self._lines.close()
         with contextlib.suppress(OSError):
             self._events.close()
         if self._remote and self.upload():
             shutil.rmtree(self._local)
-
-    def _event(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._events.write_event(event)
 
     def upload(self) -> bool:
         """Bring what is written to a remote ``folder``; what cannot be is told, and kept here."""
@@ -116,6 +120,10 @@ class MetricsWriter:
             print(f"warning: {told}", file=sys.stderr)
             return False
         return True
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
 
 
 def model_flops_per_token(

@@ -24,20 +24,16 @@ import jax
 # Public JAX has no key-value store; Orbax and MaxText take the client from here too.
 from jax._src.distributed import global_state
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import PREEMPTED, UserError, exit_status
 from llama_cpt.progress import Progress
 
 HEARTBEAT = "LLAMA_CPT_HEARTBEAT_SECONDS"
 """Environment variable: after how many silent seconds a process counts as lost; 20 unless set."""
-PREEMPTED = 75
-"""Exit status: to be started again (EX_TEMPFAIL)."""
 WAIT_SECONDS = 600
 """How long processes wait for each other where none has much to do."""
 
 _POLL_SECONDS = 1.0
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What the runtime says where a network or a device has failed and not the program.
-_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 _UNDETECTED = "coordinator_address should be defined"
 
 _turns: dict[str, int] = {}
@@ -82,10 +78,8 @@ def _one_end() -> Iterator[None]:
         yield
     except LostProcessError as error:
         _abort(error)
-    except UserError as error:
-        _leave(error.status, f"error: {error}")
-    except OSError as error:
-        _leave(1, f"error: {error}")
+    except (UserError, OSError) as error:
+        _leave(exit_status(error), f"error: {error}")
     except KeyboardInterrupt:
         _leave(130, "interrupted")
     except SystemExit as exit_:
@@ -94,8 +88,9 @@ def _one_end() -> Iterator[None]:
         traceback.print_exc()
         # A collective fails at once where a process is lost; who it was, the service says.
         time.sleep(2 * heartbeat_seconds())
-        status = PREEMPTED if any(word in str(error) for word in _PASSING) else 1
-        _leave(status, f"error: {type(error).__name__}")
+        # Not "error: ": launch/run.sh takes that for a mistake, for which it starts nothing again.
+        told = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        _leave(exit_status(error), told)
 
 
 def require_one(command: str) -> None:

@@ -88,6 +88,12 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
 
 
+def test_a_start_without_a_line_loses_nothing(tmp_path):
+    write_steps(tmp_path, None, [0, 1, 2])
+    write_steps(tmp_path, 1, [])
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2]
+
+
 def test_not_a_number_is_null_with_its_key(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": math.nan, "train/grad_norm": math.inf, "perf/mfu": 0.5})
@@ -165,10 +171,22 @@ def test_published_size():
     assert model_flops_per_token(llama_8b, 8192) == pytest.approx(51.47e9, rel=1e-3)
 
 
+def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
+    def fails(work):
+        raise OSError("Input/output error")
+
+    writer = MetricsWriter(tmp_path, None)
+    monkeypatch.setattr(metrics, "patiently", fails)
+    with pytest.raises(OSError, match="^Input/output error"):
+        writer.write(1, {"train/loss": 1.0})
+    writer.close()
+
+
 def test_a_full_disk_is_an_error_and_no_wait(tmp_path):
     writer = MetricsWriter(tmp_path, None)
+    writer.write(1, {"train/loss": 1.0})
     writer._lines.close()
     writer._lines = open("/dev/full", "w")
     with pytest.raises(UserError, match="metrics cannot be written: No space left"):
-        writer.write(1, {"train/loss": 1.0})
+        writer.write(2, {"train/loss": 1.0})
     writer.close()

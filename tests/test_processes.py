@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt import global_arrays, patience
+from llama_cpt import errors, global_arrays, patience, processes
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.global_arrays import from_rows_here, from_whole, rows_here
 from llama_cpt.patience import patiently
@@ -17,6 +17,7 @@ from llama_cpt.processes import (
     together,
 )
 from llama_cpt.training.storage_error import SaveError
+from tests.conftest import ROOT
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -56,6 +57,37 @@ def test_an_error_ends_a_command_with_its_status(capsys):
             raise SaveError("not saved.", passing=passing)
         assert ended.value.code == status
         assert capsys.readouterr().err == "error: not saved.\n"
+
+
+CRASH = "failed: RuntimeError: INTERNAL: a core halted"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UserError("no such field."), 1, "error: no such field."),
+        (OSError("No space left on device"), 1, "error: No space left on device"),
+        (OSError("it passes"), 75, "error: it passes"),
+        (RuntimeError("503: it passes"), 75, "failed: RuntimeError: 503: it passes"),
+        (RuntimeError("UNAVAILABLE: a\npeer"), 75, "failed: RuntimeError: UNAVAILABLE: a"),
+        (RuntimeError("INTERNAL: a core halted\nat 0x0"), 1, CRASH),
+    ],
+)
+def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch):
+    left = []
+    monkeypatch.setattr(errors, "passes", lambda error: "it passes" in str(error))
+    monkeypatch.setattr(processes, "heartbeat_seconds", lambda: 0)
+    monkeypatch.setattr(processes, "_leave", lambda *said: left.append(said))
+    with processes._one_end():
+        raise error
+    assert left == [(status, told)]
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise error
+    assert ended.value.code == status
+
+
+def test_the_fake_cloud_crashes_as_a_process_does():
+    assert f'"{CRASH}"' in (ROOT / "tests" / "launch" / "fake_cloud.sh").read_text()
 
 
 def test_patience_outlasts_what_passes_and_no_more(monkeypatch):

@@ -28,7 +28,7 @@ DOUBT = 1.25
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config with its mesh, remat policy and micro-batch set."""
+    """A config with its mesh, remat policy and micro-batch set, and the batch of evaluation."""
 
     config: TrainConfig
     mesh: dict[str, int]
@@ -36,15 +36,18 @@ class Candidate:
     """Bytes of one device: at least."""
     seconds: float
     """Of a step, by hand."""
+    fitted: bool
+    """Whether the mesh does not divide the config's own ``evaluation.batch_size``."""
 
     @property
     def options(self) -> str:
         """As ``train`` takes them."""
         mesh, config = self.config.mesh, self.config
+        fitted = f" --evaluation.batch-size {config.evaluation.batch_size}" if self.fitted else ""
         return (
             f"--mesh.replica {mesh.replica} --mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} "
             f"--mesh.tensor {mesh.tensor} --compute.remat {config.compute.remat} "
-            f"--microbatch-size {config.microbatch_size}"
+            f"--microbatch-size {config.microbatch_size}{fitted}"
         )
 
 
@@ -66,6 +69,7 @@ def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
             mesh,
             hand_sum(one, mesh),
             hand_seconds(one, mesh, topology.chip),
+            fitted=one.evaluation != config.evaluation,
         )
         for one, mesh in _settings(config, topology)
     ]
@@ -139,6 +143,7 @@ def _settings(
 ) -> Iterator[tuple[TrainConfig, dict[str, int]]]:
     for mesh in _meshes(config, topology):
         parts = mesh["replica"] * mesh["fsdp"]
+        evaluated = math.ceil(config.evaluation.batch_size / parts) * parts
         for microbatch in _microbatches(config.global_batch_size, parts):
             tokens = microbatch // parts * config.data.sequence_length // mesh["context"]
             if config.compute.matmul_precision == "int8" and tokens > MOST_TOKENS:
@@ -150,6 +155,7 @@ def _settings(
                         mesh=MeshConfig(**mesh),
                         microbatch_size=microbatch,
                         compute=replace(config.compute, remat=remat),
+                        evaluation=replace(config.evaluation, batch_size=evaluated),
                     ),
                     mesh,
                 )
@@ -162,11 +168,7 @@ def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]
         fsdp, rest = divmod(topology.devices // slices, tensor * context)
         if not fsdp or rest or any(size % tensor for size in heads):
             continue
-        if (
-            model.embed_dim % (fsdp * context)
-            == config.evaluation.batch_size % (slices * fsdp)
-            == 0
-        ):
+        if model.embed_dim % (fsdp * context) == 0:
             yield {"replica": slices, "fsdp": fsdp, "context": context, "tensor": tensor}
 
 

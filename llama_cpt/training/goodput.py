@@ -5,6 +5,8 @@ import contextlib
 import time
 from typing import Any
 
+import numpy as np
+
 from llama_cpt.progress import duration
 
 STEP = "step"
@@ -30,6 +32,8 @@ class Goodput:
 
     def __init__(self, started: float | None = None) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        """Of this start."""
+        self._before = dict.fromkeys(PARTS, 0.0)
         self.part, self.since = "startup", time.time() if started is None else started
         self._started = self.since
 
@@ -50,32 +54,40 @@ class Goodput:
         self.part, self.since = part, now
 
     def continue_from(self, lines: Sequence[Mapping[str, Any]], first_step: int) -> None:
-        """Add what ``lines`` of metrics tell of a run that goes on after ``first_step``."""
-        told = [line for line in lines if _SECONDS + STEP in line]
+        """Add what ``lines`` of metrics tell of a run that goes on after ``first_step``.
+
+        Where no line is of ``first_step`` itself, the steps around it count as equally long.
+        """
+        told = [line for line in lines if _CLOCK in line]
         if not told:
             return
+        steps = [line["step"] for line in told]
+        seconds = [line.get(_SECONDS + STEP, 0.0) for line in told]
+        trained = float(np.interp(first_step, steps, seconds, left=0.0))
         last = told[-1]
-        kept = [line for line in told if line["step"] <= first_step]
-        trained = kept[-1][_SECONDS + STEP] if kept else 0.0
-        for part in PARTS:
-            self.seconds[part] += last.get(_SECONDS + part, 0.0)
-        repeated = last[_SECONDS + STEP] - trained
-        self.seconds[STEP] -= repeated
-        self.seconds["repeated"] += repeated
-        self.seconds["stopped"] += max(self._started - last[_CLOCK], 0.0)
+        self._before = {part: last.get(_SECONDS + part, 0.0) for part in PARTS}
+        self._before[STEP] = trained
+        self._before["repeated"] += seconds[-1] - trained
+        self._before["stopped"] += max(self._started - last[_CLOCK], 0.0)
 
     def values(self) -> dict[str, float]:
         """Metric key -> value, up to now."""
         self.turn_to(self.part)
-        spent = {_SECONDS + part: value for part, value in self.seconds.items() if value}
-        share = self.seconds[STEP] / max(sum(self.seconds.values()), 1e-9)
+        seconds = self._over_all()
+        spent = {_SECONDS + part: value for part, value in seconds.items() if value}
+        share = seconds[STEP] / max(sum(seconds.values()), 1e-9)
         return {"perf/goodput": share, _CLOCK: self.since} | spent
 
     def told(self) -> str:
         """In a sentence: the share that trained, and the rest, largest first."""
         share = self.values()["perf/goodput"]
-        total = max(sum(self.seconds.values()), 1e-9)
-        lost = sorted(((value, part) for part, value in self.seconds.items()), reverse=True)
+        seconds = self._over_all()
+        total = max(sum(seconds.values()), 1e-9)
+        lost = sorted(((value, part) for part, value in seconds.items()), reverse=True)
         parts = [f"{part} {value / total:.1%}" for value, part in lost if part != STEP]
         shown = ", ".join(part for part in parts if not part.endswith(" 0.0%"))
         return f"goodput {share:.1%} of {duration(total)}" + (f"; {shown}" if shown else "")
+
+    def _over_all(self) -> dict[str, float]:
+        """Seconds of all starts, by part."""
+        return {part: self._before[part] + value for part, value in self.seconds.items()}

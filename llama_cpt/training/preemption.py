@@ -1,5 +1,6 @@
 """Compute Engine's notice that it takes this machine back, which comes before any signal."""
 
+from http.client import HTTPException
 import os
 import signal
 import sys
@@ -47,9 +48,9 @@ class Notices:
                 with self._opener.open(asked, timeout=_ANSWER_SECONDS + 10) as answer:
                     taken = answer.read().strip() == b"TRUE"
                     known = answer.headers.get("ETag", "0")
-            except urllib.error.HTTPError:
-                return  # A server that does not tell of it, as on GKE, which signals in time.
-            except OSError:
+            except (OSError, HTTPException) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code == 404:
+                    return  # A server that does not tell of it, as on GKE, which signals in time.
                 self._over.wait(_RETRY_SECONDS)
                 continue
             if taken and not self._over.is_set():

@@ -7,14 +7,13 @@ import sys
 import time
 from typing import Any
 
-from etils import epath
 import jax
 import numpy as np
 
 from llama_cpt.chips import CHIPS
 from llama_cpt.config import PreferenceConfig
 from llama_cpt.errors import UserError
-from llama_cpt.metrics import FILE, MetricsWriter, model_flops_per_token, read_lines
+from llama_cpt.metrics import MetricsWriter, model_flops_per_token
 from llama_cpt.processes import is_first
 from llama_cpt.progress import duration
 from llama_cpt.training.goodput import Goodput
@@ -32,10 +31,7 @@ class Reporter:
     def __init__(self, run: Run, first_step: int, clock: Goodput) -> None:
         self.run, self.clock = run, clock
         config = run.config
-        resumed = first_step if first_step else None
-        if is_first() and resumed:
-            clock.continue_from(read_lines(epath.Path(config.output) / FILE), first_step)
-        self.writer = MetricsWriter(config.output, resumed, enabled=is_first())
+        self.writer = MetricsWriter(config.output, first_step or None, enabled=is_first())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
         chip = CHIPS.get(jax.devices()[0].device_kind)
@@ -106,7 +102,7 @@ class Reporter:
         for name, result in results.items():
             values[f"eval/{name}/loss"] = result.loss
             values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte
-        self.writer.write(done, values)
+        self.writer.write(done, values | self.clock.values())
         told = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
         self._print(f"step {done:>6}  held-out bits per byte: {told}")
 

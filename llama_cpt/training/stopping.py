@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llama_cpt.processes import PREEMPTED, count
+from llama_cpt.errors import PREEMPTED
+from llama_cpt.processes import count
 
 SAVE_FAILED = 1
 """A wish below all of ``Outcome``: to save again, after a save in the background has failed."""

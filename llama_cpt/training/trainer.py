@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, replace
+import json
 import sys
 import time
 from typing import Any
@@ -12,13 +13,14 @@ import jax
 import numpy as np
 
 from llama_cpt.batch import Batch, TokenBatch
-from llama_cpt.config import EvaluationConfig
+from llama_cpt.config import EvaluationConfig, TrainConfig
 from llama_cpt.config_file import save as save_config
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.perplexity import HeldoutResult, evaluate_heldout
 from llama_cpt.fields import to_dict
 from llama_cpt.folders import locked
 from llama_cpt.global_arrays import from_whole
+from llama_cpt.metrics import FILE, read_lines
 from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.lora_base import NOTED, checksums, lora_base
 from llama_cpt.processes import count, is_first
@@ -91,6 +93,7 @@ def fit(
             state = _from_trunk(run, trunk) if trunk else run.start()
             first_step = trunk.step if trunk else 0
         if is_first():
+            clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
             save_config(config, output / "config.json")
             print(_described(run), flush=True)
         with (
@@ -108,6 +111,23 @@ def fit(
             with clock.spent_on("save"):
                 checkpoints.wait()
         return outcome
+
+
+def _earlier_lines(
+    config: TrainConfig, first_step: int, allow_change: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What this run's starts before told in ``metrics.jsonl``.
+
+    Without a checkpoint the folder may be another run's: its ``config.json`` must agree.
+    """
+    output = epath.Path(config.output)
+    if first_step == 0:
+        saved = output / "config.json"
+        try:
+            check_resume(json.loads(saved.read_text()), config, allow_change)
+        except (FileNotFoundError, ValueError):
+            return []
+    return read_lines(output / FILE)
 
 
 def _described(run: Run) -> str:

@@ -11,7 +11,7 @@ from llama_cpt.training.goodput import STEP, Goodput
 STEP_SECONDS = 120.0
 """A step shorter than this is never too long."""
 STEP_TIMES = 20.0
-"""Nor is one shorter than this many times the mean so far."""
+"""Nor is one shorter than this many times the mean since the start."""
 OTHER_SECONDS = 3600.0
 """Anything but a step, and the first step, may take this long."""
 _ANSWER_SECONDS = 30.0

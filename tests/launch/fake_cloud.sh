@@ -173,7 +173,7 @@ python() {
   status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
   case $status in
     mistake) echo "error: data.prepared: no such folder; run prepare" && exit 1 ;;
-    crash) echo "Traceback: XlaRuntimeError" && exit 1 ;;
+    crash) printf '%s\n' "Traceback (most recent call last):" "failed: RuntimeError: INTERNAL: a core halted" && exit 1 ;;
     preempt) printf 'SUSPENDED' >"$CLOUD/request" && exit 75 ;;
     hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;
     134) ulimit -c 0 && kill -ABRT $$ ;;

@@ -103,6 +103,19 @@ def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
     assert most == 2**17
 
 
+@pytest.mark.parametrize("name", ["v5e-128", "v5e-256"])
+def test_evaluation_is_fitted_to_the_mesh(name):
+    """The config's batch of 8 rows is for few devices; what is trained is none of its concern."""
+    every = candidates(shipped("cpt_1b"), find_topology(name))
+    assert 32 in {one.mesh["fsdp"] for one in every}
+    for one in every:
+        rows = one.config.evaluation.batch_size
+        assert rows == one.mesh["fsdp"]
+        assert one.options.endswith(f" --evaluation.batch-size {rows}")
+    few = candidates(shipped("cpt_1b"), find_topology("v5e-8"))
+    assert few and not any("evaluation" in one.options for one in few)
+
+
 def test_long_rows_are_shared_by_devices():
     config, topology = shipped("cpt_8b_long"), find_topology("v5p:4x4x4")
     every = candidates(config, topology)
@@ -118,6 +131,8 @@ def test_what_cannot_fit_names_what_may():
     assert min(one.hand.total for one in candidates(config, topology)) > topology.chip.memory_bytes
     larger = smallest_topology(config, topology)
     assert larger.name == "v6e-64"
+    few = replace(config, evaluation=replace(config.evaluation, batch_size=2))
+    assert smallest_topology(few, topology) == larger
     assert "more chips: v6e:8x8" in first_remedy(config, topology, {"fsdp": 8})
 
 

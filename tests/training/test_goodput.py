@@ -59,6 +59,19 @@ def test_a_restart_adds_what_was_lost(now):
     }
 
 
+def test_steps_between_two_lines_are_kept_in_part():
+    lines = [
+        {"step": step, "perf/seconds/step": seconds, "perf/unix_seconds": 0.0}
+        for step, seconds in ((1, 10.0), (100, 1000.0), (200, 3000.0))
+    ]
+    for first_step, trained in ((0, 0.0), (1, 10.0), (150, 2000.0), (200, 3000.0), (250, 3000.0)):
+        clock = Goodput()
+        clock.continue_from(lines, first_step)
+        told = clock.values()
+        assert told.get("perf/seconds/step", 0.0) == pytest.approx(trained)
+        assert told.get("perf/seconds/repeated", 0.0) == pytest.approx(3000 - trained)
+
+
 def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
@@ -69,6 +82,18 @@ def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
     said = capfd.readouterr().err
     assert said.count("watchdog: process 0: step, 2 steps after the start") == 1
     assert "test_a_late_step_is_named_once_with_stacks" in said
+
+
+def test_a_late_step_is_measured_by_this_start(monkeypatch, capfd):
+    """Not by the hours of the starts before it."""
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
+    clock = Goodput()
+    clock.continue_from([{"step": 9, "perf/seconds/step": 9000.0, "perf/unix_seconds": 0.0}], 9)
+    clock.turn_to("step")
+    with Watchdog(clock, poll_seconds=0.01) as dog:
+        dog.steps_done = 2
+        time.sleep(0.3)
+    assert "watchdog: process 0: step, 2 steps after the start" in capfd.readouterr().err
 
 
 def test_what_goes_on_is_not_named(monkeypatch, capfd):

@@ -6,13 +6,17 @@ import time
 
 import pytest
 
+from llama_cpt.training import preemption
 from llama_cpt.training.preemption import METADATA_HOST, Notices
 from llama_cpt.training.stopping import Outcome, Signals
 
 
 @pytest.fixture
 def answers(monkeypatch):
-    """What a metadata server answers next, the last again and again; each told its ``ETag``."""
+    """What a metadata server answers next, the last again and again; each told its ``ETag``.
+
+    Status 0 is an answer that is no HTTP.
+    """
     told: list[tuple[int, bytes]] = []
     asked: list[str] = []
 
@@ -24,6 +28,9 @@ def answers(monkeypatch):
             assert self.headers["Metadata-Flavor"] == "Google"
             asked.append(self.path)
             status, text = told.pop(0) if len(told) > 1 else told[0]
+            if not status:
+                self.wfile.write(text)
+                return
             self.send_response(status)
             self.send_header("ETag", f"tag{len(asked)}")
             self.end_headers()
@@ -61,6 +68,13 @@ def test_a_server_that_does_not_tell_is_asked_once(answers):
     told += [(404, b"no such")]
     assert outcome_within(0.5) is Outcome.FINISHED
     assert len(asked) == 1
+
+
+def test_a_server_in_trouble_is_asked_again(answers, monkeypatch):
+    told, _ = answers
+    monkeypatch.setattr(preemption, "_RETRY_SECONDS", 0.01)
+    told += [(503, b"later"), (429, b"too often"), (0, b"no HTTP\r\n"), (200, b"TRUE")]
+    assert outcome_within(20) is Outcome.PREEMPTED
 
 
 def test_nobody_is_asked_without_chips(monkeypatch):

@@ -123,6 +123,38 @@ def test_told_steps_do_not_depend_on_the_interruption(make_config, tmp_path, mon
     assert steps == [1, 4, 8]
 
 
+def spent(output: Path) -> dict[str, float]:
+    """Seconds by part, over all starts, by the last line of metrics."""
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    parts = {key: value for key, value in last.items() if key.startswith("perf/seconds/")}
+    return {key.removeprefix("perf/seconds/"): value for key, value in parts.items()}
+
+
+def test_starts_lost_before_the_first_save_are_lost_time(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run")
+
+    def lost_at(step: int) -> None:
+        def rate(optimizer, at: int, num_steps: int) -> float:
+            if at == step:
+                raise RuntimeError("the host is lost")
+            return 1e-3
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="is lost"):
+            patch.setattr(trainer, "learning_rate", rate)
+            train(config)
+
+    lost_at(2)
+    trained = spent(tmp_path / "run")["step"]
+    assert trained > 0
+    for step in (0, 0, 2):
+        lost_at(step)
+        told = spent(tmp_path / "run")
+        assert told["repeated"] >= trained and told["stopped"] > 0
+    # Another config without a checkpoint is another run.
+    train(replace(config, seed=5))
+    assert not {"repeated", "stopped"} & set(spent(tmp_path / "run"))
+
+
 def test_a_finished_run_has_nothing_to_do(whole):
     before = learnt(whole)
     assert train(run_config(whole)) is Outcome.FINISHED
