@@ -1,4 +1,7 @@
-"""A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost."""
+"""A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost.
+
+On a disk, and in a bucket.
+"""
 
 from collections.abc import Callable
 import itertools
@@ -11,7 +14,9 @@ import time
 import pytest
 
 from llama_cpt.config import TrainConfig
-from tests.processes.launched import RESTARTS, Launched, run_to_end, steps_told, train
+from llama_cpt.config_file import save
+from tests.processes.launched import RESTARTS, Launched, launch, run_to_end, steps_told, train
+from tests.storage_server import storage
 from tests.training.runs import learnt
 
 STEPS = 12
@@ -121,6 +126,40 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
     assert launched.ended() == [1, 1], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
+    """One is killed; started again, with every tenth answer of the storage service a 503."""
+    save(many("gs://bucket/run", num_steps=STEPS), tmp_path / "config.json")
+    (tmp_path / "empty").mkdir()
+    with storage(tmp_path / "empty") as server:
+
+        def sealed_there(step: int) -> bool:
+            prefix = f"run/checkpoints/{step}.manifest-"
+            return sum(name.startswith(prefix) for name in list(server.objects)) == 2
+
+        def started() -> Launched:
+            arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
+            return launch(arguments, tmp_path, 2, compilation_cache)
+
+        first = started()
+        first.wait_until(lambda: sealed_there(2))
+        first.processes[1].kill()
+        first.ended(60)
+
+        requests = itertools.count(1)
+        server.fails = lambda method: next(requests) % 10 == 0
+        for _ in range(4):
+            last = started()
+            if (statuses := set(last.ended())) == {0}:
+                break
+            assert statuses <= RESTARTS, last.log()
+        assert next(requests) > 200
+    assert "resuming after step" in last.log(), last.log()
+    assert sealed_there(STEPS) and not sealed_there(STEPS - 2)
+    (tmp_path / "metrics.jsonl").write_bytes(server.objects["run/metrics.jsonl"])
+    assert learnt(tmp_path) == whole
 
 
 @pytest.mark.slow
