@@ -9,21 +9,26 @@ from typing import TypeVar
 PAUSES = 1.0, 10.0, 60.0
 """Seconds before each new try."""
 
-# In words: Orbax's storage layer has the system's words, but not its numbers.
-_LASTING_WORDS = tuple(
-    os.strerror(number)
-    for number in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOENT,
-        errno.ENOTDIR,
-    )
+# In words: Orbax's storage layer has the system's words, but not its numbers; then gcsfs's word and
+# TensorStore's.
+_LASTING_WORDS = (
+    *(
+        os.strerror(number)
+        for number in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOENT,
+            errno.ENOTDIR,
+        )
+    ),
+    "Forbidden",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
 )
-
 _LASTING = (
     FileNotFoundError,
     FileExistsError,
