@@ -136,8 +136,9 @@ def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
     with storage(tmp_path / "empty") as server:
 
         def sealed_there(step: int) -> bool:
-            prefix = f"run/checkpoints/{step}.manifest-"
-            return sum(name.startswith(prefix) for name in list(server.objects)) == 2
+            prefix = f"run/checkpoints/{step}.manifest-0000"
+            parts = [f"{prefix}{part}-of-00002.json" for part in range(2)]
+            return all(part in server.objects for part in parts)
 
         def started() -> Launched:
             arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
