@@ -50,13 +50,13 @@ def test_some_draws_of_one_truth():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_forty_draws(name, monkeypatch):
+def test_a_hundred_draws(name, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
-        found = list(pool.map(recover, [name] * 40, range(40), chunksize=4))
+        found = list(pool.map(recover, [name] * 100, range(100), chunksize=10))
     honest, held = judge(name, found)
     assert honest >= 0.9
-    assert len(held) >= 20
+    assert len(held) >= 50
     share = held.mean(axis=0)
     assert ((share >= 0.8) & (share <= 0.97)).all(), share
