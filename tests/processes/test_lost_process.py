@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from llama_cpt.config import TrainConfig
+from llama_cpt.config import CheckpointConfig, TrainConfig
 from llama_cpt.config_file import save
 from tests.processes.launched import RESTARTS, Launched, launch, run_to_end, steps_told, train
 from tests.storage_server import storage
@@ -131,7 +131,9 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
 @pytest.mark.slow
 def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
     """One is killed; started again, with every tenth answer of the storage service a 503."""
-    save(many("gs://bucket/run", num_steps=STEPS), tmp_path / "config.json")
+    keep_one = CheckpointConfig(every_steps=2, keep=1)
+    config = many("gs://bucket/run", num_steps=STEPS, checkpoint=keep_one)
+    save(config, tmp_path / "config.json")
     (tmp_path / "empty").mkdir()
     with storage(tmp_path / "empty") as server:
 
