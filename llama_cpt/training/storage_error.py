@@ -3,9 +3,8 @@
 import errno
 import os
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import PREEMPTED, UserError
 from llama_cpt.patience import lasts
-from llama_cpt.processes import PREEMPTED
 
 
 class StorageError(UserError):

@@ -114,6 +114,7 @@ def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
 
 
 BUCKET = """
+import os, urllib.request
 import jax.numpy as jnp
 from llama_cpt.training import manifest
 from llama_cpt.training.checkpoint import Checkpoints
@@ -124,7 +125,6 @@ with Checkpoints("gs://bucket/run/checkpoints") as checkpoints:
         checkpoints.wait()
     assert checkpoints.latest_verified() == 2 and checkpoints.steps() == [2]
     assert checkpoints.restore(2, state)["trained"]["w"][7] == 7
-    import os, urllib.request
     part = "run%2Fcheckpoints%2F2.manifest-00000-of-00001.json"
     gone = f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o/{part}"
     urllib.request.urlopen(urllib.request.Request(gone, method="DELETE"))
