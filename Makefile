@@ -14,8 +14,9 @@ study: .venv/users
 test: .venv/testers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# In the order of the files, for the longest are not those of many tests.
 test-all: test test-beam
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -v -m slow
 
 # In an environment of its own: Beam wants another protobuf.
 test-beam: .venv-beam/testers

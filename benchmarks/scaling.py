@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.plan_table import Row, table
 from llama_cpt.config import ModelConfig, TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.planning.hand_sum import hand_sum, parameters
 from llama_cpt.planning.topologies import FAMILIES, Topology, shapes_of
 

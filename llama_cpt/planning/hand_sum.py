@@ -7,7 +7,7 @@ import math
 
 from llama_cpt.chips import Chip
 from llama_cpt.config import ModelConfig, TrainConfig
-from llama_cpt.metrics import model_flops_per_token, non_embedding_parameters
+from llama_cpt.model_flops import model_flops_per_token, non_embedding_parameters
 
 # Forward passes that the backward pass repeats, in forward passes.
 REPEATED = {"none": 0.0, "dots": 0.1, "minimal": 0.05, "full": 1.0, "offload": 1.0}

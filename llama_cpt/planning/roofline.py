@@ -8,7 +8,7 @@ from llama_cpt.chips import Chip
 from llama_cpt.planning.collectives import SLICES_AXIS, Collective
 
 # Model FLOPs utilisation that published TPU runs of Llama-3 reach, causal attention counted once
-# as in metrics.model_flops_per_token: v6e 0.40 (8B) to 0.47 (70B), v5p 0.68 (405B), from
+# as in model_flops_per_token: v6e 0.40 (8B) to 0.47 (70B), v5p 0.68 (405B), from
 # AI-Hypercomputer's tpu-recipes.
 MFU_RANGE = (0.40, 0.60)
 

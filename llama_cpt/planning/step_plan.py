@@ -8,7 +8,7 @@ import jax
 
 from llama_cpt.batch import Batch
 from llama_cpt.config import TrainConfig
-from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.planning.buffers import Peak, peak_of
 from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
@@ -29,7 +29,7 @@ class Workload:
     tokens: int
     """Of all steps."""
     flops_per_token: float
-    """``metrics.model_flops_per_token``: 6 N + attention, recomputation not counted."""
+    """``model_flops_per_token``: 6 N + attention, recomputation not counted."""
     rows: int
     """Of one device in one micro-batch."""
     num_microbatches: int

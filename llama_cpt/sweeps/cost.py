@@ -8,7 +8,7 @@ import math
 from llama_cpt.chips import CHIPS
 from llama_cpt.errors import UserError
 from llama_cpt.fields import require_above_zero
-from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SweepConfig
 from llama_cpt.sweeps.trials import Trial, chains_of
 
@@ -17,7 +17,7 @@ LEAST_VALUES = 3
 
 
 def trial_flops(trial: Trial) -> float:
-    """Floating-point operations that its own tokens need (``metrics.model_flops_per_token``)."""
+    """Floating-point operations that its own tokens need (``model_flops_per_token``)."""
     config = trial.config
     per_token = model_flops_per_token(
         config.model, config.data.sequence_length, frozen=config.lora is not None

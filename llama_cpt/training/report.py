@@ -13,7 +13,8 @@ import numpy as np
 from llama_cpt.chips import CHIPS
 from llama_cpt.config import PreferenceConfig
 from llama_cpt.errors import UserError
-from llama_cpt.metrics import MetricsWriter, model_flops_per_token
+from llama_cpt.metrics import MetricsWriter
+from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.processes import is_first
 from llama_cpt.progress import duration
 from llama_cpt.training.goodput import Goodput

@@ -3,9 +3,11 @@
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from llama_cpt.mixture_law.analyse import analyse
 from tests.mixture_law.truths import GOAL, study_points, truths
@@ -18,6 +20,8 @@ NAMES = (
     "quadratic, 0.5 as steep",
     "quadratic, 0.25 as steep",
 )
+DRAWS = int(os.environ.get("LLAMA_CPT_DRAWS", "40"))
+"""Of each truth."""
 TOLERANCE = np.array([0.05, 0.1])
 """Of ALMR, and of decades of the learning rate."""
 
@@ -50,13 +54,18 @@ def test_some_draws_of_one_truth():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_draws(name, monkeypatch):
+def test_many_draws(name, monkeypatch):
+    """At least 90 % are honest; a 90 % interval holds the truth 80 to 97 times in a hundred.
+
+    Of fewer draws, as many as one would see of such a share 98 times in a hundred.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
-        found = list(pool.map(recover, [name] * 100, range(100), chunksize=10))
+        found = list(pool.map(recover, [name] * DRAWS, range(DRAWS), chunksize=10))
     honest, held = judge(name, found)
     assert honest >= 0.9
-    assert len(held) >= 50
-    share = held.mean(axis=0)
-    assert ((share >= 0.8) & (share <= 0.97)).all(), share
+    assert len(held) >= DRAWS / 2
+    low, high = binom.ppf(0.01, len(held), 0.8), binom.ppf(0.99, len(held), 0.97)
+    times = held.sum(axis=0)
+    assert ((times >= low) & (times <= high)).all(), times

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from llama_cpt.config_file import load
-from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.model_flops import non_embedding_parameters
 from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.planning.step_plan import read_step
 from llama_cpt.planning.topologies import find_topology

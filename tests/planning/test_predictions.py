@@ -17,8 +17,8 @@ from llama_cpt.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from llama_cpt.metrics import non_embedding_parameters
 from llama_cpt.model.llama import Llama
+from llama_cpt.model_flops import non_embedding_parameters
 from llama_cpt.planning.hand_sum import hand_sum
 from llama_cpt.planning.memory import device_bytes
 from llama_cpt.planning.peak_parts import parts_of

@@ -45,18 +45,35 @@ class Launched:
                 process.kill()
                 process.wait()
 
-    def run(self) -> bool:
-        """Whether all of them still do."""
-        return all(process.poll() is None for process in self.processes)
-
-    def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Return once it ``holds``; the processes must still run then."""
+    def reach(self, holds: Callable[[], bool]) -> bool:
+        """Whether it ``holds`` while all of them run: waits for that, or for the first to end."""
         until = time.monotonic() + RUN_SECONDS
         while not holds():
-            if not self.run() or time.monotonic() > until:
+            if any(process.poll() is not None for process in self.processes):
+                return False
+            if time.monotonic() > until:
                 self.ended(0.1)
-                raise AssertionError(self.log())
             time.sleep(0.002)
+        return True
+
+
+def running(start: Callable[[], Launched], holds: Callable[[], bool]) -> Launched:
+    """Processes that still run once it ``holds``; anew where a busy machine's lost each other."""
+    for _ in range(4):
+        launched = start()
+        if launched.reach(holds):
+            return launched
+        assert set(launched.ended()) <= RESTARTS, launched.log()
+    raise AssertionError(launched.log())
+
+
+def ended(start: Callable[[], Launched]) -> Launched:
+    """Processes that have ended; started again on what the launch scripts start again on."""
+    for _ in range(4):
+        launched = start()
+        if not set(launched.ended()) <= RESTARTS:
+            return launched
+    raise AssertionError(launched.log())
 
 
 def launch(
@@ -76,7 +93,9 @@ def launch(
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     source = (
-        f"import runpy, sys\n{program}\nsys.argv = sys.argv[1:]\n"
+        # tensorboardX imports torch, for which no command asks, where it finds it: seconds a start.
+        "import runpy, sys\nsys.modules['torch'] = None\n"
+        f"{program}\nsys.argv = sys.argv[1:]\n"
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
     )
     shared = {
@@ -116,14 +135,10 @@ def train(config: TrainConfig, count: int, cache: Path, program: str = "") -> La
 
 
 def run_to_end(config: TrainConfig, count: int, cache: Path, program: str = "") -> Launched:
-    """Train until all is done; started again on what the launch scripts start again on."""
-    for _ in range(4):
-        launched = train(config, count, cache, program)
-        statuses = set(launched.ended())
-        if statuses == {0}:
-            return launched
-        assert statuses <= RESTARTS, launched.log()
-    raise AssertionError(launched.log())
+    """Train until all is done."""
+    launched = ended(lambda: train(config, count, cache, program))
+    assert set(launched.ended()) == {0}, launched.log()
+    return launched
 
 
 def steps_told(config: TrainConfig) -> int:

@@ -15,7 +15,16 @@ import pytest
 
 from llama_cpt.config import CheckpointConfig, TrainConfig
 from llama_cpt.config_file import save
-from tests.processes.launched import RESTARTS, Launched, launch, run_to_end, steps_told, train
+from tests.processes.launched import (
+    RESTARTS,
+    Launched,
+    ended,
+    launch,
+    run_to_end,
+    running,
+    steps_told,
+    train,
+)
 from tests.storage_server import storage
 from tests.training.runs import learnt
 
@@ -102,12 +111,13 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
     config = many(tmp_path / "run", num_steps=STEPS)
     saved = Path(config.output) / "checkpoints"
 
-    lost = train(config, 2, compilation_cache)
-    lost.wait_until(lambda: sealed(config, 2))
-    kill_one(lost, 1, config)
+    def started(program: str = "") -> Launched:
+        return train(config, 2, compilation_cache, program)
 
-    stopped = train(config, 2, compilation_cache, SLOW_SEAL)
-    stopped.wait_until(lambda: "sealing slowly" in stopped.log())
+    kill_one(running(started, lambda: sealed(config, 2)), 1, config)
+
+    log = tmp_path / "log-1"
+    stopped = running(lambda: started(SLOW_SEAL), lambda: "sealing slowly" in log.read_text())
     stopped.processes[1].send_signal(signal.SIGTERM)
     assert stopped.ended() == [75, 75], stopped.log()
     newest = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
@@ -122,7 +132,8 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
 
 @pytest.mark.slow
 def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compilation_cache):
-    launched = train(many(tmp_path / "run"), 2, compilation_cache, FULL_ON_THE_SECOND)
+    config = many(tmp_path / "run")
+    launched = ended(lambda: train(config, 2, compilation_cache, FULL_ON_THE_SECOND))
     assert launched.ended() == [1, 1], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
@@ -146,18 +157,14 @@ def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
             arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
             return launch(arguments, tmp_path, 2, compilation_cache)
 
-        first = started()
-        first.wait_until(lambda: sealed_there(2))
+        first = running(started, lambda: sealed_there(2))
         first.processes[1].kill()
         first.ended(60)
 
         requests = itertools.count(1)
         server.fails = lambda method: next(requests) % 10 == 0
-        for _ in range(4):
-            last = started()
-            if (statuses := set(last.ended())) == {0}:
-                break
-            assert statuses <= RESTARTS, last.log()
+        last = ended(started)
+        assert last.ended() == [0, 0], last.log()
         assert next(requests) > 200
     assert "resuming after step" in last.log(), last.log()
     assert sealed_there(STEPS) and not sealed_there(STEPS - 2)
@@ -174,9 +181,7 @@ def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path, compilati
         while kills < KILLS:
             launched = train(config, 2, compilation_cache)
             has_come = moment(config, draw)[name := next(names)]
-            while not has_come() and launched.run():
-                time.sleep(0.002)
-            if not launched.run():
+            if not launched.reach(has_come):
                 statuses = set(launched.ended())
                 assert statuses <= RESTARTS or statuses == {0}, launched.log()
                 if statuses == {0}:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from llama_cpt.config import MeshConfig, TrainConfig
-from tests.processes.launched import DEVICES, Launched, run_to_end, steps_told, train
+from tests.processes.launched import DEVICES, Launched, run_to_end, running, steps_told, train
 from tests.training.runs import learnt
 
 # Tells which rows each process reads.
@@ -71,9 +71,21 @@ def test_rows_shared_by_processes(alone, many, tmp_path, compilation_cache, monk
         assert sorted(rows_read(f"{tmp_path}/rows-{process}", 6)) == list(range(48))
 
 
-def stop_after(launched: Launched, config: TrainConfig, told: int, process: int) -> None:
-    """SIGTERM to one process after more than ``told`` lines of metrics: all save and say so."""
-    launched.wait_until(lambda: steps_told(config) > told)
+def stop_on_the_way(config: TrainConfig, count: int, process: int, cache: Path) -> None:
+    """SIGTERM to one process after more metrics than there were: all save and say so."""
+    # Slow steps, so that the run has not ended before all know of the signal.
+    slowly = (
+        "import time\nfrom llama_cpt.training import trainer\nreal = trainer.learning_rate\n"
+        "trainer.learning_rate = lambda *a: (time.sleep(0.5), real(*a))[1]"
+    )
+    told = 0
+
+    def started() -> Launched:
+        nonlocal told
+        told = steps_told(config)
+        return train(config, count, cache, slowly)
+
+    launched = running(started, lambda: steps_told(config) > told)
     launched.processes[process].send_signal(signal.SIGTERM)
     assert set(launched.ended()) == {75}, launched.log()
 
@@ -81,14 +93,8 @@ def stop_after(launched: Launched, config: TrainConfig, told: int, process: int)
 @pytest.mark.slow
 def test_four_then_two_then_four_processes(alone, many, tmp_path, compilation_cache):
     config = many(tmp_path / "run", num_steps=6)
-    # Slow steps, so that the run has not ended before all know of the signal.
-    slowly = (
-        "import time\nfrom llama_cpt.training import trainer\nreal = trainer.learning_rate\n"
-        "trainer.learning_rate = lambda *a: (time.sleep(0.5), real(*a))[1]"
-    )
-    for count, process in ((4, 3), (2, 0)):
-        told = steps_told(config)
-        stop_after(train(config, count, compilation_cache, slowly), config, told, process)
+    stop_on_the_way(config, 4, 3, compilation_cache)
+    stop_on_the_way(config, 2, 0, compilation_cache)
     last = run_to_end(config, 4, compilation_cache)
     assert last.log().count("resuming after step") >= 2
     assert_close(learnt(tmp_path / "run"), alone)

@@ -17,7 +17,7 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.checkpoint import save_trained
 from llama_cpt.training.run import build
-from tests.processes.launched import RESTARTS, Launched, launch
+from tests.processes.launched import Launched, ended, launch
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
 from tests.evaluation.benchmark_files import save_model, write_benchmarks  # noqa: E402
@@ -33,14 +33,11 @@ TRAINS_NOTHING = (
 
 
 def together(arguments: list[str], folder: Path, program: str = "", *, status: int = 0) -> Launched:
-    """Two processes with as many devices as this one; anew where they lost each other."""
+    """Two processes with as many devices as this one."""
     folder.mkdir(exist_ok=True)
-    for _ in range(4):
-        launched = launch(arguments, folder, 2, folder, program, devices=jax.device_count())
-        statuses = set(launched.ended())
-        if not statuses <= RESTARTS:
-            break
-    assert statuses == {status}, launched.log()
+    devices = jax.device_count()
+    launched = ended(lambda: launch(arguments, folder, 2, folder, program, devices=devices))
+    assert set(launched.ended()) == {status}, launched.log()
     return launched
 
 

@@ -9,7 +9,7 @@ from etils import epath
 import pytest
 
 from configs.demo_cpt import config as cpt
-from llama_cpt.metrics import non_embedding_parameters
+from llama_cpt.model_flops import non_embedding_parameters
 from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.sweeps.claims import claimed, holder
 from llama_cpt.sweeps.results import COLUMNS, Note, read_note, write_note, write_results

@@ -9,7 +9,7 @@ import pytest
 
 from configs.demo_cpt import config as cpt
 from llama_cpt.errors import UserError
-from llama_cpt.metrics import model_flops_per_token
+from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.sweeps.cost import chip_hours, within_budget
 from llama_cpt.sweeps.plan import table
