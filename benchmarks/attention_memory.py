@@ -9,7 +9,6 @@ told by the compiler's error. Needs libtpu.
 
 import argparse
 import functools
-import os
 import re
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 
 from benchmarks.attention_schedule import SPLASH_BLOCKS, TOPOLOGY
 from llama_cpt.model.splash import splash_attention
+from llama_cpt.training.ahead_of_time import require_compiler
 from pallas_kernels.flash_attention import flash_attention
 
 CONTENDERS = {"ours": flash_attention} | {
@@ -69,7 +69,7 @@ def main() -> None:
     for name, value in {"length": 8192, "heads": 32, "kv-heads": 8, "head-dim": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    require_compiler()
     for name in [options.only] if options.only else CONTENDERS:
         print(f"{name}: {told(CONTENDERS[name], options.chip, options)}", flush=True)
 

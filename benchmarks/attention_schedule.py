@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 
+from llama_cpt.training.ahead_of_time import COMPILER_SETTINGS
+
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 MATRIX_SIDE = {"v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
 # Rows of a bfloat16 operand that one instruction feeds to a matrix unit.
@@ -86,9 +88,7 @@ def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
+            **COMPILER_SETTINGS,
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         }

@@ -1,6 +1,6 @@
 """What the TPU compiler makes of the chunked cross-entropy, by size of the chunk, on no TPU.
 
-    PYTHONPATH=. python benchmarks/cross_entropy_memory.py [--chip v5p] [CHUNK_TOKENS ...]
+    python -m benchmarks.cross_entropy_memory [--chip v5p] [CHUNK_TOKENS ...]
 
 Loss and both gradients on one device: temporaries in HBM, and cycles as the compiler's cost model
 estimates them, a loop's body counted for each chunk. Temporaries hold the head in bfloat16 and its
@@ -9,24 +9,16 @@ gradient in float32 beside a chunk's logits. Needs libtpu.
 
 import argparse
 from collections import Counter
-import os
 import re
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-os.environ.update(ENVIRONMENT)
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
 
-import jax  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from llama_cpt.config import MeshConfig  # noqa: E402
-from llama_cpt.sharding import make_mesh  # noqa: E402
-from llama_cpt.training.cross_entropy import linear_cross_entropy  # noqa: E402
+from llama_cpt.config import MeshConfig
+from llama_cpt.sharding import make_mesh
+from llama_cpt.training.ahead_of_time import require_compiler
+from llama_cpt.training.cross_entropy import linear_cross_entropy
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
@@ -72,6 +64,7 @@ def main() -> None:
     for name, value in {"tokens": 8192, "vocab": 128256, "embed": 4096}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
+    require_compiler()
     for chunk_tokens in options.chunk_tokens:
         compiled = compile_loss(options, chunk_tokens)
         cycles = cycles_of(compiled.as_text(), -(-options.tokens // chunk_tokens))
