@@ -19,6 +19,7 @@ from llama_cpt.planning.search import (
     candidates,
     next_to_try,
     smallest_topology,
+    why_none,
 )
 from llama_cpt.planning.step_plan import Plan, make_plan
 from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
@@ -131,10 +132,8 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
 
 def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> UserError:
     if not every:
-        return UserError(
-            f"{topology.text}: no mesh divides it and the config: global_batch_size="
-            f"{config.global_batch_size} must be a multiple of the devices that hold rows."
-        )
+        why = why_none(config, topology)
+        return UserError(f"{topology.text}: no mesh divides it and the config: {why}.")
     least = min(every, key=lambda one: one.hand.total)
     larger = smallest_topology(config, topology)
     # Several slices hold a copy of the parameters each.

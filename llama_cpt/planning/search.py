@@ -76,6 +76,24 @@ def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
     return sorted(found, key=lambda one: (one.seconds, one.hand.total))
 
 
+def why_none(config: TrainConfig, topology: Topology) -> str:
+    """What hinders where there are no ``candidates``: the model, or the batch."""
+    parts = {mesh["replica"] * mesh["fsdp"] for mesh in _meshes(config, topology)}
+    if parts:
+        counts = ", ".join(map(str, sorted(parts)))
+        return (
+            f"global_batch_size={config.global_batch_size} must be a multiple of the devices that "
+            f"hold rows, here one of {counts}"
+        )
+    model, chips = config.model, topology.devices // topology.slices
+    return (
+        f"of {chips} devices of a slice, fsdp must divide model.embed_dim={model.embed_dim}, and "
+        f"the rest, tensor ({', '.join(map(str, TENSORS))}), num_heads={model.num_heads}, "
+        f"num_kv_heads={model.num_kv_heads}, mlp_dim={model.mlp_dim} and "
+        f"vocab_size={model.vocab_size}"
+    )
+
+
 def smallest_topology(config: TrainConfig, topology: Topology) -> Topology | None:
     """Of the same family, where the least of all settings fits by hand; None if none is enough."""
     for shape in shapes_of(topology.family):

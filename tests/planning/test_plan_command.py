@@ -36,7 +36,8 @@ def run(name: str, topology: str, *options: str) -> int:
         (("cpt_8b", "v5e-32", "--slices", "0"), "--slices 0: at least 1"),
         (("cpt_8b", "v5e-32", "--mash.fsdp", "3"), "unknown field 'mash.fsdp'"),
         (("cpt_70b", "v6e-8", "--search"), r"no mesh, remat policy.*v6e:8x8 \(v6e-64\)"),
-        (("cpt_8b", "v5e-32", "--search", "--global-batch-size", "7"), "no mesh divides it"),
+        (("cpt_8b", "v5e-32", "--search", "--global-batch-size", "7"), "hold rows, here one of"),
+        (("cpt_8b", "v5e-32", "--search", "--model.embed-dim", "34"), "divide model.embed_dim=34"),
         (
             ("cpt_70b", "v6e-8", "--search", "--model.num-layers", "9999"),
             "no slice of v6e is enough",
