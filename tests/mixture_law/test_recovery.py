@@ -54,12 +54,11 @@ def test_some_draws_of_one_truth():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_many_draws(name, monkeypatch):
+def test_many_draws(name):
     """At least 90 % are honest; a 90 % interval holds the truth 80 to 97 times in a hundred.
 
     Of fewer draws, as many as one would see of such a share 98 times in a hundred.
     """
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
         found = list(pool.map(recover, [name] * DRAWS, range(DRAWS), chunksize=10))
