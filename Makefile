@@ -16,7 +16,7 @@ test: .venv/testers
 
 # In the order of the files, for the longest are not those of many tests.
 test-all: test test-beam
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -v -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -vv -m slow
 
 # In an environment of its own: Beam wants another protobuf.
 test-beam: .venv-beam/testers

@@ -62,12 +62,17 @@ def continuations(folder: Path) -> None:
         print("  " + tokenizer.decode(ids[0], skip_special_tokens=True).replace("\n", " "))
 
 
-def main() -> None:
+def make_vocabulary() -> Path:
+    """Trained where it is not there yet."""
     tokenizer = Path(config.data.tokenizer)
-    folder = tokenizer.parent
     if not tokenizer.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        train_vocabulary(write_sample(folder), tokenizer, config.model.vocab_size)
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        train_vocabulary(write_sample(tokenizer.parent), tokenizer, config.model.vocab_size)
+    return tokenizer
+
+
+def main() -> None:
+    folder = make_vocabulary().parent
     run("llama_cpt.train", "configs/real_text.py")
     curves = []
     for almr in ("0.33", "1.0"):
