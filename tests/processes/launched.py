@@ -93,8 +93,9 @@ def launch(
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     source = (
-        # tensorboardX imports torch, for which no command asks, where it finds it: seconds a start.
-        "import runpy, sys\nsys.modules['torch'] = None\n"
+        # Where it finds torch it imports it, which takes seconds a start.
+        "import runpy, sys\nsys.modules['torch'] = None\nimport tensorboardX\n"
+        "del sys.modules['torch']\n"
         f"{program}\nsys.argv = sys.argv[1:]\n"
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
     )
