@@ -138,7 +138,7 @@ def test_chunks_are_the_whole(name):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=5)
 @given(st.data())
 def test_any_shape(data):
     tile = data.draw(st.sampled_from([128, 256, 384, 512]))

@@ -16,7 +16,7 @@ from llama_cpt.config_file import save
 from tests.training.runs import learnt
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "4"))
+KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
 
 
 def start(config: TrainConfig, cache: Path) -> subprocess.Popen:
