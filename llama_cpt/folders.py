@@ -10,6 +10,7 @@ import sys
 from etils import epath
 
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import require_reachable
 
 
 @contextlib.contextmanager
@@ -34,7 +35,8 @@ def locked(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
 
 
 def require_writable(folder: str) -> None:
-    """Raise UserError where ``folder`` (local or ``gs://``) is a file or cannot be made."""
+    """Raise UserError where ``folder`` is a file or cannot be made, or its storage is silent."""
+    require_reachable(folder)
     if "://" in folder:
         return
     place = Path(folder).absolute()

@@ -40,7 +40,7 @@ def require_reachable(path: str) -> None:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(
             f"{path}: cannot be read ({reason}); name another path, or give this machine's "
-            "account the right to it."
+            "account the right to it (`gcloud auth application-default login`)."
         ) from None
 
 

@@ -15,6 +15,9 @@ import threading
 import time
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import fsspec
+import pytest
+
 
 class Server(ThreadingHTTPServer):
     """Every bucket holds the same objects, at first ``folder``'s files; answers take ``seconds``.
@@ -224,3 +227,11 @@ def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[S
             os.environ.clear()
             os.environ |= before
             server.shutdown()
+
+
+@pytest.fixture
+def bucket(tmp_path_factory, monkeypatch) -> Iterator[Server]:
+    """Empty; ``gs://bucket`` is there as long as the test runs."""
+    monkeypatch.setitem(fsspec.config.conf.setdefault("gcs", {}), "token", "anon")
+    with storage(tmp_path_factory.mktemp("empty")) as server:
+        yield server

@@ -1,13 +1,11 @@
 """A remote path that is denied or silent is an error, soon; one that is merely empty is none."""
 
-import time
-
 import pytest
 
 from llama_cpt import reachable
 from llama_cpt.errors import UserError
 from llama_cpt.reachable import require_reachable
-from tests.bucket import Bucket, bucket
+from tests.storage_server import bucket
 
 __all__ = ["bucket"]
 
@@ -17,17 +15,14 @@ def test_local_and_absent(bucket, tmp_path):
     require_reachable("gs://bucket/absent/*.jsonl")
 
 
-def test_denied(bucket, monkeypatch):
-    def denied(*_, **__):
-        raise OSError("Forbidden: https://storage\nthe whole page")
-
-    monkeypatch.setattr(Bucket, "info", denied)
+def test_denied(bucket):
+    bucket.status = 403
     with pytest.raises(UserError, match=r"gs://bucket/x: cannot be read \(Forbidden: \S+\); "):
         require_reachable("gs://bucket/x")
 
 
 def test_silent(bucket, monkeypatch):
-    monkeypatch.setattr(Bucket, "info", lambda *_, **__: time.sleep(60))
+    bucket.seconds = 3
     monkeypatch.setattr(reachable, "ANSWER_SECONDS", 0.1)
     with pytest.raises(UserError, match="gs://bucket/x: no answer"):
         require_reachable("gs://bucket/x")

@@ -12,6 +12,7 @@ from etils import epath
 from llama_cpt.errors import UserError
 from llama_cpt.fields import nearest
 from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.reachable import require_reachable
 
 NEEDED = ("run", "parameters", "tokens", "step", "almr", "learning_rate", "corpus", "group")
 WORDS = ("run", "pair", "mixture_order", "schedule", "tokenizer", "corpus", "group")
@@ -95,6 +96,7 @@ def read_table(path: str) -> TableFile:
 
 
 def _content(path: str) -> bytes:
+    require_reachable(path)
     place = epath.Path(path)
     if place.is_dir():
         raise UserError(f"{path}: a folder; name the table in it, such as {place / 'results.csv'}.")

@@ -7,6 +7,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import require_reachable
 
 BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,27 +22,13 @@ def resolve(source: str, *, weights: bool = True) -> str:
     ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
     Raises UserError where there is nothing of that name or no right to it, with the remedy.
     """
-    if "://" in source:
-        _require_remote(source)
-        return source.rstrip("/")
+    require_reachable(source)
     place = epath.Path(source).expanduser()
     if place.is_dir():
         return str(place)
-    if not HUB_NAME.fullmatch(source):
+    if "://" in source or not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
     return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
-
-
-def _require_remote(url: str) -> None:
-    try:
-        found = epath.Path(url).is_dir()
-    except Exception as error:  # The store's client passes on whatever its libraries raise.
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(
-            f"{url}: cannot be read: {reason}. Log in: `gcloud auth application-default login`."
-        ) from None
-    if not found:
-        raise UserError(f"{url}: no such folder.")
 
 
 def _download(name: str, patterns: list[str]) -> str:

@@ -18,6 +18,7 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merged
 from llama_cpt.model.lora_base import lora_base
 from llama_cpt.model.safetensors_io import byte_reader, read_json
+from llama_cpt.reachable import require_reachable
 from llama_cpt.sharding import with_shardings
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
 
@@ -86,6 +87,7 @@ def tokenizer_of(source: str) -> str:
 
 
 def _is_run(source: str) -> bool:
+    require_reachable(source)
     return (epath.Path(source) / FOLDER).exists()
 
 

@@ -6,15 +6,17 @@ import contextlib
 from etils import epath
 
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import require_reachable
 
 INCOMPLETE = ".incomplete"
 """What a local folder's name ends in until it is whole."""
 
 
 def require_new(output: str) -> None:
-    """Raise UserError where ``output`` holds something already, or is no name."""
+    """Raise UserError where ``output`` holds something already, is no name, or does not answer."""
     if not output:
         raise UserError("OUTPUT is empty: name a folder.")
+    require_reachable(output)
     place = epath.Path(output).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{output} exists already; name another folder or remove it.")

@@ -17,6 +17,7 @@ from llama_cpt.model.hf_weights import HfWeights
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.model.lora import abstract_adapters, merged_matrix
 from llama_cpt.model.lora_base import lora_base
+from llama_cpt.reachable import require_reachable
 from llama_cpt.training import array_dict
 from llama_cpt.training.checkpoint import FOLDER, open_run
 
@@ -30,6 +31,7 @@ class TrainedWeights:
     """
 
     def __init__(self, folder: str) -> None:
+        require_reachable(folder)
         if not epath.Path(folder).is_dir():
             raise UserError(f"{folder}: no such folder.")
         checkpoints, step = open_run(folder)

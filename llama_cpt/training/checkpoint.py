@@ -27,6 +27,7 @@ from llama_cpt.processes import (
     is_first,
     number,
 )
+from llama_cpt.reachable import require_reachable
 from llama_cpt.training import array_dict, manifest
 from llama_cpt.training.storage_error import SaveError, save_error
 
@@ -307,6 +308,7 @@ def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
 
 def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
     """The checkpoints of a run folder (or checkpoint folder) and a verified step among them."""
+    require_reachable(folder)
     place = epath.Path(folder)
     checkpoints = Checkpoints(str(place / FOLDER if (place / FOLDER).exists() else place))
     if step is None:

@@ -24,7 +24,7 @@ from llama_cpt.data.corpus_spans import Layout, Recipe, parts_of, places_of, spa
 from llama_cpt.data.sources import find_sources
 from llama_cpt.errors import UserError
 from llama_cpt.prepare import main
-from tests.bucket import bucket
+from tests.storage_server import bucket
 
 __all__ = ["bucket"]
 
@@ -160,8 +160,8 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
 
 def test_through_a_bucket(by_beam, config, small, tmp_path, bucket):
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
-    bucket.put(str(tmp_path / "zh*"), "gs://bucket/in/")
-    bucket.put(str(tmp_path / "held.jsonl"), "gs://bucket/in/held.jsonl")
+    for path in [*tmp_path.glob("zh*"), tmp_path / "held.jsonl"]:
+        bucket.put(f"in/{path.name}", path.read_bytes(), None)
     remote = replace(
         config,
         prepared="gs://bucket/out",
@@ -171,8 +171,8 @@ def test_through_a_bucket(by_beam, config, small, tmp_path, bucket):
     assert by_beam(remote).rows["zh"].digest == local.rows["zh"].digest
     names = [name for name in contents(tmp_path / "local") if name.endswith(".array_record")]
     for name in names:
-        assert bucket.cat(f"gs://bucket/out/{name}") == (tmp_path / "local" / name).read_bytes()
-    assert not [path for path in bucket.store if "partial" in path or "draft" in path]
+        assert bucket.objects[f"out/{name}"] == (tmp_path / "local" / name).read_bytes()
+    assert not [path for path in bucket.objects if "partial" in path or "draft" in path]
 
 
 def test_chats(by_beam, config, small, tmp_path):

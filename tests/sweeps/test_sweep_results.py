@@ -14,7 +14,7 @@ from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.sweeps.claims import claimed, holder
 from llama_cpt.sweeps.results import COLUMNS, Note, read_note, write_note, write_results
 from llama_cpt.sweeps.trials import chains_of, tokens_per_step
-from tests.bucket import bucket
+from tests.storage_server import bucket
 
 __all__ = ["bucket"]
 
