@@ -20,6 +20,13 @@ RUN_SECONDS = 1800.0
 """By then a run has ended, on a machine that has other work too."""
 RESTARTS = {75, -signal.SIGABRT}
 """Exit statuses on which the launch scripts start again."""
+SLOW_STEPS = """
+import time
+from llama_cpt.training import trainer
+rate = trainer.learning_rate
+trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
+"""
+"""A ``program`` by which a run has not ended before all know of a signal."""
 
 
 @dataclass(frozen=True)

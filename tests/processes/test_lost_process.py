@@ -17,6 +17,7 @@ from llama_cpt.config import CheckpointConfig, TrainConfig
 from llama_cpt.config_file import save
 from tests.processes.launched import (
     RESTARTS,
+    SLOW_STEPS,
     Launched,
     ended,
     launch,
@@ -34,9 +35,8 @@ KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
 LONGEST_START = 15.0
 SLOW_SEAL = """
 import time
-from llama_cpt.training import manifest, trainer
-real, rate = manifest.seal, trainer.learning_rate
-trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
+from llama_cpt.training import manifest
+real = manifest.seal
 def seal(*arguments):
     print("sealing slowly", flush=True)
     time.sleep(3)
@@ -117,7 +117,12 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
     kill_one(running(started, lambda: sealed(config, 2)), 1, config)
 
     log = tmp_path / "log-1"
-    stopped = running(lambda: started(SLOW_SEAL), lambda: "sealing slowly" in log.read_text())
+
+    def started_slowly() -> Launched:
+        log.unlink()
+        return started(SLOW_STEPS + SLOW_SEAL)
+
+    stopped = running(started_slowly, lambda: "sealing slowly" in log.read_text())
     stopped.processes[1].send_signal(signal.SIGTERM)
     assert stopped.ended() == [75, 75], stopped.log()
     newest = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())

@@ -7,7 +7,15 @@ import signal
 import pytest
 
 from llama_cpt.config import MeshConfig, TrainConfig
-from tests.processes.launched import DEVICES, Launched, run_to_end, running, steps_told, train
+from tests.processes.launched import (
+    DEVICES,
+    SLOW_STEPS,
+    Launched,
+    run_to_end,
+    running,
+    steps_told,
+    train,
+)
 from tests.training.runs import learnt
 
 # Tells which rows each process reads.
@@ -73,17 +81,12 @@ def test_rows_shared_by_processes(alone, many, tmp_path, compilation_cache, monk
 
 def stop_on_the_way(config: TrainConfig, count: int, process: int, cache: Path) -> None:
     """SIGTERM to one process after more metrics than there were: all save and say so."""
-    # Slow steps, so that the run has not ended before all know of the signal.
-    slowly = (
-        "import time\nfrom llama_cpt.training import trainer\nreal = trainer.learning_rate\n"
-        "trainer.learning_rate = lambda *a: (time.sleep(0.5), real(*a))[1]"
-    )
     told = 0
 
     def started() -> Launched:
         nonlocal told
         told = steps_told(config)
-        return train(config, count, cache, slowly)
+        return train(config, count, cache, SLOW_STEPS)
 
     launched = running(started, lambda: steps_told(config) > told)
     launched.processes[process].send_signal(signal.SIGTERM)
