@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict ranks, and where the project's real data lies."""
+"""Eight fake CPU devices, strict ranks, shapes that are checked, and where the real data lies."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,6 +22,26 @@ hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parents[1]
+# A check costs a small function many times its own work: where no shapes are, none is made.
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("llama_cpt", "pallas_kernels")
+    for path in (ROOT / package).rglob("*.py")
+    if "jaxtyping" in path.read_text("utf-8")
+]
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
+
+from llama_cpt.errors import UserError  # noqa: E402
+from llama_cpt.training.ahead_of_time import require_compiler  # noqa: E402
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Make the TPU compiler ready for a test that is marked ``libtpu``, or skip it."""
+    if item.get_closest_marker("libtpu"):
+        try:
+            require_compiler()
+        except UserError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Meshes: over the chips' links, over slices, and which host reads which rows."""
 
 from dataclasses import replace
-import importlib.util
 
 import numpy as np
 import pytest
@@ -9,10 +8,6 @@ import pytest
 from llama_cpt.config import MeshConfig
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh, topology_mesh
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="a TPU's topology needs libtpu"
-)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +41,7 @@ def test_whole_rows_on_the_same_devices(config, fsdp):
     assert make_mesh(whole).size == make_mesh(config).size == 8
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_slices_are_replicas():
     mesh = topology_mesh(MeshConfig(replica=2, fsdp=2, context=2), "v5e:2x2", slices=2)
     assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "context": 2, "tensor": 1}
@@ -59,7 +54,7 @@ def test_slices_are_replicas():
             topology_mesh(config, "v5e:2x2", slices=2)
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_an_axis_takes_part_of_a_torus():
     """8 x 8 on 4 x 4 x 4: an axis of the links is cut; devices beside each other stay so."""
     mesh = topology_mesh(MeshConfig(fsdp=8, context=8), "v5p:4x4x4")

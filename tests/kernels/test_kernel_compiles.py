@@ -1,7 +1,5 @@
 """The kernels compile for every TPU, forward and backward; interpret mode accepts more."""
 
-import importlib.util
-
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
@@ -11,9 +9,7 @@ import pytest
 from pallas_kernels.block_sizes import OF_DEVICE_KIND, current_block_sizes
 from pallas_kernels.flash_attention import flash_attention
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
+pytestmark = pytest.mark.libtpu
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 LENGTHS = (2048, 8192, 32768, 131072)

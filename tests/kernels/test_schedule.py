@@ -1,14 +1,10 @@
 """What the TPU compiler makes of the kernels stays within what was reached, beside JAX's splash."""
 
-import importlib.util
-
 import pytest
 
 from benchmarks.attention_schedule import schedule
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
+pytestmark = pytest.mark.libtpu
 
 SHAPE = {"length": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128, "block": 0}
 THOUSAND_SCORES = 4 * 512 * 512 / 1000

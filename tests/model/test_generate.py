@@ -159,13 +159,10 @@ def test_refused(decoder, rows, count, told):
         generate(decoder, rows, max_new_tokens=count)
 
 
-NEEDS_LIBTPU = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-@NEEDS_LIBTPU
+@pytest.mark.libtpu
 def test_decode_compiles_for_a_tpu():
     compiled = lower_decode(TINY, MeshConfig(1, 2, 2), "v5e:2x2", rows=4, columns=128).compile()
     memory = compiled.memory_analysis()
@@ -174,7 +171,7 @@ def test_decode_compiles_for_a_tpu():
     assert memory.alias_size_in_bytes >= cache_bytes
 
 
-@NEEDS_LIBTPU
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_8b_fits():
     topology, mesh = "v5e:2x4", MeshConfig(1, 1, 8)

@@ -1,7 +1,5 @@
 """A step in eight bits, compiled for TPUs: all of the layers' products and nothing else."""
 
-import importlib.util
-
 import pytest
 
 from llama_cpt.config_file import load
@@ -20,7 +18,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.libtpu
 @pytest.mark.parametrize(
     ("topology", "precision"), [("v5e:2x4", "int8"), ("v6e:2x4", "int8"), ("tpu7x:2x2x1", "fp8")]
 )

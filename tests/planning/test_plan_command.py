@@ -20,9 +20,6 @@ from llama_cpt.planning.topologies import find_topology
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
 
 
 def run(name: str, topology: str, *options: str) -> int:
@@ -50,7 +47,7 @@ def test_mistakes_are_told(arguments, told):
         run(*arguments)
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -131,7 +128,7 @@ TWICE = [
 ]
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_the_reference_pass_is_planned(capsys):
     assert run("dpo_8b", "v5e-4", *SMALL) == 0
@@ -142,7 +139,7 @@ def test_the_reference_pass_is_planned(capsys):
     assert 0 < reference < peak
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_two_slices_are_planned(capsys):
     """A whole step: gradients alone cross the network between the slices."""
@@ -158,7 +155,7 @@ def test_two_slices_are_planned(capsys):
     assert told["roofline"]["DCN"] > 0
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_a_small_step_is_planned(capsys):
     """Two layers of the 1B shape's kind on four chips: words, then the same in JSON."""
     assert run("cpt_1b", "v5e-4", "--json", *SMALL) == 0

@@ -1,16 +1,10 @@
 """docs/plan.md's table: every shipped config for a pod compiles, and needs what the page says."""
 
-import importlib.util
-
 import pytest
 
 from benchmarks.plan_table import SHIPPED, cells_of, compile_row, table
 from llama_cpt.planning.out_of_memory import TooLarge
 from tests.conftest import ROOT
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
 
 
 def test_every_config_for_a_pod_is_in_the_table():
@@ -19,7 +13,7 @@ def test_every_config_for_a_pod_is_in_the_table():
     assert made_for_pods - sweeps == {row.name for row in table()}
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row", [row for row in table() if row.rows == SHIPPED], ids=lambda row: row.start

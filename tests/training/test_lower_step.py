@@ -1,7 +1,6 @@
 """Steps and reference passes compile for TPUs, and are told of overlap."""
 
 from dataclasses import replace
-import importlib.util
 import re
 
 import jax
@@ -25,9 +24,7 @@ from llama_cpt.training.ahead_of_time import (
 )
 from llama_cpt.training.compiler_options import TPU
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
-)
+pytestmark = pytest.mark.libtpu
 
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 

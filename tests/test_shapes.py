@@ -1,0 +1,21 @@
+"""What a signature says of shapes is checked in every test, and nothing else is."""
+
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+from llama_cpt.bilingual_world.english import say
+from pallas_kernels.reference import attention
+from tests.conftest import SHAPED
+
+
+def test_a_wrong_shape_is_an_error():
+    row = jnp.zeros((1, 8, 2, 4))
+    attention(row, row, row, jnp.ones((1, 8), jnp.int32))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        attention(row, row, row[:, 1:], jnp.ones((1, 8), jnp.int32))
+
+
+def test_modules_without_shapes_run_as_they_are():
+    assert "pallas_kernels.reference" in SHAPED and len(SHAPED) > 30
+    assert not hasattr(say, "__wrapped__")
