@@ -64,8 +64,9 @@ def _compare(options: argparse.Namespace) -> None:
         check_conversations(list(sources), options)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
-    benchmarks = _benchmarks(options, [name for name in names if name != TASK])
+    # Before the benchmarks, which may be fetched from the hub.
     given = {label: named_models.check(label, source, options) for label, source in sources.items()}
+    benchmarks = _benchmarks(options, [name for name in names if name != TASK])
     contestants = ()
     if options.conversations:
         contestants = tuple(_contestant(label, one, options) for label, one in given.items())

@@ -7,15 +7,12 @@ ended; the pipeline itself carries numbers only. What a user can mend is written
 raised within a pipeline it would be tried again and end in a runner's traceback.
 """
 
-import atexit
 from collections.abc import Iterable, Iterator
 import contextlib
 from functools import lru_cache
 import io
 import pickle
-import shutil
 import sys
-import tempfile
 import time
 from typing import Any
 import uuid
@@ -166,13 +163,8 @@ def _opened(folder: str, call: str) -> tuple[CorpusOrder, str]:
 
 @lru_cache(1)
 def _tokenizer(vocabulary: str, call: str) -> Tokenizer:
-    """The tokenizer copied to ``vocabulary``, from a copy of that on this machine."""
-    local = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, local, ignore_errors=True)
-    there = epath.Path(vocabulary)
-    for file in there.parent.iterdir():
-        (epath.Path(local) / file.name).write_bytes(file.read_bytes())
-    return load_tokenizer(f"{local}/{there.name}")
+    """The tokenizer copied to ``vocabulary``."""
+    return load_tokenizer(vocabulary)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 import json
-from pathlib import Path
 import re
 from typing import Literal
 
+from etils import epath
 from jaxtyping import Bool, UInt32
 import numpy as np
 
@@ -223,7 +223,7 @@ def same_template(tokenizer: Tokenizer, fingerprint: str) -> ChatTemplate:
 
 def find_template(vocabulary: str) -> str | None:
     """The Jinja template beside a vocabulary file, or in the folder around ``original/``."""
-    folder = Path(vocabulary).parent
+    folder = epath.Path(vocabulary).parent
     for place in (folder, folder.parent) if folder.name == "original" else (folder,):
         file = place / "chat_template.jinja"
         if file.is_file():
@@ -234,7 +234,7 @@ def find_template(vocabulary: str) -> str | None:
     return None
 
 
-def _default(templates: list[dict[str, str]], file: Path) -> str:
+def _default(templates: list[dict[str, str]], file: epath.Path) -> str:
     """The one of several named templates that is for conversations."""
     for template in templates:
         if template.get("name") == "default":

@@ -8,10 +8,10 @@ literal ``<|eot_id|>`` in a document never becomes the special token.
 import binascii
 import hashlib
 import json
-from pathlib import Path
 import re
 from typing import Any
 
+from etils import epath
 from jaxtyping import UInt32
 import numpy as np
 import sentencepiece
@@ -19,6 +19,7 @@ import tiktoken
 import tokenizers
 
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import require_reachable
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -63,7 +64,7 @@ class Tokenizer:
     special_tokens: dict[str, int]
     """Ids by name of the tokens that no ordinary text has, such as ``<|eot_id|>``."""
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    def __init__(self, path: epath.Path, content: bytes) -> None:
         self.path = str(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -107,7 +108,7 @@ class TiktokenTokenizer(Tokenizer):
 
     kind = "tiktoken"
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    def __init__(self, path: epath.Path, content: bytes) -> None:
         super().__init__(path, content)
         self.ranks = _read_ranks(path, content)
         self.special_tokens = {name: len(self.ranks) + i for i, name in enumerate(LLAMA3_SPECIAL)}
@@ -147,7 +148,7 @@ class JsonTokenizer(Tokenizer):
 
     kind = "tokenizers"
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    def __init__(self, path: epath.Path, content: bytes) -> None:
         super().__init__(path, content)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -193,7 +194,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     kind = "sentencepiece"
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    def __init__(self, path: epath.Path, content: bytes) -> None:
         super().__init__(path, content)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         self.vocab_size = self._processor.get_piece_size()
@@ -223,7 +224,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer in ``path``: a vocabulary file or a folder with one.
+    """The tokenizer in ``path`` (local or ``gs://``): a vocabulary file or a folder with one.
 
     Raises UserError where there is none, or it is damaged or of no known kind.
     """
@@ -246,9 +247,10 @@ def load_tokenizer(path: str) -> Tokenizer:
     return SentencePieceTokenizer(file, content)
 
 
-def find_vocabulary(path: str) -> Path:
-    """The vocabulary file that ``path`` names or, being a folder, holds."""
-    place = Path(path).expanduser()
+def find_vocabulary(path: str) -> epath.Path:
+    """The vocabulary file that ``path`` (local or ``gs://``) names or, being a folder, holds."""
+    require_reachable(path)
+    place = epath.Path(path).expanduser()
     folders = (place, place / "original") if place.is_dir() else ()
     for file in (place, *(folder / name for folder in folders for name in FILE_NAMES)):
         if file.is_file():
@@ -257,7 +259,7 @@ def find_vocabulary(path: str) -> Path:
     raise UserError(f"tokenizer {path} {looked}; set data.tokenizer to the model's own.")
 
 
-def _read_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -297,7 +299,7 @@ def _cut_runs(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _configured_names(path: Path) -> dict[str, Any]:
+def _configured_names(path: epath.Path) -> dict[str, Any]:
     """``bos_token`` and ``eos_token`` of the ``tokenizer_config.json`` beside ``path``."""
     file = path.with_name("tokenizer_config.json")
     if not file.is_file():

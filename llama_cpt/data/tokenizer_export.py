@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
+from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -39,18 +39,18 @@ def export_tokenizer(path: str, output: Any) -> None:
     """
     output = Path(output)
     tokenizer = load_tokenizer(path)
-    source = Path(tokenizer.path)
+    source = epath.Path(tokenizer.path)
     if tokenizer.kind == "tokenizers":
-        shutil.copyfile(source, output / "tokenizer.json")
+        source.copy(output / "tokenizer.json")
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (file := source.with_name(name)).is_file():
-                shutil.copyfile(file, output / name)
+                file.copy(output / name)
         return
     if isinstance(tokenizer, TiktokenTokenizer):
         turned, bos, eos = _from_ranks(tokenizer), BOS, EOS
     else:
         turned, bos, eos = _from_sentencepiece(tokenizer)
-        shutil.copyfile(source, output / "tokenizer.model")
+        source.copy(output / "tokenizer.model")
     turned.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
     )
@@ -98,7 +98,7 @@ def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
 def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str, str]:
     """The BPE of a SentencePiece model, with its names of BOS and EOS."""
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(tokenizer.path).read_bytes())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(tokenizer.path).read_bytes())
     _check_convertible(tokenizer.path, proto)
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}

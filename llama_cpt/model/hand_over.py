@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-import shutil
 import sys
 import tempfile
 
@@ -178,5 +177,5 @@ def _write_tokenizer(source: str, folder: epath.Path) -> None:
                 export_tokenizer(source, written)
             except UserError as error:
                 print(f"warning: {error} It is copied as it is.", file=sys.stderr)
-                shutil.copyfile(load_tokenizer(source).path, Path(written) / "tokenizer.model")
+                epath.Path(load_tokenizer(source).path).copy(Path(written) / "tokenizer.model")
             copy_files(written, folder, ("*",))

@@ -12,9 +12,13 @@ import tokenizers
 import transformers
 
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.data.chat_template import find_template
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.data.tokenizer_export import export_tokenizer
 from llama_cpt.errors import UserError
+from tests.storage_server import bucket
+
+__all__ = ["bucket"]
 
 TEXT = st.text(st.characters(codec="utf-8")) | st.text("ab <|eot_id>\n你 \t1")
 
@@ -156,6 +160,32 @@ def test_a_tokenizer_json_of_another_name(exported_llama3: Path, tmp_path: Path)
     (tmp_path / "tokenizer_config.json").write_bytes(configured.read_bytes())
     export_tokenizer(str(named), output)
     assert (output / "tokenizer.json").read_bytes() == named.read_bytes()
+
+
+def test_in_a_bucket(bucket, trained: Path, tmp_path: Path):
+    """A vocabulary there, and the ``tokenizer.json`` of it, as on this machine."""
+    (here := tmp_path / "here").mkdir()
+    export_tokenizer(str(trained), here)
+    names = {path.name for path in here.iterdir()}
+    for place in (trained, *here.iterdir()):
+        folder = "trained" if place == trained else "turned"
+        bucket.put(f"{folder}/{place.name}", place.read_bytes(), None)
+    (here / "tokenizer.model").unlink()
+    del bucket.objects["turned/tokenizer.model"]
+    for there, local in (("gs://bucket/trained", trained), ("gs://bucket/turned", here)):
+        ours, theirs = load_tokenizer(there), load_tokenizer(str(local))
+        assert (ours.kind, ours.fingerprint) == (theirs.kind, theirs.fingerprint)
+        assert (ours.bos_id, ours.eos_id) == (theirs.bos_id, theirs.eos_id)
+        assert find_template(ours.path) == find_template(theirs.path)
+    assert find_template("gs://bucket/turned/tokenizer.json")
+    (out := tmp_path / "out").mkdir()
+    export_tokenizer("gs://bucket/trained", out)
+    assert {path.name for path in out.iterdir()} == names
+    for path in here.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+    bucket.status = 403
+    with pytest.raises(UserError, match="gs://bucket/trained: cannot be read"):
+        load_tokenizer("gs://bucket/trained")
 
 
 @pytest.mark.parametrize(
