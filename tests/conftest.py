@@ -10,6 +10,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
+# The client of gs://, as it is imported: no account, and no question to each bucket, by another
+# protocol than ``storage_server`` speaks, whether it has folders.
+os.environ["FSSPEC_GCS_TOKEN"] = "anon"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

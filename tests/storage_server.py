@@ -15,7 +15,6 @@ import threading
 import time
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import fsspec
 import pytest
 
 
@@ -210,16 +209,13 @@ class Answer(BaseHTTPRequestHandler):
 def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[Server]:
     """Clients made in here, and in processes started in here, take this service for ``gs://``'s."""
     with Server(folder, seconds, status) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         place = f"http://127.0.0.1:{server.server_port}"
         before = dict(os.environ)
         os.environ |= {
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": place,
             "STORAGE_EMULATOR_HOST": place,
             "TENSORSTORE_GCS_HTTP_URL": place,
-            "FSSPEC_GCS_TOKEN": "anon",
-            # Asks of each bucket, by another protocol, whether it has folders.
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
         try:
             yield server
@@ -230,8 +226,7 @@ def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[S
 
 
 @pytest.fixture
-def bucket(tmp_path_factory, monkeypatch) -> Iterator[Server]:
+def bucket(tmp_path_factory) -> Iterator[Server]:
     """Empty; ``gs://bucket`` is there as long as the test runs."""
-    monkeypatch.setitem(fsspec.config.conf.setdefault("gcs", {}), "token", "anon")
     with storage(tmp_path_factory.mktemp("empty")) as server:
         yield server
