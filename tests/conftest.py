@@ -40,8 +40,15 @@ from llama_cpt.training.ahead_of_time import require_compiler  # noqa: E402
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Make the TPU compiler ready for a test that is marked ``libtpu``, or skip it."""
-    if item.get_closest_marker("libtpu"):
+    """Make the TPU compiler ready for a test that is marked ``libtpu``, or skip it.
+
+    Programs of the other fast tests are compiled in half the time, for they run but once; slow
+    tests, and the commands that tests start, have all optimisations, as users do.
+    """
+    for_tpu = item.get_closest_marker("libtpu")
+    as_users = bool(for_tpu or item.get_closest_marker("slow"))
+    jax.config.update("jax_disable_most_optimizations", not as_users)
+    if for_tpu:
         try:
             require_compiler()
         except UserError as error:
