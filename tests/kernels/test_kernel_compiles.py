@@ -15,7 +15,7 @@ TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tp
 LENGTHS = (2048, 8192, 32768, 131072)
 # Each chip, length and head size at least once; few heads, for the time.
 COVERING = [
-    ("v5e", 2048, 64, (8, 2)),
+    ("v5e", 2048, 64, (4, 2)),
     ("v5p", 8192, 128, (2, 1)),
     ("v6e", 32768, 128, (2, 1)),
     ("tpu7x", 131072, 64, (4, 2)),

@@ -7,9 +7,9 @@ import pytest
 
 from llama_cpt.config import CheckpointConfig, EvaluationConfig, MeshConfig, TrainConfig
 from tests.processes.launched import DEVICES
-from tests.training.conftest import compilation_cache, corpora, make_config
+from tests.training.conftest import corpora, make_config
 
-__all__ = ["compilation_cache", "corpora", "make_config"]
+__all__ = ["corpora", "make_config"]
 
 
 @pytest.fixture(scope="session")

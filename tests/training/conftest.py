@@ -1,10 +1,9 @@
 """A corpus of two languages and a tokenizer small enough to train a model on in seconds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import sentencepiece
@@ -26,23 +25,6 @@ WORDS = {
     "en": ["hill", "water", "fire", "wood", "sun", "moon", "man", "mouth"],
 }
 ALMR = 0.29
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory) -> Iterator[Path]:
-    """Runs of the same program compile it once."""
-    folder = tmp_path_factory.mktemp("compiled")
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -96,12 +96,10 @@ def test_is_each_answer_alone(kept):
             a for p in PAIRS[2 * row : 2 * row + 2] for a in ((p, p.chosen), (p, p.rejected))
         ]
         for (pair, answer), value in zip(answers, have, strict=True):
-            tokens = jnp.array([pair.prompt + answer])
-            positions = jnp.arange(tokens.shape[1])[None]
-            logits = model(tokens, positions, jnp.ones_like(tokens))
-            logprobs = jax.nn.log_softmax(logits[0, :-1])
-            targets = tokens[0, 1:]
-            each = logprobs[jnp.arange(targets.size), targets]
+            tokens = np.array(pair.prompt + answer)
+            padded = np.pad(tokens, (0, 16 - tokens.size))[None]
+            logprobs = np.asarray(logprobs_of(model, padded))
+            each = logprobs[np.arange(tokens.size - 1), tokens[1:]]
             np.testing.assert_allclose(value, each[-len(answer) :].sum(), rtol=1e-5)
 
 
