@@ -12,12 +12,15 @@ import runpy
 import sys
 from typing import Annotated, Any, TypeVar
 
+from etils import epath
 import tyro
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.fields import from_dict, nearest, to_dict
+from llama_cpt.folders import require_local
 from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.reachable import require_reachable
 from llama_cpt.sweep_config import SweepConfig
 
 Config = TypeVar("Config", TrainConfig, PipelineConfig, SweepConfig)
@@ -29,8 +32,11 @@ def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainCon
     Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
     overrides prints every field and exits.
     """
-    if not Path(path).is_file():
+    require_reachable(path)
+    if not epath.Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
+    if path.endswith(".py"):
+        require_local("config", path)
     config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
     return _at_home(_apply_overrides(config, kind, list(overrides)))
 
@@ -63,7 +69,7 @@ def _from_python(path: str, kind: type[Config]) -> Config:
 
 def _from_json(path: str, kind: type[Config]) -> Config:
     try:
-        return from_dict(kind, json.loads(Path(path).read_text("utf-8")), path)
+        return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
 

@@ -111,7 +111,7 @@ def _tasks(road: PipelineConfig) -> tuple[str, ...]:
     """What can be asked of the models here."""
     if importlib.util.find_spec("lm_eval"):
         return road.tasks
-    print("\nThe world's tasks are left out; they need: pip install 'llama-cpt[eval]'")
+    print("\nThe world's tasks are left out; they need: pip install -e '.[eval]'")
     return ("bpb",)
 
 

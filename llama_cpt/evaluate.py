@@ -39,7 +39,7 @@ from llama_cpt.evaluation.sandbox import ENFORCED
 from llama_cpt.evaluation.side_by_side_page import write_comparison
 from llama_cpt.evaluation.side_by_side_text import terminal_lines
 from llama_cpt.evaluation.summary import table, write_summary
-from llama_cpt.folders import locked, require_writable
+from llama_cpt.folders import locked, require_local, require_writable
 from llama_cpt.named_models import Given, Model
 from llama_cpt.processes import by_first, count, is_first, together
 
@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    require_local("--output", options.output)
     if is_first():
         require_writable(options.output)
     sources = named_models.named(options.models)
@@ -127,7 +128,7 @@ def _tasks(options: argparse.Namespace) -> list[str]:
     if not benchmarks:
         return names
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("benchmarks need lm-evaluation-harness: pip install 'llama-cpt[eval]'.")
+        raise UserError("benchmarks need lm-evaluation-harness: pip install -e '.[eval]'.")
     from llama_cpt.evaluation.benchmarks import check_name, runs_code
 
     for name in benchmarks:

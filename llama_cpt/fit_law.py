@@ -12,7 +12,7 @@ import numpy as np
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.fields import nearest, require_above_zero
-from llama_cpt.folders import require_writable
+from llama_cpt.folders import require_local, require_writable
 from llama_cpt.mixture_law.analyse import analyse
 from llama_cpt.mixture_law.findings import (
     aligned,
@@ -52,6 +52,7 @@ why), 1 where the table or an option cannot be understood, 130 on Ctrl-C.
 def main(arguments: list[str]) -> int:
     """Read, fit, write, tell; the exit status."""
     options = _parser().parse_args(arguments)
+    require_local("--output", options.output)
     require_writable(options.output)
     if options.config:
         load(options.config)

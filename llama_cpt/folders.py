@@ -10,7 +10,7 @@ import sys
 from etils import epath
 
 from llama_cpt.errors import UserError
-from llama_cpt.reachable import require_reachable
+from llama_cpt.reachable import require_remote_writable
 
 
 @contextlib.contextmanager
@@ -34,10 +34,19 @@ def locked(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
         yield
 
 
+def require_local(what: str, path: str) -> None:
+    """Raise UserError where ``path`` is remote, for what is written or read on a disk alone."""
+    if "://" in path:
+        raise UserError(
+            f"{what} {path}: must be on this machine; name a local path, and copy it with "
+            "`gcloud storage cp --recursive`."
+        )
+
+
 def require_writable(folder: str) -> None:
-    """Raise UserError where ``folder`` is a file or cannot be made, or its storage is silent."""
-    require_reachable(folder)
+    """Raise UserError where ``folder`` (local or ``gs://``) is a file or cannot be made."""
     if "://" in folder:
+        require_remote_writable(folder)
         return
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if path.exists())

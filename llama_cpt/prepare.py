@@ -102,7 +102,7 @@ def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> Writ
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        raise UserError("Apache Beam is not installed: pip install 'llama-cpt[beam]'.") from None
+        raise UserError("Apache Beam is not installed: pip install -e '.[beam]'.") from None
     return partial(write_corpora, options=beam_options)
 
 

@@ -5,16 +5,25 @@ once.
 """
 
 from collections.abc import Callable
+import contextlib
 import threading
 from typing import Any, TypeVar
+import uuid
 
 import fsspec
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import PREEMPTED, UserError
+from llama_cpt.patience import passes
 
 ANSWER_SECONDS = 20.0
 
 Found = TypeVar("Found")
+
+
+class UnreachableError(UserError):
+    """Storage failed in a way that may pass: worth a new start."""
+
+    status = PREEMPTED
 
 
 def require_reachable(path: str) -> None:
@@ -22,30 +31,44 @@ def require_reachable(path: str) -> None:
 
     That nothing lies there is no error, and local paths are not looked at.
     """
-    if "://" not in path:
-        return
 
-    def ask() -> None:
-        system, name = fsspec.core.url_to_fs(path)
-        try:
+    def look(system: fsspec.AbstractFileSystem, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
             system.info(name)
-        except FileNotFoundError:
-            pass
 
+    if "://" in path:
+        _try(path, "read", look)
+
+
+def require_remote_writable(folder: str) -> None:
+    """Raise UserError where nothing can be written to, and removed from, a remote ``folder``."""
+
+    def write(system: fsspec.AbstractFileSystem, name: str) -> None:
+        # Many processes ask at once; one name would be written too often.
+        draft = f"{name.rstrip('/')}/writable-{uuid.uuid4().hex}.draft"
+        system.pipe_file(draft, b"")
+        system.rm_file(draft)
+
+    _try(folder, "written", write)
+
+
+def _try(path: str, done: str, ask: Callable[[fsspec.AbstractFileSystem, str], None]) -> None:
     try:
-        answer(path, ask)
+        answer(path, lambda: ask(*fsspec.core.url_to_fs(path)))
     except UserError:
         raise
     except Exception as error:  # each storage has its own
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if passes(error):
+            raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
         raise UserError(
-            f"{path}: cannot be read ({reason}); name another path, or give this machine's "
+            f"{path}: cannot be {done} ({reason}); name another path, or give this machine's "
             "account the right to it (`gcloud auth application-default login`)."
         ) from None
 
 
 def answer(path: str, ask: Callable[[], Found]) -> Found:
-    """What ``ask`` returns or raises; UserError where it takes longer than an answer may."""
+    """What ``ask`` returns or raises; UnreachableError where that takes longer than it may."""
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -59,7 +82,7 @@ def answer(path: str, ask: Callable[[], Found]) -> Found:
     asking.start()
     asking.join(ANSWER_SECONDS)
     if not outcome:
-        raise UserError(
+        raise UnreachableError(
             f"{path}: no answer in {ANSWER_SECONDS:.0f} s; is there a network, and may this "
             "machine's account read the bucket?"
         )

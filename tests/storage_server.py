@@ -21,8 +21,8 @@ import pytest
 class Server(ThreadingHTTPServer):
     """Every bucket holds the same objects, at first ``folder``'s files; answers take ``seconds``.
 
-    ``status`` of a number other than 200 is all that is answered; ``fails(method)`` chooses
-    requests that are answered 503 and do nothing.
+    ``status`` of a number other than 200 is all that is answered; ``fails(method)`` and
+    ``denies(method)`` choose requests that are answered 503 and 403 and do nothing.
     """
 
     daemon_threads = True
@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.generations = dict.fromkeys(self.objects, 1)
         self.seconds, self.status = seconds, status
         self.fails: Callable[[str], bool] = lambda method: False
+        self.denies: Callable[[str], bool] = lambda method: False
         self.requests = 0
         self.lock = threading.Lock()
 
@@ -120,6 +121,8 @@ class Answer(BaseHTTPRequestHandler):
             self.answer(self.server.status)
         elif self.server.fails(self.command):
             self.answer(503)
+        elif self.server.denies(self.command):
+            self.answer(403)
         else:
             return True
         return False

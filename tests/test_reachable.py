@@ -3,7 +3,8 @@
 import pytest
 
 from llama_cpt import reachable
-from llama_cpt.errors import UserError
+from llama_cpt.errors import PREEMPTED, UserError
+from llama_cpt.folders import require_writable
 from llama_cpt.reachable import require_reachable
 from tests.storage_server import bucket
 
@@ -21,8 +22,22 @@ def test_denied(bucket):
         require_reachable("gs://bucket/x")
 
 
-def test_silent(bucket, monkeypatch):
-    bucket.seconds = 3
-    monkeypatch.setattr(reachable, "ANSWER_SECONDS", 0.1)
-    with pytest.raises(UserError, match="gs://bucket/x: no answer"):
+@pytest.mark.parametrize(("seconds", "status"), [(3, 200), (0, 503)])
+def test_silent(seconds, status, bucket, monkeypatch):
+    """It may pass: the command is to be started again."""
+    bucket.seconds, bucket.status = seconds, status
+    monkeypatch.setattr(reachable, "ANSWER_SECONDS", 0.3)
+    with pytest.raises(UserError, match="gs://bucket/x: no answer") as caught:
         require_reachable("gs://bucket/x")
+    assert caught.value.status == PREEMPTED
+
+
+def test_writable(bucket):
+    """Nothing stays of the try."""
+    require_writable("gs://bucket/x")
+    assert not bucket.objects
+    bucket.denies = lambda method: method != "GET"
+    require_reachable("gs://bucket/x")
+    with pytest.raises(UserError, match=r"gs://bucket/x: cannot be written \(Forbidden") as caught:
+        require_writable("gs://bucket/x")
+    assert caught.value.status == 1

@@ -31,7 +31,7 @@ def check_tasks(config: PipelineConfig) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
             f"tasks: {', '.join(benchmarks)} need lm-evaluation-harness: pip install "
-            f"'llama-cpt[eval]', or leave {TASK} alone."
+            f"-e '.[eval]', or leave {TASK} alone."
         )
     from llama_cpt.evaluation.benchmarks import check_name, runs_code
 

@@ -17,6 +17,7 @@ from llama_cpt.evaluation.road_report import (
     write_report,
 )
 from llama_cpt.fields import to_dict
+from llama_cpt.folders import require_local
 from llama_cpt.model.hand_over import to_hf
 from llama_cpt.pipeline_config import PipelineConfig
 from llama_cpt.sharding import make_mesh
@@ -41,6 +42,8 @@ def travel(config: PipelineConfig) -> Outcome:
     Raises UserError for whatever a user can mend; examination, prompts and the order of the stages
     first. One process: nothing here is shared out.
     """
+    require_local("output", config.output)
+    require_local("examination", config.examination)
     questions = read_examination(config.examination) if config.examination else ()
     asked = (*config.prompts, *(question.question for question in questions))
     stages = config.linked()

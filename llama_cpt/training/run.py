@@ -107,8 +107,10 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     ``program`` is one of a config with the same ``compiled_part``, whose step is compiled already.
     Raises UserError for whatever a user can mend.
     """
-    for place in (config.output, config.data.prepared):
-        require_writable(place)
+    require_writable(config.output)
+    # Rows in a bucket may well be there to be read only.
+    if "://" not in config.data.prepared:
+        require_writable(config.data.prepared)
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
     if config.init_from:

@@ -109,7 +109,7 @@ def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
 @pytest.fixture
 def by_beam():
     """``prepare`` by Beam, with its options."""
-    pytest.importorskip("apache_beam", reason="pip install 'llama-cpt[beam]'")
+    pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
     from llama_cpt.data.beam_corpora import write_corpora
 
     def call(config, *options):
@@ -202,7 +202,7 @@ def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
 def test_beam_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "llama_cpt.data.beam_corpora", raising=False)
-    with pytest.raises(UserError, match=r"pip install 'llama-cpt\[beam\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[beam\]'"):
         main(["config.py", "--runner", "beam"])
     with pytest.raises(UserError, match="only for --runner beam"):
         main(["config.py", "--", "--runner", "DataflowRunner"])

@@ -107,6 +107,17 @@ def test_an_interrupted_create_takes_its_request_back(cloud):
     assert not cloud.billed()
 
 
+def test_a_create_that_nobody_hears_takes_its_request_back(cloud):
+    waiting = cloud.start("create", plan={"create": ["WAITING_FOR_RESOURCES"]})
+    while not (cloud.place / "request").exists() and waiting.poll() is None:
+        time.sleep(0.05)
+    waiting.stdout.close()
+    waiting.stderr.close()
+    waiting.terminate()
+    waiting.wait(60)
+    assert not cloud.billed()
+
+
 def test_what_cannot_be_deleted_is_said(cloud):
     cloud.is_up()
     ran = cloud.run("delete", plan={"delete": ["busy"] * 99}, DELETE_SECONDS="1")
@@ -137,7 +148,9 @@ def test_restarts_without_progress_are_bounded(cloud):
 def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
     cloud.is_up()
     (cloud.place / "unsealed").write_text("300\n")
-    ran = cloud.run("run", plan={"train": ["200 crash"]}, MAX_STALLS="0", TRAIN_ARGS="()")
+    place = "gs://a-bucket/runs/cpt/"
+    plan = {"train": ["200 crash"]}
+    ran = cloud.run("run", plan=plan, MAX_STALLS="0", TRAIN_ARGS="()", OUTPUT=place)
     assert "the last checkpoint is step 200" in ran.stderr
     assert "whole checkpoints in gs://a-bucket/runs/cpt: 200\n" in cloud.run("status").stdout
 
@@ -272,6 +285,11 @@ def test_wrong_settings_are_named(cloud, wrong):
     ran = cloud.run("create", **wrong)
     assert ran.returncode == 1 and f"{name}={value}" in ran.stderr
     assert not cloud.calls()
+
+
+def test_a_setting_of_one_that_is_not_set(cloud):
+    ran = cloud.run("create", OUTPUT="gs://$NOWHERE/runs/cpt")
+    assert ran.returncode == 1 and "OUTPUT=gs:///runs/cpt names no bucket" in ran.stderr
 
 
 def test_hosts_can_only_get_a_config_that_is_committed(tmp_path):

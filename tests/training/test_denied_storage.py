@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from etils import epath
 import jax
 import pytest
 
-from llama_cpt import chat, convert, evaluate, fit_law, prepare
-from llama_cpt.config_file import save
+from llama_cpt import chat, convert, evaluate, fit_law, prepare, train
+from llama_cpt.config_file import load, save
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.run import build
@@ -21,8 +22,8 @@ COMMANDS = [
     (convert.main, "from-hf", "out", PLACE),
     (chat.main, PLACE),
     (evaluate.main, PLACE, "--tasks", "mmlu", "--output", "out"),
-    (evaluate.main, "here", "--tasks", "mmlu", "--output", PLACE),
     (fit_law.main, PLACE, "--output", "out"),
+    (train.main, f"{PLACE}/config.json"),
 ]
 
 
@@ -30,7 +31,7 @@ COMMANDS = [
 def denied(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bucket.status = 403
-    return pytest.raises(UserError, match=rf"{PLACE}\S*: cannot be read \(Forbidden")
+    return pytest.raises(UserError, match=rf"{PLACE}\S*: cannot be (read|written) \(Forbidden")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,26 @@ def denied(bucket, tmp_path, monkeypatch):
 def test_a_command(main, arguments, denied):
     with denied:
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (evaluate.main, ["here", "--tasks", "mmlu", "--output", PLACE]),
+        (fit_law.main, ["here", "--output", PLACE]),
+        (train.main, [f"{PLACE}/config.py"]),
+    ],
+)
+def test_what_must_lie_here(main, arguments, bucket):
+    bucket.put("place/config.py", b"", None)
+    with pytest.raises(UserError, match=rf"{PLACE}\S*: must be on this machine"):
+        main(arguments)
+
+
+def test_a_config_in_a_bucket(bucket, make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    save(config, epath.Path("gs://bucket/run/config.json"))
+    assert load("gs://bucket/run/config.json") == config
 
 
 @pytest.mark.parametrize("field", ["output", "init_from", "tokenizer", "prepared"])
