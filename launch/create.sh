@@ -27,8 +27,8 @@ take_back() {
   local status=$?
   stop_children
   ((status)) || return 0
-  trap '' INT TERM
-  say "taking the request $NAME back"
+  trap '' INT TERM HUP
+  say "taking the request $NAME back" || true
   remove_capacity || still_billed
 }
 
@@ -57,6 +57,8 @@ case $there in
     there=none
     ;;
 esac
+# Where the terminal is gone, or a pipe's reader, nothing can be said; that must not be the end.
+trap '' PIPE
 trap take_back EXIT
 [[ $there != none ]] || ask_for_capacity || die "$NAME: the request was refused"
 wait_for_capacity

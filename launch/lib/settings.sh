@@ -7,8 +7,12 @@ SETTINGS=${SETTINGS:-$LAUNCH/settings.env}
 read_settings() {
   [[ -f $SETTINGS ]] || die "$SETTINGS is missing: copy launch/settings.env.example to it and fill it in"
   TRAIN_ARGS=() CREATE_FLAGS=() SSH_FLAGS=()
+  # What it uses and does not set, ``require`` names.
+  set +u
   # shellcheck source=/dev/null
   source "$SETTINGS"
+  set -u
+  OUTPUT=${OUTPUT:-} && OUTPUT=${OUTPUT%/}
   : "${SLICES:=1}" "${MOUNT:=/mnt/llama_cpt}" "${COLLECTED:=collected}"
   : "${POLL_SECONDS:=60}"     # between two looks at what is waited for
   : "${QUERY_SECONDS:=120}"   # for one call of gcloud
