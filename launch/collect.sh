@@ -54,8 +54,7 @@ export_model() {
 read_settings
 require PROJECT ZONE NAME BUCKET OUTPUT
 : "${COLLECT_SECONDS:=3600}"
-EXPORT=${EXPORT:-} missing=()
-EXPORT=${EXPORT%/}
+missing=()
 dry || mkdir -p "$COLLECTED/$NAME/run" "$COLLECTED/$NAME/logs"
 mirror "$OUTPUT" "$COLLECTED/$NAME/run"
 mirror "gs://$BUCKET/logs/$NAME" "$COLLECTED/$NAME/logs"

@@ -35,8 +35,6 @@ def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainCon
     require_reachable(path)
     if not epath.Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
-    if path.endswith(".py"):
-        require_local("config", path)
     config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
     return _at_home(_apply_overrides(config, kind, list(overrides)))
 
@@ -49,6 +47,7 @@ def save(config: Config, path: Any) -> None:
 
 
 def _from_python(path: str, kind: type[Config]) -> Config:
+    require_local("config", path)
     # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
     beside = str(Path(path).resolve().parent.parent)
     sys.path.insert(0, beside)

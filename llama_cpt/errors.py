@@ -5,13 +5,10 @@ import contextlib
 import sys
 import traceback
 
-from llama_cpt.patience import passes
+from llama_cpt.patience import passes, says_it_passes
 
 PREEMPTED = 75
 """Exit status: to be started again (EX_TEMPFAIL)."""
-
-# What the runtime says where a network or a device has failed and not the program.
-_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 
 
 class UserError(ValueError):
@@ -25,9 +22,8 @@ def exit_status(error: BaseException) -> int:
     """Of a command that ``error`` ends: ``PREEMPTED`` where a new start may go well."""
     if isinstance(error, UserError):
         return error.status
-    if isinstance(error, Exception) and passes(error):
-        return PREEMPTED
-    return PREEMPTED if any(word in str(error) for word in _PASSING) else 1
+    later = isinstance(error, Exception) and passes(error)
+    return PREEMPTED if later or says_it_passes(str(error)) else 1
 
 
 @contextlib.contextmanager

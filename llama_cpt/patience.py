@@ -38,6 +38,16 @@ _LASTING = (
 )
 # Whose errors are no OSErrors; their types are not imported for a look at them.
 _REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
+# What the runtime says where a network or a device has failed and not the program, and what a
+# bucket, or a mounted one, tells ArrayRecord: their errors have neither type nor number.
+_PASSING_WORDS = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+    *map(os.strerror, (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)),
+    "status code: 429",
+    "status code: 5",
+)
 _PASSING_STATUSES = {"408", "429", "500", "502", "503", "504", "None"}
 
 Result = TypeVar("Result")
@@ -59,6 +69,11 @@ def lasts(error: Exception) -> bool:
 def passes(error: Exception) -> bool:
     """Whether ``error`` came from storage or the network, and a new try may go well."""
     return of_storage(error) and not lasts(error)
+
+
+def says_it_passes(words: str) -> bool:
+    """Whether ``words``, of an error that is not storage's by its type, tell of what may pass."""
+    return any(passing in words for passing in _PASSING_WORDS)
 
 
 def patiently(work: Callable[[], Result]) -> Result:

@@ -12,7 +12,8 @@ read_settings() {
   # shellcheck source=/dev/null
   source "$SETTINGS"
   set -u
-  OUTPUT=${OUTPUT:-} && OUTPUT=${OUTPUT%/}
+  OUTPUT=${OUTPUT:-} EXPORT=${EXPORT:-}
+  OUTPUT=${OUTPUT%/} EXPORT=${EXPORT%/}
   : "${SLICES:=1}" "${MOUNT:=/mnt/llama_cpt}" "${COLLECTED:=collected}"
   : "${POLL_SECONDS:=60}"     # between two looks at what is waited for
   : "${QUERY_SECONDS:=120}"   # for one call of gcloud

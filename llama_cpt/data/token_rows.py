@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 from dataclasses import asdict, dataclass, field
-import errno
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from jaxtyping import Integer, UInt32
 import numpy as np
 
 from llama_cpt.errors import UserError
+from llama_cpt.patience import says_it_passes
 from llama_cpt.reachable import UnreachableError, answer
 
 MANIFEST = "manifest.json"
@@ -38,12 +38,6 @@ READER_BUFFER_BYTES = 32 << 10
 READS_AT_A_TIME = 32
 _READS = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="rows")
 TOKEN = np.dtype("<u4")
-# What a bucket, or a mounted one, says of a read that may go well later.
-PASSING_WORDS = (
-    *map(os.strerror, (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)),
-    "status code: 429",
-    "status code: 5",
-)
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def _broken_shard(path: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises
         reason = str(error).splitlines()[0]
-        if any(words in reason for words in PASSING_WORDS):
+        if says_it_passes(reason):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
         if "HTTP status" in reason:
             raise UserError(f"{path}: {reason}; may this machine's account read it?") from None

@@ -26,7 +26,7 @@ def resolve(source: str, *, weights: bool = True) -> str:
     place = epath.Path(source).expanduser()
     if place.is_dir():
         return str(place)
-    if "://" in source or not HUB_NAME.fullmatch(source):
+    if not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
     return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
 

@@ -18,9 +18,8 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merged
 from llama_cpt.model.lora_base import lora_base
 from llama_cpt.model.safetensors_io import byte_reader, read_json
-from llama_cpt.reachable import require_reachable
 from llama_cpt.sharding import with_shardings
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints, open_run
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints, is_run, open_run
 
 
 def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
@@ -30,7 +29,7 @@ def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
     added into the weights that they were trained beside. Raises UserError where the architectures
     differ, in constants such as ``rope_theta`` too.
     """
-    if not _is_run(source):
+    if not is_run(source):
         model = load_hf(resolve(source), abstract.config, mesh)
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(model))
     checkpoints, step = open_run(source)
@@ -53,7 +52,7 @@ def check_source(source: str, config: ModelConfig) -> None:
 
     Reads no weights, only what their files say of them: before hours of other work.
     """
-    if not _is_run(source):
+    if not is_run(source):
         folder = resolve(source, weights=False)
         require_equal(config, read_config(folder), source)
         # What lies on the hub is not here yet.
@@ -70,7 +69,7 @@ def check_source(source: str, config: ModelConfig) -> None:
 
 def model_config_of(source: str) -> ModelConfig:
     """The architecture of what ``source`` holds, as ``load_parameters`` takes it."""
-    if not _is_run(source):
+    if not is_run(source):
         return read_config(resolve(source, weights=False))
     return _saved_model(_about(source), source)
 
@@ -84,11 +83,6 @@ def tokenizer_of(source: str) -> str:
     if isinstance(data, dict) and data.get("tokenizer"):
         return data["tokenizer"]
     raise UserError(f"{source} holds no tokenizer: name the model's own with --tokenizer.")
-
-
-def _is_run(source: str) -> bool:
-    require_reachable(source)
-    return (epath.Path(source) / FOLDER).exists()
 
 
 def _about(source: str) -> dict[str, Any]:

@@ -306,11 +306,16 @@ def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
         checkpoints.save(0, {"trained": model}, about)
 
 
+def is_run(folder: str) -> bool:
+    """Whether ``folder``, local or ``gs://``, holds a folder of checkpoints."""
+    require_reachable(folder)
+    return (epath.Path(folder) / FOLDER).exists()
+
+
 def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
     """The checkpoints of a run folder (or checkpoint folder) and a verified step among them."""
-    require_reachable(folder)
     place = epath.Path(folder)
-    checkpoints = Checkpoints(str(place / FOLDER if (place / FOLDER).exists() else place))
+    checkpoints = Checkpoints(str(place / FOLDER if is_run(folder) else place))
     if step is None:
         step = checkpoints.latest_verified()
     elif step not in checkpoints.steps():

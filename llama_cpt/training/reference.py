@@ -29,7 +29,7 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.processes import is_first
 from llama_cpt.progress import Progress
 from llama_cpt.sharding import constrain, spec
-from llama_cpt.training.checkpoint import FOLDER, open_run
+from llama_cpt.training.checkpoint import is_run, open_run
 from llama_cpt.training.manifest import digest_of, manifest_digest
 from llama_cpt.training.preference_objectives import segment_logprobs
 
@@ -133,7 +133,7 @@ def model_identity(source: str, config: ModelConfig, seed: int) -> str:
     architecture = json.dumps(to_dict(config), sort_keys=True)
     if not source:
         weights = f"seed {seed}"
-    elif (epath.Path(source) / FOLDER).exists():
+    elif is_run(source):
         checkpoints, step = open_run(source)
         with checkpoints:
             weights = manifest_digest(checkpoints.folder / str(step))

@@ -1,5 +1,7 @@
 """Rows on disk: cut exactly, read by index, broken files named."""
 
+import os
+from pathlib import Path
 import time
 
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from llama_cpt.data.token_rows import (
     write_manifest,
 )
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import UnreachableError
 from tests.storage_server import storage
 
 LENGTH = 7
@@ -116,6 +119,19 @@ def test_broken_shards_are_named(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name}: .*No such file"):
         TokenRows(str(tmp_path)).read(np.array([0]))
+
+
+def test_a_disk_that_fails_for_now_is_worth_a_new_start(tmp_path):
+    """What gcsfuse gives where its bucket does not answer: here EIO, of a page that is not."""
+    write(tmp_path, [[bytes(4 * (LENGTH + 1))]])
+    (shard,) = tmp_path.glob("*.array_record")
+    read = TokenRows(str(tmp_path))
+    read.read(np.array([0]))
+    (opened,) = (fd for fd in Path("/proc/self/fd").iterdir() if fd.resolve() == shard)
+    with open("/proc/self/mem", "rb") as failing:
+        os.dup2(failing.fileno(), int(opened.name))
+    with pytest.raises(UnreachableError, match=f"{shard.name}: cannot be read now .*Input/output"):
+        read.read(np.array([0]))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
