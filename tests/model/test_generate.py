@@ -41,12 +41,15 @@ def decoder(model):
     return make_decoder(model)
 
 
-def names() -> list[str]:
+def names() -> list:
     if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
         return []
     from tests.model.test_hf_parity import VARIANTS
 
-    return list(VARIANTS)
+    # By groups of queries, by a head's size, by scaled angles; the others take as long as these.
+    fast = {"gqa", "head_dim", "llama3_rope_tied_gqa"}
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=() if name in fast else slow) for name in VARIANTS]
 
 
 @pytest.mark.parametrize("name", names())

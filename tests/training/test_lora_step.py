@@ -50,7 +50,10 @@ def whole() -> tuple:
     return two_steps("1x1", 1)
 
 
-@pytest.mark.parametrize(("mesh_name", "num_microbatches"), [("1x1", 4), ("4x2", 2)])
+@pytest.mark.parametrize(
+    ("mesh_name", "num_microbatches"),
+    [pytest.param("1x1", 4, marks=pytest.mark.slow), ("4x2", 2)],
+)
 def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
     metrics, state = two_steps(mesh_name, num_microbatches)
     for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(whole[0]), strict=True):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 import shutil
 
+import jax
 import pytest
 
 from llama_cpt.config import (
@@ -25,8 +26,10 @@ from llama_cpt.training.trainer import fit
 
 
 @pytest.fixture
-def pipeline(make_config, corpora, tmp_path) -> PipelineConfig:
-    """CPT, SFT and DPO of four steps each."""
+def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
+    """CPT, SFT and DPO of four steps each, on two devices, for which they compile sooner."""
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: two)
 
     def chat(config, kind):
         def corpus(language):
@@ -51,7 +54,7 @@ def pipeline(make_config, corpora, tmp_path) -> PipelineConfig:
             tmp_path / name,
             model=model,
             num_steps=4,
-            mesh=MeshConfig(1, 8, 1),
+            mesh=MeshConfig(1, 2, 1),
             global_batch_size=8,
             microbatch_size=0,
             evaluation=EvaluationConfig(every_steps=5, documents=4, batch_size=8),

@@ -110,7 +110,13 @@ def whole() -> tuple[dict, list[np.ndarray]]:
 
 @pytest.mark.parametrize(
     ("mesh_name", "num_microbatches"),
-    [("1x1", 2), ("1x1", 4), ("8x1", 1), ("4x2", 2), ("2x2x2", 4)],
+    [
+        ("1x1", 4),
+        ("8x1", 1),
+        ("2x2x2", 4),
+        pytest.param("1x1", 2, marks=pytest.mark.slow),
+        pytest.param("4x2", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
     setup = Setup(mesh_name)
