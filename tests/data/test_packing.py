@@ -1,0 +1,190 @@
+"""Packing loses nothing and mixes nothing; what is too long is counted."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from llama_cpt.data.chat_lengths import fitted, with_mismatches
+from llama_cpt.data.chat_units import ChatRecipe, Segment, Unit
+from llama_cpt.data.packing import TOKEN, fields_of, packed_records
+from llama_cpt.errors import UserError
+
+KINDS = ("conversations", "preferences", "unpaired")
+LENGTH = 24
+BOS = 1
+
+
+def recipe(kind, too_long="drop"):
+    return ChatRecipe(kind, "llama3", "assistant", too_long, False)
+
+
+@st.composite
+def units(draw, kind, longest):
+    """Units of random tokens, the prompts of a pair equal."""
+    made = []
+    for number in range(draw(st.integers(1, 30))):
+        random = np.random.default_rng(draw(st.integers(0, 1000)) + 1000 * number)
+        prompt = np.r_[BOS, random.integers(2, 9, random.integers(1, longest // 2))]
+        answers = [random.integers(9, 1000, random.integers(1, longest // 2)) for _ in range(2)]
+        segments = tuple(
+            Segment(
+                np.r_[prompt, answer].astype(np.uint32),
+                np.arange(len(prompt) + len(answer)) >= len(prompt),
+                0 if kind == "conversations" else len(prompt),
+            )
+            for answer in (answers if kind == "preferences" else answers[:1])
+        )
+        made.append(Unit(segments, bool(random.integers(2))))
+    return made
+
+
+def rows_of(records, kind):
+    names = fields_of(kind)
+    return [
+        dict(zip(names, np.frombuffer(record, TOKEN).reshape(len(names), -1), strict=True))
+        for record in records
+    ]
+
+
+def found_segments(row):
+    """Segment number -> tokens, targets, loss_mask, in order; each lies in one piece."""
+    found = {}
+    for number in range(1, int(row["segment_ids"].max()) + 1):
+        places = np.flatnonzero(row["segment_ids"] == number)
+        assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
+        fields = ("tokens", "targets", "loss_mask")
+        found[number] = tuple(tuple(row[field][places].tolist()) for field in fields)
+    return found
+
+
+def as_placed(segment):
+    tokens, learnt = segment.tokens.tolist(), segment.learnt.astype(int).tolist()
+    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(learnt[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_every_unit_is_in_one_row_once(kind, data):
+    given_units = data.draw(units(kind, LENGTH // 2))
+    if kind == "unpaired":
+        given_units = [Unit(unit.segments * 2, unit.good) for unit in given_units]
+    given_units = [
+        unit
+        for unit in given_units
+        if sum(len(segment.tokens) - 1 for segment in unit.segments) <= LENGTH
+    ]
+    counts = Counter()
+    records = list(packed_records(given_units, recipe(kind), LENGTH, counts))
+    members = 1 if kind == "conversations" else 2
+    found, most = [], 0
+    for row in rows_of(records, kind):
+        assert not row["loss_mask"][row["segment_ids"] == 0].any()
+        segments = found_segments(row)
+        assert len(segments) % members == 0
+        most = max(most, len(segments) // members)
+        for first in range(1, len(segments) + 1, members):
+            places = row["segment_ids"] == first
+            good = row["good"][places][0] if kind == "unpaired" else 0
+            found.append((tuple(segments[first + m] for m in range(members)), good))
+    expected = [
+        (tuple(map(as_placed, unit.segments)), unit.good * (kind == "unpaired"))
+        for unit in given_units
+    ]
+    assert Counter(found) == Counter(expected)
+    placed = [one for unit in expected for one in unit[0]]
+    assert counts["places"] == sum(len(tokens) for tokens, _, _ in placed)
+    assert counts["learnt_tokens"] == sum(sum(mask) for _, _, mask in placed)
+    assert counts["units"] == most
+    assert counts["prompt_tokens_twice"] == sum(
+        segment.prompt_tokens for unit in given_units for segment in unit.segments[1:]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("too_long", ["drop", "truncate_start", "truncate_end"])
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_what_a_row_cannot_hold(kind, too_long, data):
+    """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
+    given_units = data.draw(units(kind, 2 * LENGTH))
+    counts = Counter()
+    kept = list(fitted(given_units, recipe(kind, too_long), LENGTH, counts))
+    left = iter(kept)
+    after = next(left, None)
+    whole = cut = lost = 0
+    for unit in given_units:
+        places = sum(len(s.tokens) - 1 for s in unit.segments)
+        if kind == "unpaired":
+            places += unit.segments[0].prompt_tokens
+        if after is unit:
+            assert places <= LENGTH
+        else:
+            assert places > LENGTH
+            if after is None or not is_cut_of(after, unit, too_long):
+                lost += 1
+                continue
+            cut += 1
+            assert sum(len(s.tokens) - 1 for s in after.segments) <= LENGTH
+        whole += 1
+        after = next(left, None)
+    assert after is None and whole == len(kept)
+    assert counts["truncated"] == cut and counts["too_long"] + counts["nothing_to_learn"] == lost
+    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_units, kept)]
+    assert counts["dropped_tokens"] == tokens[0] - tokens[1]
+    if too_long == "drop":
+        assert not cut
+
+
+def is_cut_of(after, before, too_long):
+    """Whether the tokens left are those at the other end, and BOS."""
+    for a, b in zip(after.segments, before.segments, strict=True):
+        lost = len(b.tokens) - len(a.tokens)
+        if too_long == "truncate_end":
+            kept, prompt_tokens = b.tokens[: len(a.tokens)], b.prompt_tokens
+        else:
+            kept = np.r_[b.tokens[:1], b.tokens[lost + 1 :]]
+            prompt_tokens = max(b.prompt_tokens - lost, 0)
+        if not np.array_equal(a.tokens, kept) or a.prompt_tokens != prompt_tokens:
+            return False
+    return all(a.learnt[1:].any() for a in after.segments)
+
+
+def judged(prompt, answer, good=True):
+    tokens = np.array([BOS, *prompt, *answer], np.uint32)
+    prompt_tokens = 1 + len(prompt)
+    return Unit((Segment(tokens, np.arange(len(tokens)) >= prompt_tokens, prompt_tokens),), good)
+
+
+def test_a_mismatch_is_the_next_answer_to_another_prompt():
+    given_units = [
+        judged([2], [20, 21]),
+        judged([2], [30], False),
+        judged([3], [40, 41, 42]),
+        judged([4, 4], [50]),
+        judged([2], [60]),
+    ]
+    counts = Counter()
+    made = list(with_mismatches(given_units, 100, counts))
+    assert [unit.segments[0].tokens.tolist() for unit in made] == [
+        unit.segments[0].tokens.tolist() for unit in given_units
+    ]
+    assert [unit.segments[1].tokens.tolist() for unit in made] == [
+        [BOS, 2, 40, 41, 42],
+        [BOS, 2, 40, 41, 42],
+        [BOS, 3, 50],
+        [BOS, 4, 4, 60],
+        [BOS, 2, 40, 41, 42],
+    ]
+    assert [unit.good for unit in made] == [True, False, True, True, True]
+    assert counts["mismatches_cut"] == 0
+    # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
+    cut = list(with_mismatches(given_units[:1] + given_units[2:3], 6, counts))
+    assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
+    assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
+    assert counts["mismatches_cut"] == 2
+    with pytest.raises(UserError, match="answers to two prompts"):
+        list(with_mismatches(given_units[:2], 100, counts))
