@@ -11,6 +11,7 @@ from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning.memory import PassMemory, device_bytes
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import (
@@ -21,12 +22,13 @@ from llama_cpt.planning.search import (
     smallest_topology,
     why_none,
 )
-from llama_cpt.planning.step_plan import Plan, make_plan
+from llama_cpt.planning.step_plan import Plan, make_plan, where
 from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
 from llama_cpt.planning.topologies import Topology, find_topology
 from llama_cpt.training.ahead_of_time import (
     abstract_batch,
     lower,
+    lower_evaluation,
     lower_reference,
     topology_program,
 )
@@ -41,7 +43,8 @@ EPILOG = """examples:
   python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
 
 Every field of the config is an option, as for train. docs/plan.md explains each line.
-Exit status: 0 it fits, 3 it does not, 1 the config or an option cannot be understood.
+Exit status: 0 it fits, 3 it does not, 1 the config or a field's value is wrong, 2 the
+command line is.
 """
 DOES_NOT_FIT = 3
 ENOUGH_FOUND = 5
@@ -64,11 +67,12 @@ def main(arguments: list[str]) -> int:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)
     plan = compiled_plan(config, topology, program)
-    remedy = first_remedy(config, topology, program.mesh.shape)
-    fits = isinstance(plan, Plan) and plan.memory.fits
+    mesh, memory = dict(program.mesh.shape), plan.memory if isinstance(plan, Plan) else None
+    fits = memory is not None and memory.fits
+    remedy = "" if fits else first_remedy(config, topology, mesh, memory)
     if options.json:
-        facts = plan.facts() if isinstance(plan, Plan) else asdict(plan)
-        print(json.dumps({"fits": fits, **facts}, indent=1))
+        facts = {**where(topology, mesh), **asdict(plan)} if memory is None else plan.facts()
+        print(json.dumps({"fits": fits, "first_to_try": remedy, **facts}, indent=1))
     elif isinstance(plan, TooLarge):
         print(refused_in_words(plan, topology, remedy))
     else:
@@ -79,28 +83,32 @@ def main(arguments: list[str]) -> int:
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
     """Of the step of ``config`` in ``program``, whose mesh is of ``topology``.
 
-    Its memory counts the pass that scores preferences before the first step.
+    Its memory counts the passes over held-out text and over preferences before the first step.
     """
     made = compiled_and_text(lower(config, program))
     if isinstance(made, TooLarge):
         return made
     batch = abstract_batch(config, program.mesh)
     plan = make_plan(config, topology, *made, state=program.abstract, batch=batch)
-    if not has_reference(config):
-        return plan
-    memory = replace(plan.memory, reference=_reference_peak(config, program))
+    memory = plan.memory
+    if has_reference(config):
+        memory = replace(memory, reference=_pass_memory(lower_reference(config, program)))
+    if config.data.heldout:
+        moments = device_bytes(program.abstract.opt_state)
+        evaluation = _pass_memory(lower_evaluation(config, program), beside=moments)
+        memory = replace(memory, evaluation=evaluation)
     return replace(plan, memory=memory)
 
 
-def _reference_peak(config: TrainConfig, program: Program) -> int:
-    made = compiled_and_text(lower_reference(config, program))
+def _pass_memory(lowered: jax.stages.Lowered, beside: int = 0) -> PassMemory:
+    made = compiled_and_text(lowered)
     if isinstance(made, TooLarge):
-        return made.used
-    return made[0].memory_analysis().peak_memory_in_bytes
+        return PassMemory(made.used + beside, refused=True)
+    return PassMemory(made[0].memory_analysis().peak_memory_in_bytes + beside)
 
 
 def bytes_needed(plan: Plan | TooLarge) -> int:
-    """Of one device: by the steps, or by the pass before them where that needs more."""
+    """Of one device: by the steps, or by a pass beside them where that needs more."""
     return plan.used if isinstance(plan, TooLarge) else plan.memory.available - plan.memory.left
 
 
@@ -120,10 +128,12 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         tried.append(Tried(one, bytes_needed(plan), fits))
         print(tried_in_words(tried[-1]), file=sys.stderr, flush=True)
     if not found:
+        if as_json:
+            print("[]")
         raise _nothing_fits(config, topology, every)
     found.sort(key=lambda pair: pair[1].roofline.in_turn)
     if as_json:
-        told = [{"options": one.options, **plan.facts()} for one, plan in found]
+        told = [{"fits": True, "options": one.options, **plan.facts()} for one, plan in found]
         print(json.dumps(told, indent=1))
     else:
         print(found_in_words(found, len(tried), topology))

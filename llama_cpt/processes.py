@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import socket
 import sys
@@ -218,6 +219,8 @@ def _meet() -> None:
                 f"JAX_PROCESS_ID={process} with JAX_NUM_PROCESSES={processes}: it must be a number "
                 "from 0 to one less than theirs."
             )
+        if not re.fullmatch(r".+:\d{1,5}", address):
+            raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: give HOST:PORT, as 10.0.0.2:8476.")
         settings = {
             "coordinator_address": address,
             "num_processes": int(processes),

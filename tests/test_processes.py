@@ -28,6 +28,8 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         (("localhost:1", "", ""), "JAX_NUM_PROCESSES, JAX_PROCESS_ID: set all three"),
         (("localhost:1", "2", "2"), "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"),
         (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
+        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost: give HOST:PORT"),
+        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc: give HOST:PORT"),
     ],
 )
 def test_half_an_environment_is_refused(values, told, monkeypatch):

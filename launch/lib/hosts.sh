@@ -85,8 +85,10 @@ read_outcome() {
     *" 130 "*) OUTCOME=interrupted WHY="a person stopped it on a host" ;;
     *)
       OUTCOME=restart WHY="exit status $statuses"
-      if mistake=$(grep -m 1 -o ' stopped 1 error: .*' <<<"$1"); then
-        OUTCOME=mistake WHY=${mistake# stopped 1 error: }
+      # 2: the command line itself is wrong.
+      if mistake=$(grep -m 1 -o -E ' stopped (1 error:|2) .*' <<<"$1"); then
+        OUTCOME=mistake WHY=${mistake# stopped [12] }
+        WHY=${WHY#error: }
       fi
       ;;
   esac

@@ -70,7 +70,8 @@ stop() {
   while running && [[ $# == 0 || $(job_command) == "$*" ]]; do
     [[ -f $PLACE/group ]] && kill "-$signal" -- "-$(<"$PLACE/group")" 2>/dev/null || true
     while running && ((SECONDS < deadline)); do sleep 0.2; done
-    signal=KILL
+    # What hangs in the kernel dies later, or never.
+    signal=KILL deadline=$((SECONDS + 10))
   done
   state
 }

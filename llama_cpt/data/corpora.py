@@ -25,6 +25,7 @@ from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest, write_
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import locked
+from llama_cpt.processes import is_first
 from llama_cpt.reachable import require_reachable
 
 HELDOUT = "heldout"
@@ -266,6 +267,8 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_overlap(prepared: Prepared) -> None:
+    if not is_first():
+        return
     trained_on = {
         source["digest"]: name
         for name, manifest in prepared.rows.items()

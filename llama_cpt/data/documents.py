@@ -175,7 +175,7 @@ def line_blocks(
         at = disk.tell() if start.offset else 0
         # Reads end where those of a reader from the file's start do, and so do the blocks.
         size = block_bytes - start.offset % block_bytes
-        while chunk := read(file, size, f"{path}: broken after line {line}"):
+        while chunk := read(file, size, path, f" after line {line}"):
             size = block_bytes
             cut = chunk.rfind(b"\n") + 1
             if not cut:
@@ -191,7 +191,7 @@ def line_blocks(
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
     with opened(path, decompress) as (disk, file):
-        raw = read(file, -1, f"{path}: broken")
+        raw = read(file, -1, path)
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         yield Block(path, 0, [raw], len(raw), float(disk.tell()))
 

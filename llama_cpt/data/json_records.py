@@ -17,7 +17,7 @@ from llama_cpt.data.documents import (
     line_blocks,
     value_blocks,
 )
-from llama_cpt.data.source_files import opened, plain_name
+from llama_cpt.data.source_files import opened, plain_name, read
 from llama_cpt.data.sources import Sources, legible_errors
 from llama_cpt.errors import UserError
 
@@ -75,9 +75,10 @@ def _is_array(path: str, decompress: Any) -> bool:
 
 def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> Iterator[Block]:
     with opened(path, decompress) as (disk, file):
+        raw = read(file, -1, path)
         try:
-            elements = json.loads(file.read().removeprefix(BYTE_ORDER_MARK).decode())
-        except (ValueError, RecursionError, EOFError, OSError) as error:
+            elements = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a JSON array ({error}); is the file whole?") from None
         share = disk.tell() / max(len(elements), 1)
     raw = (json.dumps(element).encode() for element in itertools.islice(elements, first - 1, None))

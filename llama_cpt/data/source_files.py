@@ -11,6 +11,8 @@ import zlib
 import fsspec
 
 from llama_cpt.errors import UserError
+from llama_cpt.patience import passes
+from llama_cpt.reachable import UnreachableError
 
 SKIP_BYTES = 4 << 20
 
@@ -39,16 +41,23 @@ def skip(disk: Any, file: Any, count: int, path: str) -> None:
     if file is disk:
         file.seek(count)
         return
-    while count and (chunk := read(file, min(count, SKIP_BYTES), f"{path}: broken")):
+    while count and (chunk := read(file, min(count, SKIP_BYTES), path)):
         count -= len(chunk)
 
 
-def read(file: Any, size: int, failure: str) -> bytes:
-    """As ``file.read``; a broken file is a UserError that begins with ``failure``."""
+def read(file: Any, size: int, path: str, after: str = "") -> bytes:
+    """As ``file.read``.
+
+    Raises UserError where ``path`` is broken (``after`` tells where), UnreachableError where its
+    storage fails in a way that may pass.
+    """
     try:
         return file.read(size)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{failure} ({error}); is the file whole?") from None
+        # What a decompressor says of a broken file has no number.
+        if getattr(error, "errno", None) and passes(error):
+            raise UnreachableError(f"{path}: cannot be read now ({error}).") from None
+        raise UserError(f"{path}: broken{after} ({error}); is the file whole?") from None
 
 
 def _zstd(disk: Any) -> Any:

@@ -15,8 +15,9 @@ import fsspec
 
 from llama_cpt.config import CorpusConfig
 from llama_cpt.errors import UserError
+from llama_cpt.patience import passes
 from llama_cpt.progress import Progress
-from llama_cpt.reachable import require_reachable
+from llama_cpt.reachable import UnreachableError, require_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
@@ -133,13 +134,15 @@ def open_dataset(source: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def legible_errors(place: str) -> Iterator[None]:
-    """Failures of a file system as a UserError that names ``place``."""
+    """Failures of a file system as a UserError that names ``place``, and says what may pass."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ImportError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if passes(error):
+            raise UnreachableError(f"{place}: cannot be read now ({reason}).") from None
         raise UserError(f"{place}: cannot be read ({reason}).") from None
 
 

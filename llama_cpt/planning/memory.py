@@ -1,10 +1,20 @@
 """Bytes of one chip: what the arguments are, what the compiler adds, what the chip has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 from typing import Any
 
 import jax
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Of one device, for a program that runs between the steps or before them, in bytes."""
+
+    peak: int
+    """The most at once, with what else is there."""
+    refused: bool = False
+    """Whether the compiler refuses it; it needs more than ``peak`` then."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +34,29 @@ class Memory:
     """The most at once, arguments included."""
     available: int
     """What the chip has; the runtime keeps some of it."""
-    reference: int = 0
-    """The most of the pass that scores preferences before the first step; 0 where there is none."""
+    reference: PassMemory | None = None
+    """Of the pass that scores preferences before the first step, where there is one."""
+    evaluation: PassMemory | None = None
+    """Of the pass over held-out text, the optimizer's moments beside it, where there is one."""
 
     @property
     def left(self) -> int:
         """What no program of the run needs of the chip's memory; below 0 where it does not fit."""
-        return self.available - max(self.peak + self.code, self.reference)
+        return self.available - max(self.peak + self.code, *(one.peak for one in self._passes))
 
     @property
     def fits(self) -> bool:
         """Whether the run is within the chip's memory."""
-        return self.left >= 0
+        return self.left >= 0 and not any(one.refused for one in self._passes)
+
+    @property
+    def fits_but_for_evaluation(self) -> bool:
+        """Whether only the pass over held-out text is too large."""
+        return not self.fits and replace(self, evaluation=None).fits
+
+    @property
+    def _passes(self) -> list[PassMemory]:
+        return [one for one in (self.reference, self.evaluation) if one] or [PassMemory(0)]
 
 
 def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:

@@ -5,12 +5,24 @@ import math
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.planning.hand_sum import hand_sum
+from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.search import smallest_topology
 from llama_cpt.planning.topologies import Topology
 
 
-def first_remedy(config: TrainConfig, topology: Topology, mesh: Mapping[str, int]) -> str:
-    """The first change to try, as an option of the command line where it is one."""
+def first_remedy(
+    config: TrainConfig,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    memory: Memory | None = None,
+) -> str:
+    """The first change to try, as an option of the command line where it is one.
+
+    ``memory`` is None where the compiler refused the step.
+    """
+    microbatch = config.global_batch_size // config.num_microbatches
+    if memory and memory.fits_but_for_evaluation and config.evaluation.batch_size > microbatch:
+        return f"--evaluation.batch-size {microbatch}: as many rows as a step has at a time"
     available = topology.chip.memory_bytes
     least = hand_sum(config, mesh)
     if least.arguments + least.gradients > available:
@@ -23,7 +35,8 @@ def first_remedy(config: TrainConfig, topology: Topology, mesh: Mapping[str, int
     if config.compute.remat not in ("full", "offload"):
         return "--compute.remat full: the backward pass recomputes all but the layers' inputs"
     parts = math.prod(size for axis, size in mesh.items() if axis not in ("tensor", "context"))
-    rows = config.global_batch_size // config.num_microbatches // parts
+    rows = microbatch // parts
     if rows > 1:
-        return f"--microbatch-size {rows // 2 * parts}: {rows // 2} rows a device at a time"
+        fewer = max(count for count in range(1, rows // 2 + 1) if rows % count == 0)
+        return f"--microbatch-size {fewer * parts}: {fewer} rows a device at a time"
     return "--search: another mesh (mesh.tensor) or compute.remat=offload; else more chips"

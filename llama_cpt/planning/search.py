@@ -37,7 +37,8 @@ class Candidate:
     seconds: float
     """Of a step, by hand."""
     fitted: bool
-    """Whether the mesh does not divide the config's own ``evaluation.batch_size``."""
+    """Whether the config's own ``evaluation.batch_size`` is more than a micro-batch, or not
+    divided by the mesh."""
 
     @property
     def options(self) -> str:
@@ -161,11 +162,12 @@ def _settings(
 ) -> Iterator[tuple[TrainConfig, dict[str, int]]]:
     for mesh in _meshes(config, topology):
         parts = mesh["replica"] * mesh["fsdp"]
-        evaluated = math.ceil(config.evaluation.batch_size / parts) * parts
         for microbatch in _microbatches(config.global_batch_size, parts):
             tokens = microbatch // parts * config.data.sequence_length // mesh["context"]
             if config.compute.matmul_precision == "int8" and tokens > MOST_TOKENS:
                 continue
+            asked = math.ceil(config.evaluation.batch_size / parts) * parts
+            evaluated = min(asked, microbatch)
             for remat in REMATS:
                 yield (
                     replace(

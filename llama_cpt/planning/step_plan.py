@@ -16,7 +16,7 @@ from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.memory import Memory, memory_of
 from llama_cpt.planning.peak_parts import PeakParts, parts_of
 from llama_cpt.planning.program import read_program
-from llama_cpt.planning.roofline import Roofline, roofline
+from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
 from llama_cpt.planning.topologies import Topology
 from llama_cpt.training.train_step import TrainState
 
@@ -29,11 +29,23 @@ class Workload:
     tokens: int
     """Of all steps."""
     flops_per_token: float
-    """``model_flops_per_token``: 6 N + attention, recomputation not counted."""
+    """``model_flops_per_token``: 6 N, or 4 N beside adapters, and attention."""
+    per_weight: int
     rows: int
     """Of one device in one micro-batch."""
     num_microbatches: int
     sequence_length: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of the steps at some share of the chips' peak."""
+
+    mfu: float
+    tokens_per_day: float
+    days: float
+    """For the config's tokens."""
+    chip_hours: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,27 @@ class Plan:
         """Of one device a step."""
         return self.work.tokens_per_step * self.work.flops_per_token / self.topology.devices
 
+    @property
+    def mfu_in_turn(self) -> float:
+        """Model FLOPs utilisation where nothing is done at once."""
+        return self.model_flops / self.topology.chip.peak_flops / self.roofline.in_turn
+
+    @property
+    def mfu_overlapped(self) -> float:
+        """The most that the roofline allows."""
+        return self.model_flops / self.topology.chip.peak_flops / self.roofline.overlapped
+
+    @property
+    def paces(self) -> list[Pace]:
+        """At ``MFU_RANGE``, or the most that the roofline allows where that is less."""
+        return [self._pace(mfu) for mfu in sorted({min(m, self.mfu_overlapped) for m in MFU_RANGE})]
+
+    def _pace(self, mfu: float) -> Pace:
+        peak = self.topology.chip.peak_flops * self.topology.devices
+        seconds = self.work.flops_per_token / (mfu * peak)
+        days = self.work.tokens * seconds / 86400
+        return Pace(mfu, 86400 / seconds, days, days * 24 * self.topology.chips)
+
     def facts(self) -> dict[str, Any]:
         """As plain values: what ``--json`` prints."""
         program = asdict(self.program)
@@ -79,10 +112,7 @@ class Plan:
             ],
         }
         return {
-            "topology": self.topology.text,
-            "slices": self.topology.slices,
-            "chips": self.topology.chips,
-            "mesh": self.mesh,
+            **where(self.topology, self.mesh),
             "remat": self.remat,
             "work": asdict(self.work),
             "memory": asdict(self.memory),
@@ -91,15 +121,38 @@ class Plan:
             "peak_parts": asdict(self.peak_parts),
             "roofline": self.roofline.seconds,
             "bound": self.roofline.bound,
+            "mfu": {"in_turn": self.mfu_in_turn, "overlapped": self.mfu_overlapped},
+            "paces": [asdict(pace) for pace in self.paces],
         }
+
+
+def where(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
+    """The chips that a config is planned for, as plain values."""
+    return {
+        "topology": topology.text,
+        "name": topology.name,
+        "slices": topology.slices,
+        "chips": topology.chips,
+        "devices": topology.devices,
+        "mesh": mesh,
+    }
 
 
 def workload(config: TrainConfig, rows: int) -> Workload:
     """Of ``config`` where a device has ``rows`` of a micro-batch."""
     length = config.data.sequence_length
     tokens = config.global_batch_size * length
-    flops = model_flops_per_token(config.model, length, frozen=config.lora is not None)
-    return Workload(tokens, tokens * config.num_steps, flops, rows, config.num_microbatches, length)
+    frozen = config.lora is not None
+    flops = model_flops_per_token(config.model, length, frozen=frozen)
+    return Workload(
+        tokens_per_step=tokens,
+        tokens=tokens * config.num_steps,
+        flops_per_token=flops,
+        per_weight=4 if frozen else 6,
+        rows=rows,
+        num_microbatches=config.num_microbatches,
+        sequence_length=length,
+    )
 
 
 def read_step(text: str, mesh: dict[str, int]) -> Program:

@@ -85,14 +85,19 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
         ("peak", memory.peak, "the compiler's figure, arguments included"),
     ):
         yield f"  {name:<12}{size / GB:9.3f}  {remark}".rstrip()
-    if memory.reference:
-        remark = "peak of the pass that scores the answers before the first step"
-        yield f"  {'reference':<12}{memory.reference / GB:9.3f}  {remark}"
+    for name, one, remark in (
+        ("reference", memory.reference, "peak of the pass that scores the answers before them"),
+        ("evaluation", memory.evaluation, "peak of held-out text, the moments beside it"),
+    ):
+        if one:
+            refused = ", at least: the compiler refuses it" if one.refused else ""
+            yield f"  {name:<12}{one.peak / GB:9.3f}  {remark}{refused}"
     if memory.fits:
         yield f"  fits: {memory.left / GB:.2f} of {memory.available / GB:.2f} are left"
     else:
         above, chip = -memory.left / GB, memory.available / GB
-        yield f"  does not fit: {above:.2f} above the chip's {chip:.2f}"
+        told = f"{above:.2f} above" if above > 0 else "the compiler keeps a part of"
+        yield f"  does not fit: {told} the chip's {chip:.2f}"
         yield f"  first to try: {remedy}"
 
 
@@ -113,10 +118,10 @@ def _short(origin: str) -> str:
 
 
 def _work(plan: Plan) -> Iterator[str]:
-    program, matrix = plan.program, plan.program.matrix
+    program, matrix, factor = plan.program, plan.program.matrix, plan.work.per_weight
     ratio = matrix.total / plan.model_flops
     yield "Operations, TFLOP a device a step"
-    yield f"  model     {plan.model_flops / 1e12:12.3f}  6 N and causal attention, by hand"
+    yield f"  model     {plan.model_flops / 1e12:12.3f}  {factor} N and causal attention, by hand"
     yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
     for name, flops in matrix.narrow.items():
         times = plan.topology.chip.peak_of(name) / plan.topology.chip.peak_flops
@@ -139,20 +144,19 @@ def _traffic(program: Program) -> Iterator[str]:
 
 
 def _time(plan: Plan) -> Iterator[str]:
-    line, work, top = plan.roofline, plan.work, plan.topology
-    peak = top.chip.peak_flops
+    line, work = plan.roofline, plan.work
     yield "Time"
     for name, value in line.seconds.items():
         told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
         yield f"  {name:<8}{told}"
-    none, every = (plan.model_flops / peak / time for time in (line.in_turn, line.overlapped))
-    mfu = f"MFU {none:.2f} with nothing overlapped, {every:.2f} with all"
+    mfu = f"MFU {plan.mfu_in_turn:.2f} with nothing overlapped, {plan.mfu_overlapped:.2f} with all"
     yield f"  bound by {line.bound}: {mfu}"
     yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
-    for mfu in MFU_RANGE:
-        speed = mfu * peak * top.devices / work.flops_per_token
-        hours = work.tokens / speed / 3600
+    for pace in plan.paces:
+        most = "" if pace.mfu in MFU_RANGE else ", all that the bound allows"
         yield (
-            f"  at MFU {mfu:.2f}: {speed * 86400 / 1e9:,.2f} billion tokens a day, "
-            f"{hours / 24:,.1f} days, {math.ceil(hours * top.chips):,} chip-hours"
+            f"  at MFU {pace.mfu:.2f}{most}: {pace.tokens_per_day / 1e9:,.2f} billion tokens a "
+            f"day, {pace.days:,.1f} days, {math.ceil(pace.chip_hours):,} chip-hours"
         )
+    scored = "the pass that scores the answers, " if plan.memory.reference else ""
+    yield f"  and beside the steps: {scored}evaluation, saves, compiling"

@@ -1,5 +1,6 @@
 """The programs of a run lowered for TPUs that are not here: ``.compile()`` runs ``libtpu``."""
 
+from dataclasses import replace
 import importlib.util
 import os
 import platform
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
-from llama_cpt.config import PreferenceConfig, TrainConfig
+from llama_cpt.config import NextTokenConfig, PreferenceConfig, TrainConfig
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.program import Program, batch_sharding, make_program
@@ -73,14 +74,30 @@ def require_compiler() -> None:
 
 def lower_reference(config: TrainConfig, program: Program) -> jax.stages.Lowered:
     """The pass that scores a preference config's rows before its first step."""
-    rows = row_sharding(program.mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rows),
-        abstract_batch(config, program.mesh),
-    )
     scorer = scorer_program(config.compute.loss_chunk_tokens)
     with jax.set_mesh(program.mesh):
-        return scorer.lower(program.plain, batch)
+        return scorer.lower(program.plain, _rows(abstract_batch(config, program.mesh)))
+
+
+def lower_evaluation(config: TrainConfig, program: Program) -> jax.stages.Lowered:
+    """The pass over one batch of held-out text."""
+    size = config.evaluation.batch_size
+    plain = replace(config, objective=NextTokenConfig(), global_batch_size=size, microbatch_size=0)
+    with jax.set_mesh(program.mesh):
+        return program.score.lower(
+            program.abstract.model, _rows(abstract_batch(plain, program.mesh))
+        )
+
+
+def _rows(batch: Batch) -> Batch:
+    """Of one micro-batch, as what is only scored is placed."""
+
+    def leaf(one: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            one.shape[1:], one.dtype, sharding=row_sharding(one.sharding.mesh)
+        )
+
+    return jax.tree.map(leaf, batch)
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:

@@ -25,7 +25,7 @@ from llama_cpt.global_arrays import from_rows_here, rows_here
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, in_dtype
-from llama_cpt.processes import first_in_turn
+from llama_cpt.processes import first_in_turn, is_first
 from llama_cpt.training.optimizer import check_schedule
 from llama_cpt.training.program import (
     Program,
@@ -124,7 +124,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
         "token rows prepared",
         seconds=PREPARE_SECONDS,
     )
-    for told in prepared.lossy():
+    for told in prepared.lossy() if is_first() else ():
         print(f"warning: {told}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
     mixture = mixture_of(

@@ -73,3 +73,7 @@ class Wishes:
             jax.make_array_from_callback((self._size,), self._everywhere, lambda _: one)
         )
         return 0 if before is None else int(before)
+
+    def heeded(self) -> None:
+        """Forget what all wished last: it was of before what they have just done."""
+        self._asked = None

@@ -5,6 +5,7 @@ import contextlib
 from pathlib import Path
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -30,6 +31,15 @@ class Trace:
             raise UserError(f"--profile {steps}: FIRST:LAST, steps from 1, such as 10:13.")
         self._first, self._last, self._target = int(found[1]), int(found[2]), folder
         self._folder, self._running = folder, False
+
+    def warn_of_none(self, first_step: int, num_steps: int) -> None:
+        """Say it where a run of the steps after ``first_step`` never comes to the first."""
+        if self._first and not first_step < self._first <= num_steps:
+            print(
+                f"--profile {self._first}:{self._last}: no trace: this start does steps "
+                f"{first_step + 1} to {num_steps}.",
+                file=sys.stderr,
+            )
 
     @contextlib.contextmanager
     def step(self, done: int) -> Iterator[None]:

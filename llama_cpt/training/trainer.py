@@ -93,6 +93,7 @@ def fit(
             state = _from_trunk(run, trunk) if trunk else run.start()
             first_step = trunk.step if trunk else 0
         if is_first():
+            trace.warn_of_none(first_step, config.num_steps)
             clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
             save_config(config, output / "config.json")
             print(_described(run), flush=True)
@@ -235,6 +236,7 @@ def _loop(
             return state, step, Outcome(wish)
         if wish == SAVE_FAILED:
             _save(run, state, step, around)
+            wishes.heeded()
         done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
         with report.clock.spent_on("data"):
             batch = next(batches)

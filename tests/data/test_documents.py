@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from llama_cpt.config import CorpusConfig
+from llama_cpt.data import source_files
 from llama_cpt.data.documents import BadDocument, Start, documents_of, read_blocks
-from llama_cpt.data.sources import digested, find_sources, what_changed
+from llama_cpt.data.sources import digested, find_sources, legible_errors, what_changed
 from llama_cpt.errors import UserError
+from llama_cpt.reachable import UnreachableError
 
 TEXTS = ["plain", "中文，两行\nand a 😀", "a literal <|eot_id|>", "x" * 300, " "] + ["y z"] * 600
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\r\n" for i, t in enumerate(TEXTS)).encode()
@@ -152,6 +154,16 @@ def test_a_source_that_cannot_be_read(tmp_path, name, message):
         (tmp_path / broken).write_bytes(b"what is this?")
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+def test_a_disk_that_fails_for_now_is_worth_a_new_start():
+    """What gcsfuse gives where its bucket does not answer: here EIO, of a page that is not."""
+    told = "a.jsonl: cannot be read now .*Input/output"
+    with open("/proc/self/mem", "rb") as failing:
+        with pytest.raises(UnreachableError, match=told):
+            source_files.read(failing, 9, "a.jsonl", " after line 3")
+        with pytest.raises(UnreachableError, match=told), legible_errors("a.jsonl"):
+            failing.read(9)
 
 
 def test_a_parquet_column_that_is_missing_or_of_numbers(tmp_path):

@@ -5,7 +5,7 @@
 #
 # $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
 # states, separated by commas; refused; hang. delete: busy. list: down. ssh: hang; deaf (one host
-# stays silent). rsync: down. train: the step that is saved, then an exit status a host, or mistake,
+# stays silent). rsync: down. train: the step that is saved, then an exit status a host, or mistake, option,
 # crash, hang, preempt. export: nothing (is written), hang. xpk: fails.
 set -euo pipefail
 CALLED=$(basename "$0")
@@ -173,6 +173,7 @@ python() {
   status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
   case $status in
     mistake) echo "error: data.prepared: no such folder; run prepare" && exit 1 ;;
+    option) echo "python -m llama_cpt.train: error: argument --profile: expected one argument" && exit 2 ;;
     crash) printf '%s\n' "Traceback (most recent call last):" "failed: RuntimeError: INTERNAL: a core halted" && exit 1 ;;
     preempt) printf 'SUSPENDED' >"$CLOUD/request" && exit 75 ;;
     hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;

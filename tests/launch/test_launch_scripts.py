@@ -137,6 +137,13 @@ def test_a_mistake_of_the_user_stops_the_run(cloud):
     assert "error: data.prepared: no such folder" in cloud.run("logs", "0", "0").stdout
 
 
+def test_an_option_that_is_none_stops_the_run(cloud):
+    cloud.is_up()
+    ran = cloud.run("run", plan={"train": ["0 option"]})
+    assert ran.returncode == 1 and cloud.verbs() == ["start"]
+    assert "cannot go on: python -m llama_cpt.train: error: argument --profile" in ran.stderr
+
+
 def test_restarts_without_progress_are_bounded(cloud):
     cloud.is_up()
     plan = {"train": ["0 crash", "100 134", "100 137", "100 75", "100 0"]}

@@ -15,7 +15,7 @@ from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
-from llama_cpt.planning.step_plan import Plan
+from llama_cpt.planning.step_plan import Plan, workload
 from llama_cpt.planning.topologies import find_topology
 from tests.conftest import ROOT
 
@@ -155,6 +155,44 @@ def test_two_slices_are_planned(capsys):
     assert told["roofline"]["DCN"] > 0
 
 
+def test_no_pace_is_told_above_the_roofline():
+    topology = find_topology("v5e-4")
+    work = plan_of(0.0).work
+    peak = work.tokens_per_step * work.flops_per_token / topology.devices / topology.chip.peak_flops
+    for most, told in ((0.7, [0.4, 0.6]), (0.5, [0.4, 0.5]), (0.2, [0.2])):
+        found = plan_of(peak / most)
+        assert [pace.mfu for pace in found.paces] == pytest.approx(told)
+        tokens = found.paces[-1].tokens_per_day
+        # At the roofline itself: so many steps a day.
+        if most < 0.6:
+            assert tokens == pytest.approx(86400 / (peak / most) * work.tokens_per_step)
+        assert found.paces[-1].days == pytest.approx(work.tokens / tokens)
+        assert found.paces[-1].chip_hours == pytest.approx(work.tokens / tokens * 24 * 4)
+
+
+def plan_of(seconds: float) -> Plan:
+    """Of a 1B step that takes so long by HBM."""
+    work = workload(load(str(CONFIGS / "cpt_1b.py")), 1)
+    line = Roofline(0.0, seconds, 0.0, 0.0)
+    return Plan(find_topology("v5e-4"), {}, "full", work, None, None, None, line)
+
+
+@pytest.mark.slow
+@pytest.mark.libtpu
+def test_held_out_text_has_to_fit_too(capsys):
+    """By the compiler's word, with the moments beside it."""
+    wide = [*SMALL, "--evaluation.batch-size"]
+    assert run("cpt_1b", "v5e-4", "--json", *wide, "8192") == 0
+    fits = json.loads(capsys.readouterr().out)["memory"]
+    assert (
+        2e9 < fits["evaluation"]["peak"] < fits["available"] and not fits["evaluation"]["refused"]
+    )
+    assert run("cpt_1b", "v5e-4", *wide, "40960") == plan.DOES_NOT_FIT
+    told = capsys.readouterr().out
+    assert "at least: the compiler refuses it" in told
+    assert "first to try: --evaluation.batch-size 4: as many rows as a step" in told
+
+
 @pytest.mark.libtpu
 def test_a_small_step_is_planned(capsys):
     """Two layers of the 1B shape's kind on four chips: words, then the same in JSON."""
@@ -167,4 +205,7 @@ def test_a_small_step_is_planned(capsys):
     assert set(matrix["by_kernel"]) == {"flash_attention_forward", "flash_attention_backward"}
     assert not matrix["unknown_kernels"] and not told["program"]["uncounted_loops"]
     assert 1.1 < matrix["total"] / told["model_flops"] < 1.5
-    assert told["memory"]["peak"] < told["memory"]["available"]
+    memory = told["memory"]
+    assert memory["peak"] < memory["available"]
+    # Weights and moments, and what a few rows take.
+    assert 3 * memory["parameters"] < memory["evaluation"]["peak"] < memory["peak"]

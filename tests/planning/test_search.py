@@ -7,6 +7,7 @@ import pytest
 
 from llama_cpt.config_file import load
 from llama_cpt.planning.hand_sum import hand_sum, parameters
+from llama_cpt.planning.memory import Memory, PassMemory
 from llama_cpt.planning.out_of_memory import too_large
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import (
@@ -113,7 +114,9 @@ def test_evaluation_is_fitted_to_the_mesh(name):
         assert rows == one.mesh["fsdp"]
         assert one.options.endswith(f" --evaluation.batch-size {rows}")
     few = candidates(shipped("cpt_1b"), find_topology("v5e-8"))
-    assert few and not any("evaluation" in one.options for one in few)
+    # What fits a step's rows at a time fits no more of them scored.
+    assert {4, 8} <= {one.config.microbatch_size for one in few}
+    assert all(("evaluation" in one.options) == (one.config.microbatch_size < 8) for one in few)
 
 
 def test_long_rows_are_shared_by_devices():
@@ -142,14 +145,31 @@ def test_what_cannot_fit_names_what_may():
         ("dots", 0, "--compute.remat full"),
         ("full", 0, "--microbatch-size 128: 4 rows"),
         ("full", 32, "mesh.tensor"),
+        ("full", 160, "--microbatch-size 32: 1 rows"),
     ],
 )
 def test_first_remedy(remat, microbatch, told):
     config = shipped("cpt_8b")
     config = replace(
-        config, compute=replace(config.compute, remat=remat), microbatch_size=microbatch
+        config,
+        compute=replace(config.compute, remat=remat),
+        global_batch_size=320 if microbatch == 160 else config.global_batch_size,
+        microbatch_size=microbatch,
     )
     assert told in first_remedy(config, find_topology("v5e-32"), {"replica": 1, "fsdp": 32})
+
+
+def test_only_evaluation_is_too_large():
+    config, topology = shipped("cpt_8b"), find_topology("v5e-32")
+    config = replace(config, microbatch_size=32)
+    memory = Memory(*[0] * 6, peak=int(9e9), available=int(16e9))
+    refused = replace(memory, evaluation=PassMemory(int(15e9), refused=True))
+    assert memory.fits and not refused.fits and refused.left > 0
+    for found in (refused, replace(memory, evaluation=PassMemory(int(17e9)))):
+        told = first_remedy(config, topology, {"fsdp": 32}, found)
+        assert told.startswith("--evaluation.batch-size 32: ")
+    above = replace(refused, peak=int(17e9))
+    assert "evaluation" not in first_remedy(config, topology, {"fsdp": 32}, above)
 
 
 REFUSAL = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \

@@ -20,6 +20,15 @@ def test_steps_that_are_none(steps):
         Trace(steps, "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("after", "num_steps", "none"), [(9, 100, ""), (20, 100, "21 to 100"), (0, 5, "1 to 5")]
+)
+def test_a_trace_that_never_begins_is_said(after, num_steps, none, capsys):
+    Trace("10:13", "nowhere").warn_of_none(after, num_steps)
+    told = capsys.readouterr().err
+    assert (f"--profile 10:13: no trace: this start does steps {none}" in told) == bool(none)
+
+
 @pytest.mark.slow
 def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
     config = make_config(tmp_path / "run", num_steps=4)
