@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> int:
     config = load(options.config, overrides)
     # A TPU that is here is left alone, and one that is not is not looked for.
     jax.config.update("jax_platforms", "cpu")
+    # What is made for a TPU cannot be read back where there is none.
+    jax.config.update("jax_enable_compilation_cache", False)
     if options.search:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)
