@@ -26,6 +26,7 @@ from llama_cpt.data.packed_rows import open_packed_rows
 from llama_cpt.data.packing import fields_of
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
+from tests.data.test_packing import found_segments
 
 DPO, KTO = PreferenceConfig("sigmoid"), PreferenceConfig("kto")
 
