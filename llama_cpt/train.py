@@ -9,6 +9,7 @@ from llama_cpt.errors import one_line_errors
 from llama_cpt.processes import together
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.run import build
+from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit
 
 
@@ -44,10 +45,11 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         if options.config is None:
             return 0
+    profile = steps_to_trace(options.profile) if options.profile else NO_STEPS
     config = load(options.config, overrides)
     with together():
         run = build(config, make_mesh(config.mesh))
-        outcome = fit(run, options.allow_change, started=started, profile=options.profile)
+        outcome = fit(run, options.allow_change, started=started, profile=profile)
         return outcome.value
 
 

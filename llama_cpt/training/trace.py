@@ -19,17 +19,25 @@ FOLDER = "profile"
 """Where a run keeps its traces, below its output folder."""
 
 
+NO_STEPS = 0, 0
+
+
+def steps_to_trace(text: str) -> tuple[int, int]:
+    """The steps that ``FIRST:LAST`` names, from 1; raises UserError where it names none."""
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--profile {text}: FIRST:LAST, steps from 1, such as 10:13.")
+    return int(found[1]), int(found[2])
+
+
 class Trace:
-    """Of steps ``FIRST:LAST``, both included, into ``folder``; of none where ``steps`` is empty.
+    """Of ``steps``, the first to the last, both included, into ``folder``; or of ``NO_STEPS``.
 
     Every process writes its own; the first also writes one that Perfetto opens.
     """
 
-    def __init__(self, steps: str, folder: str) -> None:
-        found = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
-        if not found or int(found[1]) > int(found[2]) or (steps and int(found[1]) < 1):
-            raise UserError(f"--profile {steps}: FIRST:LAST, steps from 1, such as 10:13.")
-        self._first, self._last, self._target = int(found[1]), int(found[2]), folder
+    def __init__(self, steps: tuple[int, int], folder: str) -> None:
+        (self._first, self._last), self._target = steps, folder
         self._folder, self._running = folder, False
 
     def warn_of_none(self, first_step: int, num_steps: int) -> None:

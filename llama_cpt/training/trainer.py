@@ -36,7 +36,7 @@ from llama_cpt.training.run import Run
 from llama_cpt.training.saving import save
 from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
 from llama_cpt.training.trace import FOLDER as TRACES
-from llama_cpt.training.trace import Trace
+from llama_cpt.training.trace import NO_STEPS, Trace
 from llama_cpt.training.train_step import TrainState
 from llama_cpt.training.watchdog import Watchdog
 
@@ -60,13 +60,13 @@ def fit(
     trunk: Trunk | None = None,
     at_start: Evaluation | None = None,
     started: float | None = None,
-    profile: str = "",
+    profile: tuple[int, int] = NO_STEPS,
 ) -> Outcome:
     """Train to ``config.num_steps``, from the newest undamaged checkpoint where there is one.
 
     A new run starts from ``trunk`` if given; ``at_start`` is what evaluation before the first step
     gives, where that is known. ``started`` is the time from which the run's seconds count, now if
-    None; ``profile`` names steps ``FIRST:LAST`` to trace. Raises UserError where the run in
+    None; ``profile`` are the first and the last step to trace. Raises UserError where the run in
     ``config.output`` cannot be resumed with this config, DivergedError where its loss is lost.
     """
     config = run.config

@@ -10,21 +10,21 @@ import pytest
 
 from llama_cpt.config_file import save
 from llama_cpt.errors import UserError
-from llama_cpt.training.trace import Trace
+from llama_cpt.training.trace import Trace, steps_to_trace
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("steps", ["3", "5:4", "0:2", "a:b"])
 def test_steps_that_are_none(steps):
     with pytest.raises(UserError, match="--profile"):
-        Trace(steps, "nowhere")
+        steps_to_trace(steps)
 
 
 @pytest.mark.parametrize(
     ("after", "num_steps", "none"), [(9, 100, ""), (20, 100, "21 to 100"), (0, 5, "1 to 5")]
 )
 def test_a_trace_that_never_begins_is_said(after, num_steps, none, capsys):
-    Trace("10:13", "nowhere").warn_of_none(after, num_steps)
+    Trace(steps_to_trace("10:13"), "nowhere").warn_of_none(after, num_steps)
     told = capsys.readouterr().err
     assert (f"--profile 10:13: no trace: this start does steps {none}" in told) == bool(none)
 
