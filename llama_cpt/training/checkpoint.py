@@ -278,8 +278,10 @@ class Checkpoints:
         if not is_first():
             return
         try:
-            if kept := self.steps()[-self.keep :]:
-                for step in set(manifest.sealed_steps(self.folder)) - set(kept):
+            # One look: what others seal meanwhile is not known to be old.
+            sealed = manifest.sealed_steps(self.folder)
+            if kept := [step for step in sealed if step not in self._damaged][-self.keep :]:
+                for step in set(sealed) - set(kept):
                     manifest.discard(self.folder, step)
         except Exception as error:
             if not of_storage(error):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from pathlib import Path
 import socket
@@ -232,6 +233,24 @@ def test_folders_near_and_far(monkeypatch, tmp_path):
     assert str(Checkpoints("gs://bucket/run/checkpoints").folder) == "gs://bucket/run/checkpoints"
     save_small("runs/a/checkpoints", 1)
     assert load_trained("runs/a", {"w": small(0)["trained"]["w"]})["w"][0] == 1
+
+
+def test_a_step_that_is_sealed_while_old_ones_are_removed_stays(tmp_path, monkeypatch):
+    """Another process writes its manifest of step 2 after the first has looked what is there."""
+    save_small(tmp_path, 1)
+    sealed_steps, seal, looks = manifest.sealed_steps, manifest.seal, itertools.count()
+
+    def at_first_without_2(folder):
+        late = next(looks) == 0
+        return [step for step in sealed_steps(folder) if not (late and step == 2)]
+
+    def sealed(*arguments):
+        seal(*arguments)
+        monkeypatch.setattr(manifest, "sealed_steps", at_first_without_2)
+
+    monkeypatch.setattr(manifest, "seal", sealed)
+    save_small(tmp_path, 2, keep=1)
+    assert sealed_steps(tmp_path) == [2]
 
 
 def test_manifests_of_several_processes(tmp_path):
