@@ -42,7 +42,7 @@ class Memory:
     @property
     def left(self) -> int:
         """What no program of the run needs of the chip's memory; below 0 where it does not fit."""
-        return self.available - max(self.peak + self.code, *(one.peak for one in self._passes))
+        return self.available - max([self.peak + self.code, *(one.peak for one in self._passes)])
 
     @property
     def fits(self) -> bool:
@@ -56,7 +56,7 @@ class Memory:
 
     @property
     def _passes(self) -> list[PassMemory]:
-        return [one for one in (self.reference, self.evaluation) if one] or [PassMemory(0)]
+        return [one for one in (self.reference, self.evaluation) if one]
 
 
 def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:
