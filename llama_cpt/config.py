@@ -367,7 +367,12 @@ class TrainConfig(Section):
     @property
     def num_microbatches(self) -> int:
         """Forward and backward passes a step."""
-        return self.global_batch_size // (self.microbatch_size or self.global_batch_size)
+        return self.global_batch_size // self.microbatch_rows
+
+    @property
+    def microbatch_rows(self) -> int:
+        """Rows a forward and backward pass, over all devices: ``microbatch_size``, or the batch."""
+        return self.microbatch_size or self.global_batch_size
 
     def __post_init__(self) -> None:
         """Refuse what cannot run on any machine."""
@@ -384,7 +389,7 @@ class TrainConfig(Section):
         if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
             raise UserError(f"objective.loss={self.objective.loss} needs data.chat: preferences.")
         loss = getattr(self.objective, "loss", None)
-        if loss == "kto" and self.global_batch_size // self.num_microbatches < 2:
+        if loss == "kto" and self.microbatch_rows < 2:
             raise UserError(
                 "objective.loss=kto estimates a mean over a micro-batch: set microbatch_size (or "
                 "global_batch_size) to at least 2."

@@ -96,8 +96,9 @@ class Manifest:
         if not self.lossy_documents:
             return ""
         share = self.lossy_documents / self.checked_documents
+        heldout = "" if self.sequence_length else "held-out "
         return (
-            f"lossy: the tokenizer changes {share:.1%} of the documents of {self.corpus} "
+            f"lossy: the tokenizer changes {share:.1%} of the documents of {heldout}{self.corpus} "
             f"({self.checked_documents:,} checked)"
         )
 

@@ -82,7 +82,7 @@ def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> fl
 def _saved(config: TrainConfig, mesh: Mapping[str, int], width: int) -> float:
     model, tensor = config.model, mesh.get("tensor", 1)
     shared = math.prod(size for axis, size in mesh.items() if axis != "tensor")
-    rows = config.global_batch_size / config.num_microbatches
+    rows = config.microbatch_rows
     tokens = rows * config.data.sequence_length / shared * model.num_layers * width
     if config.compute.remat == "offload":
         return 0.0

@@ -20,7 +20,7 @@ def first_remedy(
 
     ``memory`` is None where the compiler refused the step.
     """
-    microbatch = config.global_batch_size // config.num_microbatches
+    microbatch = config.microbatch_rows
     if memory and memory.fits_but_for_evaluation and config.evaluation.batch_size > microbatch:
         return f"--evaluation.batch-size {microbatch}: as many rows as a step has at a time"
     available = topology.chip.memory_bytes

@@ -102,7 +102,7 @@ def _rows(batch: Batch) -> Batch:
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     """Shapes and shardings of what one step takes: (micro-batches, rows, ...)."""
-    rows = config.num_microbatches, config.global_batch_size // config.num_microbatches
+    rows = config.num_microbatches, config.microbatch_rows
 
     def leaf(dtype: Any, last: int = config.data.sequence_length) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*rows, last), dtype, sharding=batch_sharding(mesh))

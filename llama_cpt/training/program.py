@@ -151,11 +151,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse sizes that the mesh does not divide, naming the field."""
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    microbatch = config.global_batch_size // config.num_microbatches
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
     model, context = config.model, mesh.shape["context"]
     for name, size, axis, parts in (
-        (field, microbatch, "replica x fsdp", slices),
+        (field, config.microbatch_rows, "replica x fsdp", slices),
         ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
         # Two chunks of a row for each device that shares it.
         (

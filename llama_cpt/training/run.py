@@ -86,7 +86,7 @@ class Run:
         Every process reads the rows of its own devices alone.
         """
         config, sharding = self.config, batch_sharding(self.program.mesh)
-        rows = config.global_batch_size // config.num_microbatches
+        rows = config.microbatch_rows
         source = batches(
             self.mixture,
             self.rows,
@@ -168,7 +168,7 @@ def _references(
         make_score,
         folder=f"{config.data.prepared}/reference",
         identity=Identity(identity, tokenizer.fingerprint, computed_in(config.compute)),
-        batch_size=config.global_batch_size // config.num_microbatches,
+        batch_size=config.microbatch_rows,
     )
 
 

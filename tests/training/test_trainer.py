@@ -10,7 +10,14 @@ import signal
 import jax
 import pytest
 
-from llama_cpt.config import EvaluationConfig, MeshConfig, OptimizerConfig, TrainConfig
+from llama_cpt import processes
+from llama_cpt.config import (
+    CorpusConfig,
+    EvaluationConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
@@ -247,6 +254,29 @@ def test_refused_before_the_first_step(fields, named, make_config, tmp_path):
     with pytest.raises(UserError, match=named):
         build(config, make_mesh(config.mesh, jax.devices()[:2]))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_process_alone_warns(make_config, tmp_path, monkeypatch, capsys):
+    source = tmp_path / "en.jsonl"
+    source.write_text('{"text": "hill  water"}\n' * 20)
+    config = make_config(tmp_path / "run")
+    english = (CorpusConfig("en", str(source)),)
+    data = replace(
+        config.data,
+        prepared=str(tmp_path / "rows"),
+        original=english,
+        heldout=english,
+        max_epochs=9.0,
+    )
+    config = replace(config, data=data)
+    run_of(config)
+    told = capsys.readouterr().err
+    for name in ("en", "held-out en"):
+        assert f"lossy: the tokenizer changes 100.0% of the documents of {name} (" in told
+    assert "held-out corpus 'en' and corpus 'en' share" in told
+    monkeypatch.setattr(processes.global_state, "process_id", 1)
+    run_of(config)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_tokenizer_of_another_size(make_config, tmp_path):
