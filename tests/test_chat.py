@@ -1,6 +1,5 @@
 """The chat command: piped through a process, and its session alone."""
 
-import base64
 import json
 import os
 from pathlib import Path
@@ -25,14 +24,12 @@ from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.safetensors_io import file_header
 from llama_cpt.model.sampling import Sampling
 from llama_cpt.sharding import make_mesh
+from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """Llama-3's kind of file with a token for each byte and nothing else."""
-    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
-    (folder / "tokenizer.model").write_text("\n".join(lines) + "\n")
-    return load_tokenizer(str(folder))
+    return load_tokenizer(str(write_byte_tokenizer(folder)))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The command: what it prints is what a run will find."""
 
-import base64
 import json
 from pathlib import Path
 import re
@@ -18,6 +17,7 @@ from llama_cpt.data.token_rows import TokenRows
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.prepare import main
+from tests.byte_tokenizer import write_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -46,8 +46,7 @@ config = TrainConfig(
 
 @pytest.fixture
 def config_path(tmp_path):
-    lines = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
-    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    write_byte_tokenizer(tmp_path)
     # 18 tokens a document in zh, 14 in en: 11 rows and 26 rows of 16.
     for name, text, count in (("zh", "中文 12345678 x", 9), ("en", "twelve bytes", 30)):
         lines = [json.dumps({"text": text})] * count

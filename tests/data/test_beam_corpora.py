@@ -1,6 +1,5 @@
 """Apache Beam: the bytes of one machine; it goes on where it ended and says what fails."""
 
-import base64
 import bz2
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from llama_cpt.data.corpus_spans import Layout, Recipe, parts_of, places_of, spa
 from llama_cpt.data.sources import find_sources
 from llama_cpt.errors import UserError
 from llama_cpt.prepare import main
+from tests.byte_tokenizer import write_byte_tokenizer
 from tests.storage_server import bucket
 
 __all__ = ["bucket"]
@@ -49,8 +49,6 @@ def small(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     """Files of every kind that can be read from the middle on."""
-    ranks = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
-    (tmp_path / "tokenizer.model").write_bytes(b"".join(ranks))
     (tmp_path / "zh0.jsonl").write_bytes(lines(texts(60, 0)))
     (tmp_path / "zh1.jsonl.gz").write_bytes(gzip.compress(lines(texts(60, 1))))
     (tmp_path / "zh2.jsonl.bz2").write_bytes(bz2.compress(lines(texts(30, 2))))
@@ -62,7 +60,7 @@ def config(tmp_path):
     (tmp_path / "zh6.txt").write_text("one document\n" * 40)
     (tmp_path / "held.jsonl").write_bytes(lines(texts(40, 6)))
     return DataConfig(
-        tokenizer=str(tmp_path / "tokenizer.model"),
+        tokenizer=str(write_byte_tokenizer(tmp_path)),
         prepared=str(tmp_path / "prepared"),
         sequence_length=31,
         almr=1.0,

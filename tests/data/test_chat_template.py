@@ -1,6 +1,5 @@
 """Golden renderings, the mask on real chats, templates in Jinja against ``transformers``."""
 
-import base64
 import gzip
 import json
 from pathlib import Path
@@ -17,6 +16,7 @@ from llama_cpt.data.chat_template import LLAMA3_JINJA, find_template, load_chat_
 from llama_cpt.data.conversations import BadRecordError, Message
 from llama_cpt.data.tokenizer import LLAMA3_PATTERN, load_tokenizer
 from llama_cpt.errors import UserError
+from tests.byte_tokenizer import write_byte_tokenizer
 
 # Llama-3's, as its tokenizer_config.json has it.
 MARKED_JINJA = (
@@ -43,11 +43,7 @@ TALK = (
 
 @pytest.fixture(scope="session")
 def byte_folder(tmp_path_factory):
-    """A tiktoken file of the 256 bytes and Llama-3's special tokens."""
-    folder = tmp_path_factory.mktemp("bytes")
-    lines = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
-    (folder / "tokenizer.model").write_bytes(b"".join(lines))
-    return folder
+    return write_byte_tokenizer(tmp_path_factory.mktemp("bytes")).parent
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,15 @@ import pytest
 import sentencepiece
 
 from llama_cpt.config import CorpusConfig, DataConfig
-from llama_cpt.data import corpora, corpus_shards, encoding, sources
+from llama_cpt.data import corpora, corpus_shards, sources
 from llama_cpt.data.corpora import prepare
 from llama_cpt.data.corpus_spans import Layout, layout_of
 from llama_cpt.data.documents import documents_of
-from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.sources import find_sources
 from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
+from tests.byte_tokenizer import write_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 31
@@ -36,12 +36,7 @@ ZH_SHARDS = 15
 
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
-    """A tiktoken file of the 256 bytes and two merges."""
-    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the"]
-    lines = (base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    path.write_bytes(b"".join(lines))
-    return path
+    return write_byte_tokenizer(tmp_path_factory.mktemp("vocabulary"), b"th", b"the")
 
 
 @pytest.fixture
@@ -420,48 +415,6 @@ def test_small_files_share_shards_and_large_ones_are_cut():
     assert layout_of(10**6, 8192).shard_bytes == 64 << 20
     assert layout_of(10**12, 8192).shard_bytes == 10**12 // 64
     assert layout_of(10**6, 131_072).shard_bytes >= 4 * 1000 * 131_073
-
-
-def spans(config, count=30):
-    recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "error", "")
-    found = list(corpus_shards.spans_of(find_sources(config.additional[0]), recipe, SMALL))
-    assert len(found) >= count
-    return found
-
-
-def test_the_pool_keeps_order_and_draws_only_what_it_needs(config):
-    drawn = []
-    everything = spans(config)
-
-    def drawing():
-        for span in everything:
-            drawn.append(span)
-            yield span
-
-    tokenizer = load_tokenizer(config.tokenizer)
-    with EncodingPool(tokenizer.path, 2) as pool:
-        encoded = pool.encode(drawing())
-        next(encoded)
-        assert len(drawn) <= 2 * encoding.SPANS_AHEAD + 1
-        rest = list(encoded)
-    for span, found in zip(everything[1:], rest, strict=True):
-        assert np.array_equal(found.tokens, encode_span(tokenizer, span).tokens)
-
-
-def test_a_dead_worker_is_said(config):
-    with EncodingPool(load_tokenizer(config.tokenizer).path, 2) as pool:
-        for process in pool._processes:
-            os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="worker process .* status -9.*fewer --workers"):
-            list(pool.encode(iter(spans(config))))
-
-
-def test_workers_do_not_import_jax():
-    program = "import sys, llama_cpt.data.encoding; print('jax' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"
 
 
 def test_a_second_call_waits_for_the_first(config, small):

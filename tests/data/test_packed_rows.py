@@ -1,6 +1,5 @@
 """Prepared chats: rows that hold them, refused where they are stale; batches of all kinds."""
 
-import base64
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -26,6 +25,7 @@ from llama_cpt.data.packed_rows import open_packed_rows
 from llama_cpt.data.packing import fields_of
 from llama_cpt.data.tokenizer import load_tokenizer
 from llama_cpt.errors import UserError
+from tests.byte_tokenizer import write_byte_tokenizer
 from tests.data.test_packing import found_segments
 
 DPO, KTO = PreferenceConfig("sigmoid"), PreferenceConfig("kto")
@@ -33,11 +33,7 @@ DPO, KTO = PreferenceConfig("sigmoid"), PreferenceConfig("kto")
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    """A tiktoken file of the 256 bytes and Llama-3's special tokens."""
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    lines = (base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
-    path.write_bytes(b"".join(lines))
-    return path
+    return write_byte_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
 def chats(kind, count, seed):
