@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
         self.seconds, self.status = seconds, status
         self.fails: Callable[[str], bool] = lambda method: False
         self.denies: Callable[[str], bool] = lambda method: False
-        self.requests = 0
+        self.requests = self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
     def put(self, name: str, content: bytes, generation: str | None) -> bool:
@@ -115,8 +115,13 @@ class Answer(BaseHTTPRequestHandler):
 
     def is_served(self) -> bool:
         """Wait as long as an answer takes; answer what is not to be served."""
-        self.server.requests += 1
+        with self.server.lock:
+            self.server.requests += 1
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         time.sleep(self.server.seconds)
+        with self.server.lock:
+            self.server.at_once -= 1
         if self.server.status != 200:
             self.answer(self.server.status)
         elif self.server.fails(self.command):

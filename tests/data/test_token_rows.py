@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,15 +149,14 @@ def remote_records(tmp_path, count=64):
 
 
 def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
-    """64 rows at 50 ms each are 3.2 s one after the other."""
     rows, records = remote_records(tmp_path)
     indices = np.random.default_rng(0).permutation(64)
     with storage(tmp_path, seconds=0.05) as server:
         assert records.read(np.array([0])) == rows[:1]
-        opened, start = server.requests, time.monotonic()
+        opened = server.requests
         assert records.read(indices) == [rows[index] for index in indices]
-        assert time.monotonic() - start < 1.6
         assert server.requests <= opened + 64
+        assert server.most_at_once >= 8
 
 
 @pytest.mark.parametrize(
