@@ -3,8 +3,8 @@
     python -m benchmarks.scaling [--chip v5p]
 
 No compiler runs here: ``planning.hand_sum`` counts what the step cannot avoid. In each micro-batch
-weights are gathered forward and backward, in bfloat16, and gradients scattered, in float32; once a
-step they are summed over slices. Last come the rows of docs/plan.md's table that were compiled, the
+weights are gathered forward and backward, in bfloat16, and gradients scattered and summed over
+slices, in float32. Last come the rows of docs/plan.md's table that were compiled, the
 compiler's figures beside this arithmetic of the same step.
 """
 
@@ -68,7 +68,7 @@ class Point:
         """Bytes that a device receives from other slices a step."""
         slices = self.topology.slices
         share = parameters(self.config.model) / self.tensor / self.mesh["fsdp"]
-        return 2 * 4 * share * (slices - 1) / slices
+        return self.config.num_microbatches * 2 * 4 * share * (slices - 1) / slices
 
     @property
     def seconds(self) -> dict[str, float]:
