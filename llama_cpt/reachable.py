@@ -1,4 +1,4 @@
-"""Remote places (``gs://``) that answer in bounded time, or are an error.
+"""Remote places (``gs://``, or mounted) that answer in bounded time, or are an error.
 
 Storage clients try again for minutes where there is no network or no right; a user should know at
 once.
@@ -6,6 +6,7 @@ once.
 
 from collections.abc import Callable
 import contextlib
+import os
 import threading
 from typing import Any, TypeVar
 import uuid
@@ -13,7 +14,7 @@ import uuid
 import fsspec
 
 from llama_cpt.errors import PREEMPTED, UserError
-from llama_cpt.patience import passes
+from llama_cpt.patience import passes, says_it_passes
 
 ANSWER_SECONDS = 20.0
 
@@ -27,9 +28,10 @@ class UnreachableError(UserError):
 
 
 def require_reachable(path: str) -> None:
-    """Raise UserError where the storage of a remote ``path`` does not answer, or denies it.
+    """Raise UserError where the storage of ``path`` does not answer, or denies a remote one.
 
-    That nothing lies there is no error, and local paths are not looked at.
+    That nothing lies there is no error. A local path may lie in a bucket that is mounted: where the
+    mount has broken, all in it would seem to be absent.
     """
 
     def look(system: fsspec.AbstractFileSystem, name: str) -> None:
@@ -38,6 +40,12 @@ def require_reachable(path: str) -> None:
 
     if "://" in path:
         _try(path, "read", look)
+        return
+    try:
+        os.stat(os.path.expanduser(path))
+    except OSError as error:
+        if says_it_passes(str(error)):
+            raise UnreachableError(f"{path}: cannot be read now ({error.strerror}).") from None
 
 
 def require_remote_writable(folder: str) -> None:

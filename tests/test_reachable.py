@@ -1,10 +1,14 @@
 """A remote path that is denied or silent is an error, soon; one that is merely empty is none."""
 
+import errno
+import os
+
 import pytest
 
 from llama_cpt import reachable
 from llama_cpt.errors import PREEMPTED, UserError
 from llama_cpt.folders import require_writable
+from llama_cpt.model.hub import resolve
 from llama_cpt.reachable import require_reachable
 from tests.storage_server import bucket
 
@@ -14,6 +18,19 @@ __all__ = ["bucket"]
 def test_local_and_absent(bucket, tmp_path):
     require_reachable(str(tmp_path / "absent"))
     require_reachable("gs://bucket/absent/*.jsonl")
+
+
+def test_a_mount_that_has_broken(monkeypatch):
+    """What it gives for all that lies in it; a name that cannot be is merely absent."""
+
+    def broken(path, **_):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), path)
+
+    require_reachable("x" * 300)
+    monkeypatch.setattr(reachable.os, "stat", broken)
+    with pytest.raises(UserError, match="weights/8b: cannot be read now .*not connected") as caught:
+        resolve("weights/8b")
+    assert caught.value.status == PREEMPTED
 
 
 def test_denied(bucket):
