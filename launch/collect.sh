@@ -44,7 +44,7 @@ export_model() {
     die "$NAME: no host to export on ($where); on any other machine: ${command/"$PYTHON"/python}"
   note_source "$source"
   NODES=0 WORKERS=0
-  start_job "$command" "$MOUNT/logs/$NAME" 1 any || die "$NAME: the export does not start"
+  start_job "$command" 1 any || die "$NAME: the export does not start: $WHY"
   watch_job "$command" 1
   [[ $OUTCOME == finished ]] || die "$NAME: the export ended: $WHY"
   exported || die "$EXPORT/config.json is not there although the export ended well: launch/logs.sh"
@@ -53,6 +53,7 @@ export_model() {
 
 read_settings
 require PROJECT ZONE NAME BUCKET OUTPUT
+require_run
 : "${COLLECT_SECONDS:=3600}"
 missing=()
 dry || mkdir -p "$COLLECTED/$NAME/run" "$COLLECTED/$NAME/logs"

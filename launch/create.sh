@@ -47,6 +47,7 @@ wait_for_capacity() {
 
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SLICES SERVICE_ACCOUNT
+require_run
 [[ -z ${CONFIG:-} ]] || require_committed
 there=$(capacity none) || die "$NAME: gcloud does not say whether it is there; nothing was changed"
 case $there in

@@ -12,10 +12,9 @@ source "$LAUNCH/lib/hosts.sh"
 # Make sure that there are hosts, and set them up when they are new or did not answer.
 ready_hosts() {
   local where
-  where=$(capacity "ready $SLICES") || where=unknown
+  until where=$(capacity "ready $SLICES"); do say "gcloud does not answer" && pause; done
   case $where in
     ready*) [[ -z $setup_again ]] || "$LAUNCH/setup.sh" || say "setting up failed" ;;
-    unknown) say "gcloud does not answer" && return 1 ;;
     *)
       "$LAUNCH/create.sh" || die "$NAME: no TPUs: $(billed)"
       "$LAUNCH/setup.sh" || say "setting up failed"
@@ -29,7 +28,7 @@ ready_hosts() {
 attempt() {
   OUTCOME=unreachable WHY="the hosts are not ready"
   ready_hosts || return 0
-  start_job "$train" "$MOUNT/logs/$NAME" "$hosts" "$REVISION" || return 0
+  start_job "$train" "$hosts" "$REVISION" || return 0
   report "$NAME: training on $hosts hosts"
   watch_job "$train" "$hosts"
 }
@@ -57,6 +56,7 @@ judge() {
 trap 'report "the job goes on, and is billed; launch/run.sh watches it again"; exit 130' INT
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SERVICE_ACCOUNT BUCKET CONFIG OUTPUT
+require_run
 require_committed
 REVISION=$(commit) # the same after every restart
 export REVISION SETTINGS

@@ -20,6 +20,7 @@ upload_code() {
 
 read_settings
 require PROJECT ZONE NAME BUCKET
+require_run
 where=$(capacity "ready $SLICES") || die "$NAME: gcloud does not say whether it is there"
 [[ $where == ready* ]] || die "$NAME is not there ($where): launch/create.sh"
 hosts=${where#ready }

@@ -44,11 +44,13 @@ run() {
   command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
   on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \
     "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=75 \
+    "--termination-grace-period-seconds=$GRACE_SECONDS" \
     --base-docker-image=python:3.11 "--script-dir=$LAUNCH/.." "--storage=$BUCKET" "--command=$command"
 }
 
 read_settings
 require PROJECT ZONE NAME CLUSTER ACCELERATOR_TYPE CAPACITY SLICES BUCKET CONFIG OUTPUT
+require_run
 : "${MAX_RESTARTS:=50}"
 case ${1:-} in
   create) create ;;

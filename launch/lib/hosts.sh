@@ -22,29 +22,36 @@ answers() {
 
 count() { grep -c . <<<"$1" || true; }
 
-# start_job COMMAND LOG_FOLDER HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already
-# it is left alone. REVISION: any, or the one that they must hold.
+# start_job COMMAND HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already it is left
+# alone. REVISION: any, or the one that they must hold.
 start_job() {
-  local started time other batches=$((($3 - 1) / 64))
-  # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
-  time=$(($(date +%s) + 30 * batches))
-  started=$(answers @job "$SSH_SECONDS" "$JOB start $time $2 $4 $1")
-  ! dry || return 0
-  if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
-    stop_job "$1" # where it did start it would wait for the others in vain
-    die "$NAME: another job runs there: ${other# busy };" \
-      "wait for its end, or stop it (launch/README.md, By hand)"
-  fi
-  if other=$(grep -m 1 -o ' holds .*' <<<"$started"); then
-    WHY="the hosts hold the code of commit ${other# holds }, not $4"
-    return 1
-  fi
-  WHY="the job does not start on all hosts"
-  (($(count "$started") == $3))
+  local started time other misses=0 batches=$((($2 - 1) / 64))
+  while true; do
+    # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
+    time=$(($(date +%s) + 30 * batches))
+    started=$(answers @job "$SSH_SECONDS" "$JOB start $time $MOUNT $NAME $3 $1")
+    ! dry || return 0
+    if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
+      stop_job "$1" # where it did start it would wait for the others in vain
+      die "$NAME: another job runs there: ${other# busy };" \
+        "wait for its end, or stop it (launch/README.md, By hand)"
+    fi
+    if other=$(grep -m 1 -o ' holds .*' <<<"$started"); then
+      WHY="the hosts hold the code of commit ${other# holds }, not $3"
+      return 1
+    fi
+    if grep -q ' unmounted$' <<<"$started"; then
+      WHY="the bucket is not mounted on all hosts, which launch/setup.sh mends"
+      return 1
+    fi
+    (($(count "$started") != $2)) || return 0
+    ((++misses < MAX_MISSES)) || { WHY="the job does not start on all hosts" && return 1; }
+    pause
+  done
 }
 
-# stop_job COMMAND: no other one.
-stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS $1" >/dev/null; }
+# stop_job [COMMAND]: no other one; none is whatever runs.
+stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS ${1:-}" >/dev/null; }
 
 # watch_job COMMAND HOSTS: until it has ended on all of them. OUTCOME is finished, mistake, interrupted,
 # restart, gone or unreachable; WHY says it in words.
@@ -61,7 +68,7 @@ watch_job() {
     ! dry || states="@job host stopped 0"
     running=$(grep -c ' running$' <<<"$states" || true)
     if ! dry && (($(count "$states") != hosts)); then
-      ((++misses <= MAX_MISSES)) ||
+      ((++misses < MAX_MISSES)) ||
         { OUTCOME=unreachable WHY="$(count "$states") of $hosts hosts answer" && return; }
       continue
     fi

@@ -37,6 +37,11 @@ require() {
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
     die "$SETTINGS: NAME=$NAME: use small letters, digits and -, a letter first"
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "$SETTINGS: SLICES=$SLICES is no number of slices"
+}
+
+# What would be found out when TPUs are there already. Not for delete.sh, which needs none of it.
+require_run() {
+  local setting word
   [[ ${CAPACITY:-spot} =~ ^(spot|reserved|on-demand)$ ]] ||
     die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
   [[ ${BUCKET:-} != *[:/]* ]] || die "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
@@ -45,6 +50,10 @@ require() {
       die "$SETTINGS: $setting=${!setting} would be lost with the hosts: use gs://\$BUCKET/..."
     [[ ! ${!setting:-} =~ ^gs://(BUCKET)?/ ]] ||
       die "$SETTINGS: $setting=${!setting} names no bucket: fill in BUCKET, and write gs://\$BUCKET/..."
+  done
+  for word in "${TRAIN_ARGS[@]}" "${CREATE_FLAGS[@]}" "${SSH_FLAGS[@]}"; do
+    [[ ! $word =~ ^--([^=]*\ |.*\ --) ]] ||
+      die "$SETTINGS: \"$word\" is one word: write a list in parentheses, such as ($word)"
   done
 }
 

@@ -18,6 +18,7 @@ install_gcsfuse() {
 # No file cache: hundreds of gigabytes of rows are not for the host's disk. Attributes are kept
 # for an hour, because rows do not change during a run.
 mount_bucket() {
+  sudo umount -l "$mount" 2>/dev/null || true # one that has broken
   sudo mkdir -p "$mount"
   sudo chown "$USER" "$mount"
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=3600 --stat-cache-max-size-mb=-1 \
@@ -33,12 +34,18 @@ unpack_code() {
   mv "$code.new" "$code"
 }
 
+# The same versions on every host that gets this commit, whenever it comes.
 install_packages() {
+  local versions=$mount/${archive%.tar.gz}.versions.txt known=()
   export PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh
   # The images bring Python 3.10; 3.11 is the oldest that the code runs on.
   [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv"
-  uv pip install --quiet --python "$venv/bin/python" -e "${code}[tpu,qwix]"
+  [[ ! -f $versions ]] || known=(--constraint "$versions")
+  uv pip install --quiet --python "$venv/bin/python" "${known[@]}" -e "${code}[tpu,qwix]"
+  [[ ! -f $versions ]] || return 0
+  uv pip freeze --python "$venv/bin/python" --exclude-editable >"$HOME/versions.txt"
+  cp "$HOME/versions.txt" "$versions" || true # another host does the same
 }
 
 if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" state | grep -q ' running$'; then

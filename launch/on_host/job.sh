@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # One job on this host; it outlives the connection that starts it.
-#   job.sh start TIME LOG_FOLDER REVISION COMMAND...
+#   job.sh start TIME MOUNT NAME REVISION COMMAND...
 #                                       unless it runs; not before TIME (seconds since 1970); its
-#                                       log is copied to LOG_FOLDER at the end; REVISION: any, or
-#                                       the one that must be installed. @job HOST running,
-#                                       busy OTHER_COMMAND or holds OTHER_REVISION
+#                                       log is copied to MOUNT/logs/NAME at the end; REVISION: any,
+#                                       or the one that must be installed. @job HOST running,
+#                                       busy OTHER_COMMAND, holds OTHER_REVISION or unmounted
 #   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
 #   job.sh stop SECONDS [COMMAND...]    SIGTERM, and SIGKILL after so long; COMMAND: no other
 #   job.sh log [-f]                     its last lines; -f: and those to come
@@ -21,13 +21,15 @@ job_command() { cat "$PLACE/command" 2>/dev/null || true; }
 installed_revision() { cat "$HOME/llama_cpt_revision" 2>/dev/null || echo none; }
 
 start() {
-  local time=$1 folder=$2 revision=$3 log found=running
-  shift 3
+  local time=$1 mount=$2 folder=$2/logs/$3 revision=$4 log found=running
+  shift 4
   exec 9>"$PLACE/lock"
   if ! flock -n 9; then
     [[ $(job_command) == "$*" ]] || found="busy $(job_command)"
   elif [[ $revision != any && $revision != "$(installed_revision)" ]]; then
     found="holds $(installed_revision)"
+  elif ! mountpoint -q "$mount"; then
+    found=unmounted
   else
     log=$PLACE/$(hostname).$(date -u +%Y%m%dT%H%M%SZ).log
     rm -f "$PLACE/status"

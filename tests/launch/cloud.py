@@ -90,6 +90,7 @@ class Cloud:
     def is_up(self) -> None:
         """The TPUs are there and set up."""
         (self.place / "request").write_text("ACTIVE")
+        (self.place / "mount").symlink_to(self.place / "bucket")
         for worker in range(self.workers):
             host = self.place / "hosts" / "cpt" / str(worker)
             (host / "llama_cpt_venv" / "bin").mkdir(parents=True)

@@ -176,7 +176,7 @@ python() {
     option) echo "python -m llama_cpt.train: error: argument --profile: expected one argument" && exit 2 ;;
     crash) printf '%s\n' "Traceback (most recent call last):" "failed: RuntimeError: INTERNAL: a core halted" && exit 1 ;;
     preempt) printf 'SUSPENDED' >"$CLOUD/request" && exit 75 ;;
-    hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;
+    hang) trap 'echo 75 >>"$CLOUD/stopped"; exit 75' TERM && { sleep 1000 & wait $!; } ;;
     134) ulimit -c 0 && kill -ABRT $$ ;;
     *) exit "$status" ;;
   esac
@@ -188,5 +188,10 @@ case $CALLED in
   mountpoint) [[ -L $2 ]] ;;
   gcsfuse) rm -rf "${*: -1}" && ln -s "$CLOUD/bucket" "${*: -1}" ;;
   sudo) [[ $1 != mkdir ]] || "$@" ;;
-  uv) [[ $1 != venv ]] || { mkdir -p "${*: -1}/bin" && ln -s "$CLOUD/bin/python" "${*: -1}/bin/python"; } ;;
+  uv)
+    case "$1 $2" in
+      "pip install") printf '%s\n' "$*" >>"$CLOUD/packages" ;;
+      "pip freeze") echo "jax==0.10.0" ;;
+    esac
+    [[ $1 != venv ]] || { mkdir -p "${*: -1}/bin" && ln -s "$CLOUD/bin/python" "${*: -1}/bin/python"; } ;;
 esac

@@ -56,7 +56,7 @@ def test_the_whole_story(cloud):
         *("start", "delete", "create", *SET_UP),
         *again,
         "start",
-        *("rsync", "rsync", "cp", "start", "delete"),
+        *("rsync", "rsync", "cp", "start", "stop", "delete"),
     ]
     assert not cloud.billed()
     assert not cloud.processes()
@@ -207,6 +207,50 @@ def test_hosts_with_another_commit_are_set_up_again(cloud):
     assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
 
 
+def test_hosts_that_have_lost_the_bucket_are_set_up_again(cloud):
+    cloud.is_up()
+    (cloud.place / "mount").unlink()
+    ran = cloud.run("run", plan={"train": ["100 0"]})
+    assert ran.returncode == 0, ran.stderr
+    assert "the bucket is not mounted on all hosts" in ran.stderr
+    assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
+
+
+def test_a_hiccup_at_the_start_of_a_watch_stops_no_job(cloud):
+    cloud.is_up()
+    for plan in ({"train": ["100 hang"]}, {"list": ["down"], "ssh": ["deaf"]}):
+        watching = cloud.start("run", plan=plan)
+        while "training on 2 hosts" not in watching.stderr.readline():
+            assert watching.poll() is None
+        cloud.until_trained()
+        watching.terminate()
+        ended(watching)
+    assert cloud.verbs() == 3 * ["start"]
+
+
+def test_a_job_saves_before_its_hosts_go(cloud):
+    cloud.is_up()
+    watching = cloud.start("run", plan={"train": ["100 hang"]})
+    cloud.until_trained()
+    watching.terminate()
+    ended(watching)
+    ran = cloud.run("delete", CAPACITY="cheap", OUTPUT="runs/cpt", GRACE_SECONDS="60")
+    assert ran.returncode == 0, ran.stderr
+    assert cloud.verbs() == ["start", "stop", "delete"]
+    assert (cloud.place / "stopped").read_text() == "75\n75\n"
+
+
+def test_hosts_get_the_versions_of_their_commit(cloud):
+    """A host that comes later, or again, gets those that the first found."""
+    assert cloud.run("create").returncode == 0
+    for _ in range(2):
+        assert cloud.run("setup").returncode == 0
+    versions = f"{cloud.place}/mount/code/{cloud.revision()}.versions.txt"
+    asked = (cloud.place / "packages").read_text().splitlines()
+    assert ["--constraint" in line for line in asked] == [False, True, True, True]
+    assert all(f"--constraint {versions} -e " in line for line in asked[1:])
+
+
 def test_an_export_is_of_this_run_and_its_last_step(cloud):
     cloud.is_up()
     ran = cloud.run("collect")
@@ -244,7 +288,7 @@ def test_metrics_come_home_without_hosts(cloud):
 def test_hosts_that_are_left_behind_are_stopped(cloud):
     cloud.is_up()
     plan = {"train": ["100 134 hang", "200 0"], "list": ["ok", "down", "down"]}
-    ran = cloud.run("run", plan=plan, MAX_MISSES="0", MAX_STALLS="0")
+    ran = cloud.run("run", plan=plan, MAX_MISSES="1", MAX_STALLS="0")
     assert ran.returncode == 0, ran.stderr
     assert "1 of 2 hosts are left behind" in ran.stderr
     assert ran.stderr.count("gcloud does not answer; the job goes on") == 2
@@ -252,7 +296,7 @@ def test_hosts_that_are_left_behind_are_stopped(cloud):
 
 def test_hanging_and_silent_hosts_are_bounded(cloud):
     cloud.is_up()
-    plan = {"train": ["100 hang", "200 0"], "ssh": ["ok", "hang", "deaf", "deaf"]}
+    plan = {"train": ["100 hang", "200 0"], "ssh": ["ok", "hang", "deaf"]}
     ran = cloud.run("run", plan=plan, SSH_SECONDS="3", MAX_MISSES="2")
     assert ran.returncode == 0, ran.stderr
     assert "1 of 2 hosts answer; from step 100 again" in ran.stderr
@@ -291,6 +335,13 @@ def test_wrong_settings_are_named(cloud, wrong):
     ((name, value),) = wrong.items()
     ran = cloud.run("create", **wrong)
     assert ran.returncode == 1 and f"{name}={value}" in ran.stderr
+    assert not cloud.calls()
+
+
+def test_a_list_that_is_one_word(cloud):
+    for word in ("--num-steps 200", "--seed=2 --num-steps=200"):
+        ran = cloud.run("create", TRAIN_ARGS=f'"{word}"')
+        assert ran.returncode == 1 and f"such as ({word})" in ran.stderr
     assert not cloud.calls()
 
 
@@ -346,6 +397,7 @@ def test_xpk(cloud):
     )
     assert "--restart-on-exit-codes=75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
     assert f"JAX_COMPILATION_CACHE_DIR={cloud.place}/mount/compiled " in calls[3]
+    assert "--termination-grace-period-seconds=0 " in calls[3]
 
 
 def test_xpk_runs_a_workload_once(cloud):
