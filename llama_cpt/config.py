@@ -374,6 +374,11 @@ class TrainConfig(Section):
         """Rows a forward and backward pass, over all devices: ``microbatch_size``, or the batch."""
         return self.microbatch_size or self.global_batch_size
 
+    @property
+    def fewest_rows(self) -> int:
+        """That a micro-batch can have: KTO estimates a mean over it."""
+        return 2 if getattr(self.objective, "loss", None) == "kto" else 1
+
     def __post_init__(self) -> None:
         """Refuse what cannot run on any machine."""
         super().__post_init__()
@@ -388,8 +393,7 @@ class TrainConfig(Section):
             )
         if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
             raise UserError(f"objective.loss={self.objective.loss} needs data.chat: preferences.")
-        loss = getattr(self.objective, "loss", None)
-        if loss == "kto" and self.microbatch_rows < 2:
+        if self.microbatch_rows < self.fewest_rows:
             raise UserError(
                 "objective.loss=kto estimates a mean over a micro-batch: set microbatch_size (or "
                 "global_batch_size) to at least 2."

@@ -10,6 +10,7 @@ from pathlib import Path
 import re
 import runpy
 import sys
+import typing
 from typing import Annotated, Any, TypeVar
 
 from etils import epath
@@ -122,7 +123,26 @@ def _complaint(told: str, config: Config) -> str:
         # Our own sentences name the field.
         return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
     name = unknown["name"].replace("-", "_")
+    if section := _not_there(config, name.split(".")):
+        return (
+            f"config: {name}: this config has no such section, and no option makes one: write "
+            f"{section} into the file."
+        )
     return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
+
+
+def _not_there(section: Any, path: list[str]) -> str:
+    """The section that is None on the way along ``path``, as a file would write it."""
+    for name in path:
+        kinds = {one.name: one.type for one in dataclasses.fields(section)}
+        if name not in kinds:
+            return ""
+        section = getattr(section, name)
+        if section is None:
+            return f"{name}={typing.get_args(kinds[name])[0].__name__}(...)"
+        if not dataclasses.is_dataclass(section):
+            return ""
+    return ""
 
 
 def _dotted(values: dict[str, Any], above: str = "") -> list[str]:

@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
     """Of the step of ``config`` in ``program``, whose mesh is of ``topology``.
 
-    Its memory counts the passes over held-out text and over preferences before the first step.
+    Its memory counts what comes before the first step: reading the weights beside adapters, the
+    passes over held-out text and over preferences.
     """
     made = compiled_and_text(lower(config, program))
     if isinstance(made, TooLarge):
@@ -93,6 +94,8 @@ def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> 
     batch = abstract_batch(config, program.mesh)
     plan = make_plan(config, topology, *made, state=program.abstract, batch=batch)
     memory = plan.memory
+    if config.lora:
+        memory = replace(memory, loading=PassMemory(device_bytes(program.plain)))
     if has_reference(config):
         memory = replace(memory, reference=_pass_memory(lower_reference(config, program)))
     if config.data.heldout:
@@ -150,9 +153,9 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     larger = smallest_topology(config, topology)
     # Several slices hold a copy of the parameters each.
     remedy = (
-        f"the smallest that may is {larger.text} ({larger.name})"
+        f"the smallest that may is {larger}"
         if larger
-        else f"no slice of {topology.family} is enough: set lora, or take another chip"
+        else f"no slice of {topology.family} is enough: adapters (docs/lora.md) or another chip"
     )
     available = topology.chip.memory_bytes
     beside = ", and more once compiled" if least.hand.total < available else ""

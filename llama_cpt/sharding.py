@@ -53,14 +53,21 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
         )
     copies = sizes[0] // len(slices)
     # Neighbours in the mesh are neighbours on the chips' links, though an axis of the links be cut.
-    parts = [
-        mesh_utils.create_device_mesh(
-            (copies, *sizes[1:]), slices[number], allow_split_physical_axes=True
-        )
-        for number in sorted(slices)
-    ]
+    parts = [_laid_out((copies, *sizes[1:]), slices[number]) for number in sorted(slices)]
     # Auto: the compiler propagates shardings from the parameters and the few constraints given.
     return Mesh(np.concatenate(parts), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _laid_out(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, TypeError, ValueError):
+        # Where a side of the slice has a factor of 5 or 7 it fails in one of many ways.
+        told = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(
+            f"mesh({told}) cannot be laid along the links of these {len(devices)} devices: take "
+            "another mesh, or a slice whose sides are 2, 4, 8, 12 or 16."
+        ) from None
 
 
 def _sizes(config: MeshConfig, count: int) -> list[int]:

@@ -98,6 +98,8 @@ def test_stages_that_make_no_sense(stages, shipped):
         (["--num_steps", "0"], "num_steps=0"),
         (["--compute.remat", "fulll"], "'fulll'"),
         (["--microbatch_size", "7"], "microbatch_size=7"),
+        (["--lora.rank", "7"], "lora.rank: this config has no such section"),
+        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) into the file"),
     ],
 )
 def test_bad_overrides(overrides, expected):

@@ -50,6 +50,8 @@ def resolve_attention(
             f"compute.attention=splash takes rows of a multiple of {BLOCKS[-1]}: "
             f"data.sequence_length is {sequence_length}."
         )
+    if name == "cudnn" and backend != "gpu":
+        raise UserError(f"compute.attention=cudnn runs on GPUs; here it is {backend}: set auto.")
     if name == "cudnn" and dtype == "float32":
         raise UserError("compute.attention=cudnn takes no float32: set compute.dtype=bfloat16.")
     return name

@@ -24,6 +24,8 @@ class HandSum:
     """What the forward pass keeps for the backward pass."""
     gathered: float
     """One layer's weights in the compute type."""
+    loading: float = 0.0
+    """Adapters' weights as they are read, float32, before any step."""
     never_together: float = 0.0
     """Of gradients and saved inputs: the second loop's inputs are gone when the first's gradients
     are made (``model/stack.py``)."""
@@ -32,7 +34,12 @@ class HandSum:
     def total(self) -> float:
         """What is there at once."""
         held = self.arguments + self.gradients + self.saved + self.gathered
-        return held - self.never_together
+        return max(held - self.never_together, self.loading)
+
+    @property
+    def alone(self) -> float:
+        """Without any row."""
+        return max(self.arguments + self.gradients, self.loading)
 
 
 def parameters(model: ModelConfig) -> int:
@@ -47,9 +54,9 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
     parts = mesh.get("fsdp", 1) * mesh.get("context", 1) * tensor
     count, width = parameters(model) / parts, 2 if config.compute.dtype == "bfloat16" else 4
     if config.lora:
-        arguments, gradients = width * count, 0.0
+        arguments, gradients, loading = width * count, 0.0, 4 * count
     else:
-        arguments, gradients = 12 * count, 4 * count
+        arguments, gradients, loading = 12 * count, 4 * count, 0.0
     layers, saved = non_embedding_parameters(model), _saved(config, mesh, width)
     gathered = layers / model.num_layers / tensor * width
     apart = 0.0
@@ -57,7 +64,7 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
     if config.compute.remat == "full" and config.num_microbatches == 1 and not config.lora:
         made = 4 * layers / parts
         apart = made * saved / (made + saved)
-    return HandSum(arguments, gradients, saved, gathered, apart)
+    return HandSum(arguments, gradients, saved, gathered, loading, apart)
 
 
 def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:

@@ -9,7 +9,7 @@ import jax
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Of one device, for a program that runs between the steps or before them, in bytes."""
+    """Of one device, for what is done between the steps or before them, in bytes."""
 
     peak: int
     """The most at once, with what else is there."""
@@ -34,6 +34,8 @@ class Memory:
     """The most at once, arguments included."""
     available: int
     """What the chip has; the runtime keeps some of it."""
+    loading: PassMemory | None = None
+    """Of the weights beside adapters as they are read, in float32, before any step."""
     reference: PassMemory | None = None
     """Of the pass that scores preferences before the first step, where there is one."""
     evaluation: PassMemory | None = None
@@ -56,7 +58,7 @@ class Memory:
 
     @property
     def _passes(self) -> list[PassMemory]:
-        return [one for one in (self.reference, self.evaluation) if one]
+        return [one for one in (self.loading, self.reference, self.evaluation) if one]
 
 
 def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:

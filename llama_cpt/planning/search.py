@@ -95,26 +95,26 @@ def why_none(config: TrainConfig, topology: Topology) -> str:
     )
 
 
-def smallest_topology(config: TrainConfig, topology: Topology) -> Topology | None:
-    """Of the same family, where the least of all settings fits by hand; None if none is enough."""
-    for shape in shapes_of(topology.family):
-        larger = Topology(topology.family, shape, topology.slices)
-        if larger.chips > topology.chips and _least(config, larger) < larger.chip.memory_bytes:
-            return larger
-    return None
+def smallest_topology(config: TrainConfig, topology: Topology) -> str:
+    """Of the same family, where the least of all settings fits by hand, in words; empty if none is.
 
-
-def _least(config: TrainConfig, topology: Topology) -> float:
-    """Bytes of one device, by hand, where nothing is saved and a device has one row at a time."""
+    Where none that does divides ``global_batch_size``, whatever the batch.
+    """
     compute = replace(config.compute, remat="offload")
-    return min(
-        (
-            hand_sum(replace(config, compute=compute, microbatch_size=parts), mesh).total
-            for mesh in _meshes(config, topology)
-            if config.global_batch_size % (parts := mesh["replica"] * mesh["fsdp"]) == 0
-        ),
-        default=math.inf,
-    )
+    larger = [
+        (one, mesh["replica"] * mesh["fsdp"])
+        for shape in shapes_of(topology.family)
+        if (one := Topology(topology.family, shape, topology.slices)).chips > topology.chips
+        for mesh in _meshes(config, one)
+        if hand_sum(replace(config, compute=compute), mesh).total < one.chip.memory_bytes
+    ]
+    divided = [one for one, parts in larger if config.global_batch_size % parts == 0]
+    if not larger:
+        return ""
+    one = divided[0] if divided else larger[0][0]
+    parts = min(parts for other, parts in larger if other == one)
+    batch = "" if divided else f" with a global_batch_size that {parts} divides"
+    return f"{one.text} ({one.name}){batch}"
 
 
 def next_to_try(left: list[Candidate], tried: list[Tried], available: int) -> Candidate | None:
@@ -165,6 +165,8 @@ def _settings(
         for microbatch in _microbatches(config.global_batch_size, parts):
             tokens = microbatch // parts * config.data.sequence_length // mesh["context"]
             if config.compute.matmul_precision == "int8" and tokens > MOST_TOKENS:
+                continue
+            if microbatch < config.fewest_rows:
                 continue
             asked = math.ceil(config.evaluation.batch_size / parts) * parts
             evaluated = min(asked, microbatch)

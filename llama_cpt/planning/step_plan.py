@@ -91,14 +91,22 @@ class Plan:
 
     @property
     def paces(self) -> list[Pace]:
-        """At ``MFU_RANGE``, or the most that the roofline allows where that is less."""
-        return [self._pace(mfu) for mfu in sorted({min(m, self.mfu_overlapped) for m in MFU_RANGE})]
+        """At ``MFU_RANGE``, or the most that the roofline allows where that is less.
 
-    def _pace(self, mfu: float) -> Pace:
-        peak = self.topology.chip.peak_flops * self.topology.devices
-        seconds = self.work.flops_per_token / (mfu * peak)
-        days = self.work.tokens * seconds / 86400
-        return Pace(mfu, 86400 / seconds, days, days * 24 * self.topology.chips)
+        The range is of products in bfloat16: what narrower ones save comes off a step's time.
+        """
+        chip, matrix = self.topology.chip, self.program.matrix
+        saved = (matrix.total - matrix.as_bfloat16(chip)) / chip.peak_flops
+        least = self.model_flops / chip.peak_flops
+        seconds = {max(least / mfu - saved, self.roofline.overlapped) for mfu in MFU_RANGE}
+        return [self._pace(one) for one in sorted(seconds, reverse=True)]
+
+    def _pace(self, seconds: float) -> Pace:
+        """Of steps that take so long."""
+        mfu = self.model_flops / self.topology.chip.peak_flops / seconds
+        steps = 86400 / seconds
+        days = self.work.tokens / self.work.tokens_per_step / steps
+        return Pace(mfu, self.work.tokens_per_step * steps, days, days * 24 * self.topology.chips)
 
     def facts(self) -> dict[str, Any]:
         """As plain values: what ``--json`` prints."""
@@ -115,7 +123,7 @@ class Plan:
             **where(self.topology, self.mesh),
             "remat": self.remat,
             "work": asdict(self.work),
-            "memory": asdict(self.memory),
+            "memory": asdict(self.memory) | {"left": self.memory.left},
             "model_flops": self.model_flops,
             "program": program,
             "peak_parts": asdict(self.peak_parts),

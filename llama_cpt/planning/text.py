@@ -7,7 +7,6 @@ from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.peak_parts import PeakParts
-from llama_cpt.planning.roofline import MFU_RANGE
 from llama_cpt.planning.search import Candidate, Tried
 from llama_cpt.planning.step_plan import Plan, Program, alike
 from llama_cpt.planning.topologies import Topology
@@ -86,6 +85,7 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
     ):
         yield f"  {name:<12}{size / GB:9.3f}  {remark}".rstrip()
     for name, one, remark in (
+        ("loading", memory.loading, "the weights as they are read, in float32, before them"),
         ("reference", memory.reference, "peak of the pass that scores the answers before them"),
         ("evaluation", memory.evaluation, "peak of held-out text, the moments beside it"),
     ):
@@ -153,7 +153,7 @@ def _time(plan: Plan) -> Iterator[str]:
     yield f"  bound by {line.bound}: {mfu}"
     yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
     for pace in plan.paces:
-        most = "" if pace.mfu in MFU_RANGE else ", all that the bound allows"
+        most = ", all that the bound allows" if pace.mfu == plan.mfu_overlapped else ""
         yield (
             f"  at MFU {pace.mfu:.2f}{most}: {pace.tokens_per_day / 1e9:,.2f} billion tokens a "
             f"day, {pace.days:,.1f} days, {math.ceil(pace.chip_hours):,} chip-hours"

@@ -149,10 +149,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Refuse sizes that the mesh does not divide, naming the field."""
+    """Refuse sizes that the mesh does not divide, naming the field.
+
+    The model's come first: it is the mesh that must change then, and with it the batch.
+    """
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
     model, context = config.model, mesh.shape["context"]
+    for name, size, axis, parts in (
+        ("embed_dim", model.embed_dim, "fsdp x context", mesh.shape["fsdp"] * context),
+        ("num_heads", model.num_heads, "tensor", mesh.shape["tensor"]),
+        ("num_kv_heads", model.num_kv_heads, "tensor", mesh.shape["tensor"]),
+        ("mlp_dim", model.mlp_dim, "tensor", mesh.shape["tensor"]),
+        ("vocab_size", model.vocab_size, "tensor", mesh.shape["tensor"]),
+    ):
+        if size % parts:
+            raise UserError(
+                f"model.{name}={size} is not a multiple of the mesh's {axis} ({parts}): set "
+                "another mesh, or take another number of chips."
+            )
     for name, size, axis, parts in (
         (field, config.microbatch_rows, "replica x fsdp", slices),
         ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
@@ -163,11 +178,6 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
             "2 x context",
             2 * context if context > 1 else 1,
         ),
-        ("model.embed_dim", model.embed_dim, "fsdp x context", mesh.shape["fsdp"] * context),
-        ("model.num_heads", model.num_heads, "tensor", mesh.shape["tensor"]),
-        ("model.num_kv_heads", model.num_kv_heads, "tensor", mesh.shape["tensor"]),
-        ("model.mlp_dim", model.mlp_dim, "tensor", mesh.shape["tensor"]),
-        ("model.vocab_size", model.vocab_size, "tensor", mesh.shape["tensor"]),
     ):
         if size % parts:
             nearest = max(round(size / parts), 1) * parts

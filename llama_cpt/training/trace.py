@@ -71,9 +71,13 @@ class Trace:
         """Stop, where a run ends before the last step."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
-            if self._folder != self._target:
-                self._move()
+            try:
+                jax.profiler.stop_trace()
+                if self._folder != self._target:
+                    self._move()
+            except Exception as error:  # Whatever it is: a run is worth more than its trace.
+                print(f"warning: {self._target}: no trace: {error}", file=sys.stderr)
+                return
             if is_first():
                 print(f"trace of steps {self._first} to {self._last}: {self._target}", flush=True)
 

@@ -225,6 +225,7 @@ def test_reference_attention(kv_heads):
         ("auto", "tpu", 8200, "bfloat16", "name reference"),
         ("splash", "tpu", 8200, "bfloat16", "multiple of 128"),
         ("pallas", "cpu", 128, "bfloat16", "runs on TPUs; here it is cpu"),
+        ("cudnn", "tpu", 128, "bfloat16", "runs on GPUs; here it is tpu"),
     ],
 )
 def test_resolve_attention(name, backend, length, dtype, found):

@@ -11,11 +11,13 @@ import pytest
 from llama_cpt import plan
 from llama_cpt.config_file import load
 from llama_cpt.errors import UserError
+from llama_cpt.planning.buffers import Peak
+from llama_cpt.planning.matrix_flops import MatrixFlops
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
-from llama_cpt.planning.step_plan import Plan, workload
+from llama_cpt.planning.step_plan import Plan, Program, workload
 from llama_cpt.planning.topologies import find_topology
 from tests.conftest import ROOT
 
@@ -54,11 +56,19 @@ def test_mistakes_are_told(arguments, told):
         (("--mesh.fsdp", "3"), "does not divide 32 devices"),
         (("--slices", "2"), r"mesh.replica=1 on 2 slices: set mesh.replica=2"),
         (("--global-batch-size", "16"), r"global_batch_size=16 must be a multiple of .* \(32\)"),
+        (("--mesh.tensor", "16", "--mesh.fsdp", "2"), "num_kv_heads=8 is .*: set another mesh"),
+        (("--compute.attention", "cudnn"), "cudnn runs on GPUs; here it is tpu"),
     ],
 )
 def test_a_mesh_or_batch_of_another_size_is_told(options, told):
     with pytest.raises(UserError, match=told):
         run("cpt_8b", "v5e-32", *options)
+
+
+@pytest.mark.libtpu
+def test_a_slice_along_which_no_mesh_lies_is_told():
+    with pytest.raises(UserError, match="fsdp=224, .* cannot be laid along .* 448 devices"):
+        run("cpt_8b", "v5p-896", "--mesh.fsdp", "-1", "--mesh.tensor", "2")
 
 
 @pytest.mark.parametrize(
@@ -170,11 +180,23 @@ def test_no_pace_is_told_above_the_roofline():
         assert found.paces[-1].chip_hours == pytest.approx(work.tokens / tokens * 24 * 4)
 
 
-def plan_of(seconds: float) -> Plan:
-    """Of a 1B step that takes so long by HBM."""
+def test_what_eight_bits_save_comes_off_the_time():
+    step = plan_of(0.0).model_flops
+    slow, fast = plan_of(0.0).paces, plan_of(0.0, step).paces
+    peak = find_topology("v5e-4").chip.peak_flops
+    for one, other in zip(slow, fast, strict=True):
+        # Half of as many operations as the model has.
+        assert step / peak / one.mfu - step / peak / other.mfu == pytest.approx(step / peak / 2)
+        assert one.chip_hours / other.chip_hours == pytest.approx(other.mfu / one.mfu)
+
+
+def plan_of(seconds: float, narrow: float = 0.0) -> Plan:
+    """Of a 1B step that takes so long by HBM, with so many products in int8."""
     work = workload(load(str(CONFIGS / "cpt_1b.py")), 1)
+    matrix = MatrixFlops(narrow, {"s8": narrow})
+    program = Program(matrix, 0, (), Peak(0, ()), ())
     line = Roofline(0.0, seconds, 0.0, 0.0)
-    return Plan(find_topology("v5e-4"), {}, "full", work, None, None, None, line)
+    return Plan(find_topology("v5e-4"), {}, "full", work, None, program, None, line)
 
 
 @pytest.mark.slow

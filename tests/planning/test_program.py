@@ -113,6 +113,51 @@ def test_what_a_turn_updates_in_place_is_not_moved(program):
     assert hbm_bytes(program, program.steps()) == expected
 
 
+# Copies into and out of the chip's small memory, a slice fetched ahead, one within fusions.
+FETCHED = """\
+%fetched (p: f32[32,8]) -> f32[8,8] {
+  %p = f32[32,8]{1,0} parameter(0)
+  ROOT %part = f32[8,8]{1,0:S(1)} slice(%p), slice={[0:8], [0:8]}
+}
+
+%inner (q: f32[32,8], q.1: s32[]) -> f32[1,8] {
+  %q = f32[32,8]{1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %padded = f32[40,8]{1,0} pad(%q, %zero), padding=0_8x0_0
+  ROOT %row = f32[1,8]{1,0} dynamic-slice(%padded, %q.1, %zero), dynamic_slice_sizes={1,8}
+}
+
+%outer (r: f32[32,8,1], r.1: s32[]) -> f32[1,8] {
+  %r = f32[32,8,1]{1,0,2} parameter(0)
+  %r.1 = s32[] parameter(1)
+  %flat = f32[32,8]{1,0} bitcast(%r)
+  %one = f32[1,8]{1,0} fusion(%flat, %r.1), kind=kLoop, calls=%inner
+  ROOT %twice = f32[1,8]{1,0} add(%one, %one)
+}
+
+ENTRY %main (x: f32[32,8,1], i: s32[]) -> f32[1,8] {
+  %x = f32[32,8,1]{1,0,2} parameter(0)
+  %i = s32[] parameter(1)
+  %in = (f32[32,8]{1,0:S(1)}, f32[32,8,1]{1,0,2}, u32[]{:S(2)}) copy-start(%x)
+  %near = f32[32,8]{1,0:S(1)} copy-done(%in)
+  %back = (f32[32,8]{1,0}, f32[32,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%near)
+  %far = f32[32,8]{1,0} copy-done(%back)
+  %ahead = ((f32[32,8]{1,0}), f32[8,8]{1,0:S(1)}, s32[]{:S(2)}) async-start(%far), calls=%fetched
+  %part.1 = f32[8,8]{1,0:S(1)} async-done(%ahead)
+  ROOT %out = f32[1,8]{1,0} fusion(%x, %i), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_copies_move_once_and_slices_what_they_take():
+    whole, ahead, row, scalar = 4 * 32 * 8, 4 * 8 * 8, 4 * 8, 4
+    program = read_program(FETCHED)
+    assert hbm_bytes(program, program.steps()) == 2 * whole + ahead + (row + scalar) + row
+    read_whole = read_program(FETCHED.replace("add(%one, %one)", "add(%one, %flat)"))
+    assert hbm_bytes(read_whole, read_whole.steps()) == 3 * whole + ahead + scalar + row
+
+
 def instruction(opcode: str, attributes: str) -> Instruction:
     return Instruction("one", opcode, (Shape("f32", (8,)),), (), attributes)
 

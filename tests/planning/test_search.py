@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from llama_cpt.config import LoraConfig
 from llama_cpt.config_file import load
 from llama_cpt.planning.hand_sum import hand_sum, parameters
 from llama_cpt.planning.memory import Memory, PassMemory
@@ -133,10 +134,43 @@ def test_what_cannot_fit_names_what_may():
     config, topology = shipped("cpt_70b"), find_topology("v6e-8")
     assert min(one.hand.total for one in candidates(config, topology)) > topology.chip.memory_bytes
     larger = smallest_topology(config, topology)
-    assert larger.name == "v6e-64"
+    assert larger == "v6e:8x8 (v6e-64)"
     few = replace(config, evaluation=replace(config.evaluation, batch_size=2))
     assert smallest_topology(few, topology) == larger
     assert "more chips: v6e:8x8" in first_remedy(config, topology, {"fsdp": 8})
+
+
+def test_a_small_batch_hides_no_slice():
+    config, topology = replace(shipped("cpt_70b"), global_batch_size=8), find_topology("v5e-64")
+    assert smallest_topology(config, topology) == (
+        "v5e:8x16 (v5e-128) with a global_batch_size that 16 divides"
+    )
+
+
+def test_copies_on_one_slice_are_the_first_to_go():
+    config, topology = shipped("cpt_8b"), find_topology("v5e-16")
+    told = first_remedy(config, topology, {"replica": 4, "fsdp": 4})
+    assert told.startswith("--mesh.replica 1 --mesh.fsdp 16: one copy")
+    assert first_remedy(shipped("cpt_70b"), topology, {"replica": 4, "fsdp": 4}).startswith("more")
+
+
+def test_weights_beside_adapters_are_read_as_float32():
+    lora = LoraConfig(rank=16, alpha=32.0)
+    config, topology = replace(shipped("cpt_70b"), lora=lora, init_from="x"), find_topology("v6e-8")
+    told = first_remedy(config, topology, {"fsdp": 8})
+    assert told.startswith("more chips: v6e:4x4 (v6e-16) at least; weights as they are read alone")
+    assert all(one.hand.total >= one.hand.loading > 34e9 for one in candidates(config, topology))
+
+
+def test_kto_needs_two_rows():
+    config = shipped("dpo_8b")
+    objective = replace(config.objective, loss="kto", nll_weight=0.0)
+    config = replace(config, objective=objective)
+    rows = [one.config.microbatch_size for one in candidates(config, find_topology("v5p:2x2x2"))]
+    assert min(rows) == 2
+    whole = replace(config, microbatch_size=2)
+    told = first_remedy(whole, find_topology("v5p:2x2x2"), {"fsdp": 1, "tensor": 8})
+    assert "--search" in told
 
 
 @pytest.mark.parametrize(

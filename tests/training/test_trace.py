@@ -29,14 +29,10 @@ def test_a_trace_that_never_begins_is_said(after, num_steps, none, capsys):
     assert (f"--profile 10:13: no trace: this start does steps {none}" in told) == bool(none)
 
 
-@pytest.mark.slow
-def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
-    config = make_config(tmp_path / "run", num_steps=4)
-    save(config, tmp_path / "config.json")
-    # A process of its own: the profiler crashes where a TPU's compiler has been loaded before it.
-    command = [sys.executable, "-m", "llama_cpt.train", str(tmp_path / "config.json")]
-    done = subprocess.run(
-        [*command, "--profile", "2:3"],
+def traced(config: Path) -> subprocess.CompletedProcess:
+    """Steps 2 and 3, by a process of its own: the profiler crashes after a TPU's compiler."""
+    return subprocess.run(
+        [sys.executable, "-m", "llama_cpt.train", str(config), "--profile", "2:3"],
         cwd=ROOT,
         # One device, as the config has it.
         env=os.environ | {"XLA_FLAGS": ""},
@@ -44,9 +40,27 @@ def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
         text=True,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
+    config = make_config(tmp_path / "run", num_steps=4)
+    save(config, tmp_path / "config.json")
+    done = traced(tmp_path / "config.json")
     assert done.returncode == 0, done.stderr
     (perfetto,) = Path(config.output).rglob("perfetto_trace.json.gz")
     (xprof,) = Path(config.output).rglob("*.xplane.pb")
     told = gzip.decompress(perfetto.read_bytes()).decode()
     assert '"step_num": "3"' in told.replace('":"', '": "') and xprof.stat().st_size
     assert f"trace of steps 2 to 3: {config.output}/profile" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_trace_that_cannot_be_written_ends_no_run(make_config, tmp_path):
+    config = make_config(tmp_path / "run", num_steps=4)
+    save(config, tmp_path / "config.json")
+    os.makedirs(config.output)
+    Path(config.output, "profile").write_text("not a folder")
+    done = traced(tmp_path / "config.json")
+    assert done.returncode == 0 and "step      4/4" in done.stdout
+    assert f"warning: {config.output}/profile: no trace: " in done.stderr
