@@ -6,11 +6,16 @@ import fcntl
 import os
 from pathlib import Path
 import sys
+import time
+import uuid
 
 from etils import epath
 
 from llama_cpt.errors import UserError
+from llama_cpt.processes import by_first, count, gathered, is_first, named, number
 from llama_cpt.reachable import require_remote_writable
+
+LOOK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -32,6 +37,32 @@ def locked(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
             print(told, file=sys.stderr)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
+
+
+def require_shared(what: str, folder: str) -> None:
+    """Raise UserError where the processes of the command do not see one ``folder``; makes it."""
+
+    def lay() -> str:
+        place = epath.Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / (name := f"shared-{uuid.uuid4().hex}.draft")).write_text("")
+        return name
+
+    if count() == 1:
+        return
+    file = epath.Path(folder) / by_first(lay, f"{what} begun")
+    # A network's file system may tell of it a moment later.
+    until = time.monotonic() + LOOK_SECONDS
+    while not (there := file.exists()) and time.monotonic() < until:
+        time.sleep(0.5)
+    without = [one for one in gathered("" if there else named(number()), f"{what} seen") if one]
+    if is_first():
+        file.unlink()
+    if without:
+        raise UserError(
+            f"{what}={folder}: not the same place on {', '.join(without)} as on the first process "
+            "of the command: name one that all share (gs://, or a mounted file system)."
+        )
 
 
 def require_local(what: str, path: str) -> None:

@@ -179,14 +179,11 @@ def by_first(work: Callable[[], Any], purpose: str) -> Any:
     return json.loads(told[0])
 
 
-def first_in_turn(work: Callable[[], Result], purpose: str, *, seconds: int) -> Result:
+def first_in_turn(work: Callable[[], Result], purpose: str) -> Result:
     """``work()``, done by the first process before the others, which find what it has left."""
-    if not is_first():
-        gathered("", purpose, seconds=seconds)
-        return work()
-    result = work()
-    gathered("", purpose, seconds=seconds)
-    return result
+    done: list[Result] = []
+    by_first(lambda: done.append(work()), purpose)
+    return done[0] if done else work()
 
 
 def post(topic: str, value: str) -> None:
@@ -219,8 +216,11 @@ def _meet() -> None:
                 f"JAX_PROCESS_ID={process} with JAX_NUM_PROCESSES={processes}: it must be a number "
                 "from 0 to one less than theirs."
             )
-        if not re.fullmatch(r".+:\d{1,5}", address):
+        _, _, port = address.rpartition(":")
+        if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(port) < 65536):
             raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: give HOST:PORT, as 10.0.0.2:8476.")
+        if int(process) == 0:
+            _require_free(int(port))
         settings = {
             "coordinator_address": address,
             "num_processes": int(processes),
@@ -243,11 +243,22 @@ def _meet() -> None:
         if given or _UNDETECTED not in str(error):
             raise
         return
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # not only JAX's own: a host whose name nobody knows yet
         told = str(error).splitlines()[0]
         raise LostProcessError(f"not all had come after {seconds} s: {told}") from error
     Progress.shown = is_first()
     post("host", socket.gethostname())
+
+
+def _require_free(port: int) -> None:
+    """Raise LostProcessError where something listens: JAX's service would crash without a word."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise LostProcessError(
+            f"port {port} of JAX_COORDINATOR_ADDRESS cannot be had ({error.strerror}): another run "
+            "has it, or one that is about to end."
+        ) from error
 
 
 def on_tpu_host() -> bool:

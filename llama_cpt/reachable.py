@@ -27,6 +27,12 @@ class UnreachableError(UserError):
     status = PREEMPTED
 
 
+def storage_error(error: Exception, told: str) -> UserError:
+    """``told`` of what ``error`` ended, as UnreachableError where that may pass."""
+    passing = passes(error) or says_it_passes(str(error))
+    return (UnreachableError if passing else UserError)(told)
+
+
 def require_reachable(path: str) -> None:
     """Raise UserError where the storage of ``path`` does not answer, or denies a remote one.
 

@@ -1,5 +1,8 @@
 """What one process sees of the rules that many live by; tests/processes has the many."""
 
+import socket
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from llama_cpt.errors import UserError, one_line_errors
 from llama_cpt.global_arrays import from_rows_here, from_whole, rows_here
 from llama_cpt.patience import patiently
 from llama_cpt.processes import (
+    LostProcessError,
     all_hold,
     by_first,
     from_first,
@@ -30,6 +34,7 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
         (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost: give HOST:PORT"),
         (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc: give HOST:PORT"),
+        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536: give HOST:PORT"),
     ],
 )
 def test_half_an_environment_is_refused(values, told, monkeypatch):
@@ -37,6 +42,20 @@ def test_half_an_environment_is_refused(values, told, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told), together():
         pass
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypatch):
+    """A port that another has, a coordinator whose name nobody knows yet."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1] if taken else 1
+        for name, value in zip(NAMES, (f"pod-0:{port}", "2", "0" if taken else "1"), strict=True):
+            monkeypatch.setenv(name, value)
+        unknown = Mock(side_effect=RuntimeError("Failed to recognize coordinator address pod-0"))
+        monkeypatch.setattr(jax.distributed, "initialize", unknown)
+        with pytest.raises(LostProcessError, match=f"port {port} .* cannot" if taken else "pod-0"):
+            processes._meet()
+    assert unknown.called != taken
 
 
 def test_commands_of_one_process_say_so(monkeypatch):

@@ -24,7 +24,8 @@ start() {
   local time=$1 mount=$2 folder=$2/logs/$3 revision=$4 log found=running
   shift 4
   exec 9>"$PLACE/lock"
-  if ! flock -n 9; then
+  # Who asks for the state holds it for a moment.
+  if ! flock -w 2 9; then
     [[ $(job_command) == "$*" ]] || found="busy $(job_command)"
   elif [[ $revision != any && $revision != "$(installed_revision)" ]]; then
     found="holds $(installed_revision)"

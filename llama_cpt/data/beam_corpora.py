@@ -33,6 +33,7 @@ from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.progress import Progress
+from llama_cpt.reachable import UnreachableError
 
 # Those that run in this process or on this machine, and so read local files.
 LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
@@ -171,6 +172,8 @@ def _tokenizer(vocabulary: str, call: str) -> Tokenizer:
 def _failure_noted(folder: str, name: str) -> Iterator[None]:
     try:
         yield
+    except UnreachableError:  # Beam tries again.
+        raise
     except UserError as error:
         file = epath.Path(folder) / "beam" / "failed" / f"{name}.txt"
         write_atomically(file, str(error).encode())

@@ -21,7 +21,7 @@ import numpy as np
 
 from llama_cpt.errors import UserError
 from llama_cpt.patience import says_it_passes
-from llama_cpt.reachable import UnreachableError, answer
+from llama_cpt.reachable import UnreachableError, answer, storage_error
 
 MANIFEST = "manifest.json"
 # Rows are read singly, in random order, and a group is decompressed as a whole: with 8 rows a group
@@ -154,7 +154,7 @@ def record_writer(path: str) -> Iterator[Any]:
             pathlib.Path(draft).unlink(missing_ok=True)
             if isinstance(error, RuntimeError | OSError):  # RuntimeError: ArrayRecord's own
                 reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: cannot be written ({reason}).") from None
+                raise storage_error(error, f"{path}: cannot be written ({reason}).") from None
             raise
 
 

@@ -7,7 +7,8 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from llama_cpt.errors import UserError
-from llama_cpt.reachable import require_reachable
+from llama_cpt.patience import lasts
+from llama_cpt.reachable import UnreachableError, require_reachable
 
 BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -45,10 +46,18 @@ def _download(name: str, patterns: list[str]) -> str:
             "`hf auth login`."
         ) from None
     except errors.LocalEntryNotFoundError:
-        raise UserError(
+        raise UnreachableError(
             f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
             "name a folder that holds the model."
         ) from None
     except DOWNLOAD_ERRORS as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(f"{name}: the download stopped: {reason}. Run again to go on.") from None
+        kind = UnreachableError if _passes(error) else UserError
+        raise kind(f"{name}: the download stopped: {reason}. Run again to go on.") from None
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the hub, or what lies between, may do better the next time."""
+    if (response := getattr(error, "response", None)) is not None:
+        return response.status_code in (408, 429) or response.status_code >= 500
+    return not isinstance(error, ValueError) and not lasts(error)

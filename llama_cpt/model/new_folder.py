@@ -6,7 +6,7 @@ import contextlib
 from etils import epath
 
 from llama_cpt.errors import UserError
-from llama_cpt.reachable import require_reachable
+from llama_cpt.reachable import require_reachable, storage_error
 
 INCOMPLETE = ".incomplete"
 """What a local folder's name ends in until it is whole."""
@@ -50,4 +50,5 @@ def new_folder(output: str) -> Iterator[epath.Path]:
             place.rename(final)
     except OSError as error:
         reason = error.strerror or (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(f"{output}: could not be written: {reason}. Nothing was kept.") from error
+        told = f"{output}: could not be written: {reason}. Nothing was kept."
+        raise storage_error(error, told) from error

@@ -222,6 +222,10 @@ class Checkpoints:
         said = [one for one in gathered(told, purpose, seconds=SAVE_TIMEOUT_SECONDS) if one]
         self._failure, failure = None, self._failure
         if said:
+            # Not before: the others were still reading what they seal.
+            if is_first():
+                with contextlib.suppress(Exception):
+                    manifest.discard_unsealed(self.folder)
             passing = all(one.startswith("passing ") for one in said)
             raise SaveError(said[0].split(" ", 1)[1], passing=passing) from failure
 
@@ -260,7 +264,7 @@ class Checkpoints:
         kept: list[int] = []
         # Orbax may still be writing other files; what is left then, the next save removes.
         with contextlib.suppress(Exception):
-            if is_first():
+            if is_first() and not agreed:
                 manifest.discard(self.folder, step)
             kept = self.steps()
         if of_storage(error) or isinstance(error, RuntimeError | ValueError):

@@ -20,7 +20,7 @@ from llama_cpt.data.packed_rows import PackedRows
 from llama_cpt.data.token_rows import HeldoutDocuments
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
-from llama_cpt.folders import require_writable
+from llama_cpt.folders import require_shared, require_writable
 from llama_cpt.global_arrays import from_rows_here, rows_here
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.load import check_source, load_parameters
@@ -42,9 +42,6 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from llama_cpt.training.train_step import TrainState, init_state, state_around
-
-PREPARE_SECONDS = 86_400
-"""How long the other processes wait for the first to prepare token rows."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     Raises UserError for whatever a user can mend.
     """
     require_writable(config.output)
+    require_shared("output", config.output)
     # Rows in a bucket may well be there to be read only.
     if "://" not in config.data.prepared:
         require_writable(config.data.prepared)
@@ -122,7 +120,6 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     prepared = first_in_turn(
         partial(prepare, config.data, objective=config.objective),
         "token rows prepared",
-        seconds=PREPARE_SECONDS,
     )
     for told in prepared.lossy() if is_first() else ():
         print(f"warning: {told}", file=sys.stderr)

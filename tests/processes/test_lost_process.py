@@ -4,6 +4,7 @@ On a disk, and in a bucket.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 import itertools
 import os
 from pathlib import Path
@@ -54,6 +55,36 @@ def sync(path):
         raise OSError(errno.EIO, "Input/output error")
     real(path)
 manifest._sync = sync
+"""
+FIRST_CANNOT_SEAL_STEP_2 = """
+import errno, os, time
+from llama_cpt import patience
+from llama_cpt.training import manifest
+patience.PAUSES = 0.01, 0.01, 0.01
+sync, seal_file, is_first = manifest._sync, manifest._seal_file, os.environ["JAX_PROCESS_ID"] == "0"
+def failing(path):
+    if is_first and "/2/" in str(path):
+        raise OSError(errno.EIO, "Input/output error")
+    sync(path)
+def slow(path):
+    time.sleep(0 if is_first else 2)
+    return seal_file(path)
+manifest._sync, manifest._seal_file = failing, slow
+"""
+FIRST_PREPARES_SLOWLY = """
+import os, time
+from llama_cpt.training import run
+prepare = run.prepare
+def slow(*arguments, **named):
+    print("prepares slowly", flush=True)
+    time.sleep(60 if os.environ["JAX_PROCESS_ID"] == "0" else 0)
+    return prepare(*arguments, **named)
+run.prepare = slow
+"""
+EACH_IN_A_FOLDER_OF_ITS_OWN = """
+import os
+os.makedirs("{place}/" + os.environ["JAX_PROCESS_ID"])
+os.chdir("{place}/" + os.environ["JAX_PROCESS_ID"])
 """
 FULL_ON_THE_SECOND = """
 import errno, os
@@ -142,6 +173,43 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compil
     assert launched.ended() == [1, 1], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_seal_takes_nobody_along(many, tmp_path, compilation_cache):
+    """What the others still read is not removed under them."""
+    config = many(tmp_path / "run")
+    launched = ended(lambda: train(config, 2, compilation_cache, FIRST_CANNOT_SEAL_STEP_2))
+    assert launched.ended() == [0, 0], launched.log()
+    assert "Input/output error" in launched.log() and "is saved instead" in launched.log()
+    assert not (Path(config.output) / "checkpoints" / "2").exists() and sealed(config, 6)
+
+
+@pytest.mark.slow
+def test_an_output_that_is_not_shared(many, tmp_path, compilation_cache):
+    config, path = replace(many(tmp_path / "run"), output="run"), tmp_path / "config.json"
+    save(config, path)
+    program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
+    command = ["llama_cpt.train", str(path)]
+    launched = launch(command, tmp_path, 2, compilation_cache, program)
+    assert launched.ended(300) == [1, 1], launched.log()
+    assert "error: output=run: not the same place on process 1 (" in launched.log()
+    assert not list((tmp_path / "0" / "run").iterdir())
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_first_prepares(many, tmp_path, compilation_cache):
+    """To one that waits for it."""
+    config = many(tmp_path / "run")
+    launched = running(
+        lambda: train(config, 2, compilation_cache, FIRST_PREPARES_SLOWLY),
+        lambda: (
+            (tmp_path / "log-0").exists() and "prepares slowly" in (tmp_path / "log-0").read_text()
+        ),
+    )
+    time.sleep(1)
+    launched.processes[1].send_signal(signal.SIGTERM)
+    assert launched.ended(30) == [75, 75], launched.log()
 
 
 @pytest.mark.slow
