@@ -23,6 +23,7 @@ from llama_cpt.data.corpus_spans import Layout, Recipe, parts_of, places_of, spa
 from llama_cpt.data.sources import find_sources
 from llama_cpt.errors import UserError
 from llama_cpt.prepare import main
+from llama_cpt.reachable import UnreachableError
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.storage_server import bucket
 
@@ -195,6 +196,19 @@ def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
     monkeypatch.setattr("llama_cpt.data.beam_corpora.LOCAL_RUNNERS", ("Flunk",))
     with pytest.raises(UserError, match="Apache Beam: Unexpected pipeline runner: Flunk"):
         by_beam(config, "--runner", "Flunk")
+
+
+def test_storage_that_fails_for_now_is_left_to_beam(tmp_path):
+    """Which tries again; a mistake is noted, and ends no other part."""
+    pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
+    from llama_cpt.data.beam_corpora import _failure_noted as noting
+
+    (tmp_path / "beam" / "failed").mkdir(parents=True)
+    with pytest.raises(UnreachableError), noting(str(tmp_path), "0"):
+        raise UnreachableError("a mount is broken.")
+    with noting(str(tmp_path), "1"):
+        raise UserError("a document is broken.")
+    assert [file.name for file in (tmp_path / "beam" / "failed").iterdir()] == ["1.txt"]
 
 
 def test_beam_is_not_there(monkeypatch):

@@ -1,7 +1,9 @@
 """Rows on disk: cut exactly, read by index, broken files named."""
 
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,6 +141,15 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         with record_writer(str(tmp_path / "rows")) as writer:
             for _ in range(100_000):
                 writer.write(bytes(1000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mount_that_breaks_while_rows_are_written_is_worth_a_new_start(tmp_path, monkeypatch):
+    broken = Mock(side_effect=OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(UnreachableError, match="rows: cannot be written .*not connected"):
+        with record_writer(str(tmp_path / "rows")) as writer:
+            writer.write(bytes(1000))
     assert not list(tmp_path.iterdir())
 
 

@@ -22,7 +22,7 @@ FILES = {
     "pytorch_model.bin": b"pickle",
     "original/consolidated.00.pth": b"pickle",
 }
-REFUSED = {"gated": (403, "GatedRepo"), "absent": (404, "RepoNotFound")}
+REFUSED = {"gated": (403, "GatedRepo"), "absent": (404, "RepoNotFound"), "busy": (503, "")}
 # The hub's address is read when the library is imported.
 CALLS = """
 import sys
@@ -32,7 +32,7 @@ for name in sys.argv[1:]:
     try:
         print(resolve(name.removesuffix(":light"), weights=not name.endswith(":light")))
     except UserError as error:
-        print(error)
+        print(error.status, error)
 """
 
 
@@ -93,8 +93,8 @@ def call(endpoint: str, home: Path, *names: str) -> list[str]:
 
 
 def test_names_on_the_hub(hub, tmp_path):
-    light, whole, gated, absent = call(
-        hub, tmp_path, "org/model:light", "org/model", "org/gated", "org/absent"
+    light, whole, gated, absent, busy = call(
+        hub, tmp_path, "org/model:light", "org/model", "org/gated", "org/absent", "org/busy"
     )
     assert light == whole
     pickles = {file for file in FILES if file.endswith((".bin", ".pth"))}
@@ -102,6 +102,8 @@ def test_names_on_the_hub(hub, tmp_path):
     assert found == {file: FILES[file] for file in FILES.keys() - pickles}
     assert "https://huggingface.co/org/gated" in gated and "hf auth login" in gated
     assert "org/absent" in absent and "hf auth login" in absent
+    # What a new start may mend, and what it will not.
+    assert busy.startswith("75 ") and gated.startswith("1 ") and absent.startswith("1 ")
 
 
 def test_only_what_lies_beside_the_weights(hub, tmp_path):
@@ -111,7 +113,7 @@ def test_only_what_lies_beside_the_weights(hub, tmp_path):
 
 def test_no_network(tmp_path):
     [said] = call("http://localhost:9", tmp_path, "org/model")
-    assert said.startswith("org/model: no such folder here, and the hub cannot be reached")
+    assert said.startswith("75 org/model: no such folder here, and the hub cannot be reached")
 
 
 def test_folders(tmp_path):
