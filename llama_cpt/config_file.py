@@ -10,8 +10,7 @@ from pathlib import Path
 import re
 import runpy
 import sys
-import typing
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from etils import epath
 import tyro
@@ -139,7 +138,7 @@ def _not_there(section: Any, path: list[str]) -> str:
             return ""
         section = getattr(section, name)
         if section is None:
-            return f"{name}={typing.get_args(kinds[name])[0].__name__}(...)"
+            return f"{name}={get_args(kinds[name])[0].__name__}(...)"
         if not dataclasses.is_dataclass(section):
             return ""
     return ""

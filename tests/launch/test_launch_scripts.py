@@ -81,18 +81,20 @@ def test_create_twice(cloud):
 
 
 @pytest.mark.parametrize(
-    ("met", "said"),
+    ("met", "limits", "said"),
     [
-        ("refused", "the request was refused"),
-        ("WAITING_FOR_RESOURCES,FAILED", "FAILED: the request failed"),
-        ("WAITING_FOR_RESOURCES", "not there after 1 s (waiting WAITING_FOR_RESOURCES)"),
-        ("hang", "not answered within 3 s"),
+        ("refused", {}, "the request was refused"),
+        ("WAITING_FOR_RESOURCES,FAILED", {}, "FAILED: the request failed"),
+        (
+            "WAITING_FOR_RESOURCES",
+            {"CREATE_SECONDS": "1"},
+            "not there after 1 s (waiting WAITING_FOR_RESOURCES)",
+        ),
+        ("hang", {"QUERY_SECONDS": "3"}, "not answered within 3 s"),
     ],
 )
-def test_a_failing_create_leaves_nothing_billed(cloud, met, said):
-    ran = cloud.run(
-        "create", plan={"create": [met], "delete": ["busy"]}, CREATE_SECONDS="1", QUERY_SECONDS="3"
-    )
+def test_a_failing_create_leaves_nothing_billed(cloud, met, limits, said):
+    ran = cloud.run("create", plan={"create": [met], "delete": ["busy"]}, **limits)
     assert ran.returncode == 1 and said in ran.stderr
     assert not cloud.billed()
 
