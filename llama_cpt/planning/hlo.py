@@ -119,28 +119,55 @@ def read_computations(text: str) -> tuple[dict[str, Computation], str]:
     """``compiled.as_text()`` taken apart: computations by name, and the name of the entry."""
     computations: dict[str, Computation] = {}
     current, entry = None, ""
+    results: dict[str, str] = {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = computations[header[2]] = Computation(header[2])
+            results.clear()
             entry = header[2] if header[1] else entry
         elif current is not None and (match := _INSTRUCTION.match(line)):
-            one = _instruction(match[2], match[3], bool(match[1]))
-            current.instructions[one.name] = one
+            text = match[3]
+            result, rest = _until_closed(text) if text.startswith("(") else text.split(" ", 1)
+            one = _instruction(match[2], result, rest, bool(match[1]))
+            for part in one.operands:
+                # %x#1, for the second of the tuple %x: as XLA writes it since JAX 0.12.
+                if "#" in part and part not in current.instructions:
+                    current.instructions[part] = _element(part, results)
+            current.instructions[one.name], results[one.name] = one, result
     return computations, entry
 
 
-def _instruction(name: str, text: str, root: bool) -> Instruction:
-    result, rest = _until_closed(text) if text.startswith("(") else text.split(" ", 1)
+def _element(name: str, results: dict[str, str]) -> Instruction:
+    whole, _, index = name.partition("#")
+    shapes = _shapes(_parts(results[whole])[int(index)])
+    return Instruction(name, "get-tuple-element", shapes, (whole,), f", index={index}")
+
+
+def _parts(result: str) -> list[str]:
+    """A tuple's text taken apart, but not the tuples within it."""
+    parts, depth = [""], 0
+    for letter in result:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 1:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(
+        Shape(dtype, tuple(int(n.strip("<=")) for n in dims.split(",") if n), layout)
+        for dtype, dims, layout in _ARRAY.findall(text)
+    )
+
+
+def _instruction(name: str, result: str, rest: str, root: bool) -> Instruction:
     opcode, _, rest = rest.strip().partition("(")
     inside, attributes = _until_closed("(" + rest)
     inside = inside[1:-1]
-    shapes = tuple(
-        Shape(dtype, tuple(int(n.strip("<=")) for n in dims.split(",") if n), layout)
-        for dtype, dims, layout in _ARRAY.findall(result)
-    )
-    return Instruction(
-        name, opcode, shapes, tuple(re.findall(r"%([\w.\-]+)", inside)), attributes, root, inside
-    )
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", inside))
+    return Instruction(name, opcode, _shapes(result), operands, attributes, root, inside)
 
 
 def _until_closed(text: str) -> tuple[str, str]:

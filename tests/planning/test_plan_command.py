@@ -67,7 +67,8 @@ def test_a_mesh_or_batch_of_another_size_is_told(options, told):
 
 @pytest.mark.libtpu
 def test_a_slice_along_which_no_mesh_lies_is_told():
-    with pytest.raises(UserError, match="fsdp=224, .* cannot be laid along .* 448 devices"):
+    """JAX 0.10 cannot lay it out; where it can, 224 divides no width."""
+    with pytest.raises(UserError, match=r"fsdp=224, .* cannot be laid along|not a .* \(224\)"):
         run("cpt_8b", "v5p-896", "--mesh.fsdp", "-1", "--mesh.tensor", "2")
 
 

@@ -1,5 +1,7 @@
 """A program's text read back: loops, products, collectives, arrays that live together."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -77,10 +79,22 @@ body=%body KNOWN
 """
 
 
-@pytest.fixture(params=[', backend_config={"known_trip_count":{"n":"5"}}', ""])
+TOLD = ', backend_config={"known_trip_count":{"n":"5"}}'
+
+
+def shortened(text: str) -> str:
+    """``%state#0`` for an element of a tuple, as XLA writes it since JAX 0.12."""
+    elements = r"\n +%([\w.]+) = .*get-tuple-element\(%([\w.]+)\), index=(\d+)"
+    for name, whole, index in re.findall(elements, text):
+        text = re.sub(rf"%{name}(?![\w.\-])", f"%{whole}#{index}", text)
+    return re.sub(r"\n +%[\w.]+#\d+ = .*", "", text)
+
+
+@pytest.fixture(params=[(TOLD, str), ("", str), ("", shortened)])
 def program(request):
     """Trips told by the compiler, or to be found in the loop's condition."""
-    return read_program(TEXT.replace("KNOWN", request.param))
+    told, written = request.param
+    return read_program(written(TEXT.replace("KNOWN", told)))
 
 
 def test_products_of_a_loop_are_multiplied(program):
