@@ -143,6 +143,7 @@ def _element(name: str, results: dict[str, str]) -> Instruction:
     return Instruction(name, "get-tuple-element", shapes, (whole,), f", index={index}")
 
 
+@functools.lru_cache(64)
 def _parts(result: str) -> list[str]:
     """A tuple's text taken apart, but not the tuples within it."""
     parts, depth = [""], 0
