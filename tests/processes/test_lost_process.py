@@ -83,7 +83,7 @@ run.prepare = slow
 """
 EACH_IN_A_FOLDER_OF_ITS_OWN = """
 import os
-os.makedirs("{place}/" + os.environ["JAX_PROCESS_ID"])
+os.makedirs("{place}/" + os.environ["JAX_PROCESS_ID"], exist_ok=True)
 os.chdir("{place}/" + os.environ["JAX_PROCESS_ID"])
 """
 FULL_ON_THE_SECOND = """
@@ -191,8 +191,8 @@ def test_an_output_that_is_not_shared(many, tmp_path, compilation_cache):
     save(config, path)
     program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
     command = ["llama_cpt.train", str(path)]
-    launched = launch(command, tmp_path, 2, compilation_cache, program)
-    assert launched.ended(300) == [1, 1], launched.log()
+    launched = ended(lambda: launch(command, tmp_path, 2, compilation_cache, program))
+    assert launched.ended() == [1, 1], launched.log()
     assert "error: output=run: not the same place on process 1 (" in launched.log()
     assert not list((tmp_path / "0" / "run").iterdir())
 
