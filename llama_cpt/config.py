@@ -18,6 +18,7 @@ from llama_cpt.fields import (
     require_above_zero,
     require_at_least,
     require_named,
+    require_share,
 )
 
 
@@ -54,6 +55,8 @@ class ModelConfig(Section):
         super().__post_init__()
         sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads")
         require_at_least(1, self, "model", *sizes, "head_dim", "context_length")
+        require_above_zero("model.rope_theta", self.rope_theta)
+        require_above_zero("model.norm_eps", self.norm_eps)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} must be a multiple of "
@@ -222,6 +225,9 @@ class OptimizerConfig(Section):
         """Refuse what would train nothing."""
         super().__post_init__()
         require_above_zero("optimizer.clip_norm", self.clip_norm)
+        require_above_zero("optimizer.eps", self.eps)
+        require_share(self, "optimizer", "beta1", "beta2", below_one=True)
+        require_share(self, "optimizer", "final_learning_rate_fraction")
         require_at_least(0, self, "optimizer", "peak_learning_rate", "initial_learning_rate")
         require_at_least(0, self, "optimizer", "warmup_steps", "decay_steps", "weight_decay")
 
@@ -234,6 +240,11 @@ class NextTokenConfig(Section):
     """Weight of the mean squared log-normaliser (PaLM, arXiv 2204.02311, section 5)."""
     neftune_alpha: float = 0.0
     """Scale of the uniform noise on embeddings (NEFTune, arXiv 2310.05914); 0 adds none."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights without meaning."""
+        super().__post_init__()
+        require_at_least(0, self, "objective", "z_loss", "neftune_alpha")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,14 @@ def require_above_zero(name: str, value: float) -> None:
         raise UserError(f"{name}={value} must be a finite number above 0.")
 
 
+def require_share(section: Any, where: str, *names: str, below_one: bool = False) -> None:
+    """Raise UserError for a field of ``section``, called ``where``, outside [0, 1], or [0, 1)."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value <= 1 or (below_one and value == 1):
+            raise UserError(f"{where}.{name}={value} must be in [0, 1{')' if below_one else ']'}.")
+
+
 def require_named(where: str, **places: str) -> None:
     """Raise UserError for an empty name, which would be the current folder's."""
     for name, place in places.items():
@@ -82,7 +90,14 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _union_from_value(kind: Any, values: Any, where: str) -> Any:
-    for option in typing.get_args(kind):
+    def fields_named(option: Any) -> int:
+        if not dataclasses.is_dataclass(option):
+            return -1
+        named = values if isinstance(values, dict) else {}
+        return sum(spec.name in named for spec in dataclasses.fields(option))
+
+    # Where none fits, the last tells why: the one that is meant.
+    for option in sorted(typing.get_args(kind), key=fields_named):
         try:
             return from_dict(option, values, where)
         except UserError as error:
