@@ -97,7 +97,10 @@ def _quantize(x: jax.Array, dtype: Any, apart: tuple[int, ...]) -> Any:
     """A ``qwix.QArray``: one scale for each place of the dims ``apart``."""
     import qwix
 
-    return qwix.quantize(x, dtype, channelwise_axes=apart)
+    found = qwix.quantize(x, dtype, channelwise_axes=apart)
+    # The scale of nothing but zeros is 1 there: in a gradient it would drown all others.
+    largest = jnp.abs(x).max([d for d in range(x.ndim) if d not in apart], keepdims=True)
+    return found.replace(scale=jnp.where(found.scale > largest, 0.0, found.scale))
 
 
 def _dot(left: Any, right: Any, summed: tuple, batch: tuple = ((), ())) -> jax.Array:

@@ -81,6 +81,16 @@ def test_near_the_exact_product(precision, dtype):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("none", [0.0, 1e-20])
+def test_zeros_drown_nothing(precision, none):
+    """A token and a column of zeros, or as good as that; their own gradients are large."""
+    x, matrix = X.at[1, 3].set(none), (MATRIX / 64).at[:, 5].set(none)
+    have = passes(lambda x, w: quantized_product(x, w, precision), x, matrix)
+    for place, (one, exact) in enumerate(zip(have, passes(product, x, matrix), strict=True)):
+        assert distance(one, exact) < (2 if place and precision == "fp8" else 1) * ERROR[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_device_scales_its_tokens(precision):
     """Four devices' gradient of the matrix is Qwix's in four tiles."""
     mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
