@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from llama_cpt.data.source_files import DECOMPRESSORS, opened, plain_name, read, skip
+from llama_cpt.data.source_files import DECOMPRESSORS, opened, plain_name, read, skip, whole
 from llama_cpt.data.sources import Sources, legible_errors, open_dataset
 from llama_cpt.errors import UserError
 
@@ -200,7 +200,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
     import pyarrow  # only this kind needs it
     import pyarrow.parquet
 
-    with fsspec.open(path, "rb") as file:
+    with fsspec.open(path, "rb") as file, whole(path, "", pyarrow.ArrowException):
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:

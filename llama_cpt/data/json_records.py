@@ -67,7 +67,7 @@ def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
 
 def _is_array(path: str, decompress: Any) -> bool:
     with opened(path, decompress) as (_, file):
-        while start := file.read(1 << 16).removeprefix(BYTE_ORDER_MARK):
+        while start := read(file, 1 << 16, path).removeprefix(BYTE_ORDER_MARK):
             if start.strip():
                 return start.lstrip().startswith(b"[")
     return False

@@ -46,18 +46,26 @@ def skip(disk: Any, file: Any, count: int, path: str) -> None:
 
 
 def read(file: Any, size: int, path: str, after: str = "") -> bytes:
-    """As ``file.read``.
+    """As ``file.read``, ``whole``."""
+    with whole(path, after):
+        return file.read(size)
 
-    Raises UserError where ``path`` is broken (``after`` tells where), UnreachableError where its
-    storage fails in a way that may pass.
+
+@contextlib.contextmanager
+def whole(path: str, after: str = "", *also: type[Exception]) -> Iterator[None]:
+    """Around what decodes ``path``; ``also`` are errors of a broken file that this does not know.
+
+    Raises UserError where it is broken (``after`` tells where), UnreachableError where its storage
+    fails in a way that may pass.
     """
     try:
-        return file.read(size)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        # What a decompressor says of a broken file has no number.
+        yield
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, *also) as error:
+        told = " ".join(str(error).split())
+        # What a decoder says of a broken file has no number.
         if getattr(error, "errno", None) and passes(error):
-            raise UnreachableError(f"{path}: cannot be read now ({error}).") from None
-        raise UserError(f"{path}: broken{after} ({error}); is the file whole?") from None
+            raise UnreachableError(f"{path}: cannot be read now ({told}).") from None
+        raise UserError(f"{path}: broken{after} ({told}); is the file whole?") from None
 
 
 def _zstd(disk: Any) -> Any:

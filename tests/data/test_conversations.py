@@ -191,6 +191,12 @@ def test_broken_files(tmp_path):
     path.write_text('[{"a": 1},\n')
     with pytest.raises(UserError, match="not a JSON array .* is the file whole"):
         read(path)
+    for suffix in (".gz", ".bz2", ".xz", ".zst"):
+        path = tmp_path / f"chats.jsonl{suffix}"
+        path.write_bytes(b"what is this?")
+        with pytest.raises(UserError, match="broken .*; is the file whole") as caught:
+            read(path)
+        assert caught.value.status == 1
     (tmp_path / "chats.txt").write_text("x")
     with pytest.raises(UserError, match="of no known kind; chat data is"):
         read(tmp_path / "chats.txt")

@@ -156,6 +156,21 @@ def test_a_source_that_cannot_be_read(tmp_path, name, message):
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("place", range(4, 4000, 97))
+def test_a_damaged_parquet_file(tmp_path, place):
+    """Flipped anywhere it gives other documents or one line, never what a new start is for."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"number {n} of many" for n in range(400)]}), path)
+    content = bytearray(path.read_bytes())
+    content[place % len(content) : place % len(content) + 40] = bytes(range(200, 240))
+    path.write_bytes(content)
+    try:
+        read(path)
+    except UserError as error:
+        assert not isinstance(error, UnreachableError)
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+
+
 def test_a_disk_that_fails_for_now_is_worth_a_new_start():
     """What gcsfuse gives where its bucket does not answer: here EIO, of a page that is not."""
     told = "a.jsonl: cannot be read now .*Input/output"
