@@ -395,6 +395,10 @@ class TrainConfig(Section):
         super().__post_init__()
         require_named("", output=self.output)
         require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
+        # A key is of 32 bits: a larger seed would be another one's.
+        for name, bits in (("seed", 32), ("num_steps", 31), ("global_batch_size", 31)):
+            if not 0 <= getattr(self, name) < 2**bits:
+                raise UserError(f"{name}={getattr(self, name)} must be in [0, 2**{bits}).")
         if self.microbatch_size < 0 or (
             self.microbatch_size and self.global_batch_size % self.microbatch_size
         ):

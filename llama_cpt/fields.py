@@ -12,13 +12,14 @@ from llama_cpt.errors import UserError
 
 
 class Section:
-    """What all sections of a config share: fields are held to their types."""
+    """What all sections of a config share: fields are of their types, or are made so."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for a field of another type, as JSON's are."""
+        """Take fields as JSON's are taken, a list for a tuple; raise UserError where none fits."""
         hints = typing.get_type_hints(type(self), include_extras=True)
         for name, kind in hints.items():
-            from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
+            value = from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
+            object.__setattr__(self, name, value)  # frozen
 
 
 def require_at_least(least: int, section: Any, where: str, *names: str) -> None:

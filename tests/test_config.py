@@ -162,6 +162,10 @@ def test_bad_json_fields(place, new, expected, shipped, tmp_path):
         (["model", "rope_theta"], 0.0),
         (["model", "norm_eps"], float("nan")),
         (["objective", "z_loss"], -1e-4),
+        (["seed"], -1),
+        (["seed"], 2**32),
+        (["num_steps"], 10**30),
+        (["global_batch_size"], 8 * 10**18),
         (["objective", "neftune_alpha"], float("nan")),
         (["data", "original", 0, "name"], "original"),
     ],
@@ -218,6 +222,14 @@ def test_a_python_config_is_held_to_its_types(tmp_path):
         with pytest.raises(UserError) as caught:
             load(str(path))
         assert str(path) in str(caught.value) and expected in str(caught.value)
+
+
+def test_lists_and_dicts_are_taken_for_what_they_hold(shipped):
+    """As JSON has them; what a program makes of them is the same section, to be used as one."""
+    made = TrainConfig(**to_dict(shipped))
+    assert made == shipped and hash(made) == hash(shipped)
+    stages = replace(shipped.data, almr=[[0, 0.1], [500, 1]])
+    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.stages()) == 2
 
 
 def test_home_is_written_out(monkeypatch):
