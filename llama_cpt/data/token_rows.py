@@ -276,10 +276,14 @@ class HeldoutDocuments:
     def __len__(self) -> int:
         return len(self._records)
 
-    def document(self, index: int) -> tuple[Integer[np.ndarray, " tokens"], int]:
-        """Tokens, BOS first and EOS last, and the source's UTF-8 bytes."""
-        (record,) = self._records.read(np.array([index]))
-        return np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little")
+    def read(
+        self, indices: Integer[np.ndarray, " n"]
+    ) -> list[tuple[Integer[np.ndarray, " tokens"], int]]:
+        """Tokens, BOS first and EOS last, and the source's UTF-8 bytes, of each of ``indices``."""
+        return [
+            (np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little"))
+            for record in self._records.read(indices)
+        ]
 
 
 def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) -> bytes:

@@ -26,8 +26,8 @@ class Documents(Protocol):
 
     def __len__(self) -> int: ...
 
-    def document(self, index: int) -> tuple[np.ndarray, int]:
-        """Tokens from BOS to EOS, and the bytes of the source text."""
+    def read(self, indices: Integer[np.ndarray, " n"]) -> Sequence[tuple[np.ndarray, int]]:
+        """Of each, tokens from BOS to EOS, and the bytes of the source text."""
         ...
 
 
@@ -70,7 +70,7 @@ def evaluate_heldout(
     windows: list[Window] = []
     byte_counts, document_counts = [], []
     for corpus, (name, held) in enumerate(corpora.items()):
-        chosen = [held.document(index) for index in spread(len(held), documents)]
+        chosen = held.read(np.array(spread(len(held), documents), np.int64))
         byte_counts.append(sum(int(byte_count) for _, byte_count in chosen))
         document_counts.append(len(chosen))
         if not byte_counts[-1]:

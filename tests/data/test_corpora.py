@@ -100,8 +100,9 @@ def test_rows_are_the_documents_in_order(config):
     assert manifest.characters == sum(map(len, texts(100, 0) + texts(100, 1)))
     heldout = HeldoutDocuments(prepared.heldout_folder("zh"))
     assert len(heldout) == prepared.heldout["zh"].rows == 100
-    for index, text in enumerate(texts(100, 3)):
-        tokens, source_bytes = heldout.document(index)
+    for text, (tokens, source_bytes) in zip(
+        texts(100, 3), heldout.read(np.arange(100)), strict=True
+    ):
         assert np.array_equal(tokens, tokens_of(tokenizer, [text]))
         assert source_bytes == len(text.encode())
 

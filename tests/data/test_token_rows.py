@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+import threading
 from unittest.mock import Mock
 
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ import pytest
 
 from llama_cpt import reachable
 from llama_cpt.data.token_rows import (
+    READS_AT_A_TIME,
     HeldoutDocuments,
     Manifest,
     Records,
@@ -87,9 +89,26 @@ def test_heldout_documents(tmp_path):
     write(tmp_path, [[heldout_record(*d) for d in documents]], length=0)
     read = HeldoutDocuments(str(tmp_path))
     assert len(read) == 3
-    for index, (tokens, source_bytes) in enumerate(documents):
-        assert np.array_equal(read.document(index)[0], tokens)
-        assert read.document(index)[1] == source_bytes
+    order = [2, 0, 1]
+    for place, (tokens, source_bytes) in zip(order, read.read(np.array(order)), strict=True):
+        assert np.array_equal(tokens, documents[place][0])
+        assert source_bytes == documents[place][1]
+
+
+def test_documents_are_not_waited_for_one_by_one(tmp_path):
+    """As many reads as may be are under way at once: from a bucket each takes its time."""
+    write(tmp_path, [[heldout_record(np.arange(3, dtype=np.uint32), 3)] * 64], length=0)
+    read = HeldoutDocuments(str(tmp_path))
+    all_at_once = threading.Barrier(READS_AT_A_TIME)
+    (reader,) = read._records._open()
+
+    class Slow:
+        def read(self, places):
+            all_at_once.wait(timeout=30)
+            return reader.read(places)
+
+    read._records._readers = [Slow()]
+    assert len(read.read(np.arange(64))) == 64
 
 
 def test_a_folder_without_manifest_and_a_manifest_that_is_none(tmp_path):
