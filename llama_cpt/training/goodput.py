@@ -18,6 +18,7 @@ PARTS = (
     "data",
     "evaluation",
     "save",
+    "trace",
     "repeated",
     "stopped",
 )

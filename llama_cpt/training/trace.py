@@ -7,13 +7,12 @@ import re
 import shutil
 import sys
 import tempfile
-from typing import Any
 
 from etils import epath
 import jax
 
 from llama_cpt.errors import UserError
-from llama_cpt.processes import is_first
+from llama_cpt.processes import count, is_first, number
 
 FOLDER = "profile"
 """Where a run keeps its traces, below its output folder."""
@@ -33,12 +32,13 @@ def steps_to_trace(text: str) -> tuple[int, int]:
 class Trace:
     """Of ``steps``, the first to the last, both included, into ``folder``; or of ``NO_STEPS``.
 
-    Every process writes its own; the first also writes one that Perfetto opens.
+    Every process writes its own; the first also writes one that Perfetto opens. A trace that fails
+    is told of and ends no run.
     """
 
     def __init__(self, steps: tuple[int, int], folder: str) -> None:
         (self._first, self._last), self._target = steps, folder
-        self._folder, self._running = folder, False
+        self._folder, self._running = "", False
 
     def warn_of_none(self, first_step: int, num_steps: int) -> None:
         """Say it where a run of the steps after ``first_step`` never comes to the first."""
@@ -49,42 +49,48 @@ class Trace:
                 file=sys.stderr,
             )
 
-    @contextlib.contextmanager
-    def step(self, done: int) -> Iterator[None]:
-        """Around the call of step ``done``."""
-        if done == self._first:
-            if "://" in self._target:
-                # The profiler writes to local files alone.
-                self._folder = tempfile.mkdtemp(prefix="profile-")
+    def begins_at(self, step: int) -> bool:
+        """Whether ``begin`` is due before ``step``."""
+        return step == self._first
+
+    def begin(self) -> None:
+        """Trace from now on."""
+        with self._warned():
+            # The profiler writes to local files alone, named by the host: processes may share one.
+            self._folder = tempfile.mkdtemp(prefix="profile-")
             jax.profiler.start_trace(self._folder, create_perfetto_trace=is_first())
             self._running = True
-        with jax.profiler.StepTraceAnnotation("step", step_num=done):
-            yield
 
-    def end(self, done: int, result: Any) -> None:
-        """Stop after the last step, once ``result`` of step ``done`` is there."""
-        if self._running and done >= self._last:
-            jax.block_until_ready(result)
-            self.close()
+    def ends_at(self, step: int) -> bool:
+        """Whether ``close`` is due after ``step``."""
+        return self._running and step >= self._last
 
     def close(self) -> None:
-        """Stop, where a run ends before the last step."""
-        if self._running:
-            self._running = False
+        """Stop and write; also where a run ends before the last step."""
+        if not self._running:
+            return
+        self._running = False
+        with self._warned():
             try:
                 jax.profiler.stop_trace()
-                if self._folder != self._target:
-                    self._move()
-            except Exception as error:  # Whatever it is: a run is worth more than its trace.
-                print(f"warning: {self._target}: no trace: {error}", file=sys.stderr)
-                return
+                self._move()
+            finally:
+                shutil.rmtree(self._folder, ignore_errors=True)
             if is_first():
                 print(f"trace of steps {self._first} to {self._last}: {self._target}", flush=True)
 
     def _move(self) -> None:
+        """To where XProf looks for a run, with a file of each process."""
+        run = epath.Path(self._target, "plugins", "profile", f"steps_{self._first}_{self._last}")
+        run.mkdir(parents=True, exist_ok=True)
+        own = f"process_{number()}." if count() > 1 else ""
         for file in Path(self._folder).rglob("*"):
             if file.is_file():
-                copy = epath.Path(self._target) / file.relative_to(self._folder).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(file.read_bytes())
-        shutil.rmtree(self._folder)
+                (run / f"{own}{file.name}").write_bytes(file.read_bytes())
+
+    @contextlib.contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Whatever it is: a run is worth more than its trace.
+            print(f"warning: {self._target}: no trace: {error}", file=sys.stderr)

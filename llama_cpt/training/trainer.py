@@ -240,12 +240,18 @@ def _loop(
         done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
         with report.clock.spent_on("data"):
             batch = next(batches)
+        if around.trace.begins_at(done):
+            with report.pause("trace"):
+                around.trace.begin()
         with report.clock.spent_on("compile" if step == first_step else STEP):
-            with around.trace.step(done):
+            with jax.profiler.StepTraceAnnotation("step", step_num=done):
                 state, metrics = run.program.step(state, batch, np.float32(rate))
         around.watchdog.steps_done = step - first_step
         report.step(done, metrics, rate)
-        around.trace.end(done, metrics)
+        if around.trace.ends_at(done):
+            # It waits for the step before.
+            with report.pause("trace"):
+                around.trace.close()
         if run.heldout and evaluates_at(config.evaluation, done, config.num_steps):
             _evaluated(run, state, report, done)
         if done % config.checkpoint.every_steps == 0:

@@ -7,10 +7,13 @@ import signal
 import pytest
 
 from llama_cpt.config import MeshConfig, TrainConfig
+from llama_cpt.config_file import save
 from tests.processes.launched import (
     DEVICES,
     SLOW_STEPS,
     Launched,
+    ended,
+    launch,
     run_to_end,
     running,
     steps_told,
@@ -77,6 +80,23 @@ def test_rows_shared_by_processes(alone, many, tmp_path, compilation_cache, monk
     assert_close(learnt(tmp_path / "run"), alone)
     for process in range(2):
         assert sorted(rows_read(f"{tmp_path}/rows-{process}", 6)) == list(range(48))
+
+
+@pytest.mark.slow
+def test_each_process_writes_its_trace(many, tmp_path, compilation_cache):
+    """On one host too, whose name the profiler gives to both."""
+    config = many(tmp_path / "run", num_steps=3)
+    save(config, tmp_path / "config.json")
+    command = ["llama_cpt.train", str(tmp_path / "config.json"), "--profile", "2:2"]
+    launched = ended(lambda: launch(command, tmp_path, 2, compilation_cache))
+    assert launched.ended() == [0, 0], launched.log()
+    (folder,) = (tmp_path / "run" / "profile" / "plugins" / "profile").iterdir()
+    assert folder.name == "steps_2_2"
+    assert sorted(file.name[:10] for file in folder.glob("*.xplane.pb")) == [
+        "process_0.",
+        "process_1.",
+    ]
+    assert [file.name for file in folder.glob("*perfetto*")] == ["process_0.perfetto_trace.json.gz"]
 
 
 def stop_on_the_way(config: TrainConfig, count: int, process: int, cache: Path) -> None:

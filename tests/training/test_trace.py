@@ -10,6 +10,7 @@ import pytest
 
 from llama_cpt.config_file import save
 from llama_cpt.errors import UserError
+from llama_cpt.metrics import read_lines
 from llama_cpt.training.trace import Trace, steps_to_trace
 from tests.conftest import ROOT
 
@@ -53,6 +54,9 @@ def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
     told = gzip.decompress(perfetto.read_bytes()).decode()
     assert '"step_num": "3"' in told.replace('":"', '": "') and xprof.stat().st_size
     assert f"trace of steps 2 to 3: {config.output}/profile" in done.stdout
+    # To write it takes longer than to train these steps, and is not training.
+    *_, last = read_lines(Path(config.output, "metrics.jsonl"))
+    assert last["perf/seconds/trace"] > last["perf/seconds/step"]
 
 
 @pytest.mark.slow
