@@ -1,6 +1,7 @@
 """Continual pre-training of Llama-3.1 8B on rows of 131,072 tokens, eight chips to a row.
 
-A v5p pod slice of 4 x 4 x 4: eight rows a step, each over the mesh's context axis (docs/meshes.md).
+A v5p pod slice of 4 x 4 x 4: eight rows at a time, each over the mesh's context axis
+(docs/meshes.md).
 """
 
 from dataclasses import replace
@@ -14,7 +15,12 @@ config = replace(
     output="runs/cpt_8b_long",
     init_from="weights/llama31_8b",
     model=LLAMA31_8B,
-    data=replace(cpt_8b.data, tokenizer="weights/llama31_8b", sequence_length=131_072),
+    data=replace(
+        cpt_8b.data,
+        tokenizer="weights/llama31_8b",
+        prepared="data/prepared_long",
+        sequence_length=131_072,
+    ),
     mesh=MeshConfig(fsdp=-1, context=8),
     global_batch_size=16,
     microbatch_size=8,

@@ -117,6 +117,9 @@ def _complaint(told: str, config: Config) -> str:
     """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
     parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
+    bad = re.search(r"--(\S+): no type matching .* could be instantiated from \[(.*?)\]", sentence)
+    if bad and (kinds := re.search(rf"^ *--{re.escape(bad[1])} (.+?) *$", told, re.MULTILINE)):
+        return f"{bad[1].replace('-', '_')}: {bad[2]}: give {kinds[1]}, in numbers."
     unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
     if not unknown:
         # Our own sentences name the field.

@@ -5,6 +5,7 @@ from fractions import Fraction
 import json
 import os
 from pathlib import Path
+import runpy
 import subprocess
 import sys
 
@@ -93,7 +94,8 @@ def test_stages_that_make_no_sense(stages, shipped):
         (["--num_step", "3"], "did you mean 'num_steps'?"),
         (["--optimizer.peak_learning_rat=1"], "did you mean 'optimizer.peak_learning_rate'?"),
         (["--num_steps", "many"], "'many'"),
-        (["--data.almr", "much"], "data.almr"),
+        (["--data.almr", "33%"], "data.almr: '33%': give SHARE|STEP SHARE ..., in numbers."),
+        (["--data.almr", "0", "0.3", "100"], "data.almr: '0', '0.3', '100': give SHARE|STEP"),
         (["--num_steps"], "num-steps"),
         (["--num_steps", "0"], "num_steps=0"),
         (["--compute.remat", "fulll"], "'fulll'"),
@@ -243,6 +245,18 @@ def test_forgotten_architecture_constant(shipped, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     assert "'rope_theta' is missing" in refused(str(path))
+
+
+def test_shipped_configs_that_share_rows_prepare_the_same_ones():
+    """Whose rows differ is refused where the other's lie."""
+    shared = {}
+    for path in Path(ROOT, "configs").glob("*.py"):
+        config = runpy.run_path(str(path)).get("config")
+        if isinstance(config, TrainConfig):
+            made = config.data.sequence_length, config.data.chat, type(config.objective)
+            shared.setdefault(config.data.prepared, set()).add(made)
+    assert len(shared) > 5
+    assert {prepared for prepared, made in shared.items() if len(made) > 1} == set()
 
 
 @pytest.mark.parametrize(
