@@ -16,7 +16,12 @@ ready_hosts() {
   case $where in
     ready*) [[ -z $setup_again ]] || "$LAUNCH/setup.sh" || say "setting up failed" ;;
     *)
-      "$LAUNCH/create.sh" || die "$NAME: no TPUs: $(billed)"
+      # What failed once the run has begun may pass; before, it is likelier a mistake.
+      if ! "$LAUNCH/create.sh"; then
+        [[ -n $begun ]] || die "$NAME: no TPUs: $(billed)"
+        OUTCOME=gone WHY="no TPUs were to be had"
+        return 1
+      fi
       "$LAUNCH/setup.sh" || say "setting up failed"
       where=$(capacity) || return 1
       ;;
@@ -29,6 +34,7 @@ attempt() {
   OUTCOME=unreachable WHY="the hosts are not ready"
   ready_hosts || return 0
   start_job "$train" "$hosts" "$REVISION" || return 0
+  begun=yes
   report "$NAME: training on $hosts hosts"
   watch_job "$train" "$hosts"
 }
@@ -64,7 +70,7 @@ export REVISION SETTINGS
 train="env JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled $PYTHON -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
 saved=$(last_saved_step)
 dry && saved=0
-stalls=0 setup_again='' hosts=0
+stalls=0 setup_again='' begun='' hosts=0
 while true; do
   attempt
   judge

@@ -3,9 +3,11 @@
 As in Google's, there are no folders, and a write may ask for the generation that it replaces.
 """
 
+import base64
 from collections.abc import Callable, Iterator
 import contextlib
 from email.parser import BytesParser
+import hashlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import os
@@ -102,7 +104,8 @@ class Answer(BaseHTTPRequestHandler):
             self.answer(200, headers={"Location": place})
             return
         if kind == "multipart":
-            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            parts = self.headers["Content-Type"].replace("'", '"')  # gcloud's quotes
+            head = f"Content-Type: {parts}\r\n\r\n".encode()
             about, data = BytesParser().parsebytes(head + content).get_payload()
             name = json.loads(about.get_payload())["name"]
             content = data.get_payload(decode=True)
@@ -162,12 +165,13 @@ class Answer(BaseHTTPRequestHandler):
         return {"items": [self.described(name) for name in names], "prefixes": sorted(folders)}
 
     def described(self, name: str) -> dict:
-        moment = "2026-01-01T00:00:00.000Z"
+        content, moment = self.server.objects[name], "2026-01-01T00:00:00.000Z"
         return {
             "name": name,
             "bucket": "bucket",
-            "size": str(len(self.server.objects[name])),
+            "size": str(len(content)),
             "generation": str(self.server.generations[name]),
+            "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
             "updated": moment,
             "timeCreated": moment,
         }

@@ -49,8 +49,11 @@ install_packages() {
 }
 
 if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" state | grep -q ' running$'; then
-  echo "a job is running on $(hostname): its code is not replaced" >&2
-  exit 1
+  [[ $(cat "$revision" 2>/dev/null) == "$(basename "$archive" .tar.gz)" ]] || {
+    echo "a job is running on $(hostname): its code is not replaced" >&2
+    exit 1
+  }
+  printf '@installed %s\n' "$(hostname)" && exit
 fi
 command -v gcsfuse >/dev/null || install_gcsfuse
 mountpoint -q "$mount" || mount_bucket

@@ -1,7 +1,8 @@
 """A cloud that is not there: the launch scripts, run against ``fake_cloud.sh`` by a plan."""
 
+from collections.abc import Sequence
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import re
@@ -12,7 +13,7 @@ import time
 
 from tests.conftest import ROOT
 
-COMMANDS = ("gcloud", "xpk", "hostname", "mountpoint", "gcsfuse", "sudo", "uv", "curl", "python")
+OF_HOSTS = ("hostname", "mountpoint", "gcsfuse", "sudo", "uv", "curl", "python")
 SETTINGS = {
     "PROJECT": "a-project",
     "ZONE": "a-zone",
@@ -56,6 +57,7 @@ class Cloud:
     place: Path
     checkout: Path
     workers: int = 2
+    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Started:
         """The script, with other settings, by ``plan`` (verb -> what its calls meet)."""
@@ -73,7 +75,7 @@ class Cloud:
             "FAKE_NODES": "cpt-0 cpt-1" if values["SLICES"] == "2" else "cpt",
             "FAKE_WORKERS": str(self.workers),
             "DRY_RUN": settings.get("DRY_RUN", ""),
-        }
+        } | self.environment
         return subprocess.Popen(
             [self.checkout / "launch" / f"{script}.sh", *words],
             env=environment,
@@ -97,6 +99,13 @@ class Cloud:
             (host / "llama_cpt_venv" / "bin" / "python").symlink_to(self.place / "bin" / "python")
             (host / "llama_cpt").symlink_to(self.checkout)
             (host / "llama_cpt_revision").write_text(f"{self.revision()}\n")
+
+    def save(self, step: int, run: str = "cpt", processes: int = 2) -> None:
+        """A checkpoint of two processes, of which so many wrote their manifests."""
+        folder = self.place / "bucket" / "runs" / run / "checkpoints"
+        (folder / str(step)).mkdir(parents=True)
+        for process in range(processes):
+            (folder / f"{step}.manifest-0000{process}-of-00002.json").touch()
 
     def revision(self) -> str:
         """The commit that hosts are to hold."""
@@ -150,11 +159,10 @@ def make_checkout(place: Path) -> Path:
     return place
 
 
-def make_cloud(place: Path, checkout: Path, workers: int = 2) -> Cloud:
-    """An empty cloud, and the fakes for PATH."""
+def make_cloud(place: Path, checkout: Path, commands: Sequence[str] = ("gcloud", "xpk")) -> Cloud:
+    """An empty cloud, and the fakes for PATH: of ``commands``, and of what a host has."""
     for folder in ("bin", "plan", "bucket"):
         (place / folder).mkdir()
-    for command in COMMANDS:
+    for command in (*commands, *OF_HOSTS):
         (place / "bin" / command).symlink_to(ROOT / "tests" / "launch" / "fake_cloud.sh")
-    (place / "saved").write_text("0\n")
-    return Cloud(place, checkout, workers)
+    return Cloud(place, checkout)

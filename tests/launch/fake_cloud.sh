@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Google Cloud as the launch scripts see it: gcloud, and what a host has (sudo, curl, gcsfuse, uv,
-# hostname, mountpoint, python), and xpk, by the name that it is called by. A host is a folder that
-# is HOME.
+# Google Cloud as the launch scripts see it: gcloud (with the true one: ssh, scp), and what a host
+# has (sudo, curl, gcsfuse, uv, hostname, mountpoint, python), and xpk, by the name that it is
+# called by. A host is a folder that is HOME.
 #
 # $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
-# states, separated by commas; refused; hang. delete: busy. list: down. ssh: hang; deaf (one host
-# stays silent). rsync: down. train: the step that is saved, then an exit status a host, or mistake, option,
-# crash, hang, preempt. export: nothing (is written), hang. xpk: fails.
+# states, separated by commas; refused; hang; late (served after no answer); gone (taken, and
+# nowhere). delete: busy. list: down. ssh: hang; deaf (one host stays silent). rsync: down. train:
+# the step that is saved, then an exit status a host, or mistake, option, crash, hang, preempt.
+# export: nothing (is written), hang. xpk: fails.
 set -euo pipefail
 CALLED=$(basename "$0")
 
@@ -22,16 +23,9 @@ planned() {
 # What stands for gs://BUCKET/...
 in_bucket() { printf '%s/bucket/%s' "$CLOUD" "$(cut -d/ -f4- <<<"$1")"; }
 
-# Checkpoints of two processes; of the step in unsealed, if any, one has not written its manifest.
-checkpoints() {
-  local folder=$1 saved unsealed
-  read -r saved <"$CLOUD/saved"
-  printf '%s%s.manifest-0000%s-of-00002.json\n' "$folder" "$saved" 0 "$folder" "$saved" 1
-  printf '%s%s/\n' "$folder" "$saved"
-  if [[ -f $CLOUD/unsealed ]]; then
-    read -r unsealed <"$CLOUD/unsealed"
-    printf '%s%s.manifest-00000-of-00002.json\n%s%s/\n' "$folder" "$unsealed" "$folder" "$unsealed"
-  fi
+# What one level of a folder in the bucket holds, as gcloud tells it.
+list_bucket() {
+  find "$(in_bucket "$1")" -mindepth 1 -maxdepth 1 \( -type d -printf "$1%f/\n" -o -printf "$1%f\n" \) 2>/dev/null
 }
 
 # The request's state, and one step further along its way.
@@ -60,11 +54,19 @@ power_on() {
   done
 }
 
+serve_late() { sleep 2 && printf 'ACTIVE' >"$CLOUD/request" && power_on; }
+
 create() {
   local how
   how=$(planned create)
   case $how in
     refused) echo "RESOURCE_EXHAUSTED: quota" >&2 && exit 1 ;;
+    late)
+      export -f power_on serve_late
+      setsid bash -c serve_late >/dev/null 2>&1 &
+      sleep 1000
+      ;;
+    gone) return ;;
     hang) printf 'ACTIVE' >"$CLOUD/request" && power_on && sleep 1000 ;;
     ok) printf 'WAITING_FOR_RESOURCES,PROVISIONING,ACTIVE' >"$CLOUD/request" ;;
     *) printf '%s' "$how" >"$CLOUD/request" ;;
@@ -132,7 +134,7 @@ gcloud() {
       cp "${files[2]}" "$(in_bucket "${files[3]}")"
       ;;
     "storage cat"*) cat "$(in_bucket "${files[2]}")" ;;
-    "storage ls"*/checkpoints/) checkpoints "${files[2]}" ;;
+    "storage ls"*/checkpoints/) list_bucket "${files[2]}" ;;
     "storage ls"*) [[ -e $(in_bucket "${files[2]}") ]] ;;
     "storage rsync"*) note "rsync ${files[2]}" && [[ $(planned rsync) != down ]] ;;
     *) echo "unknown: $*" >&2 && exit 2 ;;
@@ -158,6 +160,14 @@ xpk() {
   esac
 }
 
+# A checkpoint of two processes.
+save() {
+  local run=$CLOUD/bucket/runs/cpt
+  mkdir -p "$run/checkpoints/$1"
+  touch "$run/checkpoints/$1/array" "$run/checkpoints/$1".manifest-0000{0,1}-of-00002.json
+  echo '{}' >"$run/metrics.jsonl"
+}
+
 # The training, or the export, on one host.
 python() {
   local attempt host step statuses status
@@ -168,7 +178,7 @@ python() {
   echo $((attempt + 1)) >"$CLOUD/attempts.$host"
   printf '%s\n' "$*" >>"$CLOUD/trained.$host"
   read -r step statuses < <(sed -n "${attempt}p" "$CLOUD/plan/train")
-  printf '%s\n' "$step" >"$CLOUD/saved"
+  ((step == 0)) || save "$step"
   read -ra statuses <<<"$statuses"
   status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
   case $status in
@@ -182,11 +192,32 @@ python() {
   esac
 }
 
+# ssh and scp are called by a gcloud that is not faked; google_cloud.py gives hosts their addresses.
+host_at() { dirname "$(grep -l -x "${1#*@}" "$CLOUD"/hosts/*/*/address)"; }
+
+ssh() {
+  local place=''
+  while [[ $1 != -- ]]; do
+    [[ $1 != *@* ]] || place=$(host_at "$1")
+    shift
+  done
+  cd "$place" && HOME=$place USER=me exec bash -c "${*:2}" </dev/null
+}
+
+scp() {
+  local from=${*: -2:1} to=${*: -1}
+  cp "$from" "$(host_at "${to%:*}")/${to##*:}"
+}
+
 case $CALLED in
-  gcloud | python | xpk) "$CALLED" "$@" ;;
+  gcloud | python | scp | ssh | xpk) "$CALLED" "$@" ;;
   hostname) printf '%s-%s\n' "$(basename "$(dirname "$HOME")")" "$(basename "$HOME")" ;;
   mountpoint) [[ -L $2 ]] ;;
-  gcsfuse) rm -rf "${*: -1}" && ln -s "$CLOUD/bucket" "${*: -1}" ;;
+  gcsfuse)
+    # Hosts share the mount, come at once, and each makes the folder anew.
+    exec 9>"$CLOUD/mount.lock" && flock 9
+    until [[ -L ${*: -1} ]] || ln -sT "$CLOUD/bucket" "${*: -1}"; do rmdir "${*: -1}"; done 2>/dev/null
+    ;;
   sudo) [[ $1 != mkdir ]] || "$@" ;;
   uv)
     case "$1 $2" in

@@ -120,6 +120,18 @@ def test_a_create_that_nobody_hears_takes_its_request_back(cloud):
     assert not cloud.billed()
 
 
+def test_a_request_that_is_served_after_its_time_out_is_taken_back(cloud):
+    ran = cloud.run("create", plan={"create": ["late"]}, QUERY_SECONDS="1", POLL_SECONDS="3")
+    assert ran.returncode == 1 and "not answered within 1 s" in ran.stderr
+    assert cloud.verbs() == ["create", "delete"] and not cloud.billed()
+
+
+def test_a_request_that_vanishes_is_not_waited_for(cloud):
+    ran = cloud.run("create", plan={"create": ["gone"]})
+    assert ran.returncode == 1 and "cpt: the request is gone: was it deleted?" in ran.stderr
+    assert not cloud.billed()
+
+
 def test_what_cannot_be_deleted_is_said(cloud):
     cloud.is_up()
     ran = cloud.run("delete", plan={"delete": ["busy"] * 99}, DELETE_SECONDS="1")
@@ -156,7 +168,7 @@ def test_restarts_without_progress_are_bounded(cloud):
 
 def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
     cloud.is_up()
-    (cloud.place / "unsealed").write_text("300\n")
+    cloud.save(300, processes=1)
     place = "gs://a-bucket/runs/cpt/"
     plan = {"train": ["200 crash"]}
     ran = cloud.run("run", plan=plan, MAX_STALLS="0", TRAIN_ARGS="()", OUTPUT=place)
@@ -186,7 +198,7 @@ def test_a_run_is_watched_again_and_no_other_job_passes_for_it(cloud):
 
 def test_a_run_beside_an_export_leaves_no_host_waiting(cloud):
     cloud.is_up()
-    (cloud.place / "saved").write_text("100\n")
+    cloud.save(100)
     exporting = cloud.start("collect", plan={"export": ["hang"]})
     job = cloud.place / "hosts" / "cpt" / "0" / "llama_cpt_job"
     while not (job / "command").exists() and exporting.poll() is None:
@@ -197,6 +209,32 @@ def test_a_run_beside_an_export_leaves_no_host_waiting(cloud):
     assert ran.returncode == 1 and "another job runs there: " in ran.stderr
     status = cloud.run("status").stdout
     assert "cpt-0 running" in status and "cpt-1 running" not in status
+
+
+def test_tpus_that_are_not_had_at_once_after_a_preemption(cloud):
+    plan = {"create": ["refused"]}
+    ran = cloud.run("run", plan=plan)
+    assert ran.returncode == 1 and "no TPUs: the last checkpoint is step 0" in ran.stderr
+    cloud.is_up()
+    plan |= {"train": ["100 preempt preempt", "200 0"], "list": 3 * ["ok"] + ["down"]}
+    ran = cloud.run("run", plan=plan)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("no TPUs were to be had; from step 100 again") == 2
+    assert cloud.verbs() == ["create", "start", "delete", "create", "create", *SET_UP, "start"]
+
+
+def test_a_set_up_beside_its_own_job_leaves_it_alone(cloud):
+    cloud.is_up()
+    watching = cloud.start("run", plan={"train": ["100 hang"]})
+    cloud.until_trained()
+    watching.terminate()
+    ended(watching)
+    ran = cloud.run("setup")
+    assert ran.returncode == 0 and "is installed on all hosts" in ran.stderr
+    for host in (cloud.place / "hosts" / "cpt").iterdir():
+        (host / "llama_cpt_revision").write_text("0123456789ab\n")
+    ran = cloud.run("setup")
+    assert ran.returncode == 1 and "a job is running on cpt-0" in ran.stderr
 
 
 def test_hosts_with_another_commit_are_set_up_again(cloud):
@@ -258,12 +296,12 @@ def test_an_export_is_of_this_run_and_its_last_step(cloud):
     ran = cloud.run("collect")
     assert ran.returncode == 1 and "no whole checkpoint is to be seen" in ran.stderr
     assert cloud.verbs() == ["rsync", "rsync"]
-    (cloud.place / "saved").write_text("100\n")
+    cloud.save(100)
     for said in ("exported from gs://a-bucket/runs/cpt step 100", "exported/cpt: is there"):
         ran = cloud.run("collect")
         assert ran.returncode == 0 and said in ran.stderr
-    for step, output in (("100", "gs://a-bucket/runs/other"), ("200", SETTINGS["OUTPUT"])):
-        (cloud.place / "saved").write_text(f"{step}\n")
+    for step, output in ((100, "gs://a-bucket/runs/other"), (200, SETTINGS["OUTPUT"])):
+        cloud.save(step, Path(output).name)
         ran = cloud.run("collect", OUTPUT=output)
         assert ran.returncode == 1
         assert f"is not known to be of {output} step {step}: name another EXPORT" in ran.stderr
@@ -271,14 +309,14 @@ def test_an_export_is_of_this_run_and_its_last_step(cloud):
 
 def test_an_export_that_writes_nothing_is_none(cloud):
     cloud.is_up()
-    (cloud.place / "saved").write_text("100\n")
+    cloud.save(100)
     ran = cloud.run("collect", plan={"export": ["nothing"]})
     assert ran.returncode == 1 and "config.json is not there" in ran.stderr
     assert "exported from" not in ran.stderr
 
 
 def test_metrics_come_home_without_hosts(cloud):
-    (cloud.place / "saved").write_text("100\n")
+    cloud.save(100)
     ran = cloud.run("collect", plan={"rsync": ["ok", "down"]})
     assert ran.returncode == 1 and "no host to export on (none)" in ran.stderr
     ran = cloud.run("collect", plan={"rsync": ["down"]}, EXPORT="")
