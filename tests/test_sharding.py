@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from llama_cpt.config import MeshConfig
 from llama_cpt.errors import UserError
+from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.sharding import make_mesh, topology_mesh
 
 
@@ -61,3 +65,15 @@ def test_an_axis_takes_part_of_a_torus():
     rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
     for row in rows:
         assert np.prod(np.ptp(row, axis=0) + 1) == 8
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("topology", ["v5p:4x4x8", "v6e:16x16"])
+def test_a_slice_has_its_links_from_end_to_end(topology):
+    """Or the compiler makes sums of zero-padded parts of a gather along all of its chips."""
+    mesh = topology_mesh(MeshConfig(), topology)
+    placed, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("fsdp", None))
+    gather = jax.jit(lambda weights: weights * 1, in_shardings=placed, out_shardings=whole)
+    lowered = gather.lower(jax.ShapeDtypeStruct((8192, 1024), jnp.bfloat16))
+    _, text = compiled_and_text(lowered)
+    assert " all-gather(" in text and " all-reduce(" not in text

@@ -7,14 +7,13 @@ import platform
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.config import NextTokenConfig, PreferenceConfig, TrainConfig
 from llama_cpt.errors import UserError
-from llama_cpt.sharding import make_mesh
+from llama_cpt.sharding import topology_mesh
 from llama_cpt.training.program import Program, batch_sharding, make_program
 from llama_cpt.training.reference import row_sharding, scorer_program
 
@@ -44,8 +43,7 @@ def lower_step(config: TrainConfig, topology: str, slices: int = 1) -> jax.stage
 def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> Program:
     """The programs of ``config`` on the chips of ``slices`` of ``topology``."""
     require_compiler()
-    described = topologies.get_topology_desc(topology, platform="tpu", num_slices=slices)
-    return make_program(config, make_mesh(config.mesh, described.devices), "tpu")
+    return make_program(config, topology_mesh(config.mesh, topology, slices), "tpu")
 
 
 def lower(config: TrainConfig, program: Program) -> jax.stages.Lowered:
