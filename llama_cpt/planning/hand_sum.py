@@ -23,7 +23,7 @@ class HandSum:
     saved: float
     """What the forward pass keeps for the backward pass."""
     gathered: float
-    """One layer's weights in the compute type."""
+    """A layer's largest matrix in the compute type; the others may come after it."""
     loading: float = 0.0
     """Adapters' weights as they are read, float32, before any step."""
     never_together: float = 0.0
@@ -58,7 +58,8 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
     else:
         arguments, gradients, loading = 12 * count, 4 * count, 0.0
     layers, saved = non_embedding_parameters(model), _saved(config, mesh, width)
-    gathered = layers / model.num_layers / tensor * width
+    columns = max(model.mlp_dim, model.num_heads * model.head_dim)
+    gathered = model.embed_dim * columns / tensor * width
     apart = 0.0
     # Several micro-batches add up in gradients that are always there.
     if config.compute.remat == "full" and config.num_microbatches == 1 and not config.lora:
