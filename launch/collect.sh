@@ -34,7 +34,7 @@ export_model() {
   source="$OUTPUT step $step"
   if exported && ! dry; then
     [[ $(call "$QUERY_SECONDS" gcloud storage cat "$EXPORT.source") == "$source" ]] ||
-      die "$EXPORT is not known to be of $source: name another EXPORT"
+      reject "$EXPORT is not known to be of $source: name another EXPORT"
     say "$EXPORT: is there" && return
   fi
   dry || ((step)) || die "$OUTPUT: no whole checkpoint is to be seen there: nothing to export"
@@ -46,7 +46,7 @@ export_model() {
   NODES=0 WORKERS=0
   start_job "$command" 1 any || die "$NAME: the export does not start: $WHY"
   watch_job "$command" 1
-  [[ $OUTCOME == finished ]] || die "$NAME: the export ended: $WHY"
+  [[ $OUTCOME == finished ]] || end "$JOB_STATUS" "$NAME: the export ended: $WHY"
   exported || die "$EXPORT/config.json is not there although the export ended well: launch/logs.sh"
   report "$EXPORT: exported from $source"
 }

@@ -46,8 +46,8 @@ judge() {
   local now
   case $OUTCOME in
     finished) report "$NAME: done" && exit ;;
-    mistake) die "the run stopped and cannot go on: $WHY; $(billed)" ;;
-    interrupted) die "$WHY; $(billed)" ;;
+    mistake) end "$JOB_STATUS" "the run stopped and cannot go on: $WHY; $(billed)" ;;
+    interrupted) end "$INTERRUPTED" "$WHY; $(billed)" ;;
   esac
   now=$(last_saved_step)
   if ((now > saved)); then stalls=0 saved=$now; else ((++stalls)); fi
@@ -59,7 +59,7 @@ judge() {
   [[ $OUTCOME == gone ]] || stop_job "$train"
 }
 
-trap 'report "the job goes on, and is billed; launch/run.sh watches it again"; exit 130' INT
+trap 'report "the job goes on, and is billed; launch/run.sh watches it again"; exit "$INTERRUPTED"' INT
 read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SERVICE_ACCOUNT BUCKET CONFIG OUTPUT
 require_run

@@ -33,7 +33,8 @@ workload() {
   awk -v name="$NAME" '$1 == name' <<<"$listed"
 }
 
-# xpk restarts by itself after 127 to 255 (a lost peer is 134); 75 is a save before the end.
+# xpk restarts by itself after 42 and after 127 to 255 (a lost peer is 134), and after what is named
+# here: 75, a save before the end, and 1, a bug. All else ends the workload: 2, 65 and 78.
 run() {
   local command there
   there=$(workload)
@@ -43,7 +44,7 @@ run() {
   command="export JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled && ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu,qwix]'"
   command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
   on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \
-    "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=75 \
+    "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1,75 \
     "--termination-grace-period-seconds=$GRACE_SECONDS" \
     --base-docker-image=python:3.11 "--script-dir=$LAUNCH/.." "--storage=$BUCKET" "--command=$command"
 }
@@ -58,5 +59,5 @@ case ${1:-} in
   status) on_cluster "$QUERY_SECONDS" workload list ;;
   stop) on_cluster "$SETUP_SECONDS" workload delete "--workload=$NAME" --force ;;
   delete) on_cluster "$CREATE_SECONDS" cluster delete --force ;;
-  *) die "usage: launch/xpk.sh create|run|status|stop|delete" ;;
+  *) end "$USAGE" "usage: launch/xpk.sh create|run|status|stop|delete" ;;
 esac

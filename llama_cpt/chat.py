@@ -13,7 +13,7 @@ import jax
 from llama_cpt.chat_session import Session, chat_template_of
 from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import UsageError, UserError, one_line_errors
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.model.sampling import Sampling
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     """Load, talk; the exit status."""
     options = _parse(arguments)
     if options.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
+        raise UsageError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.min_p, options.seed
     )

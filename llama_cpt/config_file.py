@@ -16,7 +16,7 @@ from etils import epath
 import tyro
 
 from llama_cpt.config import TrainConfig
-from llama_cpt.errors import UserError
+from llama_cpt.errors import UsageError, UserError
 from llama_cpt.fields import from_dict, nearest, to_dict
 from llama_cpt.folders import require_local
 from llama_cpt.pipeline_config import PipelineConfig
@@ -110,7 +110,7 @@ def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             return tyro.cli(annotated, default=config, args=overrides)
     except SystemExit:
-        raise UserError(_complaint(told.getvalue(), config)) from None
+        raise UsageError(_complaint(told.getvalue(), config)) from None
 
 
 def _complaint(told: str, config: Config) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 from functools import partial
+import math
 from multiprocessing import get_context, parent_process
 import os
 import sys
@@ -10,11 +11,16 @@ from typing import Any
 
 import jax
 
-from llama_cpt.errors import one_line_errors
+from llama_cpt.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.fields import to_dict
 from llama_cpt.model.hand_over import to_hf, to_peft
 from llama_cpt.model.hf_export import EXPORT_DTYPES
-from llama_cpt.model.hf_verify import TensorDifference, compare_logits, compare_weights
+from llama_cpt.model.hf_verify import (
+    LogitsDifference,
+    TensorDifference,
+    compare_logits,
+    compare_weights,
+)
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.new_folder import new_folder, require_new
@@ -89,7 +95,7 @@ def _convert(options: argparse.Namespace) -> int:
             else:
                 to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **given)
         case "verify":
-            return 0 if verify(options.source, options.checkpoint) else 1
+            return 0 if verify(options.source, options.checkpoint) else CHECK_FAILED
     return 0
 
 
@@ -108,28 +114,47 @@ def from_hf(source: str, output: str) -> None:
 
 
 def verify(source: str, checkpoint: str) -> bool:
-    """Print how a checkpoint differs from ``source``, tensors and logits; whether nothing does."""
+    """Print how a checkpoint differs from ``source``; return whether it agrees.
+
+    It agrees if all weights are finite and, rounded to the type of ``source``, the same bits, and
+    if the logits, where they can be computed, agree within LOGITS_TOLERANCE.
+    """
     folder = resolve(source)
     with TrainedWeights(checkpoint) as weights:
         differences = compare_weights(folder, weights)
         _print_differences(differences)
         logits = compare_logits(folder, weights)
+    _print_logits(logits)
+    agrees = all(d.agrees for d in differences) and (isinstance(logits, str) or logits.agrees)
+    if not agrees:
+        print(
+            f"error: {checkpoint}: differs from {source}, or holds values that are not finite; "
+            "convert it again with from-hf, unless it was trained.",
+            file=sys.stderr,
+        )
+    return agrees
+
+
+def _print_logits(logits: LogitsDifference | str) -> None:
     if isinstance(logits, str):
         print(f"logits: not compared: {logits}")
-    else:
-        print(f"logits: max abs difference {logits.max_abs:.3g}, KL {logits.kl:.3g} nats a token")
-    return not any(difference.differing for difference in differences)
+        return
+    print(
+        f"logits: max abs difference {logits.max_abs:.3g} (tolerance {logits.tolerance:.3g}), "
+        f"KL {logits.kl:.3g} nats per token"
+    )
 
 
 def _print_differences(differences: list[TensorDifference]) -> None:
     values = sum(d.values for d in differences)
     differing = sum(d.differing for d in differences)
-    largest = max(differences, key=lambda d: d.max_abs)
+    # A NaN is above all numbers here, so that it is shown.
+    largest = max(differences, key=lambda d: (math.isnan(d.max_abs), d.max_abs))
     print(
         f"{len(differences)} tensors, {values:,} values: {differing:,} differ once rounded to the "
         f"type stored; max abs difference {largest.max_abs:.3g} ({largest.name})"
     )
-    worst = sorted((d for d in differences if d.differing), key=lambda d: -d.differing)
+    worst = sorted((d for d in differences if not d.agrees), key=lambda d: -d.differing)
     for d in worst[:10]:
         print(f"  {d.name}: {d.differing:,} of {d.values:,}, max abs difference {d.max_abs:.3g}")
     if len(worst) > 10:
@@ -160,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--tokenizer", help="where the tokenizer lies, if it was moved")
     check = commands.add_parser(
         "verify",
-        help="compare every tensor, and logits; exit status 1 where they differ",
+        help="compare every tensor, and logits; exit status 65 if they differ or are not finite",
         epilog=EXAMPLES,
         **raw,
     )

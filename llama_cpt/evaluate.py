@@ -16,7 +16,7 @@ from etils import epath
 from llama_cpt import named_models
 from llama_cpt.config import CorpusConfig
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import UsageError, UserError, one_line_errors
 from llama_cpt.evaluation.heldout_scores import (
     APART,
     TASK,
@@ -118,12 +118,12 @@ def _tasks(options: argparse.Namespace) -> list[str]:
     """The names asked for; raises UserError for what could not be run, before anything is."""
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
     if not names and not options.conversations:
-        raise UserError("nothing to do: name tasks with --tasks, or a file with --conversations.")
+        raise UsageError("nothing to do: name tasks with --tasks, or a file with --conversations.")
     for name, value in (("--limit", options.limit), ("--shots", options.shots)):
         if value is not None and value < (name == "--limit"):
-            raise UserError(f"{name}={value} is too few.")
+            raise UsageError(f"{name}={value} is too few.")
     if options.no_counterpart and TASK not in names:
-        raise UserError(f"--no-counterpart sets documents of {TASK} apart: add it to --tasks.")
+        raise UsageError(f"--no-counterpart sets documents of {TASK} apart: add it to --tasks.")
     benchmarks = [name for name in names if name != TASK]
     if not benchmarks:
         return names
@@ -146,7 +146,7 @@ def _texts(options: argparse.Namespace) -> list[HeldoutText]:
     if options.heldout_of:
         corpora += load(options.heldout_of).data.heldout
     if not corpora:
-        raise UserError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
+        raise UsageError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
     texts = heldout_texts(corpora, options.limit)
     if options.no_counterpart:
         require_known(read_source_names(options.no_counterpart), texts, options.no_counterpart)
@@ -156,7 +156,7 @@ def _texts(options: argparse.Namespace) -> list[HeldoutText]:
 def _corpus(given: str) -> CorpusConfig:
     name, equals, place = given.partition("=")
     if not (name and equals and place):
-        raise UserError(f"--heldout {given}: give it as NAME=GLOB.")
+        raise UsageError(f"--heldout {given}: give it as NAME=GLOB.")
     return CorpusConfig(name, place)
 
 

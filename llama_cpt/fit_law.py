@@ -10,7 +10,7 @@ from etils import epath
 import numpy as np
 
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
 from llama_cpt.fields import nearest, require_above_zero
 from llama_cpt.folders import require_local, require_writable
 from llama_cpt.mixture_law.analyse import analyse
@@ -31,7 +31,6 @@ from llama_cpt.mixture_law.points import GROUPS
 from llama_cpt.mixture_law.report import PICTURES, make_report
 from llama_cpt.mixture_law.results import Results, read_results
 
-REFUSED = 3
 DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
 with intervals, or in a sentence why it recommends none. docs/law.md tells the format of the table,
 the forms and how they are chosen."""
@@ -45,7 +44,7 @@ figures, and, where there is a recommendation, recommended.py, a config that tra
 --config), or recommended.args, options for train (without).
 
 Exit status: 0 with a recommendation, 3 where the data carries none (law.json and report.md say
-why), 1 where the table or an option cannot be understood, 130 on Ctrl-C.
+why), 78 if the table is wrong, 2 if an option is, 130 on Ctrl-C.
 """
 
 
@@ -57,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if options.config:
         load(options.config)
     if options.next < 0:
-        raise UserError(f"--next {options.next} must be 0 or more runs.")
+        raise UsageError(f"--next {options.next} must be 0 or more runs.")
     asked, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
     goal = _goal(options, results)
@@ -67,17 +66,17 @@ def main(arguments: list[str]) -> int:
     if asked:
         _print_predictions(law, asked, options)
     _write(law, results, options)
-    return 0 if law.recommendation else REFUSED
+    return 0 if law.recommendation else NEGATIVE_RESULT
 
 
 def _goal(options: argparse.Namespace, results: Results) -> Goal:
     if options.weights:
         weights = _named("--weights", options.weights, *GROUPS)
         if not any(weights.values()):
-            raise UserError(f"--weights {options.weights}: give one of the two a weight above 0.")
+            raise UsageError(f"--weights {options.weights}: give one of the two a weight above 0.")
         return Weights(**weights)
     if options.forgetting <= -1 or not math.isfinite(options.forgetting):
-        raise UserError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
+        raise UsageError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
     if np.isnan(results.points.base_original).any():
         raise UserError(
             f"{', '.join(results.files)}: {results.remarks[-1]} Give --weights "
@@ -93,10 +92,10 @@ def _named(option: str, text: str, *names: str) -> dict[str, float]:
     for part in text.split(","):
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in names or not equals:
-            raise UserError(f"{form}{nearest(name, list(names)) or '.'}")
+            raise UsageError(f"{form}{nearest(name, list(names)) or '.'}")
         found[name] = _number(f"{option} {name}", number)
     if set(found) != set(names):
-        raise UserError(f"{form}.")
+        raise UsageError(f"{form}.")
     return found
 
 
@@ -104,9 +103,9 @@ def _number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UserError(f"{name}={text!r} is no number.") from None
+        raise UsageError(f"{name}={text!r} is no number.") from None
     if not 0 <= value < math.inf:
-        raise UserError(f"{name}={text} must be a finite number, not below 0.")
+        raise UsageError(f"{name}={text} must be a finite number, not below 0.")
     return value
 
 
@@ -114,7 +113,7 @@ def _setting(text: str) -> dict[str, float]:
     found = _named("--predict", text, "almr", "learning_rate")
     require_above_zero("--predict learning_rate", found["learning_rate"])
     if found["almr"] > 1:
-        raise UserError(f"--predict almr={found['almr']:g} is outside [0, 1].")
+        raise UsageError(f"--predict almr={found['almr']:g} is outside [0, 1].")
     return found
 
 
@@ -124,7 +123,7 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
             require_above_zero(f"--{name.replace('_', '-')}", getattr(options, name))
     base = options.target_base and _named("--target-base", options.target_base, *GROUPS)
     if base and options.target_parameters is None:
-        raise UserError("--target-base says nothing without a size: add --target-parameters N.")
+        raise UsageError("--target-base says nothing without a size: add --target-parameters N.")
     for group, loss in (base or {}).items():
         require_above_zero(f"--target-base {group}", loss)
     return {

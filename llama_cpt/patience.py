@@ -9,22 +9,22 @@ from typing import TypeVar
 PAUSES = 1.0, 10.0, 60.0
 """Seconds before each new try."""
 
+_LASTING_NUMBERS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 # In words: Orbax's storage layer has the system's words, but not its numbers; then gcsfs's word and
 # TensorStore's.
 _LASTING_WORDS = (
-    *(
-        os.strerror(number)
-        for number in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOENT,
-            errno.ENOTDIR,
-        )
-    ),
+    *map(os.strerror, _LASTING_NUMBERS),
     "Forbidden",
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
@@ -63,7 +63,8 @@ def lasts(error: Exception) -> bool:
     """Whether a new try of the same would end the same."""
     told = any(words in str(error) for words in _LASTING_WORDS)
     answered = str(getattr(error, "code", None)) not in _PASSING_STATUSES
-    return isinstance(error, _LASTING) or told or answered
+    numbered = getattr(error, "errno", None) in _LASTING_NUMBERS
+    return isinstance(error, _LASTING) or numbered or told or answered
 
 
 def passes(error: Exception) -> bool:

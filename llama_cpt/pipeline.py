@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
         "any point and give the same command.",
         epilog="A config defines `config = PipelineConfig(...)`; every field is an option: `CONFIG "
         "--help` lists them, a stage's by its place (`--stages.0.num-steps 100`). Exit status: 0 "
-        "done, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved.",
+        "done, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by Ctrl-C and "
+        "saved.",
         add_help=False,
         allow_abbrev=False,
     )

@@ -9,7 +9,7 @@ import jax
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import NEGATIVE_RESULT, UserError, one_line_errors
 from llama_cpt.planning.compiling import compiled_and_text
 from llama_cpt.planning.memory import PassMemory, device_bytes
 from llama_cpt.planning.out_of_memory import TooLarge
@@ -43,17 +43,15 @@ EPILOG = """examples:
   python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
 
 Every field of the config is an option, as for train. docs/plan.md explains each line.
-Exit status: 0 it fits, 3 it does not, 1 the config or a field's value is wrong, 2 the
-command line is.
+Exit status: 0 it fits, 3 it does not, 78 the config is wrong, 2 an option is.
 """
-DOES_NOT_FIT = 3
 ENOUGH_FOUND = 5
 
 
 class DoesNotFitError(UserError):
     """Of a search: no setting fits."""
 
-    status = DOES_NOT_FIT
+    status = NEGATIVE_RESULT
 
 
 def main(arguments: list[str]) -> int:
@@ -79,7 +77,7 @@ def main(arguments: list[str]) -> int:
         print(refused_in_words(plan, topology, remedy))
     else:
         print(in_words(plan, remedy))
-    return 0 if fits else DOES_NOT_FIT
+    return 0 if fits else NEGATIVE_RESULT
 
 
 def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:

@@ -16,7 +16,7 @@ from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.token_rows import Manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import UsageError, UserError, one_line_errors
 from llama_cpt.folders import require_writable
 
 _NOUNS = {
@@ -93,10 +93,10 @@ def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> Writ
     """Apache Beam where it is asked for."""
     if options.runner == "local":
         if beam_options:
-            raise UserError(f"-- {' '.join(beam_options)}: only for --runner beam.")
+            raise UsageError(f"-- {' '.join(beam_options)}: only for --runner beam.")
         return None
     if options.workers:
-        raise UserError("--workers is for --runner local; Beam's runners have their own options.")
+        raise UsageError("--workers is for --runner local; Beam's runners have their own options.")
     try:
         from llama_cpt.data.beam_corpora import write_corpora
     except ModuleNotFoundError as error:

@@ -25,7 +25,7 @@ import jax
 # Public JAX has no key-value store; Orbax and MaxText take the client from here too.
 from jax._src.distributed import global_state
 
-from llama_cpt.errors import PREEMPTED, UserError, exit_status
+from llama_cpt.errors import INTERRUPTED, PREEMPTED, UserError, exit_status
 from llama_cpt.progress import Progress
 
 HEARTBEAT = "LLAMA_CPT_HEARTBEAT_SECONDS"
@@ -82,14 +82,13 @@ def _one_end() -> Iterator[None]:
     except (UserError, OSError) as error:
         _leave(exit_status(error), f"error: {error}")
     except KeyboardInterrupt:
-        _leave(130, "interrupted")
+        _leave(INTERRUPTED, "interrupted")
     except SystemExit as exit_:
         _leave(int(exit_.code or 0), "stopped")
     except BaseException as error:
         traceback.print_exc()
         # A collective fails at once where a process is lost; who it was, the service says.
         time.sleep(2 * heartbeat_seconds())
-        # Not "error: ": launch/run.sh takes that for a mistake, for which it starts nothing again.
         told = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         _leave(exit_status(error), told)
 

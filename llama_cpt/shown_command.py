@@ -7,7 +7,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import INTERRUPTED, PREEMPTED, UserError
 
 # Sized for CPUs; an accelerator that others use is left alone. Without the rest, glibc gives every
 # step's memory back, and the next step's page faults take a third of its time.
@@ -19,11 +19,19 @@ ENVIRONMENT = {
 }
 
 
+class CommandFailedError(UserError):
+    """A shown command that failed; it ends this process with the same status."""
+
+    def __init__(self, shown: str, status: int) -> None:
+        super().__init__(f"`{shown}` ended with status {status}; see above.")
+        self.status = status
+
+
 def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> int:
     """Run ``python -m llama_cpt.NAME`` on the CPU and show it; its status, 0 or ``accepted``.
 
     Ctrl-C and SIGTERM are the command's to obey, which may save first; then this process leaves as
-    it did. Raises UserError where it ends otherwise.
+    it did. Raises CommandFailedError if it ends otherwise.
     """
     shown = " ".join((f"python -m llama_cpt.{name}", *arguments))
     environment = ENVIRONMENT | os.environ
@@ -45,9 +53,10 @@ def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> i
         for number, handler in before.items():
             signal.signal(number, handler)
     # Below 0: by the signal itself, before the command had begun to heed it.
-    if status in (75, 130, -signal.SIGINT, -signal.SIGTERM):
+    status = status if status >= 0 else 128 - status
+    if status in (PREEMPTED, INTERRUPTED, 128 + signal.SIGTERM):
         print("Stopped; give the same command again to go on.", file=sys.stderr)
-        raise SystemExit(status if status > 0 else 128 - status)
+        raise SystemExit(status)
     if status and status not in accepted:
-        raise UserError(f"`{shown}` ended with status {status}; see above.")
+        raise CommandFailedError(shown, status)
     return status

@@ -15,7 +15,7 @@ from llama_cpt.bilingual_world.documents import write_documents
 from llama_cpt.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
-from llama_cpt.errors import one_line_errors
+from llama_cpt.errors import NEGATIVE_RESULT, one_line_errors
 from llama_cpt.evaluation.figure import read_curve
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import load as load_law
@@ -26,7 +26,6 @@ from llama_cpt.sweep_config import SweepConfig
 BASE, CPT, *SWEEPS = (f"configs/world_study_{name}.py" for name in ("base", "cpt", "zh", "ar"))
 LANGUAGES = ("en", "zh", "ar")
 SEED, DOCUMENTS = 0, 4000
-REFUSED = 3
 
 ENDING = """
 Where to look next
@@ -65,10 +64,10 @@ def main(arguments: list[str]) -> int:
         CPT,
         "--next",
         "3",
-        accepted=(REFUSED,),
+        accepted=(NEGATIVE_RESULT,),
     )
     _heading(start, "5 of 5: what the law recommends, and what comes of it")
-    if status == REFUSED:
+    if status == NEGATIVE_RESULT:
         print("The law recommends nothing, and says why: nothing is trained.")
     else:
         run_command("train", str(law / "recommended.py"), "--output", cpt.output)

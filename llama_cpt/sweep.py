@@ -5,7 +5,7 @@ import re
 import sys
 
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt.errors import UsageError, one_line_errors
 from llama_cpt.processes import require_one
 from llama_cpt.sweep_config import SweepConfig
 from llama_cpt.sweeps.cost import chip_hours, within_budget
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
         "and give the same command. A trial that diverges or fails is noted; the others go on.",
         epilog="A config defines `config = SweepConfig(...)`; every field is an option: `CONFIG "
         "--help` lists them, a trial's as `--train.num-steps 100`. Exit status: 0 all trials have "
-        "ended, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved.",
+        "ended, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by Ctrl-C and "
+        "saved.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
 def _share(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--worker {text}: K/N, such as 3/16, K from 1 to N.")
+        raise UsageError(f"--worker {text}: K/N, such as 3/16, K from 1 to N.")
     return int(found[1]), int(found[2])
 
 

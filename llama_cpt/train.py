@@ -21,8 +21,9 @@ def main(arguments: list[str]) -> int:
         description="Train on an exact mixture of languages. Token rows that are missing are "
         "prepared first; a run whose output folder exists goes on where it stopped.",
         epilog="Every field of the config is an option: `CONFIG --help` lists them with their "
-        "values. Exit status: 0 done, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved, "
-        "134 another host was lost; docs/many_hosts.md has them all.",
+        "values. Exit status: 0 done, 2 wrong option, 75 stopped by SIGTERM and saved, 78 user "
+        "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; docs/many_hosts.md "
+        "has them all.",
         add_help=False,
         allow_abbrev=False,
     )

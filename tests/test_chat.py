@@ -15,7 +15,7 @@ from llama_cpt.chat_session import Session, chat_template_of, text_pieces
 from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.data.conversations import Message
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UserError
+from llama_cpt.errors import USER_ERROR, UserError
 from llama_cpt.model.decoder import make_decoder
 from llama_cpt.model.hf_config import config_json
 from llama_cpt.model.hf_names import BY_OURS, parameters_by_path
@@ -166,7 +166,7 @@ def test_a_pipe_of_lines(hf_folder, tmp_path, session):
 
 def test_a_missing_model_is_one_sentence(tmp_path):
     result = talk(str(tmp_path / "nothing"), "")
-    assert result.returncode == 1
+    assert result.returncode == USER_ERROR
     assert result.stderr == f"error: {tmp_path / 'nothing'}: no such folder.\n"
 
 

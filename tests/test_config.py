@@ -13,7 +13,7 @@ import pytest
 
 from llama_cpt.config import ChatConfig, PreferenceConfig, TrainConfig
 from llama_cpt.config_file import load, save
-from llama_cpt.errors import UserError
+from llama_cpt.errors import USAGE, UserError
 from llama_cpt.fields import to_dict
 from llama_cpt.pipeline_config import PipelineConfig
 
@@ -291,7 +291,7 @@ def test_the_command_says_it_in_one_line():
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    assert done.returncode == 1
+    assert done.returncode == USAGE
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import tokenizers
 import torch
 import transformers
@@ -16,8 +16,9 @@ import transformers
 from llama_cpt.config import CorpusConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from llama_cpt.config_file import save
 from llama_cpt.convert import main
-from llama_cpt.errors import UserError
+from llama_cpt.errors import CHECK_FAILED, USER_ERROR, UserError
 from llama_cpt.fields import to_dict
+from llama_cpt.model import hf_verify
 from llama_cpt.model.hand_over import to_hf
 from llama_cpt.model.hf_weights import load_hf
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
@@ -95,7 +96,7 @@ def test_there_compared_and_back(source, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "30 tensors" in said and ": 0 differ" in said and "max abs difference 0 (" in said
     assert "logits: max abs difference" in said and "KL" in said
-    assert float(said.split("logits: max abs difference ")[1].split(",")[0]) < 1e-4
+    assert float(said.split("logits: max abs difference ")[1].split(" ")[0]) < 1e-4
     assert main(["to-hf", str(checkpoint), str(output), "--shard-gb", "0.00006"]) == 0
     before, after = stored(source), stored(output)
     assert before.keys() == after.keys()
@@ -108,6 +109,36 @@ def test_there_compared_and_back(source, tmp_path, capsys):
     card = (output / "README.md").read_text()
     assert "Started from `tiny-llama`." in card and "license_link: LICENSE.txt" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, capsys):
+    """The bits are the same on both sides: a comparison alone finds nothing."""
+    (file, *_) = (f for f in source.glob("*.safetensors") if "model.norm.weight" in load_file(f))
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    checkpoint = str(tmp_path / "checkpoint")
+    assert main(["from-hf", str(source), checkpoint]) == 0
+    assert main(["verify", str(source), checkpoint]) == CHECK_FAILED
+    said = capsys.readouterr()
+    assert "  model.norm.weight: 0 of 48, max abs difference nan" in said.out
+    assert f"error: {checkpoint}: differs from {source}" in said.err
+
+
+@pytest.mark.parametrize(("added", "status"), [(1e-4, 0), (2.45, 65), (np.nan, 65), (np.inf, 65)])
+def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_path, monkeypatch):
+    checkpoint = str(tmp_path / "checkpoint")
+    assert main(["from-hf", str(source), checkpoint]) == 0
+    ours = hf_verify._our_logits
+
+    def one_differs(*given: object) -> np.ndarray:
+        logits = np.array(ours(*given))
+        logits[1, 2, 3] += added
+        return logits
+
+    monkeypatch.setattr(hf_verify, "_our_logits", one_differs)
+    assert main(["verify", str(source), checkpoint]) == status
 
 
 def test_a_run_that_started_from_another(source, tmp_path, capsys):
@@ -136,7 +167,7 @@ def test_a_run_that_started_from_another(source, tmp_path, capsys):
         "| zh/bits_per_byte | 2.5000 | 1.2500 |",
     ):
         assert fact in card, fact
-    assert main(["verify", str(source), str(second)]) == 1
+    assert main(["verify", str(source), str(second)]) == CHECK_FAILED
     said = capsys.readouterr().out
     assert ": 1 differ" in said and "model.layers.1.self_attn.k_proj.weight: 1 of" in said
     reloaded = load_hf(str(output))
@@ -205,6 +236,6 @@ def test_a_mistake_ends_in_one_line(tmp_path):
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == USER_ERROR
     assert done.stderr == f"error: {tmp_path}/config.json: no such file.\n"
     assert not list(tmp_path.iterdir())

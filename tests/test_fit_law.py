@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError
+from llama_cpt.errors import USER_ERROR, UserError
 from llama_cpt.fit_law import main
 from llama_cpt.mixture_law import law_file
 from tests.conftest import ROOT
@@ -168,7 +168,7 @@ def test_options_that_mean_nothing(fit, results, tmp_path, arguments, told):
 def test_a_mistake_is_one_line(tmp_path):
     command = [sys.executable, "-m", "llama_cpt.fit_law", "nothing.csv", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 1 and not done.stdout
+    assert done.returncode == USER_ERROR and not done.stdout
     assert (
         done.stderr.startswith("error: nothing.csv: no such file")
         and len(done.stderr.splitlines()) == 1

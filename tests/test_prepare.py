@@ -15,7 +15,7 @@ from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import mixture_of
 from llama_cpt.data.token_rows import TokenRows
 from llama_cpt.data.tokenizer import load_tokenizer
-from llama_cpt.errors import UserError
+from llama_cpt.errors import USAGE, USER_ERROR, UserError
 from llama_cpt.prepare import main
 from tests.byte_tokenizer import write_byte_tokenizer
 
@@ -121,7 +121,7 @@ def run(*arguments):
 def test_a_users_mistake_is_one_line(config_path, tmp_path):
     (tmp_path / "en.jsonl").write_text('{"text": 1}')
     failed = run(config_path)
-    assert (failed.returncode, failed.stdout) == (1, "")
+    assert (failed.returncode, failed.stdout) == (USER_ERROR, "")
     assert failed.stderr == (
         f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Mend it, or set "
         "data.bad_documents=skip to leave such documents out and count them.\n"
@@ -134,8 +134,9 @@ def test_help_and_unknown_options(config_path):
     with pytest.raises(UserError, match="did you mean"):
         main([config_path, "--data.alrm", "0.5"])
     for value in ("0", "-1", "many"):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as ended:
             main([config_path, "--workers", value])
+        assert ended.value.code == USAGE
 
 
 def test_skipped_and_lossless(config_path, tmp_path, capsys):

@@ -1,16 +1,20 @@
 """What one process sees of the rules that many live by; tests/processes has the many."""
 
+import errno
+import os
 import socket
 from unittest.mock import Mock
 
+from gcsfs.retry import HttpError
 import jax
 import numpy as np
 import pytest
 
-from llama_cpt import errors, global_arrays, patience, processes
-from llama_cpt.errors import UserError, one_line_errors
+from llama_cpt import global_arrays, patience, processes
+from llama_cpt.errors import UsageError, UserError, one_line_errors
 from llama_cpt.global_arrays import from_rows_here, from_whole, rows_here
 from llama_cpt.patience import patiently
+from llama_cpt.plan import DoesNotFitError
 from llama_cpt.processes import (
     LostProcessError,
     all_hold,
@@ -20,8 +24,10 @@ from llama_cpt.processes import (
     require_one,
     together,
 )
+from llama_cpt.reachable import UnreachableError
+from llama_cpt.shown_command import run_command
+from llama_cpt.training.report import DivergedError
 from llama_cpt.training.storage_error import SaveError
-from tests.conftest import ROOT
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -72,43 +78,78 @@ def test_alone_is_agreed():
     assert by_first(lambda: {"done": [1, None]}, "test") == {"done": [1, None]}
 
 
-def test_an_error_ends_a_command_with_its_status(capsys):
-    for passing, status in ((True, 75), (False, 1)):
-        with pytest.raises(SystemExit) as ended, one_line_errors():
-            raise SaveError("not saved.", passing=passing)
-        assert ended.value.code == status
-        assert capsys.readouterr().err == "error: not saved.\n"
+def system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
 
 
-CRASH = "failed: RuntimeError: INTERNAL: a core halted"
+LASTING = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+PASSING = errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET
+BUSY = {"code": 503, "message": "try again"}
+DENIED = {"code": 403, "message": "no such right"}
 
 
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
-        (UserError("no such field."), 1, "error: no such field."),
-        (OSError("No space left on device"), 1, "error: No space left on device"),
-        (OSError("it passes"), 75, "error: it passes"),
-        (RuntimeError("503: it passes"), 75, "failed: RuntimeError: 503: it passes"),
+        (UserError("no such field."), 78, "error: no such field."),
+        (UsageError("no such option."), 2, "error: no such option."),
+        (DivergedError("the loss is lost."), 78, "error: the loss is lost."),
+        (DoesNotFitError("no mesh fits."), 3, "error: no mesh fits."),
+        (SaveError("not saved.", passing=True), 75, "error: not saved."),
+        (SaveError("not saved.", passing=False), 78, "error: not saved."),
+        (UnreachableError("no answer."), 75, "error: no answer."),
+        *((system(number), 78, f"error: {system(number)}") for number in LASTING),
+        *((system(number), 75, f"error: {system(number)}") for number in PASSING),
+        # Orbax has the words and no number; a number may come without words.
+        (OSError("No space left on device"), 78, "error: No space left on device"),
+        (OSError(errno.EROFS, "?"), 78, f"error: [Errno {errno.EROFS}] ?"),
+        (HttpError(BUSY), 75, "failed: HttpError: try again, 503"),
+        (HttpError(DENIED), 78, "failed: HttpError: no such right, 403"),
         (RuntimeError("UNAVAILABLE: a\npeer"), 75, "failed: RuntimeError: UNAVAILABLE: a"),
-        (RuntimeError("INTERNAL: a core halted\nat 0x0"), 1, CRASH),
+        (RuntimeError("INTERNAL: a core\nat 0x0"), 1, "failed: RuntimeError: INTERNAL: a core"),
+        (ValueError("error: a bug"), 1, "failed: ValueError: error: a bug"),
+        (KeyError("w"), 1, "failed: KeyError: 'w'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(65), 65, "stopped"),
     ],
+    ids=repr,
 )
-def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch):
+def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch, capsys):
     left = []
-    monkeypatch.setattr(errors, "passes", lambda error: "it passes" in str(error))
     monkeypatch.setattr(processes, "heartbeat_seconds", lambda: 0)
     monkeypatch.setattr(processes, "_leave", lambda *said: left.append(said))
     with processes._one_end():
         raise error
     assert left == [(status, told)]
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
     assert ended.value.code == status
+    shown = capsys.readouterr().err
+    if told.startswith("failed: "):
+        assert shown.startswith("Traceback ")
+    elif told != "stopped":
+        assert shown == f"{told}\n"
 
 
-def test_the_fake_cloud_crashes_as_a_process_does():
-    assert f'"{CRASH}"' in (ROOT / "tests" / "launch" / "fake_cloud.sh").read_text()
+@pytest.mark.parametrize(
+    ("ending", "status"), [("exit(65)", 65), ("exit(1)", 1), ("abort()", 134), ("kill(9)", 137)]
+)
+def test_a_shown_command_passes_its_status_on(ending, status, tmp_path, monkeypatch, capfd):
+    """The demo ends as the command that failed."""
+    (tmp_path / "llama_cpt").mkdir()
+    (tmp_path / "llama_cpt" / "__init__.py").touch()
+    code = {"exit": "os._exit({0})", "abort": "os.abort()", "kill": "os.kill(os.getpid(), {0})"}
+    name, _, number = ending.rstrip(")").partition("(")
+    (tmp_path / "llama_cpt" / "train.py").write_text(f"import os\n{code[name].format(number)}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        run_command("train", "CONFIG")
+    assert ended.value.code == status
+    assert f"CONFIG` ended with status {status}; see above." in capfd.readouterr().err
 
 
 def test_patience_outlasts_what_passes_and_no_more(monkeypatch):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from llama_cpt import reachable
-from llama_cpt.errors import PREEMPTED, UserError
+from llama_cpt.errors import PREEMPTED, USER_ERROR, UserError
 from llama_cpt.folders import require_writable
 from llama_cpt.model.hub import resolve
 from llama_cpt.reachable import require_reachable
@@ -57,4 +57,4 @@ def test_writable(bucket):
     require_reachable("gs://bucket/x")
     with pytest.raises(UserError, match=r"gs://bucket/x: cannot be written \(Forbidden") as caught:
         require_writable("gs://bucket/x")
-    assert caught.value.status == 1
+    assert caught.value.status == USER_ERROR

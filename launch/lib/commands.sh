@@ -8,15 +8,27 @@ say() { printf '%s\n' "$*" >&2; }
 # What was reached; DRY_RUN reaches nothing.
 report() { dry || say "$@"; }
 
-die() {
-  say "error: $*"
-  exit 1
+# Exit statuses of the scripts. Those of llama_cpt/errors.py that no restart fixes: an option, a
+# failed check, an error of the user; and that of Ctrl-C.
+# shellcheck disable=SC2034 # some are for the scripts
+readonly USAGE=2 CHECK_FAILED=65 USER_ERROR=78 INTERRUPTED=130
+
+# end STATUS WORDS...
+end() {
+  say "error: ${*:2}"
+  exit "$1"
 }
+
+# What the cloud or the hosts failed in, and may do another time.
+die() { end 1 "$@"; }
+
+# What the user has to fix first.
+reject() { end "$USER_ERROR" "$@"; }
 
 dry() { [[ ${DRY_RUN:-} == 1 ]]; }
 
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "bash 4.4 or newer is needed"
-command -v timeout >/dev/null || die "timeout is missing: install coreutils"
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || reject "bash 4.4 or newer is needed"
+command -v timeout >/dev/null || reject "timeout is missing: install coreutils"
 
 # call SECONDS COMMAND...: run it for at most so long; DRY_RUN=1 shows it instead.
 call() {
@@ -43,5 +55,5 @@ stop_children() {
 }
 
 trap stop_children EXIT
-trap 'exit 130' INT
+trap 'exit "$INTERRUPTED"' INT
 trap 'exit 143' TERM

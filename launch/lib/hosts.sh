@@ -2,6 +2,7 @@
 # shellcheck shell=bash disable=SC2034 # what is set here is for the scripts
 
 NODES=all WORKERS=all # which hosts on_hosts means
+JOB_STATUS=1
 # shellcheck disable=SC2088 # the host expands it
 JOB='bash ~/llama_cpt/launch/on_host/job.sh'
 # shellcheck disable=SC2088
@@ -54,7 +55,7 @@ start_job() {
 stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS ${1:-}" >/dev/null; }
 
 # watch_job COMMAND HOSTS: until it has ended on all of them. OUTCOME is finished, mistake, interrupted,
-# restart, gone or unreachable; WHY says it in words.
+# restart, gone or unreachable; WHY says it in words, and JOB_STATUS is the status of a mistake.
 watch_job() {
   local hosts=$2 misses=0 deadline='' where states running
   while true; do
@@ -83,20 +84,19 @@ watch_job() {
   done
 }
 
-# read_outcome STATES: lines of job.sh, of hosts that have all ended.
+# read_outcome STATES: lines of job.sh, of hosts that have all ended. Their statuses alone decide.
 read_outcome() {
   local statuses mistake
   statuses=$(awk '{ print $4 == "" ? $3 : $4 }' <<<"$1" | sort -u | xargs)
   case " $statuses " in
     " 0 ") OUTCOME=finished WHY='' ;;
-    *" 130 "*) OUTCOME=interrupted WHY="a person stopped it on a host" ;;
-    *)
-      OUTCOME=restart WHY="exit status $statuses"
-      # 2: the command line itself is wrong.
-      if mistake=$(grep -m 1 -o -E ' stopped (1 error:|2) .*' <<<"$1"); then
-        OUTCOME=mistake WHY=${mistake# stopped [12] }
-        WHY=${WHY#error: }
-      fi
+    *" $INTERRUPTED "*) OUTCOME=interrupted WHY="a person stopped it on a host" ;;
+    *" $USER_ERROR "* | *" $CHECK_FAILED "* | *" $USAGE "*)
+      mistake=$(awk -v lasting=" $USER_ERROR $CHECK_FAILED $USAGE " '
+        index(lasting, " " $4 " ") { $1 = $2 = $3 = ""; print; exit }' <<<"$1")
+      read -r JOB_STATUS WHY <<<"$mistake"
+      OUTCOME=mistake WHY="${WHY#error: } (exit status $JOB_STATUS)"
       ;;
+    *) OUTCOME=restart WHY="exit status $statuses" ;;
   esac
 }

@@ -5,7 +5,7 @@ SETTINGS=${SETTINGS:-$LAUNCH/settings.env}
 
 # Times are in seconds; what is set in the file or the environment stands.
 read_settings() {
-  [[ -f $SETTINGS ]] || die "$SETTINGS is missing: copy launch/settings.env.example to it and fill it in"
+  [[ -f $SETTINGS ]] || reject "$SETTINGS is missing: copy launch/settings.env.example to it and fill it in"
   TRAIN_ARGS=() CREATE_FLAGS=() SSH_FLAGS=()
   # What it uses and does not set, ``require`` names.
   set +u
@@ -33,27 +33,27 @@ require() {
     [[ -n ${!setting:-} ]] || missing+=("$setting")
   done
   ((${#missing[@]} == 0)) ||
-    die "$SETTINGS: missing: ${missing[*]}; launch/settings.env.example says what each is"
+    reject "$SETTINGS: missing: ${missing[*]}; launch/settings.env.example says what each is"
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
-    die "$SETTINGS: NAME=$NAME: use small letters, digits and -, a letter first"
-  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "$SETTINGS: SLICES=$SLICES is no number of slices"
+    reject "$SETTINGS: NAME=$NAME: use small letters, digits and -, a letter first"
+  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || reject "$SETTINGS: SLICES=$SLICES is no number of slices"
 }
 
 # What would be found out when TPUs are there already. Not for delete.sh, which needs none of it.
 require_run() {
   local setting word
   [[ ${CAPACITY:-spot} =~ ^(spot|reserved|on-demand)$ ]] ||
-    die "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
-  [[ ${BUCKET:-} != *[:/]* ]] || die "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
+    reject "$SETTINGS: CAPACITY=$CAPACITY: use spot, reserved or on-demand"
+  [[ ${BUCKET:-} != *[:/]* ]] || reject "$SETTINGS: BUCKET=$BUCKET: give its bare name, without gs://"
   for setting in OUTPUT EXPORT; do
     [[ ${!setting:-gs://} == gs://* ]] ||
-      die "$SETTINGS: $setting=${!setting} would be lost with the hosts: use gs://\$BUCKET/..."
+      reject "$SETTINGS: $setting=${!setting} would be lost with the hosts: use gs://\$BUCKET/..."
     [[ ! ${!setting:-} =~ ^gs://(BUCKET)?/ ]] ||
-      die "$SETTINGS: $setting=${!setting} names no bucket: fill in BUCKET, and write gs://\$BUCKET/..."
+      reject "$SETTINGS: $setting=${!setting} names no bucket: fill in BUCKET, and write gs://\$BUCKET/..."
   done
   for word in "${TRAIN_ARGS[@]}" "${CREATE_FLAGS[@]}" "${SSH_FLAGS[@]}"; do
     [[ ! $word =~ ^--([^=]*\ |.*\ --) ]] ||
-      die "$SETTINGS: \"$word\" is one word: write a list in parentheses, such as ($word)"
+      reject "$SETTINGS: \"$word\" is one word: write a list in parentheses, such as ($word)"
   done
 }
 
@@ -64,7 +64,7 @@ commit() { git -C "$LAUNCH" rev-parse --short=12 "${REVISION:-HEAD}"; }
 # gives REVISION, the working tree may have changed.
 require_committed() {
   git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$CONFIG" 2>/dev/null ||
-    die "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}: git add and commit it"
+    reject "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}: git add and commit it"
   [[ -n ${REVISION:-} ]] || git -C "$LAUNCH/.." diff --quiet HEAD -- "$CONFIG" ||
-    die "$SETTINGS: CONFIG=$CONFIG differs from what is committed, which the hosts get: commit it"
+    reject "$SETTINGS: CONFIG=$CONFIG differs from what is committed, which the hosts get: commit it"
 }

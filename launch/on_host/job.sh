@@ -54,7 +54,7 @@ supervise() {
   mkdir -p "$folder" && timeout 60 cp "$(readlink "$PLACE/log")" "$folder"
 }
 
-# What a user's mistake says ("error: ..."), else the last line: of a traceback, say.
+# For display; the status decides what follows. The line of an error, else the last one.
 last_words() { grep -a '^error: ' "$PLACE/log" || grep -a . "$PLACE/log" || true; }
 
 state() {

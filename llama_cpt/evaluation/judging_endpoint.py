@@ -18,7 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import UsageError, UserError
 from llama_cpt.evaluation.judging import RubbishError, Ruling, Shown
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -55,14 +55,14 @@ class EndpointJudge:
         """Raise UserError for what is no plain URL, or would write a secret into records."""
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("--judge: name a URL such as http://localhost:8000/v1, or person.")
+            raise UsageError("--judge: name a URL such as http://localhost:8000/v1, or person.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
                 f"--judge: the URL of {parts.hostname} holds more than a place; give the key in "
                 f"the environment as {KEY_VARIABLE}."
             )
         if not self.model:
-            raise UserError("--judge-model is empty: name the model that judges at that URL.")
+            raise UsageError("--judge-model is empty: name the model that judges at that URL.")
         if not re.fullmatch(r"[\x21-\x7e]*", self.key):
             raise UserError(f"{KEY_VARIABLE} holds spaces or letters that no key has.")
         self.url = self.url.rstrip("/")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 import importlib.util
+import math
 import os
 
 import jax
@@ -17,6 +18,9 @@ from llama_cpt.model.trained_weights import TrainedWeights
 from llama_cpt.progress import Progress
 
 BLOCK_BYTES = 16 << 20
+LOGITS_TOLERANCE = 1e-3
+"""The largest difference of logits that passes, as a share of the largest logit. Both models
+compute in float32, whose rounding leaves about 1e-6 per layer."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,12 @@ class TensorDifference:
     differing: int
     """Values of the checkpoint that, rounded to the tensor's dtype, are other bits."""
     max_abs: float
-    """The largest difference in float32, before rounding."""
+    """The largest difference in float32, before rounding; NaN if any value is not finite."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every value is finite and, once rounded, the same bits."""
+        return not self.differing and math.isfinite(self.max_abs)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,13 @@ class LogitsDifference:
     max_abs: float
     kl: float
     """Mean over positions of KL(theirs || ours), in nats."""
+    tolerance: float
+    """The largest ``max_abs`` that passes: LOGITS_TOLERANCE of their largest logit."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all logits are finite and within the tolerance of each other."""
+        return self.max_abs <= self.tolerance < math.inf
 
 
 def compare_weights(folder: str, weights: TrainedWeights) -> list[TensorDifference]:
@@ -84,8 +100,11 @@ def compare_logits(folder: str, weights: TrainedWeights) -> LogitsDifference | s
 def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:
     """Max absolute difference, and the mean KL(theirs || ours) over positions."""
     logp, logq = (np.asarray(jax.nn.log_softmax(logits)) for logits in (theirs, ours))
-    kl = np.sum(np.exp(logp) * (logp - logq), axis=-1, dtype=np.float64)
-    return LogitsDifference(float(np.abs(theirs - ours).max()), float(kl.mean()))
+    with np.errstate(invalid="ignore"):
+        kl = np.sum(np.exp(logp) * (logp - logq), axis=-1, dtype=np.float64).mean()
+        largest = np.abs(theirs - ours).max()
+    tolerance = LOGITS_TOLERANCE * np.abs(theirs).max()
+    return LogitsDifference(float(largest), float(kl), float(tolerance))
 
 
 def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> TensorDifference:
@@ -102,7 +121,8 @@ def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> Te
         bits = np.dtype(f"u{tensor.dtype.itemsize}")
         differing += int(np.count_nonzero(rounded.view(bits) != theirs.view(bits)))
         # maximum, not max: a NaN on either side must not pass unseen.
-        largest = np.maximum(largest, np.abs(ours - theirs.astype(np.float32)).max())
+        with np.errstate(invalid="ignore"):
+            largest = np.maximum(largest, np.abs(ours - theirs.astype(np.float32)).max())
     return TensorDifference(tensor.name, rows * width, differing, float(largest))
 
 

@@ -6,7 +6,7 @@ import math
 import re
 
 from llama_cpt.chips import CHIPS, Chip
-from llama_cpt.errors import UserError
+from llama_cpt.errors import UsageError, UserError
 
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Below a cube of 4 x 4 x 4 chips; above it every side is a multiple of 4.
@@ -74,10 +74,10 @@ class Topology:
 def find_topology(text: str, slices: int = 1) -> Topology:
     """``v5p:4x4x8`` or ``v5p-256`` as a topology; UserError, with what is nearest, for no such."""
     if slices < 1:
-        raise UserError(f"--slices {slices}: at least 1.")
+        raise UsageError(f"--slices {slices}: at least 1.")
     match = re.fullmatch(r"([a-z]\w*?)(?:[:](\d+(?:x\d+)*)|-(\d+))", text.strip().lower())
     if not match:
-        raise UserError(f"--topology {text}: write a shape, v5p:4x4x8, or a name, v5p-256.")
+        raise UsageError(f"--topology {text}: write a shape, v5p:4x4x8, or a name, v5p-256.")
     family = ALSO_CALLED.get(match[1], match[1])
     if family not in FAMILIES:
         raise UserError(
@@ -95,7 +95,7 @@ def find_topology(text: str, slices: int = 1) -> Topology:
         near = sorted(shapes, key=lambda one: abs(math.log(math.prod(one) / max(chips, 0.5))))[:2]
         told = (Topology(family, one) for one in sorted(near, key=math.prod))
         nearest = " or ".join(f"{one.text} ({one.name}, {one.chips} chips)" for one in told)
-        raise UserError(f"--topology {text}: there is no such slice; nearest: {nearest}.")
+        raise UsageError(f"--topology {text}: there is no such slice; nearest: {nearest}.")
     return Topology(family, shape, slices)
 
 

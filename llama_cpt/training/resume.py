@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_cpt.config import TrainConfig
-from llama_cpt.errors import UserError
+from llama_cpt.errors import UsageError, UserError
 from llama_cpt.fields import from_dict, to_dict
 
 # How the run is computed, watched and kept; none of it changes what is trained.
@@ -56,7 +56,7 @@ def check_resume(
     names = sorted(before.keys() | now.keys())
     for name in allow:
         if not any(_covers((name,), field) for field in names):
-            raise UserError(f"--allow-change {name}: the config has no such field or section.")
+            raise UsageError(f"--allow-change {name}: the config has no such field or section.")
     _check_rows_before(before, config, steps_done)
     warnings, refused = [], {}
     for name in names:

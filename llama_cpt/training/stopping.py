@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llama_cpt.errors import PREEMPTED
+from llama_cpt import errors
 from llama_cpt.processes import count
 
 SAVE_FAILED = 1
@@ -21,9 +21,9 @@ class Outcome(enum.Enum):
     """How a call of ``fit`` ended; the value is the process's exit status."""
 
     FINISHED = 0
-    PREEMPTED = PREEMPTED
+    PREEMPTED = errors.PREEMPTED
     """SIGTERM: saved, to be started again (the launch scripts restart on it)."""
-    INTERRUPTED = 130
+    INTERRUPTED = errors.INTERRUPTED
     """Ctrl-C: saved."""
 
 

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from llama_cpt.errors import PREEMPTED, UserError
+from llama_cpt.errors import PREEMPTED, USER_ERROR, UserError
 from llama_cpt.patience import lasts
 
 
@@ -14,7 +14,7 @@ class StorageError(UserError):
         super().__init__(told)
         self.passing = passing
         # What passes is worth a new start.
-        self.status = PREEMPTED if passing else 1
+        self.status = PREEMPTED if passing else USER_ERROR
 
 
 class SaveError(StorageError):

@@ -11,7 +11,7 @@ import tempfile
 from etils import epath
 import jax
 
-from llama_cpt.errors import UserError
+from llama_cpt.errors import UsageError
 from llama_cpt.processes import count, is_first, number
 
 FOLDER = "profile"
@@ -25,7 +25,7 @@ def steps_to_trace(text: str) -> tuple[int, int]:
     """The steps that ``FIRST:LAST`` names, from 1; raises UserError where it names none."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--profile {text}: FIRST:LAST, steps from 1, such as 10:13.")
+        raise UsageError(f"--profile {text}: FIRST:LAST, steps from 1, such as 10:13.")
     return int(found[1]), int(found[2])
 
 

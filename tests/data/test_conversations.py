@@ -17,7 +17,7 @@ from llama_cpt.data.conversations import (
 from llama_cpt.data.documents import BadDocument
 from llama_cpt.data.json_records import read_record_blocks, records_of
 from llama_cpt.data.sources import find_sources
-from llama_cpt.errors import UserError
+from llama_cpt.errors import USER_ERROR, UserError
 
 S, U, A, U2, A2 = (
     Message(role, text)
@@ -196,7 +196,7 @@ def test_broken_files(tmp_path):
         path.write_bytes(b"what is this?")
         with pytest.raises(UserError, match="broken .*; is the file whole") as caught:
             read(path)
-        assert caught.value.status == 1
+        assert caught.value.status == USER_ERROR
     (tmp_path / "chats.txt").write_text("x")
     with pytest.raises(UserError, match="of no known kind; chat data is"):
         read(tmp_path / "chats.txt")

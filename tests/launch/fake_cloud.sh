@@ -6,8 +6,8 @@
 # $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
 # states, separated by commas; refused; hang; late (served after no answer); gone (taken, and
 # nowhere). delete: busy. list: down. ssh: hang; deaf (one host stays silent). rsync: down. train:
-# the step that is saved, then an exit status a host, or mistake, option, crash, hang, preempt.
-# export: nothing (is written), hang. xpk: fails.
+# the step that is saved, then an exit status a host, or mistake, check, option, crash, hang,
+# preempt. export: nothing (is written), hang, 78 (a user error). xpk: fails.
 set -euo pipefail
 CALLED=$(basename "$0")
 
@@ -145,6 +145,7 @@ export_model() {
   case $(planned export) in
     nothing) ;;
     hang) trap 'exit 75' TERM && { sleep 1000 & wait $!; } ;;
+    78) echo "error: the tokenizer is gone" && exit 78 ;;
     *) mkdir -p "$(in_bucket "$1")" && touch "$(in_bucket "$1")/config.json" ;;
   esac
 }
@@ -182,9 +183,10 @@ python() {
   read -ra statuses <<<"$statuses"
   status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
   case $status in
-    mistake) echo "error: data.prepared: no such folder; run prepare" && exit 1 ;;
+    mistake) echo "data.prepared: no such folder; run prepare" && exit 78 ;;
+    check) printf '%s\n' "error: run: differs from base" "a warning at the end" && exit 65 ;;
     option) echo "python -m llama_cpt.train: error: argument --profile: expected one argument" && exit 2 ;;
-    crash) printf '%s\n' "Traceback (most recent call last):" "failed: RuntimeError: INTERNAL: a core halted" && exit 1 ;;
+    crash) printf '%s\n' "Traceback (most recent call last):" "error: RuntimeError: INTERNAL: a core halted" && exit 1 ;;
     preempt) printf 'SUSPENDED' >"$CLOUD/request" && exit 75 ;;
     hang) trap 'echo 75 >>"$CLOUD/stopped"; exit 75' TERM && { sleep 1000 & wait $!; } ;;
     134) ulimit -c 0 && kill -ABRT $$ ;;

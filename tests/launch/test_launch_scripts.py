@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from llama_cpt import errors
 from tests.conftest import ROOT
 from tests.launch.cloud import SETTINGS, ended, make_checkout, make_cloud
 
@@ -138,24 +140,46 @@ def test_what_cannot_be_deleted_is_said(cloud):
     assert ran.returncode == 1 and "may still be billed" in ran.stderr
 
 
-def test_a_mistake_of_the_user_stops_the_run(cloud):
+@pytest.mark.parametrize(
+    ("ending", "status", "said"),
+    [
+        # However slow the machine, the second host has ended before it would be stopped.
+        ("mistake 134", 78, "data.prepared: no such folder; run prepare (exit status 78)"),
+        ("134 check", 65, "run: differs from base (exit status 65)"),
+        ("option", 2, "python -m llama_cpt.train: error: argument --profile: expected one arg"),
+    ],
+)
+def test_statuses_that_no_restart_fixes_stop_the_run(cloud, ending, status, said):
+    """Whatever the log says, in any form."""
     cloud.is_up()
-    # However slow the machine, the second host has ended before it would be stopped.
-    ran = cloud.run("run", plan={"train": ["0 mistake 134"]}, GRACE_SECONDS="60")
-    assert ran.returncode == 1
-    assert "cannot go on: data.prepared: no such folder; run prepare" in ran.stderr
+    ran = cloud.run("run", plan={"train": [f"0 {ending}"]}, GRACE_SECONDS="60")
+    assert ran.returncode == status and f"cannot go on: {said}" in ran.stderr
     assert "launch/delete.sh" in ran.stderr
     assert cloud.verbs() == ["start"]
-    status = cloud.run("status").stdout
-    assert "request cpt: ACTIVE" in status and "cpt-1 stopped 134" in status
-    assert "error: data.prepared: no such folder" in cloud.run("logs", "0", "0").stdout
 
 
-def test_an_option_that_is_none_stops_the_run(cloud):
+def test_a_bug_is_restarted_whatever_its_log_says(cloud):
     cloud.is_up()
-    ran = cloud.run("run", plan={"train": ["0 option"]})
-    assert ran.returncode == 1 and cloud.verbs() == ["start"]
-    assert "cannot go on: python -m llama_cpt.train: error: argument --profile" in ran.stderr
+    ran = cloud.run("run", plan={"train": ["100 crash", "200 0"]})
+    assert ran.returncode == 0, ran.stderr
+    assert "exit status 1; from step 100 again" in ran.stderr
+    assert cloud.verbs() == ["start", "stop", "start"]
+
+
+def test_a_job_that_a_person_stopped_is_not_restarted(cloud):
+    cloud.is_up()
+    ran = cloud.run("run", plan={"train": ["100 130"]})
+    assert ran.returncode == 130 and "a person stopped it on a host" in ran.stderr
+    assert cloud.verbs() == ["start"]
+
+
+def test_what_a_host_says_is_shown(cloud):
+    cloud.is_up()
+    cloud.run("run", plan={"train": ["0 check"]})
+    status = cloud.run("status").stdout
+    assert "request cpt: ACTIVE" in status
+    assert "cpt-1 stopped 65 error: run: differs from base" in status
+    assert "error: run: differs from base" in cloud.run("logs", "0", "0").stdout
 
 
 def test_restarts_without_progress_are_bounded(cloud):
@@ -303,7 +327,7 @@ def test_an_export_is_of_this_run_and_its_last_step(cloud):
     for step, output in ((100, "gs://a-bucket/runs/other"), (200, SETTINGS["OUTPUT"])):
         cloud.save(step, Path(output).name)
         ran = cloud.run("collect", OUTPUT=output)
-        assert ran.returncode == 1
+        assert ran.returncode == 78
         assert f"is not known to be of {output} step {step}: name another EXPORT" in ran.stderr
 
 
@@ -313,6 +337,13 @@ def test_an_export_that_writes_nothing_is_none(cloud):
     ran = cloud.run("collect", plan={"export": ["nothing"]})
     assert ran.returncode == 1 and "config.json is not there" in ran.stderr
     assert "exported from" not in ran.stderr
+
+
+def test_an_export_that_fails_ends_as_its_command(cloud):
+    cloud.is_up()
+    cloud.save(100)
+    ran = cloud.run("collect", plan={"export": ["78"]})
+    assert ran.returncode == 78 and "the export ended: the tokenizer is gone" in ran.stderr
 
 
 def test_metrics_come_home_without_hosts(cloud):
@@ -354,7 +385,7 @@ def test_setup_wants_every_host(cloud):
 )
 def test_missing_settings_are_named(cloud, script):
     ran = cloud.run(script, ZONE="", NAME="")
-    assert ran.returncode == 1 and "missing: ZONE NAME;" in ran.stderr
+    assert ran.returncode == 78 and "missing: ZONE NAME;" in ran.stderr
     assert not cloud.calls()
 
 
@@ -374,20 +405,20 @@ def test_missing_settings_are_named(cloud, script):
 def test_wrong_settings_are_named(cloud, wrong):
     ((name, value),) = wrong.items()
     ran = cloud.run("create", **wrong)
-    assert ran.returncode == 1 and f"{name}={value}" in ran.stderr
+    assert ran.returncode == 78 and f"{name}={value}" in ran.stderr
     assert not cloud.calls()
 
 
 def test_a_list_that_is_one_word(cloud):
     for word in ("--num-steps 200", "--seed=2 --num-steps=200"):
         ran = cloud.run("create", TRAIN_ARGS=f'"{word}"')
-        assert ran.returncode == 1 and f"such as ({word})" in ran.stderr
+        assert ran.returncode == 78 and f"such as ({word})" in ran.stderr
     assert not cloud.calls()
 
 
 def test_a_setting_of_one_that_is_not_set(cloud):
     ran = cloud.run("create", OUTPUT="gs://$NOWHERE/runs/cpt")
-    assert ran.returncode == 1 and "OUTPUT=gs:///runs/cpt names no bucket" in ran.stderr
+    assert ran.returncode == 78 and "OUTPUT=gs:///runs/cpt names no bucket" in ran.stderr
 
 
 def test_hosts_can_only_get_a_config_that_is_committed(tmp_path):
@@ -397,7 +428,7 @@ def test_hosts_can_only_get_a_config_that_is_committed(tmp_path):
     for config, said in (("new", "is not in the commit HEAD"), ("cpt_1b", "differs from what")):
         for script in ("create", "run"):
             ran = own.run(script, CONFIG=f"configs/{config}.py")
-            assert ran.returncode == 1 and f"CONFIG=configs/{config}.py {said}" in ran.stderr
+            assert ran.returncode == 78 and f"CONFIG=configs/{config}.py {said}" in ran.stderr
     assert not own.calls()
     assert own.run("create", REVISION=own.revision()).returncode == 0
     assert own.run("delete", CONFIG="configs/none.py").returncode == 0
@@ -410,7 +441,7 @@ def test_no_settings_file(cloud):
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 1 and "/nowhere.env is missing" in ran.stderr
+    assert ran.returncode == 78 and "/nowhere.env is missing" in ran.stderr
 
 
 def test_dry_run_runs_nothing(cloud):
@@ -435,9 +466,14 @@ def test_xpk(cloud):
     assert all(
         call.endswith("--cluster=a-cluster --project=a-project --zone=a-zone") for call in calls
     )
-    assert "--restart-on-exit-codes=75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
+    assert "--restart-on-exit-codes=1,75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
     assert f"JAX_COMPILATION_CACHE_DIR={cloud.place}/mount/compiled " in calls[3]
     assert "--termination-grace-period-seconds=0 " in calls[3]
+
+
+def test_xpk_without_a_word(cloud):
+    ran = cloud.run("xpk", CLUSTER="a-cluster")
+    assert ran.returncode == 2 and "usage: launch/xpk.sh create|run" in ran.stderr
 
 
 def test_xpk_runs_a_workload_once(cloud):
@@ -460,6 +496,12 @@ def test_xpk_that_fails_says_what_is_left(cloud, word, met, said):
     ran = cloud.run("xpk", word, plan={"xpk": met}, CLUSTER="a-cluster")
     assert ran.returncode == 1 and said in ran.stderr
     assert len(cloud.calls()) == len(met)
+
+
+def test_the_scripts_and_the_commands_agree_on_statuses():
+    (line,) = re.findall("^readonly (.*)$", (ROOT / "launch/lib/commands.sh").read_text(), re.M)
+    for name, status in (word.split("=") for word in line.split()):
+        assert getattr(errors, name) == int(status)
 
 
 def test_the_example_names_every_setting():

@@ -10,7 +10,7 @@ import pytest
 
 from llama_cpt import plan
 from llama_cpt.config_file import load
-from llama_cpt.errors import UserError
+from llama_cpt.errors import NEGATIVE_RESULT, UserError
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.matrix_flops import MatrixFlops
 from llama_cpt.planning.memory import Memory
@@ -98,7 +98,7 @@ def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
     told = "by hand, and more once compiled .*the smallest that may"
     with pytest.raises(UserError, match=told) as refused:
         run("cpt_8b", "v5e-32", "--search")
-    assert refused.value.status == plan.DOES_NOT_FIT
+    assert refused.value.status == NEGATIVE_RESULT
     told = capsys.readouterr().err.splitlines()
     assert all(line.startswith("does not fit: 30.00 GB a device; --mesh.") for line in told)
     available = find_topology("v5e-32").chip.memory_bytes
@@ -210,7 +210,7 @@ def test_held_out_text_has_to_fit_too(capsys):
     assert (
         2e9 < fits["evaluation"]["peak"] < fits["available"] and not fits["evaluation"]["refused"]
     )
-    assert run("cpt_1b", "v5e-4", *wide, "40960") == plan.DOES_NOT_FIT
+    assert run("cpt_1b", "v5e-4", *wide, "40960") == NEGATIVE_RESULT
     told = capsys.readouterr().out
     assert "at least: the compiler refuses it" in told
     assert "first to try: --evaluation.batch-size 4: as many rows as a step" in told

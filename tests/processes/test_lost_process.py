@@ -16,6 +16,7 @@ import pytest
 
 from llama_cpt.config import CheckpointConfig, TrainConfig
 from llama_cpt.config_file import save
+from llama_cpt.errors import USER_ERROR
 from tests.processes.launched import (
     RESTARTS,
     SLOW_STEPS,
@@ -170,7 +171,7 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
 def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compilation_cache):
     config = many(tmp_path / "run")
     launched = ended(lambda: train(config, 2, compilation_cache, FULL_ON_THE_SECOND))
-    assert launched.ended() == [1, 1], launched.log()
+    assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
 
@@ -192,7 +193,7 @@ def test_an_output_that_is_not_shared(many, tmp_path, compilation_cache):
     program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
     command = ["llama_cpt.train", str(path)]
     launched = ended(lambda: launch(command, tmp_path, 2, compilation_cache, program))
-    assert launched.ended() == [1, 1], launched.log()
+    assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
     assert "error: output=run: not the same place on process 1 (" in launched.log()
     assert not list((tmp_path / "0" / "run").iterdir())
 

@@ -11,6 +11,7 @@ import pytest
 from llama_cpt import chat, convert, evaluate
 from llama_cpt.config import ChatConfig, CorpusConfig, MeshConfig, PreferenceConfig, TrainConfig
 from llama_cpt.config_file import save
+from llama_cpt.errors import USER_ERROR
 from llama_cpt.evaluation.scores import LINES, SETTINGS, ExampleScore, read_scores
 from llama_cpt.fields import to_dict
 from llama_cpt.model.llama import Llama
@@ -108,7 +109,7 @@ def test_the_first_converts_and_all_end_as_it_does(model, tmp_path):
     command = ["from-hf", model, str(tmp_path / "run")]
     together(["llama_cpt.convert", *command], tmp_path / "logs")
     assert convert.main(["verify", model, str(tmp_path / "run")]) == 0
-    again = together(["llama_cpt.convert", *command], tmp_path / "again", status=1)
+    again = together(["llama_cpt.convert", *command], tmp_path / "again", status=USER_ERROR)
     assert again.log().count("exists already") == 1 and "Traceback" not in again.log()
 
 
