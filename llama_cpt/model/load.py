@@ -19,7 +19,7 @@ from llama_cpt.model.lora import abstract_adapters, merged
 from llama_cpt.model.lora_base import lora_base
 from llama_cpt.model.safetensors_io import byte_reader, read_json
 from llama_cpt.sharding import with_shardings
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints, is_run, open_run
+from llama_cpt.training.checkpoint import is_run, open_run
 
 
 def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
@@ -86,12 +86,15 @@ def tokenizer_of(source: str) -> str:
 
 
 def _about(source: str) -> dict[str, Any]:
-    """What the run's newest checkpoint says of itself."""
-    with Checkpoints(str(epath.Path(source) / FOLDER)) as checkpoints:
-        if not (steps := checkpoints.steps()):
-            raise UserError(f"{source} holds no checkpoint.")
-        return checkpoints.about(steps[-1])
+    """Description in the run's newest verified checkpoint, the one that is loaded later."""
+    checkpoints, step = open_run(source)
+    with checkpoints:
+        return checkpoints.about(step)
 
 
 def _saved_model(about: dict[str, Any], source: str) -> ModelConfig:
-    return from_dict(ModelConfig, about["config"]["model"], source)
+    try:
+        model = about["config"]["model"]
+    except (KeyError, TypeError):
+        raise UserError(f"{source}: its checkpoint does not name its model.") from None
+    return from_dict(ModelConfig, model, source)

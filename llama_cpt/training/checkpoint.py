@@ -28,8 +28,11 @@ from llama_cpt.processes import (
     number,
 )
 from llama_cpt.reachable import require_reachable
-from llama_cpt.training import array_dict, manifest
+from llama_cpt.training import array_dict, manifest, step_marks
+from llama_cpt.training.health import DivergedError, non_finite
+from llama_cpt.training.retention import Retention
 from llama_cpt.training.storage_error import SaveError, save_error
+from llama_cpt.training.verification import damage, warn_once
 
 FOLDER = "checkpoints"
 """Where a run keeps its checkpoints, below its output folder."""
@@ -48,6 +51,8 @@ _LEAVE_SECONDS = 60.0
 class Checkpoints:
     """The checkpoints of one run, in ``folder`` (local or ``gs://``); the newest ``keep`` stay.
 
+    So does an older one that is healthy if those may not be (``Retention``).
+
     All processes make the same calls in the same order. One run at a time writes to a folder.
     """
 
@@ -55,7 +60,7 @@ class Checkpoints:
         place = epath.Path(folder).expanduser()
         # Orbax takes absolute paths alone; absolute() would take gs:// for a folder's name.
         self.folder = place if "://" in folder else place.absolute()
-        self.keep = keep
+        self.retention = Retention(self.folder, keep)
         # Compression would cost seven times the time for a tenth of the size of float weights.
         self._orbax = ocp.AsyncCheckpointer(
             ocp.PyTreeCheckpointHandler(use_compression=False), timeout_secs=SAVE_TIMEOUT_SECONDS
@@ -69,18 +74,26 @@ class Checkpoints:
 
         ``about`` is plain JSON: rows consumed, resolved config, fingerprints. Waits for the save
         before this one. A step that is saved already is left as it is. Raises SaveError where
-        this save or the one before fails; checkpoints saved earlier are not touched.
+        this save or the one before fails, and DivergedError if ``state`` is not finite; checkpoints
+        saved earlier are not touched.
         """
         self.wait()
         if from_first(int(step in self.steps()), "step saved already"):
             return
+        arrays = array_dict.to_dict(state)
+        if bad := non_finite(arrays):
+            more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
+            raise DivergedError(
+                f"{self.folder}: the checkpoint of step {step} was not saved: {bad[0]}{more} "
+                "held NaN or infinity."
+            )
         if is_first():
             self._prepare(step)
         self._raise_agreed("checkpoint folder prepared")
         try:
             self._orbax.save(
                 self.folder / str(step),
-                args=ocp.args.PyTreeSave(array_dict.to_dict(state)),
+                args=ocp.args.PyTreeSave(arrays),
                 custom_metadata=about,
             )
         except Exception as error:
@@ -113,11 +126,19 @@ class Checkpoints:
         """Steps that can be restored as far as is known without reading them, ascending."""
         return [s for s in manifest.sealed_steps(self.folder) if s not in self._damaged]
 
+    def standing(self) -> str:
+        """A sentence that names the newest checkpoint, after the save under way has ended."""
+        self._leave()
+        if not (steps := self.steps()):
+            return "No checkpoint was saved before."
+        return f"The checkpoint of step {steps[-1]} stands: the run resumes from it."
+
     def latest_verified(self) -> int | None:
         """The newest step of which every file has the size and digest of its manifest.
 
         A damaged checkpoint is named on stderr and the one before is tried. None where nothing
-        was ever saved. Raises UserError where checkpoints exist and all are damaged.
+        was ever saved. Raises UserError where checkpoints exist and all are damaged, or all have
+        lost their manifests.
         """
         self._name_unsealed()
         step = from_first(max(self.steps(), default=-1), "newest checkpoint")
@@ -127,21 +148,27 @@ class Checkpoints:
             before = max((s for s in self.steps() if s < step), default=-1)
             step = from_first(before, "checkpoint before")
             if step >= 0 and is_first():
-                print(f"falling back to the checkpoint of step {step}", file=sys.stderr)
+                warn_once(f"falling back to the checkpoint of step {step} in {self.folder}")
         if self._damaged:
             raise UserError(
                 f"{self.folder}: every checkpoint is damaged {sorted(self._damaged)}; put one "
                 "back from a copy, or name another output folder to start again."
             )
+        if from_first(int(bool(message := manifest.unverifiable(self.folder))), "manifests lost"):
+            raise UserError(message or f"{self.folder}: every checkpoint has lost its manifest.")
         return None
 
     def is_verified(self, step: int) -> bool:
         """Compare every file of ``step`` with the manifest; a bad one is named on stderr."""
         path = self.folder / str(step)
-        found = manifest.damage(path, number(), count())
+        found = damage(path, number(), count())
         if found:
-            print(f"checkpoint {step} is damaged: {found}", file=sys.stderr)
+            warn_once(f"checkpoint {step} is damaged: {found}")
         whole = all_hold(found is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS)
+        # Manifests written by earlier versions do not have the step; what they seal does.
+        if whole and (noted := (self.about(step) or {}).get("step", step)) != step:
+            warn_once(f"checkpoint {step} is damaged: {path} holds the state of step {noted}")
+            whole = False
         if not whole:
             self._damaged.add(step)
         return whole
@@ -232,9 +259,13 @@ class Checkpoints:
     def _prepare(self, step: int) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if message := manifest.unverifiable(self.folder):
+                self._failure = SaveError(message, passing=False)
+                return
             manifest.discard_unsealed(self.folder)
             if step in self._damaged:
                 manifest.discard(self.folder, step)
+            step_marks.put(self.folder, step, step_marks.SAVING)
         except Exception as error:
             if not of_storage(error):
                 raise
@@ -251,6 +282,7 @@ class Checkpoints:
             path = self.folder / str(step)
             manifest.seal(path, number(), count())
             self._damaged.discard(step)
+            self.retention.mark(step)
         except Exception as error:
             self._fail(step, error, agreed=True)
         else:
@@ -268,14 +300,14 @@ class Checkpoints:
                 manifest.discard(self.folder, step)
             kept = self.steps()
         if of_storage(error) or isinstance(error, RuntimeError | ValueError):
-            failure = save_error(str(self.folder), step, error, self.keep, kept)
+            failure = save_error(str(self.folder), step, error, self.retention.keep, kept)
             failure.alone = count() > 1 and not agreed
             failure.__cause__ = error
             error = failure
         self._failure = error
 
     def _prune(self) -> None:
-        """Drop damaged checkpoints and all but the newest ``keep`` of those fully sealed.
+        """Drop damaged checkpoints and, of those fully sealed, what ``Retention`` does not keep.
 
         What cannot be removed is told, and tried again after the next save.
         """
@@ -284,7 +316,10 @@ class Checkpoints:
         try:
             # One look: what others seal meanwhile is not known to be old.
             sealed = manifest.sealed_steps(self.folder)
-            if kept := [step for step in sealed if step not in self._damaged][-self.keep :]:
+            for step in step_marks.marked(self.folder, step_marks.SAVING) & set(sealed):
+                step_marks.remove(self.folder, step, step_marks.SAVING)
+            whole = [step for step in sealed if step not in self._damaged]
+            if kept := self.retention.kept(whole):
                 for step in set(sealed) - set(kept):
                     manifest.discard(self.folder, step)
         except Exception as error:
@@ -295,21 +330,24 @@ class Checkpoints:
     def _name_unsealed(self) -> None:
         if is_first() and self.folder.exists():
             for path in manifest.unsealed(self.folder):
-                print(
-                    f"{path} has no complete manifest: its save was interrupted, it is not used",
-                    file=sys.stderr,
+                warn_once(
+                    f"{path} has no complete manifest and is not used: its save was interrupted, "
+                    "or the manifest was removed"
                 )
 
 
 def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
     """Save ``model`` alone, as step 0 of a new run folder, and wait.
 
-    Raises UserError where the folder holds checkpoints already.
+    Raises UserError if the folder holds checkpoints already or ``model`` is not finite.
     """
     with Checkpoints(str(epath.Path(folder) / FOLDER)) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds checkpoints already; name another folder.")
-        checkpoints.save(0, {"trained": model}, about)
+        try:
+            checkpoints.save(0, {"trained": model}, about)
+        except DivergedError as error:
+            raise UserError(f"{error} Get the weights again from their source.") from error
 
 
 def is_run(folder: str) -> bool:

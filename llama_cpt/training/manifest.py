@@ -20,6 +20,7 @@ import fsspec
 
 from llama_cpt.patience import of_storage, passes, patiently
 from llama_cpt.progress import Progress
+from llama_cpt.training import step_marks
 from llama_cpt.training.storage_error import StorageError
 
 BLOCK_BYTES = 4 << 20
@@ -44,7 +45,7 @@ def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
         patiently(partial(_sync, folder))
     patiently(partial(_sync, checkpoint.parent))
-    content = {"all_files": len(everything), "files": entries}
+    content = {"step": int(checkpoint.name), "all_files": len(everything), "files": entries}
     path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
     patiently(partial(_write, path, json.dumps(content, indent=1)))
 
@@ -61,6 +62,35 @@ def unsealed(folder: epath.Path) -> list[epath.Path]:
     return [path for path in steps if int(path.name) not in sealed]
 
 
+def without_manifest(folder: epath.Path) -> list[epath.Path]:
+    """Complete checkpoints whose manifest was lost, rather than not written yet.
+
+    The folder of a save that was interrupted has a mark, or Orbax has not noted its commit.
+    """
+    marks = step_marks.marked(folder, step_marks.SAVING)
+    return [
+        path for path in unsealed(folder) if int(path.name) not in marks and _may_be_committed(path)
+    ]
+
+
+def unverifiable(folder: epath.Path) -> str:
+    """The reason why nothing in ``folder`` may be deleted, if all checkpoints lost manifests."""
+    if sealed_steps(folder):
+        return ""
+    if not (lost := sorted(int(path.name) for path in without_manifest(folder))):
+        return ""
+    return (
+        f"{folder}: the checkpoints of steps {lost} are there, but their manifests "
+        "(STEP.manifest-*.json) are not, so they cannot be verified. Copy the manifests back, or "
+        "move these folders away to start again."
+    )
+
+
+def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
+    """The files of the manifest of ``checkpoint``."""
+    return list(_parts(checkpoint.parent).get(checkpoint.name, {}).values())
+
+
 def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
 
@@ -70,10 +100,14 @@ def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:
         contents = [json.loads(_read(path, path.read_text)) for path in sealed.values()]
+        # Manifests written by earlier versions do not have the step.
+        steps = {content.get("step", int(checkpoint.name)) for content in contents}
+        if steps - {int(checkpoint.name)}:
+            return f"{checkpoint}: its manifest is that of step {min(steps)}"
         files = {name: entry for content in contents for name, entry in content["files"].items()}
         if any(content["all_files"] != len(files) for content in contents) or not files:
             return f"{checkpoint}: its manifest does not cover all its files"
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{checkpoint}: its manifest cannot be read ({error})"
     names = sorted(files)[part::parts]
     total = sum(files[name][0] for name in names) / 1e9
@@ -111,11 +145,15 @@ def discard(folder: epath.Path, step: int) -> None:
 
 
 def discard_unsealed(folder: epath.Path) -> None:
-    """Remove what interrupted saves left: unsealed steps, temporary folders, drafts."""
+    """Remove what interrupted saves left: unsealed steps, temporary folders, drafts.
+
+    Checkpoints that lost their manifests stay if no other is there: they may be the only copy.
+    """
     sealed = set(sealed_steps(folder))
+    spared = set() if sealed else {int(path.name) for path in without_manifest(folder)}
     for path in _listed(folder):
         step = re.match(r"(\d+)(\.|$)", path.name)
-        if step and int(step[1]) not in sealed:
+        if step and int(step[1]) not in sealed | spared:
             discard(folder, int(step[1]))
         elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
             path.rmtree() if path.is_dir() else path.unlink()
@@ -149,6 +187,18 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
+
+
+def _may_be_committed(checkpoint: epath.Path) -> bool:
+    """Whether Orbax has committed ``checkpoint``, or its note of that cannot be read."""
+    note = checkpoint / "_CHECKPOINT_METADATA"
+    try:
+        return json.loads(note.read_text()).get("commit_timestamp_nsecs") is not None
+    except FileNotFoundError:
+        # Orbax writes this file first: without it there is nothing, or the file was lost.
+        return (checkpoint / "_METADATA").exists()
+    except (ValueError, AttributeError):
+        return True
 
 
 def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:

@@ -18,19 +18,19 @@ from llama_cpt.model_flops import model_flops_per_token
 from llama_cpt.processes import is_first
 from llama_cpt.progress import duration
 from llama_cpt.training.goodput import Goodput
+from llama_cpt.training.health import DivergedError, dead_loss
 from llama_cpt.training.preference_objectives import REFERENCE_FREE
+from llama_cpt.training.retention import Retention
 from llama_cpt.training.run import Run
-
-
-class DivergedError(UserError):
-    """The loss or the gradient is no number any more."""
 
 
 class Reporter:
     """Reports steps as they finish: a step's numbers are fetched while the next one runs."""
 
-    def __init__(self, run: Run, first_step: int, clock: Goodput) -> None:
-        self.run, self.clock = run, clock
+    def __init__(
+        self, run: Run, first_step: int, clock: Goodput, retention: Retention | None = None
+    ) -> None:
+        self.run, self.clock, self.retention = run, clock, retention
         config = run.config
         self.writer = MetricsWriter(config.output, first_step or None, enabled=is_first())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
@@ -70,10 +70,9 @@ class Reporter:
         # The loss is that of the weights before the update, the gradient norm tells of those after.
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(metrics[name])):
-                raise DivergedError(
-                    f"{name} of step {done} is {value}: lower optimizer.peak_learning_rate or "
-                    "lengthen the warm-up; the run resumes from its last checkpoint."
-                )
+                raise DivergedError(f"{name} of step {done} is {value}.")
+        if self.retention is not None and self.retention.awaits(done - 1):
+            self._judge(done - 1, per_token_loss(metrics["sums"]))
         config = self.run.config
         # Which steps are told does not depend on where a run was resumed.
         due = done % config.log_every_steps == 0 or done in (1, config.num_steps)
@@ -98,7 +97,13 @@ class Reporter:
         self._told_at += time.monotonic() - start
 
     def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
-        """Held-out results by corpus after ``done`` steps, which took ``seconds``."""
+        """Report held-out results by corpus after ``done`` steps, which took ``seconds``.
+
+        Raises DivergedError if a loss is not finite, UserError if it is that of the initial model.
+        """
+        for name, result in results.items():
+            _require_finite(name, result.loss, done)
+        self._judge(done, min(result.loss for result in results.values()))
         values = {"perf/evaluation_seconds": seconds}
         for name, result in results.items():
             values[f"eval/{name}/loss"] = result.loss
@@ -106,6 +111,18 @@ class Reporter:
         self.writer.write(done, values | self.clock.values())
         told = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
         self._print(f"step {done:>6}  held-out bits per byte: {told}")
+
+    def _judge(self, step: int, loss: float | None) -> None:
+        """Record whether the weights after ``step``, whose loss per token this is, are healthy."""
+        if self.retention is None:
+            return
+        limit, problem = dead_loss(self.run.config.model.vocab_size), ""
+        if loss is not None and loss >= limit:
+            problem = (
+                f"the loss after step {step} is {loss:.2f} nats per token, no better than guessing "
+                f"({limit:.2f})"
+            )
+        self.retention.judge(step, problem)
 
     def _keep_time(self, done: int) -> None:
         now = time.monotonic()
@@ -181,6 +198,26 @@ class Reporter:
     def _print(self, line: str) -> None:
         if is_first():
             print(line, flush=True)
+
+
+def _require_finite(corpus: str, loss: float, done: int) -> None:
+    if math.isfinite(loss):
+        return
+    if done == 0:
+        raise UserError(
+            f"held-out loss of {corpus} before the first step is {loss}: the initial weights are "
+            "broken; check init_from."
+        )
+    raise DivergedError(f"held-out loss of {corpus} after step {done} is {loss}.")
+
+
+def per_token_loss(sums: dict[str, Any]) -> float | None:
+    """Mean negative log-likelihood per target token, None if the objective does not report it."""
+    for name in ("train/nll", "nll"):
+        if name in sums and float(sums[name][1]) > 0:
+            total, weight = sums[name]
+            return float(total) / float(weight)
+    return None
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:

@@ -1,11 +1,18 @@
 """May this config go on from that checkpoint? Field by field, with the reason."""
 
 from collections.abc import Sequence
+import json
 from typing import Any
+
+from etils import epath
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.errors import UsageError, UserError
 from llama_cpt.fields import from_dict, to_dict
+from llama_cpt.metrics import FILE as METRICS
+from llama_cpt.metrics import read_lines
+from llama_cpt.training.checkpoint import FOLDER as CHECKPOINTS
+from llama_cpt.training.step_marks import SAVING, marked
 
 # How the run is computed, watched and kept; none of it changes what is trained.
 MAY_DIFFER = (
@@ -101,6 +108,33 @@ def check_fingerprints(
             f"what the checkpoint was trained on has changed: {', '.join(refused)}. Bring it "
             f"back, name another output folder, or pass {flags}."
         )
+
+
+def missing_save(output: str, found: int) -> str | None:
+    """Return a warning if the metrics in ``output`` show a later save than step ``found``.
+
+    ``found`` is the step to resume after, 0 if there is no checkpoint.
+    """
+    place = epath.Path(output)
+    last = max((line["step"] for line in read_lines(place / METRICS)), default=0)
+    try:
+        saved = json.loads((place / "config.json").read_text())
+        every, end = saved["checkpoint"]["every_steps"], saved["num_steps"]
+        expected = last if last >= end else last - last % every
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if expected <= found or _is_named_otherwise(place / CHECKPOINTS, expected):
+        return None
+    return (
+        f"{place / METRICS} reaches step {last}, but the checkpoint of step {expected} is not "
+        f"there: it was removed, or its save failed. Training continues after step {found}; "
+        "stop it if you can bring that checkpoint back."
+    )
+
+
+def _is_named_otherwise(checkpoints: epath.Path, step: int) -> bool:
+    """Whether ``step`` was damaged or interrupted, which reading the checkpoints reports."""
+    return (checkpoints / str(step)).exists() or step in marked(checkpoints, SAVING)
 
 
 def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: int) -> None:

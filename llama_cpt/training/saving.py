@@ -13,12 +13,13 @@ from llama_cpt.training.storage_error import SaveError
 def save(
     checkpoints: Checkpoints, step: int, state: Any, about: dict[str, Any], *, wait: bool = False
 ) -> None:
-    """Save ``state``, in the background unless ``wait``.
+    """Save ``state``, in the background unless ``wait``; its health is unproven until judged.
 
     Where this save or the one before was ended by what may pass, tell and try again; training
     pauses for it. Raises SaveError for what does not pass, or has not passed by the last try, and
     where the other processes cannot try again with this one.
     """
+    checkpoints.retention.expect(step)
     for pause in (*patience.PAUSES, None):
         try:
             checkpoints.save(step, state, about)

@@ -26,12 +26,13 @@ from llama_cpt.model.lora_base import NOTED, checksums, lora_base
 from llama_cpt.processes import count, is_first
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.goodput import STEP, Goodput
+from llama_cpt.training.health import DivergedError
 from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.preemption import Notices
 from llama_cpt.training.program import computed_in
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
-from llama_cpt.training.resume import check_fingerprints, check_resume
+from llama_cpt.training.resume import check_fingerprints, check_resume, missing_save
 from llama_cpt.training.run import Run
 from llama_cpt.training.saving import save
 from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
@@ -84,10 +85,13 @@ def fit(
         Watchdog(clock) as watchdog,
         alone if is_first() else contextlib.nullcontext(),
         Checkpoints(str(output / FOLDER), config.checkpoint.keep) as checkpoints,
+        _with_remedy(checkpoints),
         jax.set_mesh(run.program.mesh),
     ):
         with clock.spent_on("restore"):
             first_step = resumed_step(run, checkpoints, allow_change)
+            if is_first() and (message := missing_save(config.output, first_step)):
+                print(f"warning: {message}", file=sys.stderr)
             state = restored(run, checkpoints, first_step) if first_step else None
         if state is None:
             state = _from_trunk(run, trunk) if trunk else run.start()
@@ -98,7 +102,7 @@ def fit(
             save_config(config, output / "config.json")
             print(_described(run), flush=True)
         with (
-            Reporter(run, first_step, clock) as report,
+            Reporter(run, first_step, clock, checkpoints.retention) as report,
             contextlib.closing(trace),
             contextlib.closing(run.batches(first_step)) as batches,
         ):
@@ -112,6 +116,18 @@ def fit(
             with clock.spent_on("save"):
                 checkpoints.wait()
         return outcome
+
+
+@contextlib.contextmanager
+def _with_remedy(checkpoints: Checkpoints) -> Iterator[None]:
+    """Context manager that adds the remedy and the checkpoint that stands to a DivergedError."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error} Lower optimizer.peak_learning_rate or lengthen the warm-up. "
+            f"{checkpoints.standing()}"
+        ) from error
 
 
 def _earlier_lines(
@@ -168,6 +184,7 @@ def resumed_step(run: Run, checkpoints: Checkpoints, allow_change: Sequence[str]
     told = "all steps are done: raise num_steps to go on" if done else "resuming"
     if is_first():
         print(f"{run.config.output}: {told} after step {step}")
+    checkpoints.retention.expect(step)
     return step
 
 

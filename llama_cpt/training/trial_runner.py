@@ -27,8 +27,8 @@ from llama_cpt.sweeps.results import (
 )
 from llama_cpt.sweeps.trials import Chain, Trial, chains_of
 from llama_cpt.training.checkpoint import FOLDER
+from llama_cpt.training.health import DivergedError
 from llama_cpt.training.program import Program, compiled_part
-from llama_cpt.training.report import DivergedError
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Run, build
 from llama_cpt.training.stopping import Outcome

@@ -23,6 +23,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training import trainer
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.health import DivergedError
 from llama_cpt.training.run import Run, build
 from llama_cpt.training.stopping import Outcome
 from llama_cpt.training.trainer import evaluates_at, fit
@@ -178,10 +179,13 @@ def test_lost_loss_stops_and_keeps_what_was_saved(make_config, tmp_path, monkeyp
     # The fourth update is infinite, the fifth step's loss is no number; 6 would be saved.
     spoiled = lambda *a: float("inf") if a[1] == 3 else real(*a)
     monkeypatch.setattr(trainer, "learning_rate", spoiled)
-    with pytest.raises(UserError, match="loss of step 5 is nan") as caught:
+    with pytest.raises(DivergedError, match="held-out loss of zh after step 4 is nan"):
         train(config)
-    assert "\n" not in str(caught.value)
-    assert saved_steps(tmp_path / "run") == [3]
+    blind = replace(config, data=replace(config.data, heldout=()), output=str(tmp_path / "blind"))
+    told = r"loss of step 5 is nan\. Lower optim[^\n]*checkpoint of step 3 stands[^\n]*$"
+    with pytest.raises(DivergedError, match=told):
+        train(blind)
+    assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "blind") == [3]
     monkeypatch.setattr(trainer, "learning_rate", real)
     assert train(config) is Outcome.FINISHED
 
