@@ -1,0 +1,209 @@
+"""What an output folder of ``benchmarks.equivalence`` holds, as named values to compare.
+
+Nothing here imports the package under test: files are read with the libraries that define them.
+"""
+
+from collections.abc import Callable, Iterator
+import csv
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+import json
+from pathlib import Path
+import re
+from typing import Any
+
+import numpy as np
+
+from benchmarks.renames import Renames
+
+Facts = dict[str, Any]
+"""Values by name: a JSON field, the cell of a row, a record, a tensor."""
+
+EXEMPT_FILES = {
+    "*.md": "prose",
+    "*.html": "prose",
+    "log.txt": "console text",
+    "*.png": "pictures",
+    "recommended.*": "option names and prose; law.json has the numbers",
+    "tensorboard": "the numbers of metrics.jsonl, with times",
+    "*.lock": "empty",
+    "*.manifest-*.json": "digests of Orbax's files, which contain times; the arrays are compared",
+    "*.npy.json": "digest of the .npy file next to it, which is compared",
+}
+_IDENTITY = "digest of a checkpoint's files, which contain times; its arrays are compared"
+# A key, a dotted path, or the path in files of some name.
+EXEMPT_KEYS = {
+    "perf/tokens_per_second": "wall clock",
+    "perf/mfu": "wall clock",
+    "perf/goodput": "wall clock",
+    "perf/unix_seconds": "wall clock",
+    "perf/evaluation_seconds": "wall clock",
+    "perf/seconds/*": "wall clock",
+    "seconds": "wall clock of a trial",
+    "step_seconds": "wall clock of a trial",
+    "evaluation_seconds": "wall clock of a trial",
+    "modified": "modification time of a source file",
+    "origin": "name of a function in a compiled program; its arrays are compared",
+    "*.reference model": _IDENTITY,
+    "*.settings.json: model": _IDENTITY,
+}
+# A folder named by the digest of a config, which the names of its fields enter.
+_DIGEST = re.compile(r"(?<=/)[0-9a-f]{32}(?=/)")
+_CHECKPOINT_MARK = "_METADATA"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads one output's artifacts, under the names that both outputs share."""
+
+    results: Path
+    renames: Renames
+    """From this output's names to the shared ones; empty if they are the same."""
+    exempt: frozenset[str]
+    """Patterns of JSON keys, in this output's names."""
+    places: tuple[tuple[str, str], ...] = ()
+    """Absolute paths to replace in values, and by what."""
+
+    def artifacts(self) -> dict[str, Path]:
+        """Files and checkpoints by shared name. Raises ValueError if two have the same one."""
+        found: dict[str, Path] = {}
+        for path in _walk(self.results):
+            name = self.renames.apply("file", path.relative_to(self.results).as_posix())
+            name = _DIGEST.sub("DIGEST", name)
+            if name in found:
+                raise ValueError(f"{path} and {found[name]} are both named {name}")
+            found[name] = path
+        return dict(sorted(found.items()))
+
+    def facts(self, path: Path) -> Facts:
+        """All named values of one artifact."""
+        if path.is_dir():
+            return self._checkpoint(path)
+        readers: dict[str, Callable[[Path], Facts]] = {
+            ".json": lambda file: self._json(json.loads(file.read_bytes()), file.name),
+            ".jsonl": self._lines,
+            ".csv": self._table,
+            ".array_record": _records,
+            ".safetensors": _tensors,
+            ".npy": lambda file: {"array": np.load(file)},
+        }
+        return readers.get(path.suffix, lambda file: {"bytes": file.read_bytes()})(path)
+
+    def _json(self, value: Any, file: str, label: str = "") -> Facts:
+        found: Facts = {}
+        for path, leaf in _leaves(value):
+            if not self._is_exempt(path, file):
+                name = label + self._key(path)
+                if name in found:
+                    raise ValueError(f"two fields are named {name}")
+                found[name] = self._value(leaf)
+        return found
+
+    def _is_exempt(self, path: tuple[str, ...], file: str) -> bool:
+        whole = ".".join(path)
+        names = (*path[-1:], whole, f"{file}: {whole}")
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self.exempt)
+
+    def _lines(self, path: Path) -> Facts:
+        found: Facts = {}
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            found |= self._json(json.loads(line), path.name, f"line {number}: ")
+        return found
+
+    def _table(self, path: Path) -> Facts:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {
+                f"row {number}: {self.renames.apply('column', column)}": self._value(cell)
+                for number, row in enumerate(csv.DictReader(file), 1)
+                for column, cell in row.items()
+                if column not in self.exempt
+            }
+
+    def _checkpoint(self, path: Path) -> Facts:
+        """Every array, and the JSON saved with them, as Orbax itself reads them."""
+        import jax
+        import orbax.checkpoint as ocp
+
+        handler = ocp.PyTreeCheckpointer()
+        metadata = handler.metadata(path.absolute())
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree
+        )
+        restored = handler.restore(path.absolute(), restore_args=as_numpy)
+        found = {
+            self.renames.apply("array", "/".join(names)): array
+            for names, array in _leaves(restored)
+        }
+        return found | self._json(metadata.custom_metadata, path.name, "about: ")
+
+    def _key(self, path: tuple[str, ...]) -> str:
+        segments = tuple(map(self._segment, path))
+        name = self.renames.apply("field", ".".join(segments))
+        return self.renames.apply("json_key", name)
+
+    def _segment(self, key: str) -> str:
+        """Metrics and arrays are single keys with parts of their own."""
+        return self.renames.apply("array", self.renames.apply("metric", key)) if "/" in key else key
+
+    def _value(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        for place, name in self.places:
+            value = value.replace(place, name)
+        return self.renames.apply("identifier", self.renames.apply("file", value))
+
+
+def exempt_keys(renames: Renames) -> frozenset[str]:
+    """The exempt patterns in the names of a tree with this table."""
+    metrics = {renames.apply("metric", key) for key in EXEMPT_KEYS}
+    return frozenset(renames.apply("json_key", key) for key in metrics)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if any(fnmatchcase(path.name, pattern) for pattern in EXEMPT_FILES):
+            continue
+        if path.is_dir() and not (path / _CHECKPOINT_MARK).exists():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Leaves of nested dicts and lists; an empty one is a leaf, so that none vanishes."""
+    if isinstance(value, dict) and value:
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple) and value:
+        pairs = list(enumerate(value))
+    else:
+        yield path, value
+        return
+    for key, deeper in pairs:
+        yield from _leaves(deeper, (*path, str(key)))
+
+
+def _records(path: Path) -> Facts:
+    """Records as tokens; the first two words of a held-out document are its source's bytes."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        records = reader.read_all()
+    finally:
+        reader.close()
+    return {f"row {n}": np.frombuffer(record, "<u4") for n, record in enumerate(records)}
+
+
+def _tensors(path: Path) -> Facts:
+    """Tensors as stored: the format is a length, a JSON header and the bytes."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    found: Facts = {
+        f"metadata: {key}": value for key, value in header.pop("__metadata__", {}).items()
+    }
+    for name, about in header.items():
+        first, last = about["data_offsets"]
+        found[f"{name} type"] = [about["dtype"], about["shape"]]
+        found[name] = content[start + first : start + last]
+    return found
