@@ -115,7 +115,7 @@ class CorpusConfig(Section):
     name: str
     source: str
     """A path or glob (local or ``gs://``) of JSON Lines, Parquet or text files, compressed or not,
-    or ``tfds:NAME`` / ``tfds:NAME:SPLIT``."""
+    or ``tfds:NAME`` / ``tfds:NAME:SPLIT``. A path that exists is never read as a glob."""
     weight: float = 1.0
     """Share of its group's rows, relative to the group's other corpora."""
     text_field: str = "text"

@@ -13,6 +13,7 @@ import jax
 
 from llama_cpt.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.fields import to_dict
+from llama_cpt.literal_paths import validate_run_folder
 from llama_cpt.model.hand_over import to_hf, to_peft
 from llama_cpt.model.hf_export import EXPORT_DTYPES
 from llama_cpt.model.hf_verify import (
@@ -101,6 +102,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def from_hf(source: str, output: str) -> None:
     """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
+    validate_run_folder(output)
     require_new(output)
     folder = resolve(source)
     with new_folder(output) as place:

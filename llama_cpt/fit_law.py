@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 import math
+import shlex
 import sys
 from typing import Any
 
@@ -193,9 +194,12 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
         draft.replace(folder / name)
     print(f"\n{folder / 'report.md'}, {folder / 'law.json'}")
     if "recommended.py" in files:
-        print(f"python -m llama_cpt.train {folder / 'recommended.py'} --output RUN")
+        print(
+            f"python -m llama_cpt.train {shlex.quote(str(folder / 'recommended.py'))} --output RUN"
+        )
     elif "recommended.args" in files:
-        print(f"python -m llama_cpt.train CONFIG $(grep -v '#' {folder / 'recommended.args'})")
+        file = shlex.quote(str(folder / "recommended.args"))
+        print(f"python -m llama_cpt.train CONFIG $(grep -v '#' {file})")
 
 
 def _parser() -> argparse.ArgumentParser:

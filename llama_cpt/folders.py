@@ -12,6 +12,7 @@ import uuid
 from etils import epath
 
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import validate_path
 from llama_cpt.processes import by_first, count, gathered, is_first, named, number
 from llama_cpt.reachable import require_remote_writable
 
@@ -67,6 +68,7 @@ def require_shared(what: str, folder: str) -> None:
 
 def require_local(what: str, path: str) -> None:
     """Raise UserError where ``path`` is remote, for what is written or read on a disk alone."""
+    validate_path(path)
     if "://" in path:
         raise UserError(
             f"{what} {path}: must be on this machine; name a local path, and copy it with "
@@ -76,6 +78,7 @@ def require_local(what: str, path: str) -> None:
 
 def require_writable(folder: str) -> None:
     """Raise UserError where ``folder`` (local or ``gs://``) is a file or cannot be made."""
+    validate_path(folder)
     if "://" in folder:
         require_remote_writable(folder)
         return

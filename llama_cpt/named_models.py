@@ -57,7 +57,7 @@ def named(given: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in given:
         name, equals, place = one.partition("=")
-        if not equals or "/" in name:
+        if not equals or "/" in name or Path(one).exists():
             name, place = Path(one).resolve().name, one
         if not (name and place) or name.startswith(".") or name in RESERVED:
             raise UserError(

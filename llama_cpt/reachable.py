@@ -14,6 +14,7 @@ import uuid
 import fsspec
 
 from llama_cpt.errors import PREEMPTED, UserError
+from llama_cpt.literal_paths import remote_storage, validate_path
 from llama_cpt.patience import passes, says_it_passes
 
 ANSWER_SECONDS = 20.0
@@ -33,12 +34,13 @@ def storage_error(error: Exception, told: str) -> UserError:
     return (UnreachableError if passing else UserError)(told)
 
 
-def require_reachable(path: str) -> None:
+def require_reachable(path: str, *, pattern: bool = False) -> None:
     """Raise UserError where the storage of ``path`` does not answer, or denies a remote one.
 
     That nothing lies there is no error. A local path may lie in a bucket that is mounted: where the
-    mount has broken, all in it would seem to be absent.
+    mount has broken, all in it would seem to be absent. ``pattern`` allows wildcards.
     """
+    validate_path(path, pattern=pattern)
 
     def look(system: fsspec.AbstractFileSystem, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -68,7 +70,7 @@ def require_remote_writable(folder: str) -> None:
 
 def _try(path: str, done: str, ask: Callable[[fsspec.AbstractFileSystem, str], None]) -> None:
     try:
-        answer(path, lambda: ask(*fsspec.core.url_to_fs(path)))
+        answer(path, lambda: ask(*remote_storage(path)))
     except UserError:
         raise
     except Exception as error:  # each storage has its own

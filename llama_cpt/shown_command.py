@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> i
     Ctrl-C and SIGTERM are the command's to obey, which may save first; then this process leaves as
     it did. Raises CommandFailedError if it ends otherwise.
     """
-    shown = " ".join((f"python -m llama_cpt.{name}", *arguments))
+    shown = shlex.join(("python", "-m", f"llama_cpt.{name}", *arguments))
     environment = ENVIRONMENT | os.environ
     print(f"$ {shown}", flush=True)
     process: subprocess.Popen | None = None

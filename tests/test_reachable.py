@@ -17,7 +17,7 @@ __all__ = ["bucket"]
 
 def test_local_and_absent(bucket, tmp_path):
     require_reachable(str(tmp_path / "absent"))
-    require_reachable("gs://bucket/absent/*.jsonl")
+    require_reachable("gs://bucket/absent/*.jsonl", pattern=True)
 
 
 def test_a_mount_that_has_broken(monkeypatch):

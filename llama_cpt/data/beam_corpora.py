@@ -32,6 +32,7 @@ from llama_cpt.data.encoding import EncodedSpan, encode_span
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import matching
 from llama_cpt.progress import Progress
 from llama_cpt.reachable import UnreachableError
 
@@ -63,7 +64,7 @@ def write_corpora(orders: list[CorpusOrder], tokenizer: Tokenizer, options: list
     _transform(pipeline, [str(order.partial) for order in orders], uuid.uuid4().hex)
     _wait(pipeline.run(), runner, sum(order.megabytes for order in orders))
     for order in orders:
-        failures = sorted((order.partial / "beam" / "failed").glob("*"))
+        failures = matching(order.partial / "beam" / "failed", "*")
         if failures:
             raise UserError(failures[0].read_text())
     for order in orders:

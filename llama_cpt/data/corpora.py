@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
 from dataclasses import asdict, dataclass, replace
-import fnmatch
 from functools import partial
 import os
 import re
@@ -20,7 +19,7 @@ from llama_cpt.data.corpus_shards import Encode, write_corpus
 from llama_cpt.data.corpus_spans import CorpusOrder, Layout, Recipe, layout_of
 from llama_cpt.data.encoding import EncodingPool, encode_span
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
-from llama_cpt.data.sources import TFDS, digested, find_sources, what_changed
+from llama_cpt.data.sources import TFDS, digested, find_sources, was_matched, what_changed
 from llama_cpt.data.token_rows import Manifest, TokenRows, read_manifest, write_manifest
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
@@ -236,8 +235,7 @@ def _check_current(
         try:
             sources = find_sources(corpus)
         except UserError as error:
-            wanted = os.path.expanduser(corpus.source)
-            if not all(fnmatch.fnmatch(source["path"], wanted) for source in found.sources):
+            if not all(was_matched(source["path"], corpus.source) for source in found.sources):
                 raise UserError(f"{error} The rows in {folder} were made of others.") from None
             print(
                 f"note: {error} Its rows in {folder} are used as they were prepared.",

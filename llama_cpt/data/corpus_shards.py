@@ -31,6 +31,7 @@ from llama_cpt.data.token_rows import (
     write_manifest,
 )
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import matching
 from llama_cpt.progress import Progress
 
 RECIPE = "recipe.json"
@@ -193,7 +194,7 @@ def start(order: CorpusOrder) -> None:
         return
     if partial.exists():
         partial.rmtree()
-    for shard in partial.parent.glob("*.array_record"):
+    for shard in matching(partial.parent, "*.array_record"):
         shard.unlink()
     partial.mkdir(parents=True)
     write_atomically(path, recipe)
@@ -203,7 +204,7 @@ def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
     """The shards that an earlier call finished, by number."""
     return {
         int(path.stem): ShardSummary(**json.loads(path.read_text()))
-        for path in partial.glob("*.json")
+        for path in matching(partial, "*.json")
         if path.name != RECIPE
     }
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import itertools
 import json
+import os
 from typing import Any, NamedTuple
-
-import fsspec
 
 from llama_cpt.data.source_files import DECOMPRESSORS, opened, plain_name, read, skip, whole
 from llama_cpt.data.sources import Sources, legible_errors, open_dataset
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import open_for_reading
 
 LINES = (".jsonl", ".json", ".ndjson")
 TEXT = (".txt", ".md")
@@ -200,7 +200,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
     import pyarrow  # only this kind needs it
     import pyarrow.parquet
 
-    with fsspec.open(path, "rb") as file, whole(path, "", pyarrow.ArrowException):
+    with open_for_reading(path) as file, whole(path, "", pyarrow.ArrowException):
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
@@ -226,7 +226,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
         # As bytes: a string that is not UTF-8 is then one bad document, not a broken file.
         values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
         values = itertools.islice(values, skipped, None)
-        share = file.size / max(table.metadata.num_rows, 1)
+        share = file.seek(0, os.SEEK_END) / max(table.metadata.num_rows, 1)
         yield from value_blocks(path, values, block_bytes, share, first)
 
 

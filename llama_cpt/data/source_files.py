@@ -8,9 +8,8 @@ import lzma
 from typing import Any
 import zlib
 
-import fsspec
-
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import open_for_reading
 from llama_cpt.patience import passes
 from llama_cpt.reachable import UnreachableError
 
@@ -28,7 +27,7 @@ def plain_name(path: str) -> tuple[str, Any]:
 @contextlib.contextmanager
 def opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
     """The file on disk, and the same decompressed."""
-    with fsspec.open(path, "rb") as disk:
+    with open_for_reading(path) as disk:
         if not decompress:
             yield disk, disk
         else:

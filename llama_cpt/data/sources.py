@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 from dataclasses import dataclass
+import fnmatch
 import glob
 import hashlib
 import os
 from pathlib import Path
 import re
+import shlex
 from typing import Any
-
-import fsspec
 
 from llama_cpt.config import CorpusConfig
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import open_for_reading, remote_storage
 from llama_cpt.patience import passes
 from llama_cpt.progress import Progress
 from llama_cpt.reachable import UnreachableError, require_reachable
@@ -42,7 +43,7 @@ class Sources:
 
 def find_sources(corpus: CorpusConfig) -> Sources:
     """The files of ``corpus``, sorted. Raises UserError where there are none."""
-    require_reachable(corpus.source)
+    require_reachable(corpus.source, pattern=True)
     with legible_errors(corpus.source):
         if corpus.source.startswith(TFDS):
             builder, split = open_dataset(corpus.source)
@@ -73,13 +74,13 @@ def file_digest(path: str) -> str:
     """SHA-256 of a local file; what an object store keeps of a remote one's content."""
     with legible_errors(path):
         if "://" in path:
-            system, name = fsspec.core.url_to_fs(path)
+            system, name = remote_storage(path)
             info = system.info(name)
             for key in STORED_DIGESTS:
                 if info.get(key):
                     return f"{key}:{info[key]}"
         digest = hashlib.sha256()
-        with fsspec.open(path, "rb") as file:
+        with open_for_reading(path) as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
@@ -117,7 +118,8 @@ def open_dataset(source: str) -> tuple[Any, str]:
         raise UserError(f"{source}: not of the form tfds:NAME or tfds:NAME:SPLIT.")
     name, split = named[1], named[2] or "train"
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    remedy = f"Build it: `TFDS_DATA_DIR={folder} tfds build --file_format=array_record {name}`."
+    build = f"tfds build --file_format=array_record {shlex.quote(name)}"
+    remedy = f"Build it: `TFDS_DATA_DIR={_quoted(folder)} {build}`."
     try:
         builder = tfds.builder(name, try_gcs=False)
         known = list(builder.info.splits)
@@ -130,6 +132,12 @@ def open_dataset(source: str) -> tuple[Any, str]:
     if not all("array_record" in os.fspath(path) for path in files):
         raise UserError(f"{source}: not in the format ArrayRecord. {remedy}")
     return builder, split
+
+
+def _quoted(folder: str) -> str:
+    """``folder`` as a shell reads it back, its ``~`` left to the shell."""
+    home = "~/" if folder.startswith("~/") else ""
+    return home + shlex.quote(folder.removeprefix(home))
 
 
 @contextlib.contextmanager
@@ -147,8 +155,11 @@ def legible_errors(place: str) -> Iterator[None]:
 
 
 def _matches(source: str) -> list[str]:
+    """The file that ``source`` names literally, or else those that it matches as a pattern."""
     if "://" in source:
-        system, path = fsspec.core.url_to_fs(source)
+        system, path = remote_storage(source)
+        if system.isfile(path):
+            return [system.unstrip_protocol(path)]
         found = system.glob(path, detail=True)
         return [system.unstrip_protocol(n) for n, info in found.items() if info["type"] == "file"]
     source = os.path.expanduser(source)
@@ -156,7 +167,29 @@ def _matches(source: str) -> list[str]:
         raise UserError(f"{source} is a folder: name its files, such as {source}/*.jsonl.gz.")
     if os.path.isfile(source):
         return [source]
-    return [path for path in glob.glob(source, recursive=True) if os.path.isfile(path)]
+    folder, pattern = _cut(source)
+    names = glob.glob(pattern, root_dir=folder or None, recursive=True)
+    paths = [os.path.join(folder, name) for name in names]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _cut(source: str) -> tuple[str, str]:
+    """The longest folder of ``source`` that exists, which is literal, and the pattern below it."""
+    folder = os.path.dirname(source)
+    while folder and not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return folder, source.removeprefix(folder).lstrip("/")
+
+
+def was_matched(path: str, source: str) -> bool:
+    """Whether ``source`` could have named ``path``, any leading folders of it taken literally."""
+    source = os.path.expanduser(source)
+    cuts = [0, *(at + 1 for at, mark in enumerate(source) if mark == "/"), len(source)]
+    return any(
+        path[:cut] == source[:cut]
+        and fnmatch.fnmatchcase(path[cut:], source[cut:].replace("**/", "*"))
+        for cut in cuts
+    )
 
 
 def _stat(path: str) -> dict[str, Any]:
@@ -164,7 +197,7 @@ def _stat(path: str) -> dict[str, Any]:
         if "://" not in path:
             stat = os.stat(path)
             return {"path": path, "bytes": stat.st_size, "modified": str(stat.st_mtime_ns)}
-        system, name = fsspec.core.url_to_fs(path)
+        system, name = remote_storage(path)
         info = system.info(name)
         modified = info.get("mtime") or info.get("updated") or info.get("created") or ""
         return {"path": path, "bytes": info["size"], "modified": str(modified)}

@@ -16,11 +16,11 @@ import struct
 from typing import Any
 
 from etils import epath
-import fsspec
 import ml_dtypes
 import numpy as np
 
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import remote_storage
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -63,7 +63,7 @@ class ByteReader:
     def read(self, file: str, start: int, out: np.ndarray) -> None:
         """Fill ``out`` (contiguous uint8) with the bytes from ``start``."""
         if "://" in file:
-            filesystem, path = fsspec.core.url_to_fs(file)
+            filesystem, path = remote_storage(file)
             got = filesystem.cat_file(path, start=start, end=start + out.size)
             out[: len(got)] = np.frombuffer(got, np.uint8)
             done = len(got)

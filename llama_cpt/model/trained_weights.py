@@ -19,7 +19,7 @@ from llama_cpt.model.lora import abstract_adapters, merged_matrix
 from llama_cpt.model.lora_base import lora_base
 from llama_cpt.reachable import require_reachable
 from llama_cpt.training import array_dict
-from llama_cpt.training.checkpoint import FOLDER, open_run
+from llama_cpt.training.checkpoint import FOLDER, open_run, orbax_handler
 
 
 class TrainedWeights:
@@ -50,7 +50,7 @@ class TrainedWeights:
         if self.beside:
             abstract = abstract_adapters(self.beside.lora, abstract)
         wanted = array_dict.to_dict(abstract)
-        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._orbax = ocp.Checkpointer(orbax_handler())
         saved = self._orbax.metadata(self._path).item_metadata.tree
         array_dict.compare(str(self._path), saved["trained"], wanted)
         self._shapes = wanted

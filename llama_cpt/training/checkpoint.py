@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import LiteralPath, validate_run_folder
 from llama_cpt.patience import of_storage, passes
 from llama_cpt.processes import (
     all_hold,
@@ -48,6 +49,29 @@ SAVE_TIMEOUT_SECONDS = 3600
 _LEAVE_SECONDS = 60.0
 
 
+_MERGED_FILES = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
+"""Files that Orbax writes when it merges the parts of all processes."""
+
+
+class _LiteralHandler(ocp.BasePyTreeCheckpointHandler):
+    """Orbax's handler, which globs for the files of all processes, in a literal folder."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Merge the parts of all processes."""
+        super().finalize(LiteralPath(directory))
+
+    def restore(self, directory: epath.Path, *args: Any, **named: Any) -> Any:
+        """Read arrays."""
+        return super().restore(LiteralPath(directory), *args, **named)
+
+
+def orbax_handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler of all checkpoints here, for a folder of any name."""
+    # Compression would cost seven times the time for a tenth of the size of float weights.
+    implementation = _LiteralHandler(use_compression=False)
+    return ocp.PyTreeCheckpointHandler(use_compression=False, handler_impl=implementation)
+
+
 class Checkpoints:
     """The checkpoints of one run, in ``folder`` (local or ``gs://``); the newest ``keep`` stay.
 
@@ -57,14 +81,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, keep: int = 1) -> None:
+        validate_run_folder(folder)
         place = epath.Path(folder).expanduser()
         # Orbax takes absolute paths alone; absolute() would take gs:// for a folder's name.
         self.folder = place if "://" in folder else place.absolute()
         self.retention = Retention(self.folder, keep)
-        # Compression would cost seven times the time for a tenth of the size of float weights.
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False), timeout_secs=SAVE_TIMEOUT_SECONDS
-        )
+        self._orbax = ocp.AsyncCheckpointer(orbax_handler(), timeout_secs=SAVE_TIMEOUT_SECONDS)
         self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -280,6 +302,7 @@ class Checkpoints:
             return
         try:
             path = self.folder / str(step)
+            _require_merged(path)
             manifest.seal(path, number(), count())
             self._damaged.discard(step)
             self.retention.mark(step)
@@ -369,6 +392,13 @@ def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
     if step is None:
         raise UserError(f"{folder} holds no checkpoint.")
     return checkpoints, step
+
+
+def _require_merged(checkpoint: epath.Path) -> None:
+    """Raise FileNotFoundError if Orbax skipped the merge, which it only warns about."""
+    for name in _MERGED_FILES:
+        if not (checkpoint / name).exists():
+            raise FileNotFoundError(f"Orbax did not write {checkpoint / name}")
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

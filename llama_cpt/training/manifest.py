@@ -16,8 +16,8 @@ import re
 from typing import TypeVar
 
 from etils import epath
-import fsspec
 
+from llama_cpt.literal_paths import files_below
 from llama_cpt.patience import of_storage, passes, patiently
 from llama_cpt.progress import Progress
 from llama_cpt.training import step_marks
@@ -36,7 +36,9 @@ def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
 
     Every one of ``parts`` processes calls it once the folder is complete. Raises OSError.
     """
-    everything = _files(checkpoint)
+    everything = files_below(str(checkpoint))
+    if not everything:
+        raise FileNotFoundError(f"{checkpoint} holds no files")
     names = everything[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
         seal_file = lambda name: patiently(partial(_seal_file, checkpoint / name))
@@ -204,13 +206,6 @@ def _may_be_committed(checkpoint: epath.Path) -> bool:
 def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
     totals = {parts for _, parts in found}
     return len(totals) == 1 and len(found) == totals.pop()
-
-
-def _files(folder: epath.Path) -> list[str]:
-    """Paths of all files below ``folder``, relative to it, sorted."""
-    # One question to an object store, where a walk asks of each file.
-    storage, root = fsspec.core.url_to_fs(str(folder))
-    return sorted(path.removeprefix(f"{root}/") for path in storage.find(root))
 
 
 def _write(path: epath.Path, content: str) -> None:

@@ -24,6 +24,7 @@ from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
 from llama_cpt.fields import to_dict
 from llama_cpt.global_arrays import from_whole
+from llama_cpt.literal_paths import matching
 from llama_cpt.model.hub import resolve
 from llama_cpt.model.llama import Llama
 from llama_cpt.processes import is_first
@@ -143,7 +144,9 @@ def model_identity(source: str, config: ModelConfig, seed: int) -> str:
 
 
 def _files_digest(folder: epath.Path) -> str:
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.name)
+    files = matching(folder, "*.safetensors")
+    if not files:
+        raise UserError(f"{folder}: holds no *.safetensors files to tell its weights by.")
     with Progress(f"digest {folder.name}", float(len(files)), "files") as progress:
         digests = []
         for file in files:

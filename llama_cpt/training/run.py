@@ -22,6 +22,7 @@ from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
 from llama_cpt.folders import require_shared, require_writable
 from llama_cpt.global_arrays import from_rows_here, rows_here
+from llama_cpt.literal_paths import validate_run_folder
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, in_dtype
@@ -104,6 +105,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     ``program`` is one of a config with the same ``compiled_part``, whose step is compiled already.
     Raises UserError for whatever a user can mend.
     """
+    validate_run_folder(config.output)
     require_writable(config.output)
     require_shared("output", config.output)
     # Rows in a bucket may well be there to be read only.

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import sentencepiece
 
@@ -21,7 +24,7 @@ from llama_cpt.config import CorpusConfig, DataConfig
 from llama_cpt.data import corpora, corpus_shards, sources
 from llama_cpt.data.corpora import prepare
 from llama_cpt.data.corpus_spans import Layout, layout_of
-from llama_cpt.data.documents import documents_of
+from llama_cpt.data.documents import documents_of, read_blocks
 from llama_cpt.data.sources import find_sources
 from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.tokenizer import load_tokenizer
@@ -434,3 +437,53 @@ def test_a_second_call_waits_for_the_first(config, small):
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1]
     assert said[0].decode().strip() == str(prepare(config).fingerprints())
+
+
+NAMES = ("t [1].jsonl", "a::b.jsonl", "* {?} #%20'.jsonl", "~t.jsonl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_that_exists_is_literal(config, tmp_path, capsys, name):
+    folder = tmp_path / "[d] a::b"
+    folder.mkdir()
+    write_lines(folder / name, texts(100, 4))
+    write_lines(folder / "t 1.jsonl", texts(100, 5))
+    literal = replace(
+        config,
+        prepared=str(tmp_path / "rows[1]*"),
+        additional=(CorpusConfig("zh", str(folder / name)),),
+    )
+    first = prepare(literal)
+    assert [source["path"] for source in first.rows["zh"].sources] == [str(folder / name)]
+    assert [len(TokenRows(first.folder("zh")))] == [first.rows["zh"].rows]
+    # Finished shards are found again below such a name, and the rows outlive their source.
+    (folder / "t 1.jsonl").unlink()
+    (folder / name).unlink()
+    assert prepare(literal) == first
+    assert "are used as they were prepared" in capsys.readouterr().err
+
+
+def test_a_pattern_below_a_folder_that_exists(config, tmp_path):
+    folder = tmp_path / "[d]*"
+    folder.mkdir()
+    for name in ("a1.jsonl", "a2.jsonl", "b.jsonl"):
+        write_lines(folder / name, texts(10, 4))
+    found = find_sources(CorpusConfig("zh", str(folder / "a?.jsonl")))
+    assert found.files == (str(folder / "a1.jsonl"), str(folder / "a2.jsonl"))
+    corpus = replace(config.additional[0], source=str(folder / "a?.jsonl"))
+    first = prepare(replace(config, additional=(corpus,)))
+    shutil.rmtree(folder)
+    assert prepare(replace(config, additional=(corpus,))) == first
+
+
+@pytest.mark.parametrize("name", ["t [1].parquet", "a::b.parquet", "a::b.txt", "c::d.jsonl.gz"])
+def test_every_kind_of_source_is_read_by_its_literal_name(tmp_path, name):
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / name)
+    elif name.endswith(".txt"):
+        (tmp_path / name).write_text("one")
+    else:
+        write_lines(tmp_path / name, ["one"])
+    blocks = read_blocks(find_sources(CorpusConfig("zh", str(tmp_path / name))), "text", 1 << 20)
+    (document,) = (one for block in blocks for one in documents_of(block, "text"))
+    assert document.text == "one" and document.path == str(tmp_path / name)

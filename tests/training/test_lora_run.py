@@ -18,8 +18,8 @@ from llama_cpt.training.checkpoint import open_run
 from llama_cpt.training.program import make_program
 from llama_cpt.training.stopping import Outcome
 from llama_cpt.training.trainer import restored
-from tests.training.runs import learnt
-from tests.training.test_trainer import run_of, saved_steps, train, train_until
+from tests.training.runs import learnt, run_of, train, train_until
+from tests.training.test_trainer import saved_steps
 
 LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))
 

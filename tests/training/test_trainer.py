@@ -3,7 +3,6 @@
 from dataclasses import replace
 import fcntl
 import json
-import os
 from pathlib import Path
 import signal
 
@@ -24,32 +23,10 @@ from llama_cpt.sharding import make_mesh
 from llama_cpt.training import trainer
 from llama_cpt.training.checkpoint import FOLDER, Checkpoints
 from llama_cpt.training.health import DivergedError
-from llama_cpt.training.run import Run, build
+from llama_cpt.training.run import build
 from llama_cpt.training.stopping import Outcome
 from llama_cpt.training.trainer import evaluates_at, fit
-from tests.training.runs import learnt
-
-
-def run_of(config: TrainConfig) -> Run:
-    return build(config, make_mesh(config.mesh, jax.devices()[:1]))
-
-
-def train(config: TrainConfig, **options) -> Outcome:
-    return fit(run_of(config), **options)
-
-
-def train_until(config: TrainConfig, steps: int, monkeypatch, number: int) -> Outcome:
-    """Train, and send this process a signal when step ``steps`` is under way."""
-    real = trainer.learning_rate
-
-    def with_signal(optimizer, step: int, num_steps: int) -> float:
-        if step == steps - 1:
-            os.kill(os.getpid(), number)
-        return real(optimizer, step, num_steps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "learning_rate", with_signal)
-        return train(config)
+from tests.training.runs import learnt, run_of, train, train_until
 
 
 def saved_steps(output: Path) -> list[int]:

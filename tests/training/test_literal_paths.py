@@ -1,0 +1,159 @@
+"""Names that libraries read as patterns, chains or URLs are names like any other, or refused."""
+
+from dataclasses import replace
+from pathlib import Path
+import re
+import shutil
+import signal
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_cpt.config import CheckpointConfig, EvaluationConfig, TrainConfig
+from llama_cpt.convert import from_hf
+from llama_cpt.errors import UserError
+from llama_cpt.literal_paths import LiteralPath, files_below
+from llama_cpt.model.hand_over import to_hf
+from llama_cpt.model.trained_weights import TrainedWeights
+from llama_cpt.named_models import named
+from llama_cpt.training import manifest
+from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.training.reference import model_identity
+from llama_cpt.training.storage_error import SaveError
+from tests.conftest import ROOT
+from tests.training.runs import learnt, train, train_until
+
+NAME = "a::b [lr 1e-3] *? #%20{c,d} ' \" $X ** ~"
+STATE = {"trained": {"w": np.arange(6.0, dtype=np.float32)}}
+
+
+def below(place: Path, config: TrainConfig, corpora: Path) -> TrainConfig:
+    """``config`` with every path of it below ``place``, corpora and tokenizer copied there."""
+    shutil.copytree(corpora, place / "text", ignore=shutil.ignore_patterns("prepared"))
+    moved = lambda corpus: replace(corpus, source=str(place / "text" / Path(corpus.source).name))
+    groups = ("additional", "original", "heldout")
+    data = replace(
+        config.data,
+        tokenizer=str(place / "text" / "tokenizer.model"),
+        prepared=str(place / "rows"),
+        **{group: tuple(map(moved, getattr(config.data, group))) for group in groups},
+    )
+    return replace(config, output=str(place / "run"), data=data)
+
+
+def test_a_run_below_any_name_stops_moves_resumes_and_converts(
+    make_config, corpora, tmp_path, monkeypatch, capsys
+):
+    place = tmp_path / NAME
+    plain = make_config(tmp_path, num_steps=4, evaluation=EvaluationConfig(every_steps=100))
+    config = below(place, plain, corpora)
+    train_until(config, 2, monkeypatch, signal.SIGTERM)
+    renamed = place / "ok[1]"
+    Path(config.output).rename(renamed)
+    train(replace(config, output=str(renamed), checkpoint=CheckpointConfig(every_steps=3, keep=1)))
+    assert "after step 2" in capsys.readouterr().out
+    assert [line["step"] for line in learnt(renamed) if "train/loss" in line] == [1, 2, 3, 4]
+    with Checkpoints(str(renamed / FOLDER)) as checkpoints:
+        assert checkpoints.steps() == [4] and checkpoints.latest_verified() == 4
+    to_hf(str(renamed), str(place / "m[1]"), dtype="float32")
+    from_hf(str(place / "m[1]"), str(place / "back[1]"))
+    with TrainedWeights(str(renamed)) as ours, TrainedWeights(str(place / "back[1]")) as theirs:
+        np.testing.assert_array_equal(ours.parameter("embedding"), theirs.parameter("embedding"))
+
+
+@pytest.mark.parametrize("name", ["m[1]", NAME])
+def test_weights_below_any_name_have_their_own_identity(make_config, tmp_path, name):
+    model = make_config(tmp_path).model
+    file = tmp_path / name / "model.safetensors"
+    for folder in (tmp_path / "plain", file.parent):
+        folder.mkdir()
+        (folder / file.name).write_bytes(b"weights")
+    first = model_identity(str(file.parent), model, 0)
+    assert first == model_identity(str(tmp_path / "plain"), model, 0)
+    file.write_bytes(b"Weights")
+    assert model_identity(str(file.parent), model, 0) != first
+    file.unlink()
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
+        model_identity(str(file.parent), model, 0)
+
+
+def test_a_checkpoint_that_was_not_merged_is_not_committed(tmp_path, monkeypatch):
+    folder = tmp_path / "run [1]" / FOLDER
+    with Checkpoints(str(folder)) as checkpoints:
+        checkpoints.save(1, STATE, {})
+        checkpoints.wait()
+        monkeypatch.setattr(LiteralPath, "glob", epath.Path("/").__class__.glob)
+        checkpoints.save(2, STATE, {})
+        with pytest.raises(SaveError, match=r"step 2 was not saved.*did not write.*ocdbt") as error:
+            checkpoints.wait()
+        assert not error.value.passing and checkpoints.steps() == [1]
+        assert checkpoints.latest_verified() == 1
+
+
+def test_a_manifest_of_no_files_is_not_written(tmp_path):
+    (tmp_path / "3").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no files"):
+        manifest.seal(epath.Path(tmp_path / "3"), 0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_neighbor_that_fits_the_name_stays_out(tmp_path):
+    for name in ("a*", "ab"):
+        (tmp_path / name / "parts").mkdir(parents=True)
+        (tmp_path / name / "parts" / f"part_{name}").write_text("")
+    found = list(LiteralPath(tmp_path / "a*").glob("parts/part_*"))
+    assert [path.name for path in found] == ["part_a*"]
+    assert files_below(str(tmp_path / "a*")) == ["parts/part_a*"]
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("run\n1", r"control characters"),
+        ("run\0", r"control characters"),
+        ("run\udcff", "UTF-8"),
+        ("a\\b", r"reads \\ as /"),
+        ("/gs/bucket/run", "read as gs://"),
+        ("gs://bucket/run[1]", r"cannot hold \[ \]"),
+        ("gs://bucket/run#1", "cannot hold #"),
+        ("gs://bucket/a::b", "cannot hold ::"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused_before_anything_is_written(
+    make_config, tmp_path, monkeypatch, output, reason
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        train(make_config(output))
+    with pytest.raises(UserError, match=reason):
+        Checkpoints(output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_folder_with_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3").mkdir()
+    assert named(["lr=3", "x=lr=3"]) == {"lr=3": "lr=3", "x": "lr=3"}
+
+
+def test_an_array_is_restored_alone_below_any_name(tmp_path):
+    state = jax.tree.map(jnp.asarray, STATE | {"other": {"v": np.ones(3, np.float32)}})
+    with Checkpoints(str(tmp_path / NAME)) as checkpoints:
+        checkpoints.save(1, state, {"a": 1})
+        checkpoints.wait()
+        found = checkpoints.restore_trained(1, state["trained"])
+        np.testing.assert_array_equal(found["w"], STATE["trained"]["w"])
+        assert checkpoints.about(1) == {"a": 1}
+
+
+def test_nothing_else_globs_or_parses_what_users_name():
+    """Only ``literal_paths`` resolves URLs; ``glob`` is that of ``pathlib``, not of etils."""
+    for file in (ROOT / "llama_cpt").rglob("*.py"):
+        text = file.read_text("utf-8")
+        if file.name != "literal_paths.py":
+            assert not re.search(r"url_to_fs|fsspec\.open|open_files", text), file
+        if "import epath" in text and file.name not in ("literal_paths.py", "metrics.py"):
+            assert not re.search(r"(?<!Path\(folder\))(?<!_folder\))\.r?glob\(", text), file
