@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-all test-beam lint clean
+.PHONY: demo study test test-all test-beam proofs lint clean
 
 demo: .venv/users
 	$(BIN)/python -m llama_cpt.demo
@@ -10,13 +10,19 @@ demo: .venv/users
 study: .venv/users
 	$(BIN)/python -m llama_cpt.study
 
-# Two at a time, a file's tests in one process: they share what is made once.
-test: .venv/testers
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Two at a time; a worker that has no test left takes over half of what the other has left.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -rs
 
-# In the order of the files, for the longest are not those of many tests.
-test-all: test test-beam
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -vv -m slow
+test: .venv/testers
+	$(PYTEST)
+
+# One session: fast and slow tests share the workers and what they compiled.
+test-all: .venv/testers test-beam
+	$(PYTEST) -m 'not proof'
+
+# By hand, for an hour or two; the results belong into a commit.
+proofs: .venv/testers
+	$(BIN)/python -m tests.proofs
 
 # In an environment of its own: Beam wants another protobuf.
 test-beam: .venv-beam/testers

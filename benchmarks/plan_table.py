@@ -1,12 +1,15 @@
-"""The table of docs/plan.md, compiled anew.
+"""Compile the rows of docs/plan.md's table again.
 
     python -m benchmarks.plan_table [WORD ...] [--write]
 
-WORDs pick the rows that hold all of them (``cpt_70b v6e``); ``--write`` puts them into the page.
+WORDs pick the rows that hold all of them (``cpt_70b v6e``). ``--write`` stores the results in
+tests/golden/plan_table.json and writes the table of the page from that file.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+import json
 from pathlib import Path
 import sys
 import time
@@ -24,6 +27,7 @@ from llama_cpt.training.ahead_of_time import topology_program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "plan.md"
+FILE = ROOT / "tests" / "golden" / "plan_table.json"
 SHIPPED = "as shipped"
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 
@@ -57,16 +61,46 @@ class Row:
         """What the line begins with."""
         return f"| `{self.name}` | {self.topology.text} | {self.rows} |"
 
+    @property
+    def line(self) -> str:
+        """The line of the page."""
+        return f"{self.start} {' | '.join(self.cells)} |"
+
 
 def table() -> list[Row]:
-    """Every row of the page's table."""
-    found = []
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if line.startswith("| `") and len(cells) > 3 and ":" in cells[1]:
-            topology = find_topology(cells[1])
-            found.append(Row(cells[0].strip("`"), topology, cells[2], tuple(cells[3:])))
-    return found
+    """Every row of the table, from the file."""
+    return [
+        Row(one["config"], find_topology(one["topology"]), one["rows"], tuple(one["cells"]))
+        for one in json.loads(FILE.read_text(encoding="utf-8"))
+    ]
+
+
+def write(rows: list[Row]) -> None:
+    """Write the file, and the page's table from it."""
+    lines = ",\n".join(
+        json.dumps(
+            {
+                "config": row.name,
+                "topology": row.topology.text,
+                "rows": row.rows,
+                "cells": row.cells,
+            }
+        )
+        for row in rows
+    )
+    FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    PAGE.write_text("".join(with_table(PAGE.read_text(encoding="utf-8"), rows)), encoding="utf-8")
+
+
+def with_table(page: str, rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the page, the rows of its table replaced by ``rows``."""
+    left = [f"{row.line}\n" for row in rows]
+    for line in page.splitlines(keepends=True):
+        if line.startswith("| `"):
+            yield from left
+            left = []
+        else:
+            yield line
 
 
 def compile_row(row: Row) -> tuple[Plan | TooLarge, float]:
@@ -106,16 +140,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
-    for row in table():
+    rows = table()
+    for number, row in enumerate(rows):
         if not all(word in row.start for word in options.words):
             continue
         plan, seconds = compile_row(row)
-        line = f"{row.start} {' | '.join(cells_of(plan))} |"
-        print(line, f"({seconds:.0f} s)", flush=True)
+        rows[number] = replace(row, cells=tuple(cells_of(plan)))
+        print(rows[number].line, f"({seconds:.0f} s)", flush=True)
         if options.write:
-            lines = PAGE.read_text(encoding="utf-8").splitlines()
-            lines = [line if old.startswith(row.start) else old for old in lines]
-            PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write(rows)
     return 0
 
 

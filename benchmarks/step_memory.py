@@ -12,13 +12,13 @@ import sys
 import time
 
 import jax
+from jax.sharding import Mesh
 
 from llama_cpt.config_file import load
-from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning.compiling import compile_program
 from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.planning.step_plan import read_step
 from llama_cpt.planning.topologies import find_topology
-from llama_cpt.training.ahead_of_time import lower_step
+from llama_cpt.training.ahead_of_time import lower, topology_program
 
 SHAPES = (
     *(f"cpt_8b@v5e:4x4@{rows}" for rows in ("1x8192", "1x4096", "2x8192")),
@@ -28,8 +28,8 @@ SHAPES = (
 )
 
 
-def lowered_step(shape: str) -> jax.stages.Lowered:
-    """``cpt_8b@v5e:4x4@1x8192``, before it is compiled."""
+def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
+    """Lower ``cpt_8b@v5e:4x4@1x8192`` and return it with its mesh."""
     name, topology, per_chip = shape.split("@")
     rows, length = map(int, per_chip.split("x"))
     config = load(f"configs/{name}.py")
@@ -39,20 +39,19 @@ def lowered_step(shape: str) -> jax.stages.Lowered:
         global_batch_size=rows * find_topology(topology).devices,
         microbatch_size=0,
     )
-    return lower_step(config, topology)
+    program = topology_program(config, topology)
+    return lower(config, program), program.mesh
 
 
 def measure(shape: str) -> str:
     """A line of the table."""
     name, topology, per_chip = shape.split("@")
-    lowered, start = lowered_step(shape), time.perf_counter()
-    made, told = compiled_and_text(lowered), f"| `{name}` | {topology} | {per_chip} |"
+    (lowered, mesh), start = lowered_step(shape), time.perf_counter()
+    made, told = compile_program(lowered, mesh), f"| `{name}` | {topology} | {per_chip} |"
     seconds = time.perf_counter() - start
     if isinstance(made, TooLarge):
         return f"{told} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
-    axes = {"fsdp": find_topology(topology).devices}
-    memory, read = made[0].memory_analysis(), read_step(made[1], axes)
-    peak, arguments = memory.peak_memory_in_bytes / 1e9, memory.argument_size_in_bytes / 1e9
+    read, peak, arguments = made.program, made.peak / 1e9, made.arguments / 1e9
     flops, sent = read.matrix.total / 1e12, sum(one.bytes for one in read.collectives) / 1e9
     return f"{told} {peak:.2f} | {arguments:.2f} | {flops:.2f} | {sent:.2f} | {seconds:.0f} |"
 

@@ -6,11 +6,12 @@ import json
 import sys
 
 import jax
+from jax.sharding import Mesh
 
 from llama_cpt.config import TrainConfig
 from llama_cpt.config_file import load
 from llama_cpt.errors import NEGATIVE_RESULT, UserError, one_line_errors
-from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning import compiling
 from llama_cpt.planning.memory import PassMemory, device_bytes
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.remedies import first_remedy
@@ -86,28 +87,29 @@ def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> 
     Its memory counts what comes before the first step: reading the weights beside adapters, the
     passes over held-out text and over preferences.
     """
-    made = compiled_and_text(lower(config, program))
+    mesh = program.mesh
+    made = compiling.compile_program(lower(config, program), mesh)
     if isinstance(made, TooLarge):
         return made
-    batch = abstract_batch(config, program.mesh)
-    plan = make_plan(config, topology, *made, state=program.abstract, batch=batch)
+    batch = abstract_batch(config, mesh)
+    plan = make_plan(config, topology, made, state=program.abstract, batch=batch)
     memory = plan.memory
     if config.lora:
         memory = replace(memory, loading=PassMemory(device_bytes(program.plain)))
     if has_reference(config):
-        memory = replace(memory, reference=_pass_memory(lower_reference(config, program)))
+        memory = replace(memory, reference=_pass_memory(lower_reference(config, program), mesh))
     if config.data.heldout:
         moments = device_bytes(program.abstract.opt_state)
-        evaluation = _pass_memory(lower_evaluation(config, program), beside=moments)
+        evaluation = _pass_memory(lower_evaluation(config, program), mesh, beside=moments)
         memory = replace(memory, evaluation=evaluation)
     return replace(plan, memory=memory)
 
 
-def _pass_memory(lowered: jax.stages.Lowered, beside: int = 0) -> PassMemory:
-    made = compiled_and_text(lowered)
+def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, beside: int = 0) -> PassMemory:
+    made = compiling.compile_program(lowered, mesh)
     if isinstance(made, TooLarge):
         return PassMemory(made.used + beside, refused=True)
-    return PassMemory(made[0].memory_analysis().peak_memory_in_bytes + beside)
+    return PassMemory(made.peak + beside)
 
 
 def bytes_needed(plan: Plan | TooLarge) -> int:

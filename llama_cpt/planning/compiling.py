@@ -1,15 +1,69 @@
-"""A lowered program compiled, with the text of what was made."""
+"""A lowered program compiled for a TPU, and the figures that are read from the result."""
 
+from dataclasses import dataclass
 from pathlib import Path
 import tempfile
 
 import jax
+from jax.sharding import Mesh
 
+from llama_cpt.planning.buffers import Peak, peak_of
+from llama_cpt.planning.collectives import Collective, collectives
+from llama_cpt.planning.hbm_traffic import hbm_bytes
+from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.out_of_memory import TooLarge, too_large
+from llama_cpt.planning.program import read_program
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a compiled program does on one device, read from its text."""
+
+    matrix: MatrixFlops
+    hbm_bytes: int
+    collectives: tuple[Collective, ...]
+    live: Peak
+    """Arrays at the peak, by a walk of the schedule."""
+    uncounted_loops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """Bytes of one device as the compiler reports them, and what the program does."""
+
+    arguments: int
+    """Padding included."""
+    temporaries: int
+    aliased: int
+    """Arguments whose place results take."""
+    code: int
+    peak: int
+    """The most at once, arguments included."""
+    program: Program
+
+
+def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | TooLarge:
+    """Compile ``lowered`` for the devices of ``mesh`` and read the result.
+
+    TooLarge if the program needs more memory than the chip has.
+    """
+    made = compiled_and_text(lowered)
+    if isinstance(made, TooLarge):
+        return made
+    compiled, text = made
+    memory = compiled.memory_analysis()
+    return CompiledProgram(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        program=read_step(text, dict(mesh.shape)),
+    )
 
 
 def compiled_and_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str] | TooLarge:
-    """Or what a program asks for that the chip has not.
+    """Compile ``lowered`` and return the result with its text.
 
     The text is the one that the compiler writes itself: ``as_text()`` goes through the reader of
     jaxlib, which (JAX 0.10) refuses programs with several arrays in one asynchronous operation, as
@@ -26,3 +80,16 @@ def compiled_and_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
             return refused
         (text,) = Path(folder).glob("*.after_optimizations.txt")
         return compiled, text.read_text()
+
+
+def read_step(text: str, mesh: dict[str, int]) -> Program:
+    """Read the text of a program that was compiled for a mesh of these axis sizes."""
+    program = read_program(text)
+    steps = program.steps()
+    return Program(
+        matrix_flops(steps),
+        hbm_bytes(program, steps),
+        tuple(collectives(steps, mesh)),
+        peak_of(program),
+        tuple(program.uncounted_loops),
+    )

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from llama_cpt.planning.compiling import CompiledProgram
+
 
 @dataclass(frozen=True)
 class PassMemory:
@@ -61,17 +63,16 @@ class Memory:
         return [one for one in (self.loading, self.reference, self.evaluation) if one]
 
 
-def memory_of(compiled: jax.stages.Compiled, state: Any, batch: Any, available: int) -> Memory:
+def memory_of(compiled: CompiledProgram, state: Any, batch: Any, available: int) -> Memory:
     """Of a compiled step whose arguments are the abstract ``state`` and ``batch``."""
-    told = compiled.memory_analysis()
     return Memory(
         parameters=device_bytes((state.trained, state.frozen)),
         optimizer=device_bytes(state.opt_state),
         batch=device_bytes(batch),
-        arguments=told.argument_size_in_bytes,
-        temporaries=told.temp_size_in_bytes,
-        code=told.generated_code_size_in_bytes,
-        peak=told.peak_memory_in_bytes,
+        arguments=compiled.arguments,
+        temporaries=compiled.temporaries,
+        code=compiled.code,
+        peak=compiled.peak,
         available=available,
     )
 

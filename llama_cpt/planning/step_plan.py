@@ -9,13 +9,10 @@ import jax
 from llama_cpt.batch import Batch
 from llama_cpt.config import TrainConfig
 from llama_cpt.model_flops import model_flops_per_token
-from llama_cpt.planning.buffers import Peak, peak_of
-from llama_cpt.planning.collectives import Collective, collectives
-from llama_cpt.planning.hbm_traffic import hbm_bytes
-from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
+from llama_cpt.planning.buffers import Peak
+from llama_cpt.planning.compiling import CompiledProgram, Program
 from llama_cpt.planning.memory import Memory, memory_of
 from llama_cpt.planning.peak_parts import PeakParts, parts_of
-from llama_cpt.planning.program import read_program
 from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
 from llama_cpt.planning.topologies import Topology
 from llama_cpt.training.train_step import TrainState
@@ -46,18 +43,6 @@ class Pace:
     days: float
     """For the config's tokens."""
     chip_hours: float
-
-
-@dataclass(frozen=True)
-class Program:
-    """What the compiled program does in a step on one device."""
-
-    matrix: MatrixFlops
-    hbm_bytes: int
-    collectives: tuple[Collective, ...]
-    live: Peak
-    """Arrays at the peak, by a walk of the schedule."""
-    uncounted_loops: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -163,32 +148,18 @@ def workload(config: TrainConfig, rows: int) -> Workload:
     )
 
 
-def read_step(text: str, mesh: dict[str, int]) -> Program:
-    """From the text of a compiled step on a mesh of these axis sizes."""
-    program = read_program(text)
-    steps = program.steps()
-    return Program(
-        matrix_flops(steps),
-        hbm_bytes(program, steps),
-        tuple(collectives(steps, mesh)),
-        peak_of(program),
-        tuple(program.uncounted_loops),
-    )
-
-
 def make_plan(
     config: TrainConfig,
     topology: Topology,
-    compiled: jax.stages.Compiled,
-    text: str,
+    compiled: CompiledProgram,
     *,
     state: TrainState,
     batch: Batch,
 ) -> Plan:
-    """Of a compiled step and its text; its arguments are the abstract ``state`` and ``batch``."""
+    """Of a compiled step; its arguments are the abstract ``state`` and ``batch``."""
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
-    chip, work, program = topology.chip, workload(config, rows), read_step(text, mesh)
+    chip, work, program = topology.chip, workload(config, rows), compiled.program
     return Plan(
         topology,
         mesh,

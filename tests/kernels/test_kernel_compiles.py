@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_cpt.planning import compiling
 from pallas_kernels.block_sizes import OF_DEVICE_KIND, current_block_sizes
 from pallas_kernels.flash_attention import flash_attention
 
@@ -45,7 +46,9 @@ def compile_attention(chip: str, length: int, head_dim: int, heads: tuple[int, i
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
     query, key = (operand(count) for count in heads)
     with jax.set_mesh(mesh):
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids).compile()
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, key, ids)
+        made = compiling.compile_program(lowered, mesh)
+    assert len(made.program.matrix.by_kernel) == 2 and not made.program.matrix.unknown_kernels
 
 
 @pytest.mark.parametrize(("chip", "length", "head_dim", "heads"), COVERING)

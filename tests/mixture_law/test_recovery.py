@@ -20,6 +20,8 @@ NAMES = (
     "quadratic, 0.5 as steep",
     "quadratic, 0.25 as steep",
 )
+EACH_CHANGE = "d-cpt", "quadratic, 0.5 as steep"
+"""Truths that are tried for each change; the others are a proof."""
 DRAWS = int(os.environ.get("LLAMA_CPT_DRAWS", "40"))
 """Of each truth."""
 TOLERANCE = np.array([0.05, 0.1])
@@ -52,8 +54,13 @@ def test_some_draws_of_one_truth():
     assert honest >= 5 / 6 and (held.sum(axis=0) >= 4).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in EACH_CHANGE else pytest.mark.proof)
+        for name in NAMES
+    ],
+)
 def test_many_draws(name):
     """At least 90 % are honest; a 90 % interval holds the truth 80 to 97 times in a hundred.
 

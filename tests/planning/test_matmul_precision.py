@@ -4,8 +4,7 @@ import pytest
 
 from llama_cpt.config_file import load
 from llama_cpt.model_flops import non_embedding_parameters
-from llama_cpt.planning.compiling import compiled_and_text
-from llama_cpt.planning.step_plan import read_step
+from llama_cpt.planning import compiling
 from llama_cpt.planning.topologies import find_topology
 from llama_cpt.training.ahead_of_time import lower, topology_program
 from tests.conftest import ROOT
@@ -30,8 +29,7 @@ def test_products_of_the_layers_are_narrow(topology, precision):
     options = [*SMALL, "--compute.matmul-precision", precision]
     config = load(str(ROOT / "configs" / "cpt_1b.py"), options)
     program = topology_program(config, topology)
-    _, text = compiled_and_text(lower(config, program))
-    matrix = read_step(text, dict(program.mesh.shape)).matrix
+    matrix = compiling.compile_program(lower(config, program), program.mesh).program.matrix
     model, tokens = config.model, config.global_batch_size * config.data.sequence_length
     norms = (2 * model.num_layers + 1) * model.embed_dim
     last = model.num_layers * model.mlp_dim * model.embed_dim

@@ -87,7 +87,6 @@ def launch(
     arguments: Sequence[str],
     folder: Path,
     count: int,
-    cache: Path,
     program: str = "",
     *,
     devices: int = DEVICES,
@@ -114,15 +113,10 @@ def launch(
         "LLAMA_CPT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
     }
     if count > 1:
+        shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
         # No cache: the first process alone writes it, then waits for the others' compilation, and
         # Gloo gives them 30 seconds.
-        shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-    else:
-        shared |= {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        shared |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     logs = [folder / f"log-{number}" for number in range(count)]
     processes = []
     for number, log in enumerate(logs):
@@ -133,18 +127,18 @@ def launch(
     return Launched(processes, logs)
 
 
-def train(config: TrainConfig, count: int, cache: Path, program: str = "") -> Launched:
+def train(config: TrainConfig, count: int, program: str = "") -> Launched:
     """``python -m llama_cpt.train`` on this config; config and logs lie beside its output."""
     folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     save(config, path)
-    return launch(["llama_cpt.train", str(path)], folder, count, cache, program)
+    return launch(["llama_cpt.train", str(path)], folder, count, program)
 
 
-def run_to_end(config: TrainConfig, count: int, cache: Path, program: str = "") -> Launched:
+def run_to_end(config: TrainConfig, count: int, program: str = "") -> Launched:
     """Train until all is done."""
-    launched = ended(lambda: train(config, count, cache, program))
+    launched = ended(lambda: train(config, count, program))
     assert set(launched.ended()) == {0}, launched.log()
     return launched
 

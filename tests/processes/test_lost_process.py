@@ -98,10 +98,10 @@ if os.environ["JAX_PROCESS_ID"] == "1":
 
 
 @pytest.fixture(scope="session")
-def whole(many, tmp_path_factory, compilation_cache) -> list[dict]:
+def whole(many, tmp_path_factory) -> list[dict]:
     """What two processes learn that nothing happens to."""
     config = many(tmp_path_factory.mktemp("whole") / "run", num_steps=STEPS)
-    run_to_end(config, 2, compilation_cache)
+    run_to_end(config, 2)
     return learnt(Path(config.output))
 
 
@@ -139,12 +139,12 @@ def halve_a_file(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
+def test_a_run_that_much_happens_to(many, whole, tmp_path):
     config = many(tmp_path / "run", num_steps=STEPS)
     saved = Path(config.output) / "checkpoints"
 
     def started(program: str = "") -> Launched:
-        return train(config, 2, compilation_cache, program)
+        return train(config, 2, program)
 
     kill_one(running(started, lambda: sealed(config, 2)), 1, config)
 
@@ -161,49 +161,49 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path, compilation_cache):
     assert newest >= 4 and sealed(config, newest)
 
     halve_a_file(saved / str(newest))
-    last = run_to_end(config, 2, compilation_cache, TENTH_WRITE_FAILS)
+    last = run_to_end(config, 2, TENTH_WRITE_FAILS)
     assert f"checkpoint {newest} is damaged" in last.log()
     assert "falling back to the checkpoint of step" in last.log()
     assert learnt(tmp_path / "run") == whole
 
 
 @pytest.mark.slow
-def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path, compilation_cache):
+def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path):
     config = many(tmp_path / "run")
-    launched = ended(lambda: train(config, 2, compilation_cache, FULL_ON_THE_SECOND))
+    launched = ended(lambda: train(config, 2, FULL_ON_THE_SECOND))
     assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
     assert all("the disk is full" in log.read_text() for log in launched.logs)
     assert "Traceback" not in launched.log()
 
 
 @pytest.mark.slow
-def test_a_host_that_cannot_seal_takes_nobody_along(many, tmp_path, compilation_cache):
+def test_a_host_that_cannot_seal_takes_nobody_along(many, tmp_path):
     """What the others still read is not removed under them."""
     config = many(tmp_path / "run")
-    launched = ended(lambda: train(config, 2, compilation_cache, FIRST_CANNOT_SEAL_STEP_2))
+    launched = ended(lambda: train(config, 2, FIRST_CANNOT_SEAL_STEP_2))
     assert launched.ended() == [0, 0], launched.log()
     assert "Input/output error" in launched.log() and "is saved instead" in launched.log()
     assert not (Path(config.output) / "checkpoints" / "2").exists() and sealed(config, 6)
 
 
 @pytest.mark.slow
-def test_an_output_that_is_not_shared(many, tmp_path, compilation_cache):
+def test_an_output_that_is_not_shared(many, tmp_path):
     config, path = replace(many(tmp_path / "run"), output="run"), tmp_path / "config.json"
     save(config, path)
     program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
     command = ["llama_cpt.train", str(path)]
-    launched = ended(lambda: launch(command, tmp_path, 2, compilation_cache, program))
+    launched = ended(lambda: launch(command, tmp_path, 2, program))
     assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
     assert "error: output=run: not the same place on process 1 (" in launched.log()
     assert not list((tmp_path / "0" / "run").iterdir())
 
 
 @pytest.mark.slow
-def test_sigterm_while_the_first_prepares(many, tmp_path, compilation_cache):
+def test_sigterm_while_the_first_prepares(many, tmp_path):
     """To one that waits for it."""
     config = many(tmp_path / "run")
     launched = running(
-        lambda: train(config, 2, compilation_cache, FIRST_PREPARES_SLOWLY),
+        lambda: train(config, 2, FIRST_PREPARES_SLOWLY),
         lambda: (
             (tmp_path / "log-0").exists() and "prepares slowly" in (tmp_path / "log-0").read_text()
         ),
@@ -214,7 +214,7 @@ def test_sigterm_while_the_first_prepares(many, tmp_path, compilation_cache):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
+def test_a_run_in_a_bucket(many, whole, tmp_path):
     """One is killed; started again, with every tenth answer of the storage service a 503."""
     keep_one = CheckpointConfig(every_steps=2, keep=1)
     config = many("gs://bucket/run", num_steps=STEPS, checkpoint=keep_one)
@@ -229,7 +229,7 @@ def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
 
         def started() -> Launched:
             arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
-            return launch(arguments, tmp_path, 2, compilation_cache)
+            return launch(arguments, tmp_path, 2)
 
         first = running(started, lambda: sealed_there(2))
         first.processes[1].kill()
@@ -247,13 +247,13 @@ def test_a_run_in_a_bucket(many, whole, tmp_path, compilation_cache):
 
 
 @pytest.mark.slow
-def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path, compilation_cache):
+def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path):
     draw, kills, unprovoked = random.Random(0), 0, 0
     names = itertools.cycle(["saving", "sealing", "meeting or compiling", "stepping"])
     for number in itertools.count():
         config = many(tmp_path / str(number) / "run", num_steps=STEPS)
         while kills < KILLS:
-            launched = train(config, 2, compilation_cache)
+            launched = train(config, 2)
             has_come = moment(config, draw)[name := next(names)]
             if not launched.reach(has_come):
                 statuses = set(launched.ended())
@@ -267,7 +267,7 @@ def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path, compilati
             kill_one(launched, victim := draw.randrange(2), config)
             kills += 1
             print(f"kill {kills}, of process {victim}, {name}: {steps_told(config)} lines told")
-        run_to_end(config, 2, compilation_cache)
+        run_to_end(config, 2)
         assert learnt(Path(config.output)) == whole
         if kills == KILLS:
             return

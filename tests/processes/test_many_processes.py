@@ -35,10 +35,10 @@ loader.read_batch = read_batch
 
 
 @pytest.fixture(scope="session")
-def alone(many, tmp_path_factory, compilation_cache) -> list[dict]:
+def alone(many, tmp_path_factory) -> list[dict]:
     """What one process learns."""
     config = many(tmp_path_factory.mktemp("alone") / "run")
-    run_to_end(config, 1, compilation_cache)
+    run_to_end(config, 1)
     return learnt(Path(config.output))
 
 
@@ -56,12 +56,10 @@ def rows_read(place: str, steps: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_same_rows_and_losses_as_one_process(
-    count, alone, many, tmp_path, compilation_cache, monkeypatch
-):
+def test_the_same_rows_and_losses_as_one_process(count, alone, many, tmp_path, monkeypatch):
     config = many(tmp_path / "run")
     monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
-    launched = run_to_end(config, count, compilation_cache, TELLS_ROWS)
+    launched = run_to_end(config, count, TELLS_ROWS)
     assert_close(learnt(tmp_path / "run"), alone)
     each = [rows_read(f"{tmp_path}/rows-{process}", 6) for process in range(count)]
     assert all(len(rows) == 48 // count for rows in each)
@@ -72,23 +70,23 @@ def test_the_same_rows_and_losses_as_one_process(
 
 
 @pytest.mark.slow
-def test_rows_shared_by_processes(alone, many, tmp_path, compilation_cache, monkeypatch):
+def test_rows_shared_by_processes(alone, many, tmp_path, monkeypatch):
     """Each row lies on both, and both read it; what is learnt is what one process learns."""
     config = many(tmp_path / "run", mesh=MeshConfig(replica=1, fsdp=1, context=DEVICES, tensor=1))
     monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
-    run_to_end(config, 2, compilation_cache, TELLS_ROWS)
+    run_to_end(config, 2, TELLS_ROWS)
     assert_close(learnt(tmp_path / "run"), alone)
     for process in range(2):
         assert sorted(rows_read(f"{tmp_path}/rows-{process}", 6)) == list(range(48))
 
 
 @pytest.mark.slow
-def test_each_process_writes_its_trace(many, tmp_path, compilation_cache):
+def test_each_process_writes_its_trace(many, tmp_path):
     """On one host too, whose name the profiler gives to both."""
     config = many(tmp_path / "run", num_steps=3)
     save(config, tmp_path / "config.json")
     command = ["llama_cpt.train", str(tmp_path / "config.json"), "--profile", "2:2"]
-    launched = ended(lambda: launch(command, tmp_path, 2, compilation_cache))
+    launched = ended(lambda: launch(command, tmp_path, 2))
     assert launched.ended() == [0, 0], launched.log()
     (folder,) = (tmp_path / "run" / "profile" / "plugins" / "profile").iterdir()
     assert folder.name == "steps_2_2"
@@ -99,14 +97,14 @@ def test_each_process_writes_its_trace(many, tmp_path, compilation_cache):
     assert [file.name for file in folder.glob("*perfetto*")] == ["process_0.perfetto_trace.json.gz"]
 
 
-def stop_on_the_way(config: TrainConfig, count: int, process: int, cache: Path) -> None:
+def stop_on_the_way(config: TrainConfig, count: int, process: int) -> None:
     """SIGTERM to one process after more metrics than there were: all save and say so."""
     told = 0
 
     def started() -> Launched:
         nonlocal told
         told = steps_told(config)
-        return train(config, count, cache, SLOW_STEPS)
+        return train(config, count, SLOW_STEPS)
 
     launched = running(started, lambda: steps_told(config) > told)
     launched.processes[process].send_signal(signal.SIGTERM)
@@ -114,10 +112,10 @@ def stop_on_the_way(config: TrainConfig, count: int, process: int, cache: Path) 
 
 
 @pytest.mark.slow
-def test_four_then_two_then_four_processes(alone, many, tmp_path, compilation_cache):
+def test_four_then_two_then_four_processes(alone, many, tmp_path):
     config = many(tmp_path / "run", num_steps=6)
-    stop_on_the_way(config, 4, 3, compilation_cache)
-    stop_on_the_way(config, 2, 0, compilation_cache)
-    last = run_to_end(config, 4, compilation_cache)
+    stop_on_the_way(config, 4, 3)
+    stop_on_the_way(config, 2, 0)
+    last = run_to_end(config, 4)
     assert last.log().count("resuming after step") >= 2
     assert_close(learnt(tmp_path / "run"), alone)

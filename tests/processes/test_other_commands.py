@@ -37,7 +37,7 @@ def together(arguments: list[str], folder: Path, program: str = "", *, status: i
     """Two processes with as many devices as this one."""
     folder.mkdir(exist_ok=True)
     devices = jax.device_count()
-    launched = ended(lambda: launch(arguments, folder, 2, folder, program, devices=devices))
+    launched = ended(lambda: launch(arguments, folder, 2, program, devices=devices))
     assert set(launched.ended()) == {status}, launched.log()
     return launched
 

@@ -15,7 +15,7 @@ from llama_cpt.config import (
     PreferenceConfig,
 )
 from llama_cpt.model import stack
-from llama_cpt.planning.compiling import compiled_and_text
+from llama_cpt.planning import compiling
 from llama_cpt.training.ahead_of_time import (
     lower,
     lower_reference,
@@ -29,11 +29,10 @@ pytestmark = pytest.mark.libtpu
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-def compile_for(config, topology: str, lower=lower) -> jax.stages.Compiled:
-    compiled = lower(config, topology_program(config, topology)).compile()
-    peak = compiled.memory_analysis().peak_memory_in_bytes
+def compile_for(config, topology: str, lower=lower) -> None:
+    program = topology_program(config, topology)
+    peak = compiling.compile_program(lower(config, program), program.mesh).peak
     assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
-    return compiled
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
     """An option that it does not know is refused: those of the table arrive, and are known."""
     monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
-        compiled_and_text(lower_step(tiny, "v5e:2x2"))
+        compiling.compiled_and_text(lower_step(tiny, "v5e:2x2"))
 
 
 def test_attention_has_one_kernel_forward(tiny):

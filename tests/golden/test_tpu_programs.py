@@ -1,0 +1,77 @@
+"""The kept figures are what the compiler says, and a program's hash is the same from anywhere."""
+
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llama_cpt.config_file import load
+from llama_cpt.planning import compiling
+from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.training.ahead_of_time import lower, topology_program
+from tests.conftest import ROOT
+from tests.golden.tpu_programs import COMPILE, decode, encode, key_of, read
+
+pytestmark = pytest.mark.libtpu
+
+SMALL = (
+    "--model.num-layers 2 --model.embed-dim 128 --model.mlp-dim 256 --model.num-heads 2 "
+    "--model.num-kv-heads 1 --model.head-dim 64 --model.vocab-size 512 --compute.attention "
+    "reference --data.sequence-length 128 --global-batch-size 4 --microbatch-size 4"
+).split()
+
+
+def lower_small():
+    program = topology_program(load(str(ROOT / "configs" / "cpt_1b.py"), SMALL), "v5e:2x2")
+    return lower(load(str(ROOT / "configs" / "cpt_1b.py"), SMALL), program), program.mesh
+
+
+@pytest.mark.slow
+def test_kept_figures_equal_a_fresh_compile():
+    """The one program that is always compiled: a compiler that changed cannot hide."""
+    lowered, mesh = lower_small()
+    fresh, kept = encode(COMPILE(lowered, mesh)), encode(compiling.compile_program(lowered, mesh))
+    assert kept == fresh
+    assert encode(decode(fresh)) == fresh
+
+
+def test_a_refusal_is_kept():
+    refused = TooLarge(20, 10, ((5, "f32[2]", "jit(step)"),))
+    assert decode(encode(refused)) == refused
+
+
+PRINT_KEY = """
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_traceback_in_locations_limit", 0)
+from tests.golden.test_tpu_programs import lower_small
+from tests.golden.tpu_programs import key_of
+print(key_of(*lower_small()))
+"""
+
+
+@pytest.mark.slow
+def test_the_hash_does_not_depend_on_path_or_line(tmp_path):
+    """Lower in another process, from another folder, each file one line longer."""
+    for folder in ("llama_cpt", "pallas_kernels", "configs", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for path in (*tmp_path.glob("llama_cpt/**/*.py"), *tmp_path.glob("pallas_kernels/*.py")):
+        if "from __future__" not in (text := path.read_text("utf-8")):
+            path.write_text("# Another line.\n" + text, "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_KEY],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == key_of(*lower_small()), done.stderr
+
+
+def test_the_file_is_small():
+    assert Path(ROOT / "tests/golden/tpu.json").stat().st_size < 300_000
+    assert read()
