@@ -14,14 +14,14 @@ from llama_cpt.config import MeshConfig, ModelConfig
 from llama_cpt.data.chat_template import ChatTemplate
 from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.errors import UserError
-from llama_cpt.evaluation.judging_session import FOLDER
+from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.model.decoder import Decoder
 from llama_cpt.model.load import model_config_of, tokenizer_of
 from llama_cpt.model.load_decoder import load_decoder
 from llama_cpt.sharding import make_mesh
 from llama_cpt.training.reference import model_identity
 
-RESERVED = (FOLDER, "report.md", "report.html", "differences.png", "languages.png")
+RESERVED = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
 """What else is written into the folder of scores."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 import contextlib
 from dataclasses import asdict, dataclass
+from functools import partial
 import hashlib
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 from llama_cpt.data.conversations import Message
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.kept_lines import append_line, read_lines
+from llama_cpt.fields import from_dict
 from llama_cpt.progress import Progress
 
 Verdict = Literal["a", "b", "tie", "none"]
@@ -118,7 +120,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self.judgements = list(read_lines(path, Judgement))
+        self.judgements = list(read_lines(path, partial(from_dict, Judgement)))
 
     def of(self, pairs: Iterable[Pair], judge: str) -> list[Judgement]:
         """The last one of ``judge`` on each of ``pairs`` in each order."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from llama_cpt.errors import UserError
 from llama_cpt.evaluation.judging import Prompt
 from llama_cpt.evaluation.kept_lines import append_line, read_lines
 from llama_cpt.evaluation.perplexity import spread
+from llama_cpt.fields import from_dict
 from llama_cpt.progress import Progress
 
 Answerer = Callable[[Sequence[Prompt]], Iterator[tuple[int, str | None]]]
@@ -40,7 +42,7 @@ def answers_kept(
 
     ``made_by`` tells the weights and the settings of ``answerer`` apart from others'.
     """
-    kept = {line.id: line.answer for line in read_lines(path, _Answer)}
+    kept = {line.id: line.answer for line in read_lines(path, partial(from_dict, _Answer))}
     ids = [_id(prompt, made_by) for prompt in prompts]
     missing = [(i, p) for i, p in zip(ids, prompts, strict=True) if i not in kept]
     if not missing:

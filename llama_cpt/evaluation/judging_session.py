@@ -23,9 +23,10 @@ from llama_cpt.evaluation.judging_endpoint import KEY_VARIABLE, EndpointJudge
 from llama_cpt.evaluation.judging_person import PersonJudge
 from llama_cpt.evaluation.judging_prompts import Answerer, answers_kept, read_prompts
 from llama_cpt.evaluation.judging_results import WinRate, told, win_rate
+from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.folders import locked
 
-FOLDER, RESULT = "conversations", "win_rate.json"
+RESULT = "win_rate.json"
 PERSON = "person"
 
 
@@ -78,7 +79,7 @@ def judge_conversations(
     Everything lies in ``output/conversations``: ``answers/NAME.jsonl``, ``judgements.jsonl``,
     ``win_rate.json``. A second call goes on with what the first has left.
     """
-    folder = output / FOLDER
+    folder = output / JUDGE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process judges there; wait for it, or set another --output."
     with locked(epath.Path(folder / ".lock"), busy, wait=False):

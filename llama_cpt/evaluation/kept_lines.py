@@ -1,13 +1,14 @@
 """JSON Lines that a killed run may end in the middle of: appended line by line, each on disk."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_cpt.errors import UserError
-from llama_cpt.fields import from_dict
+
+Line = TypeVar("Line")
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -29,16 +30,16 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path, kind: Any) -> Iterator[Any]:
-    """The lines of ``path`` as dataclass ``kind``; half a line at its end is left out.
+def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
+    """Yield ``parse`` of the JSON value of each line; half a line at the end is left out.
 
-    Raises UserError, naming the line, for what is something else.
+    Raises UserError, naming the line, if a line is not JSON or ``parse`` raises ValueError.
     """
     if not path.exists():
         return
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            yield from_dict(kind, json.loads(line), kind.__name__)
+            yield parse(json.loads(line))
         except ValueError as error:
             raise UserError(
                 f"{path}:{number}: {error}; mend the line, or move the file away to begin anew."

@@ -6,6 +6,7 @@ of others in the same place are a mistake, not a continuation.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 import hashlib
 import json
 import math
@@ -17,10 +18,13 @@ from etils import epath
 from llama_cpt.data.token_rows import write_atomically
 from llama_cpt.errors import UserError
 from llama_cpt.evaluation.kept_lines import append_lines, read_lines
+from llama_cpt.fields import from_dict
 from llama_cpt.processes import by_first, gathered
 
 BITS_PER_BYTE = "bits_per_byte"
 """The metric of held-out text; less is better."""
+JUDGE_FOLDER = "conversations"
+"""Folder of conversations and judgements, next to the folders of the models."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
 
 
@@ -67,7 +71,7 @@ def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
 def read_task(file: Path) -> list[ExampleScore]:
     """The scores of one task; the half line that a killed evaluation left is no score."""
     found: dict[tuple[str, str], ExampleScore] = {}
-    for score in read_lines(file, ExampleScore):
+    for score in read_lines(file, partial(from_dict, ExampleScore)):
         found.setdefault(score.key, score)
     return list(found.values())
 
