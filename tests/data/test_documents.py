@@ -207,6 +207,9 @@ def test_a_remote_source(tmp_path):
     sources = find_sources(corpus("memory://bucket/*.jsonl.gz"))
     assert [path.rsplit("/", 1)[1] for path in sources.files] == ["a.jsonl.gz", "b.jsonl.gz"]
     assert texts(read("memory://bucket/*.jsonl.gz")) == ["first"] + [t for t in TEXTS if t.strip()]
+    assert len(digested("zh", sources.stats())[0]["digest"]) == 64
+    with pytest.raises(UserError, match="nonesuch://x: cannot be read"):
+        find_sources(corpus("nonesuch://x"))
 
 
 def test_a_remote_source_that_exists_is_literal():
@@ -216,9 +219,6 @@ def test_a_remote_source_that_exists_is_literal():
             file.write(json.dumps({"text": name}).encode())
     assert texts(read("memory://literal/t [1].jsonl")) == ["t [1].jsonl"]
     assert texts(read("memory://literal/t ?.jsonl")) == ["t 1.jsonl"]
-    assert len(digested("zh", sources.stats())[0]["digest"]) == 64
-    with pytest.raises(UserError, match="nonesuch://x: cannot be read"):
-        find_sources(corpus("nonesuch://x"))
 
 
 def test_changes_of_the_sources_are_seen(tmp_path):
