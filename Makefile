@@ -5,10 +5,10 @@ BIN := .venv/bin
 .PHONY: demo study test test-all test-beam proofs lint clean
 
 demo: .venv/users
-	$(BIN)/python -m llama_cpt.demo
+	$(BIN)/python -m examples.demo
 
 study: .venv/users
-	$(BIN)/python -m llama_cpt.study
+	$(BIN)/python -m examples.study
 
 # Two at a time; a worker that has no test left takes over half of what the other has left.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 -rs
@@ -26,7 +26,7 @@ proofs: .venv/testers
 
 # In an environment of its own: Beam wants another protobuf.
 test-beam: .venv-beam/testers
-	.venv-beam/bin/python -m pytest tests/data/test_beam_corpora.py
+	.venv-beam/bin/python -m pytest tests/data/test_beam.py
 
 lint: .venv/testers
 	$(BIN)/ruff check .

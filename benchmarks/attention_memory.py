@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.attention_schedule import SPLASH_BLOCKS, TOPOLOGY
 from llama_cpt.model.splash import splash_attention
-from llama_cpt.training.ahead_of_time import require_compiler
+from llama_cpt.training.lowering import require_compiler
 from pallas_kernels.flash_attention import flash_attention
 
 CONTENDERS = {"ours": flash_attention} | {

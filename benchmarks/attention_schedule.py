@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-from llama_cpt.training.ahead_of_time import COMPILER_SETTINGS
+from llama_cpt.training.lowering import COMPILER_SETTINGS
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 MATRIX_SIDE = {"v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}

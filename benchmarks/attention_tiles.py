@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 import numpy as np
 
 from llama_cpt.data.loader import segments
-from llama_cpt.data.tokenizer import load_tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from pallas_kernels.tiles import CROSSING, DIAGONAL, needed_tiles, unpack
 
 TILE = 512

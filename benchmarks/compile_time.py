@@ -16,9 +16,9 @@ import statistics
 import subprocess
 import sys
 
-from llama_cpt.planning.topologies import find_topology
-from llama_cpt.progress import Progress
-from llama_cpt.training.ahead_of_time import COMPILER_SETTINGS
+from llama_cpt.hardware.topologies import find_topology
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.training.lowering import COMPILER_SETTINGS
 
 # What MaxText calls our configs' models.
 MODELS = {"cpt_8b": "llama3-8b", "cpt_70b": "llama3-70b"}

@@ -15,10 +15,10 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-from llama_cpt.config import MeshConfig
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.ahead_of_time import require_compiler
-from llama_cpt.training.cross_entropy import linear_cross_entropy
+from llama_cpt.config.schema import MeshConfig
+from llama_cpt.objectives.cross_entropy import linear_cross_entropy
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.training.lowering import require_compiler
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 

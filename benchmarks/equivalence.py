@@ -13,6 +13,8 @@ OUTPUT/reference and OUTPUT/other and compares them.
 A tree's own ``benchmarks/renames.csv`` translates names: the runs' commands into those of the
 tree, and the reference's names into those of the other tree.
 
+``run`` takes three and a half minutes of CPU time and 80 MB.
+
 Exit status: 0 equal, 65 different, 1 a run failed, 2 the command line is wrong.
 """
 

@@ -24,14 +24,14 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 import torch  # noqa: E402
 
-from llama_cpt.config import MeshConfig  # noqa: E402
-from llama_cpt.data.tokenizer import load_tokenizer  # noqa: E402
+from llama_cpt.config.schema import MeshConfig  # noqa: E402
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
-from llama_cpt.evaluation.harness_model import HarnessModel  # noqa: E402
+from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import questions_of  # noqa: E402
-from llama_cpt.model.load import model_config_of  # noqa: E402
-from llama_cpt.model.load_decoder import load_decoder  # noqa: E402
-from llama_cpt.sharding import make_mesh  # noqa: E402
+from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
+from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
+from llama_cpt.weights.source import model_config_of  # noqa: E402
 
 NAMES = ("llama_cpt", "harness")
 

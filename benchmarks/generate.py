@@ -22,9 +22,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from llama_cpt.config import ModelConfig  # noqa: E402
-from llama_cpt.model.decoder import make_decoder  # noqa: E402
-from llama_cpt.model.generate import generate  # noqa: E402
+from llama_cpt.config.schema import ModelConfig  # noqa: E402
+from llama_cpt.generation.decoder import make_decoder  # noqa: E402
+from llama_cpt.generation.generate import generate  # noqa: E402
 from llama_cpt.model.llama import Llama  # noqa: E402
 
 NAMES = ("llama_cpt", "transformers")

@@ -14,10 +14,10 @@ import time
 import jax
 
 from configs.models import LLAMA3_8B, LLAMA3_70B
-from llama_cpt.config import MeshConfig
-from llama_cpt.model.lower_generation import lower_decode, lower_prefill
-from llama_cpt.planning.topologies import find_topology
-from llama_cpt.training.ahead_of_time import require_compiler
+from llama_cpt.config.schema import MeshConfig
+from llama_cpt.generation.lowering import lower_decode, lower_prefill
+from llama_cpt.hardware.topologies import find_topology
+from llama_cpt.training.lowering import require_compiler
 
 ROWS, LENGTH, COLUMNS = 16, 4096, 8192
 SHAPES = (

@@ -36,7 +36,7 @@ SHAPES = {
 SHARD_BYTES = 1 << 30
 READERS = {
     "llama_cpt": """
-from llama_cpt.model.hf_weights import load_hf
+from llama_cpt.weights.hf_weights import load_hf
 import jax
 before = memory("VmRSS")
 start = time.perf_counter()
@@ -68,10 +68,10 @@ print("RESULT" + json.dumps(values))
 def write_checkpoint(folder: Path, gigabytes: float) -> int:
     """Random tensors of about this size; the bytes written."""
     # With the same names, shapes and config as an export: what is read is what is written.
-    from llama_cpt.config import ModelConfig
-    from llama_cpt.model.hf_config import config_json
-    from llama_cpt.model.hf_names import tensor_shapes
-    from llama_cpt.model.safetensors_io import INDEX_FILE, file_header
+    from llama_cpt.config.schema import ModelConfig
+    from llama_cpt.weights.hf_config import config_json
+    from llama_cpt.weights.hf_names import tensor_shapes
+    from llama_cpt.weights.safetensors import INDEX_FILE, file_header
 
     def size(layers: int) -> tuple[ModelConfig, dict, int]:
         config = ModelConfig(num_layers=layers, **SHAPES)

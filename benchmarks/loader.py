@@ -21,7 +21,7 @@ import numpy as np
 
 from llama_cpt.data.loader import batches
 from llama_cpt.data.mixture import Mixture, MixtureCorpus
-from llama_cpt.data.token_rows import Manifest, TokenRows, record_writer, write_manifest
+from llama_cpt.data.rows import Manifest, TokenRows, record_writer, write_manifest
 
 LENGTH = 8192
 BOS = 0

@@ -18,9 +18,9 @@ import sys
 from benchmarks.real_text import LANGUAGES, make_vocabulary
 from configs.real_text import config as base
 from configs.real_text_cpt import config as cpt
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import save
-from llama_cpt.evaluation.figure import read_curve
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.evaluation.learning_curves import read_curve
 
 FOLDER = Path("runs/matmul_precision")
 # (precision, seed), the most telling first.

@@ -20,15 +20,15 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 import numpy as np  # noqa: E402
 
-from llama_cpt.chat_session import chat_template_of  # noqa: E402
-from llama_cpt.config import MeshConfig  # noqa: E402
-from llama_cpt.data.tokenizer import load_tokenizer  # noqa: E402
+from llama_cpt.config.schema import MeshConfig  # noqa: E402
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
-from llama_cpt.evaluation.harness_model import HarnessModel  # noqa: E402
+from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import questions_of  # noqa: E402
-from llama_cpt.model.load import model_config_of  # noqa: E402
-from llama_cpt.model.load_decoder import load_decoder  # noqa: E402
-from llama_cpt.sharding import make_mesh  # noqa: E402
+from llama_cpt.generation.chat_session import chat_template_of  # noqa: E402
+from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
+from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
+from llama_cpt.weights.source import model_config_of  # noqa: E402
 
 LANGUAGES = ("en", "zh")
 TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in LANGUAGES)

@@ -16,14 +16,14 @@ import time
 
 import jax
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import load
-from llama_cpt.errors import one_line_errors
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.plan import compiled_plan
 from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.step_plan import Plan
-from llama_cpt.planning.topologies import Topology, find_topology
-from llama_cpt.training.ahead_of_time import topology_program
+from llama_cpt.runtime.errors import one_line_errors
+from llama_cpt.training.lowering import topology_program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "plan.md"

@@ -18,11 +18,11 @@ import statistics
 import tempfile
 import time
 
-from llama_cpt.config import CorpusConfig, DataConfig
-from llama_cpt.data.corpora import prepare
-from llama_cpt.data.documents import documents_of, read_blocks
-from llama_cpt.data.sources import find_sources
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.config.schema import CorpusConfig, DataConfig
+from llama_cpt.data.prepare.corpora import prepare
+from llama_cpt.data.sources.documents import documents_of, read_blocks
+from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 def processor_seconds() -> float:

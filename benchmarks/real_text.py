@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from configs.real_text import CORPUS, config
-from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.evaluation.figure import draw_curves, finding, read_curve
+from examples.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.evaluation.learning_curves import draw_curves, finding, read_curve
 
 # Each language's share of the text that the vocabulary is trained on, in bytes.
 VOCABULARY_BYTES = 6_000_000

@@ -20,12 +20,12 @@ import time
 import jax
 
 from configs.demo_base import config as base
-from llama_cpt.bilingual_world.documents import write_world
-from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.config import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
-from llama_cpt.config_file import save
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from examples.bilingual_world.documents import write_world
+from examples.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
+from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training.run import build
 from llama_cpt.training.trainer import about
 

@@ -14,11 +14,11 @@ import math
 from pathlib import Path
 
 from benchmarks.plan_table import Row, table
-from llama_cpt.config import ModelConfig, TrainConfig
-from llama_cpt.config_file import load
-from llama_cpt.model_flops import model_flops_per_token
-from llama_cpt.planning.hand_sum import hand_sum, parameters
-from llama_cpt.planning.topologies import FAMILIES, Topology, shapes_of
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import ModelConfig, TrainConfig
+from llama_cpt.hardware.topologies import FAMILIES, Topology, shapes_of
+from llama_cpt.model.flops import model_flops_per_token
+from llama_cpt.planning.analytic import hand_sum, parameters
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "cpt_70b.py")
 CHIPS = (8, 32, 128, 512, 2048, 8192)

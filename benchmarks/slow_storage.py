@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from benchmarks.loader import CORPORA, open_loader, write_corpus
-from llama_cpt.data import token_rows
+from llama_cpt.data import rows
 
 BATCH = 16
 BATCHES = 60
@@ -34,13 +34,13 @@ class LateReader:
 
 
 def run_host(folder: Path, host: int, seconds: float, measured: Any) -> None:
-    opened = token_rows._opened
+    opened = rows._opened
 
     def opened_late(path: str, records: int) -> LateReader:
         time.sleep(seconds)
         return LateReader(opened(path, records), seconds)
 
-    token_rows._opened = opened_late
+    rows._opened = opened_late
     start = time.perf_counter()
     source = open_loader(folder, BATCH, host * BATCHES)
     next(source)

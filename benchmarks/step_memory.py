@@ -14,11 +14,11 @@ import time
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config_file import load
+from llama_cpt.config.loading import load
+from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.compiling import compile_program
 from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.planning.topologies import find_topology
-from llama_cpt.training.ahead_of_time import lower, topology_program
+from llama_cpt.training.lowering import lower, topology_program
 
 SHAPES = (
     *(f"cpt_8b@v5e:4x4@{rows}" for rows in ("1x8192", "1x4096", "2x8192")),

@@ -17,15 +17,15 @@ import numpy as np
 from benchmarks.real_text import write_sample
 from configs.study import FOLDER, large, small
 from configs.study_large_sweep import COPIED, NAMED, TAKEN
-from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.evaluation.figure import save_figure
+from examples.bilingual_world.vocabulary import train_vocabulary
+from examples.shown_command import run_command
+from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import load
-from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.results import read_results
-from llama_cpt.model.model_card import read_metrics
-from llama_cpt.model_flops import non_embedding_parameters
-from llama_cpt.shown_command import run_command
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.model.flops import non_embedding_parameters
+from llama_cpt.weights.model_card import read_metrics
 
 SIZES = ("small", "middle", "large")
 FITTED = ("small", "middle", "noise")

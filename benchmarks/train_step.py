@@ -23,11 +23,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from llama_cpt.batch import TokenBatch  # noqa: E402
-from llama_cpt.config import MeshConfig, ModelConfig, NextTokenConfig, OptimizerConfig  # noqa: E402
+from llama_cpt.config.schema import (  # noqa: E402
+    MeshConfig,
+    ModelConfig,
+    NextTokenConfig,
+    OptimizerConfig,
+)
+from llama_cpt.data.batch import TokenBatch  # noqa: E402
 from llama_cpt.model.llama import Llama  # noqa: E402
-from llama_cpt.sharding import make_mesh  # noqa: E402
-from llama_cpt.training.objectives import make_objective  # noqa: E402
+from llama_cpt.objectives.next_token import make_objective  # noqa: E402
+from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
 from llama_cpt.training.optimizer import make_optimizer  # noqa: E402
 from llama_cpt.training.train_step import init_state, jit_train_step, make_train_step  # noqa: E402
 

@@ -7,7 +7,7 @@ paper's ratio (arXiv 2409.06624), 2e-5 a common rate for this size; neither know
 """
 
 from configs.models import LLAMA3_8B
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     CheckpointConfig,
     CorpusConfig,
     DataConfig,

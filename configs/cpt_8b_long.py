@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from configs.cpt_8b import config as cpt_8b
 from configs.models import LLAMA31_8B
-from llama_cpt.config import MeshConfig
+from llama_cpt.config.schema import MeshConfig
 
 config = replace(
     cpt_8b,

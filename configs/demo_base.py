@@ -1,6 +1,6 @@
 """The demo's first run: a tiny Llama-3 learns English, the language that it must not forget."""
 
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
     CorpusConfig,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from configs.demo_base import FOLDER
 from configs.demo_base import config as base
-from llama_cpt.config import CorpusConfig, EvaluationConfig, OptimizerConfig
+from llama_cpt.config.schema import CorpusConfig, EvaluationConfig, OptimizerConfig
 
 config = replace(
     base,

@@ -4,7 +4,7 @@ from configs.demo_base import FOLDER
 from configs.demo_cpt import config as cpt
 from configs.demo_dpo import config as dpo
 from configs.demo_sft import config as sft
-from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.config.pipeline import PipelineConfig
 
 config = PipelineConfig(
     output=f"{FOLDER}/road",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.demo_base import FOLDER
 from configs.demo_cpt import config as cpt
-from llama_cpt.config import ChatConfig, CorpusConfig, OptimizerConfig
+from llama_cpt.config.schema import ChatConfig, CorpusConfig, OptimizerConfig
 
 config = replace(
     cpt,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.dpo_8b import config as dpo
 from configs.sft_70b import config as sft
-from llama_cpt.config import OptimizerConfig
+from llama_cpt.config.schema import OptimizerConfig
 
 config = replace(
     sft,

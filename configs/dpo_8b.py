@@ -7,7 +7,7 @@ for whole weights; Llama 3's is 1e-5.
 from dataclasses import replace
 
 from configs.sft_8b import config as sft
-from llama_cpt.config import CorpusConfig, OptimizerConfig, PreferenceConfig
+from llama_cpt.config.schema import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(
     sft,

@@ -6,7 +6,7 @@
 
 import os
 
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
     CorpusConfig,

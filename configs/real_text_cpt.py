@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.real_text import CORPUS
 from configs.real_text import config as base
-from llama_cpt.config import CorpusConfig, EvaluationConfig, OptimizerConfig
+from llama_cpt.config.schema import CorpusConfig, EvaluationConfig, OptimizerConfig
 
 config = replace(
     base,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.real_text import DATA
 from configs.real_text_sft import config as sft
-from llama_cpt.config import CorpusConfig, OptimizerConfig, PreferenceConfig
+from llama_cpt.config.schema import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(
     sft,

@@ -3,7 +3,7 @@
 from configs.real_text_cpt import config as cpt
 from configs.real_text_dpo import config as dpo
 from configs.real_text_sft import config as sft
-from llama_cpt.pipeline_config import PipelineConfig
+from llama_cpt.config.pipeline import PipelineConfig
 
 config = PipelineConfig(
     output="runs/real_text/road",

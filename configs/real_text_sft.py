@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from configs.real_text import DATA
 from configs.real_text_cpt import config as cpt
-from llama_cpt.config import ChatConfig, CorpusConfig, OptimizerConfig
+from llama_cpt.config.schema import ChatConfig, CorpusConfig, OptimizerConfig
 
 config = replace(
     cpt,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.cpt_70b import config as cpt
 from configs.sft_8b import config as sft
-from llama_cpt.config import OptimizerConfig
+from llama_cpt.config.schema import OptimizerConfig
 
 config = replace(
     sft,

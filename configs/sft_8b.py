@@ -7,7 +7,7 @@ Any of the formats in docs/chat.md; one epoch to three of good conversations. 2e
 from dataclasses import replace
 
 from configs.cpt_8b import config as cpt
-from llama_cpt.config import ChatConfig, CheckpointConfig, CorpusConfig, OptimizerConfig
+from llama_cpt.config.schema import ChatConfig, CheckpointConfig, CorpusConfig, OptimizerConfig
 
 config = replace(
     cpt,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from configs.real_text import CORPUS
 from configs.real_text import config as real_text
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     CheckpointConfig,
     CorpusConfig,
     EvaluationConfig,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from configs.study import FOLDER
 from configs.study_large_sweep import COPIED, NAMED, TAKEN
 from configs.study_large_sweep import config as large_sweep
-from llama_cpt.sweep_config import AxisConfig
+from llama_cpt.config.sweep import AxisConfig
 
 config = replace(
     large_sweep,

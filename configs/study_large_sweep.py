@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from configs.study import FOLDER, large
 from configs.study_small_sweep import config as small_sweep
-from llama_cpt.sweep_config import SizeConfig
+from llama_cpt.config.sweep import SizeConfig
 
 NAMED = (0.585, 2.6e-3)
 COPIED = (0.5, 5e-3)

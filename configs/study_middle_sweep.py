@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.study import FOLDER, middle
 from configs.study_small_sweep import config as small_sweep
-from llama_cpt.sweep_config import AxisConfig, SizeConfig
+from llama_cpt.config.sweep import AxisConfig, SizeConfig
 
 config = replace(
     small_sweep,

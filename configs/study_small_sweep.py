@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from configs.study import CPT, FOLDER, small
-from llama_cpt.sweep_config import AxisConfig, SweepConfig
+from llama_cpt.config.sweep import AxisConfig, SweepConfig
 
 config = SweepConfig(
     output=f"{FOLDER}/small",

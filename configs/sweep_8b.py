@@ -9,8 +9,8 @@ an optimum on their edge.
 from dataclasses import replace
 
 from configs.cpt_8b import config as cpt
-from llama_cpt.config import EvaluationConfig, OptimizerConfig
-from llama_cpt.sweep_config import AxisConfig, SweepConfig
+from llama_cpt.config.schema import EvaluationConfig, OptimizerConfig
+from llama_cpt.config.sweep import AxisConfig, SweepConfig
 
 BUDGET = 1000 * cpt.global_batch_size * cpt.data.sequence_length
 

@@ -7,7 +7,7 @@ Blocks are of one language each, 100 steps a pair of them; the stages rise from 
 from dataclasses import replace
 
 from configs.sweep_8b import config as sweep
-from llama_cpt.sweep_config import AxisConfig
+from llama_cpt.config.sweep import AxisConfig
 
 STEPS = 1200
 blocks = tuple(

@@ -7,7 +7,7 @@ runs/sweep_8b/law` writes.
 from dataclasses import replace
 
 from configs.sweep_8b import config as sweep
-from llama_cpt.sweep_config import AxisConfig
+from llama_cpt.config.sweep import AxisConfig
 
 config = replace(
     sweep,

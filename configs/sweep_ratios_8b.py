@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from configs.sweep_8b import config as sweep
-from llama_cpt.sweep_config import AxisConfig
+from llama_cpt.config.sweep import AxisConfig
 
 config = replace(
     sweep,

@@ -7,7 +7,7 @@ serves both pairs (docs/another_language.md).
 from dataclasses import replace
 
 from configs.sweep_8b import config as sweep
-from llama_cpt.config import CorpusConfig
+from llama_cpt.config.schema import CorpusConfig
 
 data = sweep.train.data
 heldout = (CorpusConfig("es", "data/heldout/es.jsonl.gz"), *data.heldout[1:])

@@ -6,14 +6,14 @@ The configs beside this one, `world_study_*.py`, are what its commands are given
 from dataclasses import replace
 
 from configs.demo_base import config as demo
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     CheckpointConfig,
     CorpusConfig,
     EvaluationConfig,
     OptimizerConfig,
     TrainConfig,
 )
-from llama_cpt.sweep_config import AxisConfig, SweepConfig
+from llama_cpt.config.sweep import AxisConfig, SweepConfig
 
 FOLDER = "runs/world_study"
 WORLD = f"{FOLDER}/world"

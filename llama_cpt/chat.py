@@ -10,15 +10,15 @@ import sys
 
 import jax
 
-from llama_cpt.chat_session import Session, chat_template_of
-from llama_cpt.config import MeshConfig, ModelConfig
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UsageError, UserError, one_line_errors
-from llama_cpt.model.load import model_config_of, tokenizer_of
-from llama_cpt.model.load_decoder import load_decoder
-from llama_cpt.model.sampling import Sampling
-from llama_cpt.processes import by_first, count, is_first, together
-from llama_cpt.sharding import make_mesh
+from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.generation.chat_session import Session, chat_template_of
+from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.generation.sampling import Sampling
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.distributed import by_first, count, is_first, together
+from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.weights.source import model_config_of, tokenizer_of
 
 HELP = """\
 /system TEXT  set the system message (without TEXT: none)

@@ -11,29 +11,24 @@ from typing import Any
 
 import jax
 
-from llama_cpt.errors import CHECK_FAILED, one_line_errors
-from llama_cpt.fields import to_dict
-from llama_cpt.literal_paths import validate_run_folder
-from llama_cpt.model.hand_over import to_hf, to_peft
-from llama_cpt.model.hf_export import EXPORT_DTYPES
-from llama_cpt.model.hf_verify import (
+from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.config.fields import to_dict
+from llama_cpt.runtime.atomic_dir import new_folder, require_new
+from llama_cpt.runtime.distributed import by_first, count, together
+from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
+from llama_cpt.runtime.literal_paths import validate_run_folder
+from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.export import to_hf, to_peft
+from llama_cpt.weights.hf_export import EXPORT_DTYPES
+from llama_cpt.weights.hf_weights import load_hf
+from llama_cpt.weights.hub import resolve
+from llama_cpt.weights.provenance import LICENCE_FILES, TOKENIZER_FILES, copy_files, write_origin
+from llama_cpt.weights.verify import (
     LogitsDifference,
     TensorDifference,
     compare_logits,
     compare_weights,
 )
-from llama_cpt.model.hf_weights import load_hf
-from llama_cpt.model.hub import resolve
-from llama_cpt.model.new_folder import new_folder, require_new
-from llama_cpt.model.origin import (
-    LICENCE_FILES,
-    TOKENIZER_FILES,
-    copy_files,
-    write_origin,
-)
-from llama_cpt.model.trained_weights import TrainedWeights
-from llama_cpt.processes import by_first, count, together
-from llama_cpt.training.checkpoint import save_trained
 
 DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
 EXAMPLES = """examples:

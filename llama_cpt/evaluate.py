@@ -13,11 +13,10 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt import named_models
-from llama_cpt.config import CorpusConfig
-from llama_cpt.config_file import load
-from llama_cpt.errors import UsageError, UserError, one_line_errors
-from llama_cpt.evaluation.heldout_scores import (
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.evaluation import named_models
+from llama_cpt.evaluation.bits_per_byte import (
     APART,
     TASK,
     HeldoutText,
@@ -28,20 +27,21 @@ from llama_cpt.evaluation.heldout_scores import (
     set_apart,
     text_fingerprint,
 )
-from llama_cpt.evaluation.judging_answers import Talker, answerer
-from llama_cpt.evaluation.judging_session import (
+from llama_cpt.evaluation.comparison.page import write_comparison
+from llama_cpt.evaluation.comparison.text import terminal_lines
+from llama_cpt.evaluation.judge.answers import Talker, answerer
+from llama_cpt.evaluation.judge.session import (
     Contestant,
     add_conversation_arguments,
     check_conversations,
     judge_conversations,
 )
-from llama_cpt.evaluation.sandbox import ENFORCED
-from llama_cpt.evaluation.side_by_side_page import write_comparison
-from llama_cpt.evaluation.side_by_side_text import terminal_lines
+from llama_cpt.evaluation.named_models import Given, Model
+from llama_cpt.evaluation.sandbox.sandbox import ENFORCED
 from llama_cpt.evaluation.summary import table, write_summary
-from llama_cpt.folders import locked, require_local, require_writable
-from llama_cpt.named_models import Given, Model
-from llama_cpt.processes import by_first, count, is_first, together
+from llama_cpt.runtime.distributed import by_first, count, is_first, together
+from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.output_folder import locked, require_local, require_writable
 
 
 def main(arguments: list[str]) -> int:
@@ -196,7 +196,7 @@ def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) ->
 
 
 def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> None:
-    from llama_cpt.evaluation.harness_model import HarnessModel
+    from llama_cpt.evaluation.harness import HarnessModel
     from llama_cpt.evaluation.questions import ask, questions_of
 
     harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, model.template)

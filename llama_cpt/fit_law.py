@@ -10,11 +10,9 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from llama_cpt.config_file import load
-from llama_cpt.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
-from llama_cpt.fields import nearest, require_above_zero
-from llama_cpt.folders import require_local, require_writable
-from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.config.fields import nearest, require_above_zero
+from llama_cpt.config.loading import load
+from llama_cpt.mixture_law.analyze import analyse
 from llama_cpt.mixture_law.findings import (
     aligned,
     conclusion,
@@ -24,13 +22,15 @@ from llama_cpt.mixture_law.findings import (
     prediction_rows,
     ridge_in_words,
 )
-from llama_cpt.mixture_law.fragment import as_config, as_options
-from llama_cpt.mixture_law.goal import Bound, Goal, Weights
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import to_json
-from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.mixture_law.objective import Bound, Goal, Weights
+from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import PICTURES, make_report
 from llama_cpt.mixture_law.results import Results, read_results
+from llama_cpt.mixture_law.runs_table import GROUPS
+from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
+from llama_cpt.runtime.output_folder import require_local, require_writable
 
 DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
 with intervals, or in a sentence why it recommends none. docs/law.md tells the format of the table,

@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 
-from llama_cpt.config_file import load
-from llama_cpt.errors import one_line_errors
-from llama_cpt.pipeline_config import PipelineConfig
-from llama_cpt.processes import require_one
-from llama_cpt.training.road import described, travel
+from llama_cpt.config.loading import load
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.pipelines.run import described, travel
+from llama_cpt.runtime.distributed import require_one
+from llama_cpt.runtime.errors import one_line_errors
 
 
 def main(arguments: list[str]) -> int:

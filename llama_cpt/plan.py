@@ -8,9 +8,9 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import load
-from llama_cpt.errors import NEGATIVE_RESULT, UserError, one_line_errors
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.planning import compiling
 from llama_cpt.planning.memory import PassMemory, device_bytes
 from llama_cpt.planning.out_of_memory import TooLarge
@@ -25,8 +25,8 @@ from llama_cpt.planning.search import (
 )
 from llama_cpt.planning.step_plan import Plan, make_plan, where
 from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
-from llama_cpt.planning.topologies import Topology, find_topology
-from llama_cpt.training.ahead_of_time import (
+from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError, one_line_errors
+from llama_cpt.training.lowering import (
     abstract_batch,
     lower,
     lower_evaluation,

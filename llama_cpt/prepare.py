@@ -7,17 +7,17 @@ import sys
 import jax
 import numpy as np
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import load
-from llama_cpt.data.corpora import Prepared, WriteAll, open_rows, prepare
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, mixture_of
-from llama_cpt.data.token_rows import Manifest
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UsageError, UserError, one_line_errors
-from llama_cpt.folders import require_writable
+from llama_cpt.data.prepare.corpora import Prepared, WriteAll, open_rows, prepare
+from llama_cpt.data.rows import Manifest
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.output_folder import require_writable
 
 _NOUNS = {
     "documents": "documents",
@@ -98,7 +98,7 @@ def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> Writ
     if options.workers:
         raise UsageError("--workers is for --runner local; Beam's runners have their own options.")
     try:
-        from llama_cpt.data.beam_corpora import write_corpora
+        from llama_cpt.data.prepare.beam import write_corpora
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise

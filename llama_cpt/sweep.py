@@ -4,14 +4,14 @@ import argparse
 import re
 import sys
 
-from llama_cpt.config_file import load
-from llama_cpt.errors import UsageError, one_line_errors
-from llama_cpt.processes import require_one
-from llama_cpt.sweep_config import SweepConfig
+from llama_cpt.config.loading import load
+from llama_cpt.config.sweep import SweepConfig
+from llama_cpt.runtime.distributed import require_one
+from llama_cpt.runtime.errors import UsageError, one_line_errors
 from llama_cpt.sweeps.cost import chip_hours, within_budget
-from llama_cpt.sweeps.plan import described, table
+from llama_cpt.sweeps.preview import described, table
+from llama_cpt.sweeps.runner import run_sweep
 from llama_cpt.sweeps.trials import chains_of
-from llama_cpt.training.trial_runner import run_sweep
 
 
 def main(arguments: list[str]) -> int:

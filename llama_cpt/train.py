@@ -4,10 +4,10 @@ import argparse
 import sys
 import time
 
-from llama_cpt.config_file import load
-from llama_cpt.errors import one_line_errors
-from llama_cpt.processes import together
-from llama_cpt.sharding import make_mesh
+from llama_cpt.config.loading import load
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.distributed import together
+from llama_cpt.runtime.errors import one_line_errors
 from llama_cpt.training.run import build
 from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit

@@ -59,10 +59,11 @@ SHAPED = [
 ]
 jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
-from llama_cpt.errors import UserError  # noqa: E402
 from llama_cpt.planning import compiling  # noqa: E402
-from llama_cpt.training.ahead_of_time import require_compiler  # noqa: E402
+from llama_cpt.runtime.errors import UserError  # noqa: E402
+from llama_cpt.training.lowering import require_compiler  # noqa: E402
 from tests.golden import tpu_programs  # noqa: E402
+from tests.tiny_run import corpora, make_config  # noqa: E402, F401
 
 GOLDENS = tpu_programs.Goldens(tpu_programs.read())
 

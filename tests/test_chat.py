@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from llama_cpt.chat_session import Session, chat_template_of, text_pieces
-from llama_cpt.config import MeshConfig, ModelConfig
-from llama_cpt.data.conversations import Message
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import USER_ERROR, UserError
-from llama_cpt.model.decoder import make_decoder
-from llama_cpt.model.hf_config import config_json
-from llama_cpt.model.hf_names import BY_OURS, parameters_by_path
+from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.data.chat.conversations import Message
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.generation.chat_session import Session, chat_template_of, text_pieces
+from llama_cpt.generation.decoder import make_decoder
+from llama_cpt.generation.sampling import Sampling
 from llama_cpt.model.llama import Llama
-from llama_cpt.model.load import model_config_of, tokenizer_of
-from llama_cpt.model.safetensors_io import file_header
-from llama_cpt.model.sampling import Sampling
-from llama_cpt.sharding import make_mesh
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import USER_ERROR, UserError
+from llama_cpt.weights.hf_config import config_json
+from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
+from llama_cpt.weights.safetensors import file_header
+from llama_cpt.weights.source import model_config_of, tokenizer_of
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
 

@@ -13,16 +13,22 @@ import tokenizers
 import torch
 import transformers
 
-from llama_cpt.config import CorpusConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from llama_cpt.config_file import save
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import (
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llama_cpt.convert import main
-from llama_cpt.errors import CHECK_FAILED, USER_ERROR, UserError
-from llama_cpt.fields import to_dict
-from llama_cpt.model import hf_verify
-from llama_cpt.model.hand_over import to_hf
-from llama_cpt.model.hf_weights import load_hf
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
-from tests.model.hf_models import save_llama
+from llama_cpt.runtime.errors import CHECK_FAILED, USER_ERROR, UserError
+from llama_cpt.weights import verify
+from llama_cpt.weights.export import to_hf
+from llama_cpt.weights.hf_weights import load_hf
+from tests.weights.hf_models import save_llama
 
 
 @pytest.fixture
@@ -130,14 +136,14 @@ def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, ca
 def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_path, monkeypatch):
     checkpoint = str(tmp_path / "checkpoint")
     assert main(["from-hf", str(source), checkpoint]) == 0
-    ours = hf_verify._our_logits
+    ours = verify._our_logits
 
     def one_differs(*given: object) -> np.ndarray:
         logits = np.array(ours(*given))
         logits[1, 2, 3] += added
         return logits
 
-    monkeypatch.setattr(hf_verify, "_our_logits", one_differs)
+    monkeypatch.setattr(verify, "_our_logits", one_differs)
     assert main(["verify", str(source), checkpoint]) == status
 
 

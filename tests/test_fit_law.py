@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from llama_cpt.config_file import load
-from llama_cpt.errors import USER_ERROR, UserError
+from llama_cpt.config.loading import load
 from llama_cpt.fit_law import main
 from llama_cpt.mixture_law import law_file
+from llama_cpt.runtime.errors import USER_ERROR, UserError
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 

@@ -9,19 +9,19 @@ import sys
 import numpy as np
 import pytest
 
-from llama_cpt.config_file import load
-from llama_cpt.data.corpora import prepare
+from llama_cpt.config.loading import load
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import mixture_of
-from llama_cpt.data.token_rows import TokenRows
-from llama_cpt.data.tokenizer import load_tokenizer
-from llama_cpt.errors import USAGE, USER_ERROR, UserError
+from llama_cpt.data.prepare.corpora import prepare
+from llama_cpt.data.rows import TokenRows
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.prepare import main
+from llama_cpt.runtime.errors import USAGE, USER_ERROR, UserError
 from tests.byte_tokenizer import write_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
-from llama_cpt.config import *
+from llama_cpt.config.schema import *
 
 config = TrainConfig(
     output="unused",

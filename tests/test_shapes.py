@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from llama_cpt.bilingual_world.english import say
+from examples.bilingual_world.english import say
 from pallas_kernels.reference import attention
 from tests.conftest import SHAPED
 

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from llama_cpt import sweep
-from llama_cpt.config_file import load
-from llama_cpt.errors import UserError
-from llama_cpt.sweep_config import SweepConfig
+from llama_cpt.config.loading import load
+from llama_cpt.config.sweep import SweepConfig
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order
 
 PAPER = "configs/sweep_8b.py"

@@ -1,7 +1,7 @@
 # Sourced, after commands.sh: the checkpoints in OUTPUT.
 # shellcheck shell=bash
 
-# Ascending, a line each. Whole is what llama_cpt/training/manifest.py takes for it: the folder and
+# Ascending, a line each. Whole is what llama_cpt/checkpoint/manifest.py takes for it: the folder and
 # all N of STEP.manifest-PART-of-N.json.
 whole_steps() {
   call "$QUERY_SECONDS" gcloud storage ls "$OUTPUT/checkpoints/" 2>/dev/null | awk -F/ '

@@ -8,7 +8,7 @@ say() { printf '%s\n' "$*" >&2; }
 # What was reached; DRY_RUN reaches nothing.
 report() { dry || say "$@"; }
 
-# Exit statuses of the scripts. Those of llama_cpt/errors.py that no restart fixes: an option, a
+# Exit statuses of the scripts. Those of llama_cpt/runtime/errors.py that no restart fixes: an option, a
 # failed check, an error of the user; and that of Ctrl-C.
 # shellcheck disable=SC2034 # some are for the scripts
 readonly USAGE=2 CHECK_FAILED=65 USER_ERROR=78 INTERRUPTED=130

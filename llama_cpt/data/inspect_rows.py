@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.data.tokenizer import Tokenizer
+from llama_cpt.data.batch import TokenBatch
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 
 
 def row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:

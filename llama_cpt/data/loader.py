@@ -10,10 +10,10 @@ import jax
 from jaxtyping import Int32, Int64, Integer, UInt32
 import numpy as np
 
-from llama_cpt.batch import Batch, TokenBatch
+from llama_cpt.data.batch import Batch, TokenBatch
 from llama_cpt.data.mixture import Mixture
 from llama_cpt.data.packed_rows import PackedBlock, packed_batch
-from llama_cpt.errors import UserError
+from llama_cpt.runtime.errors import UserError
 
 # Batches read ahead, each by a thread of its own: enough for the step never to wait, and few
 # enough to hold in memory at any batch size that fits the step.

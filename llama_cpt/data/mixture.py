@@ -19,9 +19,9 @@ import math
 from jaxtyping import Int32, Int64
 import numpy as np
 
-from llama_cpt.config import CorpusConfig, DataConfig
+from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.permutation import pass_keys, permute, stream_key
-from llama_cpt.errors import UserError
+from llama_cpt.runtime.errors import UserError
 
 # Longer than any run, and far from where int64 ends.
 _MOST_ROWS = 2**60

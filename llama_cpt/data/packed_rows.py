@@ -6,10 +6,10 @@ from typing import NamedTuple
 from jaxtyping import Float32, Int32, Int64, Integer
 import numpy as np
 
-from llama_cpt.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
-from llama_cpt.data.packing import TOKEN, fields_of
-from llama_cpt.data.token_rows import Records, required_manifest
-from llama_cpt.errors import UserError
+from llama_cpt.data.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
+from llama_cpt.data.chat.packing import TOKEN, fields_of
+from llama_cpt.data.rows import Records, required_manifest
+from llama_cpt.runtime.errors import UserError
 
 
 class PackedBlock(NamedTuple):

@@ -12,9 +12,9 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 import yaml
 
-from llama_cpt.errors import UserError
+from llama_cpt.config.fields import nearest
 from llama_cpt.evaluation.tasks.local_files import subjects
-from llama_cpt.fields import nearest
+from llama_cpt.runtime.errors import UserError
 
 FOLDER, YAML = Path(__file__).with_name("tasks"), ".yaml"
 

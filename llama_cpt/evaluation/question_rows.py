@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Int
 import numpy as np
 
-from llama_cpt.errors import UserError
-from llama_cpt.model.branches import BranchRows
+from llama_cpt.generation.option_scoring import BranchRows
+from llama_cpt.runtime.errors import UserError
 
 Tokens = Int[np.ndarray, "_"]
 SHORTEST_PREFIX = 32

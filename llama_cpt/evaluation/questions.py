@@ -16,12 +16,12 @@ from lm_eval.api.task import Task
 from lm_eval.utils import env
 import numpy as np
 
-from llama_cpt.errors import UserError
 from llama_cpt.evaluation.benchmarks import Benchmark, runs_code
-from llama_cpt.evaluation.harness_model import HarnessModel
+from llama_cpt.evaluation.harness import HarnessModel
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, left_of
-from llama_cpt.processes import gathered, is_first
-from llama_cpt.progress import Progress
+from llama_cpt.runtime.distributed import gathered, is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.progress import Progress
 
 # The harness compiles a task's templates anew for every question: a minute for CMMLU.
 env.from_string = lru_cache(env.from_string)

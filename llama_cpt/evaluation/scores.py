@@ -15,11 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.data.token_rows import write_atomically
-from llama_cpt.errors import UserError
-from llama_cpt.evaluation.kept_lines import append_lines, read_lines
-from llama_cpt.fields import from_dict
-from llama_cpt.processes import by_first, gathered
+from llama_cpt.config.fields import from_dict
+from llama_cpt.data.rows import write_atomically
+from llama_cpt.runtime.distributed import by_first, gathered
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.jsonl import append_lines, read_lines
 
 BITS_PER_BYTE = "bits_per_byte"
 """The metric of held-out text; less is better."""

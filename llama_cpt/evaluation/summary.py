@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.data.token_rows import write_atomically
+from llama_cpt.data.rows import write_atomically
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, mean_score, read_scores
 from llama_cpt.evaluation.tasks.eq_bench import LEAST_PARSEABLE
 

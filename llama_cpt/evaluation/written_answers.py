@@ -9,10 +9,10 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from llama_cpt.data.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.evaluation.question_rows import Tokens
-from llama_cpt.model.decoder import Decoder
-from llama_cpt.model.generate import (
+from llama_cpt.generation.decoder import Decoder
+from llama_cpt.generation.generate import (
     CALL_TOKENS,
     NO_TOKEN,
     advance,
@@ -21,8 +21,8 @@ from llama_cpt.model.generate import (
     start,
     stop_array,
 )
-from llama_cpt.model.sampling import Sampling
-from llama_cpt.sharding import BATCH_AXES
+from llama_cpt.generation.sampling import Sampling
+from llama_cpt.parallel.mesh import BATCH_AXES
 
 ROWS = 16
 """Prompts that one device answers together."""

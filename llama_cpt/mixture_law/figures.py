@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
 from llama_cpt.mixture_law.figure_style import (
     CHOICE,
     DARK,
@@ -21,9 +20,10 @@ from llama_cpt.mixture_law.figure_style import (
     rate,
     ratio_norm,
 )
-from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.law import Carry, Exponent, Law, RatioOnly
-from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.objective import Bound
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 from llama_cpt.mixture_law.surface_figure import View, known
 
 

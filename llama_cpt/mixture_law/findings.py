@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
 from llama_cpt.mixture_law.figure_style import amount, rate
-from llama_cpt.mixture_law.goal import Bound, Goal
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.law import FormFit, Law, Pareto, Recommendation
-from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.objective import Bound, Goal
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 
 Rows = list[tuple[str, ...]]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from llama_cpt.mixture_law.bands import Number
-from llama_cpt.mixture_law.settings import Settings
+from llama_cpt.mixture_law.intervals import Number
+from llama_cpt.mixture_law.normalization import Settings
 from llama_cpt.mixture_law.surface_model import CARRY, PRIOR, SurfaceModel
 
 HUBER = 0.01

@@ -8,9 +8,9 @@ from llama_cpt.mixture_law.bootstrap import bootstrap, residual_scale, told_apar
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.law import FormFit
-from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.normalization import Frame
+from llama_cpt.mixture_law.runs_table import Points
 from llama_cpt.mixture_law.selection import fold_count, held_out
-from llama_cpt.mixture_law.settings import Frame
 from llama_cpt.mixture_law.surface import GroupSurface
 from llama_cpt.mixture_law.surface_model import make_model
 

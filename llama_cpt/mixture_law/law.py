@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band, Number
-from llama_cpt.mixture_law.goal import Goal
-from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.intervals import Band, Number
+from llama_cpt.mixture_law.objective import Goal
+from llama_cpt.mixture_law.runs_table import Points
 from llama_cpt.mixture_law.surface import Surface
 
 

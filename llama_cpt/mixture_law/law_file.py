@@ -11,11 +11,11 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from llama_cpt.errors import UserError
-from llama_cpt.mixture_law.bands import Band
 from llama_cpt.mixture_law.forms import Form, forms_of
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.results import Results
+from llama_cpt.runtime.errors import UserError
 
 FORMAT = 1
 FIRST = ("recommendation", "refusal", "goal", "chosen", "table")

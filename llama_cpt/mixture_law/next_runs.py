@@ -3,9 +3,9 @@
 import numpy as np
 
 from llama_cpt.mixture_law.law import NextRun
+from llama_cpt.mixture_law.normalization import at_home
 from llama_cpt.mixture_law.optimum import Domain
-from llama_cpt.mixture_law.points import GROUPS, Points
-from llama_cpt.mixture_law.settings import at_home
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 from llama_cpt.mixture_law.surface import Surface
 
 SHARE_STEP = 0.05

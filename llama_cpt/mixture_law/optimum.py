@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from llama_cpt.mixture_law.goal import PENALTY, Bound, Goal
-from llama_cpt.mixture_law.points import Points
-from llama_cpt.mixture_law.settings import Frame, Settings
+from llama_cpt.mixture_law.normalization import Frame, Settings
+from llama_cpt.mixture_law.objective import PENALTY, Bound, Goal
+from llama_cpt.mixture_law.runs_table import Points
 
 RATIOS, RATES, FINE_RATES = 33, 17, 97
 """Ratios and rates at which surfaces are asked, and rates of the spline between them."""

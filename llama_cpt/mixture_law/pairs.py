@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.law import Law, PairOptimum
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import quantiles
-from llama_cpt.mixture_law.goal import Bound, Goal
+from llama_cpt.mixture_law.intervals import quantiles
 from llama_cpt.mixture_law.law import RatioOnly
-from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.objective import Bound, Goal
 from llama_cpt.mixture_law.ratio_forms import LINE, RATIO_FORMS, Neighbours, RatioForm
+from llama_cpt.mixture_law.runs_table import Points
 
 CURVE = 401
 DRAWS = 400

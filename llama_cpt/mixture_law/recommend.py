@@ -5,7 +5,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.doubts import (
+from llama_cpt.mixture_law.extrapolation import Powers, make_carry, make_powers, widened
+from llama_cpt.mixture_law.law import Law, Recommendation
+from llama_cpt.mixture_law.next_runs import choose_next_runs, searched
+from llama_cpt.mixture_law.normalization import at_home
+from llama_cpt.mixture_law.objective import Goal
+from llama_cpt.mixture_law.optima import Place, find_place
+from llama_cpt.mixture_law.optimal_lr import make_ridge
+from llama_cpt.mixture_law.optimum import make_domain
+from llama_cpt.mixture_law.pareto import predicted_front
+from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.surface import FAR, Surface, widening
+from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
+from llama_cpt.mixture_law.validity_checks import (
     bound_reasons,
     carried_reasons,
     edge_reasons,
@@ -14,18 +26,6 @@ from llama_cpt.mixture_law.doubts import (
     spread_reasons,
     target_reasons,
 )
-from llama_cpt.mixture_law.fronts import predicted_front
-from llama_cpt.mixture_law.goal import Goal
-from llama_cpt.mixture_law.law import Law, Recommendation
-from llama_cpt.mixture_law.next_runs import choose_next_runs, searched
-from llama_cpt.mixture_law.optimum import make_domain
-from llama_cpt.mixture_law.places import Place, find_place
-from llama_cpt.mixture_law.points import Points
-from llama_cpt.mixture_law.ridge import make_ridge
-from llama_cpt.mixture_law.settings import at_home
-from llama_cpt.mixture_law.surface import FAR, Surface, widening
-from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
-from llama_cpt.mixture_law.transfer import Powers, make_carry, make_powers, widened
 
 TOLERANCE = np.array([0.05, 0.1 * np.log(10)])
 """What counts as a difference: ALMR, and a tenth of a decade of the rate."""

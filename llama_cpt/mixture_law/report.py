@@ -22,9 +22,9 @@ from llama_cpt.mixture_law.findings import (
     ridge_in_words,
 )
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.points import Points
 from llama_cpt.mixture_law.results import Curve, Results
 from llama_cpt.mixture_law.run_figures import draw_fit, draw_forgetting
+from llama_cpt.mixture_law.runs_table import Points
 from llama_cpt.mixture_law.surface_figure import View, draw_surface
 
 PICTURES = ("surface.png", "front.png", "forgetting.png", "fit.png", "carry.png", "ratio.png")

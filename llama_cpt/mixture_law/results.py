@@ -8,8 +8,6 @@ import math
 from jaxtyping import Float
 import numpy as np
 
-from llama_cpt.errors import UserError
-from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.runs import (
     COLUMNS,
     Run,
@@ -20,7 +18,9 @@ from llama_cpt.mixture_law.runs import (
     require_one_base,
     with_the_usual_corpora,
 )
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 from llama_cpt.mixture_law.table import Row, read_table
+from llama_cpt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from llama_cpt.mixture_law.figure_style import (
     rate,
     ratio_norm,
 )
-from llama_cpt.mixture_law.goal import Bound, Goal
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.points import GROUPS, Points
+from llama_cpt.mixture_law.objective import Bound, Goal
 from llama_cpt.mixture_law.results import Curve
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 from llama_cpt.mixture_law.surface_figure import known
 
 MOST_PANELS = 5

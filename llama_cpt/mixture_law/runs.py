@@ -7,9 +7,9 @@ from functools import cached_property
 import math
 from typing import Literal
 
-from llama_cpt.errors import UserError
-from llama_cpt.mixture_law.points import GROUPS
+from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.table import Row
+from llama_cpt.runtime.errors import UserError
 
 # How far two measurements of one base may lie apart: other hardware, another order of sums.
 SAME_BASE = 1e-3

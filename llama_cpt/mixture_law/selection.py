@@ -6,7 +6,7 @@ import numpy as np
 
 from llama_cpt.mixture_law.fit import Problem, refit
 from llama_cpt.mixture_law.law import HeldOut
-from llama_cpt.mixture_law.settings import Settings
+from llama_cpt.mixture_law.normalization import Settings
 from llama_cpt.mixture_law.surface_model import CARRY, PRIOR, make_model
 
 FEWEST = 3

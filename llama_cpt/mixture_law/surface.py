@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band, Number, quantiles
-from llama_cpt.mixture_law.points import GROUPS
-from llama_cpt.mixture_law.settings import Frame, Settings
+from llama_cpt.mixture_law.intervals import Band, Number, quantiles
+from llama_cpt.mixture_law.normalization import Frame, Settings
+from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.surface_model import SurfaceModel
 
 CHUNK = 2000

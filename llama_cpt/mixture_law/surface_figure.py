@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
 from llama_cpt.mixture_law.figure_style import (
     BLUE,
     CHOICE,
@@ -27,9 +26,10 @@ from llama_cpt.mixture_law.figure_style import (
     rate,
     shades,
 )
-from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.objective import Bound
+from llama_cpt.mixture_law.runs_table import Points
 
 FINENESS = 101
 STEPS = (-0.3, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_cpt.mixture_law.forms import Form
-from llama_cpt.mixture_law.settings import Settings
+from llama_cpt.mixture_law.normalization import Settings
 
 CARRY = ("level", "rate_by_size", "tokens", "rate_by_tokens")
 PRIOR = np.array([1.0, 0.713, 0.0, -0.307])

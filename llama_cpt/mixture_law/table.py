@@ -9,10 +9,10 @@ import math
 
 from etils import epath
 
-from llama_cpt.errors import UserError
-from llama_cpt.fields import nearest
-from llama_cpt.mixture_law.points import GROUPS
-from llama_cpt.reachable import require_reachable
+from llama_cpt.config.fields import nearest
+from llama_cpt.mixture_law.runs_table import GROUPS
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.storage import require_reachable
 
 NEEDED = ("run", "parameters", "tokens", "step", "almr", "learning_rate", "corpus", "group")
 WORDS = ("run", "pair", "mixture_order", "schedule", "tokenizer", "corpus", "group")

@@ -6,10 +6,10 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float, Int
 
-from llama_cpt.errors import UserError
-from llama_cpt.model import zigzag
 from llama_cpt.model.splash import BLOCKS, splash_attention
-from llama_cpt.sharding import spec
+from llama_cpt.parallel import context_parallel
+from llama_cpt.parallel.mesh import spec
+from llama_cpt.runtime.errors import UserError
 from pallas_kernels import reference
 from pallas_kernels.attention_parts import LANES
 from pallas_kernels.flash_attention import flash_attention, refusal
@@ -93,7 +93,7 @@ def attend(
 
     Where it cuts rows, all lie in zig-zag order (``model/zigzag.py``) but ``segment_ids``.
     """
-    if zigzag.parts() > 1:
+    if context_parallel.parts() > 1:
         kernel = {"reference": reference.attention, "pallas": flash_attention}[implementation]
         return _per_device(partial(_gathered, kernel))(query, key, value, segment_ids)
     match implementation:
@@ -125,8 +125,8 @@ def _gathered(
     kernel: Callable, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
     """This device's queries with the keys of the whole row."""
-    key, value = zigzag.gathered(key), zigzag.gathered(value)
-    return kernel(query, key, value, segment_ids, chunks=zigzag.chunks_here())
+    key, value = context_parallel.gathered(key), context_parallel.gathered(value)
+    return kernel(query, key, value, segment_ids, chunks=context_parallel.chunks_here())
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_cpt.sharding import spec
-from llama_cpt.vocabulary import VOCAB_AXIS, Neighbours, neighbours
+from llama_cpt.parallel.mesh import spec
+from llama_cpt.parallel.vocab_parallel import VOCAB_AXIS, Neighbours, neighbours
 
 # The gradient's scatter sorts float32 copies of the tokens' rows: fewer neighbours share them.
 COPIES = 2

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from llama_cpt.config import ModelConfig, RopeScaling
+from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
 from llama_cpt.model.linear import Matrix, adapted, product
 from llama_cpt.model.mlp import mlp, sliced_mlp, slices
-from llama_cpt.model.stack import through_layers
-from llama_cpt.model.zigzag import from_zigzag, to_zigzag
-from llama_cpt.sharding import constrain
+from llama_cpt.model.scan_layers import through_layers
+from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
+from llama_cpt.parallel.mesh import constrain
 
 Rotation = tuple[jax.Array, jax.Array]
 """Cosine and sine, (batch, length, head_dim / 2)."""

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_cpt.config import LoraConfig
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import LoraConfig
 from llama_cpt.model.linear import Adapted, Adapter
 from llama_cpt.model.llama import Llama
+from llama_cpt.runtime.errors import UserError
 
 
 class Adapters(nnx.Module):

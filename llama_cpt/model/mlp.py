@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llama_cpt.model.linear import Matrix, product
-from llama_cpt.sharding import constrain, spec
+from llama_cpt.parallel.mesh import constrain, spec
 
 # Units of a slice: about as many as fill the matrix units for long.
 WIDTH = 4096

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_cpt.errors import UserError
-from llama_cpt.model import zigzag
-from llama_cpt.sharding import BATCH_AXES
+from llama_cpt.parallel import context_parallel
+from llama_cpt.parallel.mesh import BATCH_AXES
+from llama_cpt.runtime.errors import UserError
 
 # Of operands forward, and of gradients, which need the range more than the digits (Micikevicius et
 # al. 2022, arXiv 2209.05433).
@@ -82,7 +82,7 @@ _product.defvjp(_forward, _backward)
 def _parted(x: jax.Array, precision: str) -> jax.Array:
     """(batch, length, dim) as (parts, rows, parts, tokens, dim): a device has one of the parts."""
     mesh = jax.sharding.get_abstract_mesh().shape
-    rows, pieces = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES), zigzag.parts()
+    rows, pieces = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES), context_parallel.parts()
     batch, length, dim = x.shape
     tokens = batch * length // (rows * pieces)
     if precision == "int8" and tokens > MOST_TOKENS:

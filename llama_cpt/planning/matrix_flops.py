@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 
-from llama_cpt.chips import Chip
+from llama_cpt.hardware.chips import Chip
 from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import Step
 

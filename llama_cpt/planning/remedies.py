@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 import math
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.planning.hand_sum import hand_sum
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.hardware.topologies import Topology
+from llama_cpt.planning.analytic import hand_sum
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.search import smallest_topology
-from llama_cpt.planning.topologies import Topology
 
 HELD = "parameters, moments and gradients"
 

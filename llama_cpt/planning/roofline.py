@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import math
 
-from llama_cpt.chips import Chip
+from llama_cpt.hardware.chips import Chip
 from llama_cpt.planning.collectives import SLICES_AXIS, Collective
 
 # Model FLOPs utilisation that published TPU runs of Llama-3 reach, causal attention counted once

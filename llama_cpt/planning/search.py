@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import itertools
 import math
 
-from llama_cpt.config import MeshConfig, TrainConfig
+from llama_cpt.config.schema import MeshConfig, TrainConfig
+from llama_cpt.hardware.topologies import Topology, shapes_of
 from llama_cpt.model.quantized import MOST_TOKENS
-from llama_cpt.planning.hand_sum import HandSum, hand_seconds, hand_sum
-from llama_cpt.planning.topologies import Topology, shapes_of
+from llama_cpt.planning.analytic import HandSum, hand_seconds, hand_sum
 
 # Each remat policy, and those that are sure to keep no more.
 REMATS = {

@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 
-from llama_cpt.batch import Batch
-from llama_cpt.config import TrainConfig
-from llama_cpt.model_flops import model_flops_per_token
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.data.batch import Batch
+from llama_cpt.hardware.topologies import Topology
+from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.compiling import CompiledProgram, Program
 from llama_cpt.planning.memory import Memory, memory_of
-from llama_cpt.planning.peak_parts import PeakParts, parts_of
+from llama_cpt.planning.peak_breakdown import PeakParts, parts_of
 from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
-from llama_cpt.planning.topologies import Topology
 from llama_cpt.training.train_step import TrainState
 
 

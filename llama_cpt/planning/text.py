@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 import math
 
+from llama_cpt.hardware.topologies import Topology
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.compiling import Program
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.planning.peak_parts import PeakParts
+from llama_cpt.planning.peak_breakdown import PeakParts
 from llama_cpt.planning.search import Candidate, Tried
 from llama_cpt.planning.step_plan import Plan, alike
-from llama_cpt.planning.topologies import Topology
 
 GB = 1e9
 SHOWN_ARRAYS = 6

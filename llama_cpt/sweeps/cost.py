@@ -5,11 +5,11 @@ from dataclasses import replace
 import itertools
 import math
 
-from llama_cpt.chips import CHIPS
-from llama_cpt.errors import UserError
-from llama_cpt.fields import require_above_zero
-from llama_cpt.model_flops import model_flops_per_token
-from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SweepConfig
+from llama_cpt.config.fields import require_above_zero
+from llama_cpt.config.sweep import RATE, RATIO, AxisConfig, SweepConfig
+from llama_cpt.hardware.chips import CHIPS
+from llama_cpt.model.flops import model_flops_per_token
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.trials import Trial, chains_of
 
 LEAST_VALUES = 3

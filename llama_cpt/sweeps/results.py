@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from etils import epath
 
-from llama_cpt.data.token_rows import write_atomically
-from llama_cpt.metrics import FILE
-from llama_cpt.model_flops import non_embedding_parameters
-from llama_cpt.sweep_config import SweepConfig
+from llama_cpt.config.sweep import SweepConfig
+from llama_cpt.data.rows import write_atomically
+from llama_cpt.model.flops import non_embedding_parameters
+from llama_cpt.runtime.metrics import FILE
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
 
 COLUMNS = (

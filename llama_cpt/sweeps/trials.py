@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.errors import UserError
-from llama_cpt.fields import from_dict, nearest, to_dict
+from llama_cpt.config.fields import from_dict, nearest, to_dict
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.config.sweep import RATE, RATIO, AxisConfig, SizeConfig, SweepConfig, Value
 from llama_cpt.mixture_law.law import Ridge
 from llama_cpt.mixture_law.law_file import load
-from llama_cpt.sweep_config import RATE, RATIO, AxisConfig, SizeConfig, SweepConfig, Value
+from llama_cpt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

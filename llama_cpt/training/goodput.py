@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_cpt.progress import duration
+from llama_cpt.runtime.progress import duration
 
 STEP = "step"
 PARTS = (

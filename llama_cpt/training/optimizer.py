@@ -7,8 +7,8 @@ from flax import nnx
 import jax
 import optax
 
-from llama_cpt.config import OptimizerConfig
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import OptimizerConfig
+from llama_cpt.runtime.errors import UserError
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:

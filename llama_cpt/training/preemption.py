@@ -8,7 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 
-from llama_cpt.processes import on_tpu_host
+from llama_cpt.runtime.distributed import on_tpu_host
 
 METADATA_HOST = "GCE_METADATA_HOST"
 """Names another metadata server, as for Google's own libraries."""

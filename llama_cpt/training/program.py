@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import optax
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     ComputeConfig,
     CorpusConfig,
     DataConfig,
@@ -18,17 +17,18 @@ from llama_cpt.config import (
     PreferenceConfig,
     TrainConfig,
 )
-from llama_cpt.errors import UserError
+from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in
 from llama_cpt.model.quantized import require_qwix
-from llama_cpt.sharding import BATCH_AXES, constrain, spec, with_shardings
+from llama_cpt.objectives.cross_entropy import token_nll
+from llama_cpt.objectives.next_token import make_objective
+from llama_cpt.objectives.preference import REFERENCE_FREE
+from llama_cpt.parallel.mesh import BATCH_AXES, constrain, spec, with_shardings
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.compiler_options import compiler_options
-from llama_cpt.training.cross_entropy import token_nll
-from llama_cpt.training.objectives import make_objective
 from llama_cpt.training.optimizer import make_optimizer
-from llama_cpt.training.preference_objectives import REFERENCE_FREE
 from llama_cpt.training.train_step import (
     TrainState,
     abstract_state,

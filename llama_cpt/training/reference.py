@@ -18,21 +18,21 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 import numpy as np
 
-from llama_cpt.batch import PreferenceBatch, UnpairedBatch
-from llama_cpt.config import ModelConfig
-from llama_cpt.data.token_rows import write_atomically
-from llama_cpt.errors import UserError
-from llama_cpt.fields import to_dict
-from llama_cpt.global_arrays import from_whole
-from llama_cpt.literal_paths import matching
-from llama_cpt.model.hub import resolve
+from llama_cpt.checkpoint.checkpoint import is_run, open_run
+from llama_cpt.checkpoint.manifest import digest_of, manifest_digest
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.schema import ModelConfig
+from llama_cpt.data.batch import PreferenceBatch, UnpairedBatch
+from llama_cpt.data.rows import write_atomically
 from llama_cpt.model.llama import Llama
-from llama_cpt.processes import is_first
-from llama_cpt.progress import Progress
-from llama_cpt.sharding import constrain, spec
-from llama_cpt.training.checkpoint import is_run, open_run
-from llama_cpt.training.manifest import digest_of, manifest_digest
-from llama_cpt.training.preference_objectives import segment_logprobs
+from llama_cpt.objectives.preference import segment_logprobs
+from llama_cpt.parallel.global_arrays import from_whole
+from llama_cpt.parallel.mesh import constrain, spec
+from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.literal_paths import matching
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.weights.hub import resolve
 
 Score = Callable[[PreferenceBatch | UnpairedBatch], np.ndarray]
 """A batch's log-probabilities (batch, segments), the same on every process."""

@@ -10,17 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_cpt.chips import CHIPS
-from llama_cpt.config import PreferenceConfig
-from llama_cpt.errors import UserError
-from llama_cpt.metrics import MetricsWriter
-from llama_cpt.model_flops import model_flops_per_token
-from llama_cpt.processes import is_first
-from llama_cpt.progress import duration
+from llama_cpt.checkpoint.health import DivergedError, dead_loss
+from llama_cpt.checkpoint.retention import Retention
+from llama_cpt.config.schema import PreferenceConfig
+from llama_cpt.hardware.chips import CHIPS
+from llama_cpt.model.flops import model_flops_per_token
+from llama_cpt.objectives.preference import REFERENCE_FREE
+from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import MetricsWriter
+from llama_cpt.runtime.progress import duration
 from llama_cpt.training.goodput import Goodput
-from llama_cpt.training.health import DivergedError, dead_loss
-from llama_cpt.training.preference_objectives import REFERENCE_FREE
-from llama_cpt.training.retention import Retention
 from llama_cpt.training.run import Run
 
 

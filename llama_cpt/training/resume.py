@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.errors import UsageError, UserError
-from llama_cpt.fields import from_dict, to_dict
-from llama_cpt.metrics import FILE as METRICS
-from llama_cpt.metrics import read_lines
-from llama_cpt.training.checkpoint import FOLDER as CHECKPOINTS
-from llama_cpt.training.step_marks import SAVING, marked
+from llama_cpt.checkpoint.checkpoint import FOLDER as CHECKPOINTS
+from llama_cpt.checkpoint.step_marks import SAVING, marked
+from llama_cpt.config.fields import from_dict, to_dict
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.metrics import FILE as METRICS
+from llama_cpt.runtime.metrics import read_lines
 
 # How the run is computed, watched and kept; none of it changes what is trained.
 MAY_DIFFER = (

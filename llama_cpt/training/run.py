@@ -11,22 +11,21 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from llama_cpt.batch import Batch
-from llama_cpt.config import TrainConfig
-from llama_cpt.data.corpora import Prepared, open_rows, prepare
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.data.batch import Batch
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, mixture_of
 from llama_cpt.data.packed_rows import PackedRows
-from llama_cpt.data.token_rows import HeldoutDocuments
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.errors import UserError
-from llama_cpt.folders import require_shared, require_writable
-from llama_cpt.global_arrays import from_rows_here, rows_here
-from llama_cpt.literal_paths import validate_run_folder
+from llama_cpt.data.prepare.corpora import Prepared, open_rows, prepare
+from llama_cpt.data.rows import HeldoutDocuments
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.model.llama import Llama
-from llama_cpt.model.load import check_source, load_parameters
 from llama_cpt.model.lora import Adapters, in_dtype
-from llama_cpt.processes import first_in_turn, is_first
+from llama_cpt.parallel.global_arrays import from_rows_here, rows_here
+from llama_cpt.runtime.distributed import first_in_turn, is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.literal_paths import validate_run_folder
+from llama_cpt.runtime.output_folder import require_shared, require_writable
 from llama_cpt.training.optimizer import check_schedule
 from llama_cpt.training.program import (
     Program,
@@ -43,6 +42,7 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from llama_cpt.training.train_step import TrainState, init_state, state_around
+from llama_cpt.weights.source import check_source, load_parameters
 
 
 @dataclass(frozen=True)

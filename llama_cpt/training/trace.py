@@ -11,8 +11,8 @@ import tempfile
 from etils import epath
 import jax
 
-from llama_cpt.errors import UsageError
-from llama_cpt.processes import count, is_first, number
+from llama_cpt.runtime.distributed import count, is_first, number
+from llama_cpt.runtime.errors import UsageError
 
 FOLDER = "profile"
 """Where a run keeps its traces, below its output folder."""

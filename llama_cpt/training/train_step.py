@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from llama_cpt.batch import Batch
+from llama_cpt.data.batch import Batch
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import combine
-from llama_cpt.sharding import shardings, with_shardings
-from llama_cpt.training.objectives import Objective
+from llama_cpt.objectives.next_token import Objective
+from llama_cpt.parallel.mesh import shardings, with_shardings
 
 
 @jax.tree_util.register_dataclass

@@ -12,21 +12,21 @@ from etils import epath
 import jax
 import numpy as np
 
-from llama_cpt.batch import Batch, TokenBatch
-from llama_cpt.config import EvaluationConfig, TrainConfig
-from llama_cpt.config_file import save as save_config
-from llama_cpt.errors import UserError
-from llama_cpt.evaluation.perplexity import HeldoutResult, evaluate_heldout
-from llama_cpt.fields import to_dict
-from llama_cpt.folders import locked
-from llama_cpt.global_arrays import from_whole
-from llama_cpt.metrics import FILE, read_lines
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.checkpoint.saving import save
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.loading import save as save_config
+from llama_cpt.config.schema import EvaluationConfig, TrainConfig
+from llama_cpt.data.batch import Batch, TokenBatch
 from llama_cpt.model.attention import mask_bytes
-from llama_cpt.model.lora_base import NOTED, checksums, lora_base
-from llama_cpt.processes import count, is_first
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.parallel.global_arrays import from_whole
+from llama_cpt.runtime.distributed import count, is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import FILE, read_lines
+from llama_cpt.runtime.output_folder import locked
 from llama_cpt.training.goodput import STEP, Goodput
-from llama_cpt.training.health import DivergedError
+from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.preemption import Notices
 from llama_cpt.training.program import computed_in
@@ -34,12 +34,12 @@ from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume, missing_save
 from llama_cpt.training.run import Run
-from llama_cpt.training.saving import save
-from llama_cpt.training.stopping import SAVE_FAILED, Outcome, Signals, Wishes
+from llama_cpt.training.stop import SAVE_FAILED, Outcome, Signals, Wishes
 from llama_cpt.training.trace import FOLDER as TRACES
 from llama_cpt.training.trace import NO_STEPS, Trace
 from llama_cpt.training.train_step import TrainState
 from llama_cpt.training.watchdog import Watchdog
+from llama_cpt.weights.lora_base_check import NOTED, checksums, lora_base
 
 
 @dataclass(frozen=True)

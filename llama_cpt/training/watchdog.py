@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from llama_cpt.processes import count, named, number, post, posted
+from llama_cpt.runtime.distributed import count, named, number, post, posted
 from llama_cpt.training.goodput import STEP, Goodput
 
 STEP_SECONDS = 120.0

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.data.chat_formats import read_record
-from llama_cpt.data.chat_template import LLAMA3_JINJA, find_template, load_chat_template
-from llama_cpt.data.conversations import BadRecordError, Message
-from llama_cpt.data.tokenizer import LLAMA3_PATTERN, load_tokenizer
-from llama_cpt.errors import UserError
+from examples.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.data.chat.conversations import BadRecordError, Message
+from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
+from llama_cpt.data.tokenizer.tokenizer import LLAMA3_PATTERN, load_tokenizer
+from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
 
 # Llama-3's, as its tokenizer_config.json has it.

@@ -5,19 +5,19 @@ import json
 
 import pytest
 
-from llama_cpt.config import CorpusConfig
-from llama_cpt.data.chat_formats import read_record
-from llama_cpt.data.conversations import (
+from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.data.chat.conversations import (
     BadRecordError,
     Conversation,
     Judged,
     Message,
     Preference,
 )
-from llama_cpt.data.documents import BadDocument
-from llama_cpt.data.json_records import read_record_blocks, records_of
-from llama_cpt.data.sources import find_sources
-from llama_cpt.errors import USER_ERROR, UserError
+from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.sources.documents import BadDocument
+from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.sources.json_records import read_record_blocks, records_of
+from llama_cpt.runtime.errors import USER_ERROR, UserError
 
 S, U, A, U2, A2 = (
     Message(role, text)

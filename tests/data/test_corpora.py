@@ -20,15 +20,17 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 
-from llama_cpt.config import CorpusConfig, DataConfig
-from llama_cpt.data import corpora, corpus_shards, sources
-from llama_cpt.data.corpora import prepare
-from llama_cpt.data.corpus_spans import Layout, layout_of
-from llama_cpt.data.documents import documents_of, read_blocks
-from llama_cpt.data.sources import find_sources
-from llama_cpt.data.token_rows import HeldoutDocuments, TokenRows
-from llama_cpt.data.tokenizer import load_tokenizer
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import CorpusConfig, DataConfig
+from llama_cpt.data.prepare import corpora
+from llama_cpt.data.prepare import shards as corpus_shards
+from llama_cpt.data.prepare.corpora import prepare
+from llama_cpt.data.prepare.layout import Layout, layout_of
+from llama_cpt.data.rows import HeldoutDocuments, TokenRows
+from llama_cpt.data.sources import files as sources
+from llama_cpt.data.sources.documents import documents_of, read_blocks
+from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,8 +164,8 @@ def test_any_number_of_workers_gives_the_same_bytes(config, small, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from llama_cpt.config import DataConfig
-from llama_cpt.fields import from_dict
+from llama_cpt.config.schema import DataConfig
+from llama_cpt.config.fields import from_dict
 from llama_cpt.data import corpora, corpus_shards, corpus_spans
 import json
 
@@ -197,7 +199,7 @@ def test_killed_and_called_again(
     config, small, tmp_path, monkeypatch, place, after, expected_finished
 ):
     """SIGKILL at many places: the same bytes in the end, and finished shards are not repeated."""
-    from llama_cpt.fields import to_dict
+    from llama_cpt.config.fields import to_dict
 
     whole = replace(config, prepared=str(tmp_path / "whole"))
     prepare(whole)
@@ -236,7 +238,7 @@ def test_killed_and_called_again(
 def test_what_is_there_is_not_prepared_again(config, monkeypatch):
     first = prepare(config)
     monkeypatch.setattr(corpora, "write_corpus", None)
-    monkeypatch.setattr("llama_cpt.data.sources.file_digest", None)
+    monkeypatch.setattr("llama_cpt.data.sources.files.file_digest", None)
     second = prepare(config)
     assert second == first
     assert second.fingerprints() == first.fingerprints()
@@ -423,12 +425,12 @@ def test_small_files_share_shards_and_large_ones_are_cut():
 
 def test_a_second_call_waits_for_the_first(config, small):
     """Two processes at a time: one prepares, both find the same."""
-    from llama_cpt.fields import to_dict
+    from llama_cpt.config.fields import to_dict
 
     program = (
-        "import sys, json; from llama_cpt.config import DataConfig\n"
-        "from llama_cpt.fields import from_dict\n"
-        "from llama_cpt.data.corpora import prepare\n"
+        "import sys, json; from llama_cpt.config.schema import DataConfig\n"
+        "from llama_cpt.config.fields import from_dict\n"
+        "from llama_cpt.data.prepare.corpora import prepare\n"
         "print(prepare(from_dict(DataConfig, json.loads(sys.argv[1]))).fingerprints())"
     )
     command = [sys.executable, "-c", program, json.dumps(to_dict(config))]

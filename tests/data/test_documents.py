@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llama_cpt.config import CorpusConfig
-from llama_cpt.data import source_files
-from llama_cpt.data.documents import BadDocument, Start, documents_of, read_blocks
-from llama_cpt.data.sources import digested, find_sources, legible_errors, what_changed
-from llama_cpt.errors import UserError
-from llama_cpt.reachable import UnreachableError
+from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.data.sources import streams
+from llama_cpt.data.sources.documents import BadDocument, Start, documents_of, read_blocks
+from llama_cpt.data.sources.files import digested, find_sources, legible_errors, what_changed
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.storage import UnreachableError
 
 TEXTS = ["plain", "中文，两行\nand a 😀", "a literal <|eot_id|>", "x" * 300, " "] + ["y z"] * 600
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\r\n" for i, t in enumerate(TEXTS)).encode()
@@ -176,7 +176,7 @@ def test_a_disk_that_fails_for_now_is_worth_a_new_start():
     told = "a.jsonl: cannot be read now .*Input/output"
     with open("/proc/self/mem", "rb") as failing:
         with pytest.raises(UnreachableError, match=told):
-            source_files.read(failing, 9, "a.jsonl", " after line 3")
+            streams.read(failing, 9, "a.jsonl", " after line 3")
         with pytest.raises(UnreachableError, match=told), legible_errors("a.jsonl"):
             failing.read(9)
 

@@ -13,8 +13,8 @@ import pytest
 
 from llama_cpt.data.loader import batches, row_batch
 from llama_cpt.data.mixture import Mixture, MixtureCorpus
-from llama_cpt.data.token_rows import Manifest, TokenRows, record_writer, write_manifest
-from llama_cpt.errors import UserError
+from llama_cpt.data.rows import Manifest, TokenRows, record_writer, write_manifest
+from llama_cpt.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BOS = 1

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.config import CorpusConfig, DataConfig
+from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.mixture import Mixture, MixtureCorpus, mixture_of
 from llama_cpt.data.permutation import pass_keys, permute, stream_key
-from llama_cpt.errors import UserError
+from llama_cpt.runtime.errors import UserError
 
 ALMRS = ["0", "0.05", "0.29", "0.33", "0.335", "1"]
 SPAN = 2000

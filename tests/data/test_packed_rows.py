@@ -11,20 +11,26 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.batch import PreferenceBatch, TokenBatch, UnpairedBatch
-from llama_cpt.config import ChatConfig, CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
-from llama_cpt.data import corpora
-from llama_cpt.data.chat_template import load_chat_template
-from llama_cpt.data.conversations import Message
-from llama_cpt.data.corpora import open_rows, prepare
-from llama_cpt.data.corpus_spans import Layout
+from llama_cpt.config.schema import (
+    ChatConfig,
+    CorpusConfig,
+    DataConfig,
+    NextTokenConfig,
+    PreferenceConfig,
+)
+from llama_cpt.data.batch import PreferenceBatch, TokenBatch, UnpairedBatch
+from llama_cpt.data.chat.conversations import Message
+from llama_cpt.data.chat.packing import fields_of
+from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.inspect_rows import packed_row_as_text
 from llama_cpt.data.loader import batches, read_batch
 from llama_cpt.data.mixture import Mixture, MixtureCorpus, mixture_of
 from llama_cpt.data.packed_rows import open_packed_rows
-from llama_cpt.data.packing import fields_of
-from llama_cpt.data.tokenizer import load_tokenizer
-from llama_cpt.errors import UserError
+from llama_cpt.data.prepare import corpora
+from llama_cpt.data.prepare.corpora import open_rows, prepare
+from llama_cpt.data.prepare.layout import Layout
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.data.test_packing import found_segments
 

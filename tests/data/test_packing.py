@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.data.chat_lengths import fitted, with_mismatches
-from llama_cpt.data.chat_units import ChatRecipe, Segment, Unit
-from llama_cpt.data.packing import TOKEN, fields_of, packed_records
-from llama_cpt.errors import UserError
+from llama_cpt.data.chat.examples import ChatRecipe, Segment, Unit
+from llama_cpt.data.chat.lengths import fitted, with_mismatches
+from llama_cpt.data.chat.packing import TOKEN, fields_of, packed_records
+from llama_cpt.runtime.errors import UserError
 
 KINDS = ("conversations", "preferences", "unpaired")
 LENGTH = 24

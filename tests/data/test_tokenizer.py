@@ -11,11 +11,11 @@ import sentencepiece
 import tokenizers
 import transformers
 
-from llama_cpt.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.data.chat_template import find_template
-from llama_cpt.data.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.data.tokenizer_export import export_tokenizer
-from llama_cpt.errors import UserError
+from examples.bilingual_world.vocabulary import train_vocabulary
+from llama_cpt.data.chat.template import find_template
+from llama_cpt.data.tokenizer.export import export_tokenizer
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.runtime.errors import UserError
 from tests.storage_server import bucket
 
 __all__ = ["bucket"]

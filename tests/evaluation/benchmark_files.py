@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 import transformers
 
-from tests.model.hf_models import save_llama
+from tests.weights.hf_models import save_llama
 
 LETTERS = "ABCD"
 TEXT = "The cat sat on 12 mats and 7 hats. 猫坐在垫子上，太阳从东边升起。What is it? Answer: "

@@ -12,8 +12,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from llama_cpt.config import CorpusConfig
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.evaluate import main
 from llama_cpt.evaluation.question_rows import rows_of
 from llama_cpt.evaluation.scores import (
@@ -26,13 +25,15 @@ from llama_cpt.evaluation.scores import (
 from llama_cpt.evaluation.summary import summary_of
 from llama_cpt.evaluation.tasks.eq_bench import closeness
 from llama_cpt.evaluation.written_answers import order_of
-from llama_cpt.folders import locked
-from llama_cpt.model.sampling import Sampling
+from llama_cpt.generation.sampling import Sampling
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.output_folder import locked
 from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
 
-from llama_cpt.evaluation import benchmarks, harness_model, heldout_scores, questions  # noqa: E402
+from llama_cpt.evaluation import benchmarks, bits_per_byte, questions  # noqa: E402
+from llama_cpt.evaluation import harness as harness_model
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.tasks.local_files import eq_bench, humaneval  # noqa: E402
 
@@ -163,7 +164,7 @@ def test_an_option_longer_than_the_context_is_told():
 
 
 def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
-    for module in (harness_model, heldout_scores):
+    for module in (harness_model, bits_per_byte):
         monkeypatch.setattr(module, "BATCH_TOKENS", 128)
     lines = [{"text": "猫坐在垫子上", "source": "a"}, {"text": "The cat", "source": "b"}]
     text = tmp_path / "text.jsonl.gz"
@@ -248,14 +249,14 @@ def test_documents_are_told_apart_and_guarded(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "valid.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
     corpus = CorpusConfig("en", f"{tmp_path}/*/valid.jsonl")
-    texts = heldout_scores.heldout_texts([corpus], None)
+    texts = bits_per_byte.heldout_texts([corpus], None)
     assert len({text.id for text in texts}) == 4 and texts[0].id == "a/valid.jsonl:1"
-    fingerprint = heldout_scores.text_fingerprint(texts)
-    few = heldout_scores.heldout_texts([corpus], 1)
-    assert len(few) == 1 and heldout_scores.text_fingerprint(few) == fingerprint
+    fingerprint = bits_per_byte.text_fingerprint(texts)
+    few = bits_per_byte.heldout_texts([corpus], 1)
+    assert len(few) == 1 and bits_per_byte.text_fingerprint(few) == fingerprint
     (tmp_path / "b/valid.jsonl").write_text('{"text": "One."}\n{"text": "2."}\n')
-    changed = heldout_scores.heldout_texts([corpus], 1)
-    assert heldout_scores.text_fingerprint(changed) != fingerprint
+    changed = bits_per_byte.heldout_texts([corpus], 1)
+    assert bits_per_byte.text_fingerprint(changed) != fingerprint
 
 
 def test_sources_set_apart_follow_their_file(tmp_path):
@@ -266,7 +267,7 @@ def test_sources_set_apart_follow_their_file(tmp_path):
     begin(tmp_path, "bpb", {"model": "m"})
     append_scores(tmp_path / "bpb.jsonl", scores)
     for names in ("ab", "b"):
-        heldout_scores.set_apart(tmp_path, names, {"model": "m"})
+        bits_per_byte.set_apart(tmp_path, names, {"model": "m"})
         apart = read_scores(str(tmp_path))["bpb_no_counterpart"]
         assert [score.detail["source"] for score in apart] == list(names)
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from llama_cpt.evaluation import sandbox
-from llama_cpt.evaluation.sandbox import run_python
-from llama_cpt.evaluation.system_calls import (
+from llama_cpt.evaluation.sandbox import sandbox
+from llama_cpt.evaluation.sandbox.sandbox import run_python
+from llama_cpt.evaluation.sandbox.system_calls import (
     ALLOW,
     ANY_BIT,
     AT_LEAST,
@@ -130,7 +130,9 @@ def test_it_ends_with_the_evaluator(tmp_path):
     program = (
         f"import fcntl, time\nheld = open({str(held)!r})\nfcntl.flock(held, 2)\ntime.sleep(25)"
     )
-    command = f"from llama_cpt.evaluation.sandbox import run_python\nrun_python({program!r})"
+    command = (
+        f"from llama_cpt.evaluation.sandbox.sandbox import run_python\nrun_python({program!r})"
+    )
     with subprocess.Popen([sys.executable, "-c", command], cwd=ROOT) as evaluator:
         _wait_until(lambda: not _is_free(held))
         evaluator.kill()

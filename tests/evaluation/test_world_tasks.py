@@ -11,13 +11,13 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [
 
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from llama_cpt.bilingual_world.documents import LANGUAGES  # noqa: E402
-from llama_cpt.bilingual_world.facts import make_world  # noqa: E402
-from llama_cpt.bilingual_world.quartets import quartet_lines  # noqa: E402
-from llama_cpt.errors import UserError  # noqa: E402
+from examples.bilingual_world.documents import LANGUAGES  # noqa: E402
+from examples.bilingual_world.facts import make_world  # noqa: E402
+from examples.bilingual_world.quartets import quartet_lines  # noqa: E402
 from llama_cpt.evaluation.benchmarks import FOLDER, load_benchmark  # noqa: E402
 from llama_cpt.evaluation.questions import ask, questions_of  # noqa: E402
 from llama_cpt.evaluation.scores import read_scores  # noqa: E402
+from llama_cpt.runtime.errors import UserError  # noqa: E402
 
 NAMES = [f"world_{s}_{c}" for s in ("facts", "arithmetic", "feelings") for c in LANGUAGES]
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from llama_cpt.config_file import load
+from llama_cpt.config.loading import load
 from llama_cpt.planning import compiling
 from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.training.ahead_of_time import lower, topology_program
+from llama_cpt.training.lowering import lower, topology_program
 from tests.conftest import ROOT
 from tests.golden.tpu_programs import COMPILE, decode, encode, key_of, read
 

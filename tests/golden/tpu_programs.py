@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 import pytest
 
-from llama_cpt.fields import from_dict
+from llama_cpt.config.fields import from_dict
 from llama_cpt.planning import compiling
 from llama_cpt.planning.buffers import Buffer, Peak
 from llama_cpt.planning.collectives import Collective

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from llama_cpt import errors
+from llama_cpt.runtime import errors
 from tests.conftest import ROOT
 from tests.launch.cloud import SETTINGS, ended, make_checkout, make_cloud
 

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from llama_cpt.mixture_law.bands import Band
+from llama_cpt.mixture_law.intervals import Band
 from llama_cpt.mixture_law.surface import Surface
 
 BASE = {"additional": 4.0, "original": 1.0}

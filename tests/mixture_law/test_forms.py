@@ -5,8 +5,8 @@ import pytest
 
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
-from llama_cpt.mixture_law.points import GROUPS
-from llama_cpt.mixture_law.settings import Settings, make_frame
+from llama_cpt.mixture_law.normalization import Settings, make_frame
+from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.surface_model import make_model
 from tests.mixture_law.truths import truths
 from tests.mixture_law.worlds import plausible

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from llama_cpt.mixture_law import group_fit
-from llama_cpt.mixture_law.analyse import analyse
-from llama_cpt.mixture_law.comparable import comparable, repeated_noise
-from llama_cpt.mixture_law.goal import Bound, Weights
+from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.filter_comparable import comparable, repeated_noise
 from llama_cpt.mixture_law.law import Refusal
+from llama_cpt.mixture_law.objective import Bound, Weights
 from llama_cpt.mixture_law.pairs import compare_pairs
 from llama_cpt.mixture_law.surface import GroupSurface
 from tests.mixture_law.worlds import (

@@ -8,16 +8,16 @@ import re
 import numpy as np
 import pytest
 
-from llama_cpt.errors import UserError
-from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.analyze import analyse
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
 from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
-from llama_cpt.mixture_law.fragment import as_config, as_options
-from llama_cpt.mixture_law.goal import Bound, Weights
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load, to_json
+from llama_cpt.mixture_law.objective import Bound, Weights
+from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import make_report
 from llama_cpt.mixture_law.results import read_results
+from llama_cpt.runtime.errors import UserError
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 

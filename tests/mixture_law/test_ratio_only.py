@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.analyse import analyse
-from llama_cpt.mixture_law.goal import Bound, Weights
+from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.objective import Bound, Weights
 from tests.mixture_law.worlds import points_of
 
 REPLAY = np.array([0, 0.01, 0.05, 0.1, 0.25, 0.5])

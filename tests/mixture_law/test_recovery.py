@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from llama_cpt.mixture_law.analyse import analyse
+from llama_cpt.mixture_law.analyze import analyse
 from tests.mixture_law.truths import GOAL, study_points, truths
 
 NAMES = (

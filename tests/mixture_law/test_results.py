@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.errors import UserError
 from llama_cpt.mixture_law.results import read_results
+from llama_cpt.runtime.errors import UserError
 
 COLUMNS = (
     "run,pair,parameters,tokens,step,almr,mixture_order,learning_rate,schedule,batch_tokens,seed,"

@@ -7,11 +7,11 @@ import numpy as np
 
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
-from llama_cpt.mixture_law.goal import Bound
+from llama_cpt.mixture_law.normalization import Settings, make_frame
+from llama_cpt.mixture_law.objective import Bound
 from llama_cpt.mixture_law.optimum import find_optima, make_domain
-from llama_cpt.mixture_law.points import GROUPS, Points
 from llama_cpt.mixture_law.results import read_results
-from llama_cpt.mixture_law.settings import Settings, make_frame
+from llama_cpt.mixture_law.runs_table import GROUPS, Points
 from llama_cpt.mixture_law.surface_model import SurfaceModel, make_model
 from tests.mixture_law.worlds import grid, points_of
 

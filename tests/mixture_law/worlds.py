@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.points import Points
+from llama_cpt.mixture_law.runs_table import Points
 
 ALMR = (0.1, 0.3, 0.5, 0.7, 0.9)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import models
-from llama_cpt.config import ModelConfig, RopeScaling
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend, resolve_attention
 from llama_cpt.model.llama import Llama, inverse_frequencies
-from llama_cpt.model.stack import REMAT_POLICIES
+from llama_cpt.model.scan_layers import REMAT_POLICIES
+from llama_cpt.runtime.errors import UserError
 
 # ``config.json`` of meta-llama's repositories on huggingface.co, what concerns the architecture.
 LLAMA3_8B = {

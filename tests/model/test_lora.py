@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.config import (
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.schema import (
     CorpusConfig,
     DataConfig,
     LoraConfig,
@@ -20,15 +21,14 @@ from llama_cpt.config import (
     TrainConfig,
 )
 from llama_cpt.convert import main
-from llama_cpt.errors import UserError
-from llama_cpt.fields import to_dict
-from llama_cpt.model.hand_over import to_hf
+from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, in_dtype, merged, with_adapters
-from llama_cpt.model.lora_base import NOTED, checksum, checksums
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
-from llama_cpt.training.objectives import make_objective
+from llama_cpt.objectives.next_token import make_objective
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.weights.export import to_hf
+from llama_cpt.weights.lora_base_check import NOTED, checksum, checksums
 
 CONFIG = ModelConfig(
     vocab_size=128,
@@ -151,8 +151,8 @@ def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
 def exported(tmp_path):
     """A Hugging Face folder, a LoRA run beside it, and the logits of the two together."""
     pytest.importorskip("transformers")
-    from llama_cpt.model.hf_weights import load_hf
-    from tests.model.hf_models import save_llama
+    from llama_cpt.weights.hf_weights import load_hf
+    from tests.weights.hf_models import save_llama
 
     base = save_llama(tmp_path / "base")
     model = load_hf(base)
@@ -193,9 +193,9 @@ def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
 
 
 def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
-    from llama_cpt.model.hf_weights import load_hf
-    from llama_cpt.model.load import load_parameters
-    from llama_cpt.model.trained_weights import TrainedWeights
+    from llama_cpt.weights.checkpoint_reader import TrainedWeights
+    from llama_cpt.weights.hf_weights import load_hf
+    from llama_cpt.weights.source import load_parameters
 
     _, run, _ = exported
     model = load_hf(str(exported[0]))
@@ -215,7 +215,7 @@ def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
 
 def test_a_base_that_is_gone_or_another(exported, tmp_path):
     base, run, _ = exported
-    from tests.model.hf_models import save_llama
+    from tests.weights.hf_models import save_llama
 
     base.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="run holds adapters.* lay at .*base': put them, or a link"):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.config import MeshConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.model.mlp import mlp, sliced_mlp, slices
-from llama_cpt.model.stack import DEEP, through_layers
-from llama_cpt.sharding import make_mesh, spec
+from llama_cpt.model.scan_layers import DEEP, through_layers
+from llama_cpt.parallel.mesh import make_mesh, spec
 
 
 def normal(*shape: int) -> jax.Array:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
 
-from llama_cpt.config import LoraConfig, MeshConfig
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import LoraConfig, MeshConfig
 from llama_cpt.model import quantized
 from llama_cpt.model.linear import product
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, with_adapters
 from llama_cpt.model.mlp import mlp, sliced_mlp
 from llama_cpt.model.quantized import TYPES, quantized_product, require_qwix
-from llama_cpt.sharding import make_mesh, spec
+from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.runtime.errors import UserError
 from tests.training.test_train_step import MODEL, ragged_batch
 
 PRECISIONS = list(TYPES)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from llama_cpt.config_file import load
-from llama_cpt.model_flops import non_embedding_parameters
+from llama_cpt.config.loading import load
+from llama_cpt.hardware.topologies import find_topology
+from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.planning import compiling
-from llama_cpt.planning.topologies import find_topology
-from llama_cpt.training.ahead_of_time import lower, topology_program
+from llama_cpt.training.lowering import lower, topology_program
 from tests.conftest import ROOT
 
 SMALL = (

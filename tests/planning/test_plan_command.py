@@ -9,8 +9,8 @@ from unittest.mock import Mock
 import pytest
 
 from llama_cpt import plan
-from llama_cpt.config_file import load
-from llama_cpt.errors import NEGATIVE_RESULT, UserError
+from llama_cpt.config.loading import load
+from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.buffers import Peak
 from llama_cpt.planning.compiling import Program
 from llama_cpt.planning.matrix_flops import MatrixFlops
@@ -19,7 +19,7 @@ from llama_cpt.planning.out_of_memory import TooLarge
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
 from llama_cpt.planning.step_plan import Plan, workload
-from llama_cpt.planning.topologies import find_topology
+from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"

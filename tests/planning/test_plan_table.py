@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.plan_table import PAGE, SHIPPED, Row, cells_of, compile_row, table, with_table
-from llama_cpt.planning.hand_sum import hand_sum
+from llama_cpt.planning.analytic import hand_sum
 from llama_cpt.planning.out_of_memory import TooLarge
 from tests.conftest import ROOT
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from llama_cpt.config import (
+from llama_cpt.config.schema import (
     ComputeConfig,
     CorpusConfig,
     DataConfig,
@@ -17,14 +17,14 @@ from llama_cpt.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.model.llama import Llama
-from llama_cpt.model_flops import non_embedding_parameters
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.planning.analytic import hand_sum
 from llama_cpt.planning.compiling import read_step
-from llama_cpt.planning.hand_sum import hand_sum
 from llama_cpt.planning.memory import device_bytes
-from llama_cpt.planning.peak_parts import parts_of
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.ahead_of_time import abstract_batch, lower
+from llama_cpt.planning.peak_breakdown import parts_of
+from llama_cpt.training.lowering import abstract_batch, lower
 from llama_cpt.training.program import make_program
 from llama_cpt.training.train_step import init_state
 

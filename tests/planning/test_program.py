@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from llama_cpt.chips import CHIPS
+from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.planning.buffers import peak_of
 from llama_cpt.planning.collectives import collectives, crossed_axes, device_groups
 from llama_cpt.planning.hbm_traffic import hbm_bytes

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from llama_cpt.config import LoraConfig
-from llama_cpt.config_file import load
-from llama_cpt.planning.hand_sum import hand_sum, parameters
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import LoraConfig
+from llama_cpt.hardware.topologies import find_topology
+from llama_cpt.planning.analytic import hand_sum, parameters
 from llama_cpt.planning.memory import Memory, PassMemory
 from llama_cpt.planning.out_of_memory import too_large
 from llama_cpt.planning.remedies import first_remedy
@@ -20,7 +21,6 @@ from llama_cpt.planning.search import (
     next_to_try,
     smallest_topology,
 )
-from llama_cpt.planning.topologies import find_topology
 from tests.conftest import ROOT
 
 

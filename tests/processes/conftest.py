@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_cpt.config import CheckpointConfig, EvaluationConfig, MeshConfig, TrainConfig
+from llama_cpt.config.schema import CheckpointConfig, EvaluationConfig, MeshConfig, TrainConfig
 from tests.processes.launched import DEVICES
-from tests.training.conftest import corpora, make_config
-
-__all__ = ["corpora", "make_config"]
 
 
 @pytest.fixture(scope="session")

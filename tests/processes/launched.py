@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import save
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 4

@@ -14,9 +14,9 @@ import time
 
 import pytest
 
-from llama_cpt.config import CheckpointConfig, TrainConfig
-from llama_cpt.config_file import save
-from llama_cpt.errors import USER_ERROR
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import CheckpointConfig, TrainConfig
+from llama_cpt.runtime.errors import USER_ERROR
 from tests.processes.launched import (
     RESTARTS,
     SLOW_STEPS,
@@ -28,8 +28,8 @@ from tests.processes.launched import (
     steps_told,
     train,
 )
+from tests.runs import learnt
 from tests.storage_server import storage
-from tests.training.runs import learnt
 
 STEPS = 12
 KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from llama_cpt.config import MeshConfig, TrainConfig
-from llama_cpt.config_file import save
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import MeshConfig, TrainConfig
 from tests.processes.launched import (
     DEVICES,
     SLOW_STEPS,
@@ -19,7 +19,7 @@ from tests.processes.launched import (
     steps_told,
     train,
 )
-from tests.training.runs import learnt
+from tests.runs import learnt
 
 # Tells which rows each process reads.
 TELLS_ROWS = """

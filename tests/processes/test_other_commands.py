@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 
 from llama_cpt import chat, convert, evaluate
-from llama_cpt.config import ChatConfig, CorpusConfig, MeshConfig, PreferenceConfig, TrainConfig
-from llama_cpt.config_file import save
-from llama_cpt.errors import USER_ERROR
+from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import (
+    ChatConfig,
+    CorpusConfig,
+    MeshConfig,
+    PreferenceConfig,
+    TrainConfig,
+)
 from llama_cpt.evaluation.scores import LINES, SETTINGS, ExampleScore, read_scores
-from llama_cpt.fields import to_dict
 from llama_cpt.model.llama import Llama
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.checkpoint import save_trained
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import USER_ERROR
 from llama_cpt.training.run import build
 from tests.processes.launched import Launched, ended, launch
 

@@ -9,9 +9,9 @@ from etils import epath
 import pytest
 
 from configs.demo_cpt import config as cpt
-from llama_cpt.model_flops import non_embedding_parameters
-from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
-from llama_cpt.sweeps.claims import claimed, holder
+from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
+from llama_cpt.model.flops import non_embedding_parameters
+from llama_cpt.sweeps.leases import claimed, holder
 from llama_cpt.sweeps.results import COLUMNS, Note, read_note, write_note, write_results
 from llama_cpt.sweeps.trials import chains_of, tokens_per_step
 from tests.storage_server import bucket

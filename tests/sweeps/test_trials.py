@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 import pytest
 
 from configs.demo_cpt import config as cpt
-from llama_cpt.errors import UserError
-from llama_cpt.model_flops import model_flops_per_token
-from llama_cpt.sweep_config import AxisConfig, SizeConfig, SweepConfig
+from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
+from llama_cpt.model.flops import model_flops_per_token
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.cost import chip_hours, within_budget
-from llama_cpt.sweeps.plan import table
+from llama_cpt.sweeps.preview import table
 from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order, tokens_per_step
 
 RATIOS = AxisConfig("data.almr", (0.1, 0.2, 0.33, 0.5, 0.7))

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from llama_cpt import chat, convert, evaluate, fit_law, prepare, train
-from llama_cpt.config_file import load, save
-from llama_cpt.errors import UserError
-from llama_cpt.sharding import make_mesh
+from llama_cpt.config.loading import load, save
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.run import build
 from tests.storage_server import bucket
 

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.config import CheckpointConfig, EvaluationConfig, TrainConfig
+from llama_cpt.checkpoint import manifest
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.errors import SaveError
+from llama_cpt.config.schema import CheckpointConfig, EvaluationConfig, TrainConfig
 from llama_cpt.convert import from_hf
-from llama_cpt.errors import UserError
-from llama_cpt.literal_paths import LiteralPath, files_below
-from llama_cpt.model.hand_over import to_hf
-from llama_cpt.model.trained_weights import TrainedWeights
-from llama_cpt.named_models import named
-from llama_cpt.training import manifest
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
+from llama_cpt.evaluation.named_models import named
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.literal_paths import LiteralPath, files_below
 from llama_cpt.training.reference import model_identity
-from llama_cpt.training.storage_error import SaveError
+from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.export import to_hf
 from tests.conftest import ROOT
-from tests.training.runs import learnt, train, train_until
+from tests.runs import learnt, train, train_until
 
 NAME = "a::b [lr 1e-3] *? #%20{c,d} ' \" $X ** ~"
 STATE = {"trained": {"w": np.arange(6.0, dtype=np.float32)}}

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config import ComputeConfig, LoraConfig, TrainConfig
-from llama_cpt.errors import UserError
-from llama_cpt.model.load import check_source, load_parameters
+from llama_cpt.checkpoint.checkpoint import open_run
+from llama_cpt.config.schema import ComputeConfig, LoraConfig, TrainConfig
 from llama_cpt.model.lora import merged
-from llama_cpt.sharding import make_mesh
-from llama_cpt.training.checkpoint import open_run
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import make_program
-from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import restored
-from tests.training.runs import learnt, run_of, train, train_until
+from llama_cpt.weights.source import check_source, load_parameters
+from tests.runs import learnt, run_of, train, train_until
 from tests.training.test_trainer import saved_steps
 
 LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config import LoraConfig, NextTokenConfig
+from llama_cpt.config.schema import LoraConfig, NextTokenConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.lora import Adapters, abstract_adapters
-from llama_cpt.sharding import shardings, spec
-from llama_cpt.training.objectives import make_objective
+from llama_cpt.objectives.next_token import make_objective
+from llama_cpt.parallel.mesh import shardings, spec
 from llama_cpt.training.optimizer import make_optimizer
 from llama_cpt.training.train_step import (
     abstract_state,

@@ -8,7 +8,7 @@ import pytest
 
 from llama_cpt.training import preemption
 from llama_cpt.training.preemption import METADATA_HOST, Notices
-from llama_cpt.training.stopping import Outcome, Signals
+from llama_cpt.training.stop import Outcome, Signals
 
 
 @pytest.fixture

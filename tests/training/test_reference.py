@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.batch import PreferenceBatch
-from llama_cpt.config import MeshConfig
-from llama_cpt.errors import UserError
+from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.config.schema import MeshConfig
+from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.model.llama import Llama
-from llama_cpt.sharding import make_mesh, shardings
-from llama_cpt.training.checkpoint import save_trained
+from llama_cpt.parallel.mesh import make_mesh, shardings
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import (
     Identity,
     make_scorer,
     model_identity,
     reference_logprobs,
 )
-from tests.training.preferences import VOCAB, preference_batch, random_pairs
+from tests.objectives.preferences import VOCAB, preference_batch, random_pairs
 from tests.training.test_train_step import MODEL
 
 LENGTH, ROWS = 48, 10

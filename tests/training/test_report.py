@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config import ChatConfig, PreferenceConfig
-from llama_cpt.sharding import make_mesh
+from llama_cpt.config.schema import ChatConfig, PreferenceConfig
+from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.report import Reporter, means
 from llama_cpt.training.run import build

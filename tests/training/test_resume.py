@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from llama_cpt.config import (
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
     CorpusConfig,
@@ -16,8 +17,7 @@ from llama_cpt.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from llama_cpt.errors import UserError
-from llama_cpt.fields import to_dict
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.resume import check_fingerprints, check_resume
 
 CONFIG = TrainConfig(

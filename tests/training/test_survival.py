@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from llama_cpt.config import TrainConfig
-from llama_cpt.config_file import save
-from tests.training.runs import learnt
+from llama_cpt.config.loading import save
+from llama_cpt.config.schema import TrainConfig
+from tests.runs import learnt
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from llama_cpt.config_file import save
-from llama_cpt.errors import UserError
-from llama_cpt.metrics import read_lines
+from llama_cpt.config.loading import save
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.training.trace import Trace, steps_to_trace
 from tests.conftest import ROOT
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.batch import TokenBatch
-from llama_cpt.config import MeshConfig, ModelConfig, NextTokenConfig, OptimizerConfig
-from llama_cpt.errors import UserError
+from llama_cpt.config.schema import MeshConfig, ModelConfig, NextTokenConfig, OptimizerConfig
+from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama, abstract_llama
-from llama_cpt.sharding import make_mesh, spec
-from llama_cpt.training.objectives import make_objective
+from llama_cpt.objectives.next_token import make_objective
+from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.optimizer import check_schedule, learning_rate, make_optimizer
 from llama_cpt.training.train_step import (
     abstract_state,

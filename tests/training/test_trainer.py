@@ -9,24 +9,24 @@ import signal
 import jax
 import pytest
 
-from llama_cpt import processes
-from llama_cpt.config import (
+from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import (
     CorpusConfig,
     EvaluationConfig,
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
 )
-from llama_cpt.config_file import load
-from llama_cpt.errors import UserError
-from llama_cpt.sharding import make_mesh
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime import distributed
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
-from llama_cpt.training.checkpoint import FOLDER, Checkpoints
-from llama_cpt.training.health import DivergedError
 from llama_cpt.training.run import build
-from llama_cpt.training.stopping import Outcome
+from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import evaluates_at, fit
-from tests.training.runs import learnt, run_of, train, train_until
+from tests.runs import learnt, run_of, train, train_until
 
 
 def saved_steps(output: Path) -> list[int]:
@@ -255,7 +255,7 @@ def test_the_first_process_alone_warns(make_config, tmp_path, monkeypatch, capsy
     for name in ("en", "held-out en"):
         assert f"lossy: the tokenizer changes 100.0% of the documents of {name} (" in told
     assert "held-out corpus 'en' and corpus 'en' share" in told
-    monkeypatch.setattr(processes.global_state, "process_id", 1)
+    monkeypatch.setattr(distributed.global_state, "process_id", 1)
     run_of(config)
     assert "warning" not in capsys.readouterr().err
 

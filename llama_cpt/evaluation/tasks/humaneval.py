@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llama_cpt.evaluation.sandbox import run_python
+from llama_cpt.evaluation.sandbox.sandbox import run_python
 
 
 def passes(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import zlib
 
 import datasets
 
-from llama_cpt.errors import UserError
+from llama_cpt.runtime.errors import UserError
 
 Rows = list[dict[str, Any]]
 _SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-8"))

@@ -1,0 +1,1 @@
+"""Example projects: the demo and the study on an invented bilingual world."""

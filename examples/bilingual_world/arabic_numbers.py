@@ -1,0 +1,88 @@
+"""Arabic counting: one and two are forms of the noun, three to ten take its plural, and eleven to
+ninety-nine the singular accusative; units are of the other gender than what is counted."""
+
+from examples.bilingual_world.arabic_words import FEMININE_COLOURS, Noun
+
+_UNITS = "صفر واحد اثنان ثلاثة أربعة خمسة ستة سبعة ثمانية تسعة عشرة".split()
+_TENS = {20: "عشر", 30: "ثلاث", 40: "أربع", 50: "خمس", 60: "ست", 70: "سبع", 80: "ثمان", 90: "تسع"}
+# These are the same in the accusative.
+_DIPTOTES = {*FEMININE_COLOURS, *FEMININE_COLOURS.values()}
+
+
+def counted(number: int, noun: Noun, case: str = "") -> str:
+    """``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or, for the nominative, empty."""
+    inflect = accusative if case == "acc" else str
+    match number % 100:
+        case 1 if number == 1:
+            words = f"{inflect(noun.one)} {inflect('واحدة' if noun.feminine else 'واحد')}"
+        case 2 if number == 2:
+            words = _dual(noun.one, case)
+        case 0 | 1 | 2:
+            words = f"{number} {noun.one}"
+        case last if last <= 10:
+            words = f"{_shown(number, case, noun.feminine)} {noun.several}"
+        case _:
+            words = f"{_shown(number, case, noun.feminine)} {accusative(noun.one)}"
+    return f"{words}{noun.tail}"
+
+
+def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
+    """0 to 99 in words, as counts what is masculine or feminine."""
+    ten, unit = number // 10 * 10, number % 10
+    if number <= 10:
+        return _unit(number, case, feminine)
+    if number < 20:
+        return f"{_teen_unit(unit, case, feminine)} {'عشرة' if feminine else 'عشر'}"
+    tens = _TENS[ten] + ("ين" if case else "ون")
+    if not unit:
+        return tens
+    return f"{_before_tens(unit, case, feminine)} و{tens}"
+
+
+def accusative(phrase: str) -> str:
+    """Indefinite, in the accusative: every word that can be marked is."""
+    return " ".join(map(_marked, phrase.split()))
+
+
+def _marked(word: str) -> str:
+    if word.endswith("ة") or "~" in word or word in _DIPTOTES:
+        return word
+    return f"{word}ً" if word.endswith("اء") else f"{word}ًا"
+
+
+def _shown(number: int, case: str, feminine: bool) -> str:
+    return cardinal(number, case, feminine=feminine) if number < 100 else str(number)
+
+
+def _unit(number: int, case: str, feminine: bool) -> str:
+    if number == 2:
+        return ("اثنت" if feminine else "اثن") + ("ين" if case else "ان")
+    if not feminine or number < 3:
+        return _UNITS[number]
+    return "ثماني" if number == 8 else _UNITS[number].removesuffix("ة")
+
+
+def _teen_unit(unit: int, case: str, feminine: bool) -> str:
+    """11 and 12 agree with the noun; of 12 the ending of the dual loses its last letter."""
+    if unit == 1:
+        return "إحدى" if feminine else "أحد"
+    word = _unit(unit, case, feminine)
+    return word.removesuffix("ن") if unit == 2 else word
+
+
+def _before_tens(unit: int, case: str, feminine: bool) -> str:
+    """Unlike before a noun, one is counted, and the accusative is marked."""
+    if unit == 1 and feminine:
+        return "إحدى"
+    word = _unit(unit, case, feminine)
+    if case == "acc" and unit != 2:
+        return accusative(word)
+    return "ثمانٍ" if word == "ثماني" else word
+
+
+def _dual(phrase: str, case: str) -> str:
+    ending = "ين" if case else "ان"
+    return " ".join(
+        f"{word[:-1]}ت{ending}" if word.endswith("ة") else f"{word}{ending}"
+        for word in phrase.split()
+    )

@@ -1,0 +1,175 @@
+"""English: words, their forms, and how sentences are finished."""
+
+import re
+from typing import Any
+
+from examples.bilingual_world import lists
+from examples.bilingual_world.english_sentences import FACTS, QUESTIONS, SUMS, WRITINGS
+from examples.bilingual_world.english_stories import STORIES, TALK
+from examples.bilingual_world.english_words import (
+    PHRASES,
+    PLURALS,
+    PORTIONS,
+    PROPER,
+    SMALL_NUMBERS,
+    SPOTS,
+    WORDS,
+)
+from examples.bilingual_world.language import Language, templates
+from examples.bilingual_world.plan import Clock, Count, Mention, Pair
+
+_PRONOUNS = {
+    True: {"he": "she", "his": "her", "him": "her", "himself": "herself"},
+    False: {"he": "he", "his": "his", "him": "him", "himself": "himself"},
+    "i": {"he": "I", "his": "my", "him": "me", "himself": "myself"},
+    "you": {"he": "you", "his": "your", "him": "you", "himself": "yourself"},
+}
+_BE = {"i": ("am", "was"), "you": ("are", "were")}
+
+
+def say(value: Any, form: str) -> str:
+    """English for ``value``. Forms of a person: of, to, he, his, him, himself, ``+verb``,
+    ``he+verb``, ``?`` (does she); of nouns: s (in general), a, ``+verb``, ``?``; of actions:
+    ing; of spots: at, to."""
+    match value:
+        case Mention():
+            return _person(value, form)
+        case Count(number, thing):
+            return f"{_number(number)} {_noun(thing)[1 if number == 1 else 2]}"
+        case Clock(hour, minute):
+            return f"{hour}:{minute:02d}" if form == "d" else _clock(hour, minute)
+        case Pair():
+            return "they"
+        case 0 if form == "answer":
+            return "none"
+        case int():
+            return f"{value:,}" if form == "d" else _number(value)
+    if form in ("at", "to") or value in lists.SPOTS:
+        return _spot(value, form)
+    if value in PHRASES:
+        return _participle(PHRASES[value]) if form == "ing" else PHRASES[value]
+    return _thing(value, form)
+
+
+def _person(who: Mention, form: str) -> str:
+    person, how = who.person, who.how
+    pronouns = _PRONOUNS[how if how in ("i", "you") else person.woman]
+    plain = how in ("again", "i", "you")
+    name = pronouns["he"] if plain else say(person.name, "")
+    if how == "full":
+        name = f"{name} {say(person.surname, '')}"
+    if form.startswith("he+"):
+        return f"{pronouns['he']} {_verb(form[3:], how)}"
+    if form.startswith("+"):
+        return f"{name} {_verb(form[1:], how)}"
+    if form in pronouns:
+        return pronouns[form]
+    match form:
+        case "of":
+            return pronouns["his"] if plain else f"{name}'s" if name[-1] != "s" else f"{name}'"
+        case "to":
+            return pronouns["him"] if plain else name
+        case "?":
+            return f"{'do' if how in _BE else 'does'} {name}"
+        case "be?":
+            return f"{_BE.get(how, ('is',))[0]} {name}"
+    return name
+
+
+def _verb(verb: str, how: str = "") -> str:
+    """Agrees with the subject: third person but for I and you."""
+    if verb in ("be", "was"):
+        return _BE.get(how, ("is", "was"))[verb == "was"]
+    if how in _BE:
+        return verb
+    if verb == "have":
+        return "has"
+    if verb.endswith(("s", "sh", "ch", "x", "o")):
+        return f"{verb}es"
+    return f"{verb[:-1]}ies" if verb.endswith("y") and verb[-2] not in "aeiou" else f"{verb}s"
+
+
+def _participle(phrase: str) -> str:
+    verb, _, rest = phrase.partition(" ")
+    stem = {"swim": "swimm"}.get(verb, verb[:-1] if verb[-1] == "e" else verb)
+    return f"{stem}ing {rest}".rstrip()
+
+
+def _noun(name: str) -> tuple[str, str, str, bool]:
+    """(bare, one, several, whether its general sense takes a plural verb)."""
+    if name in PORTIONS:
+        return PORTIONS[name]
+    word = WORDS.get(name, name.replace("_", " "))
+    if word in PLURALS:
+        return word, word, PLURALS[word], True
+    plural = f"{word[:-1]}ies" if word.endswith("y") and word[-2] not in "aeiou" else f"{word}s"
+    return word, word, plural, True
+
+
+def _thing(name: str, form: str) -> str:
+    word = WORDS.get(name, name.replace("_", " "))
+    if name in PROPER:
+        return WORDS.get(name, name.title())
+    if name in lists.FOODS or name in lists.ANIMALS or name in lists.THINGS:
+        return _counted(name, form)
+    return f"a {word}" if form == "answer" and name in ("fruit", "vegetable") else word
+
+
+def _counted(name: str, form: str) -> str:
+    bare, one, several, plural = _noun(name)
+    general = several if plural and name not in PORTIONS else bare
+    if form == "+be":
+        return f"{general} {'are' if plural else 'is'}"
+    if form.startswith("+"):
+        return f"{general} {form[1:] if plural else _verb(form[1:])}"
+    return {
+        "a": f"a {one}",
+        "answer": f"a {one}" if name in lists.ANIMALS else general,
+        "s": general,
+        "?": f"{'do' if plural else 'does'} {general}",
+        "be?": f"{'are' if plural else 'is'} {general}",
+    }.get(form, bare)
+
+
+def _spot(name: str, form: str) -> str:
+    phrase = SPOTS.get(name, f"at the {name.replace('_', ' ')}")
+    preposition, _, place = phrase.partition(" ")
+    return {"at": phrase, "to": f"to {place}", "answer": f"{preposition} {place}"}.get(form, place)
+
+
+def _number(number: int) -> str:
+    return SMALL_NUMBERS[number] if number <= 20 else f"{number:,}"
+
+
+def _clock(hour: int, minute: int) -> str:
+    part = "in the morning" if hour < 12 else "in the afternoon" if hour < 18 else "in the evening"
+    shown = SMALL_NUMBERS[(hour - 1) % 12 + 1]
+    match minute:
+        case 0:
+            text = f"{shown} o'clock"
+        case 15:
+            text = f"a quarter past {shown}"
+        case 30:
+            text = f"half past {shown}"
+        case _:
+            text = f"a quarter to {SMALL_NUMBERS[hour % 12 + 1]}"
+    return f"{text} {part}"
+
+
+_FIRST = re.compile(r'(^"?|[.!?] "?|: ")([a-z])')
+_SPACES = re.compile(r" +(?=[ .,!?])")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeio]|u(?!se|ni))")
+
+
+def _finish(text: str) -> str:
+    text = _ARTICLE.sub(r"\1n ", _SPACES.sub("", text))
+    return _FIRST.sub(lambda match: match[1] + match[2].upper(), text)
+
+
+LANGUAGE = Language(
+    code="en",
+    space=" ",
+    sentences=templates(FACTS, QUESTIONS, SUMS, WRITINGS, TALK, STORIES),
+    say=say,
+    finish=_finish,
+)

@@ -1,0 +1,288 @@
+"""Questions for models that have only read: the world's own sentences, to be finished.
+
+Four questions of a kind go together, and each has the answers of all four as its choices: whoever
+does not look at what is asked is right once in four, however common some of the answers are.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations, product
+import os
+import random
+
+from examples.bilingual_world import lists
+from examples.bilingual_world.facts import Fact, World, all_facts, subject_of
+from examples.bilingual_world.language import Language, sentence, tell
+from examples.bilingual_world.plan import Count, Mention, Plan, Say, Slots, Spoken
+from examples.bilingual_world.sums import COUNTED, step
+
+Line = dict[str, object]
+Table = list[list[Plan]]
+"""Four questions, each with its own answer and with those of the others."""
+RELATIONS = (
+    ("thing.material",),
+    ("job.place",),
+    ("food.taste", "food.colour"),
+    ("food.kind", "food.taste"),
+    ("animal.eats", "animal.lives"),
+)
+"""Facts that are asked together. Those of people and towns are too much for a small model."""
+REASONS = {
+    "comfort.because": lists.SAD_CAUSES,
+    "letter.sad": lists.SAD_CAUSES,
+    "letter.glad": lists.GLAD_CAUSES,
+}
+FEW, MANY = 12, 48
+"""Quartets of what takes the whole story to know, and of what the words before tell."""
+
+
+def _less(number: int, other: int) -> bool:
+    return other < number - 1
+
+
+def _small(number: int, other: int) -> bool:
+    return other <= 12
+
+
+def _shares(number: int, children: int) -> bool:
+    """Whether it is a sum of the text's: no more than a dozen for each."""
+    return children < 10 and number % children == 0 and number // children <= 12
+
+
+# Stories of the same numbers that ask for different sums, the first numbers, and what suits both.
+_PAIRS = (
+    ({"giving": "add", "losing": "subtract"}, range(12, 61), _less),
+    ({"giving": "add", "gathering": "subtract"}, range(12, 61), _less),
+    ({"walking": "add", "rows": "multiply"}, range(2, 13), _small),
+    ({"losing": "subtract", "sharing": "divide"}, range(12, 91), _shares),
+)
+
+
+def quartet_lines(world: World, language: Language, seed: int) -> dict[str, Iterator[Line]]:
+    """By subject, ``{"kind", "text", "choices", "answer"}``: what is to be finished, the ways it
+    might go on, and the number of the right one."""
+    tables = {
+        "facts": _facts(world, seed),
+        "arithmetic": _sums(world, seed),
+        "feelings": chain(_feelings(world, seed), _moods(world, seed)),
+    }
+    lines = {
+        subject: _lines(found, language, f"{seed} {subject}") for subject, found in tables.items()
+    }
+    return lines | {"arithmetic": chain(lines["arithmetic"], _step_lines(language, seed))}
+
+
+def _lines(tables: Iterable[Table], language: Language, name: str) -> Iterator[Line]:
+    for number, table in enumerate(tables):
+        beginnings, ends = _opened(table, language, f"{name} {number}")
+        kinds = [row[0].kind for row in table]
+        yield from _asked(kinds, beginnings, ends, random.Random(f"{name} {number}"))
+
+
+def _asked(
+    kinds: Sequence[str], beginnings: Sequence[str], ends: Sequence[str], rng: random.Random
+) -> Iterator[Line]:
+    order = rng.sample(range(4), 4)
+    choices = [ends[answer] for answer in order]
+    for question, (kind, text) in enumerate(zip(kinds, beginnings, strict=True)):
+        yield {"kind": kind, "text": text, "choices": choices, "answer": order.index(question)}
+
+
+def _opened(table: Table, language: Language, name: str) -> tuple[list[str], list[str]]:
+    """Four beginnings and four ends: said so that the beginning has all that is asked."""
+    for way in range(64):
+        split = [
+            _split([_told(plan, language, f"{name} {way}") for plan in row], language)
+            for row in table
+        ]
+        beginnings, ends = zip(*split, strict=True)
+        apart = len(set(beginnings)) == len(set(ends[0])) == 4
+        if apart and len(set(ends)) == 1 and "\n" not in "".join(ends[0]):
+            return list(beginnings), list(ends[0])
+    raise ValueError(f"{table[0][0].kind}: cannot be asked in {language.code}")
+
+
+def _told(plan: Plan, language: Language, name: str) -> str:
+    """As told in a document, each paragraph in words that do not hang on those before it."""
+    return "\n".join(
+        tell(Plan(plan.kind, (paragraph,)), language, random.Random(f"{name} {number}"))
+        for number, paragraph in enumerate(plan.paragraphs)
+    )
+
+
+def _split(texts: Sequence[str], language: Language) -> tuple[str, tuple[str, ...]]:
+    """What all begin with, to the end of a word, and how each goes on."""
+    common = os.path.commonprefix(texts)
+    common = common[: common.rfind(language.space)] if language.space else common.rstrip()
+    return common, tuple(text[len(common) + len(language.space) :] for text in texts)
+
+
+def _facts(world: World, seed: int) -> Iterator[Table]:
+    """What things, foods, animals and trades are like: one thing of four, or two things of two."""
+    known = all_facts(world)
+    for relations in RELATIONS:
+        by_subject: dict[str, list[Fact]] = {}
+        for fact in known:
+            if fact.relation in relations:
+                by_subject.setdefault(subject_of(fact), []).append(fact)
+        rng = random.Random(f"{seed} {relations}")
+        subjects = rng.sample(sorted(by_subject), len(by_subject))
+        fours = _fours([by_subject[name][0] for name in subjects])
+        if len(relations) == 2:
+            fours = _twos([by_subject[name] for name in subjects])
+        for four in fours:
+            yield [[_stated(fact, other.answer) for other in four] for fact in four]
+
+
+def _fours(facts: Sequence[Fact]) -> Iterator[list[Fact]]:
+    """Facts with four different answers, as often as there are."""
+    by_answer: dict[str, list[Fact]] = {}
+    for fact in facts:
+        by_answer.setdefault(str(fact.answer), []).append(fact)
+    while len([one for one in by_answer.values() if one]) >= 4:
+        yield [one.pop() for one in sorted(by_answer.values(), key=len, reverse=True)[:4]]
+
+
+def _twos(subjects: Sequence[list[Fact]]) -> Iterator[list[Fact]]:
+    """Both facts of a subject and of one of the next three, four answers that were not yet."""
+    seen: set[frozenset[object]] = set()
+    for place, facts in enumerate(subjects):
+        for other in subjects[place + 1 : place + 4]:
+            answers = frozenset(fact.answer for fact in (*facts, *other))
+            if len(answers) == 4 and answers not in seen:
+                seen.add(answers)
+                yield [*facts, *other]
+                break
+
+
+def _stated(fact: Fact, answer: object) -> Plan:
+    slots = {name: answer if v == fact.answer else v for name, v in fact.slots.items()}
+    return Plan(fact.relation, ((Say(fact.relation, slots),),))
+
+
+def _sums(world: World, seed: int) -> Iterator[Table]:
+    """A story with numbers, and the sum that it calls for."""
+    for signs, firsts, suits in _PAIRS:
+        fitting = {x: [y for y in range(2, 41) if suits(x, y)] for x in firsts}
+        for number in range(FEW):
+            rng = random.Random(f"{seed} {' '.join(signs)} {number}")
+            x = rng.choice([x for x, others in fitting.items() if len(others) > 1])
+            others, cast = rng.sample(fitting[x], 2), _cast(world, rng)
+            stories = [(name, cast | _numbers(x, y, cast["x"])) for name in signs for y in others]
+            steps = [step(x, sign, y) for sign in signs.values() for y in others]
+            yield [[_problem(*story, one) for one in steps] for story in stories]
+
+
+def _step_lines(language: Language, seed: int) -> Iterator[Line]:
+    """What a step of a sum is called, and the step."""
+    for number in range(MANY):
+        rng = random.Random(f"{seed} steps {number}")
+        (a, b), (c, d), (e, f) = (rng.sample(range(2, 10), 2) for _ in range(3))
+        steps = (
+            Say("drill.tens", {"x": 10 * a, "y": 10 * b, "z": 10 * (a + b)}),
+            Say("drill.ones", {"x": c, "y": d, "z": c + d}),
+            step(10 * e + f, "subtract", 10 + f),
+            step(e * f, "divide", f),
+        )
+        # The longest way to say it has its name.
+        said = [
+            max((sentence(one, language, random.Random(way)) for way in range(16)), key=len)
+            for one in steps
+        ]
+        at = [next(place for place, sign in enumerate(text) if sign.isdigit()) for text in said]
+        beginnings = [text[:place].rstrip() for text, place in zip(said, at, strict=True)]
+        ends = [text[place:] for text, place in zip(said, at, strict=True)]
+        yield from _asked([one.key for one in steps], beginnings, ends, rng)
+
+
+def _cast(world: World, rng: random.Random) -> Slots:
+    one, other = rng.sample(world.people, 2)
+    towns = dict(zip("tuw", rng.sample(lists.TOWNS, 3), strict=True))
+    return {"a": Mention(one), "b": Mention(other), "x": rng.choice(COUNTED)} | towns
+
+
+def _numbers(first: int, second: int, thing: str) -> Slots:
+    """As every story names its numbers."""
+    counted = {"f": Count(first, thing), "g": Count(second, thing), "c": Count(second, "child")}
+    return {"n": first, "m": second} | counted
+
+
+def _problem(name: str, slots: Slots, worked: Say) -> Plan:
+    asked = (Say(f"sum.{name}", slots), Say(f"sum.{name}.ask", slots))
+    return Plan(f"sum.{name}", (asked, (worked,)))
+
+
+def _feelings(world: World, seed: int) -> Iterator[Table]:
+    """What makes somebody feel so, and what a friend says."""
+    for key, causes in REASONS.items():
+        rng = random.Random(f"{seed} {key}")
+        for feelings in _fours_of(causes.values(), FEW, rng):
+            four = [rng.choice([c for c in causes if causes[c] == e]) for e in feelings]
+            cast = _friends(world, rng)
+            yield [
+                [Plan(key, ((_felt(key, feeling, cause, cast),),)) for cause in four]
+                for feeling in feelings
+            ]
+    rng = random.Random(f"{seed} reply")
+    for four in _fours_of(lists.SAD_CAUSES, FEW, rng):
+        cast = _friends(world, rng)
+        yield [[_reply(one, other, cast) for other in four] for one in four]
+
+
+def _moods(world: World, seed: int) -> Iterator[Table]:
+    """How one feels to whom this happened: two that are glad and two that are sad."""
+    rng = random.Random(f"{seed} moods")
+    told = (("comfort.because", lists.SAD_CAUSES), ("letter.glad", lists.GLAD_CAUSES))
+    twos = (list(combinations(sorted(set(causes.values())), 2)) for _, causes in told)
+    for sad, glad in rng.sample(list(product(*twos)), MANY):
+        cast = _friends(world, rng)
+        happened = [
+            (key, rng.choice([cause for cause in causes if causes[cause] == feeling]))
+            for (key, causes), two in zip(told, (sad, glad), strict=True)
+            for feeling in two
+        ]
+        yield [
+            [Plan(key, ((_felt(key, feeling, cause, cast),),)) for feeling in (*sad, *glad)]
+            for key, cause in happened
+        ]
+
+
+def _fours_of(names: Iterable[str], number: int, rng: random.Random) -> list[tuple[str, ...]]:
+    """Four of ``names``, as often as ``number`` says, never the same."""
+    return rng.sample(list(combinations(sorted(set(names)), 4)), number)
+
+
+def _felt(key: str, feeling: str, cause: str, cast: Slots) -> Say:
+    return Say(key, cast | {"e": feeling, "why": Say(f"cause.{cause}", cast)})
+
+
+def _reply(cause: str, other: str, cast: Slots) -> Plan:
+    """What is the matter, and the comfort that a friend would give in another case."""
+    feeling = lists.SAD_CAUSES[cause]
+    ask, understand = (Say(f"comfort.{n}", cast | {"e": feeling}) for n in ("ask", "understand"))
+    turns = (
+        _spoken(cast, "b", ask),
+        _spoken(cast, "you", _felt("comfort.because", feeling, cause, cast)),
+        _spoken(cast, "b", understand, Say(f"comfort.{other}", cast)),
+    )
+    return Plan("comfort.reply", turns)
+
+
+def _spoken(cast: Slots, who: str, *words: Say) -> tuple[Say, ...]:
+    slots = {"a": Mention(cast[who].person), "words": Spoken(words)}
+    return (Say("speech.script", slots),)
+
+
+def _friends(world: World, rng: random.Random) -> Slots:
+    """One to whom things happen, as I and as you, and a friend."""
+    person = rng.choice(world.people)
+    return {
+        "a": Mention(person, "i"),
+        "you": Mention(person, "you"),
+        "b": Mention(world.person(person.friend)),
+        "x": rng.choice(lists.THINGS),
+        "k": person.pet,
+        "q": person.pet_name,
+        "h": rng.choice(lists.HOBBIES),
+        "out": rng.choice(lists.OUTDOORS),
+        "f": rng.choice(lists.FOODS),
+    }

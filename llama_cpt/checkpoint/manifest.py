@@ -1,0 +1,259 @@
+"""Size and digest of every file of a checkpoint, kept beside it: what a checkpoint is sealed with.
+
+Orbax restores flipped bits without a word, and its commit says nothing of what reached the disk.
+A checkpoint in ``STEP`` is sealed once ``STEP.manifest-00000-of-0000N.json`` and its N - 1 sisters
+exist; each process digests and writes one share of the files, whatever wrote them.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+import contextlib
+from functools import partial
+import hashlib
+import json
+import os
+import re
+from typing import TypeVar
+
+from etils import epath
+
+from llama_cpt.checkpoint import step_marks
+from llama_cpt.checkpoint.errors import StorageError
+from llama_cpt.runtime.literal_paths import files_below
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.runtime.retry import of_storage, passes, patiently
+
+BLOCK_BYTES = 4 << 20
+THREADS = 8
+
+Result = TypeVar("Result")
+
+_PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
+
+
+def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
+    """Bring share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
+
+    Every one of ``parts`` processes calls it once the folder is complete. Raises OSError.
+    """
+    everything = files_below(str(checkpoint))
+    if not everything:
+        raise FileNotFoundError(f"{checkpoint} holds no files")
+    names = everything[part::parts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        seal_file = lambda name: patiently(partial(_seal_file, checkpoint / name))
+        digests = pool.map(seal_file, names)
+        entries = dict(zip(names, digests, strict=True))
+    for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
+        patiently(partial(_sync, folder))
+    patiently(partial(_sync, checkpoint.parent))
+    content = {"step": int(checkpoint.name), "all_files": len(everything), "files": entries}
+    path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
+    patiently(partial(_write, path, json.dumps(content, indent=1)))
+
+
+def sealed_steps(folder: epath.Path) -> list[int]:
+    """Steps in ``folder`` of which all parts of the manifest exist, ascending."""
+    return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
+
+
+def unsealed(folder: epath.Path) -> list[epath.Path]:
+    """Folders of steps of which parts of the manifest are missing."""
+    sealed = sealed_steps(folder)
+    steps = (path for path in _listed(folder) if path.name.isdigit())
+    return [path for path in steps if int(path.name) not in sealed]
+
+
+def without_manifest(folder: epath.Path) -> list[epath.Path]:
+    """Complete checkpoints whose manifest was lost, rather than not written yet.
+
+    The folder of a save that was interrupted has a mark, or Orbax has not noted its commit.
+    """
+    marks = step_marks.marked(folder, step_marks.SAVING)
+    return [
+        path for path in unsealed(folder) if int(path.name) not in marks and _may_be_committed(path)
+    ]
+
+
+def unverifiable(folder: epath.Path) -> str:
+    """The reason why nothing in ``folder`` may be deleted, if all checkpoints lost manifests."""
+    if sealed_steps(folder):
+        return ""
+    if not (lost := sorted(int(path.name) for path in without_manifest(folder))):
+        return ""
+    return (
+        f"{folder}: the checkpoints of steps {lost} are there, but their manifests "
+        "(STEP.manifest-*.json) are not, so they cannot be verified. Copy the manifests back, or "
+        "move these folders away to start again."
+    )
+
+
+def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
+    """The files of the manifest of ``checkpoint``."""
+    return list(_parts(checkpoint.parent).get(checkpoint.name, {}).values())
+
+
+def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
+
+    Reads every byte; the shares need not be those of ``seal``. Raises StorageError for what cannot
+    be read now: nobody knows that it is damaged.
+    """
+    sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
+    try:
+        contents = [json.loads(_read(path, path.read_text)) for path in sealed.values()]
+        # Manifests written by earlier versions do not have the step.
+        steps = {content.get("step", int(checkpoint.name)) for content in contents}
+        if steps - {int(checkpoint.name)}:
+            return f"{checkpoint}: its manifest is that of step {min(steps)}"
+        files = {name: entry for content in contents for name, entry in content["files"].items()}
+        if any(content["all_files"] != len(files) for content in contents) or not files:
+            return f"{checkpoint}: its manifest does not cover all its files"
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{checkpoint}: its manifest cannot be read ({error})"
+    names = sorted(files)[part::parts]
+    total = sum(files[name][0] for name in names) / 1e9
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        Progress(f"verify checkpoint {checkpoint.name}", total, "GB")
+        if part == 0
+        else contextlib.nullcontext() as progress,
+    ):
+        checks = {pool.submit(_file_damage, checkpoint / n, *files[n]): n for n in names}
+        for check in as_completed(checks):
+            if check.result():
+                pool.shutdown(cancel_futures=True)
+                return check.result()
+            if progress:
+                progress.update(files[checks[check]][0] / 1e9)
+    return None
+
+
+def manifest_digest(checkpoint: epath.Path) -> str:
+    """SHA-256 over the digests of a sealed checkpoint's files: of another model it is another."""
+    parts = sorted(_parts(checkpoint.parent)[checkpoint.name].items())
+    contents = [json.loads(path.read_text())["files"] for _, path in parts]
+    files = {name: entry for content in contents for name, entry in content.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def discard(folder: epath.Path, step: int) -> None:
+    """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
+    pattern = re.compile(rf"{step}(\..*)?")
+    names = [path.name for path in _listed(folder) if pattern.fullmatch(path.name)]
+    for name in sorted(names, key=lambda name: ".manifest-" not in name):
+        path = folder / name
+        path.rmtree() if path.is_dir() else path.unlink()
+
+
+def discard_unsealed(folder: epath.Path) -> None:
+    """Remove what interrupted saves left: unsealed steps, temporary folders, drafts.
+
+    Checkpoints that lost their manifests stay if no other is there: they may be the only copy.
+    """
+    sealed = set(sealed_steps(folder))
+    spared = set() if sealed else {int(path.name) for path in without_manifest(folder)}
+    for path in _listed(folder):
+        step = re.match(r"(\d+)(\.|$)", path.name)
+        if step and int(step[1]) not in sealed | spared:
+            discard(folder, int(step[1]))
+        elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
+            path.rmtree() if path.is_dir() else path.unlink()
+
+
+def digest_of(path: epath.Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
+
+
+def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
+    """``{step: {(part, parts): manifest}}`` of every step of which the folder exists."""
+    found: dict[str, dict[tuple[int, int], epath.Path]] = {}
+    paths = _listed(folder)
+    names = {path.name for path in paths}
+    for path in paths:
+        match = _PART.fullmatch(path.name)
+        if match and match[1] in names:
+            found.setdefault(match[1], {})[int(match[2]), int(match[3])] = path
+    return found
+
+
+def _listed(folder: epath.Path) -> list[epath.Path]:
+    """What lies in ``folder``; an object store knows of no folder in which nothing lies."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _may_be_committed(checkpoint: epath.Path) -> bool:
+    """Whether Orbax has committed ``checkpoint``, or its note of that cannot be read."""
+    note = checkpoint / "_CHECKPOINT_METADATA"
+    try:
+        return json.loads(note.read_text()).get("commit_timestamp_nsecs") is not None
+    except FileNotFoundError:
+        # Orbax writes this file first: without it there is nothing, or the file was lost.
+        return (checkpoint / "_METADATA").exists()
+    except (ValueError, AttributeError):
+        return True
+
+
+def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
+    totals = {parts for _, parts in found}
+    return len(totals) == 1 and len(found) == totals.pop()
+
+
+def _write(path: epath.Path, content: str) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(content)
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
+
+
+def _seal_file(path: epath.Path) -> tuple[int, str]:
+    _sync(path)
+    return digest_of(path)
+
+
+def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
+    try:
+        found_size, found_digest = _read(path, partial(digest_of, path))
+    except FileNotFoundError:
+        return f"{path} is missing"
+    if found_size != size:
+        return f"{path} has {found_size:,} bytes instead of {size:,}"
+    return None if found_digest == digest else f"{path} was altered (its digest is another)"
+
+
+def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
+    """``read()`` of ``path``, patiently; what storage still fails then is a StorageError.
+
+    A missing file is none.
+    """
+    try:
+        return patiently(read)
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or not of_storage(error):
+            raise
+        raise StorageError(
+            f"{path} cannot be read ({error}). If that stays so, move its checkpoint away: the one "
+            "before is taken then.",
+            passing=passes(error),
+        ) from error
+
+
+def _sync(path: epath.Path) -> None:
+    """Wait until a local file or folder is on disk; object stores answer only then anyway."""
+    if "://" in str(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

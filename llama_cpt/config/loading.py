@@ -1,0 +1,158 @@
+"""Config files read and written: Python or JSON, overrides by the name of a field."""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+import re
+import runpy
+import sys
+from typing import Annotated, Any, TypeVar, get_args
+
+from etils import epath
+import tyro
+
+from llama_cpt.config.fields import from_dict, nearest, to_dict
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.config.sweep import SweepConfig
+from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.output_folder import require_local
+from llama_cpt.runtime.storage import require_reachable
+
+Config = TypeVar("Config", TrainConfig, PipelineConfig, SweepConfig)
+
+
+def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig) -> Config:
+    """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
+
+    Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
+    overrides prints every field and exits.
+    """
+    require_reachable(path)
+    if not epath.Path(path).is_file():
+        raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
+    config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
+    return _at_home(_apply_overrides(config, kind, list(overrides)))
+
+
+def save(config: Config, path: Any) -> None:
+    """Write the resolved config as JSON, which ``load`` accepts."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def _from_python(path: str, kind: type[Config]) -> Config:
+    require_local("config", path)
+    # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
+    beside = str(Path(path).resolve().parent.parent)
+    sys.path.insert(0, beside)
+    try:
+        config = runpy.run_path(path).get("config")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    except Exception as error:  # It is the user's program: whatever it raises is theirs to mend.
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(beside)
+    if not isinstance(config, kind):
+        raise UserError(f"{path}: defines no `config = {kind.__name__}(...)`.")
+    return config
+
+
+def _from_json(path: str, kind: type[Config]) -> Config:
+    try:
+        return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}).") from None
+
+
+def _at_home(config: Config) -> Config:
+    """The config with ``~`` written out, so that every part of a run means the same folder."""
+    if isinstance(config, PipelineConfig):
+        return dataclasses.replace(
+            config,
+            output=os.path.expanduser(config.output),
+            examination=os.path.expanduser(config.examination),
+            stages=tuple(_at_home(stage) for stage in config.stages),
+        )
+    if isinstance(config, SweepConfig):
+        return dataclasses.replace(
+            config, output=os.path.expanduser(config.output), train=_at_home(config.train)
+        )
+    data = config.data
+    return dataclasses.replace(
+        config,
+        output=os.path.expanduser(config.output),
+        init_from=os.path.expanduser(config.init_from),
+        data=dataclasses.replace(
+            data,
+            tokenizer=os.path.expanduser(data.tokenizer),
+            prepared=os.path.expanduser(data.prepared),
+        ),
+    )
+
+
+def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
+    if not overrides:
+        return config
+    annotated = Annotated[kind, tyro.conf.AvoidSubcommands]
+    told = io.StringIO()
+    if {"-h", "--help"} & set(overrides):
+        return tyro.cli(annotated, default=config, args=overrides)
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            return tyro.cli(annotated, default=config, args=overrides)
+    except SystemExit:
+        raise UsageError(_complaint(told.getvalue(), config)) from None
+
+
+def _complaint(told: str, config: Config) -> str:
+    """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
+    parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
+    sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
+    bad = re.search(r"--(\S+): no type matching .* could be instantiated from \[(.*?)\]", sentence)
+    if bad and (kinds := re.search(rf"^ *--{re.escape(bad[1])} (.+?) *$", told, re.MULTILINE)):
+        return f"{bad[1].replace('-', '_')}: {bad[2]}: give {kinds[1]}, in numbers."
+    unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
+    if not unknown:
+        # Our own sentences name the field.
+        return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
+    name = unknown["name"].replace("-", "_")
+    if section := _not_there(config, name.split(".")):
+        return (
+            f"config: {name}: this config has no such section, and no option makes one: write "
+            f"{section} into the file."
+        )
+    return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
+
+
+def _not_there(section: Any, path: list[str]) -> str:
+    """The section that is None on the way along ``path``, as a file would write it."""
+    for name in path:
+        kinds = {one.name: one.type for one in dataclasses.fields(section)}
+        if name not in kinds:
+            return ""
+        section = getattr(section, name)
+        if section is None:
+            return f"{name}={get_args(kinds[name])[0].__name__}(...)"
+        if not dataclasses.is_dataclass(section):
+            return ""
+    return ""
+
+
+def _dotted(values: dict[str, Any], above: str = "") -> list[str]:
+    """The names of all fields, as overrides spell them."""
+    names = []
+    for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(place): one for place, one in enumerate(value)}
+        deeper = isinstance(value, dict)
+        names += _dotted(value, f"{above}{name}.") if deeper else [above + name]
+    return names

@@ -1,0 +1,1 @@
+"""Chat data: formats, templates, length limits and packing."""

@@ -1,0 +1,167 @@
+"""The formats in which people keep chat data, recognised from a record's fields.
+
+| format | fields |
+| --- | --- |
+| messages | ``messages`` or ``conversations``: turns of ``role, content`` (OpenAI) |
+| sharegpt | the same, turns of ``from, value`` |
+| alpaca | ``instruction, output`` and perhaps ``input, history`` |
+| prompt-completion | ``prompt, completion``, each text or turns |
+
+With ``chosen, rejected`` (text, a turn or turns) in place of the answer, a record is a preference;
+with a boolean ``label`` beside it, a judged answer. ``system`` beside any of them comes first.
+"""
+
+from typing import Any
+
+from llama_cpt.data.chat.conversations import (
+    BadRecordError,
+    Chat,
+    Conversation,
+    Judged,
+    Message,
+    Preference,
+    Role,
+)
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+TURNS = ("messages", "conversations")
+# What asks -> what answers it.
+ANSWERS = {"instruction": "output", "prompt": "completion"}
+
+Turns = tuple[Message, ...]
+
+
+def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
+    """The format's name and what the record says. Raises BadRecordError."""
+    if "chosen" in record and "rejected" in record:
+        return _preference(record)
+    name, messages = _dialogue(record)
+    if "label" not in record:
+        return name, Conversation(messages)
+    if not isinstance(record["label"], bool):
+        raise BadRecordError("label is not true or false", f"it is {record['label']!r}")
+    if not messages or messages[-1].role != "assistant":
+        raise BadRecordError("the judged turn is not the assistant's")
+    judged = Judged(messages[:-1], messages[-1].content, record["label"])
+    return f"{name} + label", judged
+
+
+def read_prompt(record: dict[str, Any]) -> Turns:
+    """What a record asks: the turns before its last answer, which may be missing.
+
+    Raises BadRecordError.
+    """
+    if "chosen" in record and "rejected" in record:
+        return _preference(record)[1].prompt
+    missing = {answer: "" for asked, answer in ANSWERS.items() if asked in record}
+    turns = _dialogue(missing | record)[1]
+    prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    # Whatever the answer is: a prompt is held to the same.
+    return Judged(prompt, "answer", True).prompt
+
+
+def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
+    """The format and the turns of a record that holds one conversation."""
+    field = next((field for field in TURNS if field in record), None)
+    if field:
+        name, turns = _turns(record[field], field)
+    elif "instruction" in record and "output" in record:
+        name = "alpaca"
+        turns = (*_alpaca_prompt(record), Message("assistant", _text(record, "output")))
+    elif "prompt" in record and "completion" in record:
+        name = "prompt-completion"
+        turns = _either(record, "prompt", "user") + _either(record, "completion", "assistant")
+    else:
+        there = ", ".join(record) or "none"
+        raise BadRecordError("of no known chat format", f"its fields: {there}")
+    return name, _system(record) + turns
+
+
+def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
+    name, prompt = _preference_prompt(record)
+    chosen, rejected = (_either(record, field, "assistant") for field in ("chosen", "rejected"))
+    if not prompt or (len(chosen) > 1 and len(rejected) > 1):
+        # Whole conversations, which agree up to the answer.
+        prompt = _system(record) + chosen[:-1]
+        if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+            raise BadRecordError("chosen and rejected are not answers to one prompt")
+        chosen, rejected = chosen[-1:], rejected[-1:]
+    if [turn.role for turn in chosen + rejected] != ["assistant"] * 2:
+        raise BadRecordError("chosen and rejected are not one assistant turn each")
+    return name, Preference(prompt, chosen[0].content, rejected[0].content)
+
+
+def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
+    """The format and the prompt, which is empty where chosen and rejected hold it."""
+    suffix = "chosen + rejected"
+    if "prompt" in record:
+        return f"prompt + {suffix}", _system(record) + _either(record, "prompt", "user")
+    if "conversations" in record:
+        name, turns = _turns(record["conversations"], "conversations")
+        return f"{name} + {suffix}", _system(record) + turns
+    if "instruction" in record:
+        return f"alpaca + {suffix}", _system(record) + _alpaca_prompt(record)
+    return suffix, ()
+
+
+def _alpaca_prompt(record: dict[str, Any]) -> Turns:
+    """``history`` is pairs of question and answer; ``input`` follows ``instruction`` on a line."""
+    turns: list[Message] = []
+    for pair in record.get("history") or ():
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise BadRecordError("history is not pairs of texts")
+        turns += Message("user", pair[0]), Message("assistant", pair[1])
+    question = _text(record, "instruction")
+    if record.get("input"):
+        question = "\n".join(filter(None, (question, _text(record, "input"))))
+    return (*turns, Message("user", question))
+
+
+def _system(record: dict[str, Any]) -> Turns:
+    return (Message("system", _text(record, "system")),) if record.get("system") else ()
+
+
+def _either(record: dict[str, Any], field: str, role: Role) -> Turns:
+    """The turns of a field that is a text, which is ``role``'s, one turn, or turns."""
+    value = record[field]
+    if isinstance(value, str):
+        return (Message(role, value),)
+    return _turns([value] if isinstance(value, dict) else value, field)[1]
+
+
+def _turns(values: Any, field: str) -> tuple[str, Turns]:
+    if not isinstance(values, list) or not values:
+        raise BadRecordError(f"{field} is not a list of turns")
+    if not all(isinstance(value, dict) for value in values):
+        raise BadRecordError(f"{field} is not a list of turns", "a turn is an object")
+    sharegpt = "from" in values[0]
+    keys = ("from", "value") if sharegpt else ("role", "content")
+    turns = tuple(_turn(value, *keys) for value in values)
+    return "sharegpt" if sharegpt else "messages", turns
+
+
+def _turn(value: dict[str, Any], role: str, content: str) -> Message:
+    if missing := [key for key in (role, content) if key not in value]:
+        there = ", ".join(value) or "none"
+        raise BadRecordError(f"a turn without {missing[0]!r}", f"its fields: {there}")
+    if not isinstance(value[role], str) or value[role] not in ROLES:
+        raise BadRecordError("an unknown role", f"{value[role]!r} is none of {', '.join(ROLES)}")
+    return Message(ROLES[value[role]], _text(value, content))
+
+
+def _text(values: dict[str, Any], field: str) -> str:
+    """A text, or OpenAI's list of parts that are all text."""
+    value = values[field]
+    if isinstance(value, str):
+        return value
+    parts = value if isinstance(value, list) else [value]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise BadRecordError(f"{field} is not text", f"it is of type {type(value).__name__}")
+    return "".join(texts)

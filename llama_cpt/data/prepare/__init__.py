@@ -1,0 +1,1 @@
+"""Preparation of corpora: documents and chats to token rows."""

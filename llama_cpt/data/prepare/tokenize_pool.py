@@ -1,0 +1,228 @@
+"""Text to tokens by all cores, in order.
+
+Worker processes run ``serve`` and speak pickles over their standard input and output. Not
+``multiprocessing``: its spawned processes import the caller's main module, and with ``train`` that
+is JAX and a second of start for each; its forked ones inherit JAX's threads, which may deadlock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+import os
+import pickle
+from queue import SimpleQueue
+import signal
+import subprocess
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from llama_cpt.data.chat.examples import ChatRecipe, Unit, encode_chats
+from llama_cpt.data.chat.template import same_template
+from llama_cpt.data.sources.documents import BadDocument, Block, documents_of
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.runtime.errors import UserError
+
+# Spans read and encoded ahead of the one that is waited for, for each worker: a document as large
+# as ten spans then leaves the other workers busy, and memory stays bounded.
+SPANS_AHEAD = 4
+# Decoding costs about as much as encoding: a sample of each span tells of a lossy tokenizer.
+CHECKED_DOCUMENTS = 16
+
+_SERVE = "from llama_cpt.data.prepare.tokenize_pool import serve; serve()"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive raw documents: what is encoded at a time."""
+
+    shard: int
+    """Number of the shard to which they go."""
+    blocks: tuple[Block, ...]
+    text_field: str
+    skip_bad: bool
+    """Count bad documents and leave them out; otherwise the first ends the span."""
+    chat: ChatRecipe | None = None
+    """Of chat data; None for documents."""
+
+    @property
+    def disk_bytes(self) -> float:
+        """How much of the sources on disk it took."""
+        return sum((block.disk_bytes for block in self.blocks), 0.0)
+
+
+@dataclass(frozen=True)
+class EncodedSpan:
+    """A span's documents as tokens, one after the other, or its chats as units."""
+
+    shard: int
+    disk_bytes: float
+    tokens: np.ndarray
+    """uint32: BOS, text, EOS of each document; empty for chats."""
+    lengths: np.ndarray
+    """int64 (documents,): tokens of each."""
+    source_bytes: np.ndarray
+    """int64 (documents,): UTF-8 bytes of each."""
+    characters: int
+    skipped: Counter
+    """Bad documents by reason."""
+    checked_documents: int
+    lossy_documents: int
+    failure: str
+    """What stopped it, or empty."""
+    units: list[Unit] = field(default_factory=list)
+    formats: Counter = field(default_factory=Counter)
+    """Chats by format."""
+
+
+def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
+    """Encode the documents or chats of ``span``."""
+    if span.chat:
+        return _encode_chats(tokenizer, span, span.chat)
+    counts, skipped, failure = Counter(), Counter(), ""
+    begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
+    arrays, lengths, sizes = [], [], []
+    # A tiktoken vocabulary has every byte and no normaliser.
+    to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
+    for document in (d for block in span.blocks for d in documents_of(block, span.text_field)):
+        if isinstance(document, BadDocument):
+            skipped[document.reason] += 1
+            if span.skip_bad:
+                continue
+            failure = str(document)
+            break
+        tokens = tokenizer.encode_array(document.text)
+        arrays += begin, tokens, end
+        lengths.append(len(tokens) + 2)
+        sizes.append(document.source_bytes)
+        counts["characters"] += len(document.text)
+        if len(sizes) <= to_check:
+            counts["lossy"] += tokenizer.decode(tokens.tolist()) != document.text
+    return EncodedSpan(
+        span.shard,
+        span.disk_bytes,
+        np.concatenate([np.zeros(0, np.uint32), *arrays]),
+        np.array(lengths, np.int64),
+        np.array(sizes, np.int64),
+        counts["characters"],
+        skipped,
+        min(len(sizes), to_check),
+        counts["lossy"],
+        failure,
+    )
+
+
+def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatRecipe) -> EncodedSpan:
+    template = same_template(tokenizer, recipe.template)
+    done = encode_chats(template, span.blocks, recipe, skip_bad=span.skip_bad)
+    return EncodedSpan(
+        span.shard,
+        span.disk_bytes,
+        np.zeros(0, np.uint32),
+        np.array(done.tokens, np.int64),
+        np.array(done.source_bytes, np.int64),
+        done.characters,
+        done.skipped,
+        0,
+        0,
+        done.failure,
+        done.units,
+        done.formats,
+    )
+
+
+class EncodingPool:
+    """Worker processes that encode spans; a context manager that ends them."""
+
+    def __init__(self, tokenizer_path: str, workers: int) -> None:
+        self._processes = [_start_worker() for _ in range(workers)]
+        self._idle: SimpleQueue = SimpleQueue()
+        for process in self._processes:
+            pickle.dump(tokenizer_path, process.stdin)
+            self._idle.put(process)
+        self._threads = ThreadPoolExecutor(workers)
+        self._ahead = SPANS_AHEAD * workers
+
+    def encode(self, spans: Iterable[Span]) -> Iterator[EncodedSpan]:
+        """Each span's tokens, in the order of ``spans``, which are drawn as workers need them."""
+        waiting: deque[Future] = deque()
+        try:
+            for span in spans:
+                waiting.append(self._threads.submit(self._encode, span))
+                while waiting and (len(waiting) >= self._ahead or waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _encode(self, span: Span) -> EncodedSpan:
+        process = self._idle.get()
+        try:
+            pickle.dump(span, process.stdin, protocol=5)
+            process.stdin.flush()
+            result = pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            raise UserError(
+                f"a worker process of prepare ended with status {process.wait()}, perhaps for lack "
+                "of memory. What is finished is kept; try fewer --workers."
+            ) from None
+        finally:
+            self._idle.put(process)
+        if isinstance(result, str):
+            raise RuntimeError(f"a worker failed:\n{result}")
+        return result
+
+    def __enter__(self) -> "EncodingPool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.communicate()
+
+
+def serve() -> None:
+    """Run a worker: a tokenizer's path, then spans, until the input ends."""
+    # Ctrl-C reaches the whole group; the parent closes the pipe or kills.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    received, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What a library prints must not land among the answers.
+    tokenizer = load_tokenizer(pickle.load(received))
+    while True:
+        try:
+            span = pickle.load(received)
+        except EOFError:
+            return
+        try:
+            answer: Any = encode_span(tokenizer, span)
+        except Exception:
+            answer = traceback.format_exc()
+        pickle.dump(answer, answers, protocol=5)
+        answers.flush()
+
+
+def _start_worker() -> subprocess.Popen:
+    # One process a core: the threads of a library would only get in each other's way.
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )

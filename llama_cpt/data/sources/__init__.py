@@ -1,0 +1,1 @@
+"""Source files of a corpus and the documents or records in them."""

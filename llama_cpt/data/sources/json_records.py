@@ -1,0 +1,85 @@
+"""Records of JSON Lines and of JSON files that hold one array, each with where it came from."""
+
+from collections.abc import Iterator
+import itertools
+import json
+from typing import Any, NamedTuple
+
+from llama_cpt.data.sources.documents import (
+    BEGINNING,
+    BYTE_ORDER_MARK,
+    LINES,
+    BadDocument,
+    Block,
+    Start,
+    files_from,
+    json_object,
+    line_blocks,
+    value_blocks,
+)
+from llama_cpt.data.sources.files import Sources, legible_errors
+from llama_cpt.data.sources.streams import opened, plain_name, read
+from llama_cpt.runtime.errors import UserError
+
+
+class Record(NamedTuple):
+    """One object of JSON."""
+
+    path: str
+    number: int
+    """Its line in JSON Lines, its place in an array, from 1."""
+    values: dict[str, Any]
+
+
+def read_record_blocks(
+    sources: Sources, block_bytes: int, start: Start = BEGINNING
+) -> Iterator[Block]:
+    """All of ``sources`` from ``start`` on, in blocks of about ``block_bytes``.
+
+    A block's ``raw`` is whole lines of JSON, or elements of an array, each as JSON. Raises
+    UserError for a file that is of no known kind or is broken as a whole.
+    """
+    if sources.dataset:
+        raise UserError(f"{sources.dataset}: chat data is {' or '.join(LINES)} files, not TFDS.")
+    for path, begin in files_from(sources, start):
+        name, decompress = plain_name(path)
+        if not name.endswith(LINES):
+            raise UserError(f"{path}: of no known kind; chat data is {', '.join(LINES)} files.")
+        with legible_errors(path):
+            if _is_array(path, decompress):
+                yield from _array_blocks(path, decompress, block_bytes, begin.first)
+            else:
+                yield from line_blocks(path, decompress, block_bytes, begin)
+
+
+def records_of(block: Block) -> Iterator[Record | BadDocument]:
+    """Parse ``block``; blank lines are no records."""
+    raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
+    for number, element in enumerate(raw, block.first):
+        if element and not element.isspace():
+            yield _record(block.path, number, element)
+
+
+def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
+    values = json_object(path, number, raw, wanted="a record is no")
+    return values if isinstance(values, BadDocument) else Record(path, number, values)
+
+
+def _is_array(path: str, decompress: Any) -> bool:
+    with opened(path, decompress) as (_, file):
+        while start := read(file, 1 << 16, path).removeprefix(BYTE_ORDER_MARK):
+            if start.strip():
+                return start.lstrip().startswith(b"[")
+    return False
+
+
+def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> Iterator[Block]:
+    with opened(path, decompress) as (disk, file):
+        raw = read(file, -1, path)
+        try:
+            elements = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not a JSON array ({error}); is the file whole?") from None
+        share = disk.tell() / max(len(elements), 1)
+    raw = (json.dumps(element).encode() for element in itertools.islice(elements, first - 1, None))
+    yield from value_blocks(path, raw, block_bytes, share, first)

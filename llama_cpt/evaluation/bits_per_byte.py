@@ -1,0 +1,182 @@
+"""Languages: bits per byte of whole held-out documents, each kept as soon as it is scored.
+
+A document whose source has a translation in the training text may be easy for that alone: those
+from sources without such a counterpart are a task of their own, ``bpb_no_counterpart``.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+from jax.sharding import Mesh
+import numpy as np
+
+from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.data.sources.documents import BadDocument, documents_of, read_blocks
+from llama_cpt.data.sources.files import Sources, find_sources
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.evaluation.rolling_loglikelihood import document_nats
+from llama_cpt.evaluation.scores import (
+    BITS_PER_BYTE,
+    LINES,
+    ExampleScore,
+    append_scores,
+    begin,
+    left_of,
+    write_task,
+)
+from llama_cpt.generation.decoder import Decoder
+from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.training.heldout import spread
+
+TASK, APART = "bpb", "bpb_no_counterpart"
+BATCH_TOKENS = 4096
+"""Of one device, padding counted."""
+KEEP_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class HeldoutText:
+    """A document to score."""
+
+    corpus: str
+    id: str
+    """The file's name, with its folders as far as they differ, and the document's number in it."""
+    text: str
+    source: str
+    """Its field ``source``; its file's name where it has none."""
+    corpus_digest: str
+    """Of all documents of the corpus, taken or not."""
+
+
+def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[HeldoutText]:
+    """The documents of all ``corpora``, up to ``limit`` of each, spread evenly over it.
+
+    Raises UserError for a corpus without text, and for the first document that cannot be read.
+    """
+    found = []
+    for corpus in corpora:
+        sources = find_sources(corpus)
+        texts = _fields(sources, corpus.text_field)
+        origins = _fields(sources, "source") if _are_lines(sources) else {}
+        places, names = list(texts), _names({path for path, _ in texts})
+        digest = _digest([str(texts[place]) for place in places])
+        for place in spread(len(places), limit or len(places)):
+            (path, number), text = places[place], texts[places[place]]
+            if isinstance(text, BadDocument):
+                raise UserError(f"held-out corpus {corpus.name!r}: {text}.")
+            origin = origins.get((path, number))
+            known = origin if isinstance(origin, str) else Path(path).name
+            number = f"{names[path]}:{number}"
+            found.append(HeldoutText(corpus.name, number, text, known, digest))
+        if not any(one.corpus == corpus.name and one.text for one in found):
+            raise UserError(f"held-out corpus {corpus.name!r} holds no text ({corpus.source}).")
+    return found
+
+
+def score_texts(
+    texts: Sequence[HeldoutText],
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> None:
+    """Score what has no score in ``folder`` yet; scores are added as they come."""
+    keys = [(text.corpus, text.id) for text in texts]
+    left = [texts[number] for number in left_of(keys, folder, TASK, settings)]
+    if not left:
+        return
+    ids = tokenizer.encode_batch([one.text for one in left])
+    documents = [np.array([tokenizer.bos_id, *one], np.int32) for one in ids]
+    nats = document_nats(
+        decoder, documents, mesh=mesh, bos_id=tokenizer.bos_id, batch_tokens=BATCH_TOKENS
+    )
+    waiting: list[ExampleScore] = []
+    kept = time.monotonic()
+    total = float(sum(len(one) for one in ids))
+    with Progress(f"{folder.name} {TASK}", total, "tokens") as progress:
+        try:
+            for number, nll in nats:
+                if is_first():
+                    waiting.append(_score(left[number], nll, len(ids[number])))
+                progress.update(float(len(ids[number])))
+                if time.monotonic() - kept > KEEP_SECONDS:
+                    append_scores(folder / f"{TASK}{LINES}", waiting)
+                    waiting, kept = [], time.monotonic()
+        finally:
+            append_scores(folder / f"{TASK}{LINES}", waiting)
+
+
+def set_apart(folder: Path, sources: Collection[str], settings: Mapping[str, Any]) -> None:
+    """The scores of ``bpb`` of documents from ``sources``, once more as a task of their own."""
+    chosen = [
+        replace(score, task=APART)
+        for score in begin(folder, TASK, settings)
+        if score.detail["source"] in sources
+    ]
+    write_task(folder, APART, chosen, dict(settings) | {"sources": _digest(sorted(sources))})
+
+
+def read_source_names(file: str) -> frozenset[str]:
+    """The sources that ``file`` names, one a line; raises UserError where it names none."""
+    if not Path(file).is_file():
+        raise UserError(f"{file}: no such file of names of sources.")
+    lines = (line.partition("#")[0].strip() for line in Path(file).read_text("utf-8").splitlines())
+    if not (names := frozenset(filter(None, lines))):
+        raise UserError(f"{file} names no source: one a line, as in the documents' field 'source'.")
+    return names
+
+
+def require_known(names: Collection[str], texts: Sequence[HeldoutText], file: str) -> None:
+    """Raise UserError where no held-out document is from any of ``names``."""
+    there = {text.source for text in texts}
+    if not there & set(names):
+        told = ", ".join(sorted(there)[:5])
+        raise UserError(f"{file}: no held-out document is from a source it names (but: {told}).")
+
+
+def text_fingerprint(texts: Sequence[HeldoutText]) -> str:
+    """Of all documents of the corpora: the same whatever the limit."""
+    return _digest(sorted({f"{one.corpus} {one.corpus_digest}" for one in texts}))
+
+
+def _score(text: HeldoutText, nats: float, tokens: int) -> ExampleScore:
+    size = len(text.text.encode("utf-8", "replace"))
+    bits = nats / math.log(2) / max(size, 1)
+    detail = {"tokens": tokens, "characters": len(text.text), "source": text.source}
+    return ExampleScore(
+        TASK, text.corpus, text.id, BITS_PER_BYTE, bits, nats=nats, bytes=size, detail=detail
+    )
+
+
+def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocument]:
+    """A field of every document, by file and number."""
+    return {
+        (one.path, one.number): one if isinstance(one, BadDocument) else one.text
+        for block in read_blocks(sources, field, 1 << 20)
+        for one in documents_of(block, field)
+    }
+
+
+def _names(paths: Collection[str]) -> dict[str, str]:
+    """Each path without the folders that all have in common."""
+    parts = [path.split("/") for path in paths]
+    common = len(os.path.commonprefix([one[:-1] for one in parts]))
+    return {path: "/".join(one[common:]) for path, one in zip(paths, parts, strict=True)}
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _are_lines(sources: Sources) -> bool:
+    return not sources.dataset and all(".json" in Path(path).name for path in sources.files)

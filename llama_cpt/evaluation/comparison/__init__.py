@@ -1,0 +1,1 @@
+"""Comparison of models that were scored on the same examples."""

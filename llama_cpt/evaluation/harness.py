@@ -1,0 +1,207 @@
+"""Our model as lm-evaluation-harness sees one: requests in, log-likelihoods and text out.
+
+Texts become tokens as the harness's Hugging Face backend makes them (BOS first; a context's tokens
+are its own, the continuation's those of the whole text behind as many), so that scores are the same
+to rounding. Unlike there, the name of a special token in a text is text, and a continuation that
+adds no token to its context is scored by the last one, not by none.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import math
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+import numpy as np
+
+from llama_cpt.data.chat.conversations import Message
+from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.evaluation.question_rows import (
+    Tokens,
+    batches_of,
+    branch_rows,
+    groups_of,
+    merged,
+    rows_of,
+)
+from llama_cpt.evaluation.rolling_loglikelihood import document_nats
+from llama_cpt.evaluation.written_answers import order_of, written_answers
+from llama_cpt.generation.decoder import Decoder
+from llama_cpt.generation.generate import padded
+from llama_cpt.generation.option_scoring import Prefix, no_prefix, read_prefix, score_branches
+from llama_cpt.parallel.mesh import BATCH_AXES
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.progress import Progress
+
+Kind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+Answer = tuple[float, bool] | float | str
+
+BATCH_TOKENS = 2048
+"""Of one device's rows, padding counted."""
+SLAB = 8192
+"""Requests that are tokenised and put into batches together."""
+
+
+class HarnessModel(LM):
+    """A decoder with its tokenizer; ``template`` is None for a base model."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, mesh: Mesh, template: ChatTemplate | None
+    ) -> None:
+        super().__init__()
+        self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
+        self.template = template
+        self.cut: set[int] = set()
+        """Numbers of the requests, of the call under way, that lost their beginning."""
+        self._start = 0
+        self.context_length = decoder.ends.config.context_length
+        self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        self._bos = tokenizer.decode([tokenizer.bos_id])
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Of each continuation behind its context, in nats, and whether it is the likeliest."""
+        return self._all("loglikelihood", requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Of each whole text, in nats, in windows of the model's context."""
+        return self._all("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What follows each context, up to the first of its stop strings."""
+        return self._all("generate_until", requests)
+
+    def answers(self, kind: Kind, requests: Sequence[Instance]) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each request, as soon as it is known, in whatever order."""
+        self.cut = set()
+        for self._start in range(0, len(requests), SLAB):
+            slab = [request.args for request in requests[self._start : self._start + SLAB]]
+            for number, answer in _BY_KIND[kind](self, slab):
+                yield self._start + number, answer
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation; the last message goes on where no answer is asked for."""
+        if self.template is None:
+            raise UserError(
+                f"{self.tokenizer.path}: this model has no chat template (a base model): evaluate "
+                "it without --chat-template."
+            )
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        begun = "" if add_generation_prompt else messages.pop().content
+        return self.template.prompt_text(messages) + begun
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """What tells the template from others."""
+        return self.template.fingerprint if self.template and chat_template else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells the tokenizer from others."""
+        return self.tokenizer.fingerprint
+
+    def _all(self, kind: Kind, requests: list[Instance]) -> list[Any]:
+        found: dict[int, Answer] = {}
+        with Progress(kind, float(len(requests)), "requests") as progress:
+            for number, answer in self.answers(kind, requests):
+                found[number] = answer
+                progress.update(1.0)
+        return [found[number] for number in range(len(requests))]
+
+    def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        pairs = self._pairs(slab)
+        self._note_cut(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
+        rows = rows_of(pairs, self.context_length)
+        for group in merged(groups_of(rows)):
+            prefix = self._prefix(group.rows[0].trunk[: group.prefix])
+            budget = BATCH_TOKENS * self._row_multiple
+            for together, size, number in batches_of(group, budget, self._row_multiple):
+                batch = branch_rows(together, group.prefix, size, number)
+                with jax.set_mesh(self.mesh):
+                    logprobs, likeliest = score_branches(self.decoder, prefix, batch)
+                logprobs, likeliest = np.asarray(logprobs, np.float64), np.asarray(likeliest)
+                at = 0
+                for request, option in (one for row in together for one in row.options):
+                    here = slice(at, at := at + len(option))
+                    yield request, (float(logprobs[here].sum()), bool(likeliest[here].all()))
+
+    def _prefix(self, tokens: Tokens) -> Prefix:
+        if not len(tokens):
+            return no_prefix(self.decoder)
+        rows, lengths = padded([tokens.tolist()] * self._row_multiple)
+        with jax.set_mesh(self.mesh):
+            return read_prefix(self.decoder, rows, lengths[0])
+
+    def _rolled(self, slab: Sequence[tuple]) -> Iterator[tuple[int, float]]:
+        ids = self.tokenizer.encode_batch([text for (text,) in slab])
+        bos = self.tokenizer.bos_id
+        # As there, a text is its tokens with BOS, behind a BOS that is read: the second is scored.
+        documents = [np.array([bos, bos, *one], np.int32) for one in ids]
+        nats = document_nats(
+            self.decoder,
+            documents,
+            mesh=self.mesh,
+            bos_id=bos,
+            batch_tokens=BATCH_TOKENS,
+        )
+        for number, nll in nats:
+            yield number, -nll
+
+    def _written(self, slab: Sequence[tuple]) -> Iterator[tuple[int, str]]:
+        contexts = self._encoded([context for context, _ in slab])
+        orders = [order_of(options, self.context_length) for _, options in slab]
+        rooms = [self.context_length - order.max_new_tokens for order in orders]
+        both = list(zip(contexts, rooms, strict=True))
+        self._note_cut(len(context) > room for context, room in both)
+        prompts = [context[-room:] for context, room in both]
+        yield from written_answers(
+            self.decoder, self.tokenizer, self.mesh, prompts, orders, self._stop_ids()
+        )
+
+    def _note_cut(self, over: Iterable[bool]) -> None:
+        self.cut |= {self._start + number for number, one in enumerate(over) if one}
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
+
+    def _pairs(self, slab: Sequence[tuple]) -> list[tuple[Tokens, Tokens]]:
+        """Tokens of contexts and of continuations, spaces between the two with the latter."""
+        split = [len(context.rstrip()) for context, _ in slab]
+        contexts = [context[:end] for (context, _), end in zip(slab, split, strict=True)]
+        ids = self._encoded([c + t for c, t in slab] + list(dict.fromkeys(contexts)))
+        before = dict(zip(dict.fromkeys(contexts), ids[len(slab) :], strict=True))
+        pairs = []
+        for whole, context in zip(ids, contexts, strict=False):
+            # As there: the context's own tokens, though the text's first be others where a token
+            # reaches from one into the other.
+            size = len(before[context])
+            cut = size < len(whole)
+            pairs.append((before[context], whole[size:]) if cut else (whole[:-1], whole[-1:]))
+        return pairs
+
+    def _encoded(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, BOS first; of what a template made, special tokens too."""
+        plain = [text for text in texts if not self._is_rendered(text)]
+        ids = iter(self.tokenizer.encode_batch(plain) if plain else ())
+        return [
+            np.array(
+                self.template.encode(text)
+                if self._is_rendered(text)
+                else [self.tokenizer.bos_id, *next(ids)],
+                np.int32,
+            )
+            for text in texts
+        ]
+
+    def _is_rendered(self, text: str) -> bool:
+        return self.template is not None and text.startswith(self._bos)
+
+
+_BY_KIND = {
+    "loglikelihood": HarnessModel._scored,
+    "loglikelihood_rolling": HarnessModel._rolled,
+    "generate_until": HarnessModel._written,
+}

@@ -1,0 +1,1 @@
+"""Blind pairwise comparison of answers by a person or a model."""

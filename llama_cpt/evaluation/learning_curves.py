@@ -1,0 +1,166 @@
+"""The picture of continual pre-training: what was gained and what was forgotten, by tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+
+from etils import epath
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+import numpy as np
+
+from llama_cpt.runtime.errors import UserError
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; line styles differ besides.
+_STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+_GREY = "#555555"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Held-out bits per byte of one run."""
+
+    label: str
+    tokens: Float[np.ndarray, " points"]
+    """Trained on by then, from 0."""
+    bits: Mapping[str, Float[np.ndarray, " points"]]
+    """Bits per byte by held-out corpus."""
+
+    def change(self, corpus: str) -> float:
+        """What the last measurement is to the first: 1.5 is half as much again."""
+        return float(self.bits[corpus][-1] / self.bits[corpus][0])
+
+
+def read_curve(folder: str, label: str, corpora: Sequence[str]) -> Curve:
+    """The evaluations in a run's ``metrics.jsonl``.
+
+    Raises UserError where the run has fewer than two evaluations of one of ``corpora``.
+    """
+    place = epath.Path(folder)
+    try:
+        config = json.loads((place / "config.json").read_text())
+        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no run to draw ({error}).") from None
+    points = [p for p in lines if all(f"eval/{name}/bits_per_byte" in p for name in corpora)]
+    if len(points) < 2:
+        raise UserError(
+            f"{folder}: {len(points)} held-out evaluations of {', '.join(corpora)}; two are needed."
+        )
+    tokens_per_step = config["global_batch_size"] * config["data"]["sequence_length"]
+    bits = {
+        name: np.array([p[f"eval/{name}/bits_per_byte"] for p in points], float) for name in corpora
+    }
+    return Curve(label, np.array([p["step"] * tokens_per_step for p in points], float), bits)
+
+
+def draw_curves(
+    curves: Sequence[Curve],
+    output: str | Path,
+    *,
+    added: str,
+    original: str,
+    names: Mapping[str, str],
+) -> None:
+    """A PNG of two panels: corpus ``added`` is learnt, corpus ``original`` is kept or forgotten.
+
+    ``names`` are the languages' names in words. The title is the finding.
+    """
+    figure = Figure(figsize=(8, 4.3), layout="constrained")
+    figure.suptitle(finding(curves, added, original, names), fontsize=10, fontweight="bold")
+    panels = ((added, f"Gained: {names[added]}"), (original, f"Forgotten: {names[original]}"))
+    for axes, (corpus, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        _draw_panel(axes, curves, corpus)
+        axes.set_title(title, fontsize=10.5, loc="left")
+    save_figure(figure, Path(output), dpi=200)
+
+
+def save_figure(figure: Figure, output: Path, *, dpi: int) -> None:
+    """Write a PNG, whole or not at all."""
+    partial = output.with_name(f"{output.name}.partial")
+    figure.savefig(partial, format="png", dpi=dpi)
+    os.replace(partial, output)
+
+
+def finding(curves: Sequence[Curve], added: str, original: str, names: Mapping[str, str]) -> str:
+    """The figure in words, a line a run."""
+    lines = []
+    for curve in curves:
+        learnt = "learns" if curve.change(added) < 0.95 else "does not learn"
+        change = curve.change(original)
+        kept = "keeps" if change < 1.05 else "loses some" if change < 1.25 else "forgets"
+        lines.append(
+            f"{curve.label} {learnt} {names[added]} ({_from_to(curve.bits[added])} bits per byte) "
+            f"and {kept} {names[original]} ({_from_to(curve.bits[original])})"
+        )
+    return "\n".join(lines)
+
+
+def _from_to(bits: Float[np.ndarray, " points"]) -> str:
+    return f"{bits[0]:.2f} to {bits[-1]:.2f}"
+
+
+def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
+    before = curves[0].bits[corpus][0]
+    axes.axhline(before, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+    labels = [(before, f"before: {before:.2f}", _GREY, "normal")]
+    for curve, (colour, style) in zip(curves, _STYLES, strict=False):
+        end = curve.bits[corpus][-1]
+        axes.plot(curve.tokens, curve.bits[corpus], style, color=colour, linewidth=2)
+        axes.plot(curve.tokens[-1], end, "o", color=colour, markersize=4)
+        labels.append((end, f"{curve.label}\n{end:.2f}", colour, "bold"))
+    _scale(axes, curves, corpus)
+    _label_ends(axes, labels, max(curve.tokens[-1] for curve in curves))
+
+
+def _label_ends(axes: Axes, labels: list[tuple[float, str, str, str]], end: float) -> None:
+    """Each line's name and value beside its end, in its colour, kept apart."""
+    low, high = np.log(axes.get_ylim())
+    previous = -np.inf
+    for value, text, colour, weight in sorted(labels):
+        place = max(np.log(value), previous + 0.11 * (high - low))
+        previous = place
+        axes.annotate(
+            text,
+            (end, np.exp(place)),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colour,
+            fontweight=weight,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+
+
+def _scale(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
+    values = np.concatenate([curve.bits[corpus] for curve in curves])
+    axes.set_yscale("log")
+    axes.set_ylim(values.min() / 1.3, values.max() * 1.2)
+    ticks = [tick for tick in _TICKS if values.min() / 1.3 <= tick <= values.max() * 1.2]
+    axes.set_yticks(ticks)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    end = max(curve.tokens[-1] for curve in curves)
+    axes.set_xlim(0, end * 1.33)
+    axes.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, end) if tick <= end])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.set_xlabel("tokens of continual pre-training", fontsize=9.5)
+    axes.set_ylabel("held-out bits per byte (log)", fontsize=9.5)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+_TICKS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6)
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:g}"

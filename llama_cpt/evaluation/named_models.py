@@ -1,0 +1,106 @@
+"""The models that a command names: checked together before any is loaded."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.evaluation.scores import JUDGE_FOLDER
+from llama_cpt.generation.chat_session import chat_template_of
+from llama_cpt.generation.decoder import Decoder
+from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.training.reference import model_identity
+from llama_cpt.weights.source import model_config_of, tokenizer_of
+
+RESERVED = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
+"""What else is written into the folder of scores."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model that was named; its weights are not loaded yet."""
+
+    source: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate, its weights on the devices."""
+
+    folder: Path
+    """Where its scores go."""
+    decoder: Decoder
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    mesh: Mesh
+    identity: dict[str, str]
+    """What its scores depend on."""
+
+
+def named(given: Sequence[str]) -> dict[str, str]:
+    """Name -> place of each model; ``NAME=PLACE`` where the folder's own name will not do.
+
+    Raises UserError for names that are no folders of scores, or not told apart.
+    """
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals or "/" in name or Path(one).exists():
+            name, place = Path(one).resolve().name, one
+        if not (name and place) or name.startswith(".") or name in RESERVED:
+            raise UserError(
+                f"{one}: NAME=FOLDER gives a model a name of its own, which is a folder's in "
+                f"--output: not empty, not with a dot in front, not {' or '.join(RESERVED)}."
+            )
+        if name in found:
+            raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
+        found[name] = place
+    return found
+
+
+def check(label: str, source: str, options: argparse.Namespace) -> Given:
+    """Raises UserError for what would end the evaluation of this model, after hours of others."""
+    config = model_config_of(source)
+    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
+    tokenizer.require_size(config.vocab_size)
+    template = chat_template_of(tokenizer)
+    if options.chat_template and template is None:
+        raise UserError(
+            f"{label} has no chat template (a base model): evaluate it without --chat-template."
+        )
+    if options.conversations and template is None:
+        raise UserError(
+            f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
+            "tokens for one; name a model that was trained on chats."
+        )
+    return Given(source, config, tokenizer, template)
+
+
+def load(given: Given, folder: Path) -> Model:
+    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
+    config = given.config
+    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    identity = identity_of(given)
+    decoder = load_decoder(given.source, config, mesh, identity["dtype"])
+    return Model(folder, decoder, given.tokenizer, given.template, mesh, identity)
+
+
+def identity_of(given: Given) -> dict[str, str]:
+    """What the scores of a model depend on."""
+    return {
+        "model": model_identity(given.source, given.config, 0)[:16],
+        "tokenizer": given.tokenizer.fingerprint[:16],
+        "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
+    }

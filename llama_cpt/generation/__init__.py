@@ -1,0 +1,1 @@
+"""Text generation: prefill, decode, sampling and chat sessions."""

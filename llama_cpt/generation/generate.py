@@ -1,0 +1,188 @@
+"""Text from a model: batches of ragged prompts, a few tokens a call, streamed.
+
+Shapes come from a few buckets, so a batch size and a bucket of lengths are compiled once, whatever
+the prompts, the sampling and the number of tokens asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+import numpy as np
+
+from llama_cpt.data.batch import Leaf
+from llama_cpt.generation.decoder import Cache, Decoder, decode, logits_of, prefill
+from llama_cpt.generation.sampling import Sampling, Settings, draw
+from llama_cpt.parallel.mesh import BATCH_AXES, constrain
+from llama_cpt.runtime.errors import UserError
+
+SHORTEST = 128
+"""Columns of the smallest bucket; the attention kernels for TPUs take multiples of it."""
+CALL_TOKENS = 8
+"""Tokens a row that one call of the compiled program makes, at most."""
+STOP_IDS = 8
+"""Stop tokens are padded to a multiple of this: their number is no part of the program."""
+NO_TOKEN = -1
+GREEDY = Sampling()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A batch between two calls."""
+
+    cache: Cache
+    logits: Leaf
+    """float32 (batch, vocab): of the next token."""
+    stopped: Leaf
+    """bool (batch,)."""
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    mesh: Mesh | None = None,
+) -> list[list[int]]:
+    """What follows each prompt, up to its first stop token, which is left out.
+
+    ``mesh`` is the one that the weights lie on; None is one device. Raises UserError for an empty
+    prompt and for one that leaves the model's context no room.
+    """
+    rows: list[list[int]] = [[] for _ in prompts]
+    asked = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampling": sampling}
+    for new in stream(decoder, prompts, **asked, mesh=mesh):
+        for row, tokens in zip(rows, new, strict=True):
+            row += tokens
+    return rows
+
+
+def stream(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    mesh: Mesh | None = None,
+) -> Iterator[list[list[int]]]:
+    """``generate`` as it goes: each row's new tokens, up to ``CALL_TOKENS`` at a time."""
+    require_room(decoder, prompts, max_new_tokens)
+    tokens, lengths = padded(prompts, row_multiple=_row_multiple(mesh))
+    columns = bucket(tokens.shape[1] + max_new_tokens)
+    stops = stop_array(stop_ids)
+    context = partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
+    with context():
+        state = start(decoder, tokens, lengths, columns=columns)
+    state = replace(state, stopped=np.arange(len(lengths)) >= len(prompts))
+    for done in range(0, max_new_tokens, CALL_TOKENS):
+        count = np.int32(min(CALL_TOKENS, max_new_tokens - done))
+        with context():
+            state, new = advance(decoder, state, count, stops, sampling.settings())
+        new, over = np.asarray(new)[: len(prompts)], np.asarray(state.stopped).all()
+        yield [[int(token) for token in row if token != NO_TOKEN] for row in new]
+        if over:
+            return
+
+
+@partial(jax.jit, static_argnames="columns")
+def start(
+    decoder: Decoder,
+    tokens: Int[Array, "batch length"],
+    lengths: Int[Array, " batch"],
+    *,
+    columns: int,
+) -> State:
+    """Read the prompts."""
+    hidden, cache = prefill(decoder, tokens, lengths, columns=columns)
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    return State(cache, logits_of(decoder, last), jnp.zeros(lengths.shape, bool))
+
+
+@partial(jax.jit, donate_argnames="state")
+def advance(
+    decoder: Decoder,
+    state: State,
+    count: Int[Array, ""],
+    stop_ids: Int[Array, " stops"],
+    settings: Settings,
+) -> tuple[State, Int[Array, "batch call"]]:
+    """Up to ``count`` (at most ``CALL_TOKENS``) more tokens of each row.
+
+    ``NO_TOKEN`` from a row's stop token on. Ends early where all rows have stopped.
+    """
+    batch = state.stopped.shape[0]
+    rows = jnp.arange(batch)
+
+    def unfinished(carried: tuple) -> jax.Array:
+        done, state, _ = carried
+        return (done < count) & ~state.stopped.all()
+
+    def one(carried: tuple) -> tuple:
+        done, state, new = carried
+        token = draw(state.logits, settings, rows, state.cache.lengths)
+        stopped = state.stopped | (token[:, None] == stop_ids[None]).any(-1)
+        new = new.at[:, done].set(jnp.where(stopped, NO_TOKEN, token))
+        hidden, cache = decode(decoder, state.cache, token)
+        return done + 1, State(cache, logits_of(decoder, hidden), stopped), new
+
+    new = jnp.full((batch, CALL_TOKENS), NO_TOKEN, jnp.int32)
+    _, state, new = jax.lax.while_loop(unfinished, one, (jnp.int32(0), state, new))
+    # Replicated: every process reads all of it.
+    return replace(state, stopped=constrain(state.stopped)), constrain(new)
+
+
+def bucket(length: int) -> int:
+    """The power of two from ``SHORTEST`` on that holds ``length``."""
+    return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def padded(
+    prompts: Sequence[Sequence[int]], *, row_multiple: int = 1
+) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, " batch"]]:
+    """Prompts padded on the right to a bucket's length, and their lengths.
+
+    Rows of one token are added up to a multiple of ``row_multiple``.
+    """
+    rows = -(-len(prompts) // row_multiple) * row_multiple
+    lengths = np.ones(rows, np.int32)
+    lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
+    tokens = np.zeros((rows, bucket(int(lengths.max()))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    return tokens, lengths
+
+
+def require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise UserError unless every prompt has a token and room behind it in the context."""
+    if not prompts or max_new_tokens < 1:
+        raise UserError("generation needs a prompt and max_new_tokens of 1 or more.")
+    config = decoder.ends.config
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise UserError(f"prompt {number} is empty: begin it with BOS.")
+        if len(prompt) + max_new_tokens > config.context_length:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
+                f"that is over the model's context of {config.context_length}."
+            )
+        if not all(0 <= token < config.vocab_size for token in prompt):
+            raise UserError(f"prompt {number} holds an id outside [0, {config.vocab_size}).")
+
+
+def _row_multiple(mesh: Mesh | None) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if mesh else 1
+
+
+def stop_array(stop_ids: Sequence[int]) -> Int[np.ndarray, " stops"]:
+    """``stop_ids`` as ``advance`` takes them."""
+    size = -(-max(len(stop_ids), 1) // STOP_IDS) * STOP_IDS
+    return np.array([*stop_ids, *[NO_TOKEN] * (size - len(stop_ids))], np.int32)

@@ -1,0 +1,78 @@
+"""What is minimised: (model, batch) -> loss sum, weight, and sums to report.
+
+An objective returns sums; the step adds them over micro-batches and devices and divides once, so
+that accumulation is exact on ragged masks.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from llama_cpt.config.schema import NextTokenConfig, PreferenceConfig
+from llama_cpt.data.batch import TokenBatch
+from llama_cpt.model.llama import Llama
+from llama_cpt.objectives.cross_entropy import linear_cross_entropy
+from llama_cpt.objectives.neftune import embedding_noise
+from llama_cpt.objectives.preference import Sums, kto_loss, preference_loss
+
+Objective = Callable[[Any, Any], tuple[jax.Array, jax.Array, Sums]]
+
+
+def make_objective(
+    config: NextTokenConfig | PreferenceConfig,
+    *,
+    num_corpora: int,
+    loss_chunk_tokens: int,
+    seed: int,
+) -> Objective:
+    """The objective that the config names.
+
+    ``seed`` is the run's. It is a constant of the compiled step where NEFTune draws noise, and of
+    no effect on it anywhere else.
+    """
+    options = {"num_corpora": num_corpora, "loss_chunk_tokens": loss_chunk_tokens}
+    match config:
+        case NextTokenConfig(z_loss=z_loss, neftune_alpha=0):
+            return partial(next_token_loss, z_loss=z_loss, **options)
+        case NextTokenConfig(z_loss=z_loss, neftune_alpha=alpha):
+            noise = partial(embedding_noise, alpha=alpha, seed=seed)
+            return partial(next_token_loss, z_loss=z_loss, noise=noise, **options)
+        case PreferenceConfig(loss="kto"):
+            return partial(kto_loss, config=config, **options)
+        case PreferenceConfig():
+            return partial(preference_loss, config=config, **options)
+
+
+def next_token_loss(  # noqa: PLR0913 - what is computed and how it is reported
+    model: Llama,
+    batch: TokenBatch,
+    *,
+    z_loss: float,
+    num_corpora: int,
+    loss_chunk_tokens: int,
+    noise: Callable[..., jax.Array] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
+    """Cross-entropy of the next token over the masked-in targets, in nats.
+
+    ``noise(batch, embed_dim)``, where there is one, is added to the embeddings. ``sums``:
+    ``train/nll`` over all targets and ``corpus_loss`` per corpus, shape (num_corpora,), without the
+    z-loss.
+    """
+    added = None if noise is None else noise(batch, model.config.embed_dim)
+    hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, embedding_noise=added)
+    with jax.named_scope("loss"):
+        loss_sum, nll = linear_cross_entropy(
+            hidden, model.head, batch.targets, batch.loss_mask, z_loss, loss_chunk_tokens
+        )
+    nll = jax.lax.stop_gradient(nll) * batch.loss_mask
+    weight = jnp.sum(batch.loss_mask)
+    member = jax.nn.one_hot(batch.corpus, num_corpora, dtype=jnp.float32)
+    per_corpus = (
+        jnp.einsum("bt,btc->c", nll, member),
+        jnp.einsum("bt,btc->c", batch.loss_mask, member),
+    )
+    return loss_sum, weight, {"train/nll": (jnp.sum(nll), weight), "corpus_loss": per_corpus}

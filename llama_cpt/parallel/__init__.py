@@ -1,0 +1,1 @@
+"""The device mesh, shardings, and computations that are split over mesh axes."""

@@ -1,0 +1,1 @@
+"""Pipelines: CPT, SFT, DPO and export in one command, with a report."""

@@ -1,0 +1,88 @@
+"""What the models of a pipeline score on its tasks, example by example; kept, and asked once."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_fingerprint
+from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+
+
+def check_tasks(config: PipelineConfig) -> None:
+    """Raise UserError for tasks that could not be run, before anything is trained."""
+    if TASK in config.tasks and not config.stages[0].data.heldout:
+        raise UserError(f"tasks: {TASK} is of stages[0].data.heldout, which is empty: name a text.")
+    if not (benchmarks := _benchmarks(config)):
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            f"tasks: {', '.join(benchmarks)} need lm-evaluation-harness: pip install "
+            f"-e '.[eval]', or leave {TASK} alone."
+        )
+    from llama_cpt.evaluation.benchmarks import check_name, runs_code
+
+    for name in benchmarks:
+        check_name(name)
+        if runs_code(name):
+            raise UserError(
+                f"tasks: {name} runs code that the model writes: give it to llama_cpt.evaluate."
+            )
+
+
+def measure(name: str, source: str, stage: TrainConfig, config: PipelineConfig, model: str) -> str:
+    """Score the weights in ``source``, of identity ``model``, on every task; the scores' folder.
+
+    ``stage`` says the model, the tokenizer and the mesh. Scores of other weights are replaced.
+    """
+    folder = epath.Path(config.output) / "scores" / name
+    note = folder.with_name(f"{name}.json")
+    asked = {"model": model, "examples": config.task_examples, "dtype": stage.compute.dtype}
+    kept = json.loads(note.read_text()) if note.exists() else {}
+    if kept.get("asked") != asked:
+        if folder.exists():
+            folder.rmtree()
+        kept = {"asked": asked, "done": []}
+    if set(config.tasks) <= set(kept["done"]):
+        return str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, json.dumps(kept).encode())
+    _ask(source, stage, config, Path(folder), model)
+    write_atomically(note, json.dumps(kept | {"done": list(config.tasks)}).encode())
+    return str(folder)
+
+
+def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, model: str) -> None:
+    tokenizer = load_tokenizer(stage.data.tokenizer)
+    mesh = make_mesh(stage.mesh.whole_rows)
+    decoder = load_decoder(source, stage.model, mesh, stage.compute.dtype)
+    settings = {"model": model[:16], "tokenizer": tokenizer.fingerprint[:16]}
+    limit = config.task_examples or None
+    if TASK in config.tasks:
+        texts = heldout_texts(config.stages[0].data.heldout, limit)
+        asked: dict[str, Any] = settings | {"texts": text_fingerprint(texts)}
+        score_texts(texts, decoder, tokenizer, mesh, folder, asked)
+    if not (benchmarks := _benchmarks(config)):
+        return
+    from llama_cpt.evaluation.benchmarks import load_benchmark
+    from llama_cpt.evaluation.harness import HarnessModel
+    from llama_cpt.evaluation.questions import ask, questions_of
+
+    # Every model is asked alike, and a base model has no template.
+    harnessed = HarnessModel(decoder, tokenizer, mesh, None)
+    for name in benchmarks:
+        benchmark = load_benchmark(name, config.benchmarks, None)
+        questions = questions_of(benchmark, chat=None, limit=limit)
+        ask(questions, harnessed, folder, settings)
+
+
+def _benchmarks(config: PipelineConfig) -> list[str]:
+    return [name for name in config.tasks if name != TASK]

@@ -1,0 +1,190 @@
+"""One report over all stages of a pipeline: what was gained, what was forgotten, what is said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.config.schema import PreferenceConfig, TrainConfig
+from llama_cpt.data.rows import write_atomically
+from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
+from llama_cpt.evaluation.exact_match import Mark, Question, marks_table
+from llama_cpt.evaluation.learning_curves import save_figure
+from llama_cpt.weights.model_card import markdown_table, read_metrics
+
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+LOGPS = ("logps/chosen", "logps/rejected")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """A model of the pipeline, measured."""
+
+    name: str
+    tokens: int
+    """Trained on in this stage, padding included."""
+    bits: Mapping[str, float]
+    """Held-out bits per byte by corpus."""
+    curves: Mapping[str, list[tuple[int, float]]]
+    """(step, value) of the preference metrics; empty for other objectives."""
+    samples: Mapping[str, str]
+    """Answers by prompt."""
+    marks: Mapping[str, Mark]
+    """Of the examination, by language."""
+
+
+def read_stage(
+    name: str,
+    stage: TrainConfig,
+    *,
+    before: bool,
+    samples: Mapping[str, str],
+    marks: Mapping[str, Mark],
+) -> StageReport:
+    """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
+    lines = read_metrics(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
+    bits: dict[str, float] = {}
+    for line in lines[::-1] if before else lines:
+        for key, value in line.items():
+            if key.startswith("eval/") and key.endswith("/bits_per_byte"):
+                bits[key.split("/")[1]] = value
+    length = stage.data.sequence_length
+    tokens = 0 if before else stage.num_steps * stage.global_batch_size * length
+    preferences = isinstance(stage.objective, PreferenceConfig) and not before
+    curves = {
+        key: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        for key in (REWARDS + LOGPS if preferences else ())
+    }
+    return StageReport(name, tokens, bits, curves, samples, marks)
+
+
+def write_report(
+    config: PipelineConfig,
+    stages: Sequence[StageReport],
+    questions: Sequence[Question],
+    scores: Sequence[str],
+) -> None:
+    """``report.md`` and its figure ``report.png`` in the pipeline's folder.
+
+    ``scores`` are folders of scores of the pipeline's tasks, in which a comparison of its own lies.
+    """
+    folder = epath.Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    corpora = _corpora(stages)
+    _draw(stages, corpora, Path(folder) / "report.png")
+    parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
+    if scores:
+        parts.append(_side_by_side(folder, scores))
+    if questions:
+        parts.append(_examination(stages, len(questions)))
+    parts += [_rewards(stage) for stage in stages if stage.curves]
+    parts += [_samples(stages, prompt) for prompt in config.prompts]
+    write_atomically(folder / "report.md", ("\n\n".join(parts) + "\n").encode())
+
+
+def summary(stages: Sequence[StageReport]) -> str:
+    """Bits per byte and the examination, for a terminal."""
+    tables = [_bits_rows(stages, _corpora(stages))]
+    if any(stage.marks for stage in stages):
+        tables.append(marks_table({stage.name: stage.marks for stage in stages}))
+    return "\n\n".join(_aligned(rows) for rows in tables)
+
+
+def _corpora(stages: Sequence[StageReport]) -> list[str]:
+    return list(dict.fromkeys(name for stage in stages for name in stage.bits))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
+    rows = _bits_rows(stages, corpora)
+    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + markdown_table(
+        rows[0], rows[1:]
+    )
+
+
+def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tuple[str, ...]]:
+    rows = [("after", "tokens", *(f"{name}, bits per byte" for name in corpora))]
+    for stage in stages:
+        values = (
+            f"{stage.bits[name]:.4f}{_change(stages[0], stage, name)}" if name in stage.bits else ""
+            for name in corpora
+        )
+        rows.append((stage.name, f"{stage.tokens:,}", *values))
+    return rows
+
+
+def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
+    """Against the first model, in percent."""
+    if stage is first or corpus not in first.bits:
+        return ""
+    return f" ({stage.bits[corpus] / first.bits[corpus] - 1:+.1%})"
+
+
+def _examination(stages: Sequence[StageReport], count: int) -> str:
+    told = (
+        f"{count} questions, one greedy answer each, compared to the last character. Chance: a "
+        "guess among the answers to that kind of question, as the examination states it."
+    )
+    rows = marks_table({stage.name: stage.marks for stage in stages})
+    return f"## Examination\n\n{told}\n\n" + markdown_table(rows[0], rows[1:])
+
+
+def _side_by_side(folder: epath.Path, scores: Sequence[str]) -> str:
+    comparison = write_comparison(scores, str(folder / "scores"))
+    return f"## Side by side\n\n{markdown_of(comparison, 'scores/')}"
+
+
+def _rewards(stage: StageReport) -> str:
+    rows = [("", "first", "last")]
+    for key, points in stage.curves.items():
+        if points:
+            rows.append((f"`{key}`", f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
+    return f"## Preferences: {stage.name}\n\n" + markdown_table(rows[0], rows[1:])
+
+
+def _samples(stages: Sequence[StageReport], prompt: str) -> str:
+    rows = [("model", "answer")]
+    rows += [(stage.name, _cell(stage.samples[prompt])) for stage in stages]
+    return f"## {_cell(prompt)}\n\n" + markdown_table(rows[0], rows[1:])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:
+    """Bits per byte after each stage; beside it the rewards, where there are any."""
+    rewarded = [stage for stage in stages if stage.curves.get("rewards/chosen")]
+    figure = Figure(figsize=(4.6 * (1 + bool(rewarded)), 3.4), layout="constrained")
+    axes = figure.subplots(1, 1 + bool(rewarded), squeeze=False)[0]
+    for corpus in corpora:
+        points = [(stage.name, stage.bits[corpus]) for stage in stages if corpus in stage.bits]
+        axes[0].plot(*zip(*points, strict=True), "o-", label=corpus)
+        axes[0].annotate(
+            f"{points[-1][1]:.2f}", points[-1], xytext=(6, 0), textcoords="offset points"
+        )
+    axes[0].set_title("Held-out bits per byte after each stage", fontsize=10, loc="left")
+    axes[0].set_ylim(bottom=0)
+    if corpora:
+        axes[0].legend(frameon=False)
+    for stage in rewarded:
+        for key, style in (("rewards/chosen", "-"), ("rewards/rejected", "--")):
+            axes[1].plot(*zip(*stage.curves[key], strict=True), style, label=key)
+        axes[1].set_title(f"Rewards in {stage.name}", fontsize=10, loc="left")
+        axes[1].set_xlabel("step")
+        axes[1].legend(frameon=False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.7)
+    save_figure(figure, output, dpi=160)

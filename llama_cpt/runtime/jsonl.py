@@ -1,0 +1,58 @@
+"""JSON Lines that a killed run may end in the middle of: appended line by line, each on disk."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama_cpt.runtime.errors import UserError
+
+Line = TypeVar("Line")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add ``values`` to ``path``; kept once this returns."""
+    append_lines(path, [values])
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line for each of ``rows`` to ``path``; kept once this returns.
+
+    Half a line that a killed run left there is cut off; a file has one writer at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_half_line(path)
+    text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
+    with open(path, "ab") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
+    """Yield ``parse`` of the JSON value of each line; half a line at the end is left out.
+
+    Raises UserError, naming the line, if a line is not JSON or ``parse`` raises ValueError.
+    """
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            yield parse(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: {error}; mend the line, or move the file away to begin anew."
+            ) from None
+
+
+def _cut_half_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

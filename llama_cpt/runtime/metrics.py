@@ -1,0 +1,147 @@
+"""Where a run's numbers go: metrics.jsonl and TensorBoard."""
+
+from collections.abc import Mapping
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+import sys
+import tempfile
+import time
+from typing import Any, TextIO
+
+from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.retry import of_storage, passes, patiently
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+# Objects behind a URL cannot be appended to: the files grow here and are copied over this often.
+_UPLOAD_SECONDS = 60.0
+
+
+class MetricsWriter:
+    """Writes ``metrics.jsonl`` and TensorBoard event files under ``folder`` (local or ``gs://``).
+
+    A run that goes on after step ``resume_step`` keeps what was written up to that step; its first
+    line drops the rest, so that a start that ends before it loses nothing. None is a run from the
+    start, which keeps nothing. With ``enabled`` False (every process but the first) nothing is
+    touched.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, resume_step: int | None, *, enabled: bool = True
+    ) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._target = epath.Path(folder)
+        self._remote = "://" in str(folder)
+        self._local = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else self._target)
+        self._local.mkdir(parents=True, exist_ok=True)
+        self._last_step = -1 if resume_step is None else resume_step
+        self._lines: TextIO | None = None
+        self._closed = False
+        events = self._target / TENSORBOARD
+        earlier = len(list(events.iterdir())) if events.exists() else 0
+        (self._local / TENSORBOARD).mkdir(exist_ok=True)
+        # The name's time counts seconds: without the suffix a quick restart overwrites a file. The
+        # library's writer with a thread of its own waits for ever once the disk is full.
+        self._events = EventsWriter(str(self._local / TENSORBOARD / "events"), f".{earlier}")
+        started = SessionLog(status=SessionLog.START)
+        self._event(Event(step=self._last_step + 1, session_log=started))
+        self._uploaded = time.monotonic()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one line of ``values`` (by keys such as ``train/loss``) after ``step`` steps.
+
+        A value that is not finite is null in the file, and missing in TensorBoard.
+        """
+        if not self._enabled:
+            return
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        if self._lines is None:
+            _cut_back(self._target / FILE, self._local / FILE, self._last_step)
+            self._lines = (self._local / FILE).open("a", encoding="utf-8")
+        try:
+            self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            patiently(self._lines.flush)
+            for key, value in finite.items():
+                if value is not None:
+                    self._event(Event(step=step, summary=scalar(key, value)))
+            patiently(self._events.flush)
+        except OSError as error:
+            if passes(error):
+                raise
+            raise UserError(
+                f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
+                "its last checkpoint when there is room."
+            ) from error
+        if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.upload()
+
+    def close(self) -> None:
+        """Finish the files; calling it again does nothing."""
+        if not self._enabled or self._closed:
+            return
+        self._closed = True
+        # What could not be written is told by write; closing tries once more.
+        with contextlib.suppress(OSError):
+            if self._lines is not None:
+                self._lines.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
+        if self._remote and self.upload():
+            shutil.rmtree(self._local)
+
+    def upload(self) -> bool:
+        """Bring what is written to a remote ``folder``; what cannot be is told, and kept here."""
+        if not self._enabled or not self._remote:
+            return True
+        self._uploaded = time.monotonic()
+        try:
+            for file in self._local.rglob("*"):
+                if file.is_file():
+                    copy = self._target / file.relative_to(self._local).as_posix()
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(file.read_bytes())
+        except Exception as error:
+            if not of_storage(error):
+                raise
+            told = f"{self._target}: metrics not copied here ({error}); they are in {self._local}."
+            print(f"warning: {told}", file=sys.stderr)
+            return False
+        return True
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+
+def read_lines(source: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none where there is no such file.
+
+    What is not a whole line of JSON, such as the last one of a run that was killed, is left out.
+    """
+    lines = []
+    for line in source.read_bytes().splitlines() if source.exists() else ():
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                lines.append(values)
+    return lines
+
+
+def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
+    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``."""
+    kept = [json.dumps(line) for line in read_lines(source) if line["step"] <= last_step]
+    draft = target.with_name(target.name + ".draft")
+    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    draft.replace(target)

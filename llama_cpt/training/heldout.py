@@ -1,0 +1,177 @@
+"""Held-out loss and bits per byte: every token of whole documents scored once, in rolling windows.
+
+The windows are lm-evaluation-harness's (``get_rolling_token_windows`` with ``context_len`` 1), so
+that numbers compare: BOS is read and not scored, EOS is neither, a window's first input is the
+last token of the window before, and the last window reaches back to be full. Bits per byte divide
+by the UTF-8 bytes of the source text, whatever the tokenizer makes of it.
+"""
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+import math
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Integer
+import numpy as np
+
+from llama_cpt.data.batch import TokenBatch
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.progress import Progress
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """Held-out documents, as ``prepare`` keeps them."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Integer[np.ndarray, " n"]) -> Sequence[tuple[np.ndarray, int]]:
+        """Of each, tokens from BOS to EOS, and the bytes of the source text."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldoutResult:
+    """How well a model predicts one corpus."""
+
+    loss: float
+    """Nats per token of text."""
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    documents: int
+
+
+class Window(NamedTuple):
+    """A stretch of one document: ``targets[-scored:]`` are scored, what is before is context."""
+
+    tokens: Integer[np.ndarray, " length"]
+    targets: Integer[np.ndarray, " length"]
+    scored: int
+    corpus: int
+
+
+def evaluate_heldout(
+    score: Callable[[TokenBatch], np.ndarray],
+    corpora: Mapping[str, Documents],
+    *,
+    sequence_length: int,
+    batch_size: int,
+    documents: int,
+    bos_id: int,
+) -> dict[str, HeldoutResult]:
+    """Score up to ``documents`` documents of each corpus, spread evenly over it, always the same.
+
+    ``score(batch)`` gives the negative log-likelihood of ``batch.targets`` in nats, float32
+    (batch_size, sequence_length); every batch has that shape. Sums are float64. Raises UserError
+    for a corpus without text.
+    """
+    windows: list[Window] = []
+    byte_counts, document_counts = [], []
+    for corpus, (name, held) in enumerate(corpora.items()):
+        chosen = held.read(np.array(spread(len(held), documents), np.int64))
+        byte_counts.append(sum(int(byte_count) for _, byte_count in chosen))
+        document_counts.append(len(chosen))
+        if not byte_counts[-1]:
+            raise UserError(f"held-out corpus {name!r}: its {len(chosen)} documents hold no text.")
+        for tokens, _ in chosen:
+            windows += rolling_windows(tokens, sequence_length, bos_id=bos_id, corpus=corpus)
+    nll, tokens = _sums(score, windows, len(corpora), sequence_length, batch_size)
+    return {
+        name: HeldoutResult(
+            loss=nll[corpus] / tokens[corpus],
+            bits_per_byte=nll[corpus] / math.log(2) / byte_counts[corpus],
+            tokens=int(tokens[corpus]),
+            bytes=byte_counts[corpus],
+            documents=document_counts[corpus],
+        )
+        for corpus, name in enumerate(corpora)
+    }
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """Indices of ``wanted`` of ``available`` documents (or all of them), evenly spaced."""
+    count = min(available, wanted)
+    return [i * available // count for i in range(count)]
+
+
+def rolling_windows(
+    document: Integer[np.ndarray, " n"], length: int, *, bos_id: int, corpus: int
+) -> Iterator[Window]:
+    """The windows of at most ``length`` that score each token of ``document`` once.
+
+    ``document`` runs from BOS to EOS; an empty one has no windows.
+    """
+    text = np.asarray(document[:-1], np.int32)
+    text[:1] = bos_id
+    for start in range(0, len(text) - 1, length):
+        end = min(start + length, len(text) - 1)
+        first = max(end - length, 0)
+        yield Window(text[first:end], text[first + 1 : end + 1], end - start, corpus)
+
+
+def pack(windows: Sequence[Window], length: int) -> list[list[Window]]:
+    """Rows of windows of at most ``length`` tokens together, the fullest row that fits first.
+
+    Longest windows first; several short documents share a row as segments of their own.
+    """
+    rows: list[list[Window]] = []
+    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
+    for window in sorted(windows, key=lambda window: -len(window.tokens)):
+        size = len(window.tokens)
+        place = bisect.bisect_left(room, (size, -1))
+        free, row = room.pop(place) if place < len(room) else (length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(window)
+        if free > size:
+            bisect.insort(room, (free - size, row))
+    return rows
+
+
+def batch_rows(rows: Sequence[Sequence[Window]], batch_size: int, length: int) -> TokenBatch:
+    """One batch (batch_size, length) of up to ``batch_size`` rows; padding has segment 0.
+
+    ``loss_mask`` is 1 where a target is scored, ``corpus`` indexes the held-out corpora.
+    """
+    fields = {
+        name: np.zeros((batch_size, length), np.int32)
+        for name in ("tokens", "targets", "segment_ids", "positions", "corpus")
+    }
+    loss_mask = np.zeros((batch_size, length), np.float32)
+    for i, row in enumerate(rows):
+        start = 0
+        for segment, window in enumerate(row, 1):
+            place = i, slice(start, start + len(window.tokens))
+            fields["tokens"][place] = window.tokens
+            fields["targets"][place] = window.targets
+            fields["segment_ids"][place] = segment
+            fields["positions"][place] = np.arange(len(window.tokens))
+            fields["corpus"][place] = window.corpus
+            start += len(window.tokens)
+            loss_mask[i, start - window.scored : start] = 1
+    return TokenBatch(**fields, loss_mask=loss_mask, row=np.zeros((batch_size, 2), np.uint32))
+
+
+def _sums(
+    score: Callable[[TokenBatch], np.ndarray],
+    windows: Sequence[Window],
+    num_corpora: int,
+    length: int,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed nll in nats and number of scored tokens of each corpus, float64."""
+    nll, tokens = np.zeros(num_corpora), np.zeros(num_corpora)
+    rows = pack(windows, length)
+    total = float(sum(window.scored for window in windows))
+    with Progress("held-out", total, "tokens") as progress:
+        for start in range(0, len(rows), batch_size):
+            batch = batch_rows(rows[start : start + batch_size], batch_size, length)
+            scored = batch.loss_mask > 0
+            values = np.asarray(score(batch), np.float64)[scored]
+            corpus = batch.corpus[scored]
+            nll += np.bincount(corpus, values, minlength=num_corpora)
+            tokens += np.bincount(corpus, minlength=num_corpora)
+            progress.update(float(len(values)))
+    return nll, tokens

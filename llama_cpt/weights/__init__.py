@@ -1,0 +1,1 @@
+"""Model weights in Hugging Face folders and run folders: reading, export and verification."""

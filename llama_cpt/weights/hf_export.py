@@ -1,0 +1,179 @@
+"""Parameters -> a Hugging Face folder, streamed: one parameter is held at a time."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import ml_dtypes
+import numpy as np
+
+from llama_cpt.config.schema import ModelConfig
+from llama_cpt.model.llama import abstract_llama
+from llama_cpt.runtime.atomic_dir import new_folder
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.weights.hf_config import config_json, generation_config_json
+from llama_cpt.weights.hf_names import BY_OURS, Name, parameters_by_path
+from llama_cpt.weights.hf_weights import convert
+from llama_cpt.weights.safetensors import INDEX_FILE, SINGLE_FILE, file_header
+
+EXPORT_DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+THREADS = min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What of an export is the user's to choose, and what lies beside the weights."""
+
+    dtype: str = "bfloat16"
+    shard_bytes: int = 5_000_000_000
+    bos_id: int | None = None
+    eos_id: int | list[int] | None = None
+    write_others: Callable[[epath.Path], None] | None = None
+    """Writes tokenizer, licence and card into the folder, before the weights are."""
+
+
+@dataclass(frozen=True)
+class OutTensor:
+    """One tensor to write: theirs by name, a layer of ours."""
+
+    name: Name
+    layer: int
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return self.name.tensor(self.layer)
+
+
+def export_hf(
+    parameter: Callable[[str], jax.Array],
+    config: ModelConfig,
+    output: str,
+    options: ExportOptions,
+) -> None:
+    """Write the folder ``output`` (local or ``gs://``), which transformers loads.
+
+    ``parameter(path)`` gives an array of ours, such as ``layers/query``; each is asked for once,
+    in turn, and must lie wholly on this process's devices. Tensors are stored parameter by
+    parameter, so that no more than one is needed at a time. Raises UserError where ``output``
+    exists, cannot be written, or a value does not fit the dtype.
+    """
+    if options.dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype={options.dtype!r} must be one of {', '.join(EXPORT_DTYPES)}.")
+    dtype = EXPORT_DTYPES[options.dtype]
+    shards = _shards(_tensors(config), dtype, options.shard_bytes)
+    total_bytes = sum(math.prod(t.shape) for shard in shards for t in shard) * dtype.itemsize
+    with new_folder(output) as folder:
+        if options.write_others is not None:
+            options.write_others(folder)
+        with Progress(f"write {output}", total_bytes / 1e9, "GB") as progress:
+            weight_map = _write_shards(folder, shards, _Parameters(parameter), dtype, progress)
+        if len(shards) > 1:
+            sizes = {"total_parameters": total_bytes // dtype.itemsize, "total_size": total_bytes}
+            _write_json(folder / INDEX_FILE, {"metadata": sizes, "weight_map": weight_map})
+        ids = {"bos_id": options.bos_id, "eos_id": options.eos_id}
+        if not (folder / "generation_config.json").exists():
+            _write_json(folder / "generation_config.json", generation_config_json(**ids))
+        # Last: without it the folder is no model.
+        _write_json(folder / "config.json", config_json(config, options.dtype, **ids))
+
+
+def _tensors(config: ModelConfig) -> list[OutTensor]:
+    """Every tensor, parameter by parameter."""
+    tensors = []
+    for ours, parameter in parameters_by_path(abstract_llama(config)).items():
+        name = BY_OURS[ours]
+        shape = tuple(parameter.get_value().shape)
+        layers, shape = (shape[0], shape[1:]) if name.stacked else (1, shape)
+        shape = shape[::-1] if name.transposed else shape
+        tensors += [OutTensor(name, layer, shape) for layer in range(layers)]
+    return tensors
+
+
+def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list[list[OutTensor]]:
+    """``tensors`` in order, cut so that no file is larger, unless by one tensor alone."""
+    shards: list[list[OutTensor]] = [[]]
+    room = shard_bytes
+    for tensor in tensors:
+        size = math.prod(tensor.shape) * dtype.itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(tensor)
+        room -= size
+    return shards
+
+
+class _Parameters:
+    """Holds one parameter on the host while its tensors are asked for in turn."""
+
+    def __init__(self, parameter: Callable[[str], jax.Array]) -> None:
+        self._parameter = parameter
+        self._cpu = jax.local_devices(backend="cpu")[0]
+        self._held, self._array = "", np.zeros(0)
+
+    def matrix(self, tensor: OutTensor) -> np.ndarray:
+        """Float32, in their orientation; a vector is one row."""
+        name = tensor.name
+        if self._held != name.ours:
+            # The last one is released before the next one comes.
+            self._held, self._array = name.ours, np.zeros(0)
+            self._array = np.asarray(jax.device_put(self._parameter(name.ours), self._cpu))
+        array = self._array[tensor.layer] if name.stacked else self._array
+        return array.T if name.transposed else array.reshape(-1, array.shape[-1])
+
+
+def _write_shards(
+    folder: epath.Path,
+    shards: list[list[OutTensor]],
+    parameters: _Parameters,
+    dtype: np.dtype,
+    progress: Progress,
+) -> dict[str, str]:
+    """Tensor name -> file."""
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = file if len(shards) > 1 else SINGLE_FILE
+        with (folder / file).open("wb") as out:
+            out.write(file_header([(t.key, dtype, t.shape) for t in shard]))
+            for tensor in shard:
+                values = _as_dtype(tensor, parameters.matrix(tensor), dtype)
+                out.write(memoryview(values.reshape(-1).view(np.uint8)))
+                progress.update(values.nbytes / 1e9)
+                weight_map[tensor.key] = file
+    return weight_map
+
+
+def _as_dtype(tensor: OutTensor, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy in ``dtype``, by all cores."""
+    out = np.empty(matrix.shape, dtype)
+    height = max(1, -(-matrix.shape[0] // THREADS))
+    stripes = [slice(top, top + height) for top in range(0, matrix.shape[0], height)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(partial(_convert_stripe, matrix, out), stripes))
+    if dtype == np.float16 and not np.isfinite(out).all():
+        raise UserError(f"{tensor.key}: a value does not fit float16; export bfloat16 instead.")
+    return out
+
+
+def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:
+    with np.errstate(over="ignore"):  # The caller looks at the result.
+        convert(matrix[rows], out[rows])
+
+
+def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""The one table of names, read both ways: our parameters <-> Hugging Face's tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+
+from llama_cpt.config.schema import ModelConfig
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.weights.safetensors import ByteReader, StoredTensor, read_block, stored_tensors
+
+
+@dataclass(frozen=True)
+class Name:
+    """One parameter of ours and the tensor, or one tensor a layer, that it is made of."""
+
+    ours: str
+    theirs: str
+    """``{}`` stands for the layer."""
+    transposed: bool
+    """Theirs is (out, in), ours (in, out)."""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether ours has a leading dim of layers."""
+        return "{}" in self.theirs
+
+    def tensor(self, layer: int) -> str:
+        """Their name of one layer's tensor."""
+        return self.theirs.format(layer)
+
+
+NAMES = (
+    Name("embedding", "model.embed_tokens.weight", False),
+    Name("layers/attention_norm", "model.layers.{}.input_layernorm.weight", False),
+    Name("layers/query", "model.layers.{}.self_attn.q_proj.weight", True),
+    Name("layers/key", "model.layers.{}.self_attn.k_proj.weight", True),
+    Name("layers/value", "model.layers.{}.self_attn.v_proj.weight", True),
+    Name("layers/output", "model.layers.{}.self_attn.o_proj.weight", True),
+    Name("layers/mlp_norm", "model.layers.{}.post_attention_layernorm.weight", False),
+    Name("layers/gate", "model.layers.{}.mlp.gate_proj.weight", True),
+    Name("layers/up", "model.layers.{}.mlp.up_proj.weight", True),
+    Name("layers/down", "model.layers.{}.mlp.down_proj.weight", True),
+    Name("norm", "model.norm.weight", False),
+    Name("lm_head", "lm_head.weight", False),
+)
+BY_OURS = {name.ours: name for name in NAMES}
+
+# Tables that old exports saved and that transformers leaves unread, too.
+UNREAD = "rotary_emb.inv_freq"
+
+
+def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
+    """A model's parameters (or what stands for them) by path, such as ``layers/query``."""
+    parameters = {}
+    for ours in BY_OURS:
+        holder, _, attribute = ours.rpartition("/")
+        parameter = getattr(getattr(model, holder) if holder else model, attribute)
+        if parameter is not None:
+            parameters[ours] = parameter
+    return parameters
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each of their tensors by name, in the order in which a model uses them."""
+    parameters = parameters_by_path(abstract_llama(config))
+    shapes = {}
+    for name, layer in tensor_order(config):
+        if name.ours in parameters:
+            shape = tuple(parameters[name.ours].shape)[1 if name.stacked else 0 :]
+            shapes[name.tensor(layer)] = shape[::-1] if name.transposed else shape
+    return shapes
+
+
+def tensor_order(config: ModelConfig) -> list[tuple[Name, int]]:
+    """(name, layer) of every tensor: the embedding, layer after layer, the output."""
+    stacked = [name for name in NAMES if name.stacked]
+    layers = [(name, layer) for layer in range(config.num_layers) for name in stacked]
+    return [(NAMES[0], 0), *layers, (NAMES[-2], 0), (NAMES[-1], 0)]
+
+
+def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
+    """``model`` (abstract or not) with these values, by path, in its parameters."""
+
+    def fill(path: tuple, parameter: nnx.Param) -> nnx.Param:
+        return parameter.replace(arrays[jax.tree_util.keystr(path, simple=True, separator="/")])
+
+    return jax.tree_util.tree_map_with_path(
+        fill, model, is_leaf=lambda node: isinstance(node, nnx.Param)
+    )
+
+
+def checked_tensors(
+    folder: str, config: ModelConfig, reader: ByteReader
+) -> dict[str, StoredTensor]:
+    """The stored tensors that ``config`` asks for, by name; headers alone are read.
+
+    Raises UserError for a tensor that is missing, unexpected or of another shape.
+    """
+    tensors = stored_tensors(folder, reader)
+    expected = tensor_shapes(config)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise UserError(f"{folder}: no tensor {name!r}, which config.json asks for.")
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}; "
+                f"config.json makes it {list(shape)}."
+            )
+    for name in tensors.keys() - expected.keys():
+        if name == "lm_head.weight":
+            _require_same(tensors[name], tensors["model.embed_tokens.weight"], reader)
+        elif not name.endswith(UNREAD):
+            raise UserError(
+                f"{tensors[name].file}: unexpected tensor {name!r}; config.json describes a model "
+                "without it."
+            )
+    return {name: tensors[name] for name in expected}
+
+
+def _require_same(head: StoredTensor, embedding: StoredTensor, reader: ByteReader) -> None:
+    """A tied model may hold its output matrix a second time, but not another one."""
+    rows = 1 << 10
+    same = head.shape == embedding.shape and head.dtype == embedding.dtype
+    for start in range(0, head.shape[0] if same else 0, rows):
+        part = slice(start, min(start + rows, head.shape[0])), slice(0, head.shape[1])
+        pair = [read_block(reader, tensor, *part) for tensor in (head, embedding)]
+        same = same and np.array_equal(*(block.view(np.uint8) for block in pair))
+    if not same:
+        raise UserError(
+            f"{head.file}: 'lm_head.weight' is not the embedding, but config.json ties the two; "
+            "set tie_word_embeddings to false to use it."
+        )

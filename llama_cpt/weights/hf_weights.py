@@ -1,0 +1,227 @@
+"""Hugging Face safetensors -> a sharded Llama, streamed.
+
+Each process reads the bytes of its own slices alone, in blocks, and writes them as float32 where
+they will stay: host memory peaks at the arrays and a few blocks.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.parallel.mesh import make_mesh, with_shardings
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.weights.hf_config import read_config, require_equal
+from llama_cpt.weights.hf_names import (
+    BY_OURS,
+    Name,
+    checked_tensors,
+    parameters_by_path,
+    with_parameters,
+)
+from llama_cpt.weights.hub import resolve
+from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
+
+BLOCK_BYTES = 4 << 20
+# A tile of both layouts stays in a core's first caches while it is transposed.
+TILE = 128
+# XLA takes a NumPy buffer of this alignment as it is, without a copy, on CPU.
+ALIGNMENT = 64
+MOST_THREADS = 16
+
+
+def load_hf(
+    path: str,
+    config: ModelConfig | None = None,
+    mesh: Mesh | None = None,
+    compute_dtype: Any = jnp.float32,
+    *,
+    remat: str = "none",
+    attention: str = "reference",
+) -> Llama:
+    """A Hugging Face folder, ``gs://`` URL or hub name as a float32 Llama sharded over ``mesh``.
+
+    ``config``, where given, must be the folder's. ``mesh=None`` is one device, and the model can
+    then be called without a mesh context. Raises UserError for whatever is wrong with the folder,
+    before any large read.
+    """
+    folder = resolve(path)
+    found = read_config(folder)
+    if config is not None:
+        require_equal(config, found, folder)
+    mesh = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
+    abstract = abstract_llama(found, compute_dtype=compute_dtype, remat=remat, attention=attention)
+    abstract = with_shardings(abstract, mesh)
+    with byte_reader() as reader:
+        tensors = checked_tensors(folder, found, reader)
+        plans = {
+            ours: _plan(BY_OURS[ours], parameter.get_value(), tensors)
+            for ours, parameter in parameters_by_path(abstract).items()
+        }
+        total = sum(block.size_bytes for plan in plans.values() for block in plan.blocks)
+        with Progress(f"read {folder}", total / 1e9, "GB") as progress:
+            arrays = {ours: _read(plan, reader, progress) for ours, plan in plans.items()}
+    return with_parameters(abstract, arrays)
+
+
+class HfWeights:
+    """A Hugging Face folder read parameter by parameter, as float32 on this machine's CPU.
+
+    Raises UserError for whatever is wrong with the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        folder = resolve(path)
+        self.config = read_config(folder)
+        mesh = make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+        self._shapes = parameters_by_path(with_shardings(abstract_llama(self.config), mesh))
+        with byte_reader() as reader:
+            self._tensors = checked_tensors(folder, self.config, reader)
+
+    def parameter(self, path: str) -> jax.Array:
+        """One array, such as ``layers/query``; nothing else is read."""
+        plan = _plan(BY_OURS[path], self._shapes[path].get_value(), self._tensors)
+        total = sum(block.size_bytes for block in plan.blocks)
+        with byte_reader() as reader, Progress(f"read {path}", total / 1e9, "GB") as progress:
+            return _read(plan, reader, progress)
+
+
+Bounds = tuple[tuple[int, int], ...]
+"""(start, stop) in each dim."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of a stored matrix, read at once."""
+
+    tensor: StoredTensor
+    layer: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes to read."""
+        (top, bottom), (left, right) = self.rows, self.columns
+        return (bottom - top) * (right - left) * self.tensor.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this process reads of one parameter, and what each of its devices holds of it."""
+
+    name: Name
+    like: jax.ShapeDtypeStruct
+    owned: dict[jax.Device, Bounds]
+    blocks: tuple[Block, ...]
+
+
+def _plan(name: Name, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTensor]) -> Plan:
+    places = like.sharding.addressable_devices_indices_map(like.shape)
+    owned = {device: _bounds(index, like.shape) for device, index in places.items()}
+    layers = sorted({i for bounds in owned.values() for i in _layers(name, bounds)})
+    matrices = [_matrix_bounds(name, bounds) for bounds in owned.values()]
+    rows, columns = (_merged(side) for side in zip(*matrices, strict=True))
+    blocks = []
+    for layer in layers:
+        tensor = tensors[name.tensor(layer)]
+        for left, right in columns:
+            height = max(1, BLOCK_BYTES // ((right - left) * tensor.dtype.itemsize))
+            for top, bottom in rows:
+                for start in range(top, bottom, height):
+                    stop = min(start + height, bottom)
+                    blocks.append(Block(tensor, layer, (start, stop), (left, right)))
+    return Plan(name, like, owned, tuple(blocks))
+
+
+def _read(plan: Plan, reader: ByteReader, progress: Progress) -> jax.Array:
+    """The parameter as a sharded float32 array."""
+    buffers = {bounds: _aligned_empty(bounds) for bounds in plan.owned.values()}
+
+    def run(block: Block) -> int:
+        values = read_block(reader, block.tensor, slice(*block.rows), slice(*block.columns))
+        for bounds, buffer in buffers.items():
+            if block.layer in _layers(plan.name, bounds):
+                _place(plan.name, block, values, bounds, buffer)
+        return block.size_bytes
+
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for count in pool.map(run, plan.blocks):
+            progress.update(count / 1e9)
+    # On CPU the buffers become the arrays; elsewhere they are released once they are sent.
+    shards = [jax.device_put(buffers[bounds], device) for device, bounds in plan.owned.items()]
+    whole = jax.make_array_from_single_device_arrays(plan.like.shape, plan.like.sharding, shards)
+    return jax.block_until_ready(whole)
+
+
+def _place(
+    name: Name, block: Block, values: np.ndarray, bounds: Bounds, buffer: np.ndarray
+) -> None:
+    """Copy what ``block`` and the slice of ours at ``bounds`` have in common."""
+    matrix = buffer[block.layer - bounds[0][0]] if name.stacked else buffer
+    # Shaped as theirs: a vector is one row, a transposed matrix a view.
+    view = matrix.T if name.transposed else matrix.reshape(-1, matrix.shape[-1])
+    rows, columns = _matrix_bounds(name, bounds)
+    from_rows, to_rows = _overlap(block.rows, rows)
+    from_columns, to_columns = _overlap(block.columns, columns)
+    convert(values[from_rows, from_columns], view[to_rows, to_columns])
+
+
+def convert(values: np.ndarray, out: np.ndarray) -> None:
+    """``out[...] = values`` in ``out``'s dtype; fast where one of the two is a transposed view."""
+    for top in range(0, values.shape[0], TILE):
+        for left in range(0, values.shape[1], TILE):
+            tile = slice(top, top + TILE), slice(left, left + TILE)
+            out[tile] = values[tile].astype(out.dtype)
+
+
+def _layers(name: Name, bounds: Bounds) -> range:
+    return range(*bounds[0]) if name.stacked else range(1)
+
+
+def _matrix_bounds(name: Name, bounds: Bounds) -> Bounds:
+    """Rows and columns of their matrix that a slice of ours covers."""
+    matrix = bounds[1:] if name.stacked else bounds
+    if len(matrix) == 1:
+        return ((0, 1), *matrix)
+    return matrix[::-1] if name.transposed else matrix
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
+    return tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+
+
+def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs in order, those that touch or overlap joined."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(set(runs)):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _overlap(a: tuple[int, int], b: tuple[int, int]) -> tuple[slice, slice]:
+    """What two runs share, counted from the start of each; empty where they share nothing."""
+    start = max(a[0], b[0])
+    stop = max(start, min(a[1], b[1]))
+    return slice(start - a[0], stop - a[0]), slice(start - b[0], stop - b[0])
+
+
+def _aligned_empty(bounds: Bounds) -> np.ndarray:
+    """Uninitialised float32 of a slice's shape."""
+    shape = tuple(stop - start for start, stop in bounds)
+    size_bytes = 4 * math.prod(shape)
+    raw = np.empty(size_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size_bytes].view(np.float32).reshape(shape)

@@ -1,0 +1,63 @@
+"""Where a model named by a user lies: a folder, a ``gs://`` URL or a name on the hub."""
+
+import re
+
+from etils import epath
+import huggingface_hub
+from huggingface_hub import errors
+
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.retry import lasts
+from llama_cpt.runtime.storage import UnreachableError, require_reachable
+
+BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# What a broken connection or a full disk raises; the HTTP library's own error is hidden in a base.
+DOWNLOAD_ERRORS = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
+
+
+def resolve(source: str, *, weights: bool = True) -> str:
+    """The folder or URL that holds ``source``; a hub name is downloaded first, resumably.
+
+    ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
+    Raises UserError where there is nothing of that name or no right to it, with the remedy.
+    """
+    require_reachable(source)
+    place = epath.Path(source).expanduser()
+    if place.is_dir():
+        return str(place)
+    if not HUB_NAME.fullmatch(source):
+        raise UserError(f"{source}: no such folder.")
+    return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
+
+
+def _download(name: str, patterns: list[str]) -> str:
+    page = f"https://huggingface.co/{name}"
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: accept its licence at {page}, then run `hf auth login`."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: neither a folder nor a model on the hub ({page}); for a private one run "
+            "`hf auth login`."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise UnreachableError(
+            f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
+            "name a folder that holds the model."
+        ) from None
+    except DOWNLOAD_ERRORS as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        kind = UnreachableError if _passes(error) else UserError
+        raise kind(f"{name}: the download stopped: {reason}. Run again to go on.") from None
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the hub, or what lies between, may do better the next time."""
+    if (response := getattr(error, "response", None)) is not None:
+        return response.status_code in (408, 429) or response.status_code >= 500
+    return not isinstance(error, ValueError) and not lasts(error)

@@ -1,0 +1,145 @@
+"""Is a checkpoint what a Hugging Face folder holds? Tensor by tensor, then by the logits."""
+
+from dataclasses import dataclass
+import importlib.util
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.runtime.progress import Progress
+from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.hf_config import read_config, require_equal
+from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
+from llama_cpt.weights.hf_weights import convert
+from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
+
+BLOCK_BYTES = 16 << 20
+LOGITS_TOLERANCE = 1e-3
+"""The largest difference of logits that passes, as a share of the largest logit. Both models
+compute in float32, whose rounding leaves about 1e-6 per layer."""
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How a stored tensor differs from the checkpoint's."""
+
+    name: str
+    values: int
+    differing: int
+    """Values of the checkpoint that, rounded to the tensor's dtype, are other bits."""
+    max_abs: float
+    """The largest difference in float32, before rounding; NaN if any value is not finite."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every value is finite and, once rounded, the same bits."""
+        return not self.differing and math.isfinite(self.max_abs)
+
+
+@dataclass(frozen=True)
+class LogitsDifference:
+    """Ours against transformers', both float32, on random tokens."""
+
+    max_abs: float
+    kl: float
+    """Mean over positions of KL(theirs || ours), in nats."""
+    tolerance: float
+    """The largest ``max_abs`` that passes: LOGITS_TOLERANCE of their largest logit."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all logits are finite and within the tolerance of each other."""
+        return self.max_abs <= self.tolerance < math.inf
+
+
+def compare_weights(folder: str, weights: TrainedWeights) -> list[TensorDifference]:
+    """Every tensor of ``folder`` against ``weights``, streamed: one parameter is held at a time.
+
+    Raises UserError where the two are different architectures.
+    """
+    config = read_config(folder)
+    require_equal(weights.config, config, folder)
+    differences = []
+    with byte_reader() as reader:
+        tensors = checked_tensors(folder, config, reader)
+        total = sum(tensor.size_bytes for tensor in tensors.values())
+        with Progress(f"compare {folder}", total / 1e9, "GB") as progress:
+            for ours in parameters_by_path(abstract_llama(config)):
+                name = BY_OURS[ours]
+                array = np.asarray(weights.parameter(ours))
+                for layer, part in enumerate(array if name.stacked else [array]):
+                    matrix = part.T if name.transposed else part.reshape(-1, part.shape[-1])
+                    tensor = tensors[name.tensor(layer)]
+                    differences.append(_compare(tensor, matrix, reader))
+                    progress.update(tensor.size_bytes / 1e9)
+    return differences
+
+
+def compare_logits(folder: str, weights: TrainedWeights) -> LogitsDifference | str:
+    """Ours and transformers' on the same tokens; or the reason why that cannot be done here."""
+    if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
+        return "transformers and torch are not installed"
+    if "://" in folder:
+        return f"transformers reads no {folder.split('://')[0]}:// URL"
+    abstract = parameters_by_path(abstract_llama(weights.config))
+    # Both models in float32, and what transformers needs besides while it reads.
+    needed = 12 * sum(parameter.get_value().size for parameter in abstract.values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory // 2:
+        return f"two float32 models need about {needed / 1e9:.0f} GB, too much for this machine"
+    length = min(64, weights.config.context_length)
+    shape = (2, length)
+    tokens = np.random.default_rng(0).integers(0, weights.config.vocab_size, shape, dtype=np.int32)
+    return logits_difference(_their_logits(folder, tokens), _our_logits(weights, tokens))
+
+
+def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:
+    """Max absolute difference, and the mean KL(theirs || ours) over positions."""
+    logp, logq = (np.asarray(jax.nn.log_softmax(logits)) for logits in (theirs, ours))
+    with np.errstate(invalid="ignore"):
+        kl = np.sum(np.exp(logp) * (logp - logq), axis=-1, dtype=np.float64).mean()
+        largest = np.abs(theirs - ours).max()
+    tolerance = LOGITS_TOLERANCE * np.abs(theirs).max()
+    return LogitsDifference(float(largest), float(kl), float(tolerance))
+
+
+def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> TensorDifference:
+    rows, width = tensor.matrix_shape
+    height = max(1, BLOCK_BYTES // (width * tensor.dtype.itemsize))
+    differing, largest = 0, np.float32(0)
+    for top in range(0, rows, height):
+        part = slice(top, min(top + height, rows))
+        theirs = read_block(reader, tensor, part, slice(0, width))
+        ours, rounded = np.empty(theirs.shape, np.float32), np.empty_like(theirs)
+        convert(matrix[part], ours)
+        with np.errstate(over="ignore"):
+            convert(ours, rounded)
+        bits = np.dtype(f"u{tensor.dtype.itemsize}")
+        differing += int(np.count_nonzero(rounded.view(bits) != theirs.view(bits)))
+        # maximum, not max: a NaN on either side must not pass unseen.
+        with np.errstate(invalid="ignore"):
+            largest = np.maximum(largest, np.abs(ours - theirs.astype(np.float32)).max())
+    return TensorDifference(tensor.name, rows * width, differing, float(largest))
+
+
+def _our_logits(weights: TrainedWeights, tokens: np.ndarray) -> np.ndarray:
+    abstract: Llama = abstract_llama(weights.config)
+    names = parameters_by_path(abstract)
+    model = with_parameters(abstract, {name: weights.parameter(name) for name in names})
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    segments = jnp.ones(tokens.shape, jnp.int32)
+    return np.asarray(jax.jit(Llama.__call__)(model, jnp.asarray(tokens), positions, segments))
+
+
+def _their_logits(folder: str, tokens: np.ndarray) -> np.ndarray:
+    # Here alone: a user who converts weights need not have them.
+    import torch
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor(tokens).long()).logits.numpy()

@@ -1,0 +1,258 @@
+"""The last good checkpoint survives a lost model, lost manifests and damage, in every command."""
+
+from dataclasses import replace
+import itertools
+import json
+from pathlib import Path
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_cpt.checkpoint import manifest
+from llama_cpt.checkpoint.checkpoint import Checkpoints, save_trained
+from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.config.loading import load
+from llama_cpt.config.schema import CheckpointConfig, MeshConfig
+from llama_cpt.model.llama import abstract_llama
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.training import trainer
+from llama_cpt.training.reference import model_identity
+from llama_cpt.training.stop import Outcome
+from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.source import check_source, load_parameters, model_config_of
+from tests.checkpoint.test_checkpoint import make_model, make_state, save_small, small
+from tests.training.test_trainer import saved_steps, train, train_until
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory) -> Path:
+    """A run with checkpoints of steps 3, 6 and 8."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    assert train(make_config(output)) is Outcome.FINISHED
+    return output
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of ``finished`` to damage, and its config."""
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    return output, replace(load(str(output / "config.json")), output=str(output))
+
+
+def manifest_of(output: Path, step: int) -> Path:
+    return output / f"checkpoints/{step}.manifest-00000-of-00001.json"
+
+
+def spoil(monkeypatch, step: int, rate: float) -> None:
+    """Make the learning rate of the update ``step`` equal to ``rate``."""
+    real = trainer.learning_rate
+    spoiled = lambda config, at, steps: rate if at == step - 1 else real(config, at, steps)
+    monkeypatch.setattr(trainer, "learning_rate", spoiled)
+
+
+@pytest.mark.parametrize("where", ["trained", "moments"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_never_committed(tmp_path, where, value):
+    state = make_state(make_mesh(MeshConfig(1, 8, 1)))
+    part = state.trained if where == "trained" else state.opt_state[0].mu
+    part.layers.down[...] = part.layers.down[...].at[1, 2, 3].set(value)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(1, make_state(make_mesh(MeshConfig(1, 8, 1))), {})
+        with pytest.raises(DivergedError, match="step 2 was not saved: .*layers/down held NaN"):
+            checkpoints.save(2, state, {})
+        assert checkpoints.latest_verified() == 1
+    assert not list(tmp_path.glob("2*"))
+
+
+def test_converted_weights_that_are_not_finite(tmp_path):
+    model = make_model()
+    model.embedding[...] = model.embedding[...].at[0, 0].set(jnp.nan)
+    with pytest.raises(UserError, match="held NaN or infinity. Get the weights again"):
+        save_trained(str(tmp_path), model, {})
+
+
+@pytest.mark.parametrize("step", [6, 8])
+def test_weights_lost_by_the_update_before_a_save(step, make_config, tmp_path, monkeypatch):
+    """No loss of them was computed yet: at an interval, at the end."""
+    config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
+    spoil(monkeypatch, step, float("inf"))
+    before = 3 if step == 6 else 6
+    told = rf"step {step} was not saved.*Lower optimizer.*checkpoint of step {before} stands"
+    with pytest.raises(DivergedError, match=told):
+        train(replace(config, data=replace(config.data, heldout=())))
+    assert saved_steps(tmp_path / "run") == [before]
+
+
+def test_weights_lost_before_a_preemption(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run")
+    config = replace(config, data=replace(config.data, heldout=()))
+    spoil(monkeypatch, 5, float("inf"))
+    with pytest.raises(DivergedError, match="step 5 was not saved.*checkpoint of step 3 stands"):
+        train_until(config, 5, monkeypatch, signal.SIGTERM)
+    assert saved_steps(tmp_path / "run") == [3]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_dead_model_does_not_delete_the_last_good_one(
+    step, make_config, tmp_path, monkeypatch, capfd
+):
+    """Update ``step`` makes finite weights worse than guessing; 6 is saved before that is known."""
+    config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
+    with monkeypatch.context() as patch:
+        spoil(patch, step, 1e4)
+        assert train(config) is Outcome.FINISHED
+    assert saved_steps(tmp_path / "run") == [3, 8]
+    warned = [line for line in capfd.readouterr().err.splitlines() if "is kept beyond" in line]
+    assert len(warned) == 1 and "the checkpoint of step 3" in warned[0]
+
+
+def test_a_later_start_knows_which_checkpoints_are_dead(tmp_path):
+    with Checkpoints(str(tmp_path), keep=9) as checkpoints:
+        for step, problem in ((1, ""), (2, "the loss is 99"), (3, "the loss is 99")):
+            checkpoints.save(step, small(step), {})
+            checkpoints.retention.judge(step, problem)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.retention.judge(4, "the loss is 99")
+        checkpoints.save(4, small(4), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 4]
+
+
+def test_a_healthy_run_keeps_what_was_asked_for(make_config, tmp_path):
+    config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
+    assert train(config) is Outcome.FINISHED
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        "8",
+        "8.manifest-00000-of-00001.json",
+    ]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_without_manifests_are_not_deleted(copied):
+    output, config = copied
+    for step in (3, 6, 8):
+        manifest_of(output, step).unlink()
+    before = contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()
+    for command in (lambda: train(config), lambda: model_config_of(str(output))):
+        with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there, but their manifests"):
+            command()
+    with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there"):
+        with Checkpoints(str(output / "checkpoints")) as checkpoints:
+            checkpoints.save(9, small(9), {})
+    assert (contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_first_save_that_was_interrupted_makes_room(tmp_path, monkeypatch):
+    """The folder as a kill leaves it while sealing starts, and as an earlier version left it."""
+    seal = manifest.seal
+
+    def copy_and_seal(checkpoint, *share):
+        shutil.copytree(checkpoint.parent, tmp_path / "killed")
+        seal(checkpoint, *share)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "seal", copy_and_seal)
+        save_small(tmp_path / "whole", 1)
+    assert (tmp_path / "killed/1/_METADATA").exists()
+    older = tmp_path / "older"
+    shutil.copytree(tmp_path / "killed", older)
+    (older / "1.saving").unlink()
+    note = older / "1/_CHECKPOINT_METADATA"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"commit_timestamp_nsecs": None}))
+    for folder in ("killed", "older"):
+        with Checkpoints(str(tmp_path / folder)) as checkpoints:
+            assert checkpoints.latest_verified() is None
+            checkpoints.save(1, small(1), {})
+            checkpoints.wait()
+            assert checkpoints.latest_verified() == 1
+        assert len(list((tmp_path / folder).iterdir())) == 2
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def change_digit(path: Path) -> None:
+    text = path.read_text()
+    assert '"vocab_size": ' in text
+    path.write_text(text.replace('"vocab_size": ', '"vocab_size": 1'))
+
+
+@pytest.mark.parametrize("harm", [cut, change_digit])
+def test_every_command_reads_the_newest_verified_checkpoint(harm, copied, capfd):
+    output, config = copied
+    source, mesh = str(output), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    harm(output / "checkpoints/8/_CHECKPOINT_METADATA")
+    assert model_config_of(source) == config.model
+    check_source(source, config.model)
+    found = load_parameters(source, abstract_llama(config.model), mesh)
+    identity = model_identity(source, config.model, 0)
+    with TrainedWeights(source) as weights:
+        assert weights.step == 6
+        np.testing.assert_array_equal(weights.parameter("layers/query"), found.layers.query[...])
+    warned = capfd.readouterr().err
+    assert warned.count("falling back to the checkpoint of step 6") == 1
+    for path in (output / "checkpoints").glob("8*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert model_identity(source, config.model, 0) == identity
+
+
+def test_a_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
+    save_small(tmp_path, 1, 2)
+    real, calls = manifest.digest_of, itertools.count()
+    monkeypatch.setattr(manifest, "digest_of", lambda path: (next(calls), real(path))[1])
+
+    def newest() -> int:
+        with Checkpoints(str(tmp_path)) as checkpoints:
+            return checkpoints.latest_verified()
+
+    assert newest() == 2
+    read = next(calls)
+    assert read > 0 and newest() == 2 and next(calls) == read + 1
+    change = tmp_path / "2/_METADATA"
+    change.write_bytes(change.read_bytes().replace(b"w", b"v", 1))
+    assert newest() == 1
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_a_checkpoint_under_the_name_of_another_step(earlier_version, copied, capfd):
+    output, config = copied
+    shutil.copytree(output / "checkpoints/6", output / "checkpoints/9")
+    content = json.loads(manifest_of(output, 6).read_text())
+    if earlier_version:
+        del content["step"]
+    manifest_of(output, 9).write_text(json.dumps(content))
+    with Checkpoints(str(output / "checkpoints")) as checkpoints:
+        assert checkpoints.latest_verified() == 8
+    told = "holds the state of step 6" if earlier_version else "its manifest is that of step 6"
+    assert told in capfd.readouterr().err
+
+
+def test_manifests_of_earlier_versions_are_read(copied):
+    output, config = copied
+    for step in (3, 6, 8):
+        content = json.loads(manifest_of(output, step).read_text())
+        del content["step"]
+        manifest_of(output, step).write_text(json.dumps(content))
+    assert train(config) is Outcome.FINISHED
+    assert saved_steps(output) == [3, 6, 8]
+
+
+def test_a_newest_checkpoint_that_is_gone_is_named(copied, capfd):
+    output, config = copied
+    shutil.rmtree(output / "checkpoints/8")
+    manifest_of(output, 8).unlink()
+    assert train(config) is Outcome.FINISHED
+    warned = capfd.readouterr().err
+    assert "the checkpoint of step 8 is not there" in warned and "after step 6" in warned
+    assert train(config) is Outcome.FINISHED
+    assert "is not there" not in capfd.readouterr().err

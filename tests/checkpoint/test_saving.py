@@ -1,0 +1,150 @@
+"""A save that a storage error ends is tried again, unless the error will not pass."""
+
+import errno
+import itertools
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from llama_cpt.checkpoint import manifest
+from llama_cpt.checkpoint.checkpoint import Checkpoints
+from llama_cpt.checkpoint.errors import SaveError, StorageError
+from llama_cpt.checkpoint.saving import save
+from llama_cpt.runtime import retry
+from tests.storage_server import storage
+
+STATE = {"trained": {"w": jnp.ones(8)}}
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """``fail(number, times)``: so many seals end in the system's error ``number``."""
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
+    real = manifest.seal
+
+    def set_up(number: int, times: int) -> list[int]:
+        tries: list[int] = []
+
+        def seal(*arguments: object) -> None:
+            tries.append(0)
+            if len(tries) <= times:
+                raise OSError(number, os.strerror(number))
+            real(*arguments)
+
+        monkeypatch.setattr(manifest, "seal", seal)
+        return tries
+
+    return set_up
+
+
+def test_what_passes_is_tried_again(tmp_path, fail, capfd):
+    tries = fail(errno.EIO, 2)
+    with Checkpoints(str(tmp_path), 9) as checkpoints:
+        save(checkpoints, 1, STATE, {})
+        save(checkpoints, 2, STATE, {}, wait=True)
+        assert checkpoints.steps() == [2] and len(tries) == 3
+    said = capfd.readouterr().err
+    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in said
+    assert said.count("Step 2 is saved instead, in 0 s.") == 2
+
+
+def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
+    """They wait inside Orbax for this process's share: only a new start brings all together."""
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
+    with Checkpoints(str(tmp_path), 9) as checkpoints:
+        tries = []
+
+        def fails(*_: object, **__: object) -> None:
+            tries.append(0)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(checkpoints._orbax, "save", fails)
+        monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.count", lambda: 2)
+        with pytest.raises(SaveError, match="step 1 was not saved") as failed:
+            save(checkpoints, 1, STATE, {})
+        monkeypatch.undo()
+    assert failed.value.status == 75 and len(tries) == 1
+
+
+def test_what_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
+    real = manifest.discard
+
+    def fails(folder: object, step: int) -> None:
+        if step == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(folder, step)
+
+    with Checkpoints(str(tmp_path), 1) as checkpoints:
+        save(checkpoints, 1, STATE, {}, wait=True)
+        monkeypatch.setattr(manifest, "discard", fails)
+        save(checkpoints, 2, STATE, {}, wait=True)
+        assert checkpoints.steps() == [1, 2]
+        assert "old checkpoints stay ([Errno 5] Input/output error)" in capfd.readouterr().err
+        monkeypatch.setattr(manifest, "discard", real)
+        save(checkpoints, 3, STATE, {}, wait=True)
+        assert checkpoints.steps() == [3]
+
+
+@pytest.mark.parametrize("reads", [2, 99])
+def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
+    """The first tries fail: the newest is taken, or the start ends, to be started again."""
+    with Checkpoints(str(tmp_path), 2) as checkpoints:
+        save(checkpoints, 1, STATE, {}, wait=True)
+        save(checkpoints, 2, STATE, {}, wait=True)
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
+    real, tries = manifest.digest_of, itertools.count()
+
+    def digest_of(path: object) -> tuple[int, str]:
+        if next(tries) < reads:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(manifest, "digest_of", digest_of)
+    with Checkpoints(str(tmp_path), 2) as checkpoints:
+        if reads < 4:
+            assert checkpoints.latest_verified() == 2
+        else:
+            with pytest.raises(StorageError, match="cannot be read .* move its checkpoint") as told:
+                checkpoints.latest_verified()
+            assert told.value.status == 75
+        assert checkpoints.steps() == [1, 2]
+
+
+BUCKET = """
+import os, urllib.request
+import jax.numpy as jnp
+from llama_cpt.training import manifest
+from llama_cpt.checkpoint.checkpoint import Checkpoints
+state = {"trained": {"w": jnp.arange(8)}}
+with Checkpoints("gs://bucket/run/checkpoints") as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state, {})
+        checkpoints.wait()
+    assert checkpoints.latest_verified() == 2 and checkpoints.steps() == [2]
+    assert checkpoints.restore(2, state)["trained"]["w"][7] == 7
+    part = "run%2Fcheckpoints%2F2.manifest-00000-of-00001.json"
+    gone = f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o/{part}"
+    urllib.request.urlopen(urllib.request.Request(gone, method="DELETE"))
+    assert manifest.sealed_steps(checkpoints.folder) == []
+"""
+
+
+def test_a_bucket_has_no_folders_and_others_write_to_it(tmp_path):
+    """What another process changes there is seen at once."""
+    with storage(tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", BUCKET], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 4), (errno.ENOSPC, 1)])
+def test_what_does_not_pass_is_told(number, tries, tmp_path, fail):
+    tried = fail(number, 99)
+    with Checkpoints(str(tmp_path), 9) as checkpoints:
+        with pytest.raises(SaveError, match="step 1 was not saved"):
+            save(checkpoints, 1, STATE, {}, wait=True)
+        assert len(tried) == tries and checkpoints.steps() == []

@@ -1,0 +1,305 @@
+"""A config is read, overridden and written back; what is wrong with it is said in one line."""
+
+from dataclasses import replace
+from fractions import Fraction
+import json
+import os
+from pathlib import Path
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.loading import load, save
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.config.schema import ChatConfig, PreferenceConfig, TrainConfig
+from llama_cpt.runtime.errors import USAGE, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70b"]
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    """As ``python -m llama_cpt.train`` in the project's folder: configs import each other."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture
+def shipped() -> TrainConfig:
+    return load("configs/cpt_8b.py")
+
+
+def refused(path: str, *overrides: str) -> str:
+    """The one line that refuses this."""
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_json_round_trip(name, tmp_path):
+    config = load(f"configs/{name}.py")
+    save(config, tmp_path / "config.json")
+    assert load(str(tmp_path / "config.json")) == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_stages_survive_json(shipped, tmp_path):
+    staged = replace(shipped, data=replace(shipped.data, almr=((0, 0.29), (100, 1.0))))
+    save(staged, tmp_path / "config.json")
+    again = load(str(tmp_path / "config.json"))
+    assert again == staged
+    assert again.data.stages() == ((0, Fraction(29, 100)), (100, Fraction(1)))
+
+
+def test_overrides(shipped):
+    assert load("configs/cpt_8b.py", []) == shipped
+    changed = load(
+        "configs/cpt_8b.py",
+        ["--data.almr", "0.29", "--num_steps", "7", "--compute.remat", "dots"],
+    )
+    assert changed == replace(
+        shipped,
+        num_steps=7,
+        data=replace(shipped.data, almr=0.29),
+        compute=replace(shipped.compute, remat="dots"),
+    )
+    assert changed.data.stages() == ((0, Fraction(29, 100)),)
+    staged = load("configs/cpt_8b.py", ["--data.almr", "0", "0.3", "100", "1.0"])
+    assert staged.data.almr == ((0, 0.3), (100, 1.0))
+
+
+@pytest.mark.parametrize("almr", ["1.5", "-0.1"])
+def test_almr_outside_its_range(almr, shipped):
+    assert "data.almr" in refused("configs/cpt_8b.py", f"--data.almr={almr}")
+    with pytest.raises(UserError, match="outside"):
+        replace(shipped.data, almr=float(almr))
+
+
+@pytest.mark.parametrize("stages", [(), ((5, 0.3),), ((0, 0.3), (0, 0.4)), ((0, 0.1), (9, 1.2))])
+def test_stages_that_make_no_sense(stages, shipped):
+    with pytest.raises(UserError, match="data.almr"):
+        replace(shipped.data, almr=stages)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--data.almrr", "0.3"], "did you mean 'data.almr'?"),
+        (["--num_step", "3"], "did you mean 'num_steps'?"),
+        (["--optimizer.peak_learning_rat=1"], "did you mean 'optimizer.peak_learning_rate'?"),
+        (["--num_steps", "many"], "'many'"),
+        (["--data.almr", "33%"], "data.almr: '33%': give SHARE|STEP SHARE ..., in numbers."),
+        (["--data.almr", "0", "0.3", "100"], "data.almr: '0', '0.3', '100': give SHARE|STEP"),
+        (["--num_steps"], "num-steps"),
+        (["--num_steps", "0"], "num_steps=0"),
+        (["--compute.remat", "fulll"], "'fulll'"),
+        (["--microbatch_size", "7"], "microbatch_size=7"),
+        (["--lora.rank", "7"], "lora.rank: this config has no such section"),
+        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) into the file"),
+    ],
+)
+def test_bad_overrides(overrides, expected):
+    assert expected in refused("configs/cpt_8b.py", *overrides)
+
+
+def change(values: dict, place: list, new: object) -> None:
+    for key in place[:-1]:
+        values = values[key]
+    values[place[-1]] = new
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "expected"),
+    [
+        (["num_stepz"], 3, "unknown field 'num_stepz'; did you mean 'num_steps'?"),
+        (["data", "almrs"], 0.3, "did you mean 'almr'?"),
+        (["num_steps"], "3", "num_steps='3' must be int"),
+        (["num_steps"], True, "num_steps=True must be int"),
+        (["model", "tied_embeddings"], 1, "tied_embeddings=1 must be bool"),
+        (["model"], 3, "must hold the fields of ModelConfig"),
+        (["data", "original"], "en", "must be a list"),
+        (["data", "original", 0, "weight"], 0, "must be a finite number above 0"),
+        (["data", "almr"], 7, "data.almr=7"),
+        (["compute", "dtype"], "float16", "must be one of 'bfloat16', 'float32'"),
+        (["model", "rope_scaling"], {"factor": 8}, "field 'low_freq_factor' is missing"),
+        (["objective", "z_los"], 0.1, "unknown field 'z_los'; did you mean 'z_loss'?"),
+        (["data", "sequence_length"], 9000, "longer than model.context_length=8192"),
+        (["model", "num_kv_heads"], 5, "num_kv_heads=5"),
+    ],
+)
+def test_bad_json_fields(place, new, expected, shipped, tmp_path):
+    values = to_dict(shipped)
+    change(values, place, new)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert expected in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        (["checkpoint", "every_steps"], 0),
+        (["checkpoint", "keep"], 0),
+        (["evaluation", "every_steps"], 0),
+        (["evaluation", "batch_size"], 0),
+        (["compute", "loss_chunk_tokens"], 0),
+        (["model", "num_kv_heads"], 0),
+        (["model", "num_layers"], -1),
+        (["data", "max_epochs"], float("inf")),
+        (["data", "almr"], float("nan")),
+        (["data", "original", 0, "weight"], float("nan")),
+        (["optimizer", "clip_norm"], 0),
+        (["optimizer", "peak_learning_rate"], float("nan")),
+        (["optimizer", "warmup_steps"], -1),
+        (["optimizer", "beta1"], -0.1),
+        (["optimizer", "beta2"], 1.0),
+        (["optimizer", "eps"], 0.0),
+        (["optimizer", "final_learning_rate_fraction"], 10.0),
+        (["model", "rope_theta"], 0.0),
+        (["model", "norm_eps"], float("nan")),
+        (["objective", "z_loss"], -1e-4),
+        (["seed"], -1),
+        (["seed"], 2**32),
+        (["num_steps"], 10**30),
+        (["global_batch_size"], 8 * 10**18),
+        (["objective", "neftune_alpha"], float("nan")),
+        (["data", "original", 0, "name"], "original"),
+    ],
+)
+def test_numbers_that_no_run_can_use(place, new, shipped, tmp_path):
+    values = to_dict(shipped)
+    change(values, place, new)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert str(place[-1]) in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"loss": "orpo", "nll_weight": 0.2}, "orpo has that term already"),
+        ({"loss": "kto", "nll_weight": 0.2}, "kto knows no chosen answer"),
+        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing is for sigmoid and robust"),
+        ({"loss": "robust", "label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
+    ],
+)
+def test_weights_without_meaning(fields, expected):
+    with pytest.raises(UserError, match=expected):
+        PreferenceConfig(**fields)
+
+
+def test_kto_needs_company_in_a_microbatch(shipped):
+    data = replace(shipped.data, chat=ChatConfig())
+    fields = {"objective": PreferenceConfig(loss="kto"), "data": data}
+    replace(shipped, microbatch_size=2, **fields)
+    with pytest.raises(UserError, match="at least 2"):
+        replace(shipped, microbatch_size=1, **fields)
+
+
+def test_a_python_config_is_held_to_its_types(tmp_path):
+    wrong = {
+        'optimizer=replace(config.optimizer, schedule="consine")': "schedule='consine' must be",
+        'compute=replace(config.compute, dtype="bf16")': "dtype='bf16' must be",
+        "evaluation=None": "evaluation=None must hold the fields",
+        "num_steps=10.5": "num_steps=10.5 must be int",
+        "seed={1}": "seed={1} must be int",
+        'output=""': "output is empty",
+        "optimizer=OptimizerConfig(peak_learning_rate=None)": "peak_learning_rate=None must be",
+        'data=replace(config.data, additional=("zh", "x"))': "must hold the fields of CorpusConfig",
+        "data=replace(config.data, almr='0.29')": "almr='0.29' must be",
+        "seed=1 // 0": "ZeroDivisionError",
+    }
+    for number, (section, expected) in enumerate(wrong.items()):
+        path = tmp_path / f"{number}.py"
+        path.write_text(
+            "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
+            f"from llama_cpt.config.schema import *\nconfig = replace(config, {section})\n"
+        )
+        with pytest.raises(UserError) as caught:
+            load(str(path))
+        assert str(path) in str(caught.value) and expected in str(caught.value)
+
+
+def test_lists_and_dicts_are_taken_for_what_they_hold(shipped):
+    """As JSON has them; what a program makes of them is the same section, to be used as one."""
+    made = TrainConfig(**to_dict(shipped))
+    assert made == shipped and hash(made) == hash(shipped)
+    stages = replace(shipped.data, almr=[[0, 0.1], [500, 1]])
+    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.stages()) == 2
+
+
+def test_home_is_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("configs/cpt_8b.py", ["--output", "~/runs/x"]).output == "/home/me/runs/x"
+
+
+def test_forgotten_architecture_constant(shipped, tmp_path):
+    values = to_dict(shipped)
+    del values["model"]["rope_theta"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert "'rope_theta' is missing" in refused(str(path))
+
+
+def test_shipped_configs_that_share_rows_prepare_the_same_ones():
+    """Whose rows differ is refused where the other's lie."""
+    shared = {}
+    for path in Path(ROOT, "configs").glob("*.py"):
+        config = runpy.run_path(str(path)).get("config")
+        if isinstance(config, TrainConfig):
+            made = config.data.sequence_length, config.data.chat, type(config.objective)
+            shared.setdefault(config.data.prepared, set()).add(made)
+    assert len(shared) > 5
+    assert {prepared for prepared, made in shared.items() if len(made) > 1} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("absent.py", None, "no such config file"),
+        ("empty.py", "", "defines no `config = TrainConfig(...)`"),
+        ("syntax.py", "a = 1\nconfig = (\n", ":2:"),
+        (
+            "typo.py",
+            "from llama_cpt.config.schema import MeshConfig\nMeshConfig(fspd=1)\n",
+            "'fspd'",
+        ),
+        ("import.py", "import no_such_module_at_all\n", "no_such_module_at_all"),
+        ("name.py", "config = TrainConfg()\n", "TrainConfg"),
+        ("not.json", "{", "not JSON"),
+    ],
+)
+def test_bad_files(name, content, expected, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    line = refused(str(path))
+    assert str(path) in line and expected in line
+
+
+def test_the_command_says_it_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_cpt.train", "configs/cpt_8b.py", "--data.almrr", "0.3"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == USAGE
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_pipelines_stages_take_overrides():
+    path = "configs/demo_pipeline.py"
+    config = load(path, ["--stages.1.num-steps", "7", "--max-new-tokens", "9"], PipelineConfig)
+    assert [stage.num_steps for stage in config.stages][1] == 7 and config.max_new_tokens == 9
+    with pytest.raises(UserError, match=r"'stages.1.num_step'; did you mean 'stages.1.num_steps'"):
+        load(path, ["--stages.1.num-step", "7"], PipelineConfig)
+    with pytest.raises(UserError, match=r"defines no `config = PipelineConfig"):
+        load("configs/cpt_8b.py", (), PipelineConfig)

@@ -1,0 +1,70 @@
+"""Documents to tokens by worker processes: in order, drawn as needed, a dead one said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.data.prepare import tokenize_pool
+from llama_cpt.data.prepare.layout import Layout, Recipe, spans_of
+from llama_cpt.data.prepare.tokenize_pool import EncodingPool, encode_span
+from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.runtime.errors import UserError
+from tests.byte_tokenizer import write_byte_tokenizer
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(str(write_byte_tokenizer(tmp_path_factory.mktemp("bytes"), b"th")))
+
+
+@pytest.fixture
+def spans(tmp_path):
+    """Of a file of a hundred documents, two or three a span."""
+    lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
+    (tmp_path / "zh.jsonl").write_text("\n".join(lines), tokenize_pool="utf-8")
+    sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))
+    recipe = Recipe("zh", "", 31, "text", "error", "")
+    found = list(spans_of(sources, recipe, Layout(span_bytes=300, shard_bytes=3000)))
+    assert len(found) >= 30
+    return found
+
+
+def test_the_pool_keeps_order_and_draws_only_what_it_needs(spans, tokenizer):
+    drawn = []
+
+    def drawing():
+        for span in spans:
+            drawn.append(span)
+            yield span
+
+    with EncodingPool(tokenizer.path, 2) as pool:
+        encoded = pool.encode(drawing())
+        next(encoded)
+        assert len(drawn) <= 2 * tokenize_pool.SPANS_AHEAD + 1
+        rest = list(encoded)
+    for span, found in zip(spans[1:], rest, strict=True):
+        assert np.array_equal(found.tokens, encode_span(tokenizer, span).tokens)
+
+
+def test_a_dead_worker_is_said(spans, tokenizer):
+    with EncodingPool(tokenizer.path, 2) as pool:
+        for process in pool._processes:
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="worker process .* status -9.*fewer --workers"):
+            list(pool.encode(iter(spans)))
+
+
+def test_workers_do_not_import_jax():
+    program = "import sys, llama_cpt.data.prepare.tokenize_pool; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -1,0 +1,182 @@
+"""One table of several models: whose examples, in which direction, and what may be said of it."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from llama_cpt.evaluation.comparison.compare import compare
+from llama_cpt.evaluation.comparison.page import write_comparison
+from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, append_scores
+from llama_cpt.runtime.errors import UserError
+
+
+def write(folder, task, values, groups=("",), metric="acc", **more):
+    """A model's scores, a row of ``values`` a group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = [
+        ExampleScore(task, group, str(number), metric, float(value), **more)
+        for group, row in zip(groups, values, strict=True)
+        for number, value in enumerate(row)
+    ]
+    append_scores(folder / f"{task}.jsonl", scores)
+
+
+def write_bits(folder, corpus, nats, sizes):
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = [
+        ExampleScore("bpb", corpus, str(number), BITS_PER_BYTE, 0.0, nats=float(n), bytes=int(size))
+        for number, (n, size) in enumerate(zip(nats, sizes, strict=True))
+    ]
+    append_scores(folder / "bpb.jsonl", scores)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """base, one that learnt zh and forgot en, and a second base."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 5000, 200)
+    right = rng.random((2, 400)) < 0.5
+    places = [tmp_path / name for name in ("base", "tuned", "again")]
+    for place, zh, en, better in zip(places, (1, 0.8, 1), (1, 1.3, 1), (0, 0.2, 0), strict=True):
+        noise = rng.normal(1, 0.01, (2, 200)) if better else 1
+        for corpus, change in (("zh", zh), ("en", en)):
+            write_bits(place, corpus, (sizes * change * noise)[0] if better else sizes, sizes)
+        write(place, "quiz", [right[0] | (rng.random(400) < better)])
+        write(place, "hard", [right[1][:30] | (rng.random(30) < better / 4)])
+    return [str(place) for place in places]
+
+
+def test_marks(folders):
+    found = compare(folders)
+    assert [row.name for row in found.rows] == ["bpb: zh", "bpb: en", "hard", "quiz"]
+    assert found.differences == 8
+    assert found.marked("tuned", "gained") == ["bpb: zh", "quiz"]
+    assert found.marked("tuned", "forgotten") == ["bpb: en"]
+    # 30 examples are few, even where both models agree on all of them.
+    assert found.marked("again", "kept") == ["bpb: zh", "bpb: en", "quiz"]
+    assert found.marked("again", "not told apart") == ["hard"]
+
+
+def test_bits_per_byte_weigh_by_bytes(tmp_path):
+    """The long document's, whatever the short ones do; told relative to the first model."""
+    sizes = [10_000, *[10] * 9]
+    write_bits(tmp_path / "a", "zh", [size * math.log(2) for size in sizes], sizes)
+    doubled = [math.log(2) * size * (1.1 if size == 10_000 else 2) for size in sizes]
+    write_bits(tmp_path / "b", "zh", doubled, sizes)
+    cells = compare([str(tmp_path / "a"), str(tmp_path / "b")]).rows[0].cells
+    assert cells[0].score == pytest.approx(1)
+    assert cells[1].score == pytest.approx((1.1 * 10_000 + 2 * 90) / 10_090)
+    assert cells[1].difference.value == pytest.approx(cells[1].score - 1)
+
+
+def test_many_groups_are_resampled_whole(tmp_path):
+    """Subjects that a model gains or loses as a whole say less than their examples would."""
+    rng = np.random.default_rng(1)
+    first = np.zeros((40, 50))
+    second = np.repeat(rng.random(40) < 0.3, 50).reshape(40, 50)
+    names = [f"subject {number}" for number in range(40)]
+    for groups, values in (
+        (names, (first, second)),
+        ([""], (first.reshape(1, -1), second.reshape(1, -1))),
+    ):
+        for name, value in zip("ab", values, strict=True):
+            write(tmp_path / str(len(groups)) / name, "quiz", value, groups)
+    rows = [
+        compare([str(tmp_path / count / name) for name in "ab"]).rows[0] for count in ("40", "1")
+    ]
+    assert [row.groups for row in rows] == [40, 0]
+    widths = [np.ptp(row.cells[1].difference.alone) for row in rows]
+    assert widths[0] > 4 * widths[1]
+
+
+def test_fewer_errors_are_a_gain(tmp_path):
+    write(tmp_path / "a", "errors", [[5.0, 6.0] * 40], metric="wer", less_is_better=True)
+    write(tmp_path / "b", "errors", [[1.0, 2.0] * 40], metric="wer", less_is_better=True)
+    found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
+    assert found.rows[0].cells[1].difference.value == -4
+    assert found.marked("b", "gained") == ["errors"]
+    assert "errors (less is better)" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_share_stays_one_and_points_stay_points(tmp_path):
+    for name, values in (("a", [[0, 1, 0]]), ("b", [[1, 1, 0]])):
+        write(tmp_path / name, "quiz", values)
+        write(tmp_path / name, "eq_bench", [[0, 0, 0]], metric="eqbench")
+        write(tmp_path / name, "points", [[10.0, 40.0, 70.0]], metric="eqbench")
+    rows = {row.name: row for row in compare([str(tmp_path / name) for name in "ab"]).rows}
+    low, high = rows["quiz"].cells[1].difference.interval
+    assert low >= -100 / 3 - 1e-9 and high == pytest.approx(100 - 100 / 3)
+    assert rows["points"].cells[0].score == 40
+    assert rows["eq_bench"].cells[1].difference.interval == (0, 0)
+
+
+def test_questions_that_lost_their_beginning_are_told(tmp_path):
+    write(tmp_path / "a", "quiz", [[0, 1]])
+    write(tmp_path / "b", "quiz", [[0, 1]], detail={"cut": True})
+    (remark,) = compare([str(tmp_path / name) for name in "ab"]).remarks
+    assert remark.startswith("quiz: 2 of 2 questions were longer than the context of b")
+
+
+def test_what_not_all_have(tmp_path):
+    write(tmp_path / "a", "quiz", [[0, 1] * 20])
+    write(tmp_path / "b", "quiz", [[1, 1] * 15])
+    write(tmp_path / "c", "other", [[1, 1] * 15])
+    row, other = compare([str(tmp_path / name) for name in "abc"]).rows
+    assert (row.examples, row.left_out, row.cells[2]) == (30, 10, None)
+    assert row.cells[0].score == 50 and row.cells[1].difference.value == 50
+    assert other.cells[:2] == (None, None) and other.cells[2].difference is None
+
+
+def test_models_that_were_not_asked_alike(tmp_path):
+    for name, shots in (("a", 0), ("b", 5), ("c", 0)):
+        write(tmp_path / name, "quiz", [[0, 1]])
+        settings = {"model": name, "shots": shots}
+        (tmp_path / name / "quiz.settings.json").write_text(json.dumps(settings))
+    (remark,) = compare([str(tmp_path / name) for name in "abc"]).remarks
+    assert remark.startswith("quiz: b was not asked as a was (shots differ)")
+
+
+def test_mistakes(tmp_path):
+    write(tmp_path / "a", "quiz", [[0, 1]])
+    write(tmp_path / "x" / "a", "quiz", [[0, 1]])
+    write(tmp_path / "b", "quiz", [[0, 1]], groups=["else"])
+    write(tmp_path / "c", "quiz", [[0, 1]], metric="f1")
+    write(tmp_path / "d", "quiz", [[0, math.nan]])
+    told = {
+        "x/a": "two models are called a",
+        "b": "quiz: a, b have no example in common",
+        "c": "quiz is measured by acc and f1",
+        "d": "quiz: holds scores that are no numbers",
+        "nowhere": "holds no scores",
+    }
+    for name, message in told.items():
+        with pytest.raises(UserError, match=message):
+            compare([str(tmp_path / "a"), str(tmp_path / name)])
+
+
+def test_the_report_stands_alone(folders, tmp_path):
+    output = tmp_path / "report"
+    write_comparison(folders, str(output))
+    page, text = ((output / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert not re.findall(r"https?://", page) and page.count("data:image/png;base64,") == 2
+    for told in (page, text):
+        assert all(word in told for word in ("gained", "forgotten", "kept", "not told apart"))
+        assert "8 differences" in told
+    for name in re.findall(r"\]\((\S+?)\)", text):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    # Without bits per byte there is no picture of them, not even an old one.
+    for folder in folders:
+        (tmp_path / folder / "bpb.jsonl").unlink()
+    write_comparison(folders, str(output))
+    assert not (output / "languages.png").exists()
+
+
+def test_names_are_text(tmp_path):
+    for name in ("a<b>", "c|d & e"):
+        write(tmp_path / name, "<i>", [[0, 1]])
+    write_comparison([str(tmp_path / "a<b>"), str(tmp_path / "c|d & e")], str(tmp_path / "out"))
+    page, text = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "<b>a" not in page and "<i>" not in page + text and "c\\|d &amp; e" in text

@@ -1,0 +1,288 @@
+"""Blind comparison: fair, resumable, and bounded whatever the endpoint does."""
+
+import argparse
+import contextlib
+import json
+
+import pytest
+
+from llama_cpt.evaluate import main
+from llama_cpt.evaluation.judge import endpoint as judging_endpoint
+from llama_cpt.evaluation.judge.endpoint import EndpointJudge
+from llama_cpt.evaluation.judge.prompts import read_prompts
+from llama_cpt.evaluation.judge.results import told
+from llama_cpt.evaluation.judge.session import (
+    Contestant,
+    add_conversation_arguments,
+    check_conversations,
+    judge_conversations,
+)
+from llama_cpt.evaluation.judge.verdicts import RUBBISH_IN_A_ROW
+from llama_cpt.runtime.errors import UserError
+from tests.evaluation.benchmark_files import save_tokenizer
+from tests.evaluation.chat_endpoint import serving
+from tests.weights.hf_models import save_llama
+
+TINY = {
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+KEY = "sk-a-secret-that-nobody-may-see"
+PROMPTS = 12
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """Starts one; none outlives the test."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with contextlib.ExitStack() as stack:
+        yield lambda reply: stack.enter_context(serving(reply))
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    monkeypatch.setattr(judging_endpoint, "FIRST_WAIT", 0.01)
+
+
+def contestant(name, answers):
+    """Says ``answers(prompt's text)``; None once it was asked more often than it should be."""
+
+    def answer(prompts):
+        return ((i, answers(prompt[-1].content)) for i, prompt in enumerate(prompts))
+
+    return Contestant(name, f"{name}'s weights", answer)
+
+
+GOOD = contestant("tuned", lambda asked: f"good answer to {asked}")
+BAD = contestant("base", lambda asked: f"bad answer to {asked}")
+
+
+def options_of(tmp_path, judge, *more):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(PROMPTS)))
+    parser = argparse.ArgumentParser()
+    add_conversation_arguments(parser)
+    given = ["--conversations", str(file), "--judge", judge, "--judge-model", "j", *more]
+    return parser.parse_args(given)
+
+
+def prefers(word):
+    """A judge that reads the answers."""
+
+    def reply(body, _):
+        left, right = body["messages"][1]["content"].split("<answer B>")
+        if (word in left) == (word in right):
+            return "They are alike.\nVERDICT: TIE"
+        return f"Reasons, verdict: a thing of taste.\nVERDICT: {'A' if word in left else 'B'}"
+
+    return reply
+
+
+def all_text(tmp_path):
+    return "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
+    server = endpoint(prefers("good"))
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.wins, found.losses, found.rate, found.unjudged) == (PROMPTS, 0, 1.0, 0)
+    assert 0.5 < found.interval[0] < 1 == found.interval[1]
+    assert found.shown_first == 0.5 and found.disagreements == 0
+    assert "tuned is preferred to base" in told(found)[0]
+    # Blind, and the key goes into the header alone.
+    assert not any("tuned" in text or "base" in text for text in server.asked)
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    said = capsys.readouterr()
+    assert KEY not in said.out + said.err + all_text(tmp_path)
+    assert KEY not in repr(EndpointJudge(server.url, "j", 1.0))
+
+
+def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
+    server = endpoint(prefers("good"))
+    options = options_of(tmp_path, server.url)
+    whole = judge_conversations((GOOD, BAD), tmp_path, options)
+    kept = tmp_path / "conversations" / "judgements.jsonl"
+    lines = kept.read_text().splitlines(keepends=True)
+    # Killed in the middle of a line.
+    kept.write_text("".join(lines[:5]) + lines[5][:20])
+    unable = contestant("tuned", None), contestant("base", None)
+    assert judge_conversations(unable, tmp_path, options) == whole
+    assert len(server.asked) == 4 * PROMPTS - 5
+    assert len(kept.read_text().splitlines()) == 2 * PROMPTS
+
+
+def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint, capsys):
+    server = endpoint(lambda body, number: "VERDICT: A")
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.rate, found.disagreements, found.shown_first) == (0.5, PROMPTS, 1.0)
+    assert found.finding == "not told apart"
+    assert "favours the answer that is shown first" in capsys.readouterr().out
+
+
+def test_ties_and_answers_that_do_not_differ(tmp_path, endpoint):
+    server = endpoint(prefers("good"))
+    alike = contestant("alike", lambda asked: BAD_WHERE_ODD(asked))
+    found = judge_conversations((alike, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.wins, found.losses, found.same) == (0, 0, PROMPTS // 2)
+    assert found.rate == 0.5 and found.prompts == PROMPTS
+    assert len(server.asked) == PROMPTS
+
+
+def BAD_WHERE_ODD(asked):
+    return f"bad answer to {asked}" if int(asked.split()[-1]) % 2 else f"another to {asked}"
+
+
+def test_refused_for_now_then_fine(tmp_path, endpoint):
+    later = {1: (429, {"Retry-After": "0"}, b""), 2: (503, {}, b"busy"), 3: (200, {}, b"<html>")}
+    server = endpoint(lambda body, n: later.get(n) or prefers("good")(body, n))
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.rate, found.without_verdict) == (1.0, 0)
+    assert len(server.asked) == 2 * PROMPTS + 3
+
+
+def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
+    server = endpoint(lambda body, n: "VERDICT: A" if n <= 5 else (500, {}, KEY.encode()))
+    options = options_of(tmp_path, server.url)
+    with pytest.raises(UserError, match=r"no reply after \d attempts \(HTTP 500\)") as caught:
+        judge_conversations((GOOD, BAD), tmp_path, options)
+    assert KEY not in str(caught.value)
+    assert len(server.asked) <= 5 + judging_endpoint.ATTEMPTS * 4
+    assert len((tmp_path / "conversations" / "judgements.jsonl").read_text().splitlines()) == 5
+    server.reply = lambda body, n: "VERDICT: A"
+    before = len(server.asked)
+    assert judge_conversations((GOOD, BAD), tmp_path, options).prompts == PROMPTS
+    assert len(server.asked) - before == 2 * PROMPTS - 5
+
+
+def test_rubbish_is_counted(tmp_path, endpoint):
+    def reply(body, number):
+        return "I like both." if "question 3\n" in body["messages"][1]["content"] else "VERDICT: A"
+
+    server = endpoint(reply)
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.prompts, found.unjudged, found.without_verdict) == (PROMPTS - 1, 1, 2)
+    assert "1 prompts do not count" in told(found)[-1]
+    # Asked again by the next call, that alone.
+    before, server.reply = len(server.asked), lambda body, number: "VERDICT: A"
+    found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert (found.prompts, found.without_verdict) == (PROMPTS, 0)
+    assert len(server.asked) - before == 2
+
+
+def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
+    server = endpoint(lambda body, n: prefers("good")(body, n).replace("VERDICT: B", "Who knows?"))
+    options = options_of(tmp_path, server.url)
+    found = judge_conversations((GOOD, BAD), tmp_path, options)
+    assert found.without_verdict == PROMPTS > RUBBISH_IN_A_ROW
+    assert judge_conversations((GOOD, BAD), tmp_path, options) == found
+
+
+def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
+    server = endpoint(lambda body, n: f"VERDICT: A or B, {KEY}")
+    with pytest.raises(UserError, match="10 questions in a row without a verdict") as caught:
+        judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
+    assert len(server.asked) <= 3 * (10 + 4)
+    assert KEY not in str(caught.value) + all_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        ("localhost:8000", "name a URL"),
+        ("https://me:secret@host/v1", "holds more than a place"),
+        ("https://host/v1?key=secret", "holds more than a place"),
+    ],
+)
+def test_urls_that_cannot_work(tmp_path, judge, told):
+    with pytest.raises(UserError, match=told) as caught:
+        check_conversations(["a", "b"], options_of(tmp_path, judge))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_person_stops_and_goes_on(tmp_path, monkeypatch):
+    options = options_of(tmp_path, "person")
+    screen = _says(monkeypatch, ["good", "?", "good", "q"])
+    found = judge_conversations((GOOD, BAD), tmp_path, options)
+    assert (found.prompts, found.wins, found.unjudged) == (2, 2, PROMPTS - 2)
+    _says(monkeypatch, ["good"] * (PROMPTS - 2))
+    assert judge_conversations((GOOD, BAD), tmp_path, options).wins == PROMPTS
+    shown = "\n".join(screen).split("tuned against base")[0]
+    assert "good answer" in shown and "tuned" not in shown and "base" not in shown
+    # Sides are drawn by lot.
+    lines = (tmp_path / "conversations" / "judgements.jsonl").read_text().splitlines()
+    assert {json.loads(line)["swapped"] for line in lines} == {True, False}
+
+
+def _says(monkeypatch, words):
+    """What a person types; ``good`` is the letter of the better answer on the screen."""
+    screen, left = [], iter(words)
+    monkeypatch.setattr(
+        "builtins.print", lambda *text, **_: screen.append(" ".join(map(str, text)))
+    )
+
+    def answer(_):
+        word = next(left)
+        if word != "good":
+            return word
+        last = "\n".join(screen).split("--- answer a")[-1]
+        return "a" if "good" in last.split("--- answer b")[0] else "b"
+
+    monkeypatch.setattr("builtins.input", answer)
+    return screen
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two that chat, and one that does not."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("a", "b", "mute")):
+        (folder / name).mkdir()
+        size = save_tokenizer(folder / name, chat=name != "mute")
+        save_llama(folder / name, seed=seed, vocab_size=size, **TINY)
+    return folder
+
+
+def test_the_command_lets_models_answer(tmp_path, endpoint, models):
+    server = endpoint(lambda body, n: "VERDICT: A")
+    file = tmp_path / "prompts.jsonl"
+    asked = ["Who?", "猫?", "What " * 100]
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    command = [str(models / "a"), str(models / "b"), "--output", str(tmp_path / "out")]
+    command += ["--conversations", str(file), "--answer-tokens", "8"]
+    command += ["--judge", server.url, "--judge-model", "j"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out/conversations/win_rate.json").read_text())
+    assert (found["models"], found["prompts"], found["rate"]) == (["a", "b"], 2, 0.5)
+    answers = (tmp_path / "out/conversations/answers/a.jsonl").read_text().splitlines()
+    by_prompt = {line["asked"]: line["answer"] for line in map(json.loads, answers)}
+    # The long one leaves no room.
+    assert by_prompt.pop(asked[2]) is None and all(by_prompt.values())
+    assert any(by_prompt["Who?"] in question for question in server.asked)
+    before = len(server.asked)
+    assert main(command) == 0 and len(server.asked) == before
+    with pytest.raises(UserError, match="mute cannot take part in conversations"):
+        main([str(models / "mute"), *command[1:]])
+    with pytest.raises(UserError, match="compares two models, not 1"):
+        main(command[1:])
+
+
+def test_prompts_of_all_formats(tmp_path):
+    file = tmp_path / "prompts.json"
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    records = [
+        {"messages": messages},
+        {"messages": messages[:3]},
+        {"instruction": "who", "input": "is it?"},
+        {"prompt": "why?"},
+        {"prompt": "how?", "chosen": "so", "rejected": "not so"},
+    ]
+    file.write_text(json.dumps(records))
+    found = read_prompts(str(file), 10)
+    assert [prompt[-1].content for prompt in found] == ["three", "who\nis it?", "why?", "how?"]
+    assert len(found[0]) == 3
+    file.write_text(json.dumps([{"prompt": "why?"}, {"text": "no"}]))
+    with pytest.raises(UserError, match=r"prompts.json:2: no prompt: of no known chat format"):
+        read_prompts(str(file), 10)

@@ -1,0 +1,149 @@
+"""One question to an endpoint: bounded in time, tried again where that may help."""
+
+import contextlib
+import json
+import socketserver
+import threading
+import time
+
+import pytest
+
+from llama_cpt.data.chat.conversations import Message
+from llama_cpt.evaluation.judge import endpoint
+from llama_cpt.evaluation.judge.endpoint import EndpointJudge
+from llama_cpt.evaluation.judge.verdicts import RubbishError, Shown
+from llama_cpt.runtime.errors import UserError
+from tests.evaluation.chat_endpoint import serving
+
+KEY = "sk-a-secret-that-nobody-may-see"
+SHOWN = Shown((Message("user", "Who?"),), "I.", "You.")
+OK = b"HTTP/1.1 200 OK\r\n"
+BODY = json.dumps({"choices": [{"message": {"content": "VERDICT: A"}}]}).encode()
+WHOLE = OK + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint, "ATTEMPTS", 2)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@contextlib.contextmanager
+def sending(*replies):
+    """Sends each connection the next of ``replies``: bytes, or an iterator of them."""
+    left = iter(replies)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            with contextlib.suppress(OSError):
+                reply = next(left)
+                for part in [reply] if isinstance(reply, bytes) else reply:
+                    self.request.sendall(part)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def dripping(begun, drop):
+    """The socket itself never times out."""
+    yield begun
+    for _ in range(500):
+        time.sleep(0.02)
+        yield drop
+
+
+@pytest.mark.parametrize(
+    ("begun", "drop", "told"),
+    [
+        (b"", b"H", "timed out"),
+        (OK, b"X", "timed out"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", "timed out"),
+        (OK + b"\r\n", b" ", "timed out"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n5;", b"x", "timed out"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n", b"x", "HTTP 500"),
+    ],
+    ids=["status", "headers", "continue", "body", "chunk", "error"],
+)
+def test_what_comes_drop_by_drop(begun, drop, told):
+    start = time.monotonic()
+    with sending(*(dripping(begun, drop) for _ in range(2))) as url:
+        with pytest.raises(UserError, match=rf"no reply after 2 attempts \({told}\)"):
+            EndpointJudge(url, "j", 0.1).rule(SHOWN)
+    assert time.monotonic() - start < 8
+
+
+def test_nothing_comes():
+    with serving(lambda body, number: time.sleep(0.3) or "VERDICT: A") as server:
+        with pytest.raises(UserError, match="timed out"):
+            EndpointJudge(server.url, "j", 0.1).rule(SHOWN)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        WHOLE[:-5],
+        OK + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + BODY[:20],
+    ],
+    ids=["length", "chunk"],
+)
+def test_a_reply_that_breaks_off_is_asked_for_again(broken):
+    with sending(broken, WHOLE) as url:
+        assert EndpointJudge(url, "j", 20.0).rule(SHOWN).verdict == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict"),
+    [
+        ("Both are kind.\n**Verdict: B**", "b"),
+        ("VERDICT:\nTIE\n\nThank you.", "tie"),
+        ("The better one is\nA\nor not.\nVERDICT: A or B", None),
+        ("VERDICT: A\n1\n2\n3", None),
+        ("\n" * 16_000 + "x", None),
+    ],
+)
+def test_verdicts(content, verdict):
+    start = time.monotonic()
+    with serving(lambda body, number: content) as server:
+        judge = EndpointJudge(server.url, "j", 20.0)
+        if verdict is None:
+            with pytest.raises(RubbishError):
+                judge.rule(SHOWN)
+        else:
+            assert judge.rule(SHOWN).verdict == verdict
+    assert time.monotonic() - start < 8
+
+
+def test_a_model_with_a_temperature_of_its_own():
+    def reply(body, number):
+        if "temperature" in body:
+            return 400, {}, b'{"error": "temperature is not supported"}'
+        return "B"
+
+    with serving(reply) as server:
+        judge = EndpointJudge(server.url, "j", 20.0)
+        assert [judge.rule(SHOWN).verdict for _ in range(2)] == ["b", "b"]
+        assert len(server.asked) == 3
+
+
+def test_the_key_is_not_sent_elsewhere():
+    with serving(lambda body, number: "VERDICT: A") as elsewhere:
+        there = {"Location": elsewhere.url + "/chat/completions"}
+        with serving(lambda body, number: (307, there, b"")) as server:
+            with pytest.raises(UserError, match="HTTP 307"):
+                EndpointJudge(server.url, "j", 20.0).rule(SHOWN)
+        assert server.keys == [f"Bearer {KEY}"] and not elsewhere.asked
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "set OPENAI_API_KEY"), (404, "see its URL and model")]
+)
+def test_a_refusal_is_told_at_once(status, told):
+    with serving(lambda body, number: (status, {}, f"no {KEY}".encode())) as server:
+        with pytest.raises(UserError, match=rf"HTTP {status} \(no \[key\]\); {told}"):
+            EndpointJudge(server.url, "j", 20.0).rule(SHOWN)
+        assert len(server.asked) == 1

@@ -1,0 +1,120 @@
+"""The demo: its configs are what it says, and with small ones it runs through and runs again."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+import shutil
+
+import pytest
+
+from examples import demo
+from llama_cpt.config.loading import load
+from llama_cpt.config.pipeline import PipelineConfig
+from llama_cpt.runtime.errors import UserError
+
+ROOT = Path(demo.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_runs_differ_in_the_ratio_alone():
+    base, with_replay = load(demo.BASE), load(demo.CPT)
+    assert with_replay.init_from == base.output
+    assert with_replay.model == base.model
+    assert base.data.stages() == ((0, 0),)
+    without = load(demo.CPT, ["--data.almr", "1.0", "--output", "elsewhere"])
+    assert [float(run.data.stages()[0][1]) for run in (with_replay, without)] == [0.33, 1]
+    same = dataclasses.replace(
+        without, output=with_replay.output, data=dataclasses.replace(without.data, almr=0.33)
+    )
+    assert same == with_replay
+    road = load(demo.PIPELINE, (), PipelineConfig)
+    assert road.stages[0] == with_replay and len(road.linked()) == 3
+
+
+def test_outside_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="configs/demo_base.py: no such config file"):
+        demo.main([])
+
+
+SMALL = """
+from dataclasses import replace
+from {original} import config
+from llama_cpt.config.schema import CorpusConfig, EvaluationConfig
+
+def there(place):
+    return place.replace("runs/demo", {folder!r})
+
+def small(run):
+    def moved(corpora):
+        return tuple(replace(corpus, source=there(corpus.source)) for corpus in corpora)
+
+    return replace(
+        run,
+        output=there(run.output),
+        init_from=there(run.init_from),
+        model=replace(run.model, embed_dim=16, mlp_dim=32, num_layers=1, head_dim=4),
+        data=replace(
+            run.data,
+            tokenizer=there(run.data.tokenizer),
+            prepared=there(run.data.prepared),
+            additional=moved(run.data.additional),
+            original=moved(run.data.original),
+            heldout=moved(run.data.heldout),
+        ),
+        num_steps=4,
+        optimizer=replace(run.optimizer, warmup_steps=1),
+        global_batch_size=8,
+        evaluation=EvaluationConfig(every_steps=2, documents=4, batch_size=8),
+    )
+
+"""
+ONE = "config = small(config)"
+ALL = """
+config = replace(
+    config,
+    output=there(config.output),
+    stages=tuple(map(small, config.stages)),
+    examination=there(config.examination),
+    benchmarks=there(config.benchmarks),
+    task_examples=8,
+)
+"""
+
+
+@pytest.mark.slow
+def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
+    folder = str(tmp_path / "runs")
+    for name, ending in (("BASE", ONE), ("CPT", ONE), ("PIPELINE", ALL)):
+        path = tmp_path / f"{name.lower()}.py"
+        module = Path(getattr(demo, name)).stem
+        path.write_text(SMALL.format(original=f"configs.{module}", folder=folder) + ending)
+        monkeypatch.setattr(demo, name, str(path))
+    assert demo.main([]) == 0
+    told = capfd.readouterr().out
+    assert told.count("$ python -m llama_cpt.train") == 2
+    assert told.count("$ python -m llama_cpt.pipeline") == 1
+    assert told.count("$ python -m llama_cpt.evaluate") == 1
+    assert "after, ALMR 0.33" in told and "Where to look next" in told
+    made = Path(folder)
+    exported = made / "road" / "exported" / "config.json"
+    assert json.loads(exported.read_text())["model_type"] == "llama"
+    report = (made / "road" / "report.md").read_text()
+    assert "0 of 248" in report and "world_feelings_zh (chance 25)" in report
+    compared = (made / "scores" / "report.md").read_text()
+    assert "world_facts_en (chance 25)" in compared and "| task | base | almr_0.33 |" in compared
+    assert (made / "forgetting.png").stat().st_size > 10_000
+
+    shutil.rmtree(made / "dpo")
+    (made / "forgetting.png").unlink()
+    before = os.stat(made / "world" / "en.train.jsonl").st_mtime
+    assert demo.main([]) == 0
+    assert os.stat(made / "world" / "en.train.jsonl").st_mtime == before
+    told = capfd.readouterr().out
+    assert "pipeline: dpo" in told and "pipeline: sft" not in told
+    assert (made / "forgetting.png").exists()

@@ -1,0 +1,82 @@
+"""Questions of the world: one right end of four, and nothing but the question tells which."""
+
+from collections import Counter
+import json
+import re
+
+import pytest
+
+from examples.bilingual_world.documents import LANGUAGES, write_world
+from examples.bilingual_world.facts import make_world
+from examples.bilingual_world.quartets import quartet_lines
+
+SUBJECTS = ("facts", "arithmetic", "feelings")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, 0, documents=600, heldout=10, chat_repeats=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked():
+    world = make_world(0)
+    return {
+        (subject, code): list(lines)
+        for code, language in LANGUAGES.items()
+        for subject, lines in quartet_lines(world, language, 0).items()
+    }
+
+
+def test_the_files_are_what_is_asked(written, asked):
+    assert set(asked) == {(subject, code) for subject in SUBJECTS for code in LANGUAGES}
+    for (subject, code), lines in asked.items():
+        text = (written / f"{code}.{subject}.jsonl").read_text("utf-8")
+        assert [json.loads(line) for line in text.splitlines()] == lines
+
+
+def test_four_questions_share_their_choices_and_each_is_right_once(asked):
+    for lines in asked.values():
+        assert 170 < len(lines) < 400
+        for start in range(0, len(lines), 4):
+            four = lines[start : start + 4]
+            assert len({tuple(line["choices"]) for line in four}) == 1
+            assert len(set(four[0]["choices"])) == 4
+            assert sorted(line["answer"] for line in four) == [0, 1, 2, 3]
+            assert len({line["text"] for line in four}) == 4
+        whole = Counter((line["text"], *sorted(line["choices"])) for line in lines)
+        assert max(whole.values()) == 1
+
+
+def test_languages_are_asked_the_same(asked):
+    for subject in SUBJECTS:
+        kinds = [[(x["kind"], x["answer"]) for x in asked[subject, code]] for code in LANGUAGES]
+        assert kinds[0] == kinds[1]
+
+
+def test_right_ends_are_told_and_wrong_ones_are_not(written, asked):
+    """An oracle that has read everything: it takes the end that it has seen behind the text."""
+    for code, language in LANGUAGES.items():
+        text = (written / f"{code}.train.jsonl").read_text("utf-8")
+        seen = 0
+        for line in asked["facts", code]:
+            told = [f"{line['text']}{language.space}{end}" in text for end in line["choices"]]
+            assert not any(told[: line["answer"]] + told[line["answer"] + 1 :]), line
+            seen += told[line["answer"]]
+        assert seen > 100
+
+
+def test_the_right_sum_has_the_numbers_of_the_story(asked):
+    signs = {"+": int.__add__, "-": int.__sub__, "×": int.__mul__, "÷": int.__floordiv__}
+    of_story = {"giving": "+", "losing": "-", "gathering": "-", "walking": "+"}
+    of_story |= {"rows": "×", "sharing": "÷"}
+    for line in asked["arithmetic", "en"]:
+        first = re.search(r"\d+$", line["text"])
+        for end in line["choices"]:
+            found = re.search(r"(\d* ?)([+×÷-]) (\d+) = (\d+)\.$", end)
+            left = int(found[1] or first[0])
+            assert signs[found[2]](left, int(found[3])) == int(found[4])
+        if line["kind"].startswith("sum."):
+            assert of_story[line["kind"].removeprefix("sum.")] in line["choices"][line["answer"]]

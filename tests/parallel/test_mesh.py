@@ -1,0 +1,79 @@
+"""Meshes: over the chips' links, over slices, and which host reads which rows."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from llama_cpt.config.schema import MeshConfig
+from llama_cpt.parallel.mesh import make_mesh, topology_mesh
+from llama_cpt.planning import compiling
+from llama_cpt.runtime.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            MeshConfig(context=3),
+            r"mesh\(replica=1, fsdp=-1, context=3, tensor=1\) does not divide 8",
+        ),
+        (MeshConfig(fsdp=2, context=2), "uses 4 of 8 devices; set one axis to -1"),
+        (MeshConfig(context=-1), "use -1 for one axis"),
+        (MeshConfig(context=0), "use -1 for one axis"),
+    ],
+)
+def test_a_mesh_that_does_not_fit(config, told):
+    with pytest.raises(UserError, match=told):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "fsdp"),
+    [
+        (MeshConfig(fsdp=4, context=2), 8),
+        (MeshConfig(context=8), -1),
+        (MeshConfig(fsdp=2, tensor=2, context=-1), -1),
+    ],
+)
+def test_whole_rows_on_the_same_devices(config, fsdp):
+    whole = config.whole_rows
+    assert whole == replace(config, fsdp=fsdp, context=1)
+    assert make_mesh(whole).size == make_mesh(config).size == 8
+
+
+@pytest.mark.libtpu
+def test_slices_are_replicas():
+    mesh = topology_mesh(MeshConfig(replica=2, fsdp=2, context=2), "v5e:2x2", slices=2)
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "context": 2, "tensor": 1}
+    for number, replica in enumerate(mesh.devices):
+        assert {device.slice_index for device in replica.flat} == {number}
+    # The same chips in the same places on every slice.
+    assert [d.coords for d in mesh.devices[0].flat] == [d.coords for d in mesh.devices[1].flat]
+    for config in (MeshConfig(), MeshConfig(replica=4)):
+        with pytest.raises(UserError, match="on 2 slices: set mesh.replica=2"):
+            topology_mesh(config, "v5e:2x2", slices=2)
+
+
+@pytest.mark.libtpu
+def test_an_axis_takes_part_of_a_torus():
+    """8 x 8 on 4 x 4 x 4: an axis of the links is cut; devices beside each other stay so."""
+    mesh = topology_mesh(MeshConfig(fsdp=8, context=8), "v5p:4x4x4")
+    rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
+    for row in rows:
+        assert np.prod(np.ptp(row, axis=0) + 1) == 8
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("topology", ["v5p:4x4x8", "v6e:16x16"])
+def test_a_slice_has_its_links_from_end_to_end(topology):
+    """Or the compiler makes sums of zero-padded parts of a gather along all of its chips."""
+    mesh = topology_mesh(MeshConfig(), topology)
+    placed, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("fsdp", None))
+    gather = jax.jit(lambda weights: weights * 1, in_shardings=placed, out_shardings=whole)
+    lowered = gather.lower(jax.ShapeDtypeStruct((8192, 1024), jnp.bfloat16))
+    sent = compiling.compile_program(lowered, mesh).program.collectives
+    assert {one.kind for one in sent} == {"all-gather"}

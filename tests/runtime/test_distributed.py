@@ -1,0 +1,198 @@
+"""What one process sees of the rules that many live by; tests/processes has the many."""
+
+import errno
+import os
+import socket
+from unittest.mock import Mock
+
+from gcsfs.retry import HttpError
+import jax
+import numpy as np
+import pytest
+
+from examples.shown_command import run_command
+from llama_cpt.checkpoint.errors import SaveError
+from llama_cpt.parallel import global_arrays
+from llama_cpt.parallel.global_arrays import from_rows_here, from_whole, rows_here
+from llama_cpt.plan import DoesNotFitError
+from llama_cpt.runtime import distributed as processes
+from llama_cpt.runtime import retry
+from llama_cpt.runtime.distributed import (
+    LostProcessError,
+    all_hold,
+    by_first,
+    from_first,
+    gathered,
+    require_one,
+    together,
+)
+from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.retry import patiently
+from llama_cpt.runtime.storage import UnreachableError
+from llama_cpt.training.report import DivergedError
+
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (("localhost:1", "", ""), "JAX_NUM_PROCESSES, JAX_PROCESS_ID: set all three"),
+        (("localhost:1", "2", "2"), "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"),
+        (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
+        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost: give HOST:PORT"),
+        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc: give HOST:PORT"),
+        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536: give HOST:PORT"),
+    ],
+)
+def test_half_an_environment_is_refused(values, told, monkeypatch):
+    for name, value in zip(NAMES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told), together():
+        pass
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypatch):
+    """A port that another has, a coordinator whose name nobody knows yet."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1] if taken else 1
+        for name, value in zip(NAMES, (f"pod-0:{port}", "2", "0" if taken else "1"), strict=True):
+            monkeypatch.setenv(name, value)
+        unknown = Mock(side_effect=RuntimeError("Failed to recognize coordinator address pod-0"))
+        monkeypatch.setattr(jax.distributed, "initialize", unknown)
+        with pytest.raises(LostProcessError, match=f"port {port} .* cannot" if taken else "pod-0"):
+            processes._meet()
+    assert unknown.called != taken
+
+
+def test_commands_of_one_process_say_so(monkeypatch):
+    require_one("sweep")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="sweep is one process"):
+        require_one("sweep")
+
+
+def test_alone_is_agreed():
+    assert gathered("here", "test") == ["here"]
+    assert all_hold(True, "test") and not all_hold(False, "test")
+    assert from_first(7, "test") == 7
+    assert by_first(lambda: {"done": [1, None]}, "test") == {"done": [1, None]}
+
+
+def system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+LASTING = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+PASSING = errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET
+BUSY = {"code": 503, "message": "try again"}
+DENIED = {"code": 403, "message": "no such right"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UserError("no such field."), 78, "error: no such field."),
+        (UsageError("no such option."), 2, "error: no such option."),
+        (DivergedError("the loss is lost."), 78, "error: the loss is lost."),
+        (DoesNotFitError("no mesh fits."), 3, "error: no mesh fits."),
+        (SaveError("not saved.", passing=True), 75, "error: not saved."),
+        (SaveError("not saved.", passing=False), 78, "error: not saved."),
+        (UnreachableError("no answer."), 75, "error: no answer."),
+        *((system(number), 78, f"error: {system(number)}") for number in LASTING),
+        *((system(number), 75, f"error: {system(number)}") for number in PASSING),
+        # Orbax has the words and no number; a number may come without words.
+        (OSError("No space left on device"), 78, "error: No space left on device"),
+        (OSError(errno.EROFS, "?"), 78, f"error: [Errno {errno.EROFS}] ?"),
+        (HttpError(BUSY), 75, "failed: HttpError: try again, 503"),
+        (HttpError(DENIED), 78, "failed: HttpError: no such right, 403"),
+        (RuntimeError("UNAVAILABLE: a\npeer"), 75, "failed: RuntimeError: UNAVAILABLE: a"),
+        (RuntimeError("INTERNAL: a core\nat 0x0"), 1, "failed: RuntimeError: INTERNAL: a core"),
+        (ValueError("error: a bug"), 1, "failed: ValueError: error: a bug"),
+        (KeyError("w"), 1, "failed: KeyError: 'w'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(65), 65, "stopped"),
+    ],
+    ids=repr,
+)
+def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(processes, "heartbeat_seconds", lambda: 0)
+    monkeypatch.setattr(processes, "_leave", lambda *said: left.append(said))
+    with processes._one_end():
+        raise error
+    assert left == [(status, told)]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise error
+    assert ended.value.code == status
+    shown = capsys.readouterr().err
+    if told.startswith("failed: "):
+        assert shown.startswith("Traceback ")
+    elif told != "stopped":
+        assert shown == f"{told}\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("exit(65)", 65), ("exit(1)", 1), ("abort()", 134), ("kill(9)", 137)]
+)
+def test_a_shown_command_passes_its_status_on(ending, status, tmp_path, monkeypatch, capfd):
+    """The demo ends as the command that failed."""
+    (tmp_path / "llama_cpt").mkdir()
+    (tmp_path / "llama_cpt" / "__init__.py").touch()
+    code = {"exit": "os._exit({0})", "abort": "os.abort()", "kill": "os.kill(os.getpid(), {0})"}
+    name, _, number = ending.rstrip(")").partition("(")
+    (tmp_path / "llama_cpt" / "train.py").write_text(f"import os\n{code[name].format(number)}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        run_command("train", "CONFIG")
+    assert ended.value.code == status
+    assert f"CONFIG` ended with status {status}; see above." in capfd.readouterr().err
+
+
+def test_patience_outlasts_what_passes_and_no_more(monkeypatch):
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
+    tries: list[int] = []
+
+    def work(fails: int, words: str) -> int:
+        tries.append(0)
+        if len(tries) <= fails:
+            raise OSError(words)
+        return len(tries)
+
+    assert patiently(lambda: work(3, "Input/output error")) == 4
+    tries.clear()
+    with pytest.raises(OSError, match="output"):
+        patiently(lambda: work(4, "Input/output error"))
+    tries.clear()
+    with pytest.raises(OSError, match="space"):
+        patiently(lambda: work(1, "No space left on device"))
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize(("axes", "shared"), [((4, 2), True), ((8, 1), False)])
+def test_hosts_hold_all_rows_between_them(axes, shared, monkeypatch):
+    """Also where the mesh deals rows to two hosts in turn, and where they share rows."""
+    mesh = jax.make_mesh(axes, ("fsdp", "tensor"))
+    sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    each = []
+    for host in (0, 1):
+        own = lambda device, host=host: device.id % 2 == host
+        monkeypatch.setattr(global_arrays, "_is_own", own)
+        each.append(rows_here(sharding, 16).tolist())
+    assert sorted({*each[0], *each[1]}) == list(range(16))
+    assert (each[0] == each[1]) is shared
+    assert all(len(rows) == (16 if shared else 8) for rows in each)
+
+
+def test_arrays_arrive_where_they_belong():
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
+    whole = np.arange(2 * 8 * 6).reshape(2, 8, 6)
+    sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    for placed in (from_rows_here({"a": whole}, 8, sharding), from_whole({"a": whole}, sharding)):
+        assert placed["a"].sharding == sharding
+        np.testing.assert_array_equal(placed["a"], whole)

@@ -1,0 +1,146 @@
+"""Metrics survive a kill, a resume and a loss that is not a number."""
+
+import json
+import math
+import types
+
+from etils import epath
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from llama_cpt.runtime import metrics
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import MetricsWriter
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(folder):
+    """Every event file's events, by file in order; records are length, CRC, bytes, CRC."""
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data, events = file.read_bytes(), []
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            events.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+        found.append(events)
+    return found
+
+
+def write_steps(folder, resume_step, steps, loss=1.0):
+    writer = MetricsWriter(folder, resume_step)
+    for step in steps:
+        writer.write(step, {"train/loss": loss + step, "train/zh/loss": loss})
+    writer.close()
+
+
+def test_lines_and_events_hold_what_was_written(tmp_path):
+    write_steps(tmp_path, None, [1, 2])
+    assert lines_of(tmp_path) == [
+        {"step": 1, "train/loss": 2.0, "train/zh/loss": 1.0},
+        {"step": 2, "train/loss": 3.0, "train/zh/loss": 1.0},
+    ]
+    [events] = events_of(tmp_path)
+    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+    assert (2, "train/loss", 3.0) in scalars and len(scalars) == 4
+
+
+def test_lines_are_there_before_the_writer_is_closed(tmp_path):
+    writer = MetricsWriter(tmp_path, None)
+    writer.write(1, {"train/loss": 0.5})
+    assert lines_of(tmp_path) == [{"step": 1, "train/loss": 0.5}]
+    writer.close()
+    writer.close()
+
+
+def test_resume_cuts_back_to_the_restored_step(tmp_path):
+    write_steps(tmp_path, None, range(1, 8))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')
+    write_steps(tmp_path, 5, [6, 7], loss=100.0)
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["train/loss"] for line in lines[4:]] == [6.0, 106.0, 107.0]
+    first, second = events_of(tmp_path)
+    starts = [e.step for e in second if e.session_log.status == SessionLog.START]
+    assert starts == [6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"null\n", b'{"step": "x"}\n', b"\xff\xfe\n", b"[1"])
+def test_torn_lines_are_dropped(tmp_path, last):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 3, "train/loss": 1.0}\n' + last)
+    write_steps(tmp_path, 3, [4])
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 4]
+
+
+def test_a_run_from_the_start_keeps_nothing(tmp_path):
+    """Steps of a run that was killed before it saved anything are trained again."""
+    write_steps(tmp_path, None, [0, 1, 2])
+    write_steps(tmp_path, None, [0, 1])
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
+
+
+def test_a_start_without_a_line_loses_nothing(tmp_path):
+    write_steps(tmp_path, None, [0, 1, 2])
+    write_steps(tmp_path, 1, [])
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2]
+
+
+def test_not_a_number_is_null_with_its_key(tmp_path):
+    writer = MetricsWriter(tmp_path, None)
+    writer.write(1, {"train/loss": math.nan, "train/grad_norm": math.inf, "perf/mfu": 0.5})
+    writer.close()
+    assert lines_of(tmp_path) == [
+        {"step": 1, "train/loss": None, "train/grad_norm": None, "perf/mfu": 0.5}
+    ]
+    [events] = events_of(tmp_path)
+    assert [v.tag for e in events for v in e.summary.value] == ["perf/mfu"]
+
+
+def test_other_processes_touch_nothing(tmp_path):
+    writer = MetricsWriter(tmp_path / "run", None, enabled=False)
+    writer.write(1, {"train/loss": 1.0})
+    writer.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_remote_folder_gets_copies(tmp_path, monkeypatch):
+    """A bucket, played by a folder: files are copied whole, and a resume reads them back."""
+    place = lambda url: epath.Path(tmp_path / url.removeprefix("gs://"))
+    monkeypatch.setattr(metrics, "epath", types.SimpleNamespace(Path=place))
+    monkeypatch.setattr(metrics.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(metrics, "_UPLOAD_SECONDS", -1.0)
+    writer = MetricsWriter("gs://bucket/run", None)
+    writer.write(1, {"train/loss": 1.0})
+    assert [line["step"] for line in lines_of(tmp_path / "bucket/run")] == [1]
+    writer.write(2, {"train/loss": 1.0})
+    writer.close()
+    write_steps("gs://bucket/run", 1, [2, 3], loss=10.0)
+    assert [line["train/loss"] for line in lines_of(tmp_path / "bucket/run")] == [1.0, 12.0, 13.0]
+    assert len(events_of(tmp_path / "bucket/run")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
+
+
+def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
+    def fails(work):
+        raise OSError("Input/output error")
+
+    writer = MetricsWriter(tmp_path, None)
+    monkeypatch.setattr(metrics, "patiently", fails)
+    with pytest.raises(OSError, match="^Input/output error"):
+        writer.write(1, {"train/loss": 1.0})
+    writer.close()
+
+
+def test_a_full_disk_is_an_error_and_no_wait(tmp_path):
+    writer = MetricsWriter(tmp_path, None)
+    writer.write(1, {"train/loss": 1.0})
+    writer._lines.close()
+    writer._lines = open("/dev/full", "w")
+    with pytest.raises(UserError, match="metrics cannot be written: No space left"):
+        writer.write(2, {"train/loss": 1.0})
+    writer.close()

@@ -1,0 +1,46 @@
+"""Which errors are worth another try."""
+
+import errno
+import os
+
+import aiohttp
+from gcsfs.retry import HttpError
+import pytest
+
+from llama_cpt.runtime.retry import lasts, passes
+
+
+def system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        system(errno.EIO),
+        TimeoutError(),
+        HttpError({"code": 503, "message": "try again"}),
+        HttpError({"code": "429", "message": "too many"}),
+        aiohttp.ServerDisconnectedError(),
+    ],
+)
+def test_passes(error):
+    assert passes(error) and not lasts(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        system(errno.ENOSPC),
+        FileNotFoundError("b/bucket/o/run"),
+        OSError("Forbidden: https://storage"),
+        HttpError({"code": 401, "message": "Invalid"}),
+        ValueError("PERMISSION_DENIED: the service account may not"),
+    ],
+)
+def test_lasts(error):
+    assert lasts(error) and not passes(error)
+
+
+def test_a_fault_of_the_program_is_not_storage():
+    assert not passes(KeyError("w"))

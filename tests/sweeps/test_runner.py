@@ -1,0 +1,224 @@
+"""A sweep runs every trial once on one compiled step, whatever becomes of some of them."""
+
+import csv
+from dataclasses import replace
+import json
+import os
+import threading
+import time
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+from llama_cpt.config.schema import OptimizerConfig
+from llama_cpt.config.sweep import AxisConfig, SweepConfig
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.sweeps import leases, runner
+from llama_cpt.sweeps.results import COLUMNS, read_note
+from llama_cpt.sweeps.runner import Shared, run_sweep
+from llama_cpt.sweeps.trials import chains_of
+from llama_cpt.training import trainer
+from llama_cpt.training.run import build
+from llama_cpt.training.stop import Outcome
+from llama_cpt.training.trainer import fit
+from tests.runs import learnt
+
+RATES = "optimizer.peak_learning_rate"
+
+
+@pytest.fixture
+def sweep(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "make_mesh", one_device)
+    axes = (AxisConfig("data.almr", (0.25, 0.5)), AxisConfig(RATES, (1e-3, 1e-2)))
+    return SweepConfig(str(tmp_path / "sweep"), make_config(tmp_path / "unused"), "en+zh", axes)
+
+
+def one_device(config):
+    return make_mesh(config, jax.devices()[:1])
+
+
+def trials_of(sweep):
+    return [trial for chain in chains_of(sweep) for trial in chain]
+
+
+def rows_of(sweep):
+    with open(f"{sweep.output}/results.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def steps_counted(monkeypatch):
+    """Names of the trials whose steps were run, one entry a step."""
+    counted, real = [], trainer.learning_rate
+
+    def count(optimizer, step, num_steps):
+        counted.append((optimizer.peak_learning_rate, step))
+        return real(optimizer, step, num_steps)
+
+    monkeypatch.setattr(trainer, "learning_rate", count)
+    return counted
+
+
+def test_trials_are_ordinary_runs_on_one_compilation(sweep, monkeypatch):
+    made = []
+    monkeypatch.setattr(runner, "Shared", lambda: made.append(Shared()) or made[0])
+    assert run_sweep(sweep) is Outcome.FINISHED
+    (program,) = made[0].programs.values()
+    assert program.step._cache_size() == 1
+    for trial in trials_of(sweep):
+        alone = replace(trial.config, output=f"{trial.config.output}_alone")
+        fit(build(alone, program.mesh))
+        assert learnt(epath.Path(trial.config.output)) == learnt(epath.Path(alone.output))
+    rows = rows_of(sweep)
+    assert list(rows[0]) == COLUMNS
+    assert len(rows) == 4 * 2 * len({row["step"] for row in rows})
+    last = learnt(epath.Path(trials_of(sweep)[-1].config.output))[-1]
+    assert float(rows[-1]["bits_per_byte"]) == last["eval/en/bits_per_byte"]
+    assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
+
+
+def test_what_is_done_is_not_done_again(sweep, monkeypatch):
+    run_sweep(sweep)
+    counted = steps_counted(monkeypatch)
+    wider = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e-2, 3e-3))))
+    run_sweep(wider)
+    assert {rate for rate, _ in counted} == {3e-3} and len(counted) == 2 * 8
+    assert len({row["run"] for row in rows_of(wider)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_steps": 9}, "num_steps was 8, is 9"),
+        ({"num_steps": 7}, "num_steps=7, but 8 steps are done"),
+        ({"optimizer": OptimizerConfig(1.0, warmup_steps=3)}, "optimizer.warmup_steps was 2, is 3"),
+    ],
+)
+def test_what_is_done_otherwise_is_not_counted(sweep, change, told):
+    run_sweep(replace(sweep, axes=(AxisConfig(RATES, (1e-3,)),)))
+    changed = replace(sweep, train=replace(sweep.train, **change))
+    with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{told}"):
+        run_sweep(replace(changed, axes=(AxisConfig(RATES, (1e-3,)),)))
+
+
+def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
+    real = runner.fit
+
+    def stopped(run, **options):
+        counted.clear()
+        monkeypatch.setattr(runner, "fit", real)
+        signals = trainer.Signals.__enter__
+
+        def enter(self):
+            signals(self)
+            os.kill(os.getpid(), 15)
+            return self
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Signals, "__enter__", enter)
+            return real(run, **options)
+
+    counted = steps_counted(monkeypatch)
+    monkeypatch.setattr(runner, "fit", stopped)
+    assert run_sweep(sweep) is Outcome.PREEMPTED
+    assert run_sweep(sweep) is Outcome.FINISHED
+    assert len(counted) == 4 * 8
+
+
+def test_a_diverged_trial_is_noted_and_the_others_go_on(sweep, monkeypatch, capsys):
+    wild = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e30))))
+    assert run_sweep(wild) is Outcome.FINISHED
+    notes = [read_note(trial) for trial in trials_of(wild)]
+    assert [note.status for note in notes] == ["done", "diverged"] * 2
+    assert "diverged: " in capsys.readouterr().out
+    last = {row["run"]: row for row in rows_of(wild)}
+    assert [row["loss"] == "" for row in last.values()] == [False, True] * 2
+    counted = steps_counted(monkeypatch)
+    run_sweep(wild)
+    assert not counted
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
+    def out_of_memory(run, **options):
+        if "0.25" in run.config.output:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return fit(run, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "fit", out_of_memory)
+        assert run_sweep(sweep) is Outcome.FINISHED
+    notes = [read_note(trial) for trial in trials_of(sweep)]
+    assert [note.status for note in notes] == ["failed", "failed", "done", "done"]
+    assert "RESOURCE_EXHAUSTED" in notes[0].reason
+    assert (
+        "RESOURCE_EXHAUSTED"
+        in (epath.Path(trials_of(sweep)[0].config.output) / "log.txt").read_text()
+    )
+    run_sweep(sweep)
+    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+
+
+def test_a_mistake_ends_the_sweep_before_a_step(sweep):
+    data = replace(sweep.train.data, tokenizer="/nowhere/tokenizer.model")
+    with pytest.raises(UserError, match="/nowhere/tokenizer.model"):
+        run_sweep(replace(sweep, train=replace(sweep.train, data=data)))
+    assert not any(read_note(trial) for trial in trials_of(sweep))
+
+
+def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
+    wsd = OptimizerConfig(1e-2, schedule="wsd", warmup_steps=2, decay_steps=1)
+    train = replace(
+        sweep.train, optimizer=wsd, checkpoint=replace(sweep.train.checkpoint, every_steps=2)
+    )
+    tokens = 4 * 32
+    sweep = replace(
+        sweep, train=train, axes=(sweep.axes[0],), token_budgets=(8 * tokens, 16 * tokens)
+    )
+    counted = steps_counted(monkeypatch)
+    assert run_sweep(sweep) is Outcome.FINISHED
+    assert [step for _, step in counted] == [*range(8), *range(6, 16)] * 2
+    second = trials_of(sweep)[1]
+    alone = replace(second.config, output=f"{second.config.output}_alone")
+    run = build(alone, one_device(alone.mesh))
+    fit(run)
+    assert learnt(epath.Path(alone.output))[-3:] == learnt(epath.Path(second.config.output))[-3:]
+    folders = [epath.Path(trial.config.output) / "checkpoints" for trial in trials_of(sweep)]
+    assert not any(folder.exists() for folder in folders)
+    later = [row for row in rows_of(sweep) if row["run"].endswith(f"/{second.name}")]
+    assert {row["base_loss"] for row in later} != {""}
+
+
+def test_workers_share_and_take_over_what_one_has_lost(sweep, monkeypatch):
+    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "LOST_SECONDS", 1.0)
+    lost = chains_of(sweep)[0][0]
+    claim = epath.Path(sweep.output) / "claims" / f"{lost.name}.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps({"worker": "worker 1/2 (gone)", "time": time.time()}))
+    start = time.time()
+    assert run_sweep(sweep, 2, 2) is Outcome.FINISHED
+    assert time.time() - start > 1.0
+    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert not list(claim.parent.iterdir())
+
+
+def test_a_claim_is_one_workers(tmp_path):
+    file, order = epath.Path(tmp_path) / "claim.json", []
+    ready = threading.Barrier(6)
+
+    def work(number):
+        ready.wait()
+        with leases.claimed(file, f"worker {number}") as mine:
+            if mine:
+                order.append(number)
+                time.sleep(0.3)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 1 and np.isfinite(order[0])
+    assert not file.exists()

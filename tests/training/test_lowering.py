@@ -1,0 +1,74 @@
+"""Steps and reference passes compile for TPUs, and are told of overlap."""
+
+from dataclasses import replace
+import re
+
+import jax
+import pytest
+
+from llama_cpt.config.schema import (
+    ChatConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    MeshConfig,
+    PreferenceConfig,
+)
+from llama_cpt.hardware.chips import CHIPS
+from llama_cpt.model import scan_layers
+from llama_cpt.planning import compiling
+from llama_cpt.training.compiler_options import TPU
+from llama_cpt.training.lowering import lower, lower_reference, lower_step, topology_program
+
+pytestmark = pytest.mark.libtpu
+
+MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
+
+
+def compile_for(config, topology: str, lower=lower) -> None:
+    program = topology_program(config, topology)
+    peak = compiling.compile_program(lower(config, program), program.mesh).peak
+    assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
+
+
+@pytest.fixture
+def tiny(make_config, tmp_path):
+    return make_config(
+        tmp_path,
+        mesh=MeshConfig(1, 4, 1),
+        global_batch_size=8,
+        microbatch_size=4,
+        compute=ComputeConfig(attention="reference", loss_chunk_tokens=24),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+
+
+def test_tiny_step_compiles(tiny):
+    compile_for(tiny, "v5e:2x2")
+
+
+def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
+    """An option that it does not know is refused: those of the table arrive, and are known."""
+    monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
+        compiling.compiled_and_text(lower_step(tiny, "v5e:2x2"))
+
+
+def test_attention_has_one_kernel_forward(tiny):
+    """The layer is traced anew for its recomputation; two kernels would be compiled, not one."""
+    config = replace(
+        tiny,
+        model=replace(tiny.model, num_layers=scan_layers.DEEP, head_dim=64, context_length=128),
+        data=replace(tiny.data, sequence_length=128),
+        compute=replace(tiny.compute, attention="pallas", remat="full"),
+    )
+    text = lower_step(config, "v5e:2x2").as_text()
+    kernels = [line for line in text.splitlines() if "flash_attention_forward" in line]
+    bodies = [re.search(r'body[^A-Za-z]*([^"\\]*)', line)[1] for line in kernels]
+    assert len(bodies) > 1 and len(set(bodies)) == 1 and len(bodies[0]) > 1000
+
+
+def test_tiny_preference_programs_compile(tiny):
+    data = replace(tiny.data, chat=ChatConfig())
+    config = replace(tiny, data=data, objective=PreferenceConfig(loss="kto"))
+    compile_for(config, "v5e:2x2")
+    compile_for(config, "v5e:2x2", lower_reference)

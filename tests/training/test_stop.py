@@ -1,0 +1,26 @@
+"""What any process wishes is known to all a step later, once."""
+
+import jax
+import pytest
+
+from llama_cpt.config.schema import MeshConfig
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.training import stop
+from llama_cpt.training.stop import SAVE_FAILED, Outcome, Wishes
+
+
+@pytest.fixture
+def wishes() -> Wishes:
+    return Wishes(make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2]))
+
+
+def test_alone_a_wish_is_obeyed_at_once(wishes):
+    assert wishes.largest(Outcome.PREEMPTED.value) == Outcome.PREEMPTED.value
+
+
+def test_a_wish_travels_a_step_and_is_heeded_once(wishes, monkeypatch):
+    monkeypatch.setattr(stop, "count", lambda: 2)
+    assert [wishes.largest(SAVE_FAILED), wishes.largest(SAVE_FAILED)] == [0, SAVE_FAILED]
+    wishes.heeded()
+    assert [wishes.largest(0), wishes.largest(Outcome.PREEMPTED.value)] == [0, 0]
+    assert wishes.largest(0) == Outcome.PREEMPTED.value

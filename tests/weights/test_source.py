@@ -1,0 +1,55 @@
+"""Weights of a run start another run only where the architectures are the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.weights.source import load_parameters
+
+CONFIG = ModelConfig(
+    vocab_size=32,
+    embed_dim=16,
+    mlp_dim=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied_embeddings=True,
+    context_length=64,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    model = Llama(CONFIG, jax.random.key(0))
+    save_trained(str(folder), model, {"config": {"model": to_dict(CONFIG)}})
+    return folder
+
+
+def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=1), jax.devices()[:4])
+    model = load_parameters(str(run), abstract_llama(CONFIG, remat="full"), mesh)
+    assert model.remat == "full"
+    assert model.layers.query.get_value().sharding.mesh == mesh
+    drawn = Llama(CONFIG, jax.random.key(0))
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(drawn), strict=True):
+        assert (ours == jax.device_put(theirs, ours.sharding)).all()
+
+
+def test_another_constant_is_another_model(run: Path):
+    other = abstract_llama(replace(CONFIG, rope_theta=5e5))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
+        load_parameters(str(run), other, mesh)
