@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 import numpy as np
 
-from llama_cpt.data.loader import segments
+from llama_cpt.data.loader import segment_ids_and_positions
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from pallas_kernels.tiles import CROSSING, DIAGONAL, needed_tiles, unpack
 
@@ -50,7 +50,7 @@ def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
                 break
     flat = np.concatenate(parts).astype(np.int32)
     rows = flat[: len(flat) // length * length].reshape(-1, length)
-    return segments(rows, tokenizer.bos_id)[0]
+    return segment_ids_and_positions(rows, tokenizer.bos_id)[0]
 
 
 def needed(ids: np.ndarray) -> int:

@@ -137,7 +137,7 @@ def _law_row(
 def world_program(renames: Renames) -> str:
     """A program that writes the demo's text and its vocabulary."""
     world, vocabulary = (
-        renames.apply("module", f"examples.bilingual_world.{name}")
+        renames.apply("module", f"llama_cpt.bilingual_world.{name}")
         for name in ("documents", "vocabulary")
     )
     write, train, *names = (

@@ -28,16 +28,16 @@ from llama_cpt.config.schema import MeshConfig  # noqa: E402
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
-from llama_cpt.evaluation.questions import questions_of  # noqa: E402
+from llama_cpt.evaluation.questions import make_questions  # noqa: E402
 from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
-from llama_cpt.weights.source import model_config_of  # noqa: E402
+from llama_cpt.weights.source import read_model_config  # noqa: E402
 
 NAMES = ("llama_cpt", "harness")
 
 
 def ours(folder: str) -> HarnessModel:
-    config, mesh = model_config_of(folder), make_mesh(MeshConfig(1, -1, 1))
+    config, mesh = read_model_config(folder), make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
 
@@ -49,7 +49,7 @@ def theirs(options: argparse.Namespace) -> HFLM:
 
 def requests(options: argparse.Namespace, shots: int) -> list[Any]:
     """Of the first ``options.questions`` questions, subject by subject."""
-    found = questions_of(load_benchmark("cmmlu", options.data, shots), chat=None, limit=None)
+    found = make_questions(load_benchmark("cmmlu", options.data, shots), chat=None, limit=None)
     chosen = found[: options.questions]
     return [instance for question in chosen for instance in question.instances]
 

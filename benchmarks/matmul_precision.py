@@ -18,7 +18,7 @@ import sys
 from benchmarks.real_text import LANGUAGES, make_vocabulary
 from configs.real_text import config as base
 from configs.real_text_cpt import config as cpt
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.evaluation.learning_curves import read_curve
 
@@ -30,7 +30,7 @@ RUNS = (("bf16", 0), ("int8", 0), ("fp8", 0), ("bf16", 1))
 def train(config: TrainConfig) -> None:
     """Done where it is not yet."""
     path = FOLDER / f"{Path(config.output).name}.json"
-    save(config, path)
+    save_config(config, path)
     # Two seeds' steps are one program.
     cache = {"JAX_COMPILATION_CACHE_DIR": str((FOLDER / "compiled").absolute())}
     command = [sys.executable, "-m", "llama_cpt.train", str(path)]

@@ -24,11 +24,11 @@ from llama_cpt.config.schema import MeshConfig  # noqa: E402
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
-from llama_cpt.evaluation.questions import questions_of  # noqa: E402
-from llama_cpt.generation.chat_session import chat_template_of  # noqa: E402
+from llama_cpt.evaluation.questions import make_questions  # noqa: E402
+from llama_cpt.generation.chat_session import find_chat_template  # noqa: E402
 from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
-from llama_cpt.weights.source import model_config_of  # noqa: E402
+from llama_cpt.weights.source import read_model_config  # noqa: E402
 
 LANGUAGES = ("en", "zh")
 TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in LANGUAGES)
@@ -36,10 +36,10 @@ TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in L
 
 def ours(folder: str) -> HarnessModel:
     mesh = make_mesh(MeshConfig(1, -1, 1))
-    decoder = load_decoder(folder, model_config_of(folder), mesh, "float32")
+    decoder = load_decoder(folder, read_model_config(folder), mesh, "float32")
     tokenizer = load_tokenizer(folder)
     # Not to ask in it: it knows what ends an answer.
-    return HarnessModel(decoder, tokenizer, mesh, chat_template_of(tokenizer))
+    return HarnessModel(decoder, tokenizer, mesh, find_chat_template(tokenizer))
 
 
 def documents(world: str, count: int) -> list[str]:
@@ -64,7 +64,7 @@ def main() -> None:
     pair = ours(options.folder), HFLM(options.folder, dtype="float32", device="cpu", batch_size=8)
 
     for task in TASKS:
-        found = questions_of(
+        found = make_questions(
             load_benchmark(task, options.world, None), chat=None, limit=options.questions
         )
         asked = [instance for question in found for instance in question.instances]

@@ -16,11 +16,11 @@ import time
 
 import jax
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.plan import compiled_plan
-from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.planning.step_plan import Plan
 from llama_cpt.runtime.errors import one_line_errors
 from llama_cpt.training.lowering import topology_program
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def config(self) -> TrainConfig:
-        config = load(str(ROOT / "configs" / f"{self.name}.py"))
+        config = load_config(str(ROOT / "configs" / f"{self.name}.py"))
         if self.rows == SHIPPED:
             return config
         devices = self.topology.devices
@@ -103,7 +103,7 @@ def with_table(page: str, rows: list[Row]) -> Iterator[str]:
             yield line
 
 
-def compile_row(row: Row) -> tuple[Plan | TooLarge, float]:
+def compile_row(row: Row) -> tuple[Plan | OutOfMemory, float]:
     """The plan, and the seconds that lowering and compiling took."""
     config = row.config
     program = topology_program(config, row.topology.text)
@@ -111,9 +111,9 @@ def compile_row(row: Row) -> tuple[Plan | TooLarge, float]:
     return compiled_plan(config, row.topology, program), time.monotonic() - start
 
 
-def cells_of(plan: Plan | TooLarge) -> list[str]:
+def cells_of(plan: Plan | OutOfMemory) -> list[str]:
     """Peak, chip, parameters and moments, temporaries; FLOPs; collectives; bound and seconds."""
-    if isinstance(plan, TooLarge):
+    if isinstance(plan, OutOfMemory):
         asked, given = plan.used / 1e9, plan.available / 1e9
         return [f"does not fit: {asked:.1f} of {given:.1f}", *["-"] * 6]
     memory = plan.memory
@@ -130,7 +130,7 @@ def cells_of(plan: Plan | TooLarge) -> list[str]:
         f"{memory.temporaries / 1e9:.2f}",
         f"{flops / 1e12:.1f} ({flops / plan.model_flops:.3f})",
         ", ".join(f"{amount:.2f}" for amount in sent),
-        f"{plan.roofline.bound}, {plan.roofline.overlapped:.3g}",
+        f"{plan.roofline.bound}, {plan.roofline.overlapped_seconds:.3g}",
     ]
 
 

@@ -20,7 +20,7 @@ import time
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.sources.documents import documents_of, read_blocks
+from llama_cpt.data.sources.documents import parse_documents, read_blocks
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -43,7 +43,7 @@ def texts_of(files: list[str]) -> list[str]:
         document.text
         for file in files
         for block in read_blocks(find_sources(CorpusConfig("corpus", file)), "text", 2 << 20)
-        for document in documents_of(block, "text")
+        for document in parse_documents(block, "text")
     ]
 
 

@@ -22,12 +22,12 @@ import jax
 from configs.demo_base import config as base
 from examples.bilingual_world.documents import write_world
 from examples.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
-from llama_cpt.config.loading import save
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.training.run import build
-from llama_cpt.training.trainer import about
+from llama_cpt.training.run import build_run
+from llama_cpt.training.trainer import checkpoint_metadata
 
 
 def make_config(folder: Path) -> TrainConfig:
@@ -60,14 +60,14 @@ def save_after(config: TrainConfig, steps: int, folder: Path) -> Path:
     """A run of which ``steps`` are done; its config, which asks for one more."""
     config = replace(config, output=str(folder / str(steps)), num_steps=steps + 1)
     mesh = make_mesh(config.mesh)
-    run = build(config, mesh)
+    run = build_run(config, mesh)
     with (
         jax.set_mesh(mesh),
-        Checkpoints(str(Path(config.output) / FOLDER)) as checkpoints,
+        CheckpointManager(str(Path(config.output) / CHECKPOINTS_FOLDER)) as checkpoints,
     ):
-        checkpoints.save(steps, run.start(), about(run, steps))
+        checkpoints.save(steps, run.start(), checkpoint_metadata(run, steps))
     path = folder / f"{steps}.json"
-    save(config, path)
+    save_config(config, path)
     return path
 
 

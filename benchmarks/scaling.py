@@ -14,11 +14,11 @@ import math
 from pathlib import Path
 
 from benchmarks.plan_table import Row, table
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import ModelConfig, TrainConfig
 from llama_cpt.hardware.topologies import FAMILIES, Topology, shapes_of
 from llama_cpt.model.flops import model_flops_per_token
-from llama_cpt.planning.analytic import hand_sum, parameters
+from llama_cpt.planning.analytic import analytic_memory, parameters
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "cpt_70b.py")
 CHIPS = (8, 32, 128, 512, 2048, 8192)
@@ -87,7 +87,7 @@ def model_405b(base: ModelConfig) -> ModelConfig:
 
 
 def points(model: ModelConfig, family: str) -> list[Point]:
-    config = replace(load(CONFIG), model=model, global_batch_size=ROWS)
+    config = replace(load_config(CONFIG), model=model, global_batch_size=ROWS)
     found = []
     for chips in CHIPS:
         topology = _topology(family, chips)
@@ -105,7 +105,7 @@ def _topology(family: str, chips: int) -> Topology:
 
 
 def line(point: Point) -> str:
-    memory = hand_sum(point.config, point.mesh)
+    memory = analytic_memory(point.config, point.mesh)
     seconds, available = point.seconds, point.topology.chip.memory_bytes
     fits = "" if memory.total < available else " (does not fit)"
     bound = max(seconds, key=seconds.get)
@@ -126,7 +126,7 @@ def compiled_line(row: Row) -> str:
     received = "-" if sent == "-" else f"{sum(map(float, sent.split(','))):.1f}"
     return (
         f"{row.start} {point.topology.chips} | {peak} | "
-        f"{hand_sum(point.config, point.mesh).total / 1e9:.2f} | {flops.split()[0]} | "
+        f"{analytic_memory(point.config, point.mesh).total / 1e9:.2f} | {flops.split()[0]} | "
         f"{point.flops / 1e12:.1f} | {received} | {point.links / 1e9:.1f} |"
     )
 
@@ -135,8 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", default="v5p", choices=list(FAMILIES))
     family = parser.parse_args().chip
-    large = load(CONFIG).model
-    small = load(CONFIG.replace("70b", "8b")).model
+    large = load_config(CONFIG).model
+    small = load_config(CONFIG.replace("70b", "8b")).model
     for name, model in (("8B", small), ("70B", large), ("405B", model_405b(large))):
         print(f"\n{name}, {parameters(model) / 1e9:.2f} billion parameters\n")
         for point in points(model, family):

@@ -14,11 +14,11 @@ import time
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.compiling import compile_program
-from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.training.lowering import lower, topology_program
+from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.training.lowering import lower_program, topology_program
 
 SHAPES = (
     *(f"cpt_8b@v5e:4x4@{rows}" for rows in ("1x8192", "1x4096", "2x8192")),
@@ -32,7 +32,7 @@ def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
     """Lower ``cpt_8b@v5e:4x4@1x8192`` and return it with its mesh."""
     name, topology, per_chip = shape.split("@")
     rows, length = map(int, per_chip.split("x"))
-    config = load(f"configs/{name}.py")
+    config = load_config(f"configs/{name}.py")
     config = replace(
         config,
         data=replace(config.data, sequence_length=length),
@@ -40,7 +40,7 @@ def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
         microbatch_size=0,
     )
     program = topology_program(config, topology)
-    return lower(config, program), program.mesh
+    return lower_program(config, program), program.mesh
 
 
 def measure(shape: str) -> str:
@@ -49,7 +49,7 @@ def measure(shape: str) -> str:
     (lowered, mesh), start = lowered_step(shape), time.perf_counter()
     made, told = compile_program(lowered, mesh), f"| `{name}` | {topology} | {per_chip} |"
     seconds = time.perf_counter() - start
-    if isinstance(made, TooLarge):
+    if isinstance(made, OutOfMemory):
         return f"{told} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
     read, peak, arguments = made.program, made.peak / 1e9, made.arguments / 1e9
     flops, sent = read.matrix.total / 1e12, sum(one.bytes for one in read.collectives) / 1e9

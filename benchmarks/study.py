@@ -21,9 +21,9 @@ from examples.bilingual_world.vocabulary import train_vocabulary
 from examples.shown_command import run_command
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.law_file import load
+from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.mixture_law.results import read_results
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.weights.model_card import read_metrics
 
@@ -54,8 +54,8 @@ def judge() -> None:
     """The large size against the law that was written before it."""
     for sweep in JUDGED:
         run_command("sweep", f"configs/study_{sweep}_sweep.py")
-    law = load(str(DOCS / "law.json"))
-    points = read_results([_kept(sweep) for sweep in JUDGED]).points
+    law = load_law(str(DOCS / "law.json"))
+    points = read_results([_kept(sweep) for sweep in JUDGED]).runs
     print(_losses(law, points))
     print(_regrets(law, points))
     _draw(law, points)
@@ -69,7 +69,7 @@ def _kept(sweep: str) -> str:
     return str(kept)
 
 
-def _losses(law: Law, points: Points) -> str:
+def _losses(law: Law, points: RunsTable) -> str:
     lines = ["| ALMR | LR | seed | group | predicted | 90 % | measured | error |"]
     lines.append("| --- " * 8 + "|")
     for i in range(len(points)):
@@ -85,9 +85,9 @@ def _losses(law: Law, points: Points) -> str:
     return "\n".join(lines)
 
 
-def _regrets(law: Law, points: Points) -> str:
+def _regrets(law: Law, points: RunsTable) -> str:
     """Objective less the best measured, over the median measured less the best; seeds averaged."""
-    objective = law.objective(points.additional, points.original)
+    objective = law.evaluate_objective(points.additional, points.original)
     places = np.stack([points.almr, points.learning_rate], axis=1)
     cells, member = np.unique(places, axis=0, return_inverse=True)
     means = np.array([objective[member == i].mean() for i in range(len(cells))])
@@ -104,7 +104,7 @@ def _regrets(law: Law, points: Points) -> str:
     return "\n".join(lines)
 
 
-def _draw(law: Law, points: Points) -> None:
+def _draw(law: Law, points: RunsTable) -> None:
     """Each large cell's prediction with its band, and what was measured."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     cells = sorted({*zip(points.almr, points.learning_rate, strict=True)})

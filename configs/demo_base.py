@@ -45,6 +45,8 @@ config = TrainConfig(
     global_batch_size=4,
     compute=ComputeConfig(dtype="float32", remat="none"),
     checkpoint=CheckpointConfig(every_steps=150, keep=1),
-    evaluation=EvaluationConfig(every_steps=300, dense=False, documents=50, batch_size=16),
+    evaluation=EvaluationConfig(
+        every_steps=300, early_evaluations=False, documents=50, batch_size=16
+    ),
     log_every_steps=50,
 )

@@ -15,7 +15,7 @@ config = PipelineConfig(
         "水壶通常是用什么做的？",
         "猫吃什么？",
     ),
-    examination=f"{FOLDER}/world/examination.jsonl",
+    questions=f"{FOLDER}/world/examination.jsonl",
     tasks=tuple(
         f"world_{subject}_{language}"
         for language in ("zh", "en")

@@ -52,6 +52,8 @@ config = TrainConfig(
     global_batch_size=8,
     compute=ComputeConfig(dtype="float32", remat="none"),
     checkpoint=CheckpointConfig(every_steps=100, keep=1),
-    evaluation=EvaluationConfig(every_steps=350, dense=False, documents=24, batch_size=16),
+    evaluation=EvaluationConfig(
+        every_steps=350, early_evaluations=False, documents=24, batch_size=16
+    ),
     log_every_steps=10,
 )

@@ -46,7 +46,9 @@ small = TrainConfig(
     global_batch_size=8,
     compute=real_text.compute,
     checkpoint=CheckpointConfig(every_steps=600, keep=1),
-    evaluation=EvaluationConfig(every_steps=600, dense=False, documents=64, batch_size=16),
+    evaluation=EvaluationConfig(
+        every_steps=600, early_evaluations=False, documents=64, batch_size=16
+    ),
     log_every_steps=100,
 )
 middle = replace(

@@ -37,7 +37,9 @@ base = replace(
     ),
     num_steps=700,
     checkpoint=CheckpointConfig(every_steps=350, keep=1),
-    evaluation=EvaluationConfig(every_steps=350, dense=False, documents=50, batch_size=16),
+    evaluation=EvaluationConfig(
+        every_steps=350, early_evaluations=False, documents=50, batch_size=16
+    ),
 )
 
 
@@ -56,7 +58,9 @@ def cpt(code: str) -> TrainConfig:
         data=data,
         optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=20),
         num_steps=200,
-        evaluation=EvaluationConfig(every_steps=100, dense=False, documents=50, batch_size=16),
+        evaluation=EvaluationConfig(
+            every_steps=100, early_evaluations=False, documents=50, batch_size=16
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import time
 from examples.bilingual_world.documents import write_world
 from examples.bilingual_world.vocabulary import train_vocabulary
 from examples.shown_command import run_command
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.evaluation.learning_curves import Curve, draw_curves, finding, read_curve
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.parse_args(arguments)
     start = time.monotonic()
-    base, cpt, road = load(BASE), load(CPT), load(PIPELINE, (), PipelineConfig)
+    base, cpt, road = load_config(BASE), load_config(CPT), load_config(PIPELINE, (), PipelineConfig)
     folder = Path(base.output).parent
     without_replay = str(folder / "almr_1.0")
 

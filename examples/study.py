@@ -14,12 +14,12 @@ import time
 from examples.bilingual_world.documents import write_documents
 from examples.bilingual_world.vocabulary import train_vocabulary
 from examples.shown_command import run_command
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.evaluation.learning_curves import read_curve
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.law_file import load as load_law
+from llama_cpt.mixture_law.law_file import load_law as load_law
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, one_line_errors
 from llama_cpt.runtime.progress import duration
 
@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.parse_args(arguments)
     start = time.monotonic()
-    base, cpt = load(BASE), load(CPT)
-    sweeps = [load(config, (), SweepConfig) for config in SWEEPS]
+    base, cpt = load_config(BASE), load_config(CPT)
+    sweeps = [load_config(config, (), SweepConfig) for config in SWEEPS]
     law = Path(base.output).parent / "law"
     _heading(start, "1 of 5: a small world, told in three languages, and a vocabulary for them")
     _prepare_text(base)

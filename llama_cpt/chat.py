@@ -12,13 +12,18 @@ import jax
 
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.generation.chat_session import Session, chat_template_of
+from llama_cpt.generation.chat_session import ChatSession, find_chat_template
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.runtime.distributed import by_first, count, is_first, together
+from llama_cpt.runtime.distributed import (
+    distributed_session,
+    is_primary,
+    process_count,
+    run_on_primary,
+)
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.weights.source import model_config_of, tokenizer_of
+from llama_cpt.weights.source import find_tokenizer, read_model_config
 
 HELP = """\
 /system TEXT  set the system message (without TEXT: none)
@@ -36,14 +41,14 @@ def main(arguments: list[str]) -> int:
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.min_p, options.seed
     )
-    with together():
+    with distributed_session():
         _converse(options, sampling)
     return 0
 
 
 def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
-    config = model_config_of(options.model)
-    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(options.model))
+    config = read_model_config(options.model)
+    tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(options.model))
     tokenizer.require_size(config.vocab_size)
     session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
     session.set_system(options.system)
@@ -52,11 +57,11 @@ def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
     talk(session)
 
 
-def talk(session: Session) -> None:
+def talk(session: ChatSession) -> None:
     """Answer the lines of the first process's stdin, a terminal or not, until it ends."""
     sys.stdin.reconfigure(errors="replace")
     sys.stdout.reconfigure(errors="replace")
-    while (line := by_first(_next_line, "line of a chat")) is not None:
+    while (line := run_on_primary(_next_line, "line of a chat")) is not None:
         try:
             if line == "/exit":
                 return
@@ -68,7 +73,7 @@ def talk(session: Session) -> None:
             _tell(str(error))
         except OSError as error:
             # Of an answer the others are at the next tokens already.
-            if count() > 1:
+            if process_count() > 1:
                 raise
             _tell(str(error))
 
@@ -84,14 +89,14 @@ def _next_line() -> str | None:
             print()
 
 
-def _answer(session: Session, line: str) -> None:
-    answer = session.ask(line)
+def _answer(session: ChatSession, line: str) -> None:
+    answer = session.reply(line)
     try:
         for piece in answer:
             _show(piece)
     except KeyboardInterrupt:
         # The others are at the next tokens already.
-        if count() > 1:
+        if process_count() > 1:
             raise
         answer.close()
     _show("\n")
@@ -99,7 +104,7 @@ def _answer(session: Session, line: str) -> None:
         _tell(f"the context is full: the oldest {session.dropped} messages were left out.")
 
 
-def _obey(session: Session, line: str) -> None:
+def _obey(session: ChatSession, line: str) -> None:
     command, _, value = line.partition(" ")
     value = value.strip()
     match command:
@@ -110,7 +115,7 @@ def _obey(session: Session, line: str) -> None:
             session.reset()
             _tell("conversation forgotten.")
         case "/save" if value:
-            if is_first():
+            if is_primary():
                 _save(session, value)
             _tell(f"{len(session.messages)} messages written to {value}.")
         case "/save":
@@ -121,7 +126,7 @@ def _obey(session: Session, line: str) -> None:
             _tell(f"no command {command}; /help lists them.")
 
 
-def _save(session: Session, file: str) -> None:
+def _save(session: ChatSession, file: str) -> None:
     messages = [dataclasses.asdict(message) for message in session.messages]
     text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
     Path(os.path.expanduser(file)).write_text(text + "\n", encoding="utf-8")
@@ -133,23 +138,25 @@ def _session(
     tokenizer: Tokenizer,
     sampling: Sampling,
     max_new_tokens: int,
-) -> Session:
+) -> ChatSession:
     """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
     decoder = load_decoder(source, config, mesh, dtype)
-    return Session(decoder, tokenizer, chat_template_of(tokenizer), mesh, sampling, max_new_tokens)
+    return ChatSession(
+        decoder, tokenizer, find_chat_template(tokenizer), mesh, sampling, max_new_tokens
+    )
 
 
 def _show(text: str) -> None:
     """What the model says."""
-    if is_first():
+    if is_primary():
         print(text, end="", flush=True)
 
 
 def _tell(text: str) -> None:
     """What is no part of the conversation."""
-    if is_first():
+    if is_primary():
         print(text, file=sys.stderr, flush=True)
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import jax
 
-from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.checkpoint.checkpoint import save_weights
 from llama_cpt.config.fields import to_dict
-from llama_cpt.runtime.atomic_dir import new_folder, require_new
-from llama_cpt.runtime.distributed import by_first, count, together
+from llama_cpt.runtime.atomic_dir import atomic_dir, check_new
+from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
 from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.runtime.literal_paths import validate_run_folder
-from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
 from llama_cpt.weights.hub import resolve
-from llama_cpt.weights.provenance import LICENCE_FILES, TOKENIZER_FILES, copy_files, write_origin
+from llama_cpt.weights.provenance import LICENSE_FILES, TOKENIZER_FILES, copy_files, write_origin
 from llama_cpt.weights.verify import (
     LogitsDifference,
     TensorDifference,
@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> int:
     """Parse and convert; the exit status."""
     options = _parser().parse_args(arguments)
     _on_cpu()
-    with together():
-        if count() == 1:
+    with distributed_session():
+        if process_count() == 1:
             return _convert(options)
-        return by_first(partial(_in_child, options), "convert")
+        return run_on_primary(partial(_in_child, options), "convert")
 
 
 def _in_child(options: argparse.Namespace) -> int:
@@ -98,15 +98,15 @@ def _convert(options: argparse.Namespace) -> int:
 def from_hf(source: str, output: str) -> None:
     """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
     validate_run_folder(output)
-    require_new(output)
+    check_new(output)
     folder = resolve(source)
-    with new_folder(output) as place:
+    with atomic_dir(output) as place:
         model = load_hf(folder)
         copy_files(folder, place, ("config.json", "generation_config.json"))
-        copy_files(folder, place, LICENCE_FILES + TOKENIZER_FILES)
+        copy_files(folder, place, LICENSE_FILES + TOKENIZER_FILES)
         write_origin(source, place)
         about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
-        save_trained(str(place), model, about)
+        save_weights(str(place), model, about)
     print(f"{output}: {source} as a checkpoint; train with init_from={output!r}")
 
 
@@ -117,7 +117,7 @@ def verify(source: str, checkpoint: str) -> bool:
     if the logits, where they can be computed, agree within LOGITS_TOLERANCE.
     """
     folder = resolve(source)
-    with TrainedWeights(checkpoint) as weights:
+    with CheckpointReader(checkpoint) as weights:
         differences = compare_weights(folder, weights)
         _print_differences(differences)
         logits = compare_logits(folder, weights)

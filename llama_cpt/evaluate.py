@@ -13,35 +13,40 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.evaluation import named_models
 from llama_cpt.evaluation.bits_per_byte import (
-    APART,
+    NO_COUNTERPART,
     TASK,
     HeldoutText,
     heldout_texts,
     read_source_names,
     require_known,
     score_texts,
-    set_apart,
     text_fingerprint,
+    write_no_counterpart,
 )
 from llama_cpt.evaluation.comparison.page import write_comparison
 from llama_cpt.evaluation.comparison.text import terminal_lines
-from llama_cpt.evaluation.judge.answers import Talker, answerer
+from llama_cpt.evaluation.judge.answers import ChatModel, make_answerer
 from llama_cpt.evaluation.judge.session import (
-    Contestant,
+    Candidate,
     add_conversation_arguments,
     check_conversations,
     judge_conversations,
 )
-from llama_cpt.evaluation.named_models import Given, Model
+from llama_cpt.evaluation.named_models import LoadedModel, ModelSpec
 from llama_cpt.evaluation.sandbox.sandbox import ENFORCED
 from llama_cpt.evaluation.summary import table, write_summary
-from llama_cpt.runtime.distributed import by_first, count, is_first, together
+from llama_cpt.runtime.distributed import (
+    distributed_session,
+    is_primary,
+    process_count,
+    run_on_primary,
+)
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.runtime.output_folder import locked, require_local, require_writable
+from llama_cpt.runtime.output_folder import check_local, check_writable, file_lock
 
 
 def main(arguments: list[str]) -> int:
@@ -49,24 +54,26 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     # The harness shows a bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with together():
+    with distributed_session():
         _compare(options)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> None:
-    require_local("--output", options.output)
-    if is_first():
-        require_writable(options.output)
-    sources = named_models.named(options.models)
+    check_local("--output", options.output)
+    if is_primary():
+        check_writable(options.output)
+    sources = named_models.parse_model_names(options.models)
     if options.conversations:
-        if count() > 1:
+        if process_count() > 1:
             raise UserError("--conversations is one process's work: start evaluate once for them.")
         check_conversations(list(sources), options)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
     # Before the benchmarks, which may be fetched from the hub.
-    given = {label: named_models.check(label, source, options) for label, source in sources.items()}
+    given = {
+        label: named_models.check_model(label, source, options) for label, source in sources.items()
+    }
     benchmarks = _benchmarks(options, [name for name in names if name != TASK])
     contestants = ()
     if options.conversations:
@@ -78,7 +85,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _score_all(
-    models: dict[str, Given],
+    models: dict[str, ModelSpec],
     texts: list[HeldoutText],
     benchmarks: list[Any],
     options: argparse.Namespace,
@@ -87,10 +94,10 @@ def _score_all(
     summaries = []
     for label, one in models.items():
         folder = Path(options.output) / label
-        with _alone_in(folder) if is_first() else contextlib.nullcontext():
-            _evaluate(named_models.load(one, folder), texts, benchmarks, options)
-            summaries.append(by_first(partial(write_summary, folder), "summary"))
-    by_first(partial(_report, summaries, options.output), "report")
+        with _alone_in(folder) if is_primary() else contextlib.nullcontext():
+            _evaluate(named_models.load_model(one, folder), texts, benchmarks, options)
+            summaries.append(run_on_primary(partial(write_summary, folder), "summary"))
+    run_on_primary(partial(_report, summaries, options.output), "report")
 
 
 @contextlib.contextmanager
@@ -98,7 +105,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """``folder``, made where it is not there, is no other command's."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process scores there; wait for it, or set another --output."
-    with locked(epath.Path(folder / ".lock"), busy, wait=False):
+    with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
         yield
 
 
@@ -144,7 +151,7 @@ def _tasks(options: argparse.Namespace) -> list[str]:
 def _texts(options: argparse.Namespace) -> list[HeldoutText]:
     corpora = [_corpus(one) for one in options.heldout]
     if options.heldout_of:
-        corpora += load(options.heldout_of).data.heldout
+        corpora += load_config(options.heldout_of).data.heldout
     if not corpora:
         raise UsageError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
     texts = heldout_texts(corpora, options.limit)
@@ -168,19 +175,19 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
     return [load_benchmark(name, options.data, options.shots) for name in names]
 
 
-def _contestant(label: str, given: Given, options: argparse.Namespace) -> Contestant:
+def _contestant(label: str, given: ModelSpec, options: argparse.Namespace) -> Candidate:
     """The model as one that answers; its weights are loaded if an answer is missing."""
 
-    def load_talker() -> Talker:
-        model = named_models.load(given, Path(options.output) / label)
-        return Talker(model.decoder, model.tokenizer, model.mesh, model.template)
+    def load_talker() -> ChatModel:
+        model = named_models.load_model(given, Path(options.output) / label)
+        return ChatModel(model.decoder, model.tokenizer, model.mesh, model.template)
 
-    made_by = json.dumps(named_models.identity_of(given) | {"tokens": options.answer_tokens})
-    return Contestant(label, made_by, answerer(load_talker, options.answer_tokens))
+    made_by = json.dumps(named_models.model_settings(given) | {"tokens": options.answer_tokens})
+    return Candidate(label, made_by, make_answerer(load_talker, options.answer_tokens))
 
 
 def _evaluate(
-    model: Model, texts: list[HeldoutText], benchmarks: list[Any], options: argparse.Namespace
+    model: LoadedModel, texts: list[HeldoutText], benchmarks: list[Any], options: argparse.Namespace
 ) -> None:
     if texts:
         _score_texts(model, texts, options.no_counterpart)
@@ -188,16 +195,15 @@ def _evaluate(
         _ask(model, benchmarks, options)
 
 
-def _score_texts(model: Model, texts: list[HeldoutText], no_counterpart: str) -> None:
+def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: str) -> None:
     settings = model.identity | {"texts": text_fingerprint(texts)}
     score_texts(texts, model.decoder, model.tokenizer, model.mesh, model.folder, settings)
-    if no_counterpart and is_first():
-        set_apart(model.folder, read_source_names(no_counterpart), settings)
+    if no_counterpart and is_primary():
+        write_no_counterpart(model.folder, read_source_names(no_counterpart), settings)
 
 
-def _ask(model: Model, benchmarks: list[Any], options: argparse.Namespace) -> None:
+def _ask(model: LoadedModel, benchmarks: list[Any], options: argparse.Namespace) -> None:
     from llama_cpt.evaluation.harness import HarnessModel
-    from llama_cpt.evaluation.questions import ask, questions_of
 
     harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, model.template)
     chat = harnessed if options.chat_template else None
@@ -223,7 +229,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--run-generated-code", action="store_true", help=f"within limits: {ENFORCED}")
     add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=f"text for {TASK}")
     add("--heldout-of", default="", metavar="CONFIG", help="the same, of a config")
-    add("--no-counterpart", default="", metavar="FILE", help=f"sources that {APART} is made of")
+    add(
+        "--no-counterpart",
+        default="",
+        metavar="FILE",
+        help=f"sources that {NO_COUNTERPART} is made of",
+    )
     add("--tokenizer", default="", help="where MODEL has none of its own")
     add_conversation_arguments(parser)
     return parser.parse_args(arguments)

@@ -10,27 +10,27 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from llama_cpt.config.fields import nearest, require_above_zero
-from llama_cpt.config.loading import load
-from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.config.fields import did_you_mean, require_above_zero
+from llama_cpt.config.loading import load_config
+from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.findings import (
-    aligned,
+    aligned_table,
     conclusion,
     form_rows,
-    goal_in_words,
+    format_objective,
+    format_optimal_rate,
     next_rows,
     prediction_rows,
-    ridge_in_words,
 )
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import to_json
-from llama_cpt.mixture_law.objective import Bound, Goal, Weights
+from llama_cpt.mixture_law.objective import Bound, Objective, Weights
 from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import PICTURES, make_report
 from llama_cpt.mixture_law.results import Results, read_results
 from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
-from llama_cpt.runtime.output_folder import require_local, require_writable
+from llama_cpt.runtime.output_folder import check_local, check_writable
 
 DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
 with intervals, or in a sentence why it recommends none. docs/law.md tells the format of the table,
@@ -52,17 +52,17 @@ why), 78 if the table is wrong, 2 if an option is, 130 on Ctrl-C.
 def main(arguments: list[str]) -> int:
     """Read, fit, write, tell; the exit status."""
     options = _parser().parse_args(arguments)
-    require_local("--output", options.output)
-    require_writable(options.output)
+    check_local("--output", options.output)
+    check_writable(options.output)
     if options.config:
-        load(options.config)
+        load_config(options.config)
     if options.next < 0:
         raise UsageError(f"--next {options.next} must be 0 or more runs.")
     asked, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
     goal = _goal(options, results)
     _require_said(results, options)
-    law = analyse(results.points, goal=goal, next_runs=options.next, **target)
+    law = analyze(results.runs, goal=goal, next_runs=options.next, **target)
     _print_summary(law, results)
     if asked:
         _print_predictions(law, asked, options)
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     return 0 if law.recommendation else NEGATIVE_RESULT
 
 
-def _goal(options: argparse.Namespace, results: Results) -> Goal:
+def _goal(options: argparse.Namespace, results: Results) -> Objective:
     if options.weights:
         weights = _named("--weights", options.weights, *GROUPS)
         if not any(weights.values()):
@@ -78,7 +78,7 @@ def _goal(options: argparse.Namespace, results: Results) -> Goal:
         return Weights(**weights)
     if options.forgetting <= -1 or not math.isfinite(options.forgetting):
         raise UsageError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
-    if np.isnan(results.points.base_original).any():
+    if np.isnan(results.runs.base_original).any():
         raise UserError(
             f"{', '.join(results.files)}: {results.remarks[-1]} Give --weights "
             f"additional=1,original=1."
@@ -93,7 +93,7 @@ def _named(option: str, text: str, *names: str) -> dict[str, float]:
     for part in text.split(","):
         name, equals, number = (word.strip() for word in part.partition("="))
         if name not in names or not equals:
-            raise UsageError(f"{form}{nearest(name, list(names)) or '.'}")
+            raise UsageError(f"{form}{did_you_mean(name, list(names)) or '.'}")
         found[name] = _number(f"{option} {name}", number)
     if set(found) != set(names):
         raise UsageError(f"{form}.")
@@ -138,9 +138,9 @@ def _require_said(results: Results, options: argparse.Namespace) -> None:
     """Raise UserError for a target in what the table does not tell of its runs."""
     for name in ("parameters", "tokens"):
         asked = getattr(options, f"target_{name}") is not None
-        if asked and np.isnan(getattr(results.points, name)).any():
+        if asked and np.isnan(getattr(results.runs, name)).any():
             raise UserError(f"--target-{name}: column {name} of the table is empty; fill it in.")
-    if options.target_base and options.target_parameters in results.points.parameters:
+    if options.target_base and options.target_parameters in results.runs.parameters:
         size = f"{options.target_parameters:g}"
         raise UserError(
             f"--target-base: the table has the base of {size} parameters; leave it out."
@@ -148,17 +148,17 @@ def _require_said(results: Results, options: argparse.Namespace) -> None:
 
 
 def _print_summary(law: Law, results: Results) -> None:
-    print(f"{len(results.points)} runs. Asked: {goal_in_words(law.goal)}.\n")
+    print(f"{len(results.runs)} runs. Asked: {format_objective(law.objective)}.\n")
     print("\n".join(conclusion(law)))
-    if law.ridge:
-        print(ridge_in_words(law))
+    if law.optimal_rate:
+        print(format_optimal_rate(law))
     if law.forms:
-        print(f"\nErrors of the forms:\n{aligned(form_rows(law))}")
+        print(f"\nErrors of the forms:\n{aligned_table(form_rows(law))}")
     if law.one_for_all:
         print(f"\n{law.one_for_all}")
     if law.next_runs:
         told = "at the size and budget with the most runs, each counting on those above it"
-        print(f"\nNext runs, {told}:\n{aligned(next_rows(law))}")
+        print(f"\nNext runs, {told}:\n{aligned_table(next_rows(law))}")
     for told in (*results.left_out, *results.remarks, *law.notes):
         print(f"note: {told}")
 
@@ -170,7 +170,7 @@ def _print_predictions(
         print("note: --predict: no form could be fitted, so nothing is predicted (see above).")
         return
     place = {"parameters": options.target_parameters, "tokens": options.target_tokens}
-    print(f"\nPredicted, 90 %:\n{aligned(prediction_rows(asked, law, **place))}")
+    print(f"\nPredicted, 90 %:\n{aligned_table(prediction_rows(asked, law, **place))}")
 
 
 def _write(law: Law, results: Results, options: argparse.Namespace) -> None:

@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
-from llama_cpt.pipelines.run import described, travel
-from llama_cpt.runtime.distributed import require_one
+from llama_cpt.pipelines.run import describe_stages, run_pipeline
+from llama_cpt.runtime.distributed import require_single_process
 from llama_cpt.runtime.errors import one_line_errors
 
 
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         if options.config is None:
             return 0
-    require_one("pipeline")
-    config = load(options.config, overrides, PipelineConfig)
-    print(f"{config.output}: {len(config.stages)} stages\n{described(config)}", flush=True)
-    return travel(config).value
+    require_single_process("pipeline")
+    config = load_config(options.config, overrides, PipelineConfig)
+    print(f"{config.output}: {len(config.stages)} stages\n{describe_stages(config)}", flush=True)
+    return run_pipeline(config).value
 
 
 if __name__ == "__main__":

@@ -8,32 +8,32 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.planning import compiling
 from llama_cpt.planning.memory import PassMemory, device_bytes
-from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import (
     Candidate,
-    Tried,
+    CompiledCandidate,
     candidates,
+    explain_no_candidates,
     next_to_try,
     smallest_topology,
-    why_none,
 )
-from llama_cpt.planning.step_plan import Plan, make_plan, where
-from llama_cpt.planning.text import found_in_words, in_words, refused_in_words, tried_in_words
+from llama_cpt.planning.step_plan import Plan, describe_target, make_plan
+from llama_cpt.planning.text import format_plan, format_refusal, format_search, format_trial
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError, one_line_errors
 from llama_cpt.training.lowering import (
     abstract_batch,
-    lower,
     lower_evaluation,
+    lower_program,
     lower_reference,
     topology_program,
 )
-from llama_cpt.training.program import Program, has_reference
+from llama_cpt.training.program import TrainProgram, needs_reference
 
 DESCRIPTION = """Compile the very step that train runs, with the TPU compiler and no TPU, and tell
 what it needs: memory and what decides it, operations, collectives, the time it cannot beat, tokens
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     """Compile and tell; the exit status."""
     options, overrides = _parser().parse_known_args(arguments)
     topology = find_topology(options.topology, options.slices)
-    config = load(options.config, overrides)
+    config = load_config(options.config, overrides)
     # A TPU that is here is left alone, and one that is not is not looked for.
     jax.config.update("jax_platforms", "cpu")
     # What is made for a TPU cannot be read back where there is none.
@@ -72,34 +72,40 @@ def main(arguments: list[str]) -> int:
     fits = memory is not None and memory.fits
     remedy = "" if fits else first_remedy(config, topology, mesh, memory)
     if options.json:
-        facts = {**where(topology, mesh), **asdict(plan)} if memory is None else plan.facts()
+        facts = (
+            {**describe_target(topology, mesh), **asdict(plan)}
+            if memory is None
+            else plan.to_json()
+        )
         print(json.dumps({"fits": fits, "first_to_try": remedy, **facts}, indent=1))
-    elif isinstance(plan, TooLarge):
-        print(refused_in_words(plan, topology, remedy))
+    elif isinstance(plan, OutOfMemory):
+        print(format_refusal(plan, topology, remedy))
     else:
-        print(in_words(plan, remedy))
+        print(format_plan(plan, remedy))
     return 0 if fits else NEGATIVE_RESULT
 
 
-def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> Plan | TooLarge:
+def compiled_plan(
+    config: TrainConfig, topology: Topology, program: TrainProgram
+) -> Plan | OutOfMemory:
     """Of the step of ``config`` in ``program``, whose mesh is of ``topology``.
 
     Its memory counts what comes before the first step: reading the weights beside adapters, the
     passes over held-out text and over preferences.
     """
     mesh = program.mesh
-    made = compiling.compile_program(lower(config, program), mesh)
-    if isinstance(made, TooLarge):
+    made = compiling.compile_program(lower_program(config, program), mesh)
+    if isinstance(made, OutOfMemory):
         return made
     batch = abstract_batch(config, mesh)
-    plan = make_plan(config, topology, made, state=program.abstract, batch=batch)
+    plan = make_plan(config, topology, made, state=program.state_shapes, batch=batch)
     memory = plan.memory
     if config.lora:
-        memory = replace(memory, loading=PassMemory(device_bytes(program.plain)))
-    if has_reference(config):
+        memory = replace(memory, loading=PassMemory(device_bytes(program.base_model_shapes)))
+    if needs_reference(config):
         memory = replace(memory, reference=_pass_memory(lower_reference(config, program), mesh))
     if config.data.heldout:
-        moments = device_bytes(program.abstract.opt_state)
+        moments = device_bytes(program.state_shapes.opt_state)
         evaluation = _pass_memory(lower_evaluation(config, program), mesh, beside=moments)
         memory = replace(memory, evaluation=evaluation)
     return replace(plan, memory=memory)
@@ -107,22 +113,22 @@ def compiled_plan(config: TrainConfig, topology: Topology, program: Program) -> 
 
 def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, beside: int = 0) -> PassMemory:
     made = compiling.compile_program(lowered, mesh)
-    if isinstance(made, TooLarge):
+    if isinstance(made, OutOfMemory):
         return PassMemory(made.used + beside, refused=True)
     return PassMemory(made.peak + beside)
 
 
-def bytes_needed(plan: Plan | TooLarge) -> int:
+def bytes_needed(plan: Plan | OutOfMemory) -> int:
     """Of one device: by the steps, or by a pass beside them where that needs more."""
-    return plan.used if isinstance(plan, TooLarge) else plan.memory.available - plan.memory.left
+    return plan.used if isinstance(plan, OutOfMemory) else plan.memory.available - plan.memory.left
 
 
 def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
     available = topology.chip.memory_bytes
     every = candidates(config, topology)
-    left = [one for one in every if one.hand.total < available]
+    left = [one for one in every if one.analytic.total < available]
     found: list[tuple[Candidate, Plan]] = []
-    tried: list[Tried] = []
+    tried: list[CompiledCandidate] = []
     while len(found) < ENOUGH_FOUND and (one := next_to_try(left, tried, available)):
         left.remove(one)
         program = topology_program(one.config, topology.text, topology.slices)
@@ -130,26 +136,26 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         fits = isinstance(plan, Plan) and plan.memory.fits
         if fits:
             found.append((one, plan))
-        tried.append(Tried(one, bytes_needed(plan), fits))
-        print(tried_in_words(tried[-1]), file=sys.stderr, flush=True)
+        tried.append(CompiledCandidate(one, bytes_needed(plan), fits))
+        print(format_trial(tried[-1]), file=sys.stderr, flush=True)
     if not found:
         if as_json:
             print("[]")
         raise _nothing_fits(config, topology, every)
-    found.sort(key=lambda pair: pair[1].roofline.in_turn)
+    found.sort(key=lambda pair: pair[1].roofline.serial_seconds)
     if as_json:
-        told = [{"fits": True, "options": one.options, **plan.facts()} for one, plan in found]
+        told = [{"fits": True, "options": one.options, **plan.to_json()} for one, plan in found]
         print(json.dumps(told, indent=1))
     else:
-        print(found_in_words(found, len(tried), topology))
+        print(format_search(found, len(tried), topology))
     return 0
 
 
 def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> UserError:
     if not every:
-        why = why_none(config, topology)
+        why = explain_no_candidates(config, topology)
         return UserError(f"{topology.text}: no mesh divides it and the config: {why}.")
-    least = min(every, key=lambda one: one.hand.total)
+    least = min(every, key=lambda one: one.analytic.total)
     larger = smallest_topology(config, topology)
     # Several slices hold a copy of the parameters each.
     remedy = (
@@ -158,10 +164,10 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
         else f"no slice of {topology.family} is enough: adapters (docs/lora.md) or another chip"
     )
     available = topology.chip.memory_bytes
-    beside = ", and more once compiled" if least.hand.total < available else ""
+    beside = ", and more once compiled" if least.analytic.total < available else ""
     return DoesNotFitError(
         f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
-        f"{least.hand.total / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
+        f"{least.analytic.total / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
         f"({least.options}); {remedy}."
     )
 

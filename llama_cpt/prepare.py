@@ -7,17 +7,17 @@ import sys
 import jax
 import numpy as np
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
-from llama_cpt.data.mixture import Mixture, mixture_of
-from llama_cpt.data.prepare.corpora import Prepared, WriteAll, open_rows, prepare
+from llama_cpt.data.mixture import Mixture, build_mixture
+from llama_cpt.data.prepare.corpora import PreparedCorpora, WriteAll, open_rows, prepare
 from llama_cpt.data.rows import Manifest
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.runtime.output_folder import require_writable
+from llama_cpt.runtime.output_folder import check_writable
 
 _NOUNS = {
     "documents": "documents",
@@ -62,15 +62,15 @@ def main(arguments: list[str]) -> None:
         if options.config is None:
             return
     write_missing = _write_missing(options, beam_options)
-    config = load(options.config, overrides)
-    require_writable(config.data.prepared)
+    config = load_config(options.config, overrides)
+    check_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
     prepared = prepare(
         config.data, options.workers, objective=config.objective, write_missing=write_missing
     )
     corpora = config.data.additional + config.data.original
-    mixture = mixture_of(
+    mixture = build_mixture(
         config.data,
         {corpus.name: prepared.rows[corpus.name].rows for corpus in corpora},
         seed=config.seed,
@@ -164,12 +164,12 @@ def _chat_lines(manifest: Manifest) -> list[str]:
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
     """How long the rows last at the config's ALMR, and how often its steps pass over them."""
     batch, bound = config.global_batch_size, config.data.max_epochs
-    fresh, longest = (mixture.rows_within(passes) // batch for passes in (1.0, bound))
+    fresh, longest = (mixture.max_rows(passes) // batch for passes in (1.0, bound))
     print(
         f"at ALMR {config.data.almr}: {fresh:,} steps of {batch} rows without repeating a row, "
         f"{longest:,} within data.max_epochs={bound:g}"
     )
-    passes = mixture.passes(config.num_steps * batch)
+    passes = mixture.epochs(config.num_steps * batch)
     for corpus, times in zip(mixture.corpora, passes, strict=True):
         line = f"{config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}"
         if times > bound:
@@ -178,7 +178,7 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
             print(f"  {line}")
 
 
-def inspect(prepared: Prepared, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
+def inspect(prepared: PreparedCorpora, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
     """Print the run's first ``count`` rows as the model sees them."""
     rows = open_rows(prepared)
     for number in range(count):

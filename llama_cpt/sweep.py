@@ -4,14 +4,14 @@ import argparse
 import re
 import sys
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.sweep import SweepConfig
-from llama_cpt.runtime.distributed import require_one
+from llama_cpt.runtime.distributed import require_single_process
 from llama_cpt.runtime.errors import UsageError, one_line_errors
-from llama_cpt.sweeps.cost import chip_hours, within_budget
-from llama_cpt.sweeps.preview import described, table
+from llama_cpt.sweeps.cost import chip_hours, fit_to_budget
+from llama_cpt.sweeps.preview import describe_sweep, trial_table
 from llama_cpt.sweeps.runner import run_sweep
-from llama_cpt.sweeps.trials import chains_of
+from llama_cpt.sweeps.trials import make_chains
 
 
 def main(arguments: list[str]) -> int:
@@ -51,15 +51,15 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         if options.config is None:
             return 0
-    require_one("sweep")
-    sweep = load(options.config, overrides, SweepConfig)
+    require_single_process("sweep")
+    sweep = load_config(options.config, overrides, SweepConfig)
     worker, workers = _share(options.worker)
     if options.budget is not None:
-        sweep = within_budget(sweep, options.budget)
-        print(described(sweep))
-    trials = [trial for chain in chains_of(sweep) for trial in chain]
+        sweep = fit_to_budget(sweep, options.budget)
+        print(describe_sweep(sweep))
+    trials = [trial for chain in make_chains(sweep) for trial in chain]
     if options.dry_run or options.budget is not None:
-        print(table(sweep, trials))
+        print(trial_table(sweep, trials))
         return 0
     hours = chip_hours(sweep, trials)
     print(f"{sweep.output}: {len(trials)} trials, {hours:.3g} chip-hours of {sweep.chip}")

@@ -4,11 +4,11 @@ import argparse
 import sys
 import time
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.runtime.distributed import together
+from llama_cpt.runtime.distributed import distributed_session
 from llama_cpt.runtime.errors import one_line_errors
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit
 
@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> int:
         if options.config is None:
             return 0
     profile = steps_to_trace(options.profile) if options.profile else NO_STEPS
-    config = load(options.config, overrides)
-    with together():
-        run = build(config, make_mesh(config.mesh))
+    config = load_config(options.config, overrides)
+    with distributed_session():
+        run = build_run(config, make_mesh(config.mesh))
         outcome = fit(run, options.allow_change, started=started, profile=profile)
         return outcome.value
 

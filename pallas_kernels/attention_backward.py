@@ -16,17 +16,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention_parts import (
-    HIDDEN,
     LANES,
     LOG2_E,
+    MASK_VALUE,
     VMEM_BYTES,
     Heads,
-    Saved,
-    Walk,
-    by_kind,
+    KernelConfig,
+    Residuals,
     column,
+    dispatch_by_mask,
     dot,
-    in_flight,
+    software_pipeline,
 )
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
@@ -36,7 +36,7 @@ LogSums = Float[Array, "batch steps together queries"]
 Gradients = tuple[Queries, Keys, Keys]
 
 
-def attend_backward(saved: Saved, out_gradient: Queries, walk: Walk) -> Gradients:
+def attend_backward(saved: Residuals, out_gradient: Queries, walk: KernelConfig) -> Gradients:
     """Gradients of query, key and value.
 
     The gradients of ``sizes.backward_keys`` keys lie in VMEM until a row is done. A longer row is
@@ -59,7 +59,7 @@ def attend_backward(saved: Saved, out_gradient: Queries, walk: Walk) -> Gradient
     return d_query.astype(query.dtype), d_key, d_value
 
 
-def _row_sums(out: Queries, out_gradient: Queries, walk: Walk) -> LogSums:
+def _row_sums(out: Queries, out_gradient: Queries, walk: KernelConfig) -> LogSums:
     """Delta of every query, of every head."""
     batch, length, _ = out.shape
     heads = walk.heads
@@ -69,9 +69,9 @@ def _row_sums(out: Queries, out_gradient: Queries, walk: Walk) -> LogSums:
 
 
 def _walked(  # noqa: PLR0913 - what is walked, how, and how far
-    saved: Saved,
+    saved: Residuals,
     out_gradient: Queries,
-    walk: Walk,
+    walk: KernelConfig,
     first_key: Int[Array, ""] | int,
     span: int,
     before: Gradients | None,
@@ -157,7 +157,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     q_ids_ref: Any,
     k_ids_ref: Any,
     *refs: Any,
-    walk: Walk,
+    walk: KernelConfig,
     adds: bool,
 ) -> None:
     heads, sizes, blocks = walk.heads, walk.sizes, walk.blocks
@@ -202,11 +202,11 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
                 if diagonal:
                     q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
                     visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
-                s = jnp.where(visible, s, HIDDEN)
+                s = jnp.where(visible, s, MASK_VALUE)
             return s, d_p
 
         parts = list(itertools.product(range(heads.together), range(0, size, part)))
-        for (head, begin), (s, d_p) in in_flight(scores, parts, sizes.backward_ahead):
+        for (head, begin), (s, d_p) in software_pipeline(scores, parts, sizes.backward_ahead):
             rows, at, key_at = slice(begin, begin + part), heads.at(head), heads.key_at(head)
             p = jnp.exp2(s - log_sum_ref[0, 0, head : head + 1, rows])
             d_s = (p * (d_p - delta_ref[head : head + 1, rows])).astype(k_ref.dtype)
@@ -215,7 +215,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             d_k[of_keys] += dot(d_s, scaled_ref[rows, at], (1, 0))
             d_q[at, rows] += dot(turned_k[key_at, : s.shape[0]], d_s, (1, 0))
 
-    by_kind(here.flags, tile)
+    dispatch_by_mask(here.flags, tile)
 
     @pl.when(here.flags & LAST != 0)
     def end_queries() -> None:

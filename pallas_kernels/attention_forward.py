@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention_parts import (
-    HIDDEN,
     LANES,
     LOG2_E,
+    MASK_VALUE,
     VMEM_BYTES,
+    KernelConfig,
+    Residuals,
     Rows,
-    Saved,
-    Walk,
-    by_kind,
     column,
+    dispatch_by_mask,
     dot,
-    in_flight,
+    software_pipeline,
 )
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
@@ -34,8 +34,8 @@ def attend_forward(
     key: Float[Array, "batch length kv_heads_x_dim"],
     value: Float[Array, "batch length kv_heads_x_dim"],
     rows: Rows,
-    walk: Walk,
-) -> Saved:
+    walk: KernelConfig,
+) -> Residuals:
     """The output among what is saved; ``walk`` says how the heads lie."""
     heads, sizes, specs = walk.heads, walk.sizes, walk.specs
     batch, length, _ = query.shape
@@ -72,7 +72,7 @@ def attend_forward(
         interpret=walk.interpret,
         name="flash_attention_forward",
     )(table.entries, query, key, value, rows.query_ids(sizes.tile), rows.key_ids())
-    return Saved(query, key, value, rows, out, log_sum)
+    return Residuals(query, key, value, rows, out, log_sum)
 
 
 def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each flag
@@ -90,7 +90,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     sum_ref: Any,
     total_ref: Any,
     *,
-    walk: Walk,
+    walk: KernelConfig,
 ) -> None:
     heads, sizes = walk.heads, walk.sizes
     flags = unpack(table[pl.program_id(1)], walk.blocks).flags
@@ -102,7 +102,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
         q_column_ref[...] = column(q_ids_ref[0])
-        max_ref[...] = jnp.full_like(max_ref, HIDDEN)
+        max_ref[...] = jnp.full_like(max_ref, MASK_VALUE)
         sum_ref[...] = jnp.zeros_like(sum_ref)
         total_ref[...] = jnp.zeros_like(total_ref)
 
@@ -117,11 +117,11 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
                 if diagonal:
                     q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
                     visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
-                s = jnp.where(visible, s, HIDDEN)
+                s = jnp.where(visible, s, MASK_VALUE)
             return s
 
         parts = list(itertools.product(range(heads.together), range(0, size, part)))
-        for (head, begin), s in in_flight(scores, parts, sizes.forward_ahead):
+        for (head, begin), s in software_pipeline(scores, parts, sizes.forward_ahead):
             keys, rows = s.shape[1], slice(begin, begin + part)
             before = max_ref[head, rows]
             now = jnp.maximum(before, s.max(-1, keepdims=True))
@@ -135,7 +135,7 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             at = rows, heads.at(head)
             total_ref[at] = total_ref[at] * _lanes(fading, heads.head_dim) + seen
 
-    by_kind(flags, tile)
+    dispatch_by_mask(flags, tile)
 
     @pl.when(flags & LAST != 0)
     def end() -> None:

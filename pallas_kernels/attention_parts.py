@@ -15,7 +15,7 @@ from pallas_kernels.block_sizes import BlockSizes
 from pallas_kernels.tiles import CROSSING, DIAGONAL, unpack
 
 LOG2_E = math.log2(math.e)
-HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
+MASK_VALUE = -0.7 * float(jnp.finfo(jnp.float32).max)
 """The score of an invisible pair; finite, so that a difference of two is no NaN."""
 LANES = 128
 VMEM_BYTES = 64 << 20
@@ -78,7 +78,7 @@ class Rows(NamedTuple):
         return ids.reshape(len(ids), -1, tile)[:, self.places].reshape(len(ids), 1, -1)
 
 
-class Saved(NamedTuple):
+class Residuals(NamedTuple):
     """What the backward pass needs of the forward pass."""
 
     query: Float[Array, "batch queries heads_x_dim"]
@@ -91,7 +91,7 @@ class Saved(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Walk:
+class KernelConfig:
     """How the kernels walk: static, so that equal walks are compiled once."""
 
     heads: Heads
@@ -165,7 +165,7 @@ def column(row: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits.T, row.dtype)
 
 
-def in_flight(
+def software_pipeline(
     scores: Callable[[int, int], Any], parts: list[tuple[int, int]], ahead: int
 ) -> Iterator[tuple[tuple[int, int], Any]]:
     """Each part with its scores, computed ``ahead`` parts before: so the matrix unit goes on."""
@@ -175,7 +175,7 @@ def in_flight(
         yield part, pending.pop(0)
 
 
-def by_kind(flags: jax.Array, tile: Callable[[bool, bool], None]) -> None:
+def dispatch_by_mask(flags: jax.Array, tile: Callable[[bool, bool], None]) -> None:
     """Run ``tile(crossing, diagonal)`` of the tile's kind; only what can hide a pair masks.
 
     A tile on the diagonal is masked by segment too: few are not crossed.

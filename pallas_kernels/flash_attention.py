@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention_backward import attend_backward
 from pallas_kernels.attention_forward import attend_forward
-from pallas_kernels.attention_parts import LANES, Heads, Rows, Saved, Walk
+from pallas_kernels.attention_parts import LANES, Heads, KernelConfig, Residuals, Rows
 from pallas_kernels.block_sizes import BlockSizes, current_block_sizes
 
 LONGEST = 131_072
@@ -58,7 +58,7 @@ def flash_attention(
     if chunks is not None:
         blocks = chunk // sizes.tile
         places = (chunks[:, None] * blocks + jnp.arange(blocks)[None]).reshape(-1)
-    walk = Walk(heads, sizes, segment_ids.shape[1] // sizes.tile, interpret)
+    walk = KernelConfig(heads, sizes, segment_ids.shape[1] // sizes.tile, interpret)
     flat = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
     out = _attention(*flat, Rows(segment_ids, places), walk)
     return out.reshape(batch, -1, num_heads, head_dim)[:, :queries]
@@ -66,19 +66,19 @@ def flash_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, rows: Rows, walk: Walk
+    query: jax.Array, key: jax.Array, value: jax.Array, rows: Rows, walk: KernelConfig
 ) -> jax.Array:
     return attend_forward(query, key, value, rows, walk).out
 
 
 def _attention_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, rows: Rows, walk: Walk
-) -> tuple[jax.Array, Saved]:
+    query: jax.Array, key: jax.Array, value: jax.Array, rows: Rows, walk: KernelConfig
+) -> tuple[jax.Array, Residuals]:
     saved = attend_forward(query, key, value, rows, walk)
     return saved.out, saved
 
 
-def _attention_backward(walk: Walk, saved: Saved, out_gradient: jax.Array) -> tuple:
+def _attention_backward(walk: KernelConfig, saved: Residuals, out_gradient: jax.Array) -> tuple:
     return (*attend_backward(saved, out_gradient, walk), None)
 
 

@@ -10,14 +10,14 @@ import jax
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training import trainer
-from llama_cpt.training.run import Run, build
+from llama_cpt.training.run import Run, build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 
 
 def run_of(config: TrainConfig) -> Run:
     """The parts of a run on one device."""
-    return build(config, make_mesh(config.mesh, jax.devices()[:1]))
+    return build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
 
 
 def train(config: TrainConfig, **options: Any) -> Outcome:

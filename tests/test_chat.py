@@ -14,7 +14,7 @@ import sentencepiece
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.generation.chat_session import Session, chat_template_of, text_pieces
+from llama_cpt.generation.chat_session import ChatSession, find_chat_template, stream_text
 from llama_cpt.generation.decoder import make_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.model.llama import Llama
@@ -23,7 +23,7 @@ from llama_cpt.runtime.errors import USER_ERROR, UserError
 from llama_cpt.weights.hf_config import config_json
 from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
 from llama_cpt.weights.safetensors import file_header
-from llama_cpt.weights.source import model_config_of, tokenizer_of
+from llama_cpt.weights.source import find_tokenizer, read_model_config
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
 
@@ -55,18 +55,20 @@ def session_parts(tmp_path_factory):
 
 
 @pytest.fixture
-def session(session_parts) -> Session:
+def session(session_parts) -> ChatSession:
     _, tokenizer, model = session_parts
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    template = chat_template_of(tokenizer)
-    return Session(make_decoder(model, mesh), tokenizer, template, mesh, Sampling(1.0, seed=3), 16)
+    template = find_chat_template(tokenizer)
+    return ChatSession(
+        make_decoder(model, mesh), tokenizer, template, mesh, Sampling(1.0, seed=3), 16
+    )
 
 
 def test_a_tokenizer_without_the_tokens_of_a_chat_is_a_base_models(
     session_parts, corpora_tokenizer
 ):
-    assert chat_template_of(session_parts[1]).fingerprint == "llama3"
-    assert chat_template_of(corpora_tokenizer) is None
+    assert find_chat_template(session_parts[1]).fingerprint == "llama3"
+    assert find_chat_template(corpora_tokenizer) is None
 
 
 @pytest.fixture
@@ -86,9 +88,9 @@ def corpora_tokenizer(tmp_path) -> Tokenizer:
 def test_pieces_break_no_character_and_show_no_special_token(session_parts):
     _, tokenizer, _ = session_parts
     ids = [*tokenizer.encode("a你🙂b"), tokenizer.special_id("<|python_tag|>")]
-    pieces = list(text_pieces(tokenizer, iter([[one] for one in ids])))
+    pieces = list(stream_text(tokenizer, iter([[one] for one in ids])))
     assert pieces == ["a", "你", "🙂", "b"]
-    cut = list(text_pieces(tokenizer, iter([tokenizer.encode("a你")[:-1]])))
+    cut = list(stream_text(tokenizer, iter([tokenizer.encode("a你")[:-1]])))
     assert cut == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
@@ -172,8 +174,8 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_a_missing_tokenizer_is_one_sentence(hf_folder, tmp_path):
     (tmp_path / "config.json").write_text((hf_folder / "config.json").read_text())
-    assert model_config_of(str(tmp_path)).num_layers == 1
+    assert read_model_config(str(tmp_path)).num_layers == 1
     with pytest.raises(UserError, match="--tokenizer"):
-        tokenizer_of(str(tmp_path))
+        find_tokenizer(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"data": {"tokenizer": "there"}}))
-    assert tokenizer_of(str(tmp_path)) == "there"
+    assert find_tokenizer(str(tmp_path)) == "there"

@@ -13,9 +13,9 @@ import tokenizers
 import torch
 import transformers
 
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.config.fields import to_dict
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import (
     CorpusConfig,
     DataConfig,
@@ -83,9 +83,9 @@ def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokeni
         init_from=init_from,
     )
     folder.mkdir(parents=True)
-    save(config, folder / "config.json")
+    save_config(config, folder / "config.json")
     about = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
-    with Checkpoints(str(folder / FOLDER)) as checkpoints:
+    with CheckpointManager(str(folder / CHECKPOINTS_FOLDER)) as checkpoints:
         checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, about)
     lines = [
         {"step": step, "eval/zh/bits_per_byte": value, "train/loss": 1.0}

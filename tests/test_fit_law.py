@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.fit_law import main
 from llama_cpt.mixture_law import law_file
 from llama_cpt.runtime.errors import USER_ERROR, UserError
@@ -45,7 +45,10 @@ def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
     names = {"law.json", "report.md", "recommended.py", *PICTURES}
     assert {path.name for path in folder.iterdir()} == names
     found = json.loads((folder / "law.json").read_text())["recommendation"]
-    config, base = load(str(folder / "recommended.py"), ["--output", "runs/x"]), load(BASE)
+    config, base = (
+        load_config(str(folder / "recommended.py"), ["--output", "runs/x"]),
+        load_config(BASE),
+    )
     assert config.data.almr == pytest.approx(found["almr"], abs=5e-4)
     rate = config.optimizer.peak_learning_rate
     assert rate == pytest.approx(found["learning_rate"], rel=5e-3)
@@ -57,7 +60,7 @@ def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
             assert words in text
     assert f"ALMR {found['almr']:.3f} (90 %: " in told
     assert len(re.findall(r"^  0\.\d+ +\S+ +\d+%$", told, re.M)) == 2
-    predicted = law_file.load(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
+    predicted = law_file.load_law(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
     assert "0.6   5e-4           " in told and f"{predicted.value:.4f} ({predicted.low:.4f}" in told
     for text in (told, (folder / "report.md").read_text()):
         assert "Run trial 7 diverged or did not finish" in text
@@ -71,7 +74,7 @@ def test_a_target_and_options_where_no_config_is_named(fit, results):
     assert (folder / "carry.png").exists()
     lines = (folder / "recommended.args").read_text().splitlines()
     options = [line for line in lines if not line.startswith("#")]
-    config = load(BASE, options[0].split())
+    config = load_config(BASE, options[0].split())
     found = json.loads((folder / "law.json").read_text())["recommendation"]
     assert len(options) == 1 and config.data.almr == pytest.approx(found["almr"], abs=5e-4)
     assert f"$(grep -v '#' {folder / 'recommended.args'})" in told

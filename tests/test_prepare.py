@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.data.loader import read_batch
-from llama_cpt.data.mixture import mixture_of
+from llama_cpt.data.mixture import build_mixture
 from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.rows import TokenRows
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
@@ -80,7 +80,7 @@ def test_overrides_and_too_many_passes(config_path, capsys):
 
 def test_inspect_shows_what_the_model_sees(config_path, capsys):
     """From the printed rows alone, the batch's tokens, segments and mask come back."""
-    config = load(config_path)
+    config = load_config(config_path)
     tokenizer = load_tokenizer(config.data.tokenizer)
     main([config_path, "--inspect", "12"])
     first = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_inspect_shows_what_the_model_sees(config_path, capsys):
     shown = re.split(r"\nrow \d+ of the run: ", first)[1:]
     prepared = prepare(config.data)
     rows = {name: manifest.rows for name, manifest in prepared.rows.items()}
-    mixture = mixture_of(config.data, rows, seed=config.seed, global_batch_size=4)
+    mixture = build_mixture(config.data, rows, seed=config.seed, global_batch_size=4)
     corpora = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
     batch = read_batch(mixture, corpora, tokenizer.bos_id, np.arange(12)[None])
     for number, text in enumerate(shown):

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from llama_cpt import sweep
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order
+from llama_cpt.sweeps.trials import make_chains, mean_almr, mixture_order
 
 PAPER = "configs/sweep_8b.py"
 
@@ -20,8 +20,8 @@ def at_the_root(monkeypatch):
 
 
 def trials_of(name):
-    config = load(f"configs/{name}.py", (), SweepConfig)
-    return [trial for chain in chains_of(config) for trial in chain]
+    config = load_config(f"configs/{name}.py", (), SweepConfig)
+    return [trial for chain in make_chains(config) for trial in chain]
 
 
 def test_a_dry_run_prices_and_trains_nothing(capsys):
@@ -76,9 +76,9 @@ def test_presets_ask_what_readers_of_the_paper_ask():
 
 
 def test_rates_follow_the_law_of_the_study():
-    config = load("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
+    config = load_config("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
     rates = {}
-    for chain in chains_of(config):
+    for chain in make_chains(config):
         trial = chain[0].config
         rates.setdefault(trial.data.almr, []).append(trial.optimizer.peak_learning_rate)
     for half, once, twice in rates.values():

@@ -21,14 +21,21 @@ from llama_cpt.checkpoint import manifest, state_dict, step_marks
 from llama_cpt.checkpoint.errors import SaveError, save_error
 from llama_cpt.checkpoint.health import DivergedError, non_finite
 from llama_cpt.checkpoint.retention import Retention
-from llama_cpt.checkpoint.verification import damage, warn_once
-from llama_cpt.runtime.distributed import all_hold, count, from_first, gathered, is_first, number
+from llama_cpt.checkpoint.verification import find_damage, warn_once
+from llama_cpt.runtime.distributed import (
+    all_processes_agree,
+    allgather_strings,
+    broadcast_from_primary,
+    is_primary,
+    process_count,
+    process_index,
+)
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import LiteralPath, validate_run_folder
-from llama_cpt.runtime.retry import of_storage, passes
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.retry import is_storage_error, is_transient
+from llama_cpt.runtime.storage import check_reachable
 
-FOLDER = "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"
 """Where a run keeps its checkpoints, below its output folder."""
 
 # Orbax logs the traceback of what it raises; here that becomes one line.
@@ -65,7 +72,7 @@ def orbax_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(use_compression=False, handler_impl=implementation)
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in ``folder`` (local or ``gs://``); the newest ``keep`` stay.
 
     So does an older one that is healthy if those may not be (``Retention``).
@@ -93,16 +100,16 @@ class Checkpoints:
         saved earlier are not touched.
         """
         self.wait()
-        if from_first(int(step in self.steps()), "step saved already"):
+        if broadcast_from_primary(int(step in self.steps()), "step saved already"):
             return
-        arrays = state_dict.to_dict(state)
+        arrays = state_dict.to_state_dict(state)
         if bad := non_finite(arrays):
             more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
             raise DivergedError(
                 f"{self.folder}: the checkpoint of step {step} was not saved: {bad[0]}{more} "
                 "held NaN or infinity."
             )
-        if is_first():
+        if is_primary():
             self._prepare(step)
         self._raise_agreed("checkpoint folder prepared")
         try:
@@ -125,7 +132,7 @@ class Checkpoints:
             self._raise_alone()
             self._raise_agreed("checkpoint sealed")
             self._prune()
-            gathered("", "old checkpoints removed")
+            allgather_strings("", "old checkpoints removed")
 
     @property
     def failed(self) -> bool:
@@ -139,7 +146,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that can be restored as far as is known without reading them, ascending."""
-        return [s for s in manifest.sealed_steps(self.folder) if s not in self._damaged]
+        return [s for s in manifest.committed_steps(self.folder) if s not in self._damaged]
 
     def standing(self) -> str:
         """A sentence that names the newest checkpoint, after the save under way has ended."""
@@ -156,32 +163,36 @@ class Checkpoints:
         lost their manifests.
         """
         self._name_unsealed()
-        step = from_first(max(self.steps(), default=-1), "newest checkpoint")
+        step = broadcast_from_primary(max(self.steps(), default=-1), "newest checkpoint")
         while step >= 0:
             if self.is_verified(step):
                 return step
             before = max((s for s in self.steps() if s < step), default=-1)
-            step = from_first(before, "checkpoint before")
-            if step >= 0 and is_first():
+            step = broadcast_from_primary(before, "checkpoint before")
+            if step >= 0 and is_primary():
                 warn_once(f"falling back to the checkpoint of step {step} in {self.folder}")
         if self._damaged:
             raise UserError(
                 f"{self.folder}: every checkpoint is damaged {sorted(self._damaged)}; put one "
                 "back from a copy, or name another output folder to start again."
             )
-        if from_first(int(bool(message := manifest.unverifiable(self.folder))), "manifests lost"):
+        if broadcast_from_primary(
+            int(bool(message := manifest.unverifiable(self.folder))), "manifests lost"
+        ):
             raise UserError(message or f"{self.folder}: every checkpoint has lost its manifest.")
         return None
 
     def is_verified(self, step: int) -> bool:
         """Compare every file of ``step`` with the manifest; a bad one is named on stderr."""
         path = self.folder / str(step)
-        found = damage(path, number(), count())
+        found = find_damage(path, process_index(), process_count())
         if found:
             warn_once(f"checkpoint {step} is damaged: {found}")
-        whole = all_hold(found is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS)
+        whole = all_processes_agree(
+            found is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS
+        )
         # Manifests written by earlier versions do not have the step; what they seal does.
-        if whole and (noted := (self.about(step) or {}).get("step", step)) != step:
+        if whole and (noted := (self.metadata(step) or {}).get("step", step)) != step:
             warn_once(f"checkpoint {step} is damaged: {path} holds the state of step {noted}")
             whole = False
         if not whole:
@@ -202,7 +213,7 @@ class Checkpoints:
         """``restore`` of the state's ``trained`` alone; ``abstract`` is like it."""
         return self._restore(step, {"trained": abstract}, whole=False)["trained"]
 
-    def about(self, step: int) -> dict[str, Any]:
+    def metadata(self, step: int) -> dict[str, Any]:
         """What ``save`` was given as ``about``."""
         return self._orbax.metadata(self.folder / str(step)).custom_metadata
 
@@ -218,7 +229,7 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join(_LEAVE_SECONDS)
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(
@@ -227,23 +238,23 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None or count() == 1:
+        if kind is None or process_count() == 1:
             self.close()
         else:
             self._leave()
 
     def _restore(self, step: int, abstract: Any, *, whole: bool) -> Any:
         path = self.folder / str(step)
-        item = jax.tree.map(_placed, state_dict.to_dict(abstract))
+        item = jax.tree.map(_placed, state_dict.to_state_dict(abstract))
         saved = self._orbax.metadata(path).item_metadata.tree
         saved = saved if whole else {name: saved[name] for name in item if name in saved}
-        state_dict.compare(str(path), saved, item)
+        state_dict.check_compatible(str(path), saved, item)
         arguments = ocp.args.PyTreeRestore(
             item,
             restore_args=ocp.checkpoint_utils.construct_restore_args(item),
             partial_restore=not whole,
         )
-        return state_dict.from_dict(self._orbax.restore(path, args=arguments), abstract)
+        return state_dict.from_state_dict(self._orbax.restore(path, args=arguments), abstract)
 
     def _raise(self) -> None:
         failure, self._failure = self._failure, None
@@ -251,23 +262,25 @@ class Checkpoints:
             raise failure
 
     def _raise_alone(self) -> None:
-        if isinstance(self._failure, SaveError) and self._failure.alone:
+        if isinstance(self._failure, SaveError) and self._failure.local_only:
             self._raise()
 
     def _raise_agreed(self, purpose: str) -> None:
         """Raise on every process what has failed on any; none goes on before all are here."""
         told = ""
         if isinstance(self._failure, SaveError):
-            told = f"{'passing' if self._failure.passing else 'lasting'} {self._failure}"
+            told = f"{'passing' if self._failure.transient else 'lasting'} {self._failure}"
         elif self._failure is not None:
             self._raise()
-        said = [one for one in gathered(told, purpose, seconds=SAVE_TIMEOUT_SECONDS) if one]
+        said = [
+            one for one in allgather_strings(told, purpose, seconds=SAVE_TIMEOUT_SECONDS) if one
+        ]
         self._failure, failure = None, self._failure
         if said:
             # Not before: the others were still reading what they seal.
-            if is_first():
+            if is_primary():
                 with contextlib.suppress(Exception):
-                    manifest.discard_unsealed(self.folder)
+                    manifest.discard_uncommitted(self.folder)
             passing = all(one.startswith("passing ") for one in said)
             raise SaveError(said[0].split(" ", 1)[1], passing=passing) from failure
 
@@ -277,15 +290,15 @@ class Checkpoints:
             if message := manifest.unverifiable(self.folder):
                 self._failure = SaveError(message, passing=False)
                 return
-            manifest.discard_unsealed(self.folder)
+            manifest.discard_uncommitted(self.folder)
             if step in self._damaged:
                 manifest.discard(self.folder, step)
             step_marks.put(self.folder, step, step_marks.SAVING)
         except Exception as error:
-            if not of_storage(error):
+            if not is_storage_error(error):
                 raise
             told = f"{self.folder}: cannot keep checkpoints here ({error})."
-            self._failure = SaveError(told, passing=passes(error))
+            self._failure = SaveError(told, passing=is_transient(error))
 
     def _finish(self, step: int) -> None:
         try:
@@ -296,7 +309,7 @@ class Checkpoints:
         try:
             path = self.folder / str(step)
             _require_merged(path)
-            manifest.seal(path, number(), count())
+            manifest.commit(path, process_index(), process_count())
             self._damaged.discard(step)
             self.retention.mark(step)
         except Exception as error:
@@ -312,12 +325,12 @@ class Checkpoints:
         kept: list[int] = []
         # Orbax may still be writing other files; what is left then, the next save removes.
         with contextlib.suppress(Exception):
-            if is_first() and not agreed:
+            if is_primary() and not agreed:
                 manifest.discard(self.folder, step)
             kept = self.steps()
-        if of_storage(error) or isinstance(error, RuntimeError | ValueError):
+        if is_storage_error(error) or isinstance(error, RuntimeError | ValueError):
             failure = save_error(str(self.folder), step, error, self.retention.keep, kept)
-            failure.alone = count() > 1 and not agreed
+            failure.local_only = process_count() > 1 and not agreed
             failure.__cause__ = error
             error = failure
         self._failure = error
@@ -327,11 +340,11 @@ class Checkpoints:
 
         What cannot be removed is told, and tried again after the next save.
         """
-        if not is_first():
+        if not is_primary():
             return
         try:
             # One look: what others seal meanwhile is not known to be old.
-            sealed = manifest.sealed_steps(self.folder)
+            sealed = manifest.committed_steps(self.folder)
             for step in step_marks.marked(self.folder, step_marks.SAVING) & set(sealed):
                 step_marks.remove(self.folder, step, step_marks.SAVING)
             whole = [step for step in sealed if step not in self._damaged]
@@ -339,25 +352,25 @@ class Checkpoints:
                 for step in set(sealed) - set(kept):
                     manifest.discard(self.folder, step)
         except Exception as error:
-            if not of_storage(error):
+            if not is_storage_error(error):
                 raise
             print(f"warning: {self.folder}: old checkpoints stay ({error}).", file=sys.stderr)
 
     def _name_unsealed(self) -> None:
-        if is_first() and self.folder.exists():
-            for path in manifest.unsealed(self.folder):
+        if is_primary() and self.folder.exists():
+            for path in manifest.uncommitted(self.folder):
                 warn_once(
                     f"{path} has no complete manifest and is not used: its save was interrupted, "
                     "or the manifest was removed"
                 )
 
 
-def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
+def save_weights(folder: str, model: Any, about: dict[str, Any]) -> None:
     """Save ``model`` alone, as step 0 of a new run folder, and wait.
 
     Raises UserError if the folder holds checkpoints already or ``model`` is not finite.
     """
-    with Checkpoints(str(epath.Path(folder) / FOLDER)) as checkpoints:
+    with CheckpointManager(str(epath.Path(folder) / CHECKPOINTS_FOLDER)) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds checkpoints already; name another folder.")
         try:
@@ -366,16 +379,18 @@ def save_trained(folder: str, model: Any, about: dict[str, Any]) -> None:
             raise UserError(f"{error} Get the weights again from their source.") from error
 
 
-def is_run(folder: str) -> bool:
+def is_run_folder(folder: str) -> bool:
     """Whether ``folder``, local or ``gs://``, holds a folder of checkpoints."""
-    require_reachable(folder)
-    return (epath.Path(folder) / FOLDER).exists()
+    check_reachable(folder)
+    return (epath.Path(folder) / CHECKPOINTS_FOLDER).exists()
 
 
-def open_run(folder: str, step: int | None = None) -> tuple[Checkpoints, int]:
+def open_run(folder: str, step: int | None = None) -> tuple[CheckpointManager, int]:
     """The checkpoints of a run folder (or checkpoint folder) and a verified step among them."""
     place = epath.Path(folder)
-    checkpoints = Checkpoints(str(place / FOLDER if is_run(folder) else place))
+    checkpoints = CheckpointManager(
+        str(place / CHECKPOINTS_FOLDER if is_run_folder(folder) else place)
+    )
     if step is None:
         step = checkpoints.latest_verified()
     elif step not in checkpoints.steps():

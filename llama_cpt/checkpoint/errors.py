@@ -4,7 +4,7 @@ import errno
 import os
 
 from llama_cpt.runtime.errors import PREEMPTED, USER_ERROR, UserError
-from llama_cpt.runtime.retry import lasts
+from llama_cpt.runtime.retry import is_permanent
 
 
 class StorageError(UserError):
@@ -12,7 +12,7 @@ class StorageError(UserError):
 
     def __init__(self, told: str, *, passing: bool) -> None:
         super().__init__(told)
-        self.passing = passing
+        self.transient = passing
         # What passes is worth a new start.
         self.status = PREEMPTED if passing else USER_ERROR
 
@@ -20,7 +20,7 @@ class StorageError(UserError):
 class SaveError(StorageError):
     """A checkpoint could not be saved."""
 
-    alone = False
+    local_only = False
     """Whether the other processes do not know, and wait for this one's share of the save."""
 
 
@@ -33,5 +33,5 @@ def save_error(place: str, step: int, error: Exception, keep: int, kept: list[in
     return SaveError(
         f"{place}: the checkpoint of step {step} was not saved: {reason}.{remedy} Earlier "
         f"checkpoints are untouched (steps: {kept}).",
-        passing=not lasts(error),
+        passing=not is_permanent(error),
     )

@@ -21,7 +21,7 @@ from llama_cpt.checkpoint import step_marks
 from llama_cpt.checkpoint.errors import StorageError
 from llama_cpt.runtime.literal_paths import files_below
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.runtime.retry import of_storage, passes, patiently
+from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
 BLOCK_BYTES = 4 << 20
 THREADS = 8
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
 
 
-def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
+def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
     """Bring share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
 
     Every one of ``parts`` processes calls it once the folder is complete. Raises OSError.
@@ -41,25 +41,25 @@ def seal(checkpoint: epath.Path, part: int, parts: int) -> None:
         raise FileNotFoundError(f"{checkpoint} holds no files")
     names = everything[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
-        seal_file = lambda name: patiently(partial(_seal_file, checkpoint / name))
+        seal_file = lambda name: with_retries(partial(_seal_file, checkpoint / name))
         digests = pool.map(seal_file, names)
         entries = dict(zip(names, digests, strict=True))
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
-        patiently(partial(_sync, folder))
-    patiently(partial(_sync, checkpoint.parent))
+        with_retries(partial(_sync, folder))
+    with_retries(partial(_sync, checkpoint.parent))
     content = {"step": int(checkpoint.name), "all_files": len(everything), "files": entries}
     path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
-    patiently(partial(_write, path, json.dumps(content, indent=1)))
+    with_retries(partial(_write, path, json.dumps(content, indent=1)))
 
 
-def sealed_steps(folder: epath.Path) -> list[int]:
+def committed_steps(folder: epath.Path) -> list[int]:
     """Steps in ``folder`` of which all parts of the manifest exist, ascending."""
     return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
 
 
-def unsealed(folder: epath.Path) -> list[epath.Path]:
+def uncommitted(folder: epath.Path) -> list[epath.Path]:
     """Folders of steps of which parts of the manifest are missing."""
-    sealed = sealed_steps(folder)
+    sealed = committed_steps(folder)
     steps = (path for path in _listed(folder) if path.name.isdigit())
     return [path for path in steps if int(path.name) not in sealed]
 
@@ -71,13 +71,15 @@ def without_manifest(folder: epath.Path) -> list[epath.Path]:
     """
     marks = step_marks.marked(folder, step_marks.SAVING)
     return [
-        path for path in unsealed(folder) if int(path.name) not in marks and _may_be_committed(path)
+        path
+        for path in uncommitted(folder)
+        if int(path.name) not in marks and _may_be_committed(path)
     ]
 
 
 def unverifiable(folder: epath.Path) -> str:
     """The reason why nothing in ``folder`` may be deleted, if all checkpoints lost manifests."""
-    if sealed_steps(folder):
+    if committed_steps(folder):
         return ""
     if not (lost := sorted(int(path.name) for path in without_manifest(folder))):
         return ""
@@ -93,10 +95,10 @@ def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
     return list(_parts(checkpoint.parent).get(checkpoint.name, {}).values())
 
 
-def damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
+def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
 
-    Reads every byte; the shares need not be those of ``seal``. Raises StorageError for what cannot
+    Reads every byte; the shares need not be those of ``commit``. Raises StorageError for what cannot
     be read now: nobody knows that it is damaged.
     """
     sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
@@ -146,12 +148,12 @@ def discard(folder: epath.Path, step: int) -> None:
         path.rmtree() if path.is_dir() else path.unlink()
 
 
-def discard_unsealed(folder: epath.Path) -> None:
+def discard_uncommitted(folder: epath.Path) -> None:
     """Remove what interrupted saves left: unsealed steps, temporary folders, drafts.
 
     Checkpoints that lost their manifests stay if no other is there: they may be the only copy.
     """
-    sealed = set(sealed_steps(folder))
+    sealed = set(committed_steps(folder))
     spared = set() if sealed else {int(path.name) for path in without_manifest(folder)}
     for path in _listed(folder):
         step = re.match(r"(\d+)(\.|$)", path.name)
@@ -161,7 +163,7 @@ def discard_unsealed(folder: epath.Path) -> None:
             path.rmtree() if path.is_dir() else path.unlink()
 
 
-def digest_of(path: epath.Path) -> tuple[int, str]:
+def size_and_digest(path: epath.Path) -> tuple[int, str]:
     """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
     size, digest = 0, hashlib.sha256()
     with path.open("rb") as file:
@@ -218,12 +220,12 @@ def _write(path: epath.Path, content: str) -> None:
 
 def _seal_file(path: epath.Path) -> tuple[int, str]:
     _sync(path)
-    return digest_of(path)
+    return size_and_digest(path)
 
 
 def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
     try:
-        found_size, found_digest = _read(path, partial(digest_of, path))
+        found_size, found_digest = _read(path, partial(size_and_digest, path))
     except FileNotFoundError:
         return f"{path} is missing"
     if found_size != size:
@@ -237,14 +239,14 @@ def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
     A missing file is none.
     """
     try:
-        return patiently(read)
+        return with_retries(read)
     except Exception as error:
-        if isinstance(error, FileNotFoundError) or not of_storage(error):
+        if isinstance(error, FileNotFoundError) or not is_storage_error(error):
             raise
         raise StorageError(
             f"{path} cannot be read ({error}). If that stays so, move its checkpoint away: the one "
             "before is taken then.",
-            passing=passes(error),
+            passing=is_transient(error),
         ) from error
 
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from llama_cpt.checkpoint import step_marks
 from llama_cpt.checkpoint.step_marks import UNHEALTHY
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.distributed import is_primary
 
 
 class Retention:
@@ -46,7 +46,7 @@ class Retention:
     def mark(self, step: int) -> None:
         """Keep the problem of ``step`` on disk, for later starts, once its checkpoint is there."""
         problem = self._judged.get(step)
-        if not problem or not is_first() or not (self.folder / str(step)).exists():
+        if not problem or not is_primary() or not (self.folder / str(step)).exists():
             return
         with contextlib.suppress(OSError):
             step_marks.put(self.folder, step, UNHEALTHY, problem)
@@ -66,7 +66,7 @@ class Retention:
 
     def _warn(self, newest: int, healthy: int) -> None:
         problem = self._judged.get(newest)
-        if not problem or self._warned or not is_first():
+        if not problem or self._warned or not is_primary():
             return
         self._warned = True
         print(

@@ -4,14 +4,19 @@ import sys
 import time
 from typing import Any
 
-from llama_cpt.checkpoint.checkpoint import Checkpoints
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.runtime import retry
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.distributed import is_primary
 
 
-def save(
-    checkpoints: Checkpoints, step: int, state: Any, about: dict[str, Any], *, wait: bool = False
+def save_with_retries(
+    checkpoints: CheckpointManager,
+    step: int,
+    state: Any,
+    about: dict[str, Any],
+    *,
+    wait: bool = False,
 ) -> None:
     """Save ``state``, in the background unless ``wait``; its health is unproven until judged.
 
@@ -20,16 +25,16 @@ def save(
     where the other processes cannot try again with this one.
     """
     checkpoints.retention.expect(step)
-    for pause in (*retry.PAUSES, None):
+    for pause in (*retry.RETRY_DELAYS, None):
         try:
             checkpoints.save(step, state, about)
             if wait:
                 checkpoints.wait()
             return
         except SaveError as error:
-            if pause is None or not error.passing or error.alone:
+            if pause is None or not error.transient or error.local_only:
                 raise
-            if is_first():
+            if is_primary():
                 told = f"warning: {error} Step {step} is saved instead, in {pause:g} s."
                 print(told, file=sys.stderr)
             time.sleep(pause)

@@ -8,7 +8,7 @@ import jax
 from llama_cpt.runtime.errors import UserError
 
 
-def to_dict(state: Any) -> dict[str, Any]:
+def to_state_dict(state: Any) -> dict[str, Any]:
     """``state``'s leaves by their names: ``{"trained": {"layers": {"query": array, ...}}}``.
 
     Flax's wrapping of an array leaves no trace, so that any reader can open the result.
@@ -22,14 +22,14 @@ def to_dict(state: Any) -> dict[str, Any]:
     return tree
 
 
-def from_dict(values: dict[str, Any], like: Any) -> Any:
-    """``to_dict`` undone: the leaves of ``values`` in the tree of ``like``."""
+def from_state_dict(values: dict[str, Any], like: Any) -> Any:
+    """``to_state_dict`` undone: the leaves of ``values`` in the tree of ``like``."""
     by_name = dict(_leaves(values))
     leaves = [by_name[name] for name, _ in _leaves(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def compare(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_compatible(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise UserError, naming ``where`` and an array, unless names, shapes and types agree."""
     found, need = dict(_leaves(saved)), dict(_leaves(wanted))
     for name in sorted(found.keys() | need.keys()):

@@ -4,7 +4,7 @@ import re
 
 from etils import epath
 
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 
 SAVING = "saving"
 """Mark of a save that has started; removed once the checkpoint is sealed."""
@@ -14,7 +14,7 @@ UNHEALTHY = "unhealthy"
 
 def put(folder: epath.Path, step: int, kind: str, text: str = "") -> None:
     """Write the mark ``kind`` of ``step``; ``text`` is for a person who looks at it."""
-    write_atomically(folder / f"{step}.{kind}", f"{text}\n".encode())
+    write_atomic(folder / f"{step}.{kind}", f"{text}\n".encode())
 
 
 def remove(folder: epath.Path, step: int, kind: str) -> None:

@@ -16,12 +16,12 @@ _results: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
 _printed: set[str] = set()
 
 
-def damage(checkpoint: epath.Path, part: int, parts: int) -> str | None:
+def find_damage(checkpoint: epath.Path, part: int, parts: int) -> str | None:
     """``manifest.damage``, from memory if no file has changed since the last call."""
     key, before = (str(checkpoint), part, parts), _state_of_files(checkpoint)
     if before is not None and key in _results and _results[key][0] == before:
         return _results[key][1]
-    found = manifest.damage(checkpoint, part, parts)
+    found = manifest.find_damage(checkpoint, part, parts)
     _results[key] = before, found
     return found
 

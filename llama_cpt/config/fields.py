@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from llama_cpt.runtime.errors import UserError
 
 
-class Section:
+class ConfigSection:
     """What all sections of a config share: fields are of their types, or are made so."""
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ def require_share(section: Any, where: str, *names: str, below_one: bool = False
             raise UserError(f"{where}.{name}={value} must be in [0, 1{')' if below_one else ']'}.")
 
 
-def require_named(where: str, **places: str) -> None:
+def require_nonempty(where: str, **places: str) -> None:
     """Raise UserError for an empty name, which would be the current folder's."""
     for name, place in places.items():
         if not place:
@@ -77,7 +77,7 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     return _scalar(kind, values, where)
 
 
-def nearest(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
     """``; did you mean 'x'?``, or nothing where no known name is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
@@ -112,7 +112,7 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     for name in values:
         if name not in hints:
-            raise UserError(f"{where}: unknown field {name!r}{nearest(name, list(hints))}")
+            raise UserError(f"{where}: unknown field {name!r}{did_you_mean(name, list(hints))}")
     for spec in dataclasses.fields(kind):
         optional = spec.default is not dataclasses.MISSING
         optional = optional or spec.default_factory is not dataclasses.MISSING

@@ -15,39 +15,41 @@ from typing import Annotated, Any, TypeVar, get_args
 from etils import epath
 import tyro
 
-from llama_cpt.config.fields import from_dict, nearest, to_dict
+from llama_cpt.config.fields import did_you_mean, from_dict, to_dict
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.errors import UsageError, UserError
-from llama_cpt.runtime.output_folder import require_local
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.output_folder import check_local
+from llama_cpt.runtime.storage import check_reachable
 
 Config = TypeVar("Config", TrainConfig, PipelineConfig, SweepConfig)
 
 
-def load(path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig) -> Config:
+def load_config(
+    path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig
+) -> Config:
     """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
 
     Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
     overrides prints every field and exits.
     """
-    require_reachable(path)
+    check_reachable(path)
     if not epath.Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
     config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
-    return _at_home(_apply_overrides(config, kind, list(overrides)))
+    return _expand_home(_apply_overrides(config, kind, list(overrides)))
 
 
-def save(config: Config, path: Any) -> None:
-    """Write the resolved config as JSON, which ``load`` accepts."""
+def save_config(config: Config, path: Any) -> None:
+    """Write the resolved config as JSON, which ``load_config`` accepts."""
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
     draft.replace(path)
 
 
 def _from_python(path: str, kind: type[Config]) -> Config:
-    require_local("config", path)
+    check_local("config", path)
     # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
     beside = str(Path(path).resolve().parent.parent)
     sys.path.insert(0, beside)
@@ -73,18 +75,18 @@ def _from_json(path: str, kind: type[Config]) -> Config:
         raise UserError(f"{path}: not JSON ({error}).") from None
 
 
-def _at_home(config: Config) -> Config:
+def _expand_home(config: Config) -> Config:
     """The config with ``~`` written out, so that every part of a run means the same folder."""
     if isinstance(config, PipelineConfig):
         return dataclasses.replace(
             config,
             output=os.path.expanduser(config.output),
-            examination=os.path.expanduser(config.examination),
-            stages=tuple(_at_home(stage) for stage in config.stages),
+            examination=os.path.expanduser(config.questions),
+            stages=tuple(_expand_home(stage) for stage in config.stages),
         )
     if isinstance(config, SweepConfig):
         return dataclasses.replace(
-            config, output=os.path.expanduser(config.output), train=_at_home(config.train)
+            config, output=os.path.expanduser(config.output), train=_expand_home(config.train)
         )
     data = config.data
     return dataclasses.replace(
@@ -110,10 +112,10 @@ def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             return tyro.cli(annotated, default=config, args=overrides)
     except SystemExit:
-        raise UsageError(_complaint(told.getvalue(), config)) from None
+        raise UsageError(_override_error(told.getvalue(), config)) from None
 
 
-def _complaint(told: str, config: Config) -> str:
+def _override_error(told: str, config: Config) -> str:
     """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
     parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
@@ -125,15 +127,15 @@ def _complaint(told: str, config: Config) -> str:
         # Our own sentences name the field.
         return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
     name = unknown["name"].replace("-", "_")
-    if section := _not_there(config, name.split(".")):
+    if section := _missing_section(config, name.split(".")):
         return (
             f"config: {name}: this config has no such section, and no option makes one: write "
             f"{section} into the file."
         )
-    return f"config: unknown field {name!r}{nearest(name, _dotted(to_dict(config)))}"
+    return f"config: unknown field {name!r}{did_you_mean(name, _dotted_names(to_dict(config)))}"
 
 
-def _not_there(section: Any, path: list[str]) -> str:
+def _missing_section(section: Any, path: list[str]) -> str:
     """The section that is None on the way along ``path``, as a file would write it."""
     for name in path:
         kinds = {one.name: one.type for one in dataclasses.fields(section)}
@@ -147,12 +149,12 @@ def _not_there(section: Any, path: list[str]) -> str:
     return ""
 
 
-def _dotted(values: dict[str, Any], above: str = "") -> list[str]:
+def _dotted_names(values: dict[str, Any], above: str = "") -> list[str]:
     """The names of all fields, as overrides spell them."""
     names = []
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = {str(place): one for place, one in enumerate(value)}
         deeper = isinstance(value, dict)
-        names += _dotted(value, f"{above}{name}.") if deeper else [above + name]
+        names += _dotted_names(value, f"{above}{name}.") if deeper else [above + name]
     return names

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llama_cpt.config.fields import Section, require_at_least, require_named
+from llama_cpt.config.fields import ConfigSection, require_at_least, require_nonempty
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class PipelineConfig(Section):
+class PipelineConfig(ConfigSection):
     """Continual pre-training, then SFT, then DPO, or any other stages; an export and a report."""
 
     output: str
@@ -19,7 +19,7 @@ class PipelineConfig(Section):
     output folder's."""
     prompts: tuple[str, ...] = ()
     """Asked before the first stage and after each; the answers stand in the report."""
-    examination: str = ""
+    questions: str = ""
     """JSON Lines of questions with right answers (``evaluation/examination.py``)."""
     tasks: tuple[str, ...] = ()
     """Benchmarks put to each of these models, as ``evaluate --tasks``; ``bpb`` is bits per byte of
@@ -35,19 +35,19 @@ class PipelineConfig(Section):
     def __post_init__(self) -> None:
         """Refuse stages that do not follow one another."""
         super().__post_init__()
-        require_named("", output=self.output)
+        require_nonempty("", output=self.output)
         require_at_least(1, self, "", "max_new_tokens")
         require_at_least(0, self, "", "task_examples")
         if not self.stages:
             raise UserError("stages is empty: name at least one run.")
-        self.linked()
-        names = self.names()
+        self.linked_stages()
+        names = self.stage_names()
         if len(set(names)) < len(names) or "before" in names:
             raise UserError(
                 f"stages: {', '.join(names)}: give each its own output folder, none named before."
             )
 
-    def linked(self) -> tuple[TrainConfig, ...]:
+    def linked_stages(self) -> tuple[TrainConfig, ...]:
         """The stages, each started from the one before."""
         linked = [self.stages[0]]
         for stage in self.stages[1:]:
@@ -60,6 +60,6 @@ class PipelineConfig(Section):
             linked.append(replace(stage, init_from=before))
         return tuple(linked)
 
-    def names(self) -> list[str]:
+    def stage_names(self) -> list[str]:
         """Of the stages."""
         return [stage.output.rstrip("/").rsplit("/", 1)[-1] for stage in self.stages]

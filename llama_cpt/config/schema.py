@@ -12,18 +12,18 @@ from typing import Annotated, Literal
 import tyro
 
 from llama_cpt.config.fields import (
-    Section,
-    nearest,
+    ConfigSection,
+    did_you_mean,
     require_above_zero,
     require_at_least,
-    require_named,
+    require_nonempty,
     require_share,
 )
 from llama_cpt.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class RopeScaling(Section):
+class RopeScaling(ConfigSection):
     """Llama-3.1's frequency scaling (``rope_type: llama3`` in a Hugging Face config)."""
 
     factor: float
@@ -33,7 +33,7 @@ class RopeScaling(Section):
 
 
 @dataclass(frozen=True)
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """The architecture: what a Hugging Face ``config.json`` says of a Llama."""
 
     vocab_size: int
@@ -67,7 +67,7 @@ class ModelConfig(Section):
 
 
 @dataclass(frozen=True)
-class ComputeConfig(Section):
+class ComputeConfig(ConfigSection):
     """How the model is computed; only the two types change what is computed, by their rounding."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -89,7 +89,7 @@ class ComputeConfig(Section):
 
 
 @dataclass(frozen=True)
-class MeshConfig(Section):
+class MeshConfig(ConfigSection):
     """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
 
     replica: int = 1
@@ -102,14 +102,14 @@ class MeshConfig(Section):
     """Parts of a row, for rows too long for one chip; the parameters lie in them too."""
 
     @property
-    def whole_rows(self) -> "MeshConfig":
+    def without_context(self) -> "MeshConfig":
         """The same devices where a row lies on one: what generation needs."""
         rest = -1 in (self.fsdp, self.context)
         return replace(self, fsdp=-1 if rest else self.fsdp * self.context, context=1)
 
 
 @dataclass(frozen=True)
-class CorpusConfig(Section):
+class CorpusConfig(ConfigSection):
     """Documents of one origin."""
 
     name: str
@@ -122,19 +122,19 @@ class CorpusConfig(Section):
 
 
 @dataclass(frozen=True)
-class ChatConfig(Section):
+class ChatConfig(ConfigSection):
     """How conversations become rows."""
 
     template: Literal["auto", "llama3"] = "auto"
     """``auto``: the ``chat_template`` of the tokenizer's folder if it has one, else Llama-3's."""
-    learn: Literal["assistant", "last", "all"] = "assistant"
+    loss_on: Literal["assistant", "last", "all"] = "assistant"
     """What is learnt: every assistant turn with its end token, the last of them, or all."""
     too_long: Literal["drop", "truncate_start", "truncate_end"] = "drop"
     """A conversation longer than a row is left out, or loses tokens at the named end; counted."""
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """Token rows and their mixture."""
 
     tokenizer: str
@@ -162,7 +162,7 @@ class DataConfig(Section):
     """Set: ``additional`` and ``original`` hold conversations or, for a preference objective,
     preferences; unset: documents. ``heldout`` holds documents always."""
 
-    def stages(self) -> tuple[tuple[int, Fraction], ...]:
+    def almr_stages(self) -> tuple[tuple[int, Fraction], ...]:
         """The ALMR as exact decimals: ``((from_step, almr), ...)``, the first from step 0."""
         stages = self.almr if isinstance(self.almr, tuple) else ((0, self.almr),)
         steps = [step for step, _ in stages]
@@ -176,8 +176,8 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
         super().__post_init__()
-        require_named("data", tokenizer=self.tokenizer, prepared=self.prepared)
-        shares = {almr for _, almr in self.stages()}
+        require_nonempty("data", tokenizer=self.tokenizer, prepared=self.prepared)
+        shares = {almr for _, almr in self.almr_stages()}
         require_at_least(1, self, "data", "sequence_length")
         require_above_zero("data.max_epochs", self.max_epochs)
         if max(shares) > 0 and not self.additional:
@@ -200,7 +200,7 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """AdamW and the learning-rate schedule."""
 
     peak_learning_rate: float
@@ -233,7 +233,7 @@ class OptimizerConfig(Section):
 
 
 @dataclass(frozen=True)
-class NextTokenConfig(Section):
+class NextTokenConfig(ConfigSection):
     """The objective of CPT and SFT: cross-entropy of the next token where the mask is set."""
 
     z_loss: float = 0.0
@@ -248,7 +248,7 @@ class NextTokenConfig(Section):
 
 
 @dataclass(frozen=True)
-class PreferenceConfig(Section):
+class PreferenceConfig(ConfigSection):
     """The objective of DPO and its kin (``training/preference_losses.py`` has the equations)."""
 
     loss: Literal["sigmoid", "robust", "ipo", "sigmoid_norm", "hinge", "simpo", "orpo", "kto"]
@@ -267,14 +267,14 @@ class PreferenceConfig(Section):
     """``kto``'s weight of good answers."""
     undesirable_weight: float = 1.0
     """``kto``'s weight of bad answers."""
-    chosen_fall_bound: float = 20.0
+    chosen_logp_drop_warning: float = 20.0
     """Nats by which ``logps/chosen`` may fall below the reference before a warning."""
 
     def __post_init__(self) -> None:
         """Refuse weights without meaning."""
         super().__post_init__()
         require_above_zero("objective.beta", self.beta)
-        require_above_zero("objective.chosen_fall_bound", self.chosen_fall_bound)
+        require_above_zero("objective.chosen_fall_bound", self.chosen_logp_drop_warning)
         require_at_least(0, self, "objective", "nll_weight", "gamma")
         require_at_least(0, self, "objective", "desirable_weight", "undesirable_weight")
         if not 0 <= self.label_smoothing < 0.5:
@@ -291,7 +291,7 @@ class PreferenceConfig(Section):
 
 
 @dataclass(frozen=True)
-class LoraConfig(Section):
+class LoraConfig(ConfigSection):
     """Adapters beside frozen weights (LoRA, arXiv 2106.09685)."""
 
     rank: int
@@ -313,13 +313,15 @@ class LoraConfig(Section):
         known = ("query", "key", "value", "output", "gate", "up", "down")
         for target in self.targets:
             if target not in known:
-                raise UserError(f"lora.targets: unknown {target!r}{nearest(target, list(known))}")
+                raise UserError(
+                    f"lora.targets: unknown {target!r}{did_you_mean(target, list(known))}"
+                )
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise UserError(f"lora.targets={self.targets}: name each matrix once, at least one.")
 
 
 @dataclass(frozen=True)
-class CheckpointConfig(Section):
+class CheckpointConfig(ConfigSection):
     """When to save and how many to keep."""
 
     every_steps: int = 500
@@ -332,11 +334,11 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Section):
+class EvaluationConfig(ConfigSection):
     """When to measure held-out loss and bits per byte."""
 
     every_steps: int = 500
-    dense: bool = True
+    early_evaluations: bool = True
     """Also at steps 1, 2, 4, 8, ... below ``every_steps``: forgetting rises first."""
     documents: int = 256
     """Held-out documents a corpus, spread evenly over it."""
@@ -350,7 +352,7 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """One run."""
 
     output: str
@@ -386,14 +388,14 @@ class TrainConfig(Section):
         return self.microbatch_size or self.global_batch_size
 
     @property
-    def fewest_rows(self) -> int:
+    def min_microbatch_rows(self) -> int:
         """That a micro-batch can have: KTO estimates a mean over it."""
         return 2 if getattr(self.objective, "loss", None) == "kto" else 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot run on any machine."""
         super().__post_init__()
-        require_named("", output=self.output)
+        require_nonempty("", output=self.output)
         require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
         # A key is of 32 bits: a larger seed would be another one's.
         for name, bits in (("seed", 32), ("num_steps", 31), ("global_batch_size", 31)):
@@ -408,7 +410,7 @@ class TrainConfig(Section):
             )
         if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
             raise UserError(f"objective.loss={self.objective.loss} needs data.chat: preferences.")
-        if self.microbatch_rows < self.fewest_rows:
+        if self.microbatch_rows < self.min_microbatch_rows:
             raise UserError(
                 "objective.loss=kto estimates a mean over a micro-batch: set microbatch_size (or "
                 "global_batch_size) to at least 2."

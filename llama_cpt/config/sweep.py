@@ -6,11 +6,11 @@ import re
 from typing import Literal
 
 from llama_cpt.config.fields import (
-    Section,
-    nearest,
+    ConfigSection,
+    did_you_mean,
     require_above_zero,
     require_at_least,
-    require_named,
+    require_nonempty,
 )
 from llama_cpt.config.schema import ModelConfig, TrainConfig
 from llama_cpt.hardware.chips import CHIPS
@@ -20,11 +20,11 @@ Value = bool | int | float | str | tuple[tuple[int, float], ...]
 """Of a field; the last are stages of an ALMR."""
 
 
-RATIO, RATE = "data.almr", "optimizer.peak_learning_rate"
+ALMR_FIELD, LEARNING_RATE_FIELD = "data.almr", "optimizer.peak_learning_rate"
 
 
 @dataclass(frozen=True)
-class AxisConfig(Section):
+class AxisConfig(ConfigSection):
     """One field and what it is set to: ``values``, or points ``between`` two numbers."""
 
     field: str
@@ -55,7 +55,7 @@ class AxisConfig(Section):
 
 
 @dataclass(frozen=True)
-class SizeConfig(Section):
+class SizeConfig(ConfigSection):
     """A model that every point of a sweep is trained at."""
 
     name: str
@@ -64,7 +64,7 @@ class SizeConfig(Section):
 
 
 @dataclass(frozen=True)
-class SweepConfig(Section):
+class SweepConfig(ConfigSection):
     """Trials: ``train`` at every point of the axes' grid, and at every size and token budget."""
 
     output: str
@@ -101,7 +101,7 @@ class SweepConfig(Section):
     def __post_init__(self) -> None:
         """Refuse what has no trials, and what is no sweep."""
         super().__post_init__()
-        require_named("", output=self.output, pair=self.pair)
+        require_nonempty("", output=self.output, pair=self.pair)
         require_at_least(0, self, "", "points")
         self._check_points()
         self._check_budgets()
@@ -109,7 +109,7 @@ class SweepConfig(Section):
             raise UserError(f"mfu={self.mfu} must be above 0 and at most 1.")
         chips = [chip.name for chip in CHIPS.values()]
         if self.chip not in chips:
-            near = nearest(self.chip, chips)
+            near = did_you_mean(self.chip, chips)
             raise UserError(f"chip={self.chip!r} is none of {', '.join(chips)}{near}")
         self.groups()
 
@@ -121,12 +121,16 @@ class SweepConfig(Section):
         if not self.axes and not self.cells:
             raise UserError("axes and cells are empty: a sweep needs at least one of them.")
         fields = [axis.field for axis in self.axes]
-        _require_once("axes and cells", [*([RATIO, RATE] if self.cells else []), *fields])
+        _require_once(
+            "axes and cells", [*([ALMR_FIELD, LEARNING_RATE_FIELD] if self.cells else []), *fields]
+        )
         sizes = [size.name for size in self.sizes]
         _require_names("sizes", sizes)
         _require_once("sizes", sizes)
-        if self.law and RATE not in fields:
-            raise UserError(f"law={self.law} sets learning rates, but no axis is {RATE}.")
+        if self.law and LEARNING_RATE_FIELD not in fields:
+            raise UserError(
+                f"law={self.law} sets learning rates, but no axis is {LEARNING_RATE_FIELD}."
+            )
         if "output" in fields:
             raise UserError("axis output: trials name their own.")
 

@@ -101,7 +101,7 @@ def row_batch(
     signed = rows.view(np.int32)
     tokens = np.ascontiguousarray(signed[:, :-1])
     targets = np.ascontiguousarray(signed[:, 1:])
-    segment_ids, positions = segments(tokens, bos_id)
+    segment_ids, positions = segment_ids_and_positions(tokens, bos_id)
     return TokenBatch(
         tokens=tokens,
         targets=targets,
@@ -113,7 +113,7 @@ def row_batch(
     )
 
 
-def segments(
+def segment_ids_and_positions(
     tokens: Integer[np.ndarray, "batch length"], bos_id: int
 ) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
     """Segment number, from 1, and place in the segment, from 0, of every token of every row."""

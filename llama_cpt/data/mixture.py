@@ -82,7 +82,7 @@ class Mixture:
         corpus[~added] += len(self.additional)
         return corpus, index
 
-    def counts(self, num_rows: int) -> tuple[int, ...]:
+    def row_counts(self, num_rows: int) -> tuple[int, ...]:
         """Rows of each corpus among the run's first ``num_rows``."""
         added = self._added(num_rows)
         return (
@@ -90,12 +90,12 @@ class Mixture:
             *_group_counts(num_rows - added, self.original),
         )
 
-    def passes(self, num_rows: int) -> tuple[Fraction, ...]:
+    def epochs(self, num_rows: int) -> tuple[Fraction, ...]:
         """How often each corpus is gone through in the run's first ``num_rows``."""
-        counts = self.counts(num_rows)
+        counts = self.row_counts(num_rows)
         return tuple(Fraction(n, c.rows) for n, c in zip(counts, self.corpora, strict=True))
 
-    def asked(self, num_rows: int) -> Fraction:
+    def target_almr(self, num_rows: int) -> Fraction:
         """The ALMR that the stages ask for over the first ``num_rows`` (at least 1)."""
         ends = [start for start, _ in self.stages[1:]] + [num_rows]
         spans = zip(self.stages, ends, strict=True)
@@ -104,28 +104,28 @@ class Mixture:
             Fraction(0),
         ) / Fraction(num_rows)
 
-    def realised(self, num_rows: int) -> Fraction:
+    def realized_almr(self, num_rows: int) -> Fraction:
         """The additional share of the first ``num_rows`` (at least 1)."""
         return Fraction(self._added(num_rows), num_rows)
 
-    def rows_within(self, max_epochs: float) -> int:
+    def max_rows(self, max_epochs: float) -> int:
         """The longest run, in rows, that passes over no corpus more than ``max_epochs`` times."""
         bound = Fraction(str(max_epochs))
         longer = bisect.bisect_left(
-            range(_MOST_ROWS), True, key=lambda num_rows: max(self.passes(num_rows)) > bound
+            range(_MOST_ROWS), True, key=lambda num_rows: max(self.epochs(num_rows)) > bound
         )
         return longer - 1
 
     def check_epochs(self, num_rows: int, max_epochs: float) -> None:
         """Raise UserError where a run of ``num_rows`` passes over a corpus more often than that."""
         passes, corpus = max(
-            zip(self.passes(num_rows), self.corpora, strict=True), key=lambda pair: pair[0]
+            zip(self.epochs(num_rows), self.corpora, strict=True), key=lambda pair: pair[0]
         )
         if passes > Fraction(str(max_epochs)):
             raise UserError(
                 f"data: the run's {num_rows} rows pass {float(passes):.2f} times over corpus "
                 f"{corpus.name!r} ({corpus.rows} rows), data.max_epochs is {max_epochs:g}. This "
-                f"mixture lasts for {self.rows_within(max_epochs)} rows: train fewer steps, add "
+                f"mixture lasts for {self.max_rows(max_epochs)} rows: train fewer steps, add "
                 "text, change data.almr or the weights, or raise data.max_epochs."
             )
 
@@ -146,7 +146,9 @@ class Mixture:
     @cached_property
     def _sums_at_stages(self) -> tuple[tuple[int, Fraction], ...]:
         """A at the first row of each stage: whole part and rest."""
-        sums = [self.asked(start) * start if start else Fraction(0) for start, _ in self.stages]
+        sums = [
+            self.target_almr(start) * start if start else Fraction(0) for start, _ in self.stages
+        ]
         return tuple((math.floor(total), total - math.floor(total)) for total in sums)
 
     @cached_property
@@ -158,7 +160,7 @@ class Mixture:
         return np.array([stream_key(self.seed, corpus.name) for corpus in self.corpora], np.uint64)
 
 
-def mixture_of(
+def build_mixture(
     config: DataConfig, rows_of_corpora: Mapping[str, int], *, seed: int, global_batch_size: int
 ) -> Mixture:
     """The mixture of a run; ``rows_of_corpora`` holds the rows of every corpus by name.
@@ -171,7 +173,7 @@ def mixture_of(
             MixtureCorpus(c.name, rows_of_corpora[c.name], Fraction(str(c.weight))) for c in corpora
         )
 
-    stages = tuple((step * global_batch_size, almr) for step, almr in config.stages())
+    stages = tuple((step * global_batch_size, almr) for step, almr in config.almr_stages())
     return Mixture(stages, group(config.additional), group(config.original), seed)
 
 

@@ -7,8 +7,8 @@ from jaxtyping import Float32, Int32, Int64, Integer
 import numpy as np
 
 from llama_cpt.data.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
-from llama_cpt.data.chat.packing import TOKEN, fields_of
-from llama_cpt.data.rows import Records, required_manifest
+from llama_cpt.data.chat.packing import TOKEN, record_fields
+from llama_cpt.data.rows import Records, require_manifest
 from llama_cpt.runtime.errors import UserError
 
 
@@ -19,7 +19,7 @@ class PackedBlock(NamedTuple):
     targets: Int32[np.ndarray, "rows length"]
     loss_mask: Float32[np.ndarray, "rows length"]
     segment_ids: Int32[np.ndarray, "rows length"]
-    unit_mask: Float32[np.ndarray, "rows units"] | None
+    example_mask: Float32[np.ndarray, "rows units"] | None
     """Which pairs or judged answers are there; None for conversations."""
     good: Float32[np.ndarray, "rows units"] | None
     """Which judged answers are good; None where none is judged."""
@@ -35,7 +35,7 @@ class PackedRows:
     """
 
     def __init__(self, folder: str, *, units: int = 0, reference: np.ndarray | None = None) -> None:
-        manifest = required_manifest(folder)
+        manifest = require_manifest(folder)
         self._records = Records(folder, manifest.shards)
         self._length, self._kind = manifest.sequence_length, manifest.chat["kind"]
         self.units = max(manifest.units, units)
@@ -53,19 +53,19 @@ class PackedRows:
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> PackedBlock:
         """Rows ``indices``; called from several threads at once."""
-        names = fields_of(self._kind)
+        names = record_fields(self._kind)
         content = np.frombuffer(b"".join(self._records.read(indices)), TOKEN)
         content = content.reshape(len(indices), len(names), self._length).astype(np.int32)
         rows = dict(zip(names, content.swapaxes(0, 1), strict=True))
         good = rows.pop("good", None)
         rows["loss_mask"] = rows["loss_mask"].astype(np.float32)
         if self._kind == "conversations":
-            return PackedBlock(**rows, unit_mask=None, good=None, reference_logprobs=None)
+            return PackedBlock(**rows, example_mask=None, good=None, reference_logprobs=None)
         segment_ids = rows["segment_ids"]
         there = np.arange(self.units) < segment_ids.max(axis=1, keepdims=True) // 2
         return PackedBlock(
             **rows,
-            unit_mask=there.astype(np.float32),
+            example_mask=there.astype(np.float32),
             good=None if good is None else self._good(segment_ids, good),
             reference_logprobs=self._reference_logprobs(indices),
         )
@@ -117,11 +117,11 @@ def packed_batch(
         corpus=np.repeat(corpus[:, None], block.tokens.shape[1], axis=1),
         row=row_numbers.astype("<i8").view("<u4").reshape(-1, 2),
     )
-    if block.unit_mask is None:
+    if block.example_mask is None:
         return rows
     if block.good is None:
-        return PreferenceBatch(rows, block.unit_mask, block.reference_logprobs)
-    return UnpairedBatch(rows, block.unit_mask, block.good, block.reference_logprobs)
+        return PreferenceBatch(rows, block.example_mask, block.reference_logprobs)
+    return UnpairedBatch(rows, block.example_mask, block.good, block.reference_logprobs)
 
 
 def _positions(

@@ -20,8 +20,8 @@ from jaxtyping import Integer, UInt32
 import numpy as np
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.retry import says_it_passes
-from llama_cpt.runtime.storage import UnreachableError, answer, storage_error
+from llama_cpt.runtime.retry import describes_transient
+from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 
 MANIFEST = "manifest.json"
 # Rows are read singly, in random order, and a group is decompressed as a whole: with 8 rows a group
@@ -121,10 +121,10 @@ def read_manifest(folder: str) -> Manifest | None:
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
     """Make a prepared folder complete."""
-    write_atomically(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    write_atomic(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
 
 
-def write_atomically(path: epath.Path, content: bytes) -> None:
+def write_atomic(path: epath.Path, content: bytes) -> None:
     """All of ``content`` in ``path``, or nothing."""
     draft = path.with_name(path.name + ".draft")
     draft.write_bytes(content)
@@ -229,7 +229,9 @@ def _opened(path: str, records: int) -> Any:
 
     with _broken_shard(path):
         # Its client for gs:// tries again for a quarter of an hour.
-        reader, found = answer(path, open_and_count) if "://" in path else open_and_count()
+        reader, found = (
+            call_with_timeout(path, open_and_count) if "://" in path else open_and_count()
+        )
         if found != records:
             raise ValueError(f"{found} records, {records} expected")
     return reader
@@ -243,7 +245,7 @@ def _broken_shard(path: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises
         reason = str(error).splitlines()[0]
-        if says_it_passes(reason):
+        if describes_transient(reason):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
         if "HTTP status" in reason:
             raise UserError(f"{path}: {reason}; may this machine's account read it?") from None
@@ -254,7 +256,7 @@ class TokenRows:
     """A prepared corpus: rows of sequence_length + 1 tokens by index."""
 
     def __init__(self, folder: str) -> None:
-        manifest = required_manifest(folder)
+        manifest = require_manifest(folder)
         self._records = Records(folder, manifest.shards)
         self._row_tokens = manifest.sequence_length + 1
 
@@ -271,7 +273,7 @@ class HeldoutDocuments:
     """A prepared held-out corpus: whole documents by index."""
 
     def __init__(self, folder: str) -> None:
-        self._records = Records(folder, required_manifest(folder).shards)
+        self._records = Records(folder, require_manifest(folder).shards)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -291,7 +293,7 @@ def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) ->
     return source_bytes.to_bytes(8, "little") + tokens.astype(TOKEN).tobytes()
 
 
-def required_manifest(folder: str) -> Manifest:
+def require_manifest(folder: str) -> Manifest:
     """The manifest of a prepared folder; raises UserError where preparing has not finished."""
     manifest = read_manifest(folder)
     if manifest is None:

@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 import yaml
 
-from llama_cpt.config.fields import nearest
+from llama_cpt.config.fields import did_you_mean
 from llama_cpt.evaluation.tasks.local_files import subjects
 from llama_cpt.runtime.errors import UserError
 
@@ -76,7 +76,9 @@ def check_name(name: str) -> None:
         raise UserError(f"{name}: no such task file.")
     known = [*LOCAL, *_manager().all_tasks]
     if name not in known:
-        raise UserError(f"unknown task {name!r}{nearest(name, known)} (ours: {', '.join(LOCAL)}).")
+        raise UserError(
+            f"unknown task {name!r}{did_you_mean(name, known)} (ours: {', '.join(LOCAL)})."
+        )
 
 
 def runs_code(name: str) -> bool:

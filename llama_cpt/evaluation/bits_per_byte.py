@@ -18,26 +18,26 @@ from jax.sharding import Mesh
 import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig
-from llama_cpt.data.sources.documents import BadDocument, documents_of, read_blocks
+from llama_cpt.data.sources.documents import BadDocument, parse_documents, read_blocks
 from llama_cpt.data.sources.files import Sources, find_sources
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
-from llama_cpt.evaluation.rolling_loglikelihood import document_nats
+from llama_cpt.evaluation.rolling_loglikelihood import rolling_loglikelihood
 from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
     LINES,
     ExampleScore,
     append_scores,
-    begin,
-    left_of,
+    start_task,
+    unscored,
     write_task,
 )
 from llama_cpt.generation.decoder import Decoder
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.training.heldout import spread
+from llama_cpt.training.heldout import evenly_spaced
 
-TASK, APART = "bpb", "bpb_no_counterpart"
+TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
 """Of one device, padding counted."""
 KEEP_SECONDS = 2.0
@@ -69,7 +69,7 @@ def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[He
         origins = _fields(sources, "source") if _are_lines(sources) else {}
         places, names = list(texts), _names({path for path, _ in texts})
         digest = _digest([str(texts[place]) for place in places])
-        for place in spread(len(places), limit or len(places)):
+        for place in evenly_spaced(len(places), limit or len(places)):
             (path, number), text = places[place], texts[places[place]]
             if isinstance(text, BadDocument):
                 raise UserError(f"held-out corpus {corpus.name!r}: {text}.")
@@ -92,12 +92,12 @@ def score_texts(
 ) -> None:
     """Score what has no score in ``folder`` yet; scores are added as they come."""
     keys = [(text.corpus, text.id) for text in texts]
-    left = [texts[number] for number in left_of(keys, folder, TASK, settings)]
+    left = [texts[number] for number in unscored(keys, folder, TASK, settings)]
     if not left:
         return
     ids = tokenizer.encode_batch([one.text for one in left])
     documents = [np.array([tokenizer.bos_id, *one], np.int32) for one in ids]
-    nats = document_nats(
+    nats = rolling_loglikelihood(
         decoder, documents, mesh=mesh, bos_id=tokenizer.bos_id, batch_tokens=BATCH_TOKENS
     )
     waiting: list[ExampleScore] = []
@@ -106,7 +106,7 @@ def score_texts(
     with Progress(f"{folder.name} {TASK}", total, "tokens") as progress:
         try:
             for number, nll in nats:
-                if is_first():
+                if is_primary():
                     waiting.append(_score(left[number], nll, len(ids[number])))
                 progress.update(float(len(ids[number])))
                 if time.monotonic() - kept > KEEP_SECONDS:
@@ -116,14 +116,18 @@ def score_texts(
             append_scores(folder / f"{TASK}{LINES}", waiting)
 
 
-def set_apart(folder: Path, sources: Collection[str], settings: Mapping[str, Any]) -> None:
+def write_no_counterpart(
+    folder: Path, sources: Collection[str], settings: Mapping[str, Any]
+) -> None:
     """The scores of ``bpb`` of documents from ``sources``, once more as a task of their own."""
     chosen = [
-        replace(score, task=APART)
-        for score in begin(folder, TASK, settings)
+        replace(score, task=NO_COUNTERPART)
+        for score in start_task(folder, TASK, settings)
         if score.detail["source"] in sources
     ]
-    write_task(folder, APART, chosen, dict(settings) | {"sources": _digest(sorted(sources))})
+    write_task(
+        folder, NO_COUNTERPART, chosen, dict(settings) | {"sources": _digest(sorted(sources))}
+    )
 
 
 def read_source_names(file: str) -> frozenset[str]:
@@ -163,7 +167,7 @@ def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocu
     return {
         (one.path, one.number): one if isinstance(one, BadDocument) else one.text
         for block in read_blocks(sources, field, 1 << 20)
-        for one in documents_of(block, field)
+        for one in parse_documents(block, field)
     }
 
 

@@ -18,26 +18,26 @@ class Question:
     question: str
     answers: tuple[str, ...]
     """All that is right; compared to the last character, spaces at the ends aside."""
-    closing: str = ""
+    optional_suffix: str = ""
     """What may stand behind the answer, and is counted."""
     chance: float = 0.0
     """How often a guess is right that knows the kind of question only."""
 
 
 @dataclass(frozen=True)
-class Mark:
+class Accuracy:
     """The outcome for one language."""
 
     questions: int
-    right: int
-    closed: int
+    correct: int
+    with_suffix: int
     """Answers that end with the closing."""
     chance: float
 
     @property
     def share(self) -> float:
         """Of the questions, answered right."""
-        return self.right / self.questions
+        return self.correct / self.questions
 
     def interval(self) -> tuple[float, float]:
         """95 % of the share (Wilson 1927, JASA 22, eq. 6)."""
@@ -47,7 +47,7 @@ class Mark:
         return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
-def read_examination(path: str) -> tuple[Question, ...]:
+def read_questions(path: str) -> tuple[Question, ...]:
     """The questions of a JSON Lines file, fields as in ``Question``.
 
     Raises UserError, naming the line, for what is no question.
@@ -68,25 +68,28 @@ def read_examination(path: str) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def marks(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Mark]:
+def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Accuracy]:
     """By language, the mark of ``answers``, one to each question."""
-    found: dict[str, Mark] = {}
+    found: dict[str, Accuracy] = {}
     for language in dict.fromkeys(question.language for question in questions):
         pairs = [
             (q, a.strip())
             for q, a in zip(questions, answers, strict=True)
             if q.language == language
         ]
-        found[language] = Mark(
+        found[language] = Accuracy(
             questions=len(pairs),
-            right=sum(_bare(answer, q.closing) in q.answers for q, answer in pairs),
-            closed=sum(bool(q.closing) and answer.endswith(q.closing) for q, answer in pairs),
+            correct=sum(_bare(answer, q.optional_suffix) in q.answers for q, answer in pairs),
+            with_suffix=sum(
+                bool(q.optional_suffix) and answer.endswith(q.optional_suffix)
+                for q, answer in pairs
+            ),
             chance=sum(q.chance for q, _ in pairs) / len(pairs),
         )
     return found
 
 
-def marks_table(by_stage: Mapping[str, Mapping[str, Mark]]) -> list[tuple[str, ...]]:
+def accuracy_table(by_stage: Mapping[str, Mapping[str, Accuracy]]) -> list[tuple[str, ...]]:
     """Rows of text: stage, language, right, its interval, chance, closing."""
     rows = [("stage", "language", "right", "95 % interval", "chance", "with the closing")]
     for stage, by_language in by_stage.items():
@@ -96,10 +99,10 @@ def marks_table(by_stage: Mapping[str, Mapping[str, Mark]]) -> list[tuple[str, .
                 (
                     stage,
                     language,
-                    f"{mark.right} of {mark.questions} ({mark.share:.0%})",
+                    f"{mark.correct} of {mark.questions} ({mark.share:.0%})",
                     f"{low:.0%} to {high:.0%}",
                     f"{mark.chance:.0%}",
-                    f"{mark.closed / mark.questions:.0%}",
+                    f"{mark.with_suffix / mark.questions:.0%}",
                 )
             )
     return rows

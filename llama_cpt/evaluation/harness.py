@@ -21,17 +21,17 @@ from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.evaluation.question_rows import (
     Tokens,
-    batches_of,
-    branch_rows,
-    groups_of,
-    merged,
-    rows_of,
+    group_by_prefix,
+    make_batches,
+    make_option_tokens,
+    make_rows,
+    merge_ungrouped,
 )
-from llama_cpt.evaluation.rolling_loglikelihood import document_nats
-from llama_cpt.evaluation.written_answers import order_of, written_answers
+from llama_cpt.evaluation.rolling_loglikelihood import rolling_loglikelihood
+from llama_cpt.evaluation.written_answers import make_answer_spec, written_answers
 from llama_cpt.generation.decoder import Decoder
-from llama_cpt.generation.generate import padded
-from llama_cpt.generation.option_scoring import Prefix, no_prefix, read_prefix, score_branches
+from llama_cpt.generation.generate import pad_prompts
+from llama_cpt.generation.option_scoring import Prefix, empty_prefix, read_prefix, score_options
 from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
@@ -114,14 +114,14 @@ class HarnessModel(LM):
     def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
         pairs = self._pairs(slab)
         self._note_cut(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
-        rows = rows_of(pairs, self.context_length)
-        for group in merged(groups_of(rows)):
-            prefix = self._prefix(group.rows[0].trunk[: group.prefix])
+        rows = make_rows(pairs, self.context_length)
+        for group in merge_ungrouped(group_by_prefix(rows)):
+            prefix = self._prefix(group.rows[0].context[: group.prefix])
             budget = BATCH_TOKENS * self._row_multiple
-            for together, size, number in batches_of(group, budget, self._row_multiple):
-                batch = branch_rows(together, group.prefix, size, number)
+            for together, size, number in make_batches(group, budget, self._row_multiple):
+                batch = make_option_tokens(together, group.prefix, size, number)
                 with jax.set_mesh(self.mesh):
-                    logprobs, likeliest = score_branches(self.decoder, prefix, batch)
+                    logprobs, likeliest = score_options(self.decoder, prefix, batch)
                 logprobs, likeliest = np.asarray(logprobs, np.float64), np.asarray(likeliest)
                 at = 0
                 for request, option in (one for row in together for one in row.options):
@@ -130,8 +130,8 @@ class HarnessModel(LM):
 
     def _prefix(self, tokens: Tokens) -> Prefix:
         if not len(tokens):
-            return no_prefix(self.decoder)
-        rows, lengths = padded([tokens.tolist()] * self._row_multiple)
+            return empty_prefix(self.decoder)
+        rows, lengths = pad_prompts([tokens.tolist()] * self._row_multiple)
         with jax.set_mesh(self.mesh):
             return read_prefix(self.decoder, rows, lengths[0])
 
@@ -140,7 +140,7 @@ class HarnessModel(LM):
         bos = self.tokenizer.bos_id
         # As there, a text is its tokens with BOS, behind a BOS that is read: the second is scored.
         documents = [np.array([bos, bos, *one], np.int32) for one in ids]
-        nats = document_nats(
+        nats = rolling_loglikelihood(
             self.decoder,
             documents,
             mesh=self.mesh,
@@ -152,7 +152,7 @@ class HarnessModel(LM):
 
     def _written(self, slab: Sequence[tuple]) -> Iterator[tuple[int, str]]:
         contexts = self._encoded([context for context, _ in slab])
-        orders = [order_of(options, self.context_length) for _, options in slab]
+        orders = [make_answer_spec(options, self.context_length) for _, options in slab]
         rooms = [self.context_length - order.max_new_tokens for order in orders]
         both = list(zip(contexts, rooms, strict=True))
         self._note_cut(len(context) > room for context, room in both)

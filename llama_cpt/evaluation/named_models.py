@@ -13,20 +13,20 @@ from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
-from llama_cpt.generation.chat_session import chat_template_of
+from llama_cpt.generation.chat_session import find_chat_template
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import model_identity
-from llama_cpt.weights.source import model_config_of, tokenizer_of
+from llama_cpt.weights.source import find_tokenizer, read_model_config
 
-RESERVED = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
+RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
 """What else is written into the folder of scores."""
 
 
 @dataclass(frozen=True)
-class Given:
+class ModelSpec:
     """A model that was named; its weights are not loaded yet."""
 
     source: str
@@ -36,7 +36,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A model to evaluate, its weights on the devices."""
 
     folder: Path
@@ -49,7 +49,7 @@ class Model:
     """What its scores depend on."""
 
 
-def named(given: Sequence[str]) -> dict[str, str]:
+def parse_model_names(given: Sequence[str]) -> dict[str, str]:
     """Name -> place of each model; ``NAME=PLACE`` where the folder's own name will not do.
 
     Raises UserError for names that are no folders of scores, or not told apart.
@@ -59,10 +59,10 @@ def named(given: Sequence[str]) -> dict[str, str]:
         name, equals, place = one.partition("=")
         if not equals or "/" in name or Path(one).exists():
             name, place = Path(one).resolve().name, one
-        if not (name and place) or name.startswith(".") or name in RESERVED:
+        if not (name and place) or name.startswith(".") or name in RESERVED_NAMES:
             raise UserError(
                 f"{one}: NAME=FOLDER gives a model a name of its own, which is a folder's in "
-                f"--output: not empty, not with a dot in front, not {' or '.join(RESERVED)}."
+                f"--output: not empty, not with a dot in front, not {' or '.join(RESERVED_NAMES)}."
             )
         if name in found:
             raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
@@ -70,12 +70,12 @@ def named(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def check(label: str, source: str, options: argparse.Namespace) -> Given:
+def check_model(label: str, source: str, options: argparse.Namespace) -> ModelSpec:
     """Raises UserError for what would end the evaluation of this model, after hours of others."""
-    config = model_config_of(source)
-    tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(source))
+    config = read_model_config(source)
+    tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(source))
     tokenizer.require_size(config.vocab_size)
-    template = chat_template_of(tokenizer)
+    template = find_chat_template(tokenizer)
     if options.chat_template and template is None:
         raise UserError(
             f"{label} has no chat template (a base model): evaluate it without --chat-template."
@@ -85,19 +85,19 @@ def check(label: str, source: str, options: argparse.Namespace) -> Given:
             f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
             "tokens for one; name a model that was trained on chats."
         )
-    return Given(source, config, tokenizer, template)
+    return ModelSpec(source, config, tokenizer, template)
 
 
-def load(given: Given, folder: Path) -> Model:
+def load_model(given: ModelSpec, folder: Path) -> LoadedModel:
     """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
     config = given.config
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
-    identity = identity_of(given)
+    identity = model_settings(given)
     decoder = load_decoder(given.source, config, mesh, identity["dtype"])
-    return Model(folder, decoder, given.tokenizer, given.template, mesh, identity)
+    return LoadedModel(folder, decoder, given.tokenizer, given.template, mesh, identity)
 
 
-def identity_of(given: Given) -> dict[str, str]:
+def model_settings(given: ModelSpec) -> dict[str, str]:
     """What the scores of a model depend on."""
     return {
         "model": model_identity(given.source, given.config, 0)[:16],

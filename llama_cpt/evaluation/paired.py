@@ -13,7 +13,7 @@ from jaxtyping import Float
 import numpy as np
 from scipy.stats import norm, t
 
-Mark = Literal["gained", "kept", "forgotten", "not told apart"]
+Finding = Literal["gained", "kept", "forgotten", "not told apart"]
 LEVEL = 0.95
 DRAWS = 10_000
 # Weights held at a time.
@@ -52,7 +52,7 @@ def corrected_level(comparisons: int) -> float:
     return 1 - (1 - LEVEL) / max(comparisons, 1)
 
 
-def mark_of(low: float, high: float, margin: float) -> Mark:
+def classify(low: float, high: float, margin: float) -> Finding:
     """What an interval of a change, positive for better, says beside a ``margin`` that is not felt.
 
     Kept: all of it lies within the margin, on whichever side of zero. Gained or forgotten: all of

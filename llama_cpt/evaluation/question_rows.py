@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Int
 import numpy as np
 
-from llama_cpt.generation.option_scoring import BranchRows
+from llama_cpt.generation.option_scoring import OptionTokens
 from llama_cpt.runtime.errors import UserError
 
 Tokens = Int[np.ndarray, "_"]
@@ -23,17 +23,17 @@ FEW = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class QuestionRow:
     """A question and options to score behind it."""
 
-    trunk: Tokens
+    context: Tokens
     """What all options follow; at least one token."""
     options: list[tuple[int, Tokens]] = field(default_factory=list)
     """Number of the request, and its tokens."""
 
     def length(self, prefix: int) -> int:
         """Tokens that the row takes behind a prefix: an option's last token is predicted only."""
-        return len(self.trunk) - prefix + sum(len(option) - 1 for _, option in self.options)
+        return len(self.context) - prefix + sum(len(option) - 1 for _, option in self.options)
 
     @property
     def scored(self) -> int:
@@ -42,21 +42,21 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Rows whose trunks begin with the same ``prefix`` tokens."""
 
     prefix: int
-    rows: list[Row]
+    rows: list[QuestionRow]
 
 
-def rows_of(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list[Row]:
+def make_rows(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list[QuestionRow]:
     """Rows of requests (context, continuation), numbered as they come.
 
     Cut on the left to what ``context_length`` tokens predict, as lm-evaluation-harness does. Raises
     UserError for a continuation that is longer than that.
     """
-    rows: list[Row] = []
-    open_rows: dict[bytes, Row] = {}
+    rows: list[QuestionRow] = []
+    open_rows: dict[bytes, QuestionRow] = {}
     for number, (context, option) in enumerate(pairs):
         if len(option) > context_length:
             raise UserError(
@@ -66,42 +66,42 @@ def rows_of(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list
         trunk = context[-(context_length + 1 - len(option)) :]
         row = open_rows.get(trunk.tobytes())
         if row is None or row.length(0) + len(option) - 1 > context_length:
-            row = open_rows[trunk.tobytes()] = Row(trunk)
+            row = open_rows[trunk.tobytes()] = QuestionRow(trunk)
             rows.append(row)
         row.options.append((number, option))
     return rows
 
 
-def groups_of(rows: Sequence[Row]) -> list[Group]:
+def group_by_prefix(rows: Sequence[QuestionRow]) -> list[PrefixGroup]:
     """All ``rows`` in groups; a group of one has no prefix."""
-    ordered = sorted(rows, key=lambda row: row.trunk.tolist())
-    groups: list[Group] = []
+    ordered = sorted(rows, key=lambda row: row.context.tolist())
+    groups: list[PrefixGroup] = []
     start = 0
     while start < len(ordered):
-        first, shared, end = ordered[start].trunk, len(ordered[start].trunk) - 1, start + 1
+        first, shared, end = ordered[start].context, len(ordered[start].context) - 1, start + 1
         while end < len(ordered):
-            common = min(_common(first, ordered[end].trunk), len(ordered[end].trunk) - 1)
+            common = min(_common(first, ordered[end].context), len(ordered[end].context) - 1)
             # A row that shares much less would lengthen all others.
             alone = end == start + 1
             if common < SHORTEST_PREFIX or not (alone or 2 * common >= shared):
                 break
             shared, end = min(shared, common), end + 1
-        groups.append(Group(shared if end > start + 1 else 0, ordered[start:end]))
+        groups.append(PrefixGroup(shared if end > start + 1 else 0, ordered[start:end]))
         start = end
     return groups
 
 
-def merged(groups: Sequence[Group]) -> list[Group]:
+def merge_ungrouped(groups: Sequence[PrefixGroup]) -> list[PrefixGroup]:
     """``groups`` with all that have no prefix as one."""
     alone = [row for group in groups if not group.prefix for row in group.rows]
-    return [group for group in groups if group.prefix] + [Group(0, alone)] * bool(alone)
+    return [group for group in groups if group.prefix] + [PrefixGroup(0, alone)] * bool(alone)
 
 
-def batches_of(
-    group: Group, batch_tokens: int, row_multiple: int
-) -> Iterator[tuple[list[Row], int, int]]:
+def make_batches(
+    group: PrefixGroup, batch_tokens: int, row_multiple: int
+) -> Iterator[tuple[list[QuestionRow], int, int]]:
     """Rows that go together, longest first, with the length and number that they are padded to."""
-    by_size: dict[int, list[Row]] = {}
+    by_size: dict[int, list[QuestionRow]] = {}
     for row in sorted(group.rows, key=lambda row: -row.length(group.prefix)):
         size = row_bucket(max(row.length(group.prefix), row.scored))
         by_size.setdefault(size, []).append(row)
@@ -121,27 +121,29 @@ def row_bucket(length: int) -> int:
     return power * 3 // 4 if length <= power * 3 // 4 and power > SHORTEST_ROW else power
 
 
-def branch_rows(rows: Sequence[Row], prefix: int, size: int, number: int) -> BranchRows:
+def make_option_tokens(
+    rows: Sequence[QuestionRow], prefix: int, size: int, number: int
+) -> OptionTokens:
     """One batch (number, size) of up to ``number`` rows; padding is a branch of its own."""
     tokens, positions = (np.zeros((number, size), np.int32) for _ in range(2))
     branches = np.full((number, size), -1, np.int32)
     places, targets = (np.zeros(number * size, np.int32) for _ in range(2))
     count = 0
     for i, row in enumerate(rows):
-        at = len(row.trunk) - prefix
-        tokens[i, :at], branches[i, :at] = row.trunk[prefix:], 0
-        positions[i, :at] = np.arange(prefix, len(row.trunk))
+        at = len(row.context) - prefix
+        tokens[i, :at], branches[i, :at] = row.context[prefix:], 0
+        positions[i, :at] = np.arange(prefix, len(row.context))
         last = i * size + at - 1
         for branch, (_, option) in enumerate(row.options, 1):
             more = len(option) - 1
             here = slice(at, at + more)
             tokens[i, here], branches[i, here] = option[:-1], branch
-            positions[i, here] = np.arange(len(row.trunk), len(row.trunk) + more)
+            positions[i, here] = np.arange(len(row.context), len(row.context) + more)
             scored = slice(count, count + len(option))
             places[scored] = [last, *range(i * size + at, i * size + at + more)]
             targets[scored] = option
             at, count = at + more, count + len(option)
-    return BranchRows(tokens, positions, branches, places, targets, np.int32(count))
+    return OptionTokens(tokens, positions, branches, places, targets, np.int32(count))
 
 
 def _common(a: Tokens, b: Tokens) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 
 from llama_cpt.evaluation.benchmarks import Benchmark, runs_code
 from llama_cpt.evaluation.harness import HarnessModel
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, left_of
-from llama_cpt.runtime.distributed import gathered, is_first
+from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, unscored
+from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
@@ -33,7 +33,7 @@ KEEP_SECONDS = 2.0
 
 
 @runtime_checkable
-class Answering(Protocol):
+class AnswerModel(Protocol):
     """``HarnessModel``, as far as questions need one."""
 
     cut: set[int]
@@ -73,7 +73,7 @@ class Question:
         return all(instance.resps for instance in self.instances)
 
 
-def questions_of(
+def make_questions(
     benchmark: Benchmark, *, chat: HarnessModel | None, limit: int | None
 ) -> list[Question]:
     """The examples of all parts, in order, ``limit`` of each part at most.
@@ -100,13 +100,13 @@ def questions_of(
     return found
 
 
-def ask(
-    questions: list[Question], model: Answering, folder: Path, settings: Mapping[str, Any]
+def answer_questions(
+    questions: list[Question], model: AnswerModel, folder: Path, settings: Mapping[str, Any]
 ) -> None:
     """Put to ``model`` what has no score in ``folder`` yet; scores are added as they come."""
     name = questions[0].benchmark
     asked = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
-    left = left_of([question.key for question in questions], folder, name, asked)
+    left = unscored([question.key for question in questions], folder, name, asked)
     open_questions = [questions[number] for number in left]
     if not open_questions:
         return
@@ -117,18 +117,18 @@ def ask(
         try:
             for question in _answered(open_questions, model):
                 cut += question.cut
-                if is_first():
-                    waiting.append(score_of(question))
+                if is_primary():
+                    waiting.append(score_question(question))
                 if runs_code(name):
                     # Not inside a collective: for the first it may take long.
-                    gathered("", "code was run")
+                    allgather_strings("", "code was run")
                 progress.update(1.0)
                 if time.monotonic() - kept > KEEP_SECONDS:
                     append_scores(file, waiting)
                     waiting, kept = [], time.monotonic()
         finally:
             append_scores(file, waiting)
-    if cut and is_first():
+    if cut and is_primary():
         remedy = "; fewer --shots leave more room" if questions[0].shots else ""
         print(
             f"warning: {name}: {cut} of {len(open_questions)} questions were longer than the "
@@ -137,7 +137,7 @@ def ask(
         )
 
 
-def score_of(question: Question) -> ExampleScore:
+def score_question(question: Question) -> ExampleScore:
     """By the task's first filter and first metric that is a mean of examples; the rest are details.
 
     Raises UserError where there is none.
@@ -205,7 +205,7 @@ def fingerprint(questions: list[Question]) -> str:
     return told.hexdigest()[:16]
 
 
-def _answered(questions: list[Question], model: Answering) -> Iterator[Question]:
+def _answered(questions: list[Question], model: AnswerModel) -> Iterator[Question]:
     by_kind: dict[str, list[tuple[Question, Instance]]] = {}
     for question in questions:
         for instance in question.instances:

@@ -11,13 +11,13 @@ import numpy as np
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.option_scoring import score_segments
 from llama_cpt.parallel.mesh import BATCH_AXES
-from llama_cpt.training.heldout import Window, batch_rows, pack, rolling_windows
+from llama_cpt.training.heldout import Window, pack_windows, rolling_windows, window_batch
 
 LOGIT_TOKENS = 1024
 """Tokens of one device whose logits exist at a time."""
 
 
-def document_nats(
+def rolling_loglikelihood(
     decoder: Decoder,
     documents: Sequence[Integer[np.ndarray, "_"]],
     *,
@@ -41,10 +41,10 @@ def document_nats(
     nats, left = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
     np.add.at(left, [window.corpus for window in windows], 1)
     yield from ((int(number), 0.0) for number in np.flatnonzero(left == 0))
-    rows = pack(windows, length)
+    rows = pack_windows(windows, length)
     for start in range(0, len(rows), batch_size):
         together = rows[start : start + batch_size]
-        batch = batch_rows(together, batch_size, length)
+        batch = window_batch(together, batch_size, length)
         with jax.set_mesh(mesh):
             nll = score_segments(decoder, batch, chunk_tokens=LOGIT_TOKENS)
         scored = batch.loss_mask > 0

@@ -16,8 +16,8 @@ from typing import Any
 from etils import epath
 
 from llama_cpt.config.fields import from_dict
-from llama_cpt.data.rows import write_atomically
-from llama_cpt.runtime.distributed import by_first, gathered
+from llama_cpt.data.rows import write_atomic
+from llama_cpt.runtime.distributed import allgather_strings, run_on_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.jsonl import append_lines, read_lines
 
@@ -77,12 +77,12 @@ def read_task(file: Path) -> list[ExampleScore]:
 
 
 def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
-    """Add ``scores`` to ``file``, on disk when this returns; ``begin`` has been there before."""
+    """Add ``scores`` to ``file``, on disk when this returns; ``start_task`` has been there before."""
     if rows := [_plain(score) for score in scores]:
         append_lines(file, rows)
 
 
-def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:
+def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:
     """The scores of ``task`` that are there from before; its settings are written or compared.
 
     Raises UserError where they are of another model, task or setting.
@@ -103,25 +103,25 @@ def begin(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleS
     return read_task(folder / f"{task}{LINES}")
 
 
-def left_of(
+def unscored(
     keys: Sequence[tuple[str, str]], folder: Path, task: str, settings: Mapping[str, Any]
 ) -> list[int]:
     """Numbers of the examples ``keys`` without a score of ``task``, as the first process sees it.
 
-    Raises UserError where the processes are not at the same examples, and as ``begin`` does.
+    Raises UserError where the processes are not at the same examples, and as ``start_task`` does.
     """
     asked = hashlib.sha256(json.dumps([keys, settings]).encode()).hexdigest()
-    if len(set(gathered(asked, "what is scored"))) > 1:
+    if len(set(allgather_strings(asked, "what is scored"))) > 1:
         raise UserError(
             f"{task}: the processes read different models or examples; put the same files in the "
             "same place on every host."
         )
 
     def known() -> str:
-        done = {score.key for score in begin(folder, task, settings)}
+        done = {score.key for score in start_task(folder, task, settings)}
         return "".join("1" if key in done else "0" for key in keys)
 
-    scored = by_first(known, "what is known")
+    scored = run_on_primary(known, "what is known")
     return [number for number, one in enumerate(scored) if one == "0"]
 
 
@@ -130,7 +130,7 @@ def write_task(
 ) -> None:
     """Scores that were made of others, with their settings; what was there is replaced."""
     rows = (json.dumps(_plain(score), ensure_ascii=False) + "\n" for score in scores)
-    write_atomically(epath.Path(folder / f"{task}{LINES}"), "".join(rows).encode())
+    write_atomic(epath.Path(folder / f"{task}{LINES}"), "".join(rows).encode())
     _write_settings(folder / f"{task}{SETTINGS}", settings)
 
 
@@ -149,7 +149,7 @@ def bits_per_byte(scores: Sequence[ExampleScore]) -> float:
 
 def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
     content = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(epath.Path(file), content.encode())
+    write_atomic(epath.Path(file), content.encode())
 
 
 def _plain(score: ExampleScore) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, mean_score, read_scores
 from llama_cpt.evaluation.tasks.eq_bench import LEAST_PARSEABLE
 
@@ -21,7 +21,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     tasks = {name: summary_of(scores) for name, scores in read_scores(str(folder)).items()}
     summary = {"model": folder.name, "tasks": tasks}
     content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(epath.Path(folder / FILE), content.encode())
+    write_atomic(epath.Path(folder / FILE), content.encode())
     return summary
 
 

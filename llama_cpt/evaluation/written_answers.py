@@ -13,11 +13,11 @@ from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.evaluation.question_rows import Tokens
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import (
-    CALL_TOKENS,
     NO_TOKEN,
+    TOKENS_PER_CALL,
     advance,
-    bucket,
-    padded,
+    bucket_length,
+    pad_prompts,
     start,
     stop_array,
 )
@@ -31,7 +31,7 @@ NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Order:
+class AnswerSpec:
     """How an answer is to be written."""
 
     stops: tuple[str, ...]
@@ -39,7 +39,7 @@ class Order:
     sampling: Sampling
 
 
-def order_of(options: Mapping[str, Any], context_length: int) -> Order:
+def make_answer_spec(options: Mapping[str, Any], context_length: int) -> AnswerSpec:
     """What a task's ``generation_kwargs`` ask for; half of a context that has not the room."""
     until = options.get("until") or []
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -47,7 +47,7 @@ def order_of(options: Mapping[str, Any], context_length: int) -> Order:
     # As the harness: a temperature says it, where nothing else does.
     temperature = float(options.get("temperature", 1.0))
     sampled = options.get("do_sample", "temperature" in options) and temperature > 0
-    return Order(
+    return AnswerSpec(
         stops=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
         max_new_tokens=wanted if wanted < context_length else context_length // 2,
         sampling=Sampling(
@@ -65,7 +65,7 @@ def written_answers(
     tokenizer: Tokenizer,
     mesh: Mesh,
     prompts: Sequence[Tokens],
-    orders: Sequence[Order],
+    orders: Sequence[AnswerSpec],
     stop_ids: Sequence[int],
 ) -> Iterator[tuple[int, str]]:
     """Number and text of each prompt's answer, batch by batch, the longest prompts first."""
@@ -73,7 +73,7 @@ def written_answers(
     alike: dict[tuple, list[int]] = {}
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
         order = orders[number]
-        size = bucket(len(prompts[number]))
+        size = bucket_length(len(prompts[number]))
         alike.setdefault((size, order.max_new_tokens, order.sampling), []).append(number)
     for numbers in alike.values():
         for first in range(0, len(numbers), together):
@@ -95,22 +95,22 @@ def _batch_answers(
     tokenizer: Tokenizer,
     mesh: Mesh,
     prompts: Sequence[Tokens],
-    orders: Sequence[Order],
+    orders: Sequence[AnswerSpec],
     stop_ids: Sequence[int],
     rows: int,
 ) -> list[str]:
     order = orders[0]
-    tokens, lengths = padded([prompt.tolist() for prompt in prompts], row_multiple=rows)
-    columns = bucket(tokens.shape[1] + order.max_new_tokens)
+    tokens, lengths = pad_prompts([prompt.tolist() for prompt in prompts], row_multiple=rows)
+    columns = bucket_length(tokens.shape[1] + order.max_new_tokens)
     special = {i: tokenizer.decode([i]) for i in (tokenizer.bos_id, tokenizer.eos_id)}
     special |= {i: name for name, i in tokenizer.special_tokens.items()}
     written: list[list[int]] = [[] for _ in prompts]
     over = np.arange(rows) >= len(prompts)
     with jax.set_mesh(mesh):
         state = start(decoder, tokens, lengths, columns=columns)
-        for done in range(0, order.max_new_tokens, CALL_TOKENS):
+        for done in range(0, order.max_new_tokens, TOKENS_PER_CALL):
             state = replace(state, stopped=state.stopped | over)
-            count = np.int32(min(CALL_TOKENS, order.max_new_tokens - done))
+            count = np.int32(min(TOKENS_PER_CALL, order.max_new_tokens - done))
             state, new = advance(
                 decoder, state, count, stop_array(stop_ids), order.sampling.settings()
             )
@@ -123,10 +123,13 @@ def _batch_answers(
                 over[number] |= any(stop in text for stop in orders[number].stops)
             if (over | np.asarray(state.stopped)).all():
                 break
-    return [cut(tokenizer.decode(ids), one.stops) for ids, one in zip(written, orders, strict=True)]
+    return [
+        cut_at_stop(tokenizer.decode(ids), one.stops)
+        for ids, one in zip(written, orders, strict=True)
+    ]
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     """``text`` before the first of ``stops``."""
     for stop in stops:
         text = text.split(stop)[0]

@@ -23,7 +23,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass
-class Session:
+class ChatSession:
     """One conversation; ``messages`` is all that it remembers."""
 
     decoder: Decoder
@@ -46,7 +46,7 @@ class Session:
         """Forget every turn, not the system message."""
         self.messages = [message for message in self.messages if message.role == "system"]
 
-    def ask(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Iterator[str]:
         """Pieces of the answer to ``text``; both are remembered, an interrupted answer as well.
 
         Raises UserError, and remembers nothing, where ``text`` alone is over the context.
@@ -94,17 +94,17 @@ class Session:
             sampling=self.sampling,
             mesh=self.mesh,
         )
-        return text_pieces(self.tokenizer, (rows[0] for rows in new))
+        return stream_text(self.tokenizer, (rows[0] for rows in new))
 
 
-def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+def find_chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
     """The template to talk by; None for a base model, whose tokenizer has no tokens for a chat."""
     if find_template(tokenizer.path) is None and tokenizer.special_id(LLAMA3_TOKENS[0]) is None:
         return None
     return load_chat_template(tokenizer, "auto")
 
 
-def text_pieces(tokenizer: Tokenizer, batches: Iterator[list[int]]) -> Iterator[str]:
+def stream_text(tokenizer: Tokenizer, batches: Iterator[list[int]]) -> Iterator[str]:
     """The text of ids as they come: no half character, no special token."""
     special = {*tokenizer.special_tokens.values(), tokenizer.bos_id, tokenizer.eos_id}
     ids: list[int] = []

@@ -60,11 +60,11 @@ def make_decoder(model: Llama, mesh: Mesh | None = None) -> Decoder:
     """
     if mesh is not None and mesh.shape["context"] > 1:
         raise ValueError("generation takes whole rows: no mesh with a context axis")
-    placed = None if mesh is None else shardings(jax.eval_shape(lay_out, model), mesh)
-    return jax.jit(lay_out, out_shardings=placed)(model)
+    placed = None if mesh is None else shardings(jax.eval_shape(decoder_from_model, model), mesh)
+    return jax.jit(decoder_from_model, out_shardings=placed)(model)
 
 
-def lay_out(model: Llama) -> Decoder:
+def decoder_from_model(model: Llama) -> Decoder:
     """``make_decoder`` inside a compiled program."""
     # A tree of its own: the caller's model keeps its layers.
     ends = jax.tree.map(lambda x: x.astype(model.compute_dtype), model)
@@ -89,7 +89,7 @@ def prefill(
 ) -> tuple[Float[Array, "batch length embed"], Cache]:
     """Read prompts padded on the right, each of ``lengths`` tokens, into a cache of ``columns``.
 
-    The result beside the cache is the normed output at every token, for ``logits_of``.
+    The result beside the cache is the normed output at every token, for ``compute_logits``.
     """
     length = tokens.shape[1]
     place = jnp.arange(length)[None]
@@ -100,7 +100,7 @@ def prefill(
         return out, tuple(_in_cache(x, columns) for x in (key, value))
 
     positions = jnp.broadcast_to(place, tokens.shape)
-    x, layers = through(decoder, tokens, positions, [attention] * len(decoder.layers))
+    x, layers = run_decoder_layers(decoder, tokens, positions, [attention] * len(decoder.layers))
     visible = jnp.arange(columns)[None] < lengths[:, None]
     return x, Cache(layers, visible, lengths, jnp.int32(length))
 
@@ -124,11 +124,13 @@ def decode(
         return attention
 
     attentions = [attention_of(*layer) for layer in cache.layers]
-    x, layers = through(decoder, tokens[:, None], cache.lengths[:, None], attentions)
+    x, layers = run_decoder_layers(decoder, tokens[:, None], cache.lengths[:, None], attentions)
     return x[:, 0], Cache(layers, visible, cache.lengths + 1, cache.column + 1)
 
 
-def logits_of(decoder: Decoder, hidden: Float[Array, "batch embed"]) -> Float[Array, "batch vocab"]:
+def compute_logits(
+    decoder: Decoder, hidden: Float[Array, "batch embed"]
+) -> Float[Array, "batch vocab"]:
     """Float32 logits of normed outputs."""
     return jnp.einsum("bd,vd->bv", hidden, decoder.ends.head, preferred_element_type=jnp.float32)
 
@@ -149,7 +151,7 @@ def attend_to_cache(
     return out.reshape(batch, 1, heads, head_dim).astype(query.dtype)
 
 
-def through(
+def run_decoder_layers(
     decoder: Decoder, tokens: jax.Array, positions: jax.Array, attentions: list[Callable]
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """All layers and the last norm; what each layer's attention kept."""

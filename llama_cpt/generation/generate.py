@@ -16,14 +16,14 @@ from jaxtyping import Array, Int
 import numpy as np
 
 from llama_cpt.data.batch import Leaf
-from llama_cpt.generation.decoder import Cache, Decoder, decode, logits_of, prefill
-from llama_cpt.generation.sampling import Sampling, Settings, draw
+from llama_cpt.generation.decoder import Cache, Decoder, compute_logits, decode, prefill
+from llama_cpt.generation.sampling import Sampling, Settings, sample
 from llama_cpt.parallel.mesh import BATCH_AXES, constrain
 from llama_cpt.runtime.errors import UserError
 
-SHORTEST = 128
+MIN_BUCKET = 128
 """Columns of the smallest bucket; the attention kernels for TPUs take multiples of it."""
-CALL_TOKENS = 8
+TOKENS_PER_CALL = 8
 """Tokens a row that one call of the compiled program makes, at most."""
 STOP_IDS = 8
 """Stop tokens are padded to a multiple of this: their number is no part of the program."""
@@ -33,7 +33,7 @@ GREEDY = Sampling()
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
+class GenerationState:
     """A batch between two calls."""
 
     cache: Cache
@@ -74,17 +74,17 @@ def stream(
     sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> Iterator[list[list[int]]]:
-    """``generate`` as it goes: each row's new tokens, up to ``CALL_TOKENS`` at a time."""
-    require_room(decoder, prompts, max_new_tokens)
-    tokens, lengths = padded(prompts, row_multiple=_row_multiple(mesh))
-    columns = bucket(tokens.shape[1] + max_new_tokens)
+    """``generate`` as it goes: each row's new tokens, up to ``TOKENS_PER_CALL`` at a time."""
+    require_context_room(decoder, prompts, max_new_tokens)
+    tokens, lengths = pad_prompts(prompts, row_multiple=_row_multiple(mesh))
+    columns = bucket_length(tokens.shape[1] + max_new_tokens)
     stops = stop_array(stop_ids)
     context = partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
     with context():
         state = start(decoder, tokens, lengths, columns=columns)
     state = replace(state, stopped=np.arange(len(lengths)) >= len(prompts))
-    for done in range(0, max_new_tokens, CALL_TOKENS):
-        count = np.int32(min(CALL_TOKENS, max_new_tokens - done))
+    for done in range(0, max_new_tokens, TOKENS_PER_CALL):
+        count = np.int32(min(TOKENS_PER_CALL, max_new_tokens - done))
         with context():
             state, new = advance(decoder, state, count, stops, sampling.settings())
         new, over = np.asarray(new)[: len(prompts)], np.asarray(state.stopped).all()
@@ -100,22 +100,22 @@ def start(
     lengths: Int[Array, " batch"],
     *,
     columns: int,
-) -> State:
+) -> GenerationState:
     """Read the prompts."""
     hidden, cache = prefill(decoder, tokens, lengths, columns=columns)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    return State(cache, logits_of(decoder, last), jnp.zeros(lengths.shape, bool))
+    return GenerationState(cache, compute_logits(decoder, last), jnp.zeros(lengths.shape, bool))
 
 
 @partial(jax.jit, donate_argnames="state")
 def advance(
     decoder: Decoder,
-    state: State,
+    state: GenerationState,
     count: Int[Array, ""],
     stop_ids: Int[Array, " stops"],
     settings: Settings,
-) -> tuple[State, Int[Array, "batch call"]]:
-    """Up to ``count`` (at most ``CALL_TOKENS``) more tokens of each row.
+) -> tuple[GenerationState, Int[Array, "batch call"]]:
+    """Up to ``count`` (at most ``TOKENS_PER_CALL``) more tokens of each row.
 
     ``NO_TOKEN`` from a row's stop token on. Ends early where all rows have stopped.
     """
@@ -128,24 +128,24 @@ def advance(
 
     def one(carried: tuple) -> tuple:
         done, state, new = carried
-        token = draw(state.logits, settings, rows, state.cache.lengths)
+        token = sample(state.logits, settings, rows, state.cache.lengths)
         stopped = state.stopped | (token[:, None] == stop_ids[None]).any(-1)
         new = new.at[:, done].set(jnp.where(stopped, NO_TOKEN, token))
         hidden, cache = decode(decoder, state.cache, token)
-        return done + 1, State(cache, logits_of(decoder, hidden), stopped), new
+        return done + 1, GenerationState(cache, compute_logits(decoder, hidden), stopped), new
 
-    new = jnp.full((batch, CALL_TOKENS), NO_TOKEN, jnp.int32)
+    new = jnp.full((batch, TOKENS_PER_CALL), NO_TOKEN, jnp.int32)
     _, state, new = jax.lax.while_loop(unfinished, one, (jnp.int32(0), state, new))
     # Replicated: every process reads all of it.
     return replace(state, stopped=constrain(state.stopped)), constrain(new)
 
 
-def bucket(length: int) -> int:
-    """The power of two from ``SHORTEST`` on that holds ``length``."""
-    return max(SHORTEST, 1 << (length - 1).bit_length())
+def bucket_length(length: int) -> int:
+    """The power of two from ``MIN_BUCKET`` on that holds ``length``."""
+    return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
-def padded(
+def pad_prompts(
     prompts: Sequence[Sequence[int]], *, row_multiple: int = 1
 ) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, " batch"]]:
     """Prompts padded on the right to a bucket's length, and their lengths.
@@ -155,13 +155,15 @@ def padded(
     rows = -(-len(prompts) // row_multiple) * row_multiple
     lengths = np.ones(rows, np.int32)
     lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-    tokens = np.zeros((rows, bucket(int(lengths.max()))), np.int32)
+    tokens = np.zeros((rows, bucket_length(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
     return tokens, lengths
 
 
-def require_room(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def require_context_room(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     """Raise UserError unless every prompt has a token and room behind it in the context."""
     if not prompts or max_new_tokens < 1:
         raise UserError("generation needs a prompt and max_new_tokens of 1 or more.")

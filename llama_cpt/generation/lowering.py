@@ -8,11 +8,11 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from llama_cpt.config.schema import MeshConfig, ModelConfig
-from llama_cpt.generation.decoder import Cache, Decoder, lay_out
-from llama_cpt.generation.generate import GREEDY, STOP_IDS, State, advance, start
+from llama_cpt.generation.decoder import Cache, Decoder, decoder_from_model
+from llama_cpt.generation.generate import GREEDY, STOP_IDS, GenerationState, advance, start
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import abstract_llama
-from llama_cpt.parallel.mesh import spec, topology_mesh, with_shardings
+from llama_cpt.parallel.mesh import partition_spec, topology_mesh, with_shardings
 
 DTYPE = "bfloat16"
 
@@ -45,10 +45,10 @@ def lower_decode(
 
 def _abstract_decoder(config: ModelConfig, attention: str, mesh: Mesh) -> Decoder:
     model = abstract_llama(config, compute_dtype=DTYPE, attention=attention)
-    return with_shardings(jax.eval_shape(lay_out, model), mesh)
+    return with_shardings(jax.eval_shape(decoder_from_model, model), mesh)
 
 
-def _abstract_state(config: ModelConfig, mesh: Mesh, rows: int, columns: int) -> State:
+def _abstract_state(config: ModelConfig, mesh: Mesh, rows: int, columns: int) -> GenerationState:
     shape = rows, config.num_kv_heads, columns, config.head_dim
     keys = _leaf(mesh, shape, jnp.dtype(DTYPE), "batch", "kv_heads", "length", None)
     cache = Cache(
@@ -58,8 +58,8 @@ def _abstract_state(config: ModelConfig, mesh: Mesh, rows: int, columns: int) ->
         _leaf(mesh, (), jnp.int32),
     )
     logits = _leaf(mesh, (rows, config.vocab_size), jnp.float32, "batch", "vocab")
-    return State(cache, logits, _leaf(mesh, (rows,), jnp.bool_))
+    return GenerationState(cache, logits, _leaf(mesh, (rows,), jnp.bool_))
 
 
 def _leaf(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec(*axes)))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition_spec(*axes)))

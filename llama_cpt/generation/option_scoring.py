@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from llama_cpt.data.batch import Leaf, TokenBatch
-from llama_cpt.generation.decoder import Decoder, Layer, logits_of, prefill, through
+from llama_cpt.generation.decoder import Decoder, Layer, compute_logits, prefill, run_decoder_layers
 from llama_cpt.model.attention import attend
 from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.parallel.mesh import constrain
@@ -35,16 +35,16 @@ class Prefix:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class BranchRows:
+class OptionTokens:
     """Rows behind a prefix, and which of their tokens predict what."""
 
     tokens: Leaf
     """int32 (batch, length), padded on the right."""
     positions: Leaf
     """int32 (batch, length), the prefix counted."""
-    branches: Leaf
+    options: Leaf
     """int32 (batch, length): 0 is seen by all that follows it, another by its own kind only."""
-    places: Leaf
+    target_indices: Leaf
     """int32 (batch * length,): tokens that predict, rows laid end to end."""
     targets: Leaf
     """int32 (batch * length,): what each of ``places`` predicts."""
@@ -60,7 +60,7 @@ def read_prefix(decoder: Decoder, tokens: Int[Array, "batch columns"], length: L
     return Prefix(tuple((keys[0], values[0]) for keys, values in cache.layers), length)
 
 
-def no_prefix(decoder: Decoder) -> Prefix:
+def empty_prefix(decoder: Decoder) -> Prefix:
     """Of no columns."""
     config = decoder.ends.config
     shape, dtype = (config.num_kv_heads, 0, config.head_dim), decoder.ends.compute_dtype
@@ -70,15 +70,15 @@ def no_prefix(decoder: Decoder) -> Prefix:
 
 
 @jax.jit
-def score_branches(
-    decoder: Decoder, prefix: Prefix, rows: BranchRows
+def score_options(
+    decoder: Decoder, prefix: Prefix, rows: OptionTokens
 ) -> tuple[Float[Array, " places"], Bool[Array, " places"]]:
     """Log-probability of each target in nats, float32, and whether it is the likeliest token.
 
     Beyond ``rows.count`` both are zero.
     """
     place = jnp.arange(rows.tokens.shape[1])
-    mine, theirs = rows.branches[:, :, None], rows.branches[:, None, :]
+    mine, theirs = rows.options[:, :, None], rows.options[:, None, :]
     visible = (place[:, None] >= place[None])[None] & ((theirs == 0) | (theirs == mine))
     before = jnp.arange(prefix.layers[0][0].shape[1]) < prefix.length
 
@@ -86,7 +86,7 @@ def score_branches(
         return partial(_attend, layer=layer, before=before, visible=visible)
 
     attentions = [attention_of(layer) for layer in prefix.layers]
-    hidden, _ = through(decoder, rows.tokens, rows.positions, attentions)
+    hidden, _ = run_decoder_layers(decoder, rows.tokens, rows.positions, attentions)
     return _scores(decoder, hidden.reshape(-1, hidden.shape[-1]), rows)
 
 
@@ -102,7 +102,7 @@ def score_segments(
         return out, None
 
     attentions = [attention] * len(decoder.layers)
-    hidden, _ = through(decoder, batch.tokens, batch.positions, attentions)
+    hidden, _ = run_decoder_layers(decoder, batch.tokens, batch.positions, attentions)
     return constrain(token_nll(hidden, decoder.ends.head, batch.targets, chunk_tokens))
 
 
@@ -134,18 +134,18 @@ def _attend(
 
 
 def _scores(
-    decoder: Decoder, hidden: Float[Array, "tokens embed"], rows: BranchRows
+    decoder: Decoder, hidden: Float[Array, "tokens embed"], rows: OptionTokens
 ) -> tuple[jax.Array, jax.Array]:
     """Chunk by chunk, as far as there are places: the logits of all tokens never exist."""
-    total = rows.places.shape[0]
+    total = rows.target_indices.shape[0]
     chunk = min(CHUNK, total)
 
     def one(number: jax.Array, carried: tuple) -> tuple:
         # The last chunk reaches back where the chunks do not divide the total.
         start = jnp.minimum(number * chunk, total - chunk)
-        place = jax.lax.dynamic_slice(rows.places, (start,), (chunk,))
+        place = jax.lax.dynamic_slice(rows.target_indices, (start,), (chunk,))
         target = jax.lax.dynamic_slice(rows.targets, (start,), (chunk,))
-        logits = logits_of(decoder, hidden[place])
+        logits = compute_logits(decoder, hidden[place])
         found = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
         logprob = found - jax.nn.logsumexp(logits, axis=-1)
         new = logprob, jnp.argmax(logits, axis=-1) == target

@@ -45,7 +45,7 @@ class Sampling:
             raise UserError(f"seed={self.seed} must be in [0, 2**32).")
 
     def settings(self) -> Settings:
-        """What ``draw`` takes."""
+        """What ``sample`` takes."""
         return (
             np.float32(self.temperature),
             np.int32(min(self.top_k, 2**31 - 1)),
@@ -55,7 +55,7 @@ class Sampling:
         )
 
 
-def draw(
+def sample(
     logits: Float[Array, "batch vocab"],
     settings: Settings,
     rows: Int[Array, " batch"],
@@ -75,13 +75,13 @@ def draw(
         )
         # Gumbel-max: the argmax of log-probabilities plus this noise is a sample of them.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-        return jnp.argmax(filtered(logits / temperature, settings) + noise, axis=-1)
+        return jnp.argmax(filter_logits(logits / temperature, settings) + noise, axis=-1)
 
     chosen = jax.lax.cond(temperature > 0, sampled, lambda: jnp.argmax(logits, axis=-1))
     return chosen.astype(jnp.int32)
 
 
-def filtered(
+def filter_logits(
     logits: Float[Array, "batch vocab"], settings: Settings
 ) -> Float[Array, "batch vocab"]:
     """``logits`` (divided by the temperature) with -inf where a filter forbids the token.

@@ -10,7 +10,7 @@ from llama_cpt.runtime.errors import UsageError, UserError
 
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Below a cube of 4 x 4 x 4 chips; above it every side is a multiple of 4.
-PARTS_OF_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+SUBCUBE_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Family:
     """What a name such as v5p-256 counts for each chip: cores, or chips."""
     devices: int
     """That JAX counts for each chip."""
-    most_chips: int
+    max_chips: int
 
 
 FAMILIES = {
@@ -34,7 +34,7 @@ FAMILIES = {
     "v6e": Family("TPU v6 lite", (16, 16), 1, 1, 256),
     "tpu7x": Family("TPU7x", (16, 24, 24), 2, 2, 9216),
 }
-ALSO_CALLED = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x"}
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "tpu7x"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_topology(text: str, slices: int = 1) -> Topology:
     match = re.fullmatch(r"([a-z]\w*?)(?:[:](\d+(?:x\d+)*)|-(\d+))", text.strip().lower())
     if not match:
         raise UsageError(f"--topology {text}: write a shape, v5p:4x4x8, or a name, v5p-256.")
-    family = ALSO_CALLED.get(match[1], match[1])
+    family = ALIASES.get(match[1], match[1])
     if family not in FAMILIES:
         raise UserError(
             f"--topology {text}: no TPU {match[1]!r} here; known: {', '.join(FAMILIES)}."
@@ -108,7 +108,7 @@ def shapes_of(family: str) -> list[tuple[int, ...]]:
     cubes = [
         sides
         for sides in itertools.product(*ranges)
-        if sides == tuple(sorted(sides)) and math.prod(sides) <= FAMILIES[family].most_chips
+        if sides == tuple(sorted(sides)) and math.prod(sides) <= FAMILIES[family].max_chips
     ]
     cubes.sort(key=lambda sides: (math.prod(sides), sum(sides)))
-    return [*PARTS_OF_A_CUBE, *cubes]
+    return [*SUBCUBE_SHAPES, *cubes]

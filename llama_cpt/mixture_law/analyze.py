@@ -6,26 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from llama_cpt.mixture_law.filter_comparable import comparable, repeated_noise, stated
+from llama_cpt.mixture_law.filter_comparable import fill_unstated, filter_comparable, repeated_noise
 from llama_cpt.mixture_law.group_fit import fit_group
 from llama_cpt.mixture_law.law import Law, Refusal
-from llama_cpt.mixture_law.normalization import at_home, make_frame
-from llama_cpt.mixture_law.objective import Goal
+from llama_cpt.mixture_law.normalization import at_reference, make_normalization
+from llama_cpt.mixture_law.objective import Objective
 from llama_cpt.mixture_law.pairs import compare_pairs
 from llama_cpt.mixture_law.pareto import measured_front
 from llama_cpt.mixture_law.ratio_only import fit_ratio
 from llama_cpt.mixture_law.recommend import Target, recommend
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface import Surface
 from llama_cpt.mixture_law.surface_model import CARRY, LEVEL_WIDTH, PRIOR, PRIOR_WIDTH
 
 DRAWS = 400
 
 
-def analyse(
-    points: Points,
+def analyze(
+    points: RunsTable,
     *,
-    goal: Goal,
+    goal: Objective,
     target_parameters: float | None = None,
     target_tokens: float | None = None,
     target_base: Mapping[str, float] | None = None,
@@ -53,8 +53,8 @@ def analyse(
     return replace(law, pairs=rows, one_for_all=one_for_all, notes=notes)
 
 
-def _one_pair(points: Points, goal: Goal, target: Target, next_runs: int, seed: int) -> Law:
-    points, notes = comparable(points)
+def _one_pair(points: RunsTable, goal: Objective, target: Target, next_runs: int, seed: int) -> Law:
+    points, notes = filter_comparable(points)
     rng = np.random.default_rng(seed)
     law = _empty(points, goal, notes)
     if not len(points):
@@ -66,18 +66,18 @@ def _one_pair(points: Points, goal: Goal, target: Target, next_runs: int, seed: 
     return _surface_law(law, target, next_runs, rng)
 
 
-def _empty(points: Points, goal: Goal, notes: list[str]) -> Law:
+def _empty(points: RunsTable, goal: Objective, notes: list[str]) -> Law:
     return Law(
-        goal=goal,
-        points=points,
+        objective=goal,
+        runs=points,
         forms=(),
         noise=repeated_noise(points) if len(points) else {},
         recommendation=None,
         refusal=None,
-        ridge=None,
+        optimal_rate=None,
         predicted_front=None,
         measured_front=measured_front(points),
-        carry=None,
+        extrapolation=None,
         next_runs=(),
         ratio_only=None,
         pairs=(),
@@ -93,13 +93,13 @@ def _refused(law: Law, *reasons: str) -> Law:
 
 
 def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
-    kept = at_home(law.points)
-    points, notes = law.points.where(kept), law.notes
+    kept = at_reference(law.runs)
+    points, notes = law.runs.where(kept), law.notes
     if not kept.all():
         notes += (f"Of one size and budget, the commonest: {len(points)} runs.",)
     if len(np.unique(points.almr)) == 1:
         return _refused(law, "No size and budget has two ratios.")
-    law = replace(law, ratio_only=fit_ratio(points, law.goal, rng), points=points, notes=notes)
+    law = replace(law, ratio_only=fit_ratio(points, law.objective, rng), points=points, notes=notes)
     peak = points.learning_rate[0]
     rate = f" ({peak:g})" if np.isfinite(peak) else ", which the table does not state"
     reason = f"All runs have one learning rate{rate}: only the ratio is fitted, "
@@ -107,15 +107,15 @@ def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
 
 
 def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Generator) -> Law:
-    points = stated(law.points)
-    home = points.where(at_home(points))
+    points = fill_unstated(law.runs)
+    home = points.where(at_reference(points))
     if min(len(np.unique(home.almr)), len(np.unique(home.learning_rate))) == 1:
         reason = "The size and budget with the most runs has one ratio or one learning rate: "
         return _refused(law, f"{reason}add runs that vary it.")
     known = {}
     if target.parameters and target.base:
         known[target.parameters] = target.base
-    frame = make_frame(points, known)
+    frame = make_normalization(points, known)
     chance = rng.standard_normal((DRAWS, len(CARRY)))
     fits = {}
     for group in GROUPS:
@@ -129,7 +129,7 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
     largest = float(points.parameters.max())
     budget = float(points.tokens[points.parameters == largest].max())
     surface = Surface(
-        frame=frame,
+        normalization=frame,
         groups=surfaces,
         parameters=target.parameters or largest,
         tokens=target.tokens or budget,
@@ -142,7 +142,9 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
     return _refused(law, *reasons) if reasons else law
 
 
-def _prior_levels(points: Points, surface: Surface, known: Mapping[float, Any]) -> tuple[str, ...]:
+def _prior_levels(
+    points: RunsTable, surface: Surface, known: Mapping[float, Any]
+) -> tuple[str, ...]:
     """That the height of the predicted losses is no finding where the table has one size."""
     told = []
     if len(np.unique(points.parameters)) == 1 and surface.parameters != surface.largest:

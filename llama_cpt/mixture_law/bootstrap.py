@@ -39,7 +39,7 @@ def bootstrap(
     return thetas
 
 
-def told_apart(problem: Problem, theta: np.ndarray) -> bool:
+def is_identifiable(problem: Problem, theta: np.ndarray) -> bool:
     """Whether the runs tell the parameters from each other, but for those without effect here."""
     jacobian = _directions(problem, theta)
     moved = np.linalg.norm(jacobian, axis=0) > 0

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import expit
 
-from llama_cpt.mixture_law.intervals import band
-from llama_cpt.mixture_law.law import Carry, Exponent, SizeOptimum
-from llama_cpt.mixture_law.optima import Place
+from llama_cpt.mixture_law.intervals import make_interval
+from llama_cpt.mixture_law.law import Exponent, Extrapolation, SizeOptimum
+from llama_cpt.mixture_law.optima import OptimumAt
 from llama_cpt.mixture_law.surface import widening
 
 STEP_LAW = "Step Law, arXiv 2503.04715, of runs from scratch; 90 % from no change to twice it"
@@ -24,7 +24,7 @@ class Powers:
     fitted: bool
 
 
-def make_powers(places: list[Place], logs: np.ndarray, prior: np.ndarray) -> Powers:
+def make_powers(places: list[OptimumAt], logs: np.ndarray, prior: np.ndarray) -> Powers:
     """Slopes of the optima over ``logs`` of sizes or tokens; with one place only, the prior.
 
     ``prior`` is of the shift that keeps a surface where it is, the opposite of the best rate's.
@@ -37,7 +37,7 @@ def make_powers(places: list[Place], logs: np.ndarray, prior: np.ndarray) -> Pow
     return Powers(rates @ off, odds @ off, fitted=True)
 
 
-def widened(place: Place, size: float, budget: float) -> Place:
+def widen(place: OptimumAt, size: float, budget: float) -> OptimumAt:
     """The draws further from the chosen fit's optimum: log10 of a factor where it is beyond 10.
 
     The factors are of the target over the largest fitted size and budget; both beyond 10, they
@@ -51,9 +51,9 @@ def widened(place: Place, size: float, budget: float) -> Place:
     return replace(place, optima=optima)
 
 
-def make_carry(
-    places: list[Place], sizes: Powers, tokens: Powers, target: Place | None, factor: float
-) -> Carry:
+def extrapolate(
+    places: list[OptimumAt], sizes: Powers, tokens: Powers, target: OptimumAt | None, factor: float
+) -> Extrapolation:
     """All of it in numbers, each prior with its source."""
     fitted = [_optimum(place, is_target=False) for place in places]
     exponents = (
@@ -63,14 +63,14 @@ def make_carry(
         _exponent("almr odds", "tokens", tokens.odds, None if tokens.fitted else UNCHANGED),
     )
     aimed = [_optimum(target, is_target=True)] if target else []
-    return Carry(exponents, (*fitted, *aimed), factor)
+    return Extrapolation(exponents, (*fitted, *aimed), factor)
 
 
-def _optimum(place: Place, *, is_target: bool) -> SizeOptimum:
+def _optimum(place: OptimumAt, *, is_target: bool) -> SizeOptimum:
     return SizeOptimum(
         place.parameters, place.tokens, place.almr, place.learning_rate, target=is_target
     )
 
 
 def _exponent(of: str, over: str, draws: np.ndarray, prior: str | None) -> Exponent:
-    return Exponent(of=of, over=over, power=band(float(draws[0]), draws[1:]), prior=prior)
+    return Exponent(of=of, over=over, power=make_interval(float(draws[0]), draws[1:]), prior=prior)

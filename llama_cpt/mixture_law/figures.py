@@ -20,10 +20,10 @@ from llama_cpt.mixture_law.figure_style import (
     rate,
     ratio_norm,
 )
-from llama_cpt.mixture_law.intervals import Band
-from llama_cpt.mixture_law.law import Carry, Exponent, Law, RatioOnly
+from llama_cpt.mixture_law.intervals import Interval
+from llama_cpt.mixture_law.law import Exponent, Extrapolation, Law, RatioOnly
 from llama_cpt.mixture_law.objective import Bound
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface_figure import View, known
 
 
@@ -53,7 +53,7 @@ def draw_front(view: View, labels: Mapping[str, str]) -> Figure:
     return figure
 
 
-def draw_carry(carry: Carry) -> Figure:
+def draw_extrapolation(carry: Extrapolation) -> Figure:
     """The optimum at each size, and carried to the target."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     ratios, rates = figure.subplots(1, 2)
@@ -76,11 +76,11 @@ def draw_ratio(found: RatioOnly, law: Law, labels: Mapping[str, str]) -> Figure:
         plain(axes)
         colour = GROUP_COLOURS[group]
         axes.plot(found.almr, getattr(found, group), color=colour, linewidth=1.8)
-        measured = getattr(law.points, group)
-        axes.plot(law.points.almr, measured, "o", mfc="white", mec=colour, mew=1.4, markersize=5)
+        measured = getattr(law.runs, group)
+        axes.plot(law.runs.almr, measured, "o", mfc="white", mec=colour, mew=1.4, markersize=5)
         axes.set_title(labels[group], fontweight="bold")
         axes.set_xlabel("ALMR, share of additional tokens")
-        axes.set_ylabel(f"loss, {law.points.unit}")
+        axes.set_ylabel(f"loss, {law.runs.unit}")
         if group == "original":
             _bases(axes, law)
         if found.critical is not None:
@@ -99,7 +99,7 @@ def _front(view: View) -> tuple[np.ndarray, np.ndarray]:
     return original[kept], additional[kept]
 
 
-def _mark_best_runs(axes: Axes, runs: Points) -> None:
+def _mark_best_runs(axes: Axes, runs: RunsTable) -> None:
     order = np.argsort(runs.original)
     kept = order[runs.additional[order] <= np.minimum.accumulate(runs.additional[order])]
     axes.step(
@@ -112,10 +112,10 @@ def _bound_line(axes: Axes, law: Law, base: float) -> None:
     if not np.isnan(base):
         axes.axvline(base, color=GREY, linewidth=0.9)
         _at_top(axes, base, "base", "right")
-    if isinstance(law.goal, Bound):
-        bound = (1 + law.goal.forgetting) * base
+    if isinstance(law.objective, Bound):
+        bound = (1 + law.objective.forgetting) * base
         axes.axvline(bound, color=DARK, linewidth=1.2, linestyle="--")
-        _at_top(axes, bound, f"+{100 * law.goal.forgetting:g}%", "left")
+        _at_top(axes, bound, f"+{100 * law.objective.forgetting:g}%", "left")
 
 
 def _at_top(axes: Axes, place: float, text: str, side: str) -> None:
@@ -139,11 +139,11 @@ def _mark_choice(axes: Axes, view: View) -> None:
     )  # fmt: skip
 
 
-def _around(band: Band) -> list[list[float]]:
+def _around(band: Interval) -> list[list[float]]:
     return [[float(band.value - band.low)], [float(band.high - band.value)]]
 
 
-def _by_size(axes: Axes, carry: Carry, name: str, exponent: str) -> None:
+def _by_size(axes: Axes, carry: Extrapolation, name: str, exponent: str) -> None:
     plain(axes)
     bands = [getattr(optimum, name) for optimum in carry.optima]
     sizes = [optimum.parameters for optimum in carry.optima]
@@ -176,13 +176,13 @@ def _power(found: Exponent) -> str:
 
 
 def _bases(axes: Axes, law: Law) -> None:
-    base = float(np.nanmean(law.points.base_original))
+    base = float(np.nanmean(law.runs.base_original))
     if np.isnan(base):
         return
     lines = [(base, "base", ":")]
-    if isinstance(law.goal, Bound):
-        bound = (1 + law.goal.forgetting) * base
-        lines.append((bound, f"{100 * law.goal.forgetting:g} % above", "--"))
+    if isinstance(law.objective, Bound):
+        bound = (1 + law.objective.forgetting) * base
+        lines.append((bound, f"{100 * law.objective.forgetting:g} % above", "--"))
     for height, text, look in lines:
         axes.axhline(height, color=DARK, linewidth=1.1, linestyle=look)
         axes.annotate(

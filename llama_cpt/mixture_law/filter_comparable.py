@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 
 
-def comparable(points: Points) -> tuple[Points, list[str]]:
+def filter_comparable(points: RunsTable) -> tuple[RunsTable, list[str]]:
     """Runs of one kind, and a sentence for each kind that was left out."""
     notes: list[str] = []
     losses = (points.additional, points.original)
@@ -32,7 +32,7 @@ def comparable(points: Points) -> tuple[Points, list[str]]:
     return _keep(points, points.tokens == tokens, left, notes), notes
 
 
-def stated(points: Points) -> Points:
+def fill_unstated(points: RunsTable) -> RunsTable:
     """Runs of an unknown size or budget count as of one; an unknown base as its highest loss."""
     parameters = _filled(points.parameters, 1.0)
     return replace(
@@ -68,15 +68,15 @@ def _commonest_of_size(values: np.ndarray, parameters: np.ndarray) -> np.ndarray
     return np.array([usual[size] for size in sizes])
 
 
-def _keep(points: Points, kept: np.ndarray, left: str, notes: list[str]) -> Points:
+def _keep(points: RunsTable, kept: np.ndarray, left: str, notes: list[str]) -> RunsTable:
     if not kept.all():
         notes.append(f"{int((~kept).sum())} of {len(points)} runs {left}: left out.")
     return points.where(kept)
 
 
-def repeated_noise(points: Points) -> dict[str, float]:
+def repeated_noise(points: RunsTable) -> dict[str, float]:
     """Standard deviation of the log loss over runs of equal settings, pooled; {} without any."""
-    points = stated(points)
+    points = fill_unstated(points)
     settings = np.stack([points.almr, points.learning_rate, points.parameters, points.tokens])
     _, place, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
     freedom = int(np.sum(counts - 1))

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from llama_cpt.mixture_law.figure_style import amount, rate
-from llama_cpt.mixture_law.intervals import Band
+from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import FormFit, Law, Pareto, Recommendation
-from llama_cpt.mixture_law.objective import Bound, Goal
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.objective import Bound, Objective
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 
 Rows = list[tuple[str, ...]]
 
 
-def goal_in_words(goal: Goal) -> str:
+def format_objective(goal: Objective) -> str:
     """What was asked."""
     if isinstance(goal, Bound):
         return (
@@ -27,7 +27,7 @@ def goal_in_words(goal: Goal) -> str:
 def conclusion(law: Law) -> list[str]:
     """The recommendation with its intervals, or the refusal with its reasons; a line each."""
     if law.recommendation:
-        return _recommended(law.recommendation, law.points.unit)
+        return _recommended(law.recommendation, law.runs.unit)
     told = [law.ratio_only.finding] if law.ratio_only else []
     if law.ratio_only and law.ratio_only.interval:
         low, high = law.ratio_only.interval
@@ -45,30 +45,30 @@ def _recommended(found: Recommendation, unit: str) -> list[str]:
     if not np.isnan([found.parameters, found.tokens]).all():
         lines[0] += f"; {amount(found.parameters)} parameters, {amount(found.tokens)} tokens"
     lines += [
-        f"predicted {group} loss {loss_in_words(found.losses[group])} {unit}"
-        + against(found.losses[group], found.base.get(group, np.nan))
+        f"predicted {group} loss {format_loss(found.losses[group])} {unit}"
+        + compare_with_base(found.losses[group], found.base.get(group, np.nan))
         for group in GROUPS
     ]
     return lines + [f"note: {told}" for told in (found.poor_fit, found.extrapolation) if told]
 
 
-def loss_in_words(band: Band) -> str:
+def format_loss(band: Interval) -> str:
     """A loss and its interval."""
     return f"{band.value:.4f} ({band.low:.4f} to {band.high:.4f})"
 
 
-def against(band: Band, base: float) -> str:
+def compare_with_base(band: Interval, base: float) -> str:
     """A loss beside that of the base, where it is known."""
     return "" if np.isnan(base) else f", {band.value / base - 1:+.1%} against its base"
 
 
-def ridge_in_words(law: Law) -> str:
+def format_optimal_rate(law: Law) -> str:
     """The ALMR-LR correlation line; empty without one."""
-    if not law.ridge:
+    if not law.optimal_rate:
         return ""
-    slope, intercept = law.ridge.slope, law.ridge.intercept
+    slope, intercept = law.optimal_rate.slope, law.optimal_rate.intercept
     return (
-        f"Best rate for each ratio at {amount(law.ridge.parameters)} parameters: "
+        f"Best rate for each ratio at {amount(law.optimal_rate.parameters)} parameters: "
         f"log(LR) = {intercept.value:.2f} {slope.value:+.2f} * log(ALMR / (1 - ALMR)), slope "
         f"{slope.low:+.2f} to {slope.high:+.2f} (90 %)."
     )
@@ -109,10 +109,10 @@ def next_rows(law: Law) -> Rows:
     return rows
 
 
-def carry_rows(law: Law) -> Rows:
+def extrapolation_rows(law: Law) -> Rows:
     """The optimum by size, and the powers that carry it."""
     rows: Rows = [("parameters", "tokens", "ALMR", "learning rate", "")]
-    for optimum in law.carry.optima if law.carry else ():
+    for optimum in law.extrapolation.optima if law.extrapolation else ():
         almr, lr = optimum.almr, optimum.learning_rate
         rows.append(
             (
@@ -126,13 +126,13 @@ def carry_rows(law: Law) -> Rows:
     return rows
 
 
-def exponents_in_words(law: Law) -> list[str]:
+def format_exponents(law: Law) -> list[str]:
     """How the optimum moves, a sentence each."""
     return [
         f"{found.of.replace('almr', 'ALMR')} goes as {found.over}^{found.power.value:.3f} "
         f"({found.power.low:.3f} to {found.power.high:.3f}), "
         + (f"a prior: {found.prior}." if found.prior else "fitted.")
-        for found in (law.carry.exponents if law.carry else ())
+        for found in (law.extrapolation.exponents if law.extrapolation else ())
     ]
 
 
@@ -155,7 +155,7 @@ def pair_rows(law: Law) -> Rows:
     return rows
 
 
-def _difference(band: Band | None, number: int) -> str:
+def _difference(band: Interval | None, number: int) -> str:
     if band is None or number == 1:
         return ""
     return f"{band.value:+.3f} ({band.low:+.3f} to {band.high:+.3f})"
@@ -177,7 +177,7 @@ def front_rows(front: Pareto) -> Rows:
     return rows
 
 
-def grid_rows(points: Points) -> Rows:
+def grid_rows(points: RunsTable) -> Rows:
     """What the table varies."""
 
     def told(values: np.ndarray, show: Callable[[Any], str]) -> str:
@@ -203,7 +203,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
     """Columns for a terminal; empty ones are left out."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
@@ -217,9 +217,9 @@ def prediction_rows(
     settings: Sequence[Mapping[str, float]], law: Law, **place: float | None
 ) -> Rows:
     """Losses at asked settings with their bands; ``place`` is size and tokens."""
-    rows: Rows = [("ALMR", "learning rate", *(f"{g} loss, {law.points.unit}" for g in GROUPS))]
+    rows: Rows = [("ALMR", "learning rate", *(f"{g} loss, {law.runs.unit}" for g in GROUPS))]
     for asked in settings:
         found = law.predict(asked["almr"], asked["learning_rate"], **place)
-        losses = (loss_in_words(found[group]) for group in GROUPS)
+        losses = (format_loss(found[group]) for group in GROUPS)
         rows.append((f"{asked['almr']:g}", rate(asked["learning_rate"]), *losses))
     return rows

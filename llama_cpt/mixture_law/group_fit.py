@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.bootstrap import bootstrap, residual_scale, told_apart
+from llama_cpt.mixture_law.bootstrap import bootstrap, is_identifiable, residual_scale
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.law import FormFit
-from llama_cpt.mixture_law.normalization import Frame
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.normalization import Normalization
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.selection import fold_count, held_out
 from llama_cpt.mixture_law.surface import GroupSurface
 from llama_cpt.mixture_law.surface_model import make_model
@@ -19,7 +19,7 @@ LIGHTEST = 0.05
 
 
 def fit_group(
-    points: Points, frame: Frame, group: str, carry: np.ndarray, rng: np.random.Generator
+    points: RunsTable, frame: Normalization, group: str, carry: np.ndarray, rng: np.random.Generator
 ) -> tuple[tuple[FormFit, ...], GroupSurface | None]:
     """All forms, the one with the least held-out error marked; and its surface, if there is one.
 
@@ -54,10 +54,10 @@ def fit_group(
 
 
 def _fit_form(
-    form: Form, points: Points, frame: Frame
+    form: Form, points: RunsTable, frame: Normalization
 ) -> tuple[Problem, np.ndarray | None, FormFit]:
     at = frame.of(points)
-    y = np.log(getattr(points, form.group) / frame.base(frame.home_parameters)[form.group])
+    y = np.log(getattr(points, form.group) / frame.base(frame.reference_parameters)[form.group])
     model = make_model(form, at, frame.smallest_share[form.group])
     inside = model.fits(at)
     problem = Problem(model, at.where(inside), y[inside])
@@ -79,7 +79,7 @@ def _fit_form(
         reason = f"{int(inside.sum())} runs do not carry its {count} parameters"
         return problem, None, replace(record, refusal=reason)
     theta = fit(problem)
-    if not told_apart(problem, theta):
+    if not is_identifiable(problem, theta):
         reason = f"ratios and rates are too few to tell its {count} parameters from each other"
         return problem, None, replace(record, refusal=reason)
     scores = held_out(problem, theta, Problem(model, at, y))

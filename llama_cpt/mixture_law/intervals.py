@@ -8,7 +8,7 @@ Number = np.ndarray | float
 LEVEL = 0.9
 
 
-class Band(NamedTuple):
+class Interval(NamedTuple):
     """A value and the interval of 90 % around it; numbers, or arrays of one shape."""
 
     value: Number
@@ -22,7 +22,7 @@ def quantiles(draws: np.ndarray) -> tuple[Number, Number]:
     return low, high
 
 
-def band(value: Number, draws: np.ndarray) -> Band:
+def make_interval(value: Number, draws: np.ndarray) -> Interval:
     """The interval of draws, widened to hold the value where it does not."""
     low, high = quantiles(draws)
-    return Band(value, np.minimum(value, low)[()], np.maximum(value, high)[()])
+    return Interval(value, np.minimum(value, low)[()], np.maximum(value, high)[()])

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.intervals import Band, Number
-from llama_cpt.mixture_law.objective import Goal
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.intervals import Interval, Number
+from llama_cpt.mixture_law.objective import Objective
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.surface import Surface
 
 
@@ -53,9 +53,9 @@ class FormFit:
 class Recommendation:
     """Where the goal is best met; all bands are of 90 %."""
 
-    almr: Band
-    learning_rate: Band
-    losses: Mapping[str, Band]
+    almr: Interval
+    learning_rate: Interval
+    losses: Mapping[str, Interval]
     """By group, the noise of a run included."""
     base: Mapping[str, float]
     parameters: float
@@ -77,13 +77,13 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Ridge:
+class OptimalRate:
     """Best learning rate for each ALMR: log(LR) = intercept + slope * log(ALMR / (1 - ALMR))."""
 
-    slope: Band
-    intercept: Band
+    slope: Interval
+    intercept: Interval
     almr: np.ndarray
-    learning_rate: Band
+    learning_rate: Interval
     """Arrays, an entry for each of ``almr``; not the line but the law's own best."""
     parameters: float
 
@@ -108,7 +108,7 @@ class Exponent:
     """"learning rate", "almr odds"."""
     over: str
     """"parameters", "tokens"."""
-    power: Band
+    power: Interval
     prior: str | None
     """Its source; None when it is fitted."""
 
@@ -119,13 +119,13 @@ class SizeOptimum:
 
     parameters: float
     tokens: float
-    almr: Band
-    learning_rate: Band
+    almr: Interval
+    learning_rate: Interval
     target: bool
 
 
 @dataclass(frozen=True)
-class Carry:
+class Extrapolation:
     """From the fitted sizes to the target."""
 
     exponents: tuple[Exponent, ...]
@@ -169,10 +169,10 @@ class PairOptimum:
     """One pair's optimum, and how far it is from the first pair's (0 for the first itself)."""
 
     pair: str
-    almr: Band | None
-    learning_rate: Band | None
-    almr_difference: Band | None
-    decades_difference: Band | None
+    almr: Interval | None
+    learning_rate: Interval | None
+    almr_difference: Interval | None
+    decades_difference: Interval | None
     """Of the learning rate."""
     refusal: Refusal | None
 
@@ -181,8 +181,8 @@ class PairOptimum:
 class Law:
     """Everything that a table of runs says about the goal."""
 
-    goal: Goal
-    points: Points
+    objective: Objective
+    runs: RunsTable
     """The runs that were fitted."""
     forms: tuple[FormFit, ...]
     """Every form for both groups."""
@@ -191,10 +191,10 @@ class Law:
     recommendation: Recommendation | None
     """At the target where one is given, else at the largest fitted size; or there is a refusal."""
     refusal: Refusal | None
-    ridge: Ridge | None
+    optimal_rate: OptimalRate | None
     predicted_front: Pareto | None
     measured_front: Pareto
-    carry: Carry | None
+    extrapolation: Extrapolation | None
     next_runs: tuple[NextRun, ...]
     ratio_only: RatioOnly | None
     pairs: tuple[PairOptimum, ...]
@@ -210,7 +210,7 @@ class Law:
         learning_rate: Number,
         parameters: float | None = None,
         tokens: float | None = None,
-    ) -> dict[str, Band]:
+    ) -> dict[str, Interval]:
         """Loss by group with its band of 90 %, noise included; arrays broadcast.
 
         ``parameters`` and ``tokens`` are those of the recommendation unless given.
@@ -218,14 +218,14 @@ class Law:
         assert self.surface, "a law without a surface predicts nothing: see its refusal"
         return self.surface.predict(almr, learning_rate, parameters, tokens)
 
-    def objective(
+    def evaluate_objective(
         self,
         additional: Number,
         original: Number,
         parameters: float | None = None,
     ) -> Number:
         """What the goal minimises, of losses at a size (the recommendation's unless given)."""
-        return self.goal.objective(additional, original, self.base(parameters)["original"])
+        return self.objective.evaluate(additional, original, self.base(parameters)["original"])
 
     def base(self, parameters: float | None = None) -> dict[str, float]:
         """Losses before the first step, by group, at a size (the recommendation's unless given)."""

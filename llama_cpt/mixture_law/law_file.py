@@ -12,7 +12,7 @@ from etils import epath
 import numpy as np
 
 from llama_cpt.mixture_law.forms import Form, forms_of
-from llama_cpt.mixture_law.intervals import Band
+from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.results import Results
 from llama_cpt.runtime.errors import UserError
@@ -32,7 +32,7 @@ def to_json(law: Law, results: Results) -> str:
     return _laid_out({name: values[name] for name in order}) + "\n"
 
 
-def load(path: str) -> Law:
+def load_law(path: str) -> Law:
     """The law of a ``law.json``, which predicts what it did when it was written."""
     try:
         values = json.loads(epath.Path(path).read_text())
@@ -63,7 +63,7 @@ def _chosen(law: Law) -> dict[str, Any]:
 
 
 def _table(results: Results) -> dict[str, Any]:
-    points = results.points
+    points = results.runs
     grid = {
         name: np.unique(getattr(points, name))
         for name in ("pair", "parameters", "tokens", "almr", "learning_rate", "schedule", "seed")
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         found = {}
         for name, entry in value.items():
-            if isinstance(entry, Band):
+            if isinstance(entry, Interval):
                 found[name] = _plain(entry.value)
                 found[f"{name}_interval"] = [_plain(entry.low), _plain(entry.high)]
             else:
@@ -119,12 +119,12 @@ def _typed(kind: Any, value: Any) -> Any:
 
 def _entry(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     """An entry of an object; a band is two."""
-    if kind not in (Band, Band | None):
+    if kind not in (Interval, Interval | None):
         return _typed(kind, values[name])
     if f"{name}_interval" not in values:
         return None
     ends = [values[name], *values[f"{name}_interval"]]
-    return Band(*(_array(end) if isinstance(end, list) else _typed(float, end) for end in ends))
+    return Interval(*(_array(end) if isinstance(end, list) else _typed(float, end) for end in ends))
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:

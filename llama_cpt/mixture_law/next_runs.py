@@ -3,9 +3,9 @@
 import numpy as np
 
 from llama_cpt.mixture_law.law import NextRun
-from llama_cpt.mixture_law.normalization import at_home
+from llama_cpt.mixture_law.normalization import at_reference
 from llama_cpt.mixture_law.optimum import Domain
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface import Surface
 
 SHARE_STEP = 0.05
@@ -15,7 +15,7 @@ the forms are least to be trusted."""
 
 
 def choose_next_runs(
-    surface: Surface, domain: Domain, points: Points, optima: np.ndarray, count: int
+    surface: Surface, domain: Domain, points: RunsTable, optima: np.ndarray, count: int
 ) -> tuple[NextRun, ...]:
     """Greedily, settings at the home size that are not measured yet.
 
@@ -28,10 +28,10 @@ def choose_next_runs(
     on average over outcomes, were the draws Gaussian; the setting with the smallest trace is taken,
     o and all p are conditioned on it, and the next one is sought.
     """
-    frame = surface.frame
+    frame = surface.normalization
     almr, rate = _candidates(domain, points, surface)
     learning_rate = np.exp(rate + frame.middle_rate)
-    at = frame.settings(almr, learning_rate, frame.home_parameters, frame.home_tokens)
+    at = frame.settings(almr, learning_rate, frame.reference_parameters, frame.reference_tokens)
     losses = np.concatenate([surface.groups[group].spread(at) for group in GROUPS], axis=1)
     covariance = np.cov(np.concatenate([optima, losses], axis=1), rowvar=False)
     noise = np.diag([surface.groups[group].noise ** 2 for group in GROUPS])
@@ -58,11 +58,13 @@ def searched(domain: Domain, optima: np.ndarray) -> Domain:
     return domain.within_the_grid() if inside.mean() >= INSIDE else domain
 
 
-def _candidates(domain: Domain, points: Points, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(
+    domain: Domain, points: RunsTable, surface: Surface
+) -> tuple[np.ndarray, np.ndarray]:
     """Ratios in steps of 0.05 and rates in halves of the grid's steps, unless measured."""
     low, high = domain.almr[0], domain.almr[-1]
     ratios = SHARE_STEP * np.arange(np.ceil(low / SHARE_STEP - 1e-9), high / SHARE_STEP + 1e-9)
-    home = surface.frame.of(points.where(at_home(points)))
+    home = surface.normalization.of(points.where(at_reference(points)))
     measured = np.unique(np.round(home.rate, 9))
     middles = (measured[1:] + measured[:-1]) / 2
     rates = np.unique(np.round([*measured, *middles, domain.rate[0], domain.rate[-1]], 9))

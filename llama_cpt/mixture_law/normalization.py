@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_cpt.mixture_law.intervals import Number
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 
 
 class Settings(NamedTuple):
@@ -33,12 +33,12 @@ class Settings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Frame:
+class Normalization:
     """From raw numbers to settings: the home size and budget are those with the most runs."""
 
     middle_rate: float
-    home_parameters: float
-    home_tokens: float
+    reference_parameters: float
+    reference_tokens: float
     parameters: np.ndarray
     """The measured sizes, rising; the bases' losses have an entry for each."""
     bases: Mapping[str, np.ndarray]
@@ -64,24 +64,26 @@ class Frame:
         """Of raw numbers that broadcast."""
         sizes, place = np.unique(np.asarray(parameters, float), return_inverse=True)
         levels = np.log([self._base("original", size) for size in sizes])
-        level = (levels - np.log(self._base("original", self.home_parameters)))[place]
+        level = (levels - np.log(self._base("original", self.reference_parameters)))[place]
         values = (
             np.asarray(almr, float),
             np.log(learning_rate) - self.middle_rate,
-            np.log(parameters) - np.log(self.home_parameters),
+            np.log(parameters) - np.log(self.reference_parameters),
             level.reshape(np.shape(parameters)),
-            np.log(tokens) - np.log(self.home_tokens),
+            np.log(tokens) - np.log(self.reference_tokens),
         )
         return Settings(*np.broadcast_arrays(*values))
 
-    def of(self, points: Points) -> Settings:
+    def of(self, points: RunsTable) -> Settings:
         """Where the runs of a table were."""
         return self.settings(points.almr, points.learning_rate, points.parameters, points.tokens)
 
 
-def make_frame(points: Points, more: Mapping[float, Mapping[str, float]]) -> Frame:
+def make_normalization(
+    points: RunsTable, more: Mapping[float, Mapping[str, float]]
+) -> Normalization:
     """The frame of a table; ``more`` are bases known beyond it, by size and group."""
-    home = points.where(at_home(points))
+    home = points.where(at_reference(points))
     home_parameters = home.parameters[0]
     same_size = points.parameters == home_parameters
     known = {
@@ -91,24 +93,24 @@ def make_frame(points: Points, more: Mapping[float, Mapping[str, float]]) -> Fra
     known |= {size: dict(losses) for size, losses in more.items() if size not in known}
     sizes = np.array(sorted(known), float)
     shares = {"additional": points.almr, "original": 1 - points.almr}
-    return Frame(
+    return Normalization(
         middle_rate=float(np.mean(np.log(np.unique(points.learning_rate[same_size])))),
-        home_parameters=float(home_parameters),
-        home_tokens=float(home.tokens[0]),
+        reference_parameters=float(home_parameters),
+        reference_tokens=float(home.tokens[0]),
         parameters=sizes,
         bases={group: np.array([known[size][group] for size in sizes]) for group in GROUPS},
         smallest_share={group: float(values[values > 0].min()) for group, values in shares.items()},
     )
 
 
-def at_home(points: Points) -> np.ndarray:
+def at_reference(points: RunsTable) -> np.ndarray:
     """Mask of the runs at the commonest size and budget; what is not stated is all one."""
     places = np.nan_to_num(np.stack([points.parameters, points.tokens]))
     _, place, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
     return place.ravel() == np.argmax(counts) if len(counts) else np.zeros(0, bool)
 
 
-def _bases(points: Points) -> dict[str, float]:
+def _bases(points: RunsTable) -> dict[str, float]:
     return {
         "additional": float(np.median(points.base_additional)),
         "original": float(np.median(points.base_original)),

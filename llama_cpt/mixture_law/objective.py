@@ -16,7 +16,7 @@ class Bound:
 
     forgetting: float = 0.03
 
-    def objective(self, additional: Number, original: Number, base: float) -> Number:
+    def evaluate(self, additional: Number, original: Number, base: float) -> Number:
         """log(additional) + PENALTY * max(0, log(original / bound))."""
         above = np.log(np.asarray(original) / ((1 + self.forgetting) * base))
         return np.log(additional) + PENALTY * np.maximum(0.0, above)
@@ -29,9 +29,9 @@ class Weights:
     additional: float = 1.0
     original: float = 1.0
 
-    def objective(self, additional: Number, original: Number, base: float) -> Number:
+    def evaluate(self, additional: Number, original: Number, base: float) -> Number:
         """The weighted sum; ``base`` plays no part."""
         return self.additional * np.asarray(additional) + self.original * np.asarray(original)
 
 
-Goal = Bound | Weights
+Objective = Bound | Weights

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.intervals import Band, band
-from llama_cpt.mixture_law.objective import Goal
+from llama_cpt.mixture_law.intervals import Interval, make_interval
+from llama_cpt.mixture_law.objective import Objective
 from llama_cpt.mixture_law.optimum import Domain, Optima, find_optima
 from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.surface import LARGEST_LOG, Surface
 
 
 @dataclass(frozen=True)
-class Place:
+class OptimumAt:
     """One size and budget with its optima: entry 0 is the chosen fit's, the others the draws'."""
 
     parameters: float
@@ -29,35 +29,35 @@ class Place:
         return np.log(self.optima.almr / (1 - self.optima.almr))
 
     @property
-    def almr(self) -> Band:
+    def almr(self) -> Interval:
         """Of the optimum."""
-        return band(float(self.optima.almr[0]), self.optima.almr[1:])
+        return make_interval(float(self.optima.almr[0]), self.optima.almr[1:])
 
     @property
-    def learning_rate(self) -> Band:
+    def learning_rate(self) -> Interval:
         """Of the optimum."""
         rates = np.exp(np.clip(self.optima.rate + self.middle_rate, -LARGEST_LOG, LARGEST_LOG))
-        return band(float(rates[0]), rates[1:])
+        return make_interval(float(rates[0]), rates[1:])
 
 
-def find_place(
+def find_optimum_at(
     surface: Surface,
-    goal: Goal,
+    goal: Objective,
     domain: Domain,
     parameters: float,
     tokens: float,
     shift: np.ndarray | float = 0.0,
-) -> Place:
+) -> OptimumAt:
     """The optima in a domain, whose rates are moved by ``shift`` (a number, or one an entry)."""
-    frame = surface.frame
+    frame = surface.normalization
     at = domain.settings(frame, parameters, tokens)
-    home = frame.base(frame.home_parameters)
+    home = frame.base(frame.reference_parameters)
     moves = np.broadcast_to(shift, 1 + surface.draws)
     logs = {}
     for group in GROUPS:
         fits = surface.groups[group]
-        both = [fits.centre(at, moves[:1])[None], fits.spread(at, moves[1:])]
+        both = [fits.center(at, moves[:1])[None], fits.spread(at, moves[1:])]
         logs[group] = np.concatenate(both) + np.log(home[group])
     found = find_optima(logs, domain, goal, frame.base(parameters))
-    optima = Optima(found.almr, found.rate + moves, found.ridge + moves[:, None])
-    return Place(parameters, tokens, domain, optima, frame.middle_rate, float(moves[0]))
+    optima = Optima(found.almr, found.rate + moves, found.rate_by_ratio + moves[:, None])
+    return OptimumAt(parameters, tokens, domain, optima, frame.middle_rate, float(moves[0]))

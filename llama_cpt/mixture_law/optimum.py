@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from llama_cpt.mixture_law.normalization import Frame, Settings
-from llama_cpt.mixture_law.objective import PENALTY, Bound, Goal
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.normalization import Normalization, Settings
+from llama_cpt.mixture_law.objective import PENALTY, Bound, Objective
+from llama_cpt.mixture_law.runs_table import RunsTable
 
 RATIOS, RATES, FINE_RATES = 33, 17, 97
 """Ratios and rates at which surfaces are asked, and rates of the spline between them."""
@@ -35,14 +35,14 @@ class Domain:
         )
         return replace(self, almr=almr, rate=rate)
 
-    def settings(self, frame: Frame, parameters: float, tokens: float) -> Settings:
+    def settings(self, frame: Normalization, parameters: float, tokens: float) -> Settings:
         """Every ratio with every rate, flat."""
         almr, rate = np.meshgrid(self.almr, self.rate, indexing="ij")
         learning_rate = np.exp(rate.ravel() + frame.middle_rate)
         return frame.settings(almr.ravel(), learning_rate, parameters, tokens)
 
 
-def make_domain(points: Points, frame: Frame) -> Domain:
+def make_domain(points: RunsTable, frame: Normalization) -> Domain:
     """Around the settings of these runs."""
     almr = np.unique(points.almr)
     rate = np.unique(np.log(points.learning_rate) - frame.middle_rate)
@@ -63,12 +63,12 @@ class Optima:
 
     almr: np.ndarray
     rate: np.ndarray
-    ridge: np.ndarray
+    rate_by_ratio: np.ndarray
     """(surfaces, ratios): the best rate of each ratio of the domain."""
 
 
 def find_optima(
-    logs: Mapping[str, np.ndarray], domain: Domain, goal: Goal, bases: Mapping[str, float]
+    logs: Mapping[str, np.ndarray], domain: Domain, goal: Objective, bases: Mapping[str, float]
 ) -> Optima:
     """Of surfaces given as log loss by group, (surfaces, ratios * rates), at bases' losses."""
     fine = np.linspace(domain.rate[0], domain.rate[-1], FINE_RATES)
@@ -82,12 +82,12 @@ def find_optima(
 
 
 def _along_rate(
-    logs: Mapping[str, np.ndarray], rates: np.ndarray, goal: Goal, bases: Mapping[str, float]
+    logs: Mapping[str, np.ndarray], rates: np.ndarray, goal: Objective, bases: Mapping[str, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best rate and its objective (in logs), for each surface and ratio."""
     additional, original = logs["additional"], logs["original"]
     if not isinstance(goal, Bound):
-        value = np.log(goal.objective(np.exp(additional), np.exp(original), bases["original"]))
+        value = np.log(goal.evaluate(np.exp(additional), np.exp(original), bases["original"]))
         return _vertex(value, rates, np.ones_like(value))
     above = original - np.log((1 + goal.forgetting) * bases["original"])
     rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llama_cpt.mixture_law.intervals import Band
+from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law, PairOptimum
 
 
@@ -38,26 +38,26 @@ def _row(pair: str, law: Law, first: Law) -> PairOptimum:
     here, there = law.recommendation, first.recommendation
     if here is None:
         return PairOptimum(pair, None, None, None, None, law.refusal)
-    rate = Band(*np.log10(here.learning_rate))
+    rate = Interval(*np.log10(here.learning_rate))
     return PairOptimum(
         pair=pair,
         almr=here.almr,
         learning_rate=here.learning_rate,
         almr_difference=_difference(here.almr, there.almr) if there else None,
         decades_difference=(
-            _difference(rate, Band(*np.log10(there.learning_rate))) if there else None
+            _difference(rate, Interval(*np.log10(there.learning_rate))) if there else None
         ),
         refusal=None,
     )
 
 
-def _difference(one: Band, other: Band) -> Band:
+def _difference(one: Interval, other: Interval) -> Interval:
     """Of independent values: half widths in quadrature."""
     value = one.value - other.value
     down = np.hypot(one.value - one.low, other.high - other.value)
     up = np.hypot(one.high - one.value, other.value - other.low)
-    return Band(value, value - down, value + up)
+    return Interval(value, value - down, value + up)
 
 
-def _holds_zero(difference: Band | None) -> bool:
+def _holds_zero(difference: Interval | None) -> bool:
     return difference is not None and bool(difference.low <= 0 <= difference.high)

@@ -3,16 +3,16 @@
 import numpy as np
 
 from llama_cpt.mixture_law.law import Pareto
-from llama_cpt.mixture_law.normalization import at_home
-from llama_cpt.mixture_law.optima import Place
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.normalization import at_reference
+from llama_cpt.mixture_law.optima import OptimumAt
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.surface import Surface
 
 CELLS = 41
 """Ratios, and rates, of the grid that is predicted."""
 
 
-def predicted_front(surface: Surface, place: Place) -> Pareto:
+def predicted_front(surface: Surface, place: OptimumAt) -> Pareto:
     """Of a fine grid over what was measured."""
     domain = place.domain
     almr, rate = np.meshgrid(
@@ -20,18 +20,18 @@ def predicted_front(surface: Surface, place: Place) -> Pareto:
         np.linspace(*domain.measured_rate, CELLS),
     )
     almr, learning_rate = almr.ravel(), np.exp(rate.ravel() + place.middle_rate)
-    at = surface.frame.settings(almr, learning_rate, place.parameters, place.tokens)
-    home = surface.frame.base(surface.frame.home_parameters)
+    at = surface.normalization.settings(almr, learning_rate, place.parameters, place.tokens)
+    home = surface.normalization.base(surface.normalization.reference_parameters)
     additional, original = (
-        home[group] * np.exp(surface.groups[group].centre(at))
+        home[group] * np.exp(surface.groups[group].center(at))
         for group in ("additional", "original")
     )
     return _front(almr, learning_rate, additional, original, np.full(len(almr), ""))
 
 
-def measured_front(points: Points) -> Pareto:
+def measured_front(points: RunsTable) -> Pareto:
     """Of the runs at the home size and budget."""
-    points = points.where(at_home(points))
+    points = points.where(at_reference(points))
     return _front(points.almr, points.learning_rate, points.additional, points.original, points.run)
 
 

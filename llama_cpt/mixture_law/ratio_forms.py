@@ -47,7 +47,7 @@ class RatioForm:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class PiecewiseLinear:
     """Straight lines between neighbouring ratios: nothing is fitted, so there is no interval."""
 
     name: str = "lines between neighbouring ratios"
@@ -69,5 +69,5 @@ RATIO_FORMS = (
         "power of the share with an offset (D-CPT law, arXiv 2406.01375)",
         np.stack(np.meshgrid(OFFSETS, POWERS), axis=-1).reshape(-1, 2),
     ),
-    Neighbours(),
+    PiecewiseLinear(),
 )

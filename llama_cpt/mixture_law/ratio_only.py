@@ -4,15 +4,15 @@ import numpy as np
 
 from llama_cpt.mixture_law.intervals import quantiles
 from llama_cpt.mixture_law.law import RatioOnly
-from llama_cpt.mixture_law.objective import Bound, Goal
-from llama_cpt.mixture_law.ratio_forms import LINE, RATIO_FORMS, Neighbours, RatioForm
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.objective import Bound, Objective
+from llama_cpt.mixture_law.ratio_forms import LINE, RATIO_FORMS, PiecewiseLinear, RatioForm
+from llama_cpt.mixture_law.runs_table import RunsTable
 
 CURVE = 401
 DRAWS = 400
 
 
-def fit_ratio(points: Points, goal: Goal, rng: np.random.Generator) -> RatioOnly:
+def fit_ratio(points: RunsTable, goal: Objective, rng: np.random.Generator) -> RatioOnly:
     """Of runs at one learning rate, one size and one budget, with at least two ratios.
 
     Two ratios: a line, which nothing validates. More: the form with the least error on the ratios
@@ -48,7 +48,7 @@ def fit_ratio(points: Points, goal: Goal, rng: np.random.Generator) -> RatioOnly
 
 def _choose(
     almr: np.ndarray, share: np.ndarray, losses: np.ndarray
-) -> tuple[RatioForm | Neighbours, float | None]:
+) -> tuple[RatioForm | PiecewiseLinear, float | None]:
     ratios = np.unique(almr)
     if len(ratios) < 3:
         return LINE, None
@@ -76,7 +76,7 @@ def _crossing(almr: np.ndarray, above: np.ndarray) -> np.ndarray:
 
 
 def _interval(
-    form: RatioForm, points: Points, almr: np.ndarray, bound: float, rng: np.random.Generator
+    form: RatioForm, points: RunsTable, almr: np.ndarray, bound: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:
     """None where no degree of freedom is left; an end may be that of what was measured."""
     freedom = len(points) - form.parameters
@@ -93,7 +93,7 @@ def _interval(
     return float(low), float(high)
 
 
-def _finding(points: Points, bound: float, words: str, critical: float) -> str:
+def _finding(points: RunsTable, bound: float, words: str, critical: float) -> str:
     if not np.isfinite(bound):
         return (
             "The table does not state the base's original loss: there is nothing to compare with."

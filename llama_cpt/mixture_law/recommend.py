@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.extrapolation import Powers, make_carry, make_powers, widened
+from llama_cpt.mixture_law.extrapolation import Powers, extrapolate, make_powers, widen
 from llama_cpt.mixture_law.law import Law, Recommendation
 from llama_cpt.mixture_law.next_runs import choose_next_runs, searched
-from llama_cpt.mixture_law.normalization import at_home
-from llama_cpt.mixture_law.objective import Goal
-from llama_cpt.mixture_law.optima import Place, find_place
-from llama_cpt.mixture_law.optimal_lr import make_ridge
+from llama_cpt.mixture_law.normalization import at_reference
+from llama_cpt.mixture_law.objective import Objective
+from llama_cpt.mixture_law.optima import OptimumAt, find_optimum_at
+from llama_cpt.mixture_law.optimal_lr import fit_optimal_rate
 from llama_cpt.mixture_law.optimum import make_domain
 from llama_cpt.mixture_law.pareto import predicted_front
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.surface import FAR, Surface, widening
 from llama_cpt.mixture_law.surface_model import PRIOR, PRIOR_WIDTH
 from llama_cpt.mixture_law.validity_checks import (
@@ -44,26 +44,26 @@ class Target:
 class Optima:
     """Home, every fitted size, every fitted budget, and what they say of sizes and budgets."""
 
-    home: Place
-    sizes: list[Place]
-    budgets: list[Place]
+    home: OptimumAt
+    sizes: list[OptimumAt]
+    budgets: list[OptimumAt]
     by_size: Powers
     by_tokens: Powers
 
 
 def recommend(
-    law: Law, points: Points, target: Target, next_runs: int, chance: np.ndarray
+    law: Law, points: RunsTable, target: Target, next_runs: int, chance: np.ndarray
 ) -> tuple[Law, list[str]]:
     """The law with all that its surface says, and why it should not be recommended.
 
     ``chance`` are the normal deviates behind the draws of the powers' prior.
     """
-    surface, goal = law.surface, law.goal
+    surface, goal = law.surface, law.objective
     assert surface
     found = _find_optima(surface, points, goal, chance)
     factor = surface.parameters / surface.largest
     aimed = _aimed(surface, goal, found)
-    cells = points.where(at_home(points))
+    cells = points.where(at_reference(points))
     reasons = [
         *error_reasons(law.forms, law.noise, cells, goal),
         *edge_reasons(found.home),
@@ -86,9 +86,9 @@ def recommend(
             poor_fit=poor_fit(law.forms, surface, found.home, cells, goal),
             extrapolation=_extrapolation(surface),
         ),
-        ridge=make_ridge(found.home),
+        ridge=fit_optimal_rate(found.home),
         predicted_front=predicted_front(surface, found.home),
-        carry=make_carry(
+        carry=extrapolate(
             found.sizes, found.by_size, found.by_tokens, aimed if is_target else None, factor
         ),
         next_runs=choose_next_runs(
@@ -98,20 +98,24 @@ def recommend(
     return _unstated(law), reasons
 
 
-def _find_optima(surface: Surface, points: Points, goal: Goal, chance: np.ndarray) -> Optima:
-    frame = surface.frame
-    same_size = points.parameters == frame.home_parameters
+def _find_optima(
+    surface: Surface, points: RunsTable, goal: Objective, chance: np.ndarray
+) -> Optima:
+    frame = surface.normalization
+    same_size = points.parameters == frame.reference_parameters
     domain = make_domain(points.where(same_size), frame)
-    home = find_place(surface, goal, domain, frame.home_parameters, frame.home_tokens)
+    home = find_optimum_at(
+        surface, goal, domain, frame.reference_parameters, frame.reference_tokens
+    )
     sizes = []
     for size in np.unique(points.parameters):
         both = make_domain(points.where(same_size | (points.parameters == size)), frame)
-        place = find_place(surface, goal, both, float(size), frame.home_tokens)
-        sizes.append(home if size == frame.home_parameters else place)
+        place = find_optimum_at(surface, goal, both, float(size), frame.reference_tokens)
+        sizes.append(home if size == frame.reference_parameters else place)
     budgets = [
         home
-        if tokens == frame.home_tokens
-        else find_place(surface, goal, domain, frame.home_parameters, float(tokens))
+        if tokens == frame.reference_tokens
+        else find_optimum_at(surface, goal, domain, frame.reference_parameters, float(tokens))
         for tokens in np.unique(points.tokens[same_size])
     ]
     prior = PRIOR + PRIOR_WIDTH * np.concatenate([np.zeros((1, len(PRIOR))), chance])
@@ -126,7 +130,7 @@ def _find_optima(surface: Surface, points: Points, goal: Goal, chance: np.ndarra
     )
 
 
-def _aimed(surface: Surface, goal: Goal, found: Optima) -> Place:
+def _aimed(surface: Surface, goal: Objective, found: Optima) -> OptimumAt:
     """The optimum at the target: searched around where the powers carry that of home."""
     home = found.home
     if (surface.parameters, surface.tokens) == (home.parameters, home.tokens):
@@ -134,13 +138,13 @@ def _aimed(surface: Surface, goal: Goal, found: Optima) -> Place:
     grown = np.log(surface.parameters / home.parameters)
     longer = np.log(surface.tokens / home.tokens)
     shift = found.by_size.rate * grown + found.by_tokens.rate * longer
-    place = find_place(surface, goal, home.domain, surface.parameters, surface.tokens, shift)
-    return widened(place, surface.parameters / surface.largest, surface.tokens / surface.longest)
+    place = find_optimum_at(surface, goal, home.domain, surface.parameters, surface.tokens, shift)
+    return widen(place, surface.parameters / surface.largest, surface.tokens / surface.longest)
 
 
 def _unstated(law: Law) -> Law:
     """What the table does not state is not stated."""
-    recommendation, points = law.recommendation, law.points
+    recommendation, points = law.recommendation, law.runs
     assert recommendation
     unknown = {}
     if not np.isfinite(points.parameters).any():

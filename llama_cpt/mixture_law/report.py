@@ -7,24 +7,24 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from llama_cpt.mixture_law.figure_style import group_labels, png, style
-from llama_cpt.mixture_law.figures import draw_carry, draw_front, draw_ratio
+from llama_cpt.mixture_law.figures import draw_extrapolation, draw_front, draw_ratio
 from llama_cpt.mixture_law.findings import (
-    carry_rows,
     conclusion,
-    exponents_in_words,
+    extrapolation_rows,
     form_rows,
+    format_exponents,
+    format_objective,
+    format_optimal_rate,
     front_rows,
-    goal_in_words,
     grid_rows,
     markdown,
     next_rows,
     pair_rows,
-    ridge_in_words,
 )
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.results import Curve, Results
 from llama_cpt.mixture_law.run_figures import draw_fit, draw_forgetting
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.surface_figure import View, draw_surface
 
 PICTURES = ("surface.png", "front.png", "forgetting.png", "fit.png", "carry.png", "ratio.png")
@@ -43,7 +43,7 @@ def make_report(law: Law, results: Results) -> Report:
     pictures = _pictures(law, results)
     sections = [
         "# Mixture ratio and learning rate",
-        f"Asked: {goal_in_words(law.goal)}.",
+        f"Asked: {format_objective(law.objective)}.",
         "\n".join(f"- {line.removeprefix('- ')}" for line in conclusion(law)),
         *_ratio_only(law),
         *_surface(law),
@@ -74,17 +74,19 @@ def _pictures(law: Law, results: Results) -> dict[str, bytes]:
         drawn["front.png"] = lambda: draw_front(View(law), labels)
         drawn["fit.png"] = lambda: draw_fit(law, labels)
     if any(len(curve.tokens) > 1 for curve in curves):
-        drawn["forgetting.png"] = lambda: draw_forgetting(curves, runs, law.goal, labels)
-    sizes = {optimum.parameters for optimum in law.carry.optima} if law.carry else ()
+        drawn["forgetting.png"] = lambda: draw_forgetting(curves, runs, law.objective, labels)
+    sizes = (
+        {optimum.parameters for optimum in law.extrapolation.optima} if law.extrapolation else ()
+    )
     if law.recommendation and len(sizes) > 1:
-        drawn["carry.png"] = lambda: draw_carry(law.carry)
+        drawn["carry.png"] = lambda: draw_extrapolation(law.extrapolation)
     with style():
         return {name: png(draw()) for name, draw in drawn.items()}
 
 
-def _fitted_curves(law: Law, results: Results) -> tuple[list[Curve], Points]:
+def _fitted_curves(law: Law, results: Results) -> tuple[list[Curve], RunsTable]:
     """Inside the fitted runs of the size and budget that the other pictures show."""
-    points = results.points
+    points = results.runs
     fitted = np.isin(points.run, View(law).measured.run)
     return [results.curves[place] for place in np.flatnonzero(fitted)], points.where(fitted)
 
@@ -113,7 +115,7 @@ def _surface(law: Law) -> list[str]:
         "## The law",
         "![Contours of both losses and of the goal](surface.png)",
         "At the size and budget with the most runs. Lighter is lower. The dashed line is the "
-        f"ALMR-LR correlation. {ridge_in_words(law)}",
+        f"ALMR-LR correlation. {format_optimal_rate(law)}",
     ]
 
 
@@ -156,13 +158,13 @@ def _fit(law: Law) -> list[str]:
 
 
 def _carry(law: Law) -> list[str]:
-    if not (law.carry and law.recommendation):
+    if not (law.extrapolation and law.recommendation):
         return []
     return [
         "## From size to size",
         "![The optimum by size](carry.png)",
-        markdown(carry_rows(law)),
-        "\n".join(f"- {told}" for told in exponents_in_words(law)),
+        markdown(extrapolation_rows(law)),
+        "\n".join(f"- {told}" for told in format_exponents(law)),
     ]
 
 
@@ -187,7 +189,7 @@ def _table(law: Law, results: Results) -> list[str]:
     return [
         "## The table",
         "\n".join(files),
-        markdown(grid_rows(results.points)),
+        markdown(grid_rows(results.runs)),
         "Held-out corpora; a group's loss is the mean of its own:",
         "\n".join(corpora),
         "\n".join(said),

@@ -18,7 +18,7 @@ from llama_cpt.mixture_law.runs import (
     require_one_base,
     with_the_usual_corpora,
 )
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.table import Row, read_table
 from llama_cpt.runtime.errors import UserError
 
@@ -37,7 +37,7 @@ class Curve:
 class Results:
     """One table out of one or more files."""
 
-    points: Points
+    runs: RunsTable
     """The last evaluation of every run that has one."""
     curves: tuple[Curve, ...]
     """Inside the runs, in the order of ``points``."""
@@ -70,7 +70,7 @@ def read_results(paths: Sequence[str]) -> Results:
     require_one_base(rows, unit)
     points = _points(runs, unit)
     return Results(
-        points=points,
+        runs=points,
         curves=tuple(_curve(run, unit) for run in runs),
         corpora={group: _corpora(runs, group) for group in GROUPS},
         left_out=(*unfinished, *other_corpora),
@@ -103,7 +103,7 @@ def _corpora(runs: Sequence[Run], group: str) -> tuple[str, ...]:
     return tuple(sorted({name for run in runs for of, name in run.corpora if of == group}))
 
 
-def _points(runs: Sequence[Run], unit: Unit) -> Points:
+def _points(runs: Sequence[Run], unit: Unit) -> RunsTable:
     def column(name: str) -> np.ndarray:
         return np.array([getattr(run.last[0], name) for run in runs])
 
@@ -111,7 +111,7 @@ def _points(runs: Sequence[Run], unit: Unit) -> Points:
         return np.array([_mean(run.last, name, group) for run in runs])
 
     loss = COLUMNS[unit]
-    return Points(
+    return RunsTable(
         run=column("run"),
         pair=column("pair"),
         almr=column("almr"),
@@ -151,7 +151,7 @@ def _tokenizers(rows: Sequence[Row]) -> list[str]:
     return [f"{count} tokenizers: bits per byte are compared, never nats."] if count > 1 else []
 
 
-def _no_base(points: Points, rows: Sequence[Row]) -> list[str]:
+def _no_base(points: RunsTable, rows: Sequence[Row]) -> list[str]:
     """That a bound on forgetting cannot be asked, where the base's loss is not there."""
     if not np.isnan(points.base_original).any():
         return []

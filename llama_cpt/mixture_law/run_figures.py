@@ -25,9 +25,9 @@ from llama_cpt.mixture_law.figure_style import (
     ratio_norm,
 )
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.objective import Bound, Goal
+from llama_cpt.mixture_law.objective import Bound, Objective
 from llama_cpt.mixture_law.results import Curve
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface_figure import known
 
 MOST_PANELS = 5
@@ -37,7 +37,7 @@ WIDE_TICKS = (-0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3, 10, 30)
 
 
 def draw_forgetting(
-    curves: Sequence[Curve], points: Points, goal: Goal, labels: Mapping[str, str]
+    curves: Sequence[Curve], points: RunsTable, goal: Objective, labels: Mapping[str, str]
 ) -> Figure:
     """Both losses against tokens inside the runs, a column a rate, coloured by ratio."""
     rates = _spread(np.unique(points.learning_rate), MOST_PANELS)
@@ -72,7 +72,7 @@ def draw_forgetting(
 
 def draw_fit(law: Law, labels: Mapping[str, str]) -> Figure:
     """Predicted against measured losses, and the errors beneath, by size."""
-    points, predicted = law.points, _predicted(law)
+    points, predicted = law.runs, _predicted(law)
     figure = Figure(figsize=(8.4, 5.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex="col", height_ratios=(2.6, 1))
     for (above, below), group in zip(panels.T, GROUPS, strict=True):
@@ -100,7 +100,7 @@ def draw_fit(law: Law, labels: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _lower_row(panels: np.ndarray, goal: Goal) -> None:
+def _lower_row(panels: np.ndarray, goal: Objective) -> None:
     """The bound, and an axis on which it can be seen beside runs that lose much."""
     low, high = panels[0].get_ylim()
     if high > WIDE:
@@ -122,7 +122,7 @@ def _lower_row(panels: np.ndarray, goal: Goal) -> None:
 
 def _predicted(law: Law) -> dict[str, np.ndarray]:
     """At the runs' own settings, by group."""
-    points = law.points
+    points = law.runs
     bands = [
         law.predict(float(almr), float(lr), known(parameters), known(tokens))
         for almr, lr, parameters, tokens in zip(

@@ -10,7 +10,7 @@ GROUPS = ("additional", "original")
 
 
 @dataclass(frozen=True)
-class Points:
+class RunsTable:
     """Final losses of runs: arrays of one entry a run; NaN or "" where a table does not say."""
 
     run: np.ndarray
@@ -40,7 +40,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.run)
 
-    def where(self, kept: np.ndarray) -> "Points":
+    def where(self, kept: np.ndarray) -> "RunsTable":
         """The runs of a mask or of indices."""
         arrays = {f.name: getattr(self, f.name)[kept] for f in fields(self) if f.name != "unit"}
         return replace(self, **arrays)

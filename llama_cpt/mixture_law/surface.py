@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.mixture_law.intervals import Band, Number, quantiles
-from llama_cpt.mixture_law.normalization import Frame, Settings
+from llama_cpt.mixture_law.intervals import Interval, Number, quantiles
+from llama_cpt.mixture_law.normalization import Normalization, Settings
 from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.surface_model import SurfaceModel
 
@@ -38,7 +38,7 @@ class GroupSurface:
     size_error: float
     """Held-out error of the largest size's log loss, over the log of the step that was left out."""
 
-    def centre(self, at: Settings, shift: np.ndarray | float = 0.0) -> np.ndarray:
+    def center(self, at: Settings, shift: np.ndarray | float = 0.0) -> np.ndarray:
         """Log loss over that of the home base, by the chosen fit, with rates moved by ``shift``."""
         return self.model.value(self.theta, at._replace(rate=at.rate + shift))
 
@@ -56,7 +56,7 @@ class GroupSurface:
 class Surface:
     """Both groups, and the place that is meant where none is named."""
 
-    frame: Frame
+    normalization: Normalization
     groups: Mapping[str, GroupSurface]
     parameters: float
     tokens: float
@@ -72,7 +72,7 @@ class Surface:
         learning_rate: Number,
         parameters: float | None = None,
         tokens: float | None = None,
-    ) -> dict[str, Band]:
+    ) -> dict[str, Interval]:
         """Loss by group with the band of a run.
 
         In quadrature, of the log loss: the fit's interval (widened beyond 10 times what was
@@ -83,7 +83,7 @@ class Surface:
         values = (almr, learning_rate, parameters or self.parameters, tokens or self.tokens)
         shape = np.broadcast_shapes(*map(np.shape, values))
         flat = [np.broadcast_to(value, shape).ravel() for value in values]
-        at = self.frame.settings(*flat)
+        at = self.normalization.settings(*flat)
         parts = [
             at.where(np.arange(start, min(start + CHUNK, len(at.almr))))
             for start in range(0, len(at.almr), CHUNK)
@@ -91,23 +91,23 @@ class Surface:
         found = {}
         for group in GROUPS:
             logs = np.concatenate([self._log_band(group, part) for part in parts], axis=1)
-            scale = self.frame.base(self.frame.home_parameters)[group]
+            scale = self.normalization.base(self.normalization.reference_parameters)[group]
             logs = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
-            found[group] = Band(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
+            found[group] = Interval(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
         return found
 
     def base(self, parameters: float | None = None) -> dict[str, float]:
         """Base loss by group."""
-        return self.frame.base(parameters or self.parameters)
+        return self.normalization.base(parameters or self.parameters)
 
     def _log_band(self, group: str, at: Settings) -> np.ndarray:
         surface = self.groups[group]
-        centre = surface.centre(at)
+        centre = surface.center(at)
         low, high = quantiles(surface.spread(at))
-        grown = at.size - np.log(self.largest / self.frame.home_parameters)
+        grown = at.size - np.log(self.largest / self.normalization.reference_parameters)
         carried = surface.size_error * np.maximum(0, grown)
         noise = TWO_SIDED * np.hypot(surface.noise, carried)
-        longer = at.tokens - np.log(self.longest / self.frame.home_tokens)
+        longer = at.tokens - np.log(self.longest / self.normalization.reference_tokens)
         wide = widening(grown) * widening(longer)
         down = np.hypot(wide * np.maximum(0, centre - low), noise)
         up = np.hypot(wide * np.maximum(0, high - centre), noise)

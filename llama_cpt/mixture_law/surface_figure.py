@@ -26,10 +26,10 @@ from llama_cpt.mixture_law.figure_style import (
     rate,
     shades,
 )
-from llama_cpt.mixture_law.intervals import Band
+from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.objective import Bound
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.runs_table import RunsTable
 
 FINENESS = 101
 STEPS = (-0.3, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -43,9 +43,9 @@ class View:
     law: Law
 
     @cached_property
-    def measured(self) -> Points:
+    def measured(self) -> RunsTable:
         """The runs of that size and budget."""
-        points = self.law.points
+        points = self.law.runs
         places = np.nan_to_num(np.stack([points.parameters, points.tokens]))
         _, place, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
         return points.where(place.ravel() == np.argmax(counts))
@@ -83,7 +83,7 @@ class View:
         }
 
     @cached_property
-    def chosen(self) -> tuple[Band, Band] | None:
+    def chosen(self) -> tuple[Interval, Interval] | None:
         """Ratio and rate that the law chooses at this size; None where it refuses to."""
         found = self.law.recommendation
         here = (self.parameters, self.tokens)
@@ -91,7 +91,7 @@ class View:
             return None
         if all(map(_same, (found.parameters, found.tokens), here)):
             return found.almr, found.learning_rate
-        for optimum in self.law.carry.optima if self.law.carry else ():
+        for optimum in self.law.extrapolation.optima if self.law.extrapolation else ():
             if all(map(_same, (optimum.parameters, optimum.tokens), here)):
                 return optimum.almr, optimum.learning_rate
         return None
@@ -175,7 +175,7 @@ def _contours(
 
 
 def _goal(axes: Axes, view: View) -> None:
-    goal = view.law.goal
+    goal = view.law.objective
     if isinstance(goal, Bound):
         within = view.losses["original"] <= (1 + goal.forgetting) * view.base["original"]
         axes.set_title(f"Goal: additional loss, original within {100 * goal.forgetting:g} %")
@@ -185,14 +185,14 @@ def _goal(axes: Axes, view: View) -> None:
             _contours(axes, view.grid, values, GREEN)
         return
     axes.set_title(f"Goal: {goal.additional:g} × additional + {goal.original:g} × original")
-    values = view.law.objective(
+    values = view.law.evaluate_objective(
         view.losses["additional"], view.losses["original"], known(view.parameters)
     )
     _contours(axes, view.grid, values, GREEN)
 
 
 def _bound(axes: Axes, view: View) -> None:
-    goal = view.law.goal
+    goal = view.law.objective
     if isinstance(goal, Bound):
         bound = (1 + goal.forgetting) * view.base["original"]
         axes.contour(
@@ -201,7 +201,7 @@ def _bound(axes: Axes, view: View) -> None:
 
 
 def _marks(axes: Axes, view: View) -> None:
-    runs, ridge = view.measured, view.law.ridge
+    runs, ridge = view.measured, view.law.optimal_rate
     if ridge and _same(ridge.parameters, view.parameters):
         band = ridge.learning_rate
         axes.fill_between(ridge.almr, band.low, band.high, color=RIDGE, alpha=0.15, linewidth=0)
@@ -241,11 +241,11 @@ def _legend(view: View) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
         Line2D([], [], marker="o", linestyle="", mfc="white", mec=DARK, label="run")
     ]
-    if view.law.ridge:
+    if view.law.optimal_rate:
         label = "best rate for each ratio, 90 %"
         handles.append(Line2D([], [], color=RIDGE, linestyle="--", linewidth=1.6, label=label))
-    if isinstance(view.law.goal, Bound):
-        label = f"original loss {100 * view.law.goal.forgetting:g} % above its base"
+    if isinstance(view.law.objective, Bound):
+        label = f"original loss {100 * view.law.objective.forgetting:g} % above its base"
         handles.append(Line2D([], [], color=DARK, linewidth=1.6, label=label))
         handles.append(Patch(facecolor="#ececec", label="forgets more"))
     if view.chosen:

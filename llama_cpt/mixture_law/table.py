@@ -9,10 +9,10 @@ import math
 
 from etils import epath
 
-from llama_cpt.config.fields import nearest
+from llama_cpt.config.fields import did_you_mean
 from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.storage import check_reachable
 
 NEEDED = ("run", "parameters", "tokens", "step", "almr", "learning_rate", "corpus", "group")
 WORDS = ("run", "pair", "mixture_order", "schedule", "tokenizer", "corpus", "group")
@@ -96,7 +96,7 @@ def read_table(path: str) -> TableFile:
 
 
 def _content(path: str) -> bytes:
-    require_reachable(path)
+    check_reachable(path)
     place = epath.Path(path)
     if place.is_dir():
         raise UserError(f"{path}: a folder; name the table in it, such as {place / 'results.csv'}.")
@@ -130,7 +130,7 @@ def _require_columns(path: str, columns: Sequence[str]) -> None:
 
 
 def _rename(name: str, unknown: list[str]) -> str:
-    return nearest(name, unknown).replace("; did you mean", " (is it").replace("?", "?)")
+    return did_you_mean(name, unknown).replace("; did you mean", " (is it").replace("?", "?)")
 
 
 def _row(place: str, values: dict[str | None, str | list[str] | None]) -> Row:
@@ -153,7 +153,7 @@ def _row(place: str, values: dict[str | None, str | list[str] | None]) -> Row:
 
 def _schedule(place: str, cell: str) -> str:
     if cell and cell.lower() not in SCHEDULES:
-        near = nearest(cell.lower(), list(SCHEDULES))
+        near = did_you_mean(cell.lower(), list(SCHEDULES))
         known = ", ".join(SCHEDULES)
         raise UserError(f"{place}: schedule={cell!r} is none of {known}{near or '.'}")
     return cell.lower()

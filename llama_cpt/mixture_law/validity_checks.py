@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from llama_cpt.mixture_law.law import FormFit
-from llama_cpt.mixture_law.objective import Bound, Goal
-from llama_cpt.mixture_law.optima import Place
-from llama_cpt.mixture_law.runs_table import GROUPS, Points
+from llama_cpt.mixture_law.objective import Bound, Objective
+from llama_cpt.mixture_law.optima import OptimumAt
+from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface import Surface
 
 TOO_LARGE, LARGE = 1 / 2, 1 / 3
@@ -21,7 +21,7 @@ DECADES = 2.0
 
 
 def error_reasons(
-    forms: tuple[FormFit, ...], noise: Mapping[str, float], home: Points, goal: Goal
+    forms: tuple[FormFit, ...], noise: Mapping[str, float], home: RunsTable, goal: Objective
 ) -> list[str]:
     """Losses that differ less between settings than the fit errs, or than seeds differ."""
     reasons = []
@@ -43,14 +43,14 @@ def error_reasons(
     return reasons
 
 
-def _never_binds(group: str, home: Points, goal: Goal) -> bool:
+def _never_binds(group: str, home: RunsTable, goal: Objective) -> bool:
     """An original loss that is everywhere below its bound need not be ranked."""
     if group != "original" or not isinstance(goal, Bound):
         return False
     return bool((home.original < (1 + goal.forgetting) * home.base_original).all())
 
 
-def edge_reasons(place: Place) -> list[str]:
+def edge_reasons(place: OptimumAt) -> list[str]:
     """An optimum at the end of what was measured may lie anywhere beyond."""
     domain, optima = place.domain, place.optima
     rates = tuple(np.exp(np.array(domain.measured_rate) + place.middle_rate))
@@ -73,7 +73,7 @@ def _part(value: float, ends: tuple[float, float]) -> float:
     return float((value - ends[0]) / (ends[1] - ends[0]))
 
 
-def spread_reasons(place: Place, widest_rate: float | None = None) -> list[str]:
+def spread_reasons(place: OptimumAt, widest_rate: float | None = None) -> list[str]:
     """Intervals as wide as the grid, or a rate's wider than ``widest_rate`` in natural logs."""
     domain, reasons = place.domain, []
     low, high = domain.measured_almr
@@ -92,7 +92,9 @@ def spread_reasons(place: Place, widest_rate: float | None = None) -> list[str]:
     return reasons
 
 
-def bound_reasons(surface: Surface, place: Place, largest: Place, goal: Goal) -> list[str]:
+def bound_reasons(
+    surface: Surface, place: OptimumAt, largest: OptimumAt, goal: Objective
+) -> list[str]:
     """A bound that the chosen setting breaks, by more than its band.
 
     Beyond the fitted sizes bands are wide: there it is enough that it was broken so at the
@@ -117,7 +119,7 @@ def bound_reasons(surface: Surface, place: Place, largest: Place, goal: Goal) ->
     ]
 
 
-def _above_bound(surface: Surface, place: Place, goal: Bound) -> tuple[bool, bool]:
+def _above_bound(surface: Surface, place: OptimumAt, goal: Bound) -> tuple[bool, bool]:
     """Whether the chosen setting's original loss is above its bound, and its band too.
 
     The goal's optimum lies on the bound where one meets it: 0.1 % is no breach.
@@ -129,7 +131,7 @@ def _above_bound(surface: Surface, place: Place, goal: Bound) -> tuple[bool, boo
     return bool(found.value > 1.001 * bound), bool(found.low > bound)
 
 
-def carried_reasons(aimed: Place) -> list[str]:
+def carried_reasons(aimed: OptimumAt) -> list[str]:
     """A target so far away that the carried intervals say nothing."""
     told = f"At {aimed.parameters:g} parameters and {aimed.tokens:g} tokens: "
     return [told + reason for reason in spread_reasons(aimed, DECADES * float(np.log(10)))]
@@ -146,7 +148,7 @@ def target_reasons(parameters: float | None, smallest: float) -> list[str]:
 
 
 def poor_fit(
-    forms: tuple[FormFit, ...], surface: Surface, place: Place, home: Points, goal: Goal
+    forms: tuple[FormFit, ...], surface: Surface, place: OptimumAt, home: RunsTable, goal: Objective
 ) -> str | None:
     """A sentence where the chosen fit misses what was measured."""
     for form in forms:
@@ -161,18 +163,18 @@ def poor_fit(
     return _better_run(surface, place, home, goal)
 
 
-def _better_run(surface: Surface, place: Place, home: Points, goal: Goal) -> str | None:
+def _better_run(surface: Surface, place: OptimumAt, home: RunsTable, goal: Objective) -> str | None:
     """A measured run that is better than the law's optimum, by more than noise."""
     base = surface.base(place.parameters)["original"]
     rate = float(np.exp(place.optima.rate[0] + place.middle_rate))
     predicted = surface.predict(float(place.optima.almr[0]), rate, place.parameters, place.tokens)
-    best = goal.objective(*(predicted[group].value for group in GROUPS), base)
+    best = goal.evaluate(*(predicted[group].value for group in GROUPS), base)
     allowed = home
     if isinstance(goal, Bound):
         allowed = home.where(home.original <= (1 + goal.forgetting) * base)
     if not len(allowed):
         return None
-    measured = goal.objective(allowed.additional, allowed.original, base)
+    measured = goal.evaluate(allowed.additional, allowed.original, base)
     noise = 3 * np.hypot(*(surface.groups[group].noise for group in GROUPS))
     slack = noise if isinstance(goal, Bound) else noise * abs(best)
     index = int(np.argmin(measured))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_cpt.model.splash import BLOCKS, splash_attention
 from llama_cpt.parallel import context_parallel
-from llama_cpt.parallel.mesh import spec
+from llama_cpt.parallel.mesh import partition_spec
 from llama_cpt.runtime.errors import UserError
 from pallas_kernels import reference
 from pallas_kernels.attention_parts import LANES
@@ -93,7 +93,7 @@ def attend(
 
     Where it cuts rows, all lie in zig-zag order (``model/zigzag.py``) but ``segment_ids``.
     """
-    if context_parallel.parts() > 1:
+    if context_parallel.context_size() > 1:
         kernel = {"reference": reference.attention, "pallas": flash_attention}[implementation]
         return _per_device(partial(_gathered, kernel))(query, key, value, segment_ids)
     match implementation:
@@ -112,10 +112,10 @@ def _per_device(kernel: Callable) -> Callable:
     """Each device runs ``kernel`` on its rows and heads: a kernel is opaque to the partitioner."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
-    heads = spec("batch", "length", "act_heads", None)
+    heads = partition_spec("batch", "length", "act_heads", None)
     return jax.shard_map(
         kernel,
-        in_specs=(heads, heads, heads, spec("batch", None)),
+        in_specs=(heads, heads, heads, partition_spec("batch", None)),
         out_specs=heads,
         check_vma=False,
     )
@@ -125,8 +125,8 @@ def _gathered(
     kernel: Callable, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
     """This device's queries with the keys of the whole row."""
-    key, value = context_parallel.gathered(key), context_parallel.gathered(value)
-    return kernel(query, key, value, segment_ids, chunks=context_parallel.chunks_here())
+    key, value = context_parallel.gather_rows(key), context_parallel.gather_rows(value)
+    return kernel(query, key, value, segment_ids, chunks=context_parallel.local_chunks())
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:

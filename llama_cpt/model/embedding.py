@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_cpt.parallel.mesh import spec
-from llama_cpt.parallel.vocab_parallel import VOCAB_AXIS, Neighbours, neighbours
+from llama_cpt.parallel.mesh import partition_spec
+from llama_cpt.parallel.vocab_parallel import VOCAB_AXIS, VocabGroups, make_vocab_groups
 
 # The gradient's scatter sorts float32 copies of the tokens' rows: fewer neighbours share them.
 COPIES = 2
@@ -35,8 +35,8 @@ def lookup(
 
     return jax.shard_map(
         local,
-        in_specs=(spec("vocab", "embed"), spec("batch", "length")),
-        out_specs=spec("batch", "length", "act_embed"),
+        in_specs=(partition_spec("vocab", "embed"), partition_spec("batch", "length")),
+        out_specs=partition_spec("batch", "length", "act_embed"),
         check_vma=False,
     )(table, tokens)
 
@@ -63,8 +63,11 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
 
     table = jax.shard_map(
         local,
-        in_specs=(spec("batch", "length"), spec("batch", "length", "act_embed")),
-        out_specs=spec("vocab", "embed"),
+        in_specs=(
+            partition_spec("batch", "length"),
+            partition_spec("batch", "length", "act_embed"),
+        ),
+        out_specs=partition_spec("vocab", "embed"),
         check_vma=False,
     )(tokens, cotangent)
     return table, None
@@ -73,5 +76,5 @@ def _backward(dtype: Any, saved: tuple, cotangent: jax.Array) -> tuple:
 lookup.defvjp(_forward, _backward)
 
 
-def _sharers(rows: int, tokens: jax.Array) -> Neighbours:
-    return neighbours(rows, COPIES * tokens.size)
+def _sharers(rows: int, tokens: jax.Array) -> VocabGroups:
+    return make_vocab_groups(rows, COPIES * tokens.size)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_cpt.model.quantized import quantized_product
+from llama_cpt.model.quantized import quantized_matmul
 
 
 class Adapter(nnx.Module):
@@ -20,17 +20,17 @@ class Adapter(nnx.Module):
         self.a, self.b, self.scale = a, b, scale
 
 
-class Adapted(nnx.Module):
+class AdaptedMatrix(nnx.Module):
     """A matrix with an adapter beside it: what stands in the model in the matrix's place."""
 
     def __init__(self, matrix: nnx.Param, adapter: Adapter) -> None:
         self.matrix, self.adapter = matrix, adapter
 
 
-Matrix = nnx.Param | jax.Array | Adapted
+Matrix = nnx.Param | jax.Array | AdaptedMatrix
 
 
-def product(
+def matmul(
     x: Float[Array, "batch length in"], matrix: Matrix, precision: str = "bf16"
 ) -> Float[Array, "batch length out"]:
     """x W, or x W + scale (x A) B (Hu et al. 2021, arXiv 2106.09685, eq. 3).
@@ -38,7 +38,7 @@ def product(
     Where B is 0 the sum is x W to the last bit. ``precision`` is of W's operands; ``bf16`` takes
     them in x's type, as A's and B's are always: they are small.
     """
-    if not isinstance(matrix, Adapted):
+    if not isinstance(matrix, AdaptedMatrix):
         return _times(x, matrix, precision)
     adapter = matrix.adapter
     added = _times(_times(x, adapter.a) * adapter.scale, adapter.b)
@@ -47,11 +47,11 @@ def product(
 
 def _times(x: jax.Array, matrix: nnx.Param | jax.Array, precision: str = "bf16") -> jax.Array:
     if precision != "bf16":
-        return quantized_product(x, matrix[...], precision)
+        return quantized_matmul(x, matrix[...], precision)
     return jnp.einsum("bti,io->bto", x, matrix[...].astype(x.dtype))
 
 
-def adapted(tree: Any) -> bool:
+def has_adapters(tree: Any) -> bool:
     """Whether any matrix of ``tree`` has an adapter beside it."""
-    is_adapted = lambda node: isinstance(node, Adapted)
+    is_adapted = lambda node: isinstance(node, AdaptedMatrix)
     return any(map(is_adapted, jax.tree.leaves(tree, is_leaf=is_adapted)))

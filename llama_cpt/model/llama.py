@@ -19,9 +19,9 @@ import numpy as np
 from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
-from llama_cpt.model.linear import Matrix, adapted, product
+from llama_cpt.model.linear import Matrix, has_adapters, matmul
 from llama_cpt.model.mlp import mlp, sliced_mlp, slices
-from llama_cpt.model.scan_layers import through_layers
+from llama_cpt.model.scan_layers import run_layers
 from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
 from llama_cpt.parallel.mesh import constrain
 
@@ -146,7 +146,7 @@ class Llama(nnx.Module):
         if embedding_noise is not None:
             x = x + to_zigzag(embedding_noise).astype(x.dtype)
         context = rotation, segment_ids
-        x = through_layers(layer, context, x, self.layers, remat=self.remat)
+        x = run_layers(layer, context, x, self.layers, remat=self.remat)
         return from_zigzag(rms_norm(x, self.norm[...], eps=self.config.norm_eps))
 
     def __call__(
@@ -202,7 +202,7 @@ class Llama(nnx.Module):
             x = rms_norm(x, block.attention_norm[...], eps=config.norm_eps)
 
             def heads(matrix: Matrix, number: int) -> jax.Array:
-                out = product(x, matrix, self.matmul_precision)
+                out = matmul(x, matrix, self.matmul_precision)
                 return out.reshape(*x.shape[:2], number, config.head_dim)
 
             query = rotate(heads(block.query, config.num_heads), *rotation)
@@ -214,7 +214,7 @@ class Llama(nnx.Module):
             project = jax.checkpoint(project)
         out, kept = attention(*project(x, block))
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
-        return product(out, block.output, self.matmul_precision), kept
+        return matmul(out, block.output, self.matmul_precision), kept
 
     def _mlp(
         self, x: Float[Array, "batch length embed"], block: Block
@@ -223,7 +223,7 @@ class Llama(nnx.Module):
         matrices = block.gate, block.up, block.down
         # Elsewhere the products that a slice computes again are kept.
         again = self.remat in ("full", "offload")
-        if not again or adapted(matrices) or slices(self.config.mlp_dim) == 1:
+        if not again or has_adapters(matrices) or slices(self.config.mlp_dim) == 1:
             return mlp(x, *matrices, self.matmul_precision)
         return sliced_mlp(x, *(matrix[...] for matrix in matrices), self.matmul_precision)
 

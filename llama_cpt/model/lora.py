@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llama_cpt.config.schema import LoraConfig
-from llama_cpt.model.linear import Adapted, Adapter
+from llama_cpt.model.linear import AdaptedMatrix, Adapter
 from llama_cpt.model.llama import Llama
 from llama_cpt.runtime.errors import UserError
 
@@ -37,16 +37,16 @@ def with_adapters(model: Llama, adapters: Adapters) -> Llama:
     adapted = _shallow_copy(model)
     for target in adapters.targets:
         matrix = getattr(model.layers, target)
-        setattr(adapted.layers, target, Adapted(matrix, getattr(adapters, target)))
+        setattr(adapted.layers, target, AdaptedMatrix(matrix, getattr(adapters, target)))
     return adapted
 
 
-def merged(model: Llama, adapters: Adapters) -> Llama:
+def merge_adapters(model: Llama, adapters: Adapters) -> Llama:
     """``model`` with the adapters' products added into its matrices, which are given up for it."""
     result = _shallow_copy(model)
     for target in adapters.targets:
         matrix, adapter = getattr(model.layers, target), getattr(adapters, target)
-        whole = merged_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
+        whole = merge_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
         whole = jax.device_put(whole, matrix[...].sharding)
         matrix[...].delete()
         setattr(result.layers, target, matrix.replace(whole))
@@ -54,7 +54,7 @@ def merged(model: Llama, adapters: Adapters) -> Llama:
 
 
 @jax.jit
-def merged_matrix(
+def merge_matrix(
     matrix: Float[Array, "layers in out"],
     a: Float[Array, "layers in rank"],
     b: Float[Array, "layers rank out"],
@@ -71,7 +71,7 @@ def combine(trained: Any, frozen: Any) -> Llama:
     return with_adapters(frozen, trained) if isinstance(trained, Adapters) else trained
 
 
-def in_dtype(model: Llama, dtype: Any) -> Llama:
+def cast_model(model: Llama, dtype: Any) -> Llama:
     """``model`` in another type, array after array; arrays of another type are given up for it."""
     dtype = jnp.dtype(dtype)
 
@@ -85,8 +85,8 @@ def in_dtype(model: Llama, dtype: Any) -> Llama:
     return jax.tree.map(cast, model)
 
 
-def abstract_in(model: Llama, dtype: Any) -> Llama:
-    """``in_dtype`` of an abstract model, without shardings."""
+def cast_abstract(model: Llama, dtype: Any) -> Llama:
+    """``cast_model`` of an abstract model, without shardings."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), model)
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_cpt.model.linear import Matrix, product
-from llama_cpt.parallel.mesh import constrain, spec
+from llama_cpt.model.linear import Matrix, matmul
+from llama_cpt.parallel.mesh import constrain, partition_spec
 
 # Units of a slice: about as many as fill the matrix units for long.
 WIDTH = 4096
@@ -26,8 +26,8 @@ def mlp(
     precision: str = "bf16",
 ) -> Float[Array, "batch length embed"]:
     """down(silu(gate x) up x) (Shazeer 2020, arXiv 2002.05202, section 2)."""
-    gated = jax.nn.silu(product(x, gate, precision)) * product(x, up, precision)
-    return product(constrain(gated, "batch", "length", "act_mlp"), down, precision)
+    gated = jax.nn.silu(matmul(x, gate, precision)) * matmul(x, up, precision)
+    return matmul(constrain(gated, "batch", "length", "act_mlp"), down, precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -81,5 +81,5 @@ def slices(hidden: int) -> int:
     mesh, count = jax.sharding.get_abstract_mesh(), 1
     while hidden > count * WIDTH:
         count *= 2
-    tensor = 1 if mesh.empty else mesh.shape[spec("mlp")[0]]
+    tensor = 1 if mesh.empty else mesh.shape[partition_spec("mlp")[0]]
     return count if tensor == 1 and hidden % (128 * count) == 0 else 1

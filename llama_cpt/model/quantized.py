@@ -41,7 +41,7 @@ def require_qwix(precision: str) -> None:
         ) from None
 
 
-def quantized_product(
+def quantized_matmul(
     x: Float[Array, "batch length in"], matrix: Float[Array, "in out"], precision: str
 ) -> Float[Array, "batch length out"]:
     """x W, each token and each column of W quantised to ``precision``; the result in x's type."""
@@ -82,7 +82,10 @@ _product.defvjp(_forward, _backward)
 def _parted(x: jax.Array, precision: str) -> jax.Array:
     """(batch, length, dim) as (parts, rows, parts, tokens, dim): a device has one of the parts."""
     mesh = jax.sharding.get_abstract_mesh().shape
-    rows, pieces = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES), context_parallel.parts()
+    rows, pieces = (
+        math.prod(mesh.get(axis, 1) for axis in BATCH_AXES),
+        context_parallel.context_size(),
+    )
     batch, length, dim = x.shape
     tokens = batch * length // (rows * pieces)
     if precision == "int8" and tokens > MOST_TOKENS:

@@ -14,7 +14,7 @@ from jax import checkpoint_policies
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llama_cpt.model.linear import adapted
+from llama_cpt.model.linear import has_adapters
 
 # What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
 REMAT_POLICIES = {
@@ -39,11 +39,11 @@ Layer = Callable[[Any, jax.Array, Any], jax.Array]
 """``(context, x, block) -> x``; nothing is differentiated by the context."""
 
 
-def through_layers(
+def run_layers(
     layer: Layer, context: Any, x: Float[Array, "batch length embed"], layers: Any, *, remat: str
 ) -> Float[Array, "batch length embed"]:
     """``x`` after all of ``layers``, whose arrays are stacked; ``remat`` names what is kept."""
-    if remat == "full" and not adapted(layers):
+    if remat == "full" and not has_adapters(layers):
         return _recomputed(layer, context, x, layers)
     one = partial(layer, context)
     if remat != "none":

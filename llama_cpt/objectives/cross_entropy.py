@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_cpt.parallel.mesh import TOKEN_AXES, spec
-from llama_cpt.parallel.vocab_parallel import Neighbours, neighbours
+from llama_cpt.parallel.mesh import TOKEN_AXES, partition_spec
+from llama_cpt.parallel.vocab_parallel import VocabGroups, make_vocab_groups
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -95,8 +95,8 @@ def _per_device(kernel: Callable, outputs: int) -> Callable:
     By hand, because the partitioner would reduce the head's gradient once a chunk: here the share
     is gathered once and its gradient scattered once.
     """
-    rows, table = spec("batch", "length"), spec("vocab", "embed")
-    embedded = spec("batch", "length", "act_embed")
+    rows, table = partition_spec("batch", "length"), partition_spec("vocab", "embed")
+    embedded = partition_spec("batch", "length", "act_embed")
     return jax.shard_map(
         kernel,
         in_specs=(embedded, table, rows, rows),
@@ -114,13 +114,13 @@ def _losses(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
-    near = neighbours(head.shape[0], targets.size)
+    near = make_vocab_groups(head.shape[0], targets.size)
     head = near.gather_rows(head, hidden.dtype)
 
     def chunk(loss: jax.Array, rows: tuple) -> tuple:
         hidden, ids, weights = _gathered(rows, head, near)
         _, log_z, nll = _scores(hidden, head, ids, near)
-        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), near.own_tokens(nll)
+        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), near.local_tokens(nll)
 
     chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
     loss, nll = jax.lax.scan(chunk, jnp.float32(0), chunks)
@@ -136,7 +136,7 @@ def _losses_and_gradients(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    near = neighbours(head.shape[0], targets.size)
+    near = make_vocab_groups(head.shape[0], targets.size)
     head = near.gather_rows(head, hidden.dtype)
 
     def chunk(carry: tuple, rows: tuple) -> tuple:
@@ -152,7 +152,7 @@ def _losses_and_gradients(
         products = partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_head = d_head + products("tv,td->vd", d_logits, hidden)
         d_hidden = near.scatter_tokens(products("tv,vd->td", d_logits, head))
-        return (loss, d_head), (near.own_tokens(nll), d_hidden.astype(hidden.dtype))
+        return (loss, d_head), (near.local_tokens(nll), d_hidden.astype(hidden.dtype))
 
     start = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
     chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
@@ -168,13 +168,13 @@ def _losses_and_gradients(
     )
 
 
-def _gathered(rows: tuple, head: jax.Array, near: Neighbours) -> tuple:
+def _gathered(rows: tuple, head: jax.Array, near: VocabGroups) -> tuple:
     """A chunk's (hidden, targets' ids within this device's share, weights), the neighbours' too."""
     hidden, targets, weights = jax.tree.map(near.gather_tokens, rows)
     return hidden, near.local_ids(targets, head.shape[0]), weights
 
 
-def _scores(hidden: jax.Array, head: jax.Array, ids: jax.Array, near: Neighbours) -> tuple:
+def _scores(hidden: jax.Array, head: jax.Array, ids: jax.Array, near: VocabGroups) -> tuple:
     """(Logits of this device's share of the vocabulary, log Z, nll), float32."""
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
     top = near.max(jnp.max(logits, axis=-1))

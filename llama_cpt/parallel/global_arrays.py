@@ -7,7 +7,7 @@ from jaxtyping import Int64
 import numpy as np
 
 
-def rows_here(sharding: jax.NamedSharding, rows: int) -> Int64[np.ndarray, " rows_here"]:
+def local_rows(sharding: jax.NamedSharding, rows: int) -> Int64[np.ndarray, " rows_here"]:
     """Which of a micro-batch's ``rows`` this process's devices hold: sorted row numbers.
 
     ``sharding`` places arrays (micro-batches, rows, ...). Together the processes hold all rows;
@@ -23,9 +23,9 @@ def _is_own(device: jax.Device) -> bool:
     return device.process_index == jax.process_index()
 
 
-def from_rows_here(batch: Any, rows: int, sharding: jax.NamedSharding) -> Any:
-    """Global arrays (micro-batches, ``rows``, ...) from arrays of ``rows_here`` alone."""
-    here = rows_here(sharding, rows)
+def from_local_rows(batch: Any, rows: int, sharding: jax.NamedSharding) -> Any:
+    """Global arrays (micro-batches, ``rows``, ...) from arrays of ``local_rows`` alone."""
+    here = local_rows(sharding, rows)
 
     def place(field: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -38,7 +38,7 @@ def from_rows_here(batch: Any, rows: int, sharding: jax.NamedSharding) -> Any:
     return jax.tree.map(place, batch)
 
 
-def from_whole(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+def from_replicated(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Global arrays from NumPy arrays that every process has whole."""
 
     def place(array: np.ndarray) -> jax.Array:

@@ -112,7 +112,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     return described.devices
 
 
-def spec(*axes: str | None) -> PartitionSpec:
+def partition_spec(*axes: str | None) -> PartitionSpec:
     """The PartitionSpec of an array whose dims have these logical names."""
     return PartitionSpec(*(AXIS_RULES[axis] if axis else None for axis in axes))
 
@@ -126,7 +126,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
     def place(leaf: Any) -> Any:
         if isinstance(leaf, nnx.Variable):
-            return leaf.replace(NamedSharding(mesh, spec(*leaf.get_metadata("axes"))))
+            return leaf.replace(NamedSharding(mesh, partition_spec(*leaf.get_metadata("axes"))))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -145,4 +145,4 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Place an activation by its logical axes; nothing where no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    return jax.lax.with_sharding_constraint(x, partition_spec(*axes))

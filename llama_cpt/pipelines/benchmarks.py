@@ -9,7 +9,7 @@ from etils import epath
 
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_fingerprint
 from llama_cpt.generation.load_decoder import load_decoder
@@ -38,7 +38,9 @@ def check_tasks(config: PipelineConfig) -> None:
             )
 
 
-def measure(name: str, source: str, stage: TrainConfig, config: PipelineConfig, model: str) -> str:
+def run_benchmarks(
+    name: str, source: str, stage: TrainConfig, config: PipelineConfig, model: str
+) -> str:
     """Score the weights in ``source``, of identity ``model``, on every task; the scores' folder.
 
     ``stage`` says the model, the tokenizer and the mesh. Scores of other weights are replaced.
@@ -54,15 +56,15 @@ def measure(name: str, source: str, stage: TrainConfig, config: PipelineConfig, 
     if set(config.tasks) <= set(kept["done"]):
         return str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(kept).encode())
+    write_atomic(note, json.dumps(kept).encode())
     _ask(source, stage, config, Path(folder), model)
-    write_atomically(note, json.dumps(kept | {"done": list(config.tasks)}).encode())
+    write_atomic(note, json.dumps(kept | {"done": list(config.tasks)}).encode())
     return str(folder)
 
 
 def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, model: str) -> None:
     tokenizer = load_tokenizer(stage.data.tokenizer)
-    mesh = make_mesh(stage.mesh.whole_rows)
+    mesh = make_mesh(stage.mesh.without_context)
     decoder = load_decoder(source, stage.model, mesh, stage.compute.dtype)
     settings = {"model": model[:16], "tokenizer": tokenizer.fingerprint[:16]}
     limit = config.task_examples or None
@@ -74,7 +76,6 @@ def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, 
         return
     from llama_cpt.evaluation.benchmarks import load_benchmark
     from llama_cpt.evaluation.harness import HarnessModel
-    from llama_cpt.evaluation.questions import ask, questions_of
 
     # Every model is asked alike, and a base model has no template.
     harnessed = HarnessModel(decoder, tokenizer, mesh, None)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import PreferenceConfig, TrainConfig
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
-from llama_cpt.evaluation.exact_match import Mark, Question, marks_table
+from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.weights.model_card import markdown_table, read_metrics
 
@@ -32,7 +32,7 @@ class StageReport:
     """(step, value) of the preference metrics; empty for other objectives."""
     samples: Mapping[str, str]
     """Answers by prompt."""
-    marks: Mapping[str, Mark]
+    accuracies: Mapping[str, Accuracy]
     """Of the examination, by language."""
 
 
@@ -42,7 +42,7 @@ def read_stage(
     *,
     before: bool,
     samples: Mapping[str, str],
-    marks: Mapping[str, Mark],
+    marks: Mapping[str, Accuracy],
 ) -> StageReport:
     """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
     lines = read_metrics(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
@@ -82,14 +82,14 @@ def write_report(
         parts.append(_examination(stages, len(questions)))
     parts += [_rewards(stage) for stage in stages if stage.curves]
     parts += [_samples(stages, prompt) for prompt in config.prompts]
-    write_atomically(folder / "report.md", ("\n\n".join(parts) + "\n").encode())
+    write_atomic(folder / "report.md", ("\n\n".join(parts) + "\n").encode())
 
 
 def summary(stages: Sequence[StageReport]) -> str:
     """Bits per byte and the examination, for a terminal."""
     tables = [_bits_rows(stages, _corpora(stages))]
-    if any(stage.marks for stage in stages):
-        tables.append(marks_table({stage.name: stage.marks for stage in stages}))
+    if any(stage.accuracies for stage in stages):
+        tables.append(accuracy_table({stage.name: stage.accuracies for stage in stages}))
     return "\n\n".join(_aligned(rows) for rows in tables)
 
 
@@ -136,7 +136,7 @@ def _examination(stages: Sequence[StageReport], count: int) -> str:
         f"{count} questions, one greedy answer each, compared to the last character. Chance: a "
         "guess among the answers to that kind of question, as the examination states it."
     )
-    rows = marks_table({stage.name: stage.marks for stage in stages})
+    rows = accuracy_table({stage.name: stage.accuracies for stage in stages})
     return f"## Examination\n\n{told}\n\n" + markdown_table(rows[0], rows[1:])
 
 

@@ -6,21 +6,21 @@ import sys
 
 from etils import epath
 
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.rows import write_atomically
-from llama_cpt.evaluation.exact_match import Question, marks, read_examination
+from llama_cpt.data.rows import write_atomic
+from llama_cpt.evaluation.exact_match import Question, grade, read_questions
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.pipelines.benchmarks import check_tasks, measure
+from llama_cpt.pipelines.benchmarks import check_tasks, run_benchmarks
 from llama_cpt.pipelines.report import StageReport, read_stage, summary, write_report
-from llama_cpt.pipelines.samples import answers_of, prompts_of
+from llama_cpt.pipelines.samples import render_prompts, sample_answers
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.output_folder import require_local
+from llama_cpt.runtime.output_folder import check_local
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 from llama_cpt.weights.export import to_hf
@@ -31,23 +31,23 @@ Model = tuple[str, str, TrainConfig]
 """Its name, where its weights lie, the run that made it (``BEFORE``: that starts from it)."""
 
 
-def travel(config: PipelineConfig) -> Outcome:
+def run_pipeline(config: PipelineConfig) -> Outcome:
     """Do what is left of ``config``; a second call does nothing but write the report again.
 
     Raises UserError for whatever a user can mend; examination, prompts and the order of the stages
     first. One process: nothing here is shared out.
     """
-    require_local("output", config.output)
-    require_local("examination", config.examination)
-    questions = read_examination(config.examination) if config.examination else ()
+    check_local("output", config.output)
+    check_local("examination", config.questions)
+    questions = read_questions(config.questions) if config.questions else ()
     asked = (*config.prompts, *(question.question for question in questions))
-    stages = config.linked()
+    stages = config.linked_stages()
     _check_order(stages)
     check_tasks(config)
     for stage in stages if asked else ():
         if epath.Path(stage.data.tokenizer).exists():
-            prompts_of(asked, stage, config.max_new_tokens)
-    first, names = stages[0], config.names()
+            render_prompts(asked, stage, config.max_new_tokens)
+    first, names = stages[0], config.stage_names()
     models: list[Model] = [(BEFORE, first.init_from, first)] if first.init_from else []
     models += [(n, stage.output, stage) for n, stage in zip(names, stages, strict=True)]
     answers: dict[str, list[str]] = {}
@@ -55,13 +55,13 @@ def travel(config: PipelineConfig) -> Outcome:
     for name, source, stage in models:
         if name != BEFORE and not _is_done(stage):
             print(f"\npipeline: {name} ({stage.output})", flush=True)
-            if (outcome := fit(build(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
+            if (outcome := fit(build_run(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
         if asked or config.tasks or source == stages[-1].output:
             identity = model_identity(source, stage.model, stage.seed)
         if asked:
-            answers[name] = answers_of(
+            answers[name] = sample_answers(
                 asked,
                 source,
                 stage,
@@ -70,7 +70,7 @@ def travel(config: PipelineConfig) -> Outcome:
                 kept=epath.Path(config.output) / "answers" / f"{name}.json",
             )
         if config.tasks:
-            scores.append(measure(name, source, stage, config, identity))
+            scores.append(run_benchmarks(name, source, stage, config, identity))
         if name == BEFORE:
             # Its numbers are in the first stage's.
             continue
@@ -93,7 +93,7 @@ def _exported(config: PipelineConfig, last: TrainConfig, identity: str) -> epath
             return folder
         folder.rmtree()
     to_hf(last.output, str(folder), dtype=config.export_dtype)
-    write_atomically(note, json.dumps(wanted).encode())
+    write_atomic(note, json.dumps(wanted).encode())
     return folder
 
 
@@ -111,16 +111,16 @@ def _reported(
         stage,
         before=name == BEFORE,
         samples=dict(zip(config.prompts, answers[name][:count], strict=True)),
-        marks=marks(questions, answers[name][count:]),
+        marks=grade(questions, answers[name][count:]),
     )
 
 
 def _saved_step(stage: TrainConfig) -> int:
     """Steps that the stage's newest checkpoint has done, 0 where there is none."""
-    place = epath.Path(stage.output) / FOLDER
+    place = epath.Path(stage.output) / CHECKPOINTS_FOLDER
     if not place.exists():
         return 0
-    with Checkpoints(str(place)) as checkpoints:
+    with CheckpointManager(str(place)) as checkpoints:
         return max(checkpoints.steps(), default=0)
 
 
@@ -128,11 +128,11 @@ def _is_done(stage: TrainConfig) -> bool:
     """Whether all steps were trained, with this config, and the last checkpoint is whole."""
     if _saved_step(stage) < stage.num_steps:
         return False
-    with Checkpoints(str(epath.Path(stage.output) / FOLDER)) as checkpoints:
+    with CheckpointManager(str(epath.Path(stage.output) / CHECKPOINTS_FOLDER)) as checkpoints:
         step = checkpoints.latest_verified()
         if step is None or step < stage.num_steps:
             return False
-        saved = checkpoints.about(step)["config"]
+        saved = checkpoints.metadata(step)["config"]
     for warning in check_resume(saved, stage, steps_done=step):
         print(f"{stage.output}: {warning}", file=sys.stderr)
     return True
@@ -149,10 +149,10 @@ def _check_order(stages: Sequence[TrainConfig]) -> None:
             )
 
 
-def described(config: PipelineConfig) -> str:
+def describe_stages(config: PipelineConfig) -> str:
     """The stages in words."""
     return "\n".join(
         f"  {name}: {stage.num_steps:,} steps, objective "
         f"{to_dict(stage.objective).get('loss', 'next token')}, from {stage.init_from or 'random'}"
-        for name, stage in zip(config.names(), config.linked(), strict=True)
+        for name, stage in zip(config.stage_names(), config.linked_stages(), strict=True)
     )

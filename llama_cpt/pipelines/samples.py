@@ -9,7 +9,7 @@ from etils import epath
 from llama_cpt.config.schema import ChatConfig, TrainConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.template import ChatTemplate, load_chat_template
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.generation.generate import generate
 from llama_cpt.generation.load_decoder import load_decoder
@@ -21,7 +21,7 @@ from llama_cpt.runtime.progress import Progress
 BATCH = 64
 
 
-def prompts_of(
+def render_prompts(
     questions: Sequence[str], config: TrainConfig, max_new_tokens: int
 ) -> tuple[list[list[int]], ChatTemplate, Tokenizer]:
     """The questions as ``config``'s template puts them.
@@ -41,7 +41,7 @@ def prompts_of(
     return prompts, template, tokenizer
 
 
-def answers_of(
+def sample_answers(
     questions: Sequence[str],
     source: str,
     config: TrainConfig,
@@ -55,14 +55,14 @@ def answers_of(
     ``config`` says the model, the tokenizer and the mesh. ``kept`` is the file in which the answers
     are found again, as long as ``identity``, the weights' own, and the prompts are the same.
     """
-    prompts, template, tokenizer = prompts_of(questions, config, max_new_tokens)
+    prompts, template, tokenizer = render_prompts(questions, config, max_new_tokens)
     asked = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])
     fingerprint = hashlib.sha256(asked.encode()).hexdigest()
     if kept.exists():
         found = json.loads(kept.read_text())
         if found["fingerprint"] == fingerprint:
             return found["answers"]
-    mesh = make_mesh(config.mesh.whole_rows)
+    mesh = make_mesh(config.mesh.without_context)
     decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:
@@ -78,7 +78,7 @@ def answers_of(
             progress.update(float(len(part)))
     kept.parent.mkdir(parents=True, exist_ok=True)
     lines = {"fingerprint": fingerprint, "answers": answers}
-    write_atomically(kept, json.dumps(lines, ensure_ascii=False, indent=1).encode())
+    write_atomic(kept, json.dumps(lines, ensure_ascii=False, indent=1).encode())
     return answers
 
 

@@ -14,7 +14,7 @@ REPEATED = {"none": 0.0, "dots": 0.1, "minimal": 0.05, "full": 1.0, "offload": 1
 
 
 @dataclass(frozen=True)
-class HandSum:
+class AnalyticMemory:
     """Bytes of one device that no compiler can avoid."""
 
     arguments: float
@@ -48,7 +48,7 @@ def parameters(model: ModelConfig) -> int:
     return non_embedding_parameters(model) + tables * model.vocab_size * model.embed_dim
 
 
-def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
+def analytic_memory(config: TrainConfig, mesh: Mapping[str, int]) -> AnalyticMemory:
     """Of one device of a mesh of these axis sizes; missing ones are 1."""
     model, tensor = config.model, mesh.get("tensor", 1)
     parts = mesh.get("fsdp", 1) * mesh.get("context", 1) * tensor
@@ -65,10 +65,10 @@ def hand_sum(config: TrainConfig, mesh: Mapping[str, int]) -> HandSum:
     if config.compute.remat == "full" and config.num_microbatches == 1 and not config.lora:
         made = 4 * layers / parts
         apart = made * saved / (made + saved)
-    return HandSum(arguments, gradients, saved, gathered, loading, apart)
+    return AnalyticMemory(arguments, gradients, saved, gathered, loading, apart)
 
 
-def hand_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:
+def analytic_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -> float:
     """A step's products and gathers in turn: good for an order, not for a promise."""
     model, tensor, context = config.model, mesh.get("tensor", 1), mesh.get("context", 1)
     tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import re
 
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
-from llama_cpt.planning.program import Program
+from llama_cpt.planning.program import HloModule
 
 # Another name for what operands hold, or for a part of it: no use of it.
 _NAMES = ("bitcast", "opt-barrier", "get-tuple-element", "tuple")
@@ -45,7 +45,7 @@ class Peak:
     """The largest first."""
 
 
-def peak_of(program: Program) -> Peak:
+def peak_of(program: HloModule) -> Peak:
     """Of a scheduled program."""
     found = _Walk(program).peak(program.entry)
     return Peak(found.bytes, tuple(sorted(found.buffers, key=lambda one: -one.bytes)))
@@ -54,7 +54,7 @@ def peak_of(program: Program) -> Peak:
 class _Walk:
     """Peaks of computations, each looked at once."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: HloModule) -> None:
         self.program = program
         self.known: dict[str, Peak] = {}
 
@@ -93,7 +93,7 @@ class _Walk:
         return max((self.peak(name) for name in one.called), key=lambda peak: peak.bytes)
 
 
-def _holdings(program: Program, computation: Computation) -> tuple[dict[str, Held], list[Buffer]]:
+def _holdings(program: HloModule, computation: Computation) -> tuple[dict[str, Held], list[Buffer]]:
     """By instruction, the numbers of the arrays that its result holds; the arrays."""
     buffers: list[Buffer] = []
     ends = {
@@ -139,7 +139,7 @@ def _used(buffer: Buffer, one: Instruction) -> Buffer:
     return Buffer(buffer.shape, buffer.origin or one.origin, carried)
 
 
-def _overwritten(program: Program, one: Instruction) -> dict[int, int]:
+def _overwritten(program: HloModule, one: Instruction) -> dict[int, int]:
     """Part of the result -> operand in whose place it is written."""
     if one.opcode in _IN_PLACE:
         return {0: 0}

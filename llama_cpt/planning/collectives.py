@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from llama_cpt.planning.hlo import Instruction
-from llama_cpt.planning.program import Step
+from llama_cpt.planning.program import HloStep
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 # The compiler writes a reduce-scatter as this fusion of an all-reduce and a slice of it.
@@ -31,7 +31,7 @@ class Collective:
     all get, all of it for a permutation."""
 
 
-def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
+def collectives(steps: list[HloStep], mesh: Mapping[str, int]) -> list[Collective]:
     """Of ``steps`` on a mesh of these axis sizes, the most bytes first; starts count, ends do not.
 
     Groups name devices by their place in the mesh, the last axis fastest.
@@ -56,7 +56,7 @@ def collectives(steps: list[Step], mesh: Mapping[str, int]) -> list[Collective]:
     return sorted(made, key=lambda one: -one.bytes)
 
 
-def kind_of(step: Step) -> str | None:
+def kind_of(step: HloStep) -> str | None:
     """One of KINDS where ``step`` begins a collective, else None."""
     if step.instruction.opcode == "recv":
         # Between slices the network's runtime does it: what it sends is received summed or whole.
@@ -70,7 +70,7 @@ def kind_of(step: Step) -> str | None:
     return opcode
 
 
-def _goes_on(step: Step) -> bool:
+def _goes_on(step: HloStep) -> bool:
     """Whether ``step`` is a later part of a collective that was begun elsewhere.
 
     A TPU writes one that overlaps products as a chain of fusions, each naming it anew.

@@ -11,12 +11,12 @@ from llama_cpt.planning.buffers import Peak, peak_of
 from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
-from llama_cpt.planning.out_of_memory import TooLarge, too_large
-from llama_cpt.planning.program import read_program
+from llama_cpt.planning.out_of_memory import OutOfMemory, parse_out_of_memory
+from llama_cpt.planning.program import read_module
 
 
 @dataclass(frozen=True)
-class Program:
+class ProgramFigures:
     """What a compiled program does on one device, read from its text."""
 
     matrix: MatrixFlops
@@ -39,16 +39,16 @@ class CompiledProgram:
     code: int
     peak: int
     """The most at once, arguments included."""
-    program: Program
+    program: ProgramFigures
 
 
-def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | TooLarge:
+def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | OutOfMemory:
     """Compile ``lowered`` for the devices of ``mesh`` and read the result.
 
     TooLarge if the program needs more memory than the chip has.
     """
-    made = compiled_and_text(lowered)
-    if isinstance(made, TooLarge):
+    made = compile_with_text(lowered)
+    if isinstance(made, OutOfMemory):
         return made
     compiled, text = made
     memory = compiled.memory_analysis()
@@ -62,7 +62,7 @@ def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram 
     )
 
 
-def compiled_and_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str] | TooLarge:
+def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str] | OutOfMemory:
     """Compile ``lowered`` and return the result with its text.
 
     The text is the one that the compiler writes itself: ``as_text()`` goes through the reader of
@@ -74,7 +74,7 @@ def compiled_and_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            refused = too_large(str(error))
+            refused = parse_out_of_memory(str(error))
             if refused is None:
                 raise
             return refused
@@ -82,11 +82,11 @@ def compiled_and_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
         return compiled, text.read_text()
 
 
-def read_step(text: str, mesh: dict[str, int]) -> Program:
+def read_step(text: str, mesh: dict[str, int]) -> ProgramFigures:
     """Read the text of a program that was compiled for a mesh of these axis sizes."""
-    program = read_program(text)
+    program = read_module(text)
     steps = program.steps()
-    return Program(
+    return ProgramFigures(
         matrix_flops(steps),
         hbm_bytes(program, steps),
         tuple(collectives(steps, mesh)),

@@ -3,7 +3,7 @@
 import math
 
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
-from llama_cpt.planning.program import Program, Step
+from llama_cpt.planning.program import HloModule, HloStep
 
 # They move nothing: names for memory, or what stands around operations that count.
 _FREE = {
@@ -27,7 +27,7 @@ _READS_PART = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "pad")
 
 
-def hbm_bytes(program: Program, steps: list[Step]) -> int:
+def hbm_bytes(program: HloModule, steps: list[HloStep]) -> int:
     """Of one device a step: each operation's operands once and its result once.
 
     A fusion is one operation; of an operand that it only slices, the slices count, and of a result
@@ -47,7 +47,7 @@ def _in_hbm(shapes: tuple[Shape, ...]) -> int:
     return sum(shape.bytes for shape in shapes if shape.in_hbm)
 
 
-def _read(program: Program, step: Step) -> int:
+def _read(program: HloModule, step: HloStep) -> int:
     one = step.instruction
     known = step.computation.instructions
     operands = [known[name] for name in one.operands if name in known]
@@ -71,7 +71,7 @@ def _parameters(inner: Computation) -> dict[int, Instruction]:
     return {int(one.inside): one for one in every if one.opcode == "parameter"}
 
 
-def _part_read(program: Program, inner: Computation, name: str) -> float:
+def _part_read(program: HloModule, inner: Computation, name: str) -> float:
     """Of an array within a fusion: the slices taken where nothing else reads it, else no end."""
     amount = 0.0
     for user in (each for each in inner.instructions.values() if name in each.operands):
@@ -97,7 +97,7 @@ def _hands_on(user: Instruction) -> bool:
     return user.root and user.opcode == "tuple"
 
 
-def _written(program: Program, step: Step) -> int:
+def _written(program: HloModule, step: HloStep) -> int:
     one = step.instruction
     if one.opcode == "dynamic-update-slice":
         return _in_hbm(step.computation.operand(one, 1).shapes)

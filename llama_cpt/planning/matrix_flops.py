@@ -7,7 +7,7 @@ import re
 
 from llama_cpt.hardware.chips import Chip
 from llama_cpt.planning.hlo import Instruction
-from llama_cpt.planning.program import Step
+from llama_cpt.planning.program import HloStep
 
 # Kernel's name in the program -> matrix products of a tile of scores, each 2 * head_dim operations
 # a score and head. Their sum is over causal pairs of one document a row: with several documents a
@@ -48,7 +48,7 @@ class MatrixFlops:
         return self.total - sum(saved)
 
 
-def matrix_flops(steps: list[Step]) -> MatrixFlops:
+def matrix_flops(steps: list[HloStep]) -> MatrixFlops:
     """Of every product in ``steps``, loop bodies times their trips."""
     found = MatrixFlops()
     for step in steps:
@@ -68,14 +68,14 @@ def kernel_name(kernel: Instruction) -> str:
     return known[0] if known else re.sub(r"\.\d+$", "", kernel.name)
 
 
-def _add_product(found: MatrixFlops, step: Step, flops: float) -> None:
+def _add_product(found: MatrixFlops, step: HloStep, flops: float) -> None:
     found.products += step.times * flops
     left, right = (step.computation.operand(step.instruction, n).shape.dtype[:2] for n in range(2))
     if left == right and left in EIGHT_BITS:
         found.narrow[left] = found.narrow.get(left, 0.0) + step.times * flops
 
 
-def _add_kernel(found: MatrixFlops, step: Step) -> None:
+def _add_kernel(found: MatrixFlops, step: HloStep) -> None:
     kernel, name = step.instruction, kernel_name(step.instruction)
     if estimate := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', kernel.attributes):
         flops, source = float(estimate[1]), "its cost estimate"
@@ -89,7 +89,7 @@ def _add_kernel(found: MatrixFlops, step: Step) -> None:
     found.source[name] = source
 
 
-def _scores_flops(step: Step) -> float:
+def _scores_flops(step: HloStep) -> float:
     """Of one product of all causal scores; queries and keys are the first (batch, length, width).
 
     Where a row lies on several devices, each has as many early queries as late ones: they see half
@@ -103,14 +103,14 @@ def _scores_flops(step: Step) -> float:
     return batch * width * queries * (key[1] + 1) / (int(walks[1]) if walks else 1)
 
 
-def _dot(step: Step) -> float:
+def _dot(step: HloStep) -> float:
     left = step.computation.operand(step.instruction, 0).shape
     dims = step.instruction.attribute("lhs_contracting_dims")
     contracted = math.prod(left.dims[int(dim)] for dim in dims.split(",") if dim)
     return 2.0 * step.instruction.shape.elements * contracted
 
 
-def _convolution(step: Step) -> float:
+def _convolution(step: HloStep) -> float:
     """As XLA's own cost analysis: pairs of input and kernel that meet, padding not counted.
 
     On a TPU every product is a convolution; a batch dim can be a spatial one, dilated so that each

@@ -7,7 +7,7 @@ UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True)
-class TooLarge:
+class OutOfMemory:
     """What did not fit, in bytes."""
 
     used: int
@@ -17,7 +17,7 @@ class TooLarge:
     """The largest: bytes, shape, the model's operation that made it."""
 
 
-def too_large(message: str) -> TooLarge | None:
+def parse_out_of_memory(message: str) -> OutOfMemory | None:
     """From an error's text; None where it tells of something else."""
     told = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message) or re.search(
         r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
@@ -31,7 +31,7 @@ def too_large(message: str) -> TooLarge | None:
         origin = re.search(r'op_name="([^"]*)"', part)
         if size and shape:
             arrays.append((_bytes(size[0]), shape[1], origin[1] if origin else ""))
-    return TooLarge(_bytes(told[1]), _bytes(told[2]), tuple(arrays))
+    return OutOfMemory(_bytes(told[1]), _bytes(told[2]), tuple(arrays))
 
 
 def _bytes(text: str) -> int:

@@ -17,7 +17,7 @@ from llama_cpt.planning.buffers import Buffer, Peak
 
 
 @dataclass(frozen=True)
-class PeakParts:
+class PeakBreakdown:
     """Bytes of one device."""
 
     gradients: int
@@ -27,14 +27,14 @@ class PeakParts:
     """Gathered weights, logits, activations of one layer."""
 
 
-def parts_of(peak: Peak, trained: Any, *, layers: int, tokens: int) -> PeakParts:
+def break_down_peak(peak: Peak, trained: Any, *, layers: int, tokens: int) -> PeakBreakdown:
     """Of a step that trains the abstract ``trained`` on ``tokens`` of a device at a time."""
     leaves = jax.tree.leaves(trained)
     parts = {_without_ones(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves}
     found = {"gradients": 0, "saved": 0, "others": 0}
     for one in peak.buffers:
         found[_part(one, parts, layers, tokens)] += one.bytes
-    return PeakParts(**found)
+    return PeakBreakdown(**found)
 
 
 def _part(one: Buffer, parts: Iterable[tuple[int, ...]], layers: int, tokens: int) -> str:

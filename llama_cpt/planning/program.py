@@ -11,7 +11,7 @@ CALLERS = ("fusion", "call", "while", "conditional", "async-start")
 
 
 @dataclass(frozen=True)
-class Step:
+class HloStep:
     """An instruction where it stands, and how often a run of the program comes by."""
 
     instruction: Instruction
@@ -22,7 +22,7 @@ class Step:
 
 
 @dataclass
-class Program:
+class HloModule:
     """A compiled module."""
 
     computations: dict[str, Computation] = field(repr=False)
@@ -30,15 +30,15 @@ class Program:
     uncounted_loops: list[str] = field(default_factory=list)
     """Loops of unknown length, taken once."""
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[HloStep]:
         """Every instruction that runs, loops and called computations opened."""
         self.uncounted_loops.clear()
         return list(self._inside(self.entry, 1, False))
 
-    def _inside(self, name: str, times: int, fused: bool) -> Iterator[Step]:
+    def _inside(self, name: str, times: int, fused: bool) -> Iterator[HloStep]:
         computation = self.computations[name]
         for one in computation.instructions.values():
-            yield Step(one, computation, times, fused)
+            yield HloStep(one, computation, times, fused)
             if one.opcode not in CALLERS:
                 continue
             within = times * (self._trips(one, computation) if one.opcode == "while" else 1)
@@ -52,6 +52,6 @@ class Program:
         return 1 if found is None else found
 
 
-def read_program(text: str) -> Program:
+def read_module(text: str) -> HloModule:
     """From ``compiled.as_text()``."""
-    return Program(*read_computations(text))
+    return HloModule(*read_computations(text))

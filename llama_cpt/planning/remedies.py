@@ -5,7 +5,7 @@ import math
 
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology
-from llama_cpt.planning.analytic import hand_sum
+from llama_cpt.planning.analytic import analytic_memory
 from llama_cpt.planning.memory import Memory
 from llama_cpt.planning.search import smallest_topology
 
@@ -25,7 +25,7 @@ def first_remedy(
     microbatch = config.microbatch_rows
     if memory and memory.fits_but_for_evaluation and config.evaluation.batch_size > microbatch:
         return f"--evaluation.batch-size {microbatch}: as many rows as a step has at a time"
-    available, alone = topology.chip.memory_bytes, hand_sum(config, mesh).alone
+    available, alone = topology.chip.memory_bytes, analytic_memory(config, mesh).alone
     if alone > available:
         copies = mesh.get("replica", 1) // topology.slices
         if copies > 1 and alone / copies <= available:
@@ -46,7 +46,7 @@ def first_remedy(
     fewer = [
         count
         for count in range(1, rows // 2 + 1)
-        if rows % count == 0 and count * parts >= config.fewest_rows
+        if rows % count == 0 and count * parts >= config.min_microbatch_rows
     ]
     if fewer:
         return f"--microbatch-size {fewer[-1] * parts}: {fewer[-1]} rows a device at a time"

@@ -33,12 +33,12 @@ class Roofline:
         return max(self.seconds, key=self.seconds.get)
 
     @property
-    def overlapped(self) -> float:
+    def overlapped_seconds(self) -> float:
         """No step is faster, were all of it done at once."""
         return max(self.seconds.values())
 
     @property
-    def in_turn(self) -> float:
+    def serial_seconds(self) -> float:
         """Nothing done at once."""
         return sum(self.seconds.values())
 

@@ -8,7 +8,7 @@ import math
 from llama_cpt.config.schema import MeshConfig, TrainConfig
 from llama_cpt.hardware.topologies import Topology, shapes_of
 from llama_cpt.model.quantized import MOST_TOKENS
-from llama_cpt.planning.analytic import HandSum, hand_seconds, hand_sum
+from llama_cpt.planning.analytic import AnalyticMemory, analytic_memory, analytic_seconds
 
 # Each remat policy, and those that are sure to keep no more.
 REMATS = {
@@ -32,7 +32,7 @@ class Candidate:
 
     config: TrainConfig
     mesh: dict[str, int]
-    hand: HandSum
+    analytic: AnalyticMemory
     """Bytes of one device: at least."""
     seconds: float
     """Of a step, by hand."""
@@ -53,7 +53,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Tried:
+class CompiledCandidate:
     """A candidate that was compiled."""
 
     candidate: Candidate
@@ -68,16 +68,16 @@ def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
         Candidate(
             one,
             mesh,
-            hand_sum(one, mesh),
-            hand_seconds(one, mesh, topology.chip),
+            analytic_memory(one, mesh),
+            analytic_seconds(one, mesh, topology.chip),
             fitted=one.evaluation != config.evaluation,
         )
         for one, mesh in _settings(config, topology)
     ]
-    return sorted(found, key=lambda one: (one.seconds, one.hand.total))
+    return sorted(found, key=lambda one: (one.seconds, one.analytic.total))
 
 
-def why_none(config: TrainConfig, topology: Topology) -> str:
+def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
     """What hinders where there are no ``candidates``: the model, or the batch."""
     parts = {mesh["replica"] * mesh["fsdp"] for mesh in _meshes(config, topology)}
     if parts:
@@ -106,7 +106,7 @@ def smallest_topology(config: TrainConfig, topology: Topology) -> str:
         for shape in shapes_of(topology.family)
         if (one := Topology(topology.family, shape, topology.slices)).chips > topology.chips
         for mesh in _meshes(config, one)
-        if hand_sum(replace(config, compute=compute), mesh).total < one.chip.memory_bytes
+        if analytic_memory(replace(config, compute=compute), mesh).total < one.chip.memory_bytes
     ]
     divided = [one for one, parts in larger if config.global_batch_size % parts == 0]
     if not larger:
@@ -117,7 +117,9 @@ def smallest_topology(config: TrainConfig, topology: Topology) -> str:
     return f"{one.text} ({one.name}){batch}"
 
 
-def next_to_try(left: list[Candidate], tried: list[Tried], available: int) -> Candidate | None:
+def next_to_try(
+    left: list[Candidate], tried: list[CompiledCandidate], available: int
+) -> Candidate | None:
     """The first of ``left`` that is likely to fit ``available`` bytes.
 
     None where it is idle to go on: what is left keeps as much as what failed, or is far from
@@ -125,7 +127,7 @@ def next_to_try(left: list[Candidate], tried: list[Tried], available: int) -> Ca
     """
     failed = [one.candidate for one in tried if not one.fits]
     enough = available * (DOUBT if len(failed) == len(tried) else 1)
-    still = [(expected(one, tried), one) for one in left if may_fit(one, failed)]
+    still = [(expected_bytes(one, tried), one) for one in left if may_fit(one, failed)]
     likely = [one for needs, one in still if needs < available]
     if likely:
         return likely[0]
@@ -143,18 +145,18 @@ def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
     )
 
 
-def expected(one: Candidate, tried: list[Tried]) -> float:
+def expected_bytes(one: Candidate, tried: list[CompiledCandidate]) -> float:
     """Bytes of one device: by hand, and what others of the same remat policy needed beside that.
 
     Of what keeps less, so much less.
     """
     beside = [0.0]
     for other in tried:
-        hand = other.candidate.hand
+        hand = other.candidate.analytic
         if other.candidate.config.compute.remat == one.config.compute.remat:
-            share = min(1.0, one.hand.saved / hand.saved) if hand.saved else 1.0
+            share = min(1.0, one.analytic.saved / hand.saved) if hand.saved else 1.0
             beside.append(share * (other.used - hand.total))
-    return one.hand.total + max(beside)
+    return one.analytic.total + max(beside)
 
 
 def _settings(
@@ -166,7 +168,7 @@ def _settings(
             tokens = microbatch // parts * config.data.sequence_length // mesh["context"]
             if config.compute.matmul_precision == "int8" and tokens > MOST_TOKENS:
                 continue
-            if microbatch < config.fewest_rows:
+            if microbatch < config.min_microbatch_rows:
                 continue
             asked = math.ceil(config.evaluation.batch_size / parts) * parts
             evaluated = min(asked, microbatch)

@@ -11,9 +11,9 @@ from llama_cpt.data.batch import Batch
 from llama_cpt.hardware.topologies import Topology
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import CompiledProgram, Program
+from llama_cpt.planning.compiling import CompiledProgram, ProgramFigures
 from llama_cpt.planning.memory import Memory, memory_of
-from llama_cpt.planning.peak_breakdown import PeakParts, parts_of
+from llama_cpt.planning.peak_breakdown import PeakBreakdown, break_down_peak
 from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
 from llama_cpt.training.train_step import TrainState
 
@@ -35,7 +35,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Of the steps at some share of the chips' peak."""
 
     mfu: float
@@ -54,8 +54,8 @@ class Plan:
     remat: str
     work: Workload
     memory: Memory
-    program: Program
-    peak_parts: PeakParts
+    program: ProgramFigures
+    peak_breakdown: PeakBreakdown
     """Of the arrays at the program's peak."""
     roofline: Roofline
 
@@ -65,17 +65,17 @@ class Plan:
         return self.work.tokens_per_step * self.work.flops_per_token / self.topology.devices
 
     @property
-    def mfu_in_turn(self) -> float:
+    def mfu_serial(self) -> float:
         """Model FLOPs utilisation where nothing is done at once."""
-        return self.model_flops / self.topology.chip.peak_flops / self.roofline.in_turn
+        return self.model_flops / self.topology.chip.peak_flops / self.roofline.serial_seconds
 
     @property
     def mfu_overlapped(self) -> float:
         """The most that the roofline allows."""
-        return self.model_flops / self.topology.chip.peak_flops / self.roofline.overlapped
+        return self.model_flops / self.topology.chip.peak_flops / self.roofline.overlapped_seconds
 
     @property
-    def paces(self) -> list[Pace]:
+    def throughputs(self) -> list[Throughput]:
         """At ``MFU_RANGE``, or the most that the roofline allows where that is less.
 
         The range is of products in bfloat16: what narrower ones save comes off a step's time.
@@ -83,17 +83,19 @@ class Plan:
         chip, matrix = self.topology.chip, self.program.matrix
         saved = (matrix.total - matrix.as_bfloat16(chip)) / chip.peak_flops
         least = self.model_flops / chip.peak_flops
-        seconds = {max(least / mfu - saved, self.roofline.overlapped) for mfu in MFU_RANGE}
+        seconds = {max(least / mfu - saved, self.roofline.overlapped_seconds) for mfu in MFU_RANGE}
         return [self._pace(one) for one in sorted(seconds, reverse=True)]
 
-    def _pace(self, seconds: float) -> Pace:
+    def _pace(self, seconds: float) -> Throughput:
         """Of steps that take so long."""
         mfu = self.model_flops / self.topology.chip.peak_flops / seconds
         steps = 86400 / seconds
         days = self.work.tokens / self.work.tokens_per_step / steps
-        return Pace(mfu, self.work.tokens_per_step * steps, days, days * 24 * self.topology.chips)
+        return Throughput(
+            mfu, self.work.tokens_per_step * steps, days, days * 24 * self.topology.chips
+        )
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As plain values: what ``--json`` prints."""
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
@@ -101,25 +103,25 @@ class Plan:
             "bytes": self.program.live.bytes,
             "arrays": [
                 {"bytes": size, "count": count, "shape": shape, "origin": origin}
-                for size, count, shape, origin in alike(self.program.live, 20)
+                for size, count, shape, origin in largest_buffers(self.program.live, 20)
             ],
         }
         return {
-            **where(self.topology, self.mesh),
+            **describe_target(self.topology, self.mesh),
             "remat": self.remat,
             "work": asdict(self.work),
             "memory": asdict(self.memory) | {"left": self.memory.left},
             "model_flops": self.model_flops,
             "program": program,
-            "peak_parts": asdict(self.peak_parts),
+            "peak_parts": asdict(self.peak_breakdown),
             "roofline": self.roofline.seconds,
             "bound": self.roofline.bound,
-            "mfu": {"in_turn": self.mfu_in_turn, "overlapped": self.mfu_overlapped},
-            "paces": [asdict(pace) for pace in self.paces],
+            "mfu": {"in_turn": self.mfu_serial, "overlapped": self.mfu_overlapped},
+            "paces": [asdict(pace) for pace in self.throughputs],
         }
 
 
-def where(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
+def describe_target(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
     """The chips that a config is planned for, as plain values."""
     return {
         "topology": topology.text,
@@ -167,7 +169,7 @@ def make_plan(
         work,
         memory_of(compiled, state, batch, chip.memory_bytes),
         program,
-        parts_of(
+        break_down_peak(
             program.live,
             state.trained,
             layers=config.model.num_layers,
@@ -184,7 +186,7 @@ def make_plan(
     )
 
 
-def alike(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
+def largest_buffers(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
     """The largest arrays of a peak, alike ones together: (bytes, how many, shape, origin)."""
     counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
     rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]

@@ -5,26 +5,26 @@ import math
 
 from llama_cpt.hardware.topologies import Topology
 from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import Program
+from llama_cpt.planning.compiling import ProgramFigures
 from llama_cpt.planning.memory import Memory
-from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.planning.peak_breakdown import PeakParts
-from llama_cpt.planning.search import Candidate, Tried
-from llama_cpt.planning.step_plan import Plan, alike
+from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.planning.peak_breakdown import PeakBreakdown
+from llama_cpt.planning.search import Candidate, CompiledCandidate
+from llama_cpt.planning.step_plan import Plan, largest_buffers
 
 GB = 1e9
 SHOWN_ARRAYS = 6
 
 
-def in_words(plan: Plan, remedy: str) -> str:
+def format_plan(plan: Plan, remedy: str) -> str:
     """Several lines, without an end; ``remedy`` is told where the step does not fit."""
-    arrays = _arrays(plan.memory, plan.program.live, plan.peak_parts)
+    arrays = _arrays(plan.memory, plan.program.live, plan.peak_breakdown)
     traffic = _traffic(plan.program)
     told = (_title(plan), _memory(plan, remedy), arrays, _work(plan), traffic, _time(plan))
     return "\n\n".join("\n".join(part) for part in told)
 
 
-def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
+def format_refusal(refused: OutOfMemory, topology: Topology, remedy: str) -> str:
     """A step that the compiler refuses: it does not fit."""
     lines = [
         f"{_slices(topology)}: does not fit",
@@ -39,13 +39,13 @@ def refused_in_words(refused: TooLarge, topology: Topology, remedy: str) -> str:
     return "\n".join(lines)
 
 
-def tried_in_words(tried: Tried) -> str:
+def format_trial(tried: CompiledCandidate) -> str:
     """One setting of a search, once it was compiled."""
     told = "fits" if tried.fits else "does not fit"
     return f"{told}: {tried.used / GB:.2f} GB a device; {tried.candidate.options}"
 
 
-def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
+def format_search(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
     """What a search found to fit, the fastest first."""
     lines = [
         f"{_slices(topology)}: {len(found)} of {tried} settings compiled fit, the fastest first",
@@ -53,7 +53,7 @@ def found_in_words(found: list[tuple[Candidate, Plan]], tried: int, topology: To
     ]
     for candidate, plan in found:
         line = plan.roofline
-        told = f"{line.in_turn:8.3f} ({line.overlapped:.3f}, {line.bound})"
+        told = f"{line.serial_seconds:8.3f} ({line.overlapped_seconds:.3f}, {line.bound})"
         lines.append(f"  {told}  {plan.memory.peak / GB:6.2f}  {candidate.options}")
     return "\n".join(lines)
 
@@ -102,14 +102,14 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
         yield f"  first to try: {remedy}"
 
 
-def _arrays(memory: Memory, live: Peak, parts: PeakParts) -> Iterator[str]:
+def _arrays(memory: Memory, live: Peak, parts: PeakBreakdown) -> Iterator[str]:
     yield "What decides it, GB: arrays alive at the peak beside the arguments, by a walk of the"
     yield (
         f"schedule, whose peak is {(live.bytes + memory.arguments) / GB:.2f}: gradients "
         f"{parts.gradients / GB:.2f}, saved for the backward pass {parts.saved / GB:.2f}, others "
         f"{parts.others / GB:.2f}"
     )
-    for size, count, shape, origin in alike(live, SHOWN_ARRAYS):
+    for size, count, shape, origin in largest_buffers(live, SHOWN_ARRAYS):
         yield f"  {size / GB:9.3f}  {count} x {shape}  {_short(origin)}"
 
 
@@ -135,7 +135,7 @@ def _work(plan: Plan) -> Iterator[str]:
         yield f"    taken once: {name}, a loop of unknown length"
 
 
-def _traffic(program: Program) -> Iterator[str]:
+def _traffic(program: ProgramFigures) -> Iterator[str]:
     yield "Collectives, GB that a device receives a step"
     for one in program.collectives:
         axes = " x ".join(one.axes)
@@ -150,10 +150,10 @@ def _time(plan: Plan) -> Iterator[str]:
     for name, value in line.seconds.items():
         told = f"{value:10.4f} s a step at least" if value else f"{'-':>10}"
         yield f"  {name:<8}{told}"
-    mfu = f"MFU {plan.mfu_in_turn:.2f} with nothing overlapped, {plan.mfu_overlapped:.2f} with all"
+    mfu = f"MFU {plan.mfu_serial:.2f} with nothing overlapped, {plan.mfu_overlapped:.2f} with all"
     yield f"  bound by {line.bound}: {mfu}"
     yield f"  {work.tokens_per_step:,} tokens a step, {work.tokens:,} in all"
-    for pace in plan.paces:
+    for pace in plan.throughputs:
         most = ", all that the bound allows" if pace.mfu == plan.mfu_overlapped else ""
         yield (
             f"  at MFU {pace.mfu:.2f}{most}: {pace.tokens_per_day / 1e9:,.2f} billion tokens a "

@@ -6,31 +6,31 @@ import contextlib
 from etils import epath
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.storage import require_reachable, storage_error
+from llama_cpt.runtime.storage import check_reachable, storage_error
 
 INCOMPLETE = ".incomplete"
 """What a local folder's name ends in until it is whole."""
 
 
-def require_new(output: str) -> None:
+def check_new(output: str) -> None:
     """Raise UserError where ``output`` holds something already, is no name, or does not answer."""
     if not output:
         raise UserError("OUTPUT is empty: name a folder.")
-    require_reachable(output)
+    check_reachable(output)
     place = epath.Path(output).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{output} exists already; name another folder or remove it.")
 
 
 @contextlib.contextmanager
-def new_folder(output: str) -> Iterator[epath.Path]:
+def atomic_dir(output: str) -> Iterator[epath.Path]:
     """Where to write what ``output`` (local or ``gs://``) shall hold; removed after an error.
 
     Local folders are written under another name and renamed at the end; an object store has no
     renaming, so there the caller writes last what makes the folder valid. Raises UserError where
     ``output`` holds something already or cannot be written.
     """
-    require_new(output)
+    check_new(output)
     place = final = epath.Path(output).expanduser()
     try:
         if "://" not in output:

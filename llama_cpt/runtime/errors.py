@@ -10,7 +10,7 @@ import contextlib
 import sys
 import traceback
 
-from llama_cpt.runtime.retry import lasts, of_storage, says_it_passes
+from llama_cpt.runtime.retry import describes_transient, is_permanent, is_storage_error
 
 BUG = 1
 """An unforeseen exception, printed with its traceback; restarted as long as there is progress."""
@@ -46,9 +46,9 @@ def exit_status(error: BaseException) -> int:
     """Return the exit status of a command that ``error`` ends."""
     if isinstance(error, UserError):
         return error.status
-    if isinstance(error, Exception) and of_storage(error):
-        return USER_ERROR if lasts(error) else PREEMPTED
-    return PREEMPTED if says_it_passes(str(error)) else BUG
+    if isinstance(error, Exception) and is_storage_error(error):
+        return USER_ERROR if is_permanent(error) else PREEMPTED
+    return PREEMPTED if describes_transient(str(error)) else BUG
 
 
 @contextlib.contextmanager

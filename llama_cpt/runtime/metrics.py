@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.retry import of_storage, passes, patiently
+from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -72,13 +72,13 @@ class MetricsWriter:
             self._lines = (self._local / FILE).open("a", encoding="utf-8")
         try:
             self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-            patiently(self._lines.flush)
+            with_retries(self._lines.flush)
             for key, value in finite.items():
                 if value is not None:
                     self._event(Event(step=step, summary=scalar(key, value)))
-            patiently(self._events.flush)
+            with_retries(self._events.flush)
         except OSError as error:
-            if passes(error):
+            if is_transient(error):
                 raise
             raise UserError(
                 f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
@@ -113,7 +113,7 @@ class MetricsWriter:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(file.read_bytes())
         except Exception as error:
-            if not of_storage(error):
+            if not is_storage_error(error):
                 raise
             told = f"{self._target}: metrics not copied here ({error}); they are in {self._local}."
             print(f"warning: {told}", file=sys.stderr)

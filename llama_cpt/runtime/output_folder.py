@@ -11,16 +11,23 @@ import uuid
 
 from etils import epath
 
-from llama_cpt.runtime.distributed import by_first, count, gathered, is_first, named, number
+from llama_cpt.runtime.distributed import (
+    allgather_strings,
+    is_primary,
+    process_count,
+    process_index,
+    process_label,
+    run_on_primary,
+)
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_path
-from llama_cpt.runtime.storage import require_remote_writable
+from llama_cpt.runtime.storage import check_remote_writable
 
-LOOK_SECONDS = 10.0
+VISIBILITY_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def locked(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
+def file_lock(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
     """Hold the lock ``file``, made where it is not there; its folder must be.
 
     Where another process holds it: print ``told`` and wait, or raise it as UserError. An object
@@ -40,7 +47,7 @@ def locked(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def require_shared(what: str, folder: str) -> None:
+def check_shared(what: str, folder: str) -> None:
     """Raise UserError where the processes of the command do not see one ``folder``; makes it."""
 
     def lay() -> str:
@@ -49,15 +56,21 @@ def require_shared(what: str, folder: str) -> None:
         (place / (name := f"shared-{uuid.uuid4().hex}.draft")).write_text("")
         return name
 
-    if count() == 1:
+    if process_count() == 1:
         return
-    file = epath.Path(folder) / by_first(lay, f"{what} begun")
+    file = epath.Path(folder) / run_on_primary(lay, f"{what} begun")
     # A network's file system may tell of it a moment later.
-    until = time.monotonic() + LOOK_SECONDS
+    until = time.monotonic() + VISIBILITY_SECONDS
     while not (there := file.exists()) and time.monotonic() < until:
         time.sleep(0.5)
-    without = [one for one in gathered("" if there else named(number()), f"{what} seen") if one]
-    if is_first():
+    without = [
+        one
+        for one in allgather_strings(
+            "" if there else process_label(process_index()), f"{what} seen"
+        )
+        if one
+    ]
+    if is_primary():
         file.unlink()
     if without:
         raise UserError(
@@ -66,7 +79,7 @@ def require_shared(what: str, folder: str) -> None:
         )
 
 
-def require_local(what: str, path: str) -> None:
+def check_local(what: str, path: str) -> None:
     """Raise UserError where ``path`` is remote, for what is written or read on a disk alone."""
     validate_path(path)
     if "://" in path:
@@ -76,11 +89,11 @@ def require_local(what: str, path: str) -> None:
         )
 
 
-def require_writable(folder: str) -> None:
+def check_writable(folder: str) -> None:
     """Raise UserError where ``folder`` (local or ``gs://``) is a file or cannot be made."""
     validate_path(folder)
     if "://" in folder:
-        require_remote_writable(folder)
+        check_remote_writable(folder)
         return
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if path.exists())

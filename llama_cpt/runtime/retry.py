@@ -6,7 +6,7 @@ import os
 import time
 from typing import TypeVar
 
-PAUSES = 1.0, 10.0, 60.0
+RETRY_DELAYS = 1.0, 10.0, 60.0
 """Seconds before each new try."""
 
 _LASTING_NUMBERS = (
@@ -23,13 +23,13 @@ _LASTING_NUMBERS = (
 )
 # In words: Orbax's storage layer has the system's words, but not its numbers; then gcsfs's word and
 # TensorStore's.
-_LASTING_WORDS = (
+_PERMANENT_WORDS = (
     *map(os.strerror, _LASTING_NUMBERS),
     "Forbidden",
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
 )
-_LASTING = (
+_PERMANENT_TYPES = (
     FileNotFoundError,
     FileExistsError,
     NotADirectoryError,
@@ -40,7 +40,7 @@ _LASTING = (
 _REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
 # What the runtime says where a network or a device has failed and not the program, and what a
 # bucket, or a mounted one, tells ArrayRecord: their errors have neither type nor number.
-_PASSING_WORDS = (
+_TRANSIENT_WORDS = (
     "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "ABORTED",
@@ -48,42 +48,42 @@ _PASSING_WORDS = (
     "status code: 429",
     "status code: 5",
 )
-_PASSING_STATUSES = {"408", "429", "500", "502", "503", "504", "None"}
+_TRANSIENT_STATUSES = {"408", "429", "500", "502", "503", "504", "None"}
 
 Result = TypeVar("Result")
 
 
-def of_storage(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """Whether ``error`` came from storage or from the network."""
     client = type(error).__module__.split(".")[0]
     return isinstance(error, OSError) or client in _REMOTE_CLIENTS
 
 
-def lasts(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Whether a new try of the same would end the same."""
-    told = any(words in str(error) for words in _LASTING_WORDS)
-    answered = str(getattr(error, "code", None)) not in _PASSING_STATUSES
+    told = any(words in str(error) for words in _PERMANENT_WORDS)
+    answered = str(getattr(error, "code", None)) not in _TRANSIENT_STATUSES
     numbered = getattr(error, "errno", None) in _LASTING_NUMBERS
-    return isinstance(error, _LASTING) or numbered or told or answered
+    return isinstance(error, _PERMANENT_TYPES) or numbered or told or answered
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether ``error`` came from storage or the network, and a new try may go well."""
-    return of_storage(error) and not lasts(error)
+    return is_storage_error(error) and not is_permanent(error)
 
 
-def says_it_passes(words: str) -> bool:
+def describes_transient(words: str) -> bool:
     """Whether ``words``, of an error that is not storage's by its type, tell of what may pass."""
-    return any(passing in words for passing in _PASSING_WORDS)
+    return any(passing in words for passing in _TRANSIENT_WORDS)
 
 
-def patiently(work: Callable[[], Result]) -> Result:
+def with_retries(work: Callable[[], Result]) -> Result:
     """``work()``, begun again after an error that passes, up to three times."""
-    for pause in PAUSES:
+    for pause in RETRY_DELAYS:
         try:
             return work()
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             time.sleep(pause)
     return work()

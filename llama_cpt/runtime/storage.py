@@ -15,11 +15,11 @@ import fsspec
 
 from llama_cpt.runtime.errors import PREEMPTED, UserError
 from llama_cpt.runtime.literal_paths import remote_storage, validate_path
-from llama_cpt.runtime.retry import passes, says_it_passes
+from llama_cpt.runtime.retry import describes_transient, is_transient
 
-ANSWER_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
@@ -30,11 +30,11 @@ class UnreachableError(UserError):
 
 def storage_error(error: Exception, told: str) -> UserError:
     """``told`` of what ``error`` ended, as UnreachableError where that may pass."""
-    passing = passes(error) or says_it_passes(str(error))
+    passing = is_transient(error) or describes_transient(str(error))
     return (UnreachableError if passing else UserError)(told)
 
 
-def require_reachable(path: str, *, pattern: bool = False) -> None:
+def check_reachable(path: str, *, pattern: bool = False) -> None:
     """Raise UserError where the storage of ``path`` does not answer, or denies a remote one.
 
     That nothing lies there is no error. A local path may lie in a bucket that is mounted: where the
@@ -52,11 +52,11 @@ def require_reachable(path: str, *, pattern: bool = False) -> None:
     try:
         os.stat(os.path.expanduser(path))
     except OSError as error:
-        if says_it_passes(str(error)):
+        if describes_transient(str(error)):
             raise UnreachableError(f"{path}: cannot be read now ({error.strerror}).") from None
 
 
-def require_remote_writable(folder: str) -> None:
+def check_remote_writable(folder: str) -> None:
     """Raise UserError where nothing can be written to, and removed from, a remote ``folder``."""
 
     def write(system: fsspec.AbstractFileSystem, name: str) -> None:
@@ -70,12 +70,12 @@ def require_remote_writable(folder: str) -> None:
 
 def _try(path: str, done: str, ask: Callable[[fsspec.AbstractFileSystem, str], None]) -> None:
     try:
-        answer(path, lambda: ask(*remote_storage(path)))
+        call_with_timeout(path, lambda: ask(*remote_storage(path)))
     except UserError:
         raise
     except Exception as error:  # each storage has its own
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        if passes(error):
+        if is_transient(error):
             raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
         raise UserError(
             f"{path}: cannot be {done} ({reason}); name another path, or give this machine's "
@@ -83,7 +83,7 @@ def _try(path: str, done: str, ask: Callable[[fsspec.AbstractFileSystem, str], N
         ) from None
 
 
-def answer(path: str, ask: Callable[[], Found]) -> Found:
+def call_with_timeout(path: str, ask: Callable[[], Result]) -> Result:
     """What ``ask`` returns or raises; UnreachableError where that takes longer than it may."""
     outcome: list[tuple[bool, Any]] = []
 
@@ -96,10 +96,10 @@ def answer(path: str, ask: Callable[[], Found]) -> Found:
     # A daemon: a client that still tries must not keep the process from ending.
     asking = threading.Thread(target=run, daemon=True, name=f"asks {path}")
     asking.start()
-    asking.join(ANSWER_SECONDS)
+    asking.join(TIMEOUT_SECONDS)
     if not outcome:
         raise UnreachableError(
-            f"{path}: no answer in {ANSWER_SECONDS:.0f} s; is there a network, and may this "
+            f"{path}: no answer in {TIMEOUT_SECONDS:.0f} s; is there a network, and may this "
             "machine's account read the bucket?"
         )
     good, value = outcome[0]

@@ -6,11 +6,11 @@ import itertools
 import math
 
 from llama_cpt.config.fields import require_above_zero
-from llama_cpt.config.sweep import RATE, RATIO, AxisConfig, SweepConfig
+from llama_cpt.config.sweep import ALMR_FIELD, LEARNING_RATE_FIELD, AxisConfig, SweepConfig
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.sweeps.trials import Trial, chains_of
+from llama_cpt.sweeps.trials import Trial, make_chains
 
 LEAST_VALUES = 3
 """A curve through fewer values of a ratio or a rate has no optimum inside them."""
@@ -31,7 +31,7 @@ def chip_hours(sweep: SweepConfig, trials: Sequence[Trial]) -> float:
     return sum(map(trial_flops, trials)) / (peak * sweep.mfu * 3600)
 
 
-def within_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
+def fit_to_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
     """The sweep with as many of its values as ``budget`` chip-hours pay for, evenly thinned.
 
     ALMR and learning rate keep at least three values each, the lowest and the highest among them;
@@ -57,7 +57,7 @@ def within_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
 
 def _price(sweep: SweepConfig) -> tuple[int, float]:
     """Trials, chip-hours."""
-    trials = [trial for chain in chains_of(sweep) for trial in chain]
+    trials = [trial for chain in make_chains(sweep) for trial in chain]
     return len(trials), chip_hours(sweep, trials)
 
 
@@ -73,7 +73,11 @@ def _narrowest(sweep: SweepConfig) -> int:
 
 
 def _least(axis: AxisConfig) -> int:
-    return min(LEAST_VALUES, len(axis.values)) if axis.field in (RATIO, RATE) else 1
+    return (
+        min(LEAST_VALUES, len(axis.values))
+        if axis.field in (ALMR_FIELD, LEARNING_RATE_FIELD)
+        else 1
+    )
 
 
 def _thinned(axes: Sequence[AxisConfig], kept: Sequence[int]) -> tuple[AxisConfig, ...]:

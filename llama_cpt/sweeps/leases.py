@@ -11,14 +11,14 @@ import uuid
 
 from etils import epath
 
-BEAT_SECONDS = 30.0
+RENEW_SECONDS = 30.0
 """How often a worker says that it is still at it."""
-LOST_SECONDS = 300.0
+EXPIRY_SECONDS = 300.0
 """Silence after which a worker is taken for lost, and its chain is anybody's."""
 
 
 @contextlib.contextmanager
-def claimed(file: epath.Path, worker: str) -> Iterator[bool]:
+def hold_lease(file: epath.Path, worker: str) -> Iterator[bool]:
     """Hold the claim ``file`` and renew it; False where a living worker holds it."""
     me = f"{worker} ({socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]})"
     if not _taken(file, me):
@@ -27,7 +27,7 @@ def claimed(file: epath.Path, worker: str) -> Iterator[bool]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT_SECONDS):
+        while not done.wait(RENEW_SECONDS):
             # A beat that is missed is no loss: ten must be.
             with contextlib.suppress(OSError):
                 _write(file, me)
@@ -43,23 +43,23 @@ def claimed(file: epath.Path, worker: str) -> Iterator[bool]:
             file.unlink()
 
 
-def holder(file: epath.Path) -> str:
+def lease_owner(file: epath.Path) -> str:
     """The living worker that holds the claim; "" for none."""
     try:
         held = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         return ""
-    return held["worker"] if time.time() - held["time"] < LOST_SECONDS else ""
+    return held["worker"] if time.time() - held["time"] < EXPIRY_SECONDS else ""
 
 
 def _taken(file: epath.Path, me: str) -> bool:
-    if holder(file):
+    if lease_owner(file):
         return False
     file.parent.mkdir(parents=True, exist_ok=True)
     _write(file, me)
     # Of two that write at a time, the one that is read afterwards has it.
     time.sleep(0.05 if "://" not in str(file) else 2.0)
-    return holder(file) == me
+    return lease_owner(file) == me
 
 
 def _write(file: epath.Path, me: str) -> None:

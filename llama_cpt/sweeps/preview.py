@@ -7,7 +7,7 @@ from llama_cpt.sweeps.cost import chip_hours
 from llama_cpt.sweeps.trials import Trial
 
 
-def described(sweep: SweepConfig) -> str:
+def describe_sweep(sweep: SweepConfig) -> str:
     """Its axes and budgets, as they would stand in a config."""
     lines = [
         f'  AxisConfig("{axis.field}", {axis.values})'
@@ -20,7 +20,7 @@ def described(sweep: SweepConfig) -> str:
     return "\n".join(["proposed:", *lines, *points, *budgets, ""])
 
 
-def table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
+def trial_table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
     """Every trial with its tokens and chip-hours, and the sum."""
     rows = [("trial", "steps", "tokens", "chip-hours")]
     rows += [_row(sweep, trial.name, [trial]) for trial in trials]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from etils import epath
 
 from llama_cpt.config.sweep import SweepConfig
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.runtime.metrics import FILE
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
@@ -20,11 +20,11 @@ COLUMNS = (
     "batch_tokens, seed, tokenizer, corpus, group, loss, bits_per_byte, base_loss, "
     "base_bits_per_byte"
 ).split(", ")
-NOTE = "trial.json"
+STATUS_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
-class Note:
+class TrialStatus:
     """How a trial ended."""
 
     status: Literal["done", "diverged", "failed"]
@@ -38,20 +38,20 @@ class Note:
     evaluation_seconds: float = 0.0
 
 
-def read_note(trial: Trial) -> Note | None:
+def read_status(trial: Trial) -> TrialStatus | None:
     """None for a trial that has not ended."""
-    file = epath.Path(trial.config.output) / NOTE
-    return Note(**json.loads(file.read_text())) if file.exists() else None
+    file = epath.Path(trial.config.output) / STATUS_FILE
+    return TrialStatus(**json.loads(file.read_text())) if file.exists() else None
 
 
-def write_note(trial: Trial, note: Note) -> None:
+def write_status(trial: Trial, note: TrialStatus) -> None:
     """Beside the trial's numbers; written last, so that what has one has ended."""
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / NOTE, (json.dumps(asdict(note), indent=1) + "\n").encode())
+    write_atomic(folder / STATUS_FILE, (json.dumps(asdict(note), indent=1) + "\n").encode())
 
 
-def started_from(trial: Trial) -> tuple[Hashable, ...]:
+def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
     """What held-out losses before its first step depend on: trials that agree share them."""
     config = trial.config
     data, weights = config.data, config.init_from or f"drawn with seed {config.seed}"
@@ -59,7 +59,7 @@ def started_from(trial: Trial) -> tuple[Hashable, ...]:
     return config.model, weights, *measured
 
 
-def evaluations(trial: Trial) -> list[dict[str, Any]]:
+def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
     """The lines of its ``metrics.jsonl`` that hold held-out losses, by step."""
     lines = _metrics(trial)
     return [line for line in lines if any(key.startswith("eval/") for key in line)]
@@ -67,7 +67,7 @@ def evaluations(trial: Trial) -> list[dict[str, Any]]:
 
 def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
     """Last held-out bits per byte of each group, the mean of its corpora; {} before the first."""
-    measured, groups = evaluations(trial), sweep.groups()
+    measured, groups = read_evaluations(trial), sweep.groups()
     if not measured:
         return {}
     found: dict[str, list[float]] = {}
@@ -96,9 +96,9 @@ def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
     base: dict[tuple[Hashable, ...], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        if (note := read_note(trial)) is None or note.status == "failed":
+        if (note := read_status(trial)) is None or note.status == "failed":
             continue
-        measured, weights = evaluations(trial), started_from(trial)
+        measured, weights = read_evaluations(trial), initial_state_key(trial)
         if measured and measured[0]["step"] == 0:
             base[weights] = measured[0]
         for corpus in sweep.groups().items():
@@ -108,7 +108,7 @@ def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
     writer.writeheader()
     writer.writerows(rows)
     file = epath.Path(sweep.output) / "results.csv"
-    write_atomically(file, out.getvalue().encode())
+    write_atomic(file, out.getvalue().encode())
     return file
 
 
@@ -120,7 +120,7 @@ def _metrics(trial: Trial) -> list[dict[str, Any]]:
 def _rows(
     sweep: SweepConfig,
     trial: Trial,
-    note: Note,
+    note: TrialStatus,
     corpus: tuple[str, str],
     measured: Sequence[dict[str, Any]],
     start: dict[str, Any],

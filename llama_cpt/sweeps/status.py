@@ -11,13 +11,13 @@ from etils import epath
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.progress import duration
 from llama_cpt.sweeps.cost import trial_flops
-from llama_cpt.sweeps.results import group_losses, read_note, write_results
+from llama_cpt.sweeps.results import group_losses, read_status, write_results
 from llama_cpt.sweeps.trials import Trial
 
 SHOWN_EVERY_SECONDS = 30.0
 
 
-class Board:
+class SweepProgress:
     """The console of one worker."""
 
     def __init__(self, sweep: SweepConfig, trials: Sequence[Trial], workers: int = 1) -> None:
@@ -42,7 +42,7 @@ class Board:
 
     def ended(self, trial: Trial) -> None:
         """A line for a trial that has ended, and the table with it."""
-        note = read_note(trial)
+        note = read_status(trial)
         told = "  ".join(
             f"{group} {bits:.4f}" for group, bits in group_losses(self.sweep, trial).items()
         )
@@ -65,7 +65,7 @@ class Board:
     def _left(self) -> str:
         if not self._flops:
             return "?"
-        flops = sum(trial_flops(trial) for trial in self.trials if read_note(trial) is None)
+        flops = sum(trial_flops(trial) for trial in self.trials if read_status(trial) is None)
         return duration(flops * self._seconds / self._flops / self.workers)
 
 

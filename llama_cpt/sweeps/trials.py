@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from llama_cpt.config.fields import from_dict, nearest, to_dict
+from llama_cpt.config.fields import did_you_mean, from_dict, to_dict
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.config.sweep import RATE, RATIO, AxisConfig, SizeConfig, SweepConfig, Value
-from llama_cpt.mixture_law.law import Ridge
-from llama_cpt.mixture_law.law_file import load
+from llama_cpt.config.sweep import (
+    ALMR_FIELD,
+    LEARNING_RATE_FIELD,
+    AxisConfig,
+    SizeConfig,
+    SweepConfig,
+    Value,
+)
+from llama_cpt.mixture_law.law import OptimalRate
+from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.runtime.errors import UserError
 
 
@@ -25,7 +32,7 @@ class Trial:
     config: TrainConfig
     size: str
     """Of its model; "" where the sweep has one."""
-    trunk: "Trial | None" = None
+    parent: "Trial | None" = None
     """The trial of the next smaller token budget, whose stable phase this one goes on from."""
 
     @property
@@ -36,7 +43,7 @@ class Trial:
     @property
     def first_step(self) -> int:
         """Where its own steps begin."""
-        return self.trunk.stable_steps if self.trunk else 0
+        return self.parent.stable_steps if self.parent else 0
 
     @property
     def own_tokens(self) -> int:
@@ -44,14 +51,14 @@ class Trial:
         return (self.config.num_steps - self.first_step) * tokens_per_step(self.config)
 
 
-Chain = tuple[Trial, ...]
+BudgetChain = tuple[Trial, ...]
 """Trials that differ in their token budget alone: done in this order, by one worker."""
 
 Point = dict[str, tuple[str, Value]]
 """Field -> its value's name, its value."""
 
 
-def chains_of(sweep: SweepConfig) -> list[Chain]:
+def make_chains(sweep: SweepConfig) -> list[BudgetChain]:
     """All trials, those of one size together.
 
     Raises UserError for an axis whose field is unknown or does not take its values.
@@ -76,7 +83,7 @@ def tokens_per_step(config: TrainConfig) -> int:
 
 def mean_almr(config: TrainConfig) -> Fraction:
     """Asked share of additional tokens over the whole run, its stages together."""
-    stages = [*config.data.stages(), (config.num_steps, Fraction(0))]
+    stages = [*config.data.almr_stages(), (config.num_steps, Fraction(0))]
     parts = [
         (min(until, config.num_steps) - min(start, config.num_steps)) * almr
         for (start, almr), (until, _) in itertools.pairwise(stages)
@@ -86,7 +93,7 @@ def mean_almr(config: TrainConfig) -> Fraction:
 
 def mixture_order(config: TrainConfig) -> str:
     """``interleaved`` at one ratio, ``block`` where each stage is of one group, else ``staged``."""
-    shares = [almr for step, almr in config.data.stages() if step < config.num_steps]
+    shares = [almr for step, almr in config.data.almr_stages() if step < config.num_steps]
     if len(shares) == 1:
         return "interleaved"
     return "block" if set(shares) <= {0, 1} else "staged"
@@ -99,12 +106,17 @@ def _points(sweep: SweepConfig) -> list[Point]:
         for axis in sweep.axes
         if axis.values
     ]
-    cells = [((RATIO, (_name(a), a)), (RATE, (_name(r), r))) for a, r in sweep.cells] or [()]
+    cells = [
+        ((ALMR_FIELD, (_name(a), a)), (LEARNING_RATE_FIELD, (_name(r), r))) for a, r in sweep.cells
+    ] or [()]
     sobol = _sobol_points([axis for axis in sweep.axes if axis.between], sweep)
     parts = itertools.product(cells, sobol, itertools.product(*grids))
     found = [dict(itertools.chain(*part)) for part in parts]
     # In the order of the axes, which trials' names follow.
-    order = [*((RATIO, RATE) if sweep.cells else ()), *(axis.field for axis in sweep.axes)]
+    order = [
+        *((ALMR_FIELD, LEARNING_RATE_FIELD) if sweep.cells else ()),
+        *(axis.field for axis in sweep.axes),
+    ]
     return [{field: point[field] for field in order} for point in found]
 
 
@@ -145,21 +157,23 @@ def _name(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
 
 
-def _ridge(law: str) -> Ridge | None:
+def _ridge(law: str) -> OptimalRate | None:
     """The learning rates that ``law`` finds best."""
     if not law:
         return None
-    if (ridge := load(law).ridge) is None:
+    if (ridge := load_law(law).optimal_rate) is None:
         raise UserError(f"{law} has no best learning rate for each ALMR: it was refused.")
     return ridge
 
 
-def _best_rate(ridge: Ridge, almr: float) -> float:
+def _best_rate(ridge: OptimalRate, almr: float) -> float:
     """Between the ratios that the law tells, on the logarithm; at its ends what it says there."""
     return float(np.exp(np.interp(almr, ridge.almr, np.log(ridge.learning_rate.value))))
 
 
-def _chain(sweep: SweepConfig, size: SizeConfig, point: Point, ridge: Ridge | None) -> Chain:
+def _chain(
+    sweep: SweepConfig, size: SizeConfig, point: Point, ridge: OptimalRate | None
+) -> BudgetChain:
     values = to_dict(replace(sweep.train, model=size.model, init_from=size.init_from))
     parts = [size.name] if size.name else []
     for field, (name, value) in point.items():
@@ -224,7 +238,7 @@ def _require_field(values: dict[str, Any], field: str) -> None:
         known = _named(section)
         if part not in known:
             raise UserError(
-                f"axis {field}: the config has no such field{nearest(part, list(known))}"
+                f"axis {field}: the config has no such field{did_you_mean(part, list(known))}"
             )
         section = known[part]
 

@@ -39,16 +39,16 @@ class Goodput:
         self._started = self.since
 
     @contextlib.contextmanager
-    def spent_on(self, part: str) -> Iterator[None]:
+    def measure(self, part: str) -> Iterator[None]:
         """Seconds inside belong to ``part``."""
         outer = self.part
-        self.turn_to(part)
+        self.switch_to(part)
         try:
             yield
         finally:
-            self.turn_to(outer)
+            self.switch_to(outer)
 
-    def turn_to(self, part: str) -> None:
+    def switch_to(self, part: str) -> None:
         """Seconds from now on belong to ``part``."""
         now = time.time()
         self.seconds[self.part] += now - self.since
@@ -73,13 +73,13 @@ class Goodput:
 
     def values(self) -> dict[str, float]:
         """Metric key -> value, up to now."""
-        self.turn_to(self.part)
+        self.switch_to(self.part)
         seconds = self._over_all()
         spent = {_SECONDS + part: value for part, value in seconds.items() if value}
         share = seconds[STEP] / max(sum(seconds.values()), 1e-9)
         return {"perf/goodput": share, _CLOCK: self.since} | spent
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In a sentence: the share that trained, and the rest, largest first."""
         share = self.values()["perf/goodput"]
         seconds = self._over_all()

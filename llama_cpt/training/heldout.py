@@ -70,7 +70,7 @@ def evaluate_heldout(
     windows: list[Window] = []
     byte_counts, document_counts = [], []
     for corpus, (name, held) in enumerate(corpora.items()):
-        chosen = held.read(np.array(spread(len(held), documents), np.int64))
+        chosen = held.read(np.array(evenly_spaced(len(held), documents), np.int64))
         byte_counts.append(sum(int(byte_count) for _, byte_count in chosen))
         document_counts.append(len(chosen))
         if not byte_counts[-1]:
@@ -90,7 +90,7 @@ def evaluate_heldout(
     }
 
 
-def spread(available: int, wanted: int) -> list[int]:
+def evenly_spaced(available: int, wanted: int) -> list[int]:
     """Indices of ``wanted`` of ``available`` documents (or all of them), evenly spaced."""
     count = min(available, wanted)
     return [i * available // count for i in range(count)]
@@ -111,7 +111,7 @@ def rolling_windows(
         yield Window(text[first:end], text[first + 1 : end + 1], end - start, corpus)
 
 
-def pack(windows: Sequence[Window], length: int) -> list[list[Window]]:
+def pack_windows(windows: Sequence[Window], length: int) -> list[list[Window]]:
     """Rows of windows of at most ``length`` tokens together, the fullest row that fits first.
 
     Longest windows first; several short documents share a row as segments of their own.
@@ -130,7 +130,7 @@ def pack(windows: Sequence[Window], length: int) -> list[list[Window]]:
     return rows
 
 
-def batch_rows(rows: Sequence[Sequence[Window]], batch_size: int, length: int) -> TokenBatch:
+def window_batch(rows: Sequence[Sequence[Window]], batch_size: int, length: int) -> TokenBatch:
     """One batch (batch_size, length) of up to ``batch_size`` rows; padding has segment 0.
 
     ``loss_mask`` is 1 where a target is scored, ``corpus`` indexes the held-out corpora.
@@ -163,11 +163,11 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed nll in nats and number of scored tokens of each corpus, float64."""
     nll, tokens = np.zeros(num_corpora), np.zeros(num_corpora)
-    rows = pack(windows, length)
+    rows = pack_windows(windows, length)
     total = float(sum(window.scored for window in windows))
     with Progress("held-out", total, "tokens") as progress:
         for start in range(0, len(rows), batch_size):
-            batch = batch_rows(rows[start : start + batch_size], batch_size, length)
+            batch = window_batch(rows[start : start + batch_size], batch_size, length)
             scored = batch.loss_mask > 0
             values = np.asarray(score(batch), np.float64)[scored]
             corpus = batch.corpus[scored]

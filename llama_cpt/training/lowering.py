@@ -14,7 +14,7 @@ from llama_cpt.config.schema import NextTokenConfig, PreferenceConfig, TrainConf
 from llama_cpt.data.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.parallel.mesh import topology_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.program import Program, batch_sharding, make_program
+from llama_cpt.training.program import TrainProgram, batch_sharding, make_program
 from llama_cpt.training.reference import row_sharding, scorer_program
 
 # Pairs a row that are lowered for; a run finds the number in its data.
@@ -37,20 +37,20 @@ CONTAINER = (
 
 def lower_step(config: TrainConfig, topology: str, slices: int = 1) -> jax.stages.Lowered:
     """The step that ``train`` would run, for ``topology`` (``v5p:4x4x8``); no TPU needed."""
-    return lower(config, topology_program(config, topology, slices))
+    return lower_program(config, topology_program(config, topology, slices))
 
 
-def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> Program:
+def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> TrainProgram:
     """The programs of ``config`` on the chips of ``slices`` of ``topology``."""
     require_compiler()
     return make_program(config, topology_mesh(config.mesh, topology, slices), "tpu")
 
 
-def lower(config: TrainConfig, program: Program) -> jax.stages.Lowered:
+def lower_program(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
     """``program``'s step, its arguments abstract."""
     with jax.set_mesh(program.mesh):
         rate = jax.ShapeDtypeStruct((), jnp.float32)
-        return program.step.lower(program.abstract, abstract_batch(config, program.mesh), rate)
+        return program.step.lower(program.state_shapes, abstract_batch(config, program.mesh), rate)
 
 
 def require_compiler() -> None:
@@ -70,20 +70,20 @@ def require_compiler() -> None:
         )
 
 
-def lower_reference(config: TrainConfig, program: Program) -> jax.stages.Lowered:
+def lower_reference(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
     """The pass that scores a preference config's rows before its first step."""
     scorer = scorer_program(config.compute.loss_chunk_tokens)
     with jax.set_mesh(program.mesh):
-        return scorer.lower(program.plain, _rows(abstract_batch(config, program.mesh)))
+        return scorer.lower(program.base_model_shapes, _rows(abstract_batch(config, program.mesh)))
 
 
-def lower_evaluation(config: TrainConfig, program: Program) -> jax.stages.Lowered:
+def lower_evaluation(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
     """The pass over one batch of held-out text."""
     size = config.evaluation.batch_size
     plain = replace(config, objective=NextTokenConfig(), global_batch_size=size, microbatch_size=0)
     with jax.set_mesh(program.mesh):
         return program.score.lower(
-            program.abstract.model, _rows(abstract_batch(plain, program.mesh))
+            program.state_shapes.model, _rows(abstract_batch(plain, program.mesh))
         )
 
 

@@ -18,7 +18,7 @@ _ANSWER_SECONDS = 60
 _RETRY_SECONDS = 5.0
 
 
-class Notices:
+class PreemptionWatcher:
     """While it is open, such a notice is a SIGTERM of this process to itself.
 
     Asks where TPU chips are here, or ``GCE_METADATA_HOST`` is set; nobody on the network otherwise.
@@ -30,7 +30,7 @@ class Notices:
         # Metadata never lie behind a proxy.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def __enter__(self) -> "Notices":
+    def __enter__(self) -> "PreemptionWatcher":
         if METADATA_HOST in os.environ or on_tpu_host():
             threading.Thread(target=self._watch, name="preemption", daemon=True).start()
         return self

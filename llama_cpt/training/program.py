@@ -20,12 +20,12 @@ from llama_cpt.config.schema import (
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
-from llama_cpt.model.lora import Adapters, abstract_adapters, abstract_in
+from llama_cpt.model.lora import Adapters, abstract_adapters, cast_abstract
 from llama_cpt.model.quantized import require_qwix
 from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.objectives.preference import REFERENCE_FREE
-from llama_cpt.parallel.mesh import BATCH_AXES, constrain, spec, with_shardings
+from llama_cpt.parallel.mesh import BATCH_AXES, constrain, partition_spec, with_shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.compiler_options import compiler_options
 from llama_cpt.training.optimizer import make_optimizer
@@ -38,11 +38,11 @@ from llama_cpt.training.train_step import (
 
 
 @dataclass(frozen=True)
-class Program:
+class TrainProgram:
     """What is compiled: the same on a pod, on a laptop and ahead of time."""
 
     mesh: Mesh
-    abstract: TrainState
+    state_shapes: TrainState
     """Shapes and shardings of the state."""
     optimizer: optax.GradientTransformation
     step: Callable
@@ -51,14 +51,14 @@ class Program:
     """``score(model, batch) -> nll`` (batch, length), jitted."""
 
     @property
-    def plain(self) -> Llama:
+    def base_model_shapes(self) -> Llama:
         """The abstract model that ``init_from`` is read into: float32, without adapters."""
-        if not isinstance(self.abstract.trained, Adapters):
-            return self.abstract.trained
-        return with_shardings(abstract_in(self.abstract.frozen, jnp.float32), self.mesh)
+        if not isinstance(self.state_shapes.trained, Adapters):
+            return self.state_shapes.trained
+        return with_shardings(cast_abstract(self.state_shapes.frozen, jnp.float32), self.mesh)
 
 
-def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
+def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
     """The jitted step and score of ``config`` on ``mesh``; ``backend`` settles ``auto``."""
     check_mesh(config, mesh)
     compute = config.compute
@@ -87,7 +87,7 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
     )
     if config.lora:
         # In the compute type: each product would round the weights to it all the same.
-        frozen = abstract_in(model, compute.dtype)
+        frozen = cast_abstract(model, compute.dtype)
         adapters = abstract_adapters(config.lora, frozen)
         abstract = abstract_state(adapters, optimizer, mesh, frozen)
     else:
@@ -104,10 +104,10 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> Program:
         # Replicated: every process adds up the whole of it.
         return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))
 
-    return Program(mesh, abstract, optimizer, step, score)
+    return TrainProgram(mesh, abstract, optimizer, step, score)
 
 
-def compiled_part(config: TrainConfig) -> TrainConfig:
+def compile_key(config: TrainConfig) -> TrainConfig:
     """The config with all that is no part of the compiled step set to the same.
 
     Runs that agree in it share one compilation: ratio, rates, schedule, length, corpora of the same
@@ -145,7 +145,7 @@ def compiled_part(config: TrainConfig) -> TrainConfig:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every field of a step's batch."""
-    return NamedSharding(mesh, spec("microbatch", "batch", None))
+    return NamedSharding(mesh, partition_spec("microbatch", "batch", None))
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
@@ -187,13 +187,13 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
             )
 
 
-def has_reference(config: TrainConfig) -> bool:
+def needs_reference(config: TrainConfig) -> bool:
     """Whether answers are scored with the model that the run starts from before its first step."""
     objective = config.objective
     return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
 
 
-def computed_in(compute: ComputeConfig) -> str:
+def describe_precision(compute: ComputeConfig) -> str:
     """The types of what is computed, in words."""
     plain = compute.matmul_precision == "bf16"
     return compute.dtype if plain else f"{compute.dtype} {compute.matmul_precision}"

@@ -18,17 +18,17 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 import numpy as np
 
-from llama_cpt.checkpoint.checkpoint import is_run, open_run
-from llama_cpt.checkpoint.manifest import digest_of, manifest_digest
+from llama_cpt.checkpoint.checkpoint import is_run_folder, open_run
+from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.batch import PreferenceBatch, UnpairedBatch
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.preference import segment_logprobs
-from llama_cpt.parallel.global_arrays import from_whole
-from llama_cpt.parallel.mesh import constrain, spec
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.parallel.global_arrays import from_replicated
+from llama_cpt.parallel.mesh import constrain, partition_spec
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
@@ -50,7 +50,7 @@ class AnswerRows(Protocol):
 
 
 @dataclass(frozen=True)
-class Identity:
+class ReferenceIdentity:
     """What reference log-probabilities depend on but the corpus."""
 
     model: str
@@ -71,7 +71,7 @@ def reference_logprobs(
     make_score: Callable[[], Score],
     *,
     folder: str,
-    identity: Identity,
+    identity: ReferenceIdentity,
     batch_size: int,
 ) -> dict[str, Float32[np.ndarray, "rows segments"]]:
     """Every corpus's reference log-probabilities: read where they are kept, else computed and kept.
@@ -88,7 +88,7 @@ def reference_logprobs(
         if kept is None:
             score = score or make_score()
             kept = _computed(name, rows, score, batch_size)
-            if is_first():
+            if is_primary():
                 _keep(place, kept)
         found[name] = kept
     return found
@@ -114,14 +114,14 @@ def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int
 
     def score(batch: PreferenceBatch | UnpairedBatch) -> np.ndarray:
         with jax.set_mesh(mesh):
-            return np.asarray(program(model, from_whole(batch, rows)))
+            return np.asarray(program(model, from_replicated(batch, rows)))
 
     return score
 
 
 def row_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     """Of every field of a batch that is scored."""
-    return jax.NamedSharding(mesh, spec("batch", None))
+    return jax.NamedSharding(mesh, partition_spec("batch", None))
 
 
 def model_identity(source: str, config: ModelConfig, seed: int) -> str:
@@ -134,7 +134,7 @@ def model_identity(source: str, config: ModelConfig, seed: int) -> str:
     architecture = json.dumps(to_dict(config), sort_keys=True)
     if not source:
         weights = f"seed {seed}"
-    elif is_run(source):
+    elif is_run_folder(source):
         checkpoints, step = open_run(source)
         with checkpoints:
             weights = manifest_digest(checkpoints.folder / str(step))
@@ -150,7 +150,7 @@ def _files_digest(folder: epath.Path) -> str:
     with Progress(f"digest {folder.name}", float(len(files)), "files") as progress:
         digests = []
         for file in files:
-            digests.append((file.name, *digest_of(file)))
+            digests.append((file.name, *size_and_digest(file)))
             progress.update(1.0)
     return json.dumps(digests)
 
@@ -180,7 +180,7 @@ def _computed(name: str, rows: AnswerRows, score: Score, batch_size: int) -> np.
 
 def _everywhere(place: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
     """What the first process finds kept, on all of them: they may see other disks."""
-    kept = _kept(place, shape) if is_first() else None
+    kept = _kept(place, shape) if is_primary() else None
     share = multihost_utils.broadcast_one_to_all
     if not share(np.int32(kept is not None)):
         return None
@@ -209,8 +209,8 @@ def _keep(place: epath.Path, array: np.ndarray) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, array)
-    write_atomically(place, content.getvalue())
-    write_atomically(_digest_file(place), json.dumps(_digest(content.getvalue())).encode())
+    write_atomic(place, content.getvalue())
+    write_atomic(_digest_file(place), json.dumps(_digest(content.getvalue())).encode())
 
 
 def _digest_file(place: epath.Path) -> epath.Path:

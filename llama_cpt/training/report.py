@@ -16,7 +16,7 @@ from llama_cpt.config.schema import PreferenceConfig
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.objectives.preference import REFERENCE_FREE
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter
 from llama_cpt.runtime.progress import duration
@@ -32,7 +32,7 @@ class Reporter:
     ) -> None:
         self.run, self.clock, self.retention = run, clock, retention
         config = run.config
-        self.writer = MetricsWriter(config.output, first_step or None, enabled=is_first())
+        self.writer = MetricsWriter(config.output, first_step or None, enabled=is_primary())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
         chip = CHIPS.get(jax.devices()[0].device_kind)
@@ -52,7 +52,7 @@ class Reporter:
         try:
             if kind is None:
                 self.flush()
-                self._print(self.clock.told())
+                self._print(self.clock.summary())
         finally:
             self.writer.close()
 
@@ -81,7 +81,7 @@ class Reporter:
         if not due:
             return
         metrics = jax.device_get(metrics)
-        told = means(metrics["sums"])
+        told = mean_metrics(metrics["sums"])
         values = self._train_values(done, metrics, rate) | told
         self.writer.write(done, values)
         self._print_step(done, values, [name for name in told if name != "train/nll"])
@@ -92,7 +92,7 @@ class Reporter:
         """Around what is not training but ``part``: its time counts not against throughput."""
         self.flush()
         start = time.monotonic()
-        with self.clock.spent_on(part):
+        with self.clock.measure(part):
             yield
         self._told_at += time.monotonic() - start
 
@@ -138,8 +138,8 @@ class Reporter:
             "train/grad_norm": float(metrics["grad_norm"]),
             "train/learning_rate": rate,
             "train/tokens": done * self.tokens_per_step,
-            "mixture/almr_asked": float(mixture.asked(rows)),
-            "mixture/almr_realised": float(mixture.realised(rows)),
+            "mixture/almr_asked": float(mixture.target_almr(rows)),
+            "mixture/almr_realised": float(mixture.realized_almr(rows)),
         }
         sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_loss"])
         added = len(self.run.config.data.additional)
@@ -148,7 +148,7 @@ class Reporter:
         for name, members in groups.items():
             if weights[members].sum():
                 values[f"train/{name}/loss"] = sums[members].sum() / weights[members].sum()
-        for name, passes in zip(self.names, mixture.passes(rows), strict=True):
+        for name, passes in zip(self.names, mixture.epochs(rows), strict=True):
             values[f"mixture/{name}/passes"] = float(passes)
         if self._seconds_per_step:
             speed = self.tokens_per_step / self._seconds_per_step
@@ -184,19 +184,19 @@ class Reporter:
         if objective.loss in REFERENCE_FREE or "rewards/chosen" not in values:
             return
         fallen = -values["rewards/chosen"] / objective.beta
-        if fallen > objective.chosen_fall_bound:
+        if fallen > objective.chosen_logp_drop_warning:
             self._warned = True
-            if is_first():
+            if is_primary():
                 print(
                     f"warning: step {done}: logps/chosen is {fallen:.1f} nats below the "
                     f"reference's, beyond objective.chosen_fall_bound="
-                    f"{objective.chosen_fall_bound:g}: chosen answers are being unlearnt. Lower "
+                    f"{objective.chosen_logp_drop_warning:g}: chosen answers are being unlearnt. Lower "
                     "optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
                     file=sys.stderr,
                 )
 
     def _print(self, line: str) -> None:
-        if is_first():
+        if is_primary():
             print(line, flush=True)
 
 
@@ -220,7 +220,7 @@ def per_token_loss(sums: dict[str, Any]) -> float | None:
     return None
 
 
-def means(sums: dict[str, Any]) -> dict[str, float]:
+def mean_metrics(sums: dict[str, Any]) -> dict[str, float]:
     """Metric key -> mean of every (sum, weight) of ``sums`` that has a weight.
 
     ``rewards/margins`` is the chosen mean less the rejected one: for pairs that is the mean margin,

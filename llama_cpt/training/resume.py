@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.checkpoint.checkpoint import FOLDER as CHECKPOINTS
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER as CHECKPOINTS
 from llama_cpt.checkpoint.step_marks import SAVING, marked
 from llama_cpt.config.fields import from_dict, to_dict
 from llama_cpt.config.schema import TrainConfig
@@ -149,7 +149,9 @@ def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: 
     was = before["data.almr"]
     was = was if isinstance(was, list) else [[0, was]]
     done = [[step, share] for step, share in was if step < steps_done]
-    stages = [[step, float(share)] for step, share in config.data.stages() if step < steps_done]
+    stages = [
+        [step, float(share)] for step, share in config.data.almr_stages() if step < steps_done
+    ]
     if stages != done:
         kept = ", ".join(f"({step}, {share:g})" for step, share in done)
         raise UserError(

@@ -14,34 +14,34 @@ import numpy as np
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch
 from llama_cpt.data.loader import RowSource, batches
-from llama_cpt.data.mixture import Mixture, mixture_of
+from llama_cpt.data.mixture import Mixture, build_mixture
 from llama_cpt.data.packed_rows import PackedRows
-from llama_cpt.data.prepare.corpora import Prepared, open_rows, prepare
+from llama_cpt.data.prepare.corpora import PreparedCorpora, open_rows, prepare
 from llama_cpt.data.rows import HeldoutDocuments
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.model.llama import Llama
-from llama_cpt.model.lora import Adapters, in_dtype
-from llama_cpt.parallel.global_arrays import from_rows_here, rows_here
-from llama_cpt.runtime.distributed import first_in_turn, is_first
+from llama_cpt.model.lora import Adapters, cast_model
+from llama_cpt.parallel.global_arrays import from_local_rows, local_rows
+from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
-from llama_cpt.runtime.output_folder import require_shared, require_writable
+from llama_cpt.runtime.output_folder import check_shared, check_writable
 from llama_cpt.training.optimizer import check_schedule
 from llama_cpt.training.program import (
-    Program,
+    TrainProgram,
     batch_sharding,
-    computed_in,
-    has_reference,
+    describe_precision,
     make_program,
+    needs_reference,
 )
 from llama_cpt.training.reference import (
-    Identity,
+    ReferenceIdentity,
     Score,
     make_scorer,
     model_identity,
     reference_logprobs,
 )
-from llama_cpt.training.train_step import TrainState, init_state, state_around
+from llama_cpt.training.train_step import TrainState, init_state, state_from_model
 from llama_cpt.weights.source import check_source, load_parameters
 
 
@@ -50,7 +50,7 @@ class Run:
     """A run's parts, ready for ``trainer.fit``."""
 
     config: TrainConfig
-    program: Program
+    program: TrainProgram
     tokenizer: Tokenizer
     mixture: Mixture
     rows: tuple[RowSource, ...]
@@ -63,20 +63,22 @@ class Run:
         program, key = self.program, jax.random.key(self.config.seed)
         optimizer, mesh = program.optimizer, program.mesh
         if lora := self.config.lora:
-            frozen = program.abstract.frozen
+            frozen = program.state_shapes.frozen
             state = init_state(lambda: Adapters(lora, frozen, key), optimizer, mesh)
             return replace(state, frozen=self.frozen())
-        model = program.abstract.trained
+        model = program.state_shapes.trained
         if self.config.init_from:
-            return state_around(
+            return state_from_model(
                 load_parameters(self.config.init_from, model, mesh), optimizer, mesh
             )
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:
         """The weights of ``init_from``, beside which adapters are trained."""
-        model = load_parameters(self.config.init_from, self.program.plain, self.program.mesh)
-        return in_dtype(model, self.config.compute.dtype)
+        model = load_parameters(
+            self.config.init_from, self.program.base_model_shapes, self.program.mesh
+        )
+        return cast_model(model, self.config.compute.dtype)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Batches on the devices, from step ``first_step`` on, without end.
@@ -92,41 +94,41 @@ class Run:
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
-            rows_here=rows_here(sharding, rows),
+            rows_here=local_rows(sharding, rows),
         )
         with contextlib.closing(source):
             for batch in source:
-                yield from_rows_here(batch, rows, sharding)
+                yield from_local_rows(batch, rows, sharding)
 
 
-def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Run:
+def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = None) -> Run:
     """Prepare what is missing, check all that can be checked before a step, compile nothing yet.
 
     ``program`` is one of a config with the same ``compiled_part``, whose step is compiled already.
     Raises UserError for whatever a user can mend.
     """
     validate_run_folder(config.output)
-    require_writable(config.output)
-    require_shared("output", config.output)
+    check_writable(config.output)
+    check_shared("output", config.output)
     # Rows in a bucket may well be there to be read only.
     if "://" not in config.data.prepared:
-        require_writable(config.data.prepared)
+        check_writable(config.data.prepared)
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
     if config.init_from:
         check_source(config.init_from, config.model)
-    elif has_reference(config):
+    elif needs_reference(config):
         raise UserError(f"objective.loss={config.objective.loss} needs init_from: its reference.")
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
-    prepared = first_in_turn(
+    prepared = primary_first(
         partial(prepare, config.data, objective=config.objective),
         "token rows prepared",
     )
-    for told in prepared.lossy() if is_first() else ():
+    for told in prepared.lossy() if is_primary() else ():
         print(f"warning: {told}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
-    mixture = mixture_of(
+    mixture = build_mixture(
         config.data,
         {corpus.name: prepared.rows[corpus.name].rows for corpus in corpora},
         seed=config.seed,
@@ -134,7 +136,7 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
     )
     mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
     fingerprints, references = prepared.fingerprints(), {}
-    if has_reference(config):
+    if needs_reference(config):
         model = model_identity(config.init_from, config.model, config.seed)
         fingerprints["data"] |= {"reference model": model}
         references = _references(config, program, prepared, tokenizer, model)
@@ -150,12 +152,16 @@ def build(config: TrainConfig, mesh: Mesh, program: Program | None = None) -> Ru
 
 
 def _references(
-    config: TrainConfig, program: Program, prepared: Prepared, tokenizer: Tokenizer, identity: str
+    config: TrainConfig,
+    program: TrainProgram,
+    prepared: PreparedCorpora,
+    tokenizer: Tokenizer,
+    identity: str,
 ) -> dict[str, np.ndarray]:
     """By corpus, what the model that the run starts from, of ``identity``, makes of its answers."""
 
     def make_score() -> Score:
-        weights = load_parameters(config.init_from, program.plain, program.mesh)
+        weights = load_parameters(config.init_from, program.base_model_shapes, program.mesh)
         chunk = config.compute.loss_chunk_tokens
         return make_scorer(weights, program.mesh, loss_chunk_tokens=chunk)
 
@@ -166,7 +172,9 @@ def _references(
         },
         make_score,
         folder=f"{config.data.prepared}/reference",
-        identity=Identity(identity, tokenizer.fingerprint, computed_in(config.compute)),
+        identity=ReferenceIdentity(
+            identity, tokenizer.fingerprint, describe_precision(config.compute)
+        ),
         batch_size=config.microbatch_rows,
     )
 

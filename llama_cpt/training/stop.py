@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from llama_cpt.runtime import errors
-from llama_cpt.runtime.distributed import count
+from llama_cpt.runtime.distributed import process_count
 
 SAVE_FAILED = 1
 """A wish below all of ``Outcome``: to save again, after a save in the background has failed."""
@@ -27,13 +27,13 @@ class Outcome(enum.Enum):
     """Ctrl-C: saved."""
 
 
-class Signals:
+class StopSignals:
     """SIGTERM and SIGINT as a wish to stop after the step under way; a second Ctrl-C is obeyed."""
 
     def __init__(self) -> None:
         self.outcome = Outcome.FINISHED
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> "StopSignals":
         self._before = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -51,7 +51,7 @@ class Signals:
         print(f"\n{signal.Signals(number).name}: saving, then leaving", file=sys.stderr)
 
 
-class Wishes:
+class StopConsensus:
     """What any process wishes, as a number, known to all at the same step; the largest counts.
 
     With several processes that is a step after it was wished: it travels between two steps'
@@ -64,9 +64,9 @@ class Wishes:
         self._size = mesh.size
         self._asked: jax.Array | None = None
 
-    def largest(self, here: int) -> int:
+    def poll(self, here: int) -> int:
         """Of what all wished when they called this last; every process calls it every step."""
-        if count() == 1:
+        if process_count() == 1:
             return here
         before, one = self._asked, np.full(1, here, np.int32)
         self._asked = self._largest(
@@ -74,6 +74,6 @@ class Wishes:
         )
         return 0 if before is None else int(before)
 
-    def heeded(self) -> None:
+    def reset(self) -> None:
         """Forget what all wished last: it was of before what they have just done."""
         self._asked = None

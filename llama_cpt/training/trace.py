@@ -11,7 +11,7 @@ import tempfile
 from etils import epath
 import jax
 
-from llama_cpt.runtime.distributed import count, is_first, number
+from llama_cpt.runtime.distributed import is_primary, process_count, process_index
 from llama_cpt.runtime.errors import UsageError
 
 FOLDER = "profile"
@@ -40,7 +40,7 @@ class Trace:
         (self._first, self._last), self._target = steps, folder
         self._folder, self._running = "", False
 
-    def warn_of_none(self, first_step: int, num_steps: int) -> None:
+    def warn_if_unreachable(self, first_step: int, num_steps: int) -> None:
         """Say it where a run of the steps after ``first_step`` never comes to the first."""
         if self._first and not first_step < self._first <= num_steps:
             print(
@@ -58,7 +58,7 @@ class Trace:
         with self._warned():
             # The profiler writes to local files alone, named by the host: processes may share one.
             self._folder = tempfile.mkdtemp(prefix="profile-")
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=is_first())
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=is_primary())
             self._running = True
 
     def ends_at(self, step: int) -> bool:
@@ -76,14 +76,14 @@ class Trace:
                 self._move()
             finally:
                 shutil.rmtree(self._folder, ignore_errors=True)
-            if is_first():
+            if is_primary():
                 print(f"trace of steps {self._first} to {self._last}: {self._target}", flush=True)
 
     def _move(self) -> None:
         """To where XProf looks for a run, with a file of each process."""
         run = epath.Path(self._target, "plugins", "profile", f"steps_{self._first}_{self._last}")
         run.mkdir(parents=True, exist_ok=True)
-        own = f"process_{number()}." if count() > 1 else ""
+        own = f"process_{process_index()}." if process_count() > 1 else ""
         for file in Path(self._folder).rglob("*"):
             if file.is_file():
                 (run / f"{own}{file.name}").write_bytes(file.read_bytes())

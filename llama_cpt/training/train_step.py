@@ -33,7 +33,7 @@ class TrainState:
         return combine(self.trained, self.frozen)
 
     @property
-    def saved(self) -> "TrainState":
+    def checkpointed(self) -> "TrainState":
         """What a checkpoint holds: all but what is read where the run started from."""
         return replace(self, frozen=())
 
@@ -59,7 +59,7 @@ def init_state(
     return jax.jit(create, out_shardings=placed)()
 
 
-def state_around(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_from_model(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A state around ``model``'s own arrays, moments placed as they are."""
     placed = shardings(jax.eval_shape(optimizer.init, model), mesh)
     return TrainState(model, (), jax.jit(optimizer.init, out_shardings=placed)(model))

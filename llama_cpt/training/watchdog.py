@@ -5,7 +5,13 @@ import sys
 import threading
 import time
 
-from llama_cpt.runtime.distributed import count, named, number, post, posted
+from llama_cpt.runtime.distributed import (
+    kv_get,
+    kv_put,
+    process_count,
+    process_index,
+    process_label,
+)
 from llama_cpt.training.goodput import STEP, Goodput
 
 STEP_SECONDS = 120.0
@@ -56,18 +62,18 @@ class Watchdog:
     def _tell(self, part: str, taken: float, limit: float) -> None:
         where = f"{part}, {self.steps_done} steps after the start"
         print(
-            f"watchdog: process {number()}: {where}: {taken:.0f} s and still at it (more than "
+            f"watchdog: process {process_index()}: {where}: {taken:.0f} s and still at it (more than "
             f"{limit:.0f} s is far too long). Where its threads are:",
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr)
-        if count() == 1:
+        if process_count() == 1:
             return
-        post("late", where)
+        kv_put("late", where)
         if self._over.wait(_ANSWER_SECONDS):
             return
-        at = posted("late")
-        for process in range(count()):
+        at = kv_get("late")
+        for process in range(process_count()):
             if at.get(process) != where:
                 elsewhere = at.get(process, "has not noticed anything, or does not answer")
-                print(f"watchdog: {named(process)}: {elsewhere}", file=sys.stderr)
+                print(f"watchdog: {process_label(process)}: {elsewhere}", file=sys.stderr)

@@ -10,19 +10,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from llama_cpt.checkpoint import state_dict
-from llama_cpt.checkpoint.checkpoint import FOLDER, open_run, orbax_handler
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, open_run, orbax_handler
 from llama_cpt.config.fields import from_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.model.llama import abstract_llama
-from llama_cpt.model.lora import abstract_adapters, merged_matrix
+from llama_cpt.model.lora import abstract_adapters, merge_matrix
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.storage import require_reachable
-from llama_cpt.weights.hf_config import require_equal
+from llama_cpt.runtime.storage import check_reachable
+from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_weights import HfWeights
-from llama_cpt.weights.lora_base_check import lora_base
+from llama_cpt.weights.lora_base_check import read_lora_base
 
 
-class TrainedWeights:
+class CheckpointReader:
     """The trained parameters in a run's folder, or in one that ``convert from-hf`` wrote.
 
     The newest checkpoint that is whole. Adapters come added into the weights that they were trained
@@ -31,12 +31,12 @@ class TrainedWeights:
     """
 
     def __init__(self, folder: str) -> None:
-        require_reachable(folder)
+        check_reachable(folder)
         if not epath.Path(folder).is_dir():
             raise UserError(f"{folder}: no such folder.")
         checkpoints, step = open_run(folder)
         with checkpoints:
-            self.about: dict[str, Any] = checkpoints.about(step)
+            self.about: dict[str, Any] = checkpoints.metadata(step)
         self.folder, self.step = folder, step
         self._path, self._opened = checkpoints.folder / str(step), ExitStack()
         try:
@@ -44,31 +44,31 @@ class TrainedWeights:
         except (KeyError, TypeError):
             raise UserError(f"{self._path}: does not say which model it is.") from None
         self.config = from_dict(ModelConfig, model, f"{self._path}: model")
-        self.beside = lora_base(self.about, folder)
+        self.lora_base = read_lora_base(self.about, folder)
         """Of a LoRA run: what it says of the weights beside its adapters."""
         abstract = abstract_llama(self.config)
-        if self.beside:
-            abstract = abstract_adapters(self.beside.lora, abstract)
-        wanted = state_dict.to_dict(abstract)
+        if self.lora_base:
+            abstract = abstract_adapters(self.lora_base.lora, abstract)
+        wanted = state_dict.to_state_dict(abstract)
         self._orbax = ocp.Checkpointer(orbax_handler())
         saved = self._orbax.metadata(self._path).item_metadata.tree
-        state_dict.compare(str(self._path), saved["trained"], wanted)
+        state_dict.check_compatible(str(self._path), saved["trained"], wanted)
         self._shapes = wanted
 
     def parameter(self, path: str) -> jax.Array:
         """One array of the model, such as ``layers/query``, on this machine's CPU."""
-        if self.beside is None:
-            return self.stored(path)
-        with self.beside.named(self.folder):
+        if self.lora_base is None:
+            return self.stored_array(path)
+        with self.lora_base.error_context(self.folder):
             matrix = self._base.parameter(path)
-            self.beside.require(path, matrix)
+            self.lora_base.require(path, matrix)
         target = path.removeprefix("layers/")
-        if target not in self.beside.lora.targets:
+        if target not in self.lora_base.lora.targets:
             return matrix
-        a, b = (self.stored(f"{target}/{factor}") for factor in ("a", "b"))
-        return merged_matrix(matrix, a, b, self.beside.lora.scale)
+        a, b = (self.stored_array(f"{target}/{factor}") for factor in ("a", "b"))
+        return merge_matrix(matrix, a, b, self.lora_base.lora.scale)
 
-    def stored(self, path: str) -> jax.Array:
+    def stored_array(self, path: str) -> jax.Array:
         """One array of the checkpoint, ``layers/query`` or ``query/a``; nothing else is read."""
         like: Any = self._shapes
         for name in path.split("/"):
@@ -90,15 +90,15 @@ class TrainedWeights:
 
     @cached_property
     def _base(self) -> "TrainedWeights | HfWeights":
-        source = self.beside.source
-        if (epath.Path(source) / FOLDER).exists():
-            base = self._opened.enter_context(TrainedWeights(source))
+        source = self.lora_base.source
+        if (epath.Path(source) / CHECKPOINTS_FOLDER).exists():
+            base = self._opened.enter_context(CheckpointReader(source))
         else:
             base = HfWeights(source)
-        require_equal(self.config, base.config, source)
+        require_same_architecture(self.config, base.config, source)
         return base
 
-    def __enter__(self) -> "TrainedWeights":
+    def __enter__(self) -> "CheckpointReader":
         return self
 
     def __exit__(

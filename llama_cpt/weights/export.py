@@ -12,19 +12,19 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer.export import export_tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
-from llama_cpt.runtime.atomic_dir import INCOMPLETE, require_new
+from llama_cpt.runtime.atomic_dir import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
 from llama_cpt.weights.hub import HUB_NAME, resolve
 from llama_cpt.weights.model_card import model_card, read_metrics, training_sections
 from llama_cpt.weights.peft import export_peft
 from llama_cpt.weights.provenance import (
-    LICENCE_FILES,
+    LICENSE_FILES,
     TOKENIZER_FILES,
     Origin,
     copy_files,
-    origin_of,
+    find_origin,
 )
 
 
@@ -44,11 +44,11 @@ def to_hf(
     where the tokenizer lies if it was moved.
     """
     require_above_zero("--shard-gb", shard_gb)
-    require_new(output)
-    with TrainedWeights(checkpoint) as weights:
+    check_new(output)
+    with CheckpointReader(checkpoint) as weights:
         run = weights.about["config"]
         config = from_dict(TrainConfig, run, checkpoint) if "init_from" in run else None
-        origin = _origin(config, checkpoint) if base is None else origin_of(base)
+        origin = _origin(config, checkpoint) if base is None else find_origin(base)
         theirs = origin.config()
         if theirs.get("vocab_size") != weights.config.vocab_size:
             theirs = {}
@@ -78,17 +78,17 @@ def to_peft(
 
     What comes with it, and ``base`` and ``tokenizer``, are as in ``to_hf``.
     """
-    require_new(output)
-    with TrainedWeights(checkpoint) as weights:
-        if weights.beside is None:
+    check_new(output)
+    with CheckpointReader(checkpoint) as weights:
+        if weights.lora_base is None:
             raise UserError(f"{checkpoint} holds a whole model, no adapters: drop --adapters.")
         config = from_dict(TrainConfig, weights.about["config"], checkpoint)
-        origin = _origin(config, checkpoint) if base is None else origin_of(base)
+        origin = _origin(config, checkpoint) if base is None else find_origin(base)
         place = tokenizer or _tokenizer_place(config, checkpoint)
         on_hub = HUB_NAME.fullmatch(origin.base) and not origin.runs
         export_peft(
-            weights.stored,
-            weights.beside.lora,
+            weights.stored_array,
+            weights.lora_base.lora,
             output,
             num_layers=weights.config.num_layers,
             dtype=EXPORT_DTYPES[dtype],
@@ -100,7 +100,7 @@ def to_peft(
 
 def _origin(config: TrainConfig | None, source: str) -> Origin:
     try:
-        return origin_of(source)
+        return find_origin(source)
     except UserError as error:
         base = config.init_from if config else ""
         print(
@@ -139,7 +139,7 @@ def _ends_of_answers(config: TrainConfig | None, tokenizer: str | None) -> list[
 
 
 def _write_others(
-    weights: TrainedWeights,
+    weights: CheckpointReader,
     config: TrainConfig | None,
     origin: Origin,
     tokenizer: str | None,
@@ -147,7 +147,7 @@ def _write_others(
     folder: epath.Path,
 ) -> None:
     """Tokenizer, licence, generation settings and card."""
-    licences = copy_files(origin.folder, folder, LICENCE_FILES) if origin.folder else []
+    licences = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
     chats = config is not None and config.data.chat is not None
     same = origin.folder and origin.config().get("vocab_size") == weights.config.vocab_size
     if same and not chats:

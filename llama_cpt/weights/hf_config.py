@@ -126,7 +126,7 @@ def generation_config_json(bos_id: int | None, eos_id: int | list[int] | None) -
     return {"_from_model_config": True, "bos_token_id": bos_id, "eos_token_id": eos_id}
 
 
-def require_equal(asked: ModelConfig, found: ModelConfig, where: str) -> None:
+def require_same_architecture(asked: ModelConfig, found: ModelConfig, where: str) -> None:
     """Raise a UserError that names the first field in which ``where``'s model is another."""
     for name, value in vars(asked).items():
         if value != getattr(found, name):

@@ -16,11 +16,11 @@ import numpy as np
 
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.model.llama import abstract_llama
-from llama_cpt.runtime.atomic_dir import new_folder
+from llama_cpt.runtime.atomic_dir import atomic_dir
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hf_config import config_json, generation_config_json
-from llama_cpt.weights.hf_names import BY_OURS, Name, parameters_by_path
+from llama_cpt.weights.hf_names import BY_OURS, TensorName, parameters_by_path
 from llama_cpt.weights.hf_weights import convert
 from llama_cpt.weights.safetensors import INDEX_FILE, SINGLE_FILE, file_header
 
@@ -48,7 +48,7 @@ class ExportOptions:
 class OutTensor:
     """One tensor to write: theirs by name, a layer of ours."""
 
-    name: Name
+    name: TensorName
     layer: int
     shape: tuple[int, ...]
 
@@ -76,7 +76,7 @@ def export_hf(
     dtype = EXPORT_DTYPES[options.dtype]
     shards = _shards(_tensors(config), dtype, options.shard_bytes)
     total_bytes = sum(math.prod(t.shape) for shard in shards for t in shard) * dtype.itemsize
-    with new_folder(output) as folder:
+    with atomic_dir(output) as folder:
         if options.write_others is not None:
             options.write_others(folder)
         with Progress(f"write {output}", total_bytes / 1e9, "GB") as progress:
@@ -128,10 +128,10 @@ class _Parameters:
     def matrix(self, tensor: OutTensor) -> np.ndarray:
         """Float32, in their orientation; a vector is one row."""
         name = tensor.name
-        if self._held != name.ours:
+        if self._held != name.path:
             # The last one is released before the next one comes.
-            self._held, self._array = name.ours, np.zeros(0)
-            self._array = np.asarray(jax.device_put(self._parameter(name.ours), self._cpu))
+            self._held, self._array = name.path, np.zeros(0)
+            self._array = np.asarray(jax.device_put(self._parameter(name.path), self._cpu))
         array = self._array[tensor.layer] if name.stacked else self._array
         return array.T if name.transposed else array.reshape(-1, array.shape[-1])
 

@@ -14,11 +14,11 @@ from llama_cpt.weights.safetensors import ByteReader, StoredTensor, read_block, 
 
 
 @dataclass(frozen=True)
-class Name:
+class TensorName:
     """One parameter of ours and the tensor, or one tensor a layer, that it is made of."""
 
-    ours: str
-    theirs: str
+    path: str
+    hf_name: str
     """``{}`` stands for the layer."""
     transposed: bool
     """Theirs is (out, in), ours (in, out)."""
@@ -26,31 +26,31 @@ class Name:
     @property
     def stacked(self) -> bool:
         """Whether ours has a leading dim of layers."""
-        return "{}" in self.theirs
+        return "{}" in self.hf_name
 
     def tensor(self, layer: int) -> str:
         """Their name of one layer's tensor."""
-        return self.theirs.format(layer)
+        return self.hf_name.format(layer)
 
 
-NAMES = (
-    Name("embedding", "model.embed_tokens.weight", False),
-    Name("layers/attention_norm", "model.layers.{}.input_layernorm.weight", False),
-    Name("layers/query", "model.layers.{}.self_attn.q_proj.weight", True),
-    Name("layers/key", "model.layers.{}.self_attn.k_proj.weight", True),
-    Name("layers/value", "model.layers.{}.self_attn.v_proj.weight", True),
-    Name("layers/output", "model.layers.{}.self_attn.o_proj.weight", True),
-    Name("layers/mlp_norm", "model.layers.{}.post_attention_layernorm.weight", False),
-    Name("layers/gate", "model.layers.{}.mlp.gate_proj.weight", True),
-    Name("layers/up", "model.layers.{}.mlp.up_proj.weight", True),
-    Name("layers/down", "model.layers.{}.mlp.down_proj.weight", True),
-    Name("norm", "model.norm.weight", False),
-    Name("lm_head", "lm_head.weight", False),
+TENSOR_NAMES = (
+    TensorName("embedding", "model.embed_tokens.weight", False),
+    TensorName("layers/attention_norm", "model.layers.{}.input_layernorm.weight", False),
+    TensorName("layers/query", "model.layers.{}.self_attn.q_proj.weight", True),
+    TensorName("layers/key", "model.layers.{}.self_attn.k_proj.weight", True),
+    TensorName("layers/value", "model.layers.{}.self_attn.v_proj.weight", True),
+    TensorName("layers/output", "model.layers.{}.self_attn.o_proj.weight", True),
+    TensorName("layers/mlp_norm", "model.layers.{}.post_attention_layernorm.weight", False),
+    TensorName("layers/gate", "model.layers.{}.mlp.gate_proj.weight", True),
+    TensorName("layers/up", "model.layers.{}.mlp.up_proj.weight", True),
+    TensorName("layers/down", "model.layers.{}.mlp.down_proj.weight", True),
+    TensorName("norm", "model.norm.weight", False),
+    TensorName("lm_head", "lm_head.weight", False),
 )
-BY_OURS = {name.ours: name for name in NAMES}
+BY_OURS = {name.path: name for name in TENSOR_NAMES}
 
 # Tables that old exports saved and that transformers leaves unread, too.
-UNREAD = "rotary_emb.inv_freq"
+IGNORED_TENSORS = "rotary_emb.inv_freq"
 
 
 def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
@@ -69,17 +69,17 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     parameters = parameters_by_path(abstract_llama(config))
     shapes = {}
     for name, layer in tensor_order(config):
-        if name.ours in parameters:
-            shape = tuple(parameters[name.ours].shape)[1 if name.stacked else 0 :]
+        if name.path in parameters:
+            shape = tuple(parameters[name.path].shape)[1 if name.stacked else 0 :]
             shapes[name.tensor(layer)] = shape[::-1] if name.transposed else shape
     return shapes
 
 
-def tensor_order(config: ModelConfig) -> list[tuple[Name, int]]:
+def tensor_order(config: ModelConfig) -> list[tuple[TensorName, int]]:
     """(name, layer) of every tensor: the embedding, layer after layer, the output."""
-    stacked = [name for name in NAMES if name.stacked]
+    stacked = [name for name in TENSOR_NAMES if name.stacked]
     layers = [(name, layer) for layer in range(config.num_layers) for name in stacked]
-    return [(NAMES[0], 0), *layers, (NAMES[-2], 0), (NAMES[-1], 0)]
+    return [(TENSOR_NAMES[0], 0), *layers, (TENSOR_NAMES[-2], 0), (TENSOR_NAMES[-1], 0)]
 
 
 def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
@@ -113,7 +113,7 @@ def checked_tensors(
     for name in tensors.keys() - expected.keys():
         if name == "lm_head.weight":
             _require_same(tensors[name], tensors["model.embed_tokens.weight"], reader)
-        elif not name.endswith(UNREAD):
+        elif not name.endswith(IGNORED_TENSORS):
             raise UserError(
                 f"{tensors[name].file}: unexpected tensor {name!r}; config.json describes a model "
                 "without it."

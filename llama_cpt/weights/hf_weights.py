@@ -20,10 +20,10 @@ from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, with_shardings
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hf_config import read_config, require_equal
+from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import (
     BY_OURS,
-    Name,
+    TensorName,
     checked_tensors,
     parameters_by_path,
     with_parameters,
@@ -57,7 +57,7 @@ def load_hf(
     folder = resolve(path)
     found = read_config(folder)
     if config is not None:
-        require_equal(config, found, folder)
+        require_same_architecture(config, found, folder)
     mesh = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
     abstract = abstract_llama(found, compute_dtype=compute_dtype, remat=remat, attention=attention)
     abstract = with_shardings(abstract, mesh)
@@ -100,7 +100,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class ReadBlock:
     """A rectangle of a stored matrix, read at once."""
 
     tensor: StoredTensor
@@ -116,16 +116,18 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """What this process reads of one parameter, and what each of its devices holds of it."""
 
-    name: Name
+    name: TensorName
     like: jax.ShapeDtypeStruct
     owned: dict[jax.Device, Bounds]
-    blocks: tuple[Block, ...]
+    blocks: tuple[ReadBlock, ...]
 
 
-def _plan(name: Name, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTensor]) -> Plan:
+def _plan(
+    name: TensorName, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTensor]
+) -> ReadPlan:
     places = like.sharding.addressable_devices_indices_map(like.shape)
     owned = {device: _bounds(index, like.shape) for device, index in places.items()}
     layers = sorted({i for bounds in owned.values() for i in _layers(name, bounds)})
@@ -139,15 +141,15 @@ def _plan(name: Name, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTenso
             for top, bottom in rows:
                 for start in range(top, bottom, height):
                     stop = min(start + height, bottom)
-                    blocks.append(Block(tensor, layer, (start, stop), (left, right)))
-    return Plan(name, like, owned, tuple(blocks))
+                    blocks.append(ReadBlock(tensor, layer, (start, stop), (left, right)))
+    return ReadPlan(name, like, owned, tuple(blocks))
 
 
-def _read(plan: Plan, reader: ByteReader, progress: Progress) -> jax.Array:
+def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
     """The parameter as a sharded float32 array."""
     buffers = {bounds: _aligned_empty(bounds) for bounds in plan.owned.values()}
 
-    def run(block: Block) -> int:
+    def run(block: ReadBlock) -> int:
         values = read_block(reader, block.tensor, slice(*block.rows), slice(*block.columns))
         for bounds, buffer in buffers.items():
             if block.layer in _layers(plan.name, bounds):
@@ -164,7 +166,7 @@ def _read(plan: Plan, reader: ByteReader, progress: Progress) -> jax.Array:
 
 
 def _place(
-    name: Name, block: Block, values: np.ndarray, bounds: Bounds, buffer: np.ndarray
+    name: TensorName, block: ReadBlock, values: np.ndarray, bounds: Bounds, buffer: np.ndarray
 ) -> None:
     """Copy what ``block`` and the slice of ours at ``bounds`` have in common."""
     matrix = buffer[block.layer - bounds[0][0]] if name.stacked else buffer
@@ -184,11 +186,11 @@ def convert(values: np.ndarray, out: np.ndarray) -> None:
             out[tile] = values[tile].astype(out.dtype)
 
 
-def _layers(name: Name, bounds: Bounds) -> range:
+def _layers(name: TensorName, bounds: Bounds) -> range:
     return range(*bounds[0]) if name.stacked else range(1)
 
 
-def _matrix_bounds(name: Name, bounds: Bounds) -> Bounds:
+def _matrix_bounds(name: TensorName, bounds: Bounds) -> Bounds:
     """Rows and columns of their matrix that a slice of ours covers."""
     matrix = bounds[1:] if name.stacked else bounds
     if len(matrix) == 1:

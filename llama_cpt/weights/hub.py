@@ -7,10 +7,10 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.retry import lasts
-from llama_cpt.runtime.storage import UnreachableError, require_reachable
+from llama_cpt.runtime.retry import is_permanent
+from llama_cpt.runtime.storage import UnreachableError, check_reachable
 
-BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
+COMPANION_FILES = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # What a broken connection or a full disk raises; the HTTP library's own error is hidden in a base.
@@ -23,13 +23,13 @@ def resolve(source: str, *, weights: bool = True) -> str:
     ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
     Raises UserError where there is nothing of that name or no right to it, with the remedy.
     """
-    require_reachable(source)
+    check_reachable(source)
     place = epath.Path(source).expanduser()
     if place.is_dir():
         return str(place)
     if not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
-    return _download(source, [*BESIDE_WEIGHTS, *(["*.safetensors"] if weights else [])])
+    return _download(source, [*COMPANION_FILES, *(["*.safetensors"] if weights else [])])
 
 
 def _download(name: str, patterns: list[str]) -> str:
@@ -60,4 +60,4 @@ def _passes(error: Exception) -> bool:
     """Whether the hub, or what lies between, may do better the next time."""
     if (response := getattr(error, "response", None)) is not None:
         return response.status_code in (408, 429) or response.status_code >= 500
-    return not isinstance(error, ValueError) and not lasts(error)
+    return not isinstance(error, ValueError) and not is_permanent(error)

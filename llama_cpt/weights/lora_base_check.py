@@ -31,12 +31,12 @@ class LoraBase:
     """The run's ``init_from``."""
     dtype: str
     """In which the run held the weights."""
-    noted: dict[str, int]
+    checksums: dict[str, int]
     """Checksums in that type, by path such as ``layers/query``."""
 
     def require(self, path: str, array: jax.Array) -> None:
         """Raise UserError unless ``array`` is, in the run's type, what the run held there."""
-        if self.noted.get(path) != int(checksum(array, self.dtype)):
+        if self.checksums.get(path) != int(checksum(array, self.dtype)):
             raise UserError(
                 f"{self.source}: {path} is not what the adapters were trained beside. Put the "
                 "weights back that were there, or start a new run."
@@ -48,7 +48,7 @@ class LoraBase:
             self.require(path, parameter)
 
     @contextlib.contextmanager
-    def named(self, folder: str) -> Iterator[None]:
+    def error_context(self, folder: str) -> Iterator[None]:
         """Around reading it: an error says why the run in ``folder`` needs it."""
         try:
             yield
@@ -59,7 +59,7 @@ class LoraBase:
             ) from error
 
 
-def lora_base(about: dict[str, Any], where: str) -> LoraBase | None:
+def read_lora_base(about: dict[str, Any], where: str) -> LoraBase | None:
     """What ``about``, a checkpoint's, says of it; None where the checkpoint holds a whole model."""
     config = about["config"]
     if config.get("lora") is None:

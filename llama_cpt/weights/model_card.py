@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from llama_cpt.config.schema import CorpusConfig, TrainConfig
-from llama_cpt.data.mixture import mixture_of
+from llama_cpt.data.mixture import build_mixture
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.provenance import Origin
@@ -113,12 +113,12 @@ def _data(config: TrainConfig, rows: int) -> str:
         # How many rows a corpus has changes which of them are read, not how many.
         sizes = {corpus.name: 1 for _, corpora in groups for corpus in corpora}
         batch = config.global_batch_size
-        mixture = mixture_of(data, sizes, seed=config.seed, global_batch_size=batch)
-        counts = dict(zip(sizes, mixture.counts(rows), strict=True))
+        mixture = build_mixture(data, sizes, seed=config.seed, global_batch_size=batch)
+        counts = dict(zip(sizes, mixture.row_counts(rows), strict=True))
         text = (
             f"Additional-language mixture ratio (ALMR), share of the tokens trained on that are "
-            f"additional: asked {_share(mixture.asked(rows))}, realised "
-            f"{_share(mixture.realised(rows))}.\n\n"
+            f"additional: asked {_share(mixture.target_almr(rows))}, realised "
+            f"{_share(mixture.realized_almr(rows))}.\n\n"
         )
     cells = [
         _corpus_row(group, corpus, counts.get(corpus.name, 0) * data.sequence_length)

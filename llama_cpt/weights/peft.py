@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from llama_cpt.config.schema import LoraConfig
-from llama_cpt.runtime.atomic_dir import new_folder
+from llama_cpt.runtime.atomic_dir import atomic_dir
 from llama_cpt.weights.hf_names import BY_OURS
 from llama_cpt.weights.safetensors import file_header
 
@@ -39,7 +39,7 @@ def export_peft(
             stacked = np.asarray(stored(f"{target}/{factor}"))
             for layer in range(num_layers):
                 tensors[tensor_name(target, factor, layer)] = stacked[layer].T.astype(dtype)
-    with new_folder(output) as folder:
+    with atomic_dir(output) as folder:
         write_others(folder)
         with (folder / WEIGHTS_FILE).open("wb") as out:
             out.write(file_header([(name, dtype, x.shape) for name, x in tensors.items()]))
@@ -58,7 +58,7 @@ def tensor_name(target: str, factor: str, layer: int) -> str:
 
 def adapter_config(lora: LoraConfig, base: str) -> dict[str, Any]:
     """The fields of peft's ``LoraConfig`` that say what the adapters are."""
-    modules = [BY_OURS[f"layers/{target}"].theirs.split(".")[-2] for target in lora.targets]
+    modules = [BY_OURS[f"layers/{target}"].hf_name.split(".")[-2] for target in lora.targets]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -11,7 +11,7 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.hub import HUB_NAME, resolve
 from llama_cpt.weights.safetensors import read_json
 
-LICENCE_FILES = ("LICENSE*", "USE_POLICY*", "NOTICE*")
+LICENSE_FILES = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -42,7 +42,7 @@ class Origin:
         return read_json(f"{self.folder}/config.json")
 
 
-def origin_of(source: str) -> Origin:
+def find_origin(source: str) -> Origin:
     """Follow ``init_from`` from ``source`` (a folder or hub name) to where it began."""
     places: list[epath.Path] = []
     while source:

@@ -6,19 +6,19 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.checkpoint.checkpoint import is_run, open_run
+from llama_cpt.checkpoint.checkpoint import is_run_folder, open_run
 from llama_cpt.config.fields import from_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.tokenizer.tokenizer import FILE_NAMES
 from llama_cpt.model.llama import Llama
-from llama_cpt.model.lora import abstract_adapters, merged
+from llama_cpt.model.lora import abstract_adapters, merge_adapters
 from llama_cpt.parallel.mesh import with_shardings
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.hf_config import read_config, require_equal
+from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import checked_tensors
 from llama_cpt.weights.hf_weights import load_hf
 from llama_cpt.weights.hub import resolve
-from llama_cpt.weights.lora_base_check import lora_base
+from llama_cpt.weights.lora_base_check import read_lora_base
 from llama_cpt.weights.safetensors import byte_reader, read_json
 
 
@@ -29,22 +29,22 @@ def load_parameters(source: str, abstract: Llama, mesh: Mesh) -> Llama:
     added into the weights that they were trained beside. Raises UserError where the architectures
     differ, in constants such as ``rope_theta`` too.
     """
-    if not is_run(source):
+    if not is_run_folder(source):
         model = load_hf(resolve(source), abstract.config, mesh)
         return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(model))
     checkpoints, step = open_run(source)
     with checkpoints:
-        about = checkpoints.about(step)
-        require_equal(abstract.config, _saved_model(about, source), source)
-        base = lora_base(about, source)
+        about = checkpoints.metadata(step)
+        require_same_architecture(abstract.config, _saved_model(about, source), source)
+        base = read_lora_base(about, source)
         if base is None:
             return checkpoints.restore_trained(step, with_shardings(abstract, mesh))
         like = with_shardings(abstract_adapters(base.lora, abstract), mesh)
         adapters = checkpoints.restore_trained(step, like)
-    with base.named(source):
+    with base.error_context(source):
         model = load_parameters(base.source, abstract, mesh)
         base.require_all(model)
-    return merged(model, adapters)
+    return merge_adapters(model, adapters)
 
 
 def check_source(source: str, config: ModelConfig) -> None:
@@ -52,29 +52,29 @@ def check_source(source: str, config: ModelConfig) -> None:
 
     Reads no weights, only what their files say of them: before hours of other work.
     """
-    if not is_run(source):
+    if not is_run_folder(source):
         folder = resolve(source, weights=False)
-        require_equal(config, read_config(folder), source)
+        require_same_architecture(config, read_config(folder), source)
         # What lies on the hub is not here yet.
         if epath.Path(source).exists():
             with byte_reader() as reader:
                 checked_tensors(folder, config, reader)
         return
     about = _about(source)
-    require_equal(config, _saved_model(about, source), source)
-    if base := lora_base(about, source):
-        with base.named(source):
+    require_same_architecture(config, _saved_model(about, source), source)
+    if base := read_lora_base(about, source):
+        with base.error_context(source):
             check_source(base.source, config)
 
 
-def model_config_of(source: str) -> ModelConfig:
+def read_model_config(source: str) -> ModelConfig:
     """The architecture of what ``source`` holds, as ``load_parameters`` takes it."""
-    if not is_run(source):
+    if not is_run_folder(source):
         return read_config(resolve(source, weights=False))
     return _saved_model(_about(source), source)
 
 
-def tokenizer_of(source: str) -> str:
+def find_tokenizer(source: str) -> str:
     """Where the tokenizer of ``source`` lies: beside its weights, or as its config says."""
     folder = epath.Path(resolve(source, weights=False))
     if any((folder / name).exists() for name in (*FILE_NAMES, "original")):
@@ -89,7 +89,7 @@ def _about(source: str) -> dict[str, Any]:
     """Description in the run's newest verified checkpoint, the one that is loaded later."""
     checkpoints, step = open_run(source)
     with checkpoints:
-        return checkpoints.about(step)
+        return checkpoints.metadata(step)
 
 
 def _saved_model(about: dict[str, Any], source: str) -> ModelConfig:

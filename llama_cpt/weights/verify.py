@@ -11,8 +11,8 @@ import numpy as np
 
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.checkpoint_reader import TrainedWeights
-from llama_cpt.weights.hf_config import read_config, require_equal
+from llama_cpt.weights.checkpoint_reader import CheckpointReader
+from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
 from llama_cpt.weights.hf_weights import convert
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
@@ -56,13 +56,13 @@ class LogitsDifference:
         return self.max_abs <= self.tolerance < math.inf
 
 
-def compare_weights(folder: str, weights: TrainedWeights) -> list[TensorDifference]:
+def compare_weights(folder: str, weights: CheckpointReader) -> list[TensorDifference]:
     """Every tensor of ``folder`` against ``weights``, streamed: one parameter is held at a time.
 
     Raises UserError where the two are different architectures.
     """
     config = read_config(folder)
-    require_equal(weights.config, config, folder)
+    require_same_architecture(weights.config, config, folder)
     differences = []
     with byte_reader() as reader:
         tensors = checked_tensors(folder, config, reader)
@@ -79,7 +79,7 @@ def compare_weights(folder: str, weights: TrainedWeights) -> list[TensorDifferen
     return differences
 
 
-def compare_logits(folder: str, weights: TrainedWeights) -> LogitsDifference | str:
+def compare_logits(folder: str, weights: CheckpointReader) -> LogitsDifference | str:
     """Ours and transformers' on the same tokens; or the reason why that cannot be done here."""
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
         return "transformers and torch are not installed"
@@ -126,7 +126,7 @@ def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> Te
     return TensorDifference(tensor.name, rows * width, differing, float(largest))
 
 
-def _our_logits(weights: TrainedWeights, tokens: np.ndarray) -> np.ndarray:
+def _our_logits(weights: CheckpointReader, tokens: np.ndarray) -> np.ndarray:
     abstract: Llama = abstract_llama(weights.config)
     names = parameters_by_path(abstract)
     model = with_parameters(abstract, {name: weights.parameter(name) for name in names})

@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import Checkpoints, open_run, save_trained
+from llama_cpt.checkpoint.checkpoint import CheckpointManager, open_run, save_weights
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, shardings, with_shardings
@@ -86,7 +86,7 @@ def small(value):
 
 
 def save_small(folder, *steps, keep=9):
-    with Checkpoints(str(folder), keep) as checkpoints:
+    with CheckpointManager(str(folder), keep) as checkpoints:
         for step in steps:
             checkpoints.save(step, small(step), {"step": step})
 
@@ -98,13 +98,13 @@ def biggest_file(folder):
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 1)])
 def test_restores_to_the_bit_on_any_mesh(tmp_path, sizes):
     state = make_state(make_mesh(MeshConfig(1, 8, 1)))
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(3, state, ABOUT)
         checkpoints.wait()
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
         abstract = abstract_of(state, mesh)
         restored = checkpoints.restore(checkpoints.latest_verified(), abstract)
-        assert checkpoints.about(3) == ABOUT
+        assert checkpoints.metadata(3) == ABOUT
     assert_same_bits(restored, state)
     for array, want in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
         assert array.sharding == want.sharding
@@ -115,7 +115,7 @@ def test_a_save_holds_the_state_of_its_moment(tmp_path):
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = jax.device_put({"trained": {"w": np.arange(4_000_000, dtype=np.float32)}})
     before = np.array(state["trained"]["w"])
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(1, state, {})
         for _ in range(5):
             state = advance(state)
@@ -125,7 +125,7 @@ def test_a_save_holds_the_state_of_its_moment(tmp_path):
 
 
 def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(0, {"trained": make_model()}, {})
     tree = json.loads((tmp_path / "0" / "_METADATA").read_text())["tree_metadata"]
     assert "('trained', 'layers', 'query')" in tree
@@ -135,7 +135,7 @@ def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
 def test_parameters_alone_from_a_run_folder(tmp_path):
     mesh = make_mesh(MeshConfig(1, 8, 1))
     state = make_state(mesh)
-    with Checkpoints(str(tmp_path / "checkpoints"), keep=2) as checkpoints:
+    with CheckpointManager(str(tmp_path / "checkpoints"), keep=2) as checkpoints:
         checkpoints.save(1, make_state(mesh, seed=1), {})
         checkpoints.save(2, state, {})
     abstract = with_shardings(model_shapes(), make_mesh(MeshConfig(1, 4, 2)))
@@ -152,30 +152,30 @@ def test_parameters_alone_from_a_run_folder(tmp_path):
 
 def test_a_model_saved_alone(tmp_path):
     model = make_model()
-    save_trained(str(tmp_path / "run"), model, {"step": 0})
+    save_weights(str(tmp_path / "run"), model, {"step": 0})
     assert_same_bits(load_trained(str(tmp_path / "run"), model_shapes()), model)
     with pytest.raises(UserError, match="holds checkpoints already"):
-        save_trained(str(tmp_path / "run"), model, {"step": 0})
+        save_weights(str(tmp_path / "run"), model, {"step": 0})
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_trained(str(tmp_path / "nowhere"), model_shapes())
 
 
 def test_another_model_is_refused_by_name(tmp_path):
-    save_trained(str(tmp_path), make_model(), {})
+    save_weights(str(tmp_path), make_model(), {})
     wide = dataclasses.replace(TINY, mlp_dim=128)
     with pytest.raises(UserError, match=r"trained/layers/down is float32\[2, 64, 32\].*128"):
         load_trained(str(tmp_path), model_shapes(wide))
     tied = dataclasses.replace(TINY, tied_embeddings=True)
     with pytest.raises(UserError, match="holds trained/lm_head, which this config does not have"):
         load_trained(str(tmp_path), model_shapes(tied))
-    with Checkpoints(str(tmp_path / "checkpoints")) as checkpoints:
+    with CheckpointManager(str(tmp_path / "checkpoints")) as checkpoints:
         with pytest.raises(UserError, match="holds no opt_state/count"):
             wanted = {"trained": model_shapes(), "opt_state": {"count": jnp.int32(0)}}
             checkpoints.restore(0, wanted)
 
 
 def test_keeps_the_newest_and_a_repeated_save_changes_nothing(tmp_path):
-    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=2) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
         checkpoints.save(3, small(9), {})
@@ -203,7 +203,7 @@ def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd,
     save_small(tmp_path, 1, 2)
     bad = biggest_file(tmp_path / "2")
     harm(bad)
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         assert checkpoints.latest_verified() == 1
         said = capfd.readouterr().err
         assert str(bad) in said and words in said
@@ -219,18 +219,21 @@ def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd,
 def test_a_damaged_manifest_and_a_run_with_nothing_sound(tmp_path, capfd):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").write_text('{"all_files": 3')
-    with Checkpoints(str(tmp_path)) as checkpoints:
+    with CheckpointManager(str(tmp_path)) as checkpoints:
         assert checkpoints.latest_verified() == 1
     assert "manifest cannot be read" in capfd.readouterr().err
     flip(biggest_file(tmp_path / "1"))
-    with Checkpoints(str(tmp_path)) as checkpoints:
+    with CheckpointManager(str(tmp_path)) as checkpoints:
         with pytest.raises(UserError, match=r"every checkpoint is damaged \[1, 2\]"):
             checkpoints.latest_verified()
 
 
 def test_folders_near_and_far(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert str(Checkpoints("gs://bucket/run/checkpoints").folder) == "gs://bucket/run/checkpoints"
+    assert (
+        str(CheckpointManager("gs://bucket/run/checkpoints").folder)
+        == "gs://bucket/run/checkpoints"
+    )
     save_small("runs/a/checkpoints", 1)
     assert load_trained("runs/a", {"w": small(0)["trained"]["w"]})["w"][0] == 1
 
@@ -238,7 +241,7 @@ def test_folders_near_and_far(monkeypatch, tmp_path):
 def test_a_step_that_is_sealed_while_old_ones_are_removed_stays(tmp_path, monkeypatch):
     """Another process writes its manifest of step 2 after the first has looked what is there."""
     save_small(tmp_path, 1)
-    sealed_steps, seal, looks = manifest.sealed_steps, manifest.seal, itertools.count()
+    sealed_steps, seal, looks = manifest.committed_steps, manifest.commit, itertools.count()
 
     def at_first_without_2(folder):
         late = next(looks) == 0
@@ -246,9 +249,9 @@ def test_a_step_that_is_sealed_while_old_ones_are_removed_stays(tmp_path, monkey
 
     def sealed(*arguments):
         seal(*arguments)
-        monkeypatch.setattr(manifest, "sealed_steps", at_first_without_2)
+        monkeypatch.setattr(manifest, "committed_steps", at_first_without_2)
 
-    monkeypatch.setattr(manifest, "seal", sealed)
+    monkeypatch.setattr(manifest, "commit", sealed)
     save_small(tmp_path, 2, keep=1)
     assert sealed_steps(tmp_path) == [2]
 
@@ -258,13 +261,13 @@ def test_manifests_of_several_processes(tmp_path):
     (tmp_path / "1.manifest-00000-of-00001.json").unlink()
     step = epath.Path(tmp_path / "1")
     for part in (2, 0):
-        manifest.seal(step, part, 3)
-        assert manifest.sealed_steps(step.parent) == []
-    manifest.seal(step, 1, 3)
-    assert manifest.sealed_steps(step.parent) == [1]
-    assert [manifest.damage(step, part, 2) for part in (0, 1)] == [None, None]
+        manifest.commit(step, part, 3)
+        assert manifest.committed_steps(step.parent) == []
+    manifest.commit(step, 1, 3)
+    assert manifest.committed_steps(step.parent) == [1]
+    assert [manifest.find_damage(step, part, 2) for part in (0, 1)] == [None, None]
     flip(biggest_file(tmp_path / "1"))
-    assert sum(manifest.damage(step, part, 2) is not None for part in (0, 1)) == 1
+    assert sum(manifest.find_damage(step, part, 2) is not None for part in (0, 1)) == 1
 
 
 TWO_PROCESSES = textwrap.dedent("""

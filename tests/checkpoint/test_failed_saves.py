@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import Checkpoints
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.runtime.errors import UserError
 from tests.checkpoint.test_checkpoint import load_trained, save_small, small
 
@@ -26,7 +26,7 @@ def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "3.orbax-checkpoint-tmp" / "part").write_bytes(b"half")
     (tmp_path / "1.manifest-00000-of-00001.json.draft").write_text("{")
-    with Checkpoints(str(tmp_path), keep=3) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=3) as checkpoints:
         assert checkpoints.latest_verified() == 1
         assert "2 has no complete manifest" in capfd.readouterr().err
         checkpoints.save(2, small(22), {})
@@ -51,7 +51,7 @@ def test_a_removal_cut_short_leaves_nothing_sealed(tmp_path, monkeypatch):
     monkeypatch.setattr(type(folder), "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         manifest.discard(folder, 1)
-    assert manifest.sealed_steps(folder) == []
+    assert manifest.committed_steps(folder) == []
 
 
 def random_state(megabytes):
@@ -73,7 +73,7 @@ def full_disk(tmp_path):
 
 def check_failed_save(folder, reason):
     """Saving 1 MB succeeded as step 1; saving 8 MB as step 2 must fail for ``reason``."""
-    with Checkpoints(str(folder), keep=1) as checkpoints:
+    with CheckpointManager(str(folder), keep=1) as checkpoints:
         with pytest.raises(UserError, match=rf"step 2 was not saved: {reason}.*\(steps: \[1\]\)"):
             checkpoints.save(2, random_state(8), {})
             checkpoints.wait()
@@ -85,13 +85,13 @@ def check_failed_save(folder, reason):
 
 
 def test_disk_full_while_saving(full_disk):
-    with Checkpoints(str(full_disk)) as checkpoints:
+    with CheckpointManager(str(full_disk)) as checkpoints:
         checkpoints.save(1, random_state(1), {})
     check_failed_save(full_disk, "the disk is full")
 
 
 def test_a_write_that_the_system_refuses(tmp_path):
-    with Checkpoints(str(tmp_path)) as checkpoints:
+    with CheckpointManager(str(tmp_path)) as checkpoints:
         checkpoints.save(1, random_state(1), {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))
@@ -103,7 +103,7 @@ def test_a_write_that_the_system_refuses(tmp_path):
 
 def test_disk_full_while_sealing(tmp_path, monkeypatch):
     save_small(tmp_path, 1)
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints, monkeypatch.context() as patch:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints, monkeypatch.context() as patch:
 
         def no_space(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -152,14 +152,14 @@ def test_killed_at_random_moments(tmp_path):
             child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        with CheckpointManager(str(tmp_path), keep=2) as checkpoints:
             step = checkpoints.latest_verified()
             assert (step or 0) >= max(newest, started - 1)
             if step is None:
                 continue
             shapes = {f"w{i}": jnp.zeros((2000 + i, 500), jnp.float32) for i in range(4)}
             restored = checkpoints.restore_trained(step, shapes)
-            assert checkpoints.about(step) == {"step": step}
+            assert checkpoints.metadata(step) == {"step": step}
         assert all((np.asarray(w) == step).all() for w in restored.values())
         newest = step
     assert newest > 3

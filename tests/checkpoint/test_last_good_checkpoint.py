@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import Checkpoints, save_trained
+from llama_cpt.checkpoint.checkpoint import CheckpointManager, save_weights
 from llama_cpt.checkpoint.health import DivergedError
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CheckpointConfig, MeshConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.parallel.mesh import make_mesh
@@ -23,8 +23,8 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.stop import Outcome
-from llama_cpt.weights.checkpoint_reader import TrainedWeights
-from llama_cpt.weights.source import check_source, load_parameters, model_config_of
+from llama_cpt.weights.checkpoint_reader import CheckpointReader
+from llama_cpt.weights.source import check_source, load_parameters, read_model_config
 from tests.checkpoint.test_checkpoint import make_model, make_state, save_small, small
 from tests.training.test_trainer import saved_steps, train, train_until
 
@@ -42,7 +42,7 @@ def copied(finished, tmp_path):
     """A copy of ``finished`` to damage, and its config."""
     output = tmp_path / "run"
     shutil.copytree(finished, output)
-    return output, replace(load(str(output / "config.json")), output=str(output))
+    return output, replace(load_config(str(output / "config.json")), output=str(output))
 
 
 def manifest_of(output: Path, step: int) -> Path:
@@ -62,7 +62,7 @@ def test_a_state_that_is_not_finite_is_never_committed(tmp_path, where, value):
     state = make_state(make_mesh(MeshConfig(1, 8, 1)))
     part = state.trained if where == "trained" else state.opt_state[0].mu
     part.layers.down[...] = part.layers.down[...].at[1, 2, 3].set(value)
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(1, make_state(make_mesh(MeshConfig(1, 8, 1))), {})
         with pytest.raises(DivergedError, match="step 2 was not saved: .*layers/down held NaN"):
             checkpoints.save(2, state, {})
@@ -74,7 +74,7 @@ def test_converted_weights_that_are_not_finite(tmp_path):
     model = make_model()
     model.embedding[...] = model.embedding[...].at[0, 0].set(jnp.nan)
     with pytest.raises(UserError, match="held NaN or infinity. Get the weights again"):
-        save_trained(str(tmp_path), model, {})
+        save_weights(str(tmp_path), model, {})
 
 
 @pytest.mark.parametrize("step", [6, 8])
@@ -113,11 +113,11 @@ def test_a_dead_model_does_not_delete_the_last_good_one(
 
 
 def test_a_later_start_knows_which_checkpoints_are_dead(tmp_path):
-    with Checkpoints(str(tmp_path), keep=9) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=9) as checkpoints:
         for step, problem in ((1, ""), (2, "the loss is 99"), (3, "the loss is 99")):
             checkpoints.save(step, small(step), {})
             checkpoints.retention.judge(step, problem)
-    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+    with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.retention.judge(4, "the loss is 99")
         checkpoints.save(4, small(4), {})
         checkpoints.wait()
@@ -142,25 +142,25 @@ def test_checkpoints_without_manifests_are_not_deleted(copied):
     for step in (3, 6, 8):
         manifest_of(output, step).unlink()
     before = contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()
-    for command in (lambda: train(config), lambda: model_config_of(str(output))):
+    for command in (lambda: train(config), lambda: read_model_config(str(output))):
         with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there, but their manifests"):
             command()
     with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there"):
-        with Checkpoints(str(output / "checkpoints")) as checkpoints:
+        with CheckpointManager(str(output / "checkpoints")) as checkpoints:
             checkpoints.save(9, small(9), {})
     assert (contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()) == before
 
 
 def test_a_first_save_that_was_interrupted_makes_room(tmp_path, monkeypatch):
     """The folder as a kill leaves it while sealing starts, and as an earlier version left it."""
-    seal = manifest.seal
+    seal = manifest.commit
 
     def copy_and_seal(checkpoint, *share):
         shutil.copytree(checkpoint.parent, tmp_path / "killed")
         seal(checkpoint, *share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "seal", copy_and_seal)
+        patch.setattr(manifest, "commit", copy_and_seal)
         save_small(tmp_path / "whole", 1)
     assert (tmp_path / "killed/1/_METADATA").exists()
     older = tmp_path / "older"
@@ -169,7 +169,7 @@ def test_a_first_save_that_was_interrupted_makes_room(tmp_path, monkeypatch):
     note = older / "1/_CHECKPOINT_METADATA"
     note.write_text(json.dumps(json.loads(note.read_text()) | {"commit_timestamp_nsecs": None}))
     for folder in ("killed", "older"):
-        with Checkpoints(str(tmp_path / folder)) as checkpoints:
+        with CheckpointManager(str(tmp_path / folder)) as checkpoints:
             assert checkpoints.latest_verified() is None
             checkpoints.save(1, small(1), {})
             checkpoints.wait()
@@ -192,11 +192,11 @@ def test_every_command_reads_the_newest_verified_checkpoint(harm, copied, capfd)
     output, config = copied
     source, mesh = str(output), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     harm(output / "checkpoints/8/_CHECKPOINT_METADATA")
-    assert model_config_of(source) == config.model
+    assert read_model_config(source) == config.model
     check_source(source, config.model)
     found = load_parameters(source, abstract_llama(config.model), mesh)
     identity = model_identity(source, config.model, 0)
-    with TrainedWeights(source) as weights:
+    with CheckpointReader(source) as weights:
         assert weights.step == 6
         np.testing.assert_array_equal(weights.parameter("layers/query"), found.layers.query[...])
     warned = capfd.readouterr().err
@@ -208,11 +208,11 @@ def test_every_command_reads_the_newest_verified_checkpoint(harm, copied, capfd)
 
 def test_a_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
     save_small(tmp_path, 1, 2)
-    real, calls = manifest.digest_of, itertools.count()
-    monkeypatch.setattr(manifest, "digest_of", lambda path: (next(calls), real(path))[1])
+    real, calls = manifest.size_and_digest, itertools.count()
+    monkeypatch.setattr(manifest, "size_and_digest", lambda path: (next(calls), real(path))[1])
 
     def newest() -> int:
-        with Checkpoints(str(tmp_path)) as checkpoints:
+        with CheckpointManager(str(tmp_path)) as checkpoints:
             return checkpoints.latest_verified()
 
     assert newest() == 2
@@ -231,7 +231,7 @@ def test_a_checkpoint_under_the_name_of_another_step(earlier_version, copied, ca
     if earlier_version:
         del content["step"]
     manifest_of(output, 9).write_text(json.dumps(content))
-    with Checkpoints(str(output / "checkpoints")) as checkpoints:
+    with CheckpointManager(str(output / "checkpoints")) as checkpoints:
         assert checkpoints.latest_verified() == 8
     told = "holds the state of step 6" if earlier_version else "its manifest is that of step 6"
     assert told in capfd.readouterr().err

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import Checkpoints
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError, StorageError
-from llama_cpt.checkpoint.saving import save
+from llama_cpt.checkpoint.saving import save_with_retries
 from llama_cpt.runtime import retry
 from tests.storage_server import storage
 
@@ -22,8 +22,8 @@ STATE = {"trained": {"w": jnp.ones(8)}}
 @pytest.fixture
 def fail(monkeypatch):
     """``fail(number, times)``: so many seals end in the system's error ``number``."""
-    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
-    real = manifest.seal
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    real = manifest.commit
 
     def set_up(number: int, times: int) -> list[int]:
         tries: list[int] = []
@@ -34,7 +34,7 @@ def fail(monkeypatch):
                 raise OSError(number, os.strerror(number))
             real(*arguments)
 
-        monkeypatch.setattr(manifest, "seal", seal)
+        monkeypatch.setattr(manifest, "commit", seal)
         return tries
 
     return set_up
@@ -42,9 +42,9 @@ def fail(monkeypatch):
 
 def test_what_passes_is_tried_again(tmp_path, fail, capfd):
     tries = fail(errno.EIO, 2)
-    with Checkpoints(str(tmp_path), 9) as checkpoints:
-        save(checkpoints, 1, STATE, {})
-        save(checkpoints, 2, STATE, {}, wait=True)
+    with CheckpointManager(str(tmp_path), 9) as checkpoints:
+        save_with_retries(checkpoints, 1, STATE, {})
+        save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [2] and len(tries) == 3
     said = capfd.readouterr().err
     assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in said
@@ -53,8 +53,8 @@ def test_what_passes_is_tried_again(tmp_path, fail, capfd):
 
 def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
     """They wait inside Orbax for this process's share: only a new start brings all together."""
-    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
-    with Checkpoints(str(tmp_path), 9) as checkpoints:
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    with CheckpointManager(str(tmp_path), 9) as checkpoints:
         tries = []
 
         def fails(*_: object, **__: object) -> None:
@@ -64,7 +64,7 @@ def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints._orbax, "save", fails)
         monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.count", lambda: 2)
         with pytest.raises(SaveError, match="step 1 was not saved") as failed:
-            save(checkpoints, 1, STATE, {})
+            save_with_retries(checkpoints, 1, STATE, {})
         monkeypatch.undo()
     assert failed.value.status == 75 and len(tries) == 1
 
@@ -77,33 +77,33 @@ def test_what_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(folder, step)
 
-    with Checkpoints(str(tmp_path), 1) as checkpoints:
-        save(checkpoints, 1, STATE, {}, wait=True)
+    with CheckpointManager(str(tmp_path), 1) as checkpoints:
+        save_with_retries(checkpoints, 1, STATE, {}, wait=True)
         monkeypatch.setattr(manifest, "discard", fails)
-        save(checkpoints, 2, STATE, {}, wait=True)
+        save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [1, 2]
         assert "old checkpoints stay ([Errno 5] Input/output error)" in capfd.readouterr().err
         monkeypatch.setattr(manifest, "discard", real)
-        save(checkpoints, 3, STATE, {}, wait=True)
+        save_with_retries(checkpoints, 3, STATE, {}, wait=True)
         assert checkpoints.steps() == [3]
 
 
 @pytest.mark.parametrize("reads", [2, 99])
 def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
     """The first tries fail: the newest is taken, or the start ends, to be started again."""
-    with Checkpoints(str(tmp_path), 2) as checkpoints:
-        save(checkpoints, 1, STATE, {}, wait=True)
-        save(checkpoints, 2, STATE, {}, wait=True)
-    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
-    real, tries = manifest.digest_of, itertools.count()
+    with CheckpointManager(str(tmp_path), 2) as checkpoints:
+        save_with_retries(checkpoints, 1, STATE, {}, wait=True)
+        save_with_retries(checkpoints, 2, STATE, {}, wait=True)
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    real, tries = manifest.size_and_digest, itertools.count()
 
     def digest_of(path: object) -> tuple[int, str]:
         if next(tries) < reads:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path)
 
-    monkeypatch.setattr(manifest, "digest_of", digest_of)
-    with Checkpoints(str(tmp_path), 2) as checkpoints:
+    monkeypatch.setattr(manifest, "size_and_digest", digest_of)
+    with CheckpointManager(str(tmp_path), 2) as checkpoints:
         if reads < 4:
             assert checkpoints.latest_verified() == 2
         else:
@@ -144,7 +144,7 @@ def test_a_bucket_has_no_folders_and_others_write_to_it(tmp_path):
 @pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 4), (errno.ENOSPC, 1)])
 def test_what_does_not_pass_is_told(number, tries, tmp_path, fail):
     tried = fail(number, 99)
-    with Checkpoints(str(tmp_path), 9) as checkpoints:
+    with CheckpointManager(str(tmp_path), 9) as checkpoints:
         with pytest.raises(SaveError, match="step 1 was not saved"):
-            save(checkpoints, 1, STATE, {}, wait=True)
+            save_with_retries(checkpoints, 1, STATE, {}, wait=True)
         assert len(tried) == tries and checkpoints.steps() == []

@@ -20,7 +20,13 @@ from llama_cpt.config.schema import ChatConfig, CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare import layout as corpus_spans
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.prepare.layout import Layout, Recipe, parts_of, places_of, spans_of
+from llama_cpt.data.prepare.layout import (
+    PrepareSpec,
+    ShardLayout,
+    block_offsets,
+    iter_spans,
+    split_into_parts,
+)
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.prepare import main
 from llama_cpt.runtime.errors import UserError
@@ -30,7 +36,7 @@ from tests.storage_server import bucket
 
 __all__ = ["bucket"]
 
-SMALL = Layout(span_bytes=300, shard_bytes=3000)
+SMALL = ShardLayout(span_bytes=300, shard_bytes=3000)
 
 
 def texts(count, seed):
@@ -91,19 +97,19 @@ def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
         table = pyarrow.table({"text": texts(count, seed)})
         pyarrow.parquet.write_table(table, folder / f"{number}c.parquet", row_group_size=3)
     sources = find_sources(CorpusConfig("zh", str(folder / "*")))
-    recipe = Recipe("zh", "", 31, "text", "error", "")
-    layout = Layout(data.draw(st.integers(1, 900)), data.draw(st.integers(1, 3000)))
+    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
+    layout = ShardLayout(data.draw(st.integers(1, 900)), data.draw(st.integers(1, 3000)))
     files = range(len(sources.files))
-    places = [place for f in files for place in places_of(sources, recipe, layout, f)]
+    places = [place for f in files for place in block_offsets(sources, recipe, layout, f)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_spans, "PART_BYTES", data.draw(st.integers(1, 2000)))
-        parts = list(parts_of(places, layout))
+        parts = list(split_into_parts(places, layout))
 
     def known(spans):
         return [(span.shard, [(b.path, b.first, b.raw) for b in span.blocks]) for span in spans]
 
-    found = [span for part in parts for span in spans_of(sources, recipe, layout, part)]
-    assert known(found) == known(spans_of(sources, recipe, layout))
+    found = [span for part in parts for span in iter_spans(sources, recipe, layout, part)]
+    assert known(found) == known(iter_spans(sources, recipe, layout))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.data.chat.conversations import BadRecordError, Message
+from llama_cpt.data.chat.conversations import InvalidRecordError, Message
 from llama_cpt.data.chat.formats import read_record
 from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer.tokenizer import LLAMA3_PATTERN, load_tokenizer
@@ -112,11 +112,11 @@ def test_real_chats(llama3, shared_data, every, count):
         for record in records[::every]:
             try:
                 messages = read_record(record)[1].messages
-            except BadRecordError:
+            except InvalidRecordError:
                 continue
             rendering = template.render(messages)
             answers = [m.content.strip() for m in messages if m.role == "assistant"]
-            spoken = [rendering.tokens[a:b].tolist() for a, b in rendering.spoken]
+            spoken = [rendering.tokens[a:b].tolist() for a, b in rendering.assistant_spans]
             assert spoken == [parsed(f"{answer}<|eot_id|>") for answer in answers]
             turns = [
                 f"<|start_header_id|>{m.role}<|end_header_id|>\n\n{m.content.strip()}<|eot_id|>"
@@ -155,7 +155,7 @@ def test_text_never_becomes_special(byte_folder, tmp_path_factory, jinja, texts)
     answers = [f"{m.content.strip()}<|eot_id|>" for m in messages if m.role == "assistant"]
     assert said(template, tokenizer, messages) == answers
     if len(messages) % 2:
-        start = rendering.spoken[-1][1] if rendering.spoken else 0
+        start = rendering.assistant_spans[-1][1] if rendering.assistant_spans else 0
         assert template.prompt(messages)[start : len(ids)] == ids[start:]
 
 
@@ -190,7 +190,7 @@ def test_llama3_in_jinja_is_llama3(llama3, byte_folder, tmp_path):
     assert ours.fingerprint == "llama3" and re.fullmatch("[0-9a-f]{64}", theirs.fingerprint)
     one, other = ours.render(TALK), theirs.render(TALK)
     np.testing.assert_array_equal(one.tokens, other.tokens)
-    assert one.spoken == other.spoken
+    assert one.assistant_spans == other.assistant_spans
 
 
 def test_the_line_break_after_the_end_is_not_said(byte_folder, tmp_path):
@@ -243,8 +243,8 @@ def test_templates_that_are_refused(byte_folder, tmp_path, jinja, complaint):
 def test_a_template_may_refuse_a_record(byte_folder, tmp_path):
     jinja = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     template = load_chat_template(with_template(byte_folder, tmp_path, jinja + LINES_JINJA), "auto")
-    assert template.render(TALK[1:]).spoken
-    with pytest.raises(BadRecordError) as caught:
+    assert template.render(TALK[1:]).assistant_spans
+    with pytest.raises(InvalidRecordError) as caught:
         template.render(TALK)
     assert (caught.value.reason, caught.value.detail) == (
         "the chat template refuses it",

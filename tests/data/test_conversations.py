@@ -7,16 +7,16 @@ import pytest
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.chat.conversations import (
-    BadRecordError,
     Conversation,
-    Judged,
+    InvalidRecordError,
     Message,
-    Preference,
+    PreferencePair,
+    RatedAnswer,
 )
 from llama_cpt.data.chat.formats import read_record
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import find_sources
-from llama_cpt.data.sources.json_records import read_record_blocks, records_of
+from llama_cpt.data.sources.json_records import parse_records, read_record_blocks
 from llama_cpt.runtime.errors import USER_ERROR, UserError
 
 S, U, A, U2, A2 = (
@@ -67,16 +67,16 @@ FORMATS = [
         {"prompt": openai(S, U), "completion": openai(A)},
         Conversation((S, U, A)),
     ),
-    ("messages + label", {"messages": openai(U, A), "label": False}, Judged((U,), "a", False)),
+    ("messages + label", {"messages": openai(U, A), "label": False}, RatedAnswer((U,), "a", False)),
     (
         "prompt-completion + label",
         {"prompt": "u", "completion": "a", "label": True},
-        Judged((U,), "a", True),
+        RatedAnswer((U,), "a", True),
     ),
     (
         "chosen + rejected",
         {"chosen": openai(S, U, A), "rejected": openai(S, U, A2)},
-        Preference((S, U), "a", "b"),
+        PreferencePair((S, U), "a", "b"),
     ),
     (
         "sharegpt + chosen + rejected",
@@ -85,22 +85,22 @@ FORMATS = [
             "chosen": sharegpt(A)[0],
             "rejected": sharegpt(A2)[0],
         },
-        Preference((U, A, U2), "a", "b"),
+        PreferencePair((U, A, U2), "a", "b"),
     ),
     (
         "prompt + chosen + rejected",
         {"prompt": "u", "chosen": "a", "rejected": "b"},
-        Preference((U,), "a", "b"),
+        PreferencePair((U,), "a", "b"),
     ),
     (
         "prompt + chosen + rejected",
         {"prompt": "u", "chosen": openai(U, A), "rejected": openai(U, A2), "messages": []},
-        Preference((U,), "a", "b"),
+        PreferencePair((U,), "a", "b"),
     ),
     (
         "alpaca + chosen + rejected",
         {"instruction": "u", "chosen": "a", "rejected": "b"},
-        Preference((U,), "a", "b"),
+        PreferencePair((U,), "a", "b"),
     ),
 ]
 
@@ -151,7 +151,7 @@ def test_formats(name, record, expected):
 
 @pytest.mark.parametrize(("reason", "record"), BAD)
 def test_bad_records(reason, record):
-    with pytest.raises(BadRecordError) as caught:
+    with pytest.raises(InvalidRecordError) as caught:
         read_record(record)
     assert caught.value.reason == reason
 
@@ -159,7 +159,7 @@ def test_bad_records(reason, record):
 def read(path):
     sources = find_sources(CorpusConfig("chats", str(path)))
     blocks = list(read_record_blocks(sources, 40))
-    return blocks, [record for block in blocks for record in records_of(block)]
+    return blocks, [record for block in blocks for record in parse_records(block)]
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -24,10 +24,10 @@ from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare import shards as corpus_shards
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.prepare.layout import Layout, layout_of
+from llama_cpt.data.prepare.layout import ShardLayout, make_layout
 from llama_cpt.data.rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.sources import files as sources
-from llama_cpt.data.sources.documents import documents_of, read_blocks
+from llama_cpt.data.sources.documents import parse_documents, read_blocks
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
@@ -35,7 +35,7 @@ from tests.byte_tokenizer import write_byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 31
-SMALL = Layout(span_bytes=300, shard_bytes=3000)
+SMALL = ShardLayout(span_bytes=300, shard_bytes=3000)
 ZH_SHARDS = 15
 
 
@@ -127,7 +127,7 @@ def test_each_shard_is_its_documents_in_order(
     for number, file in enumerate([*files, ["enough text for a row" * 3]]):
         write_lines(folder / f"{number}.jsonl", file)
     source = CorpusConfig("zh", str(folder / "*.jsonl"))
-    layout = Layout(span_bytes, shard_bytes)
+    layout = ShardLayout(span_bytes, shard_bytes)
     config = DataConfig(
         str(vocabulary), str(folder / "out"), LENGTH, 1.0, (source,), bad_documents="skip"
     )
@@ -140,7 +140,7 @@ def test_each_shard_is_its_documents_in_order(
     for span in corpus_shards.spans_of(find_sources(source), recipe, layout):
         for block in span.blocks:
             documents[span.shard] += [
-                d.text for d in documents_of(block, "text") if hasattr(d, "text")
+                d.text for d in parse_documents(block, "text") if hasattr(d, "text")
             ]
     assert sum(documents, []) == [text for text in everything if text and not text.isspace()]
     dropped = 0
@@ -418,9 +418,9 @@ def test_a_lossy_tokenizer_is_counted(config, tmp_path):
 
 
 def test_small_files_share_shards_and_large_ones_are_cut():
-    assert layout_of(10**6, 8192).shard_bytes == 64 << 20
-    assert layout_of(10**12, 8192).shard_bytes == 10**12 // 64
-    assert layout_of(10**6, 131_072).shard_bytes >= 4 * 1000 * 131_073
+    assert make_layout(10**6, 8192).shard_bytes == 64 << 20
+    assert make_layout(10**12, 8192).shard_bytes == 10**12 // 64
+    assert make_layout(10**6, 131_072).shard_bytes >= 4 * 1000 * 131_073
 
 
 def test_a_second_call_waits_for_the_first(config, small):
@@ -487,5 +487,5 @@ def test_every_kind_of_source_is_read_by_its_literal_name(tmp_path, name):
     else:
         write_lines(tmp_path / name, ["one"])
     blocks = read_blocks(find_sources(CorpusConfig("zh", str(tmp_path / name))), "text", 1 << 20)
-    (document,) = (one for block in blocks for one in documents_of(block, "text"))
+    (document,) = (one for block in blocks for one in parse_documents(block, "text"))
     assert document.text == "one" and document.path == str(tmp_path / name)

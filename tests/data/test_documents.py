@@ -15,8 +15,13 @@ import pytest
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.sources import streams
-from llama_cpt.data.sources.documents import BadDocument, Start, documents_of, read_blocks
-from llama_cpt.data.sources.files import digested, find_sources, legible_errors, what_changed
+from llama_cpt.data.sources.documents import BadDocument, BlockStart, parse_documents, read_blocks
+from llama_cpt.data.sources.files import (
+    describe_changes,
+    find_sources,
+    storage_errors_as_user_errors,
+    with_digests,
+)
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import UnreachableError
 
@@ -37,7 +42,7 @@ def corpus(source, field="text"):
 
 def read(source, field="text", block_bytes=1000):
     blocks = read_blocks(find_sources(corpus(source, field)), field, block_bytes)
-    return [document for block in blocks for document in documents_of(block, field)]
+    return [document for block in blocks for document in parse_documents(block, field)]
 
 
 def texts(documents):
@@ -177,7 +182,7 @@ def test_a_disk_that_fails_for_now_is_worth_a_new_start():
     with open("/proc/self/mem", "rb") as failing:
         with pytest.raises(UnreachableError, match=told):
             streams.read(failing, 9, "a.jsonl", " after line 3")
-        with pytest.raises(UnreachableError, match=told), legible_errors("a.jsonl"):
+        with pytest.raises(UnreachableError, match=told), storage_errors_as_user_errors("a.jsonl"):
             failing.read(9)
 
 
@@ -207,7 +212,7 @@ def test_a_remote_source(tmp_path):
     sources = find_sources(corpus("memory://bucket/*.jsonl.gz"))
     assert [path.rsplit("/", 1)[1] for path in sources.files] == ["a.jsonl.gz", "b.jsonl.gz"]
     assert texts(read("memory://bucket/*.jsonl.gz")) == ["first"] + [t for t in TEXTS if t.strip()]
-    assert len(digested("zh", sources.stats())[0]["digest"]) == 64
+    assert len(with_digests("zh", sources.stats())[0]["digest"]) == 64
     with pytest.raises(UserError, match="nonesuch://x: cannot be read"):
         find_sources(corpus("nonesuch://x"))
 
@@ -224,18 +229,18 @@ def test_a_remote_source_that_exists_is_literal():
 def test_changes_of_the_sources_are_seen(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", LINES)
     sources = find_sources(corpus(path))
-    before = digested("zh", sources.stats())
-    assert what_changed(sources.stats(), before) is None
+    before = with_digests("zh", sources.stats())
+    assert describe_changes(sources.stats(), before) is None
     path.touch()
-    assert what_changed(sources.stats(), before) is None
+    assert describe_changes(sources.stats(), before) is None
     path.write_bytes(LINES[:-3] + b" \r\n")
-    assert what_changed(sources.stats(), before) == f"source {path} has changed"
+    assert describe_changes(sources.stats(), before) == f"source {path} has changed"
     write_lines(tmp_path / "b.jsonl", LINES)
     both = find_sources(corpus(tmp_path / "*.jsonl"))
-    assert what_changed(both.stats(), before) == "there are 2 source files, there were 1"
+    assert describe_changes(both.stats(), before) == "there are 2 source files, there were 1"
     (tmp_path / "elsewhere").mkdir()
     moved = write_lines(tmp_path / "elsewhere" / "a.jsonl", LINES)
-    assert what_changed(find_sources(corpus(moved)).stats(), before) is None
+    assert describe_changes(find_sources(corpus(moved)).stats(), before) is None
 
 
 @pytest.fixture(scope="module")
@@ -270,12 +275,12 @@ def test_tfds(dataset):
     documents = read("tfds:tiny_texts")
     sources = find_sources(corpus("tfds:tiny_texts"))
     blocks = list(read_blocks(sources, "text", 300))
-    assert list(read_blocks(sources, "text", 300, Start(first=blocks[1].first))) == blocks[1:]
+    assert list(read_blocks(sources, "text", 300, BlockStart(first=blocks[1].first))) == blocks[1:]
     assert sorted(texts(documents)) == sorted(f"文 number {i}" for i in range(600))
     assert [d.number for d in documents] == list(range(1, 601))
     assert texts(read("tfds:tiny_texts:1.2.0:train[:10]")) == texts(documents)[:10]
     assert len(read("tfds:tiny_texts:test")) == 3
-    assert [source["bytes"] > 0 for source in digested("zh", sources.stats())] == [True]
+    assert [source["bytes"] > 0 for source in with_digests("zh", sources.stats())] == [True]
     assert {str(d).split(": ")[1] for d in read("tfds:tiny_texts:test", "id")} == {
         "text is not a string (it is of type int)"
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig
-from llama_cpt.data.mixture import Mixture, MixtureCorpus, mixture_of
+from llama_cpt.data.mixture import Mixture, MixtureCorpus, build_mixture
 from llama_cpt.data.permutation import pass_keys, permute, stream_key
 from llama_cpt.runtime.errors import UserError
 
@@ -91,7 +91,7 @@ def test_equals_a_walk_with_counters(stage_list, additional, original):
     np.testing.assert_array_equal(ours[1], index)
     for num_rows in (0, 1, 17, 300):
         walked = np.bincount(corpus[:num_rows], minlength=len(mixture.corpora))
-        assert mixture.counts(num_rows) == tuple(walked)
+        assert mixture.row_counts(num_rows) == tuple(walked)
 
 
 def assert_bounds(mixture, span=SPAN):
@@ -116,8 +116,8 @@ def assert_bounds(mixture, span=SPAN):
 def test_almr_is_within_one_row_at_every_prefix(almr):
     mixture = make_mixture([(0, almr)])
     assert_bounds(mixture)
-    assert mixture.counts(SPAN)[0] == Fraction(almr) * SPAN
-    assert mixture.asked(SPAN) == mixture.realised(SPAN) == Fraction(almr)
+    assert mixture.row_counts(SPAN)[0] == Fraction(almr) * SPAN
+    assert mixture.target_almr(SPAN) == mixture.realized_almr(SPAN) == Fraction(almr)
 
 
 def test_blocks_one_language_after_the_other():
@@ -125,7 +125,7 @@ def test_blocks_one_language_after_the_other():
     assert_bounds(mixture)
     corpus, _ = mixture.positions(np.arange(1000))
     assert (corpus[:300] == 0).all() and (corpus[300:] == 1).all()
-    assert mixture.asked(1200) == Fraction(300 + 67, 1200) == mixture.realised(1200)
+    assert mixture.target_almr(1200) == Fraction(300 + 67, 1200) == mixture.realized_almr(1200)
 
 
 @settings(deadline=None, max_examples=15)
@@ -140,7 +140,7 @@ def test_bounds_hold_for_any_stages_and_weights(stage_list, additional, original
 def test_one_floor_rule_on_cumulative_weights_would_break():
     """Three corpora whose cumulative shares step together: the split by remainders stays exact."""
     mixture = make_mixture([(0, "1")], ["0.5", "0.25", "0.25"])
-    assert mixture.counts(4) == (2, 1, 1, 0)
+    assert mixture.row_counts(4) == (2, 1, 1, 0)
     assert_bounds(mixture)
 
 
@@ -148,13 +148,13 @@ def test_far_rows_are_exact():
     """Products past int64 and floats past their digits: the billionth row is as exact as row 0."""
     mixture = make_mixture([(0, "0.123456789012"), (10**12 + 7, "0.335")], ["0.3", "0.7"])
     far = 10**15
-    counts = np.array(mixture.counts(far))
+    counts = np.array(mixture.row_counts(far))
     corpus, index = mixture.positions(np.arange(far, far + 500))
     for c, i in zip(corpus, index, strict=True):
         assert counts[c] == i
         counts[c] += 1
-    assert tuple(counts) == mixture.counts(far + 500)
-    assert abs(counts[:2].sum() - mixture.asked(far + 500) * (far + 500)) < 1
+    assert tuple(counts) == mixture.row_counts(far + 500)
+    assert abs(counts[:2].sum() - mixture.target_almr(far + 500) * (far + 500)) < 1
 
 
 def test_locate_does_not_depend_on_how_rows_are_asked_for():
@@ -224,9 +224,9 @@ def test_neighbours_part():
 
 def test_too_many_passes_are_refused_before_the_run():
     mixture = make_mixture([(0, "0.335")], ["1"], ["1"], rows=100)
-    longest = mixture.rows_within(2.5)
+    longest = mixture.max_rows(2.5)
     mixture.check_epochs(longest, 2.5)
-    assert max(mixture.passes(longest)) <= 2.5 < max(mixture.passes(longest + 1))
+    assert max(mixture.epochs(longest)) <= 2.5 < max(mixture.epochs(longest + 1))
     with pytest.raises(UserError, match=rf"'en0' \(100 rows\), data.max_epochs is 2.5.*{longest}"):
         mixture.check_epochs(longest + 1, 2.5)
     with pytest.raises(UserError, match="6.65 times over corpus 'en0'"):
@@ -247,7 +247,7 @@ def config_of(almr, *, additional=("zh",), original=("en",), weights=()):
 
 def test_config_steps_become_rows_and_decimals_stay_exact():
     config = config_of(((0, 0.29), (10, 0.335)), original=("en", "code"), weights=[("code", 0.1)])
-    mixture = mixture_of(config, {"zh": 5, "en": 6, "code": 7}, seed=3, global_batch_size=16)
+    mixture = build_mixture(config, {"zh": 5, "en": 6, "code": 7}, seed=3, global_batch_size=16)
     assert mixture.stages == ((0, Fraction(29, 100)), (160, Fraction(335, 1000)))
     assert [c.name for c in mixture.corpora] == ["zh", "en", "code"]
     assert mixture.original[1] == MixtureCorpus("code", 7, Fraction(1, 10))
@@ -256,4 +256,4 @@ def test_config_steps_become_rows_and_decimals_stay_exact():
 
 def test_a_corpus_without_rows_is_refused():
     with pytest.raises(UserError, match="'en' has no row of tokens"):
-        mixture_of(config_of(0.5), {"zh": 5, "en": 0}, seed=0, global_batch_size=16)
+        build_mixture(config_of(0.5), {"zh": 5, "en": 0}, seed=0, global_batch_size=16)

@@ -20,15 +20,15 @@ from llama_cpt.config.schema import (
 )
 from llama_cpt.data.batch import PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.data.chat.conversations import Message
-from llama_cpt.data.chat.packing import fields_of
+from llama_cpt.data.chat.packing import record_fields
 from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.inspect_rows import packed_row_as_text
 from llama_cpt.data.loader import batches, read_batch
-from llama_cpt.data.mixture import Mixture, MixtureCorpus, mixture_of
+from llama_cpt.data.mixture import Mixture, MixtureCorpus, build_mixture
 from llama_cpt.data.packed_rows import open_packed_rows
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare.corpora import open_rows, prepare
-from llama_cpt.data.prepare.layout import Layout
+from llama_cpt.data.prepare.layout import ShardLayout
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
@@ -87,7 +87,7 @@ def contents(folder):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
     """From record to row, by one worker or two, in several shards, for each objective."""
-    monkeypatch.setattr(corpora, "layout_of", lambda *_: Layout(300, 2000))
+    monkeypatch.setattr(corpora, "layout_of", lambda *_: ShardLayout(300, 2000))
     config = config_of(tmp_path, vocabulary, kind)
     prepared = prepare(config, 1, objective=OBJECTIVES[kind])
     again = replace(config, prepared=str(tmp_path / "again"))
@@ -112,7 +112,7 @@ def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
     (rows,) = open_packed_rows([prepared.folder("zh")], [None])
     block = rows.read(np.arange(len(rows)))
     for row in range(len(rows)):
-        fields = {name: getattr(block, name)[row] for name in fields_of("conversations")}
+        fields = {name: getattr(block, name)[row] for name in record_fields("conversations")}
         for number, (tokens, targets, learnt) in found_segments(fields).items():
             if kind == "unpaired" and number % 2 == 0:
                 continue
@@ -185,7 +185,7 @@ def test_format_tokens_are_left_out(tmp_path, vocabulary):
 
 def loader(config, prepared, references=None, **changes):
     sizes = {name: manifest.rows for name, manifest in prepared.rows.items()}
-    mixture = mixture_of(config, sizes, seed=0, global_batch_size=8)
+    mixture = build_mixture(config, sizes, seed=0, global_batch_size=8)
     settings = dict(bos_id=256, global_batch_size=8, num_microbatches=2)
     opened = open_rows(prepared, references)
     return mixture, batches(mixture, opened, start_row=8, **settings | changes)
@@ -271,13 +271,13 @@ def test_good_answers_keep_their_judgement(tmp_path, vocabulary):
     seen = 0
     for rows in open_rows(prepared):
         block = rows.read(np.arange(len(rows)))
-        for row, answer in zip(*np.nonzero(block.unit_mask), strict=True):
+        for row, answer in zip(*np.nonzero(block.example_mask), strict=True):
             places = block.segment_ids[row] == 2 * answer + 1
             text = tokenizer.decode(block.targets[row][places].tolist())
             prompt, said = (part.rsplit("\n\n", 1)[1] for part in text.split("<|eot_id|>")[:2])
             assert bool(block.good[row, answer]) == expected[prompt, said]
             seen += 1
-        assert not block.good[block.unit_mask == 0].any()
+        assert not block.good[block.example_mask == 0].any()
     pairs = sum(
         count
         for manifest in prepared.rows.values()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.data.chat.examples import ChatRecipe, Segment, Unit
-from llama_cpt.data.chat.lengths import fitted, with_mismatches
-from llama_cpt.data.chat.packing import TOKEN, fields_of, packed_records
+from llama_cpt.data.chat.examples import ChatExample, ChatSpec, Segment
+from llama_cpt.data.chat.lengths import drop_or_truncate, with_kl_completions
+from llama_cpt.data.chat.packing import TOKEN, pack_examples, record_fields
 from llama_cpt.runtime.errors import UserError
 
 KINDS = ("conversations", "preferences", "unpaired")
@@ -18,7 +18,7 @@ BOS = 1
 
 
 def recipe(kind, too_long="drop"):
-    return ChatRecipe(kind, "llama3", "assistant", too_long, False)
+    return ChatSpec(kind, "llama3", "assistant", too_long, False)
 
 
 @st.composite
@@ -37,12 +37,12 @@ def units(draw, kind, longest):
             )
             for answer in (answers if kind == "preferences" else answers[:1])
         )
-        made.append(Unit(segments, bool(random.integers(2))))
+        made.append(ChatExample(segments, bool(random.integers(2))))
     return made
 
 
 def rows_of(records, kind):
-    names = fields_of(kind)
+    names = record_fields(kind)
     return [
         dict(zip(names, np.frombuffer(record, TOKEN).reshape(len(names), -1), strict=True))
         for record in records
@@ -71,14 +71,14 @@ def as_placed(segment):
 def test_every_unit_is_in_one_row_once(kind, data):
     given_units = data.draw(units(kind, LENGTH // 2))
     if kind == "unpaired":
-        given_units = [Unit(unit.segments * 2, unit.good) for unit in given_units]
+        given_units = [ChatExample(unit.segments * 2, unit.good) for unit in given_units]
     given_units = [
         unit
         for unit in given_units
         if sum(len(segment.tokens) - 1 for segment in unit.segments) <= LENGTH
     ]
     counts = Counter()
-    records = list(packed_records(given_units, recipe(kind), LENGTH, counts))
+    records = list(pack_examples(given_units, recipe(kind), LENGTH, counts))
     members = 1 if kind == "conversations" else 2
     found, most = [], 0
     for row in rows_of(records, kind):
@@ -112,7 +112,7 @@ def test_what_a_row_cannot_hold(kind, too_long, data):
     """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
     given_units = data.draw(units(kind, 2 * LENGTH))
     counts = Counter()
-    kept = list(fitted(given_units, recipe(kind, too_long), LENGTH, counts))
+    kept = list(drop_or_truncate(given_units, recipe(kind, too_long), LENGTH, counts))
     left = iter(kept)
     after = next(left, None)
     whole = cut = lost = 0
@@ -156,7 +156,9 @@ def is_cut_of(after, before, too_long):
 def judged(prompt, answer, good=True):
     tokens = np.array([BOS, *prompt, *answer], np.uint32)
     prompt_tokens = 1 + len(prompt)
-    return Unit((Segment(tokens, np.arange(len(tokens)) >= prompt_tokens, prompt_tokens),), good)
+    return ChatExample(
+        (Segment(tokens, np.arange(len(tokens)) >= prompt_tokens, prompt_tokens),), good
+    )
 
 
 def test_a_mismatch_is_the_next_answer_to_another_prompt():
@@ -168,7 +170,7 @@ def test_a_mismatch_is_the_next_answer_to_another_prompt():
         judged([2], [60]),
     ]
     counts = Counter()
-    made = list(with_mismatches(given_units, 100, counts))
+    made = list(with_kl_completions(given_units, 100, counts))
     assert [unit.segments[0].tokens.tolist() for unit in made] == [
         unit.segments[0].tokens.tolist() for unit in given_units
     ]
@@ -182,9 +184,9 @@ def test_a_mismatch_is_the_next_answer_to_another_prompt():
     assert [unit.good for unit in made] == [True, False, True, True, True]
     assert counts["mismatches_cut"] == 0
     # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
-    cut = list(with_mismatches(given_units[:1] + given_units[2:3], 6, counts))
+    cut = list(with_kl_completions(given_units[:1] + given_units[2:3], 6, counts))
     assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
     assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
     assert counts["mismatches_cut"] == 2
     with pytest.raises(UserError, match="answers to two prompts"):
-        list(with_mismatches(given_units[:2], 100, counts))
+        list(with_kl_completions(given_units[:2], 100, counts))

@@ -197,7 +197,7 @@ def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
     ],
 )
 def test_a_bucket_that_denies_or_does_not_answer(tmp_path, monkeypatch, seconds, status, message):
-    monkeypatch.setattr(reachable, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(reachable, "TIMEOUT_SECONDS", 1.0)
     _, records = remote_records(tmp_path, 2)
     with storage(tmp_path, seconds, status):
         with pytest.raises(UserError, match=message):

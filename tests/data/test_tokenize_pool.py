@@ -11,8 +11,8 @@ import pytest
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.prepare import tokenize_pool
-from llama_cpt.data.prepare.layout import Layout, Recipe, spans_of
-from llama_cpt.data.prepare.tokenize_pool import EncodingPool, encode_span
+from llama_cpt.data.prepare.layout import PrepareSpec, ShardLayout, iter_spans
+from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
@@ -31,8 +31,8 @@ def spans(tmp_path):
     lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
     (tmp_path / "zh.jsonl").write_text("\n".join(lines), tokenize_pool="utf-8")
     sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))
-    recipe = Recipe("zh", "", 31, "text", "error", "")
-    found = list(spans_of(sources, recipe, Layout(span_bytes=300, shard_bytes=3000)))
+    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
+    found = list(iter_spans(sources, recipe, ShardLayout(span_bytes=300, shard_bytes=3000)))
     assert len(found) >= 30
     return found
 
@@ -45,7 +45,7 @@ def test_the_pool_keeps_order_and_draws_only_what_it_needs(spans, tokenizer):
             drawn.append(span)
             yield span
 
-    with EncodingPool(tokenizer.path, 2) as pool:
+    with TokenizePool(tokenizer.path, 2) as pool:
         encoded = pool.encode(drawing())
         next(encoded)
         assert len(drawn) <= 2 * tokenize_pool.SPANS_AHEAD + 1
@@ -55,7 +55,7 @@ def test_the_pool_keeps_order_and_draws_only_what_it_needs(spans, tokenizer):
 
 
 def test_a_dead_worker_is_said(spans, tokenizer):
-    with EncodingPool(tokenizer.path, 2) as pool:
+    with TokenizePool(tokenizer.path, 2) as pool:
         for process in pool._processes:
             os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="worker process .* status -9.*fewer --workers"):

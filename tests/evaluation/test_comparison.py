@@ -53,11 +53,11 @@ def test_marks(folders):
     found = compare(folders)
     assert [row.name for row in found.rows] == ["bpb: zh", "bpb: en", "hard", "quiz"]
     assert found.differences == 8
-    assert found.marked("tuned", "gained") == ["bpb: zh", "quiz"]
-    assert found.marked("tuned", "forgotten") == ["bpb: en"]
+    assert found.rows_with("tuned", "gained") == ["bpb: zh", "quiz"]
+    assert found.rows_with("tuned", "forgotten") == ["bpb: en"]
     # 30 examples are few, even where both models agree on all of them.
-    assert found.marked("again", "kept") == ["bpb: zh", "bpb: en", "quiz"]
-    assert found.marked("again", "not told apart") == ["hard"]
+    assert found.rows_with("again", "kept") == ["bpb: zh", "bpb: en", "quiz"]
+    assert found.rows_with("again", "not told apart") == ["hard"]
 
 
 def test_bits_per_byte_weigh_by_bytes(tmp_path):
@@ -97,7 +97,7 @@ def test_fewer_errors_are_a_gain(tmp_path):
     write(tmp_path / "b", "errors", [[1.0, 2.0] * 40], metric="wer", less_is_better=True)
     found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
     assert found.rows[0].cells[1].difference.value == -4
-    assert found.marked("b", "gained") == ["errors"]
+    assert found.rows_with("b", "gained") == ["errors"]
     assert "errors (less is better)" in (tmp_path / "out/report.md").read_text()
 
 

@@ -14,20 +14,20 @@ import pytest
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.evaluate import main
-from llama_cpt.evaluation.question_rows import rows_of
+from llama_cpt.evaluation.question_rows import make_rows
 from llama_cpt.evaluation.scores import (
     ExampleScore,
     append_scores,
-    begin,
     read_scores,
     read_task,
+    start_task,
 )
 from llama_cpt.evaluation.summary import summary_of
 from llama_cpt.evaluation.tasks.eq_bench import closeness
-from llama_cpt.evaluation.written_answers import order_of
+from llama_cpt.evaluation.written_answers import make_answer_spec
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.output_folder import locked
+from llama_cpt.runtime.output_folder import file_lock
 from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -64,8 +64,8 @@ def model(tmp_path_factory):
 
 def asked_of(guesser, data, folder, **settings):
     benchmark = load_benchmark("cmmlu", data, 0)
-    found = questions.questions_of(benchmark, chat=None, limit=None)
-    questions.ask(found, guesser, folder, settings)
+    found = questions.make_questions(benchmark, chat=None, limit=None)
+    questions.answer_questions(found, guesser, folder, settings)
     return read_scores(str(folder))["cmmlu"]
 
 
@@ -94,8 +94,8 @@ def test_scores_of_another_model_are_not_taken_for_this_one_s(data, tmp_path):
 def test_a_higher_limit_goes_on(data, tmp_path):
     for limit, asked in ((1, 2 * 4), (3, 4 * 4)):
         guesser, benchmark = Guesser(), load_benchmark("cmmlu", data, 0)
-        questions.ask(
-            questions.questions_of(benchmark, chat=None, limit=limit), guesser, tmp_path, {}
+        questions.answer_questions(
+            questions.make_questions(benchmark, chat=None, limit=limit), guesser, tmp_path, {}
         )
         assert guesser.asked == asked
 
@@ -132,8 +132,10 @@ def test_direction_and_mean_of_a_task_file(better, aggregation, repeats, told, t
         TASK.format(file=file, repeats=repeats, aggregation=aggregation, better=better)
     )
     with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
-        found = questions.questions_of(load_benchmark(str(place), "", None), chat=None, limit=None)
-        questions.ask(found, Guesser(), tmp_path / "out", {})
+        found = questions.make_questions(
+            load_benchmark(str(place), "", None), chat=None, limit=None
+        )
+        questions.answer_questions(found, Guesser(), tmp_path / "out", {})
         (scores,) = read_scores(str(tmp_path / "out")).values()
         assert [score.score for score in scores] == [1.0, 1.0]
         assert [score.less_is_better for score in scores] == [not better] * 2
@@ -151,16 +153,16 @@ def test_answers_that_cannot_be_read_are_left_out_of_the_published_score():
 
 
 def test_how_an_answer_is_to_be_written():
-    order = order_of({"until": "x", "max_new_tokens": 9, "temperature": 0.5}, 64)
+    order = make_answer_spec({"until": "x", "max_new_tokens": 9, "temperature": 0.5}, 64)
     assert (order.stops, order.max_new_tokens, order.sampling.temperature) == (("x",), 9, 0.5)
-    assert order_of({"temperature": 0.0}, 512).sampling == Sampling()
-    assert order_of({"temperature": 0.5, "do_sample": False}, 512).sampling == Sampling()
-    assert order_of({"max_gen_toks": 1024}, 512).max_new_tokens == 256
+    assert make_answer_spec({"temperature": 0.0}, 512).sampling == Sampling()
+    assert make_answer_spec({"temperature": 0.5, "do_sample": False}, 512).sampling == Sampling()
+    assert make_answer_spec({"max_gen_toks": 1024}, 512).max_new_tokens == 256
 
 
 def test_an_option_longer_than_the_context_is_told():
     with pytest.raises(UserError, match="option of 9 tokens"):
-        rows_of([(np.arange(3, dtype=np.int32), np.arange(9, dtype=np.int32))], 8)
+        make_rows([(np.arange(3, dtype=np.int32), np.arange(9, dtype=np.int32))], 8)
 
 
 def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
@@ -226,7 +228,7 @@ def test_names_that_are_no_folders_of_scores(name, tmp_path):
 def test_a_folder_of_scores_has_one_writer(model, data, tmp_path):
     place = tmp_path / "tiny"
     place.mkdir()
-    with locked(epath.Path(place / ".lock"), "", wait=False):
+    with file_lock(epath.Path(place / ".lock"), "", wait=False):
         with pytest.raises(UserError, match="another process scores there"):
             main([model, "--tasks", "xcopa_zh", "--data", data, "--output", str(tmp_path)])
 
@@ -264,10 +266,10 @@ def test_sources_set_apart_follow_their_file(tmp_path):
         ExampleScore("bpb", "en", f"a:{n}", "bits_per_byte", 1.0, 8.0, 8, detail={"source": source})
         for n, source in enumerate("ab")
     ]
-    begin(tmp_path, "bpb", {"model": "m"})
+    start_task(tmp_path, "bpb", {"model": "m"})
     append_scores(tmp_path / "bpb.jsonl", scores)
     for names in ("ab", "b"):
-        bits_per_byte.set_apart(tmp_path, names, {"model": "m"})
+        bits_per_byte.write_no_counterpart(tmp_path, names, {"model": "m"})
         apart = read_scores(str(tmp_path))["bpb_no_counterpart"]
         assert [score.detail["source"] for score in apart] == list(names)
 

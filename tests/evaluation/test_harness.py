@@ -5,11 +5,16 @@ import pytest
 
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
-from llama_cpt.evaluation.question_rows import batches_of, groups_of, merged, rows_of
+from llama_cpt.evaluation.question_rows import (
+    group_by_prefix,
+    make_batches,
+    make_rows,
+    merge_ungrouped,
+)
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.source import model_config_of
+from llama_cpt.weights.source import read_model_config
 from tests.evaluation.benchmark_files import TEXT, save_model, write_benchmarks
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -20,7 +25,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from llama_cpt.evaluation import harness as harness_model  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
-from llama_cpt.evaluation.questions import ask, questions_of  # noqa: E402
+from llama_cpt.evaluation.questions import answer_questions, make_questions  # noqa: E402
 from llama_cpt.evaluation.scores import read_scores  # noqa: E402
 
 
@@ -38,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    config = model_config_of(folder)
+    config = read_model_config(folder)
     mesh = make_mesh(MeshConfig(1, 4, 2))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
@@ -98,7 +103,7 @@ def test_benchmarks_score_as_the_harness_scores_them(ours, theirs, tmp_path):
             # The harness refuses its own 256 in a context of 192.
             if task.config.generation_kwargs:
                 task.config.generation_kwargs["max_gen_toks"] = 16
-        ask(questions_of(benchmark, chat=None, limit=None), ours, tmp_path, {})
+        answer_questions(make_questions(benchmark, chat=None, limit=None), ours, tmp_path, {})
         for part, task in benchmark.parts.items():
             task.set_fewshot_seed(1234)
             harness = lm_eval.evaluate(theirs, {"tasks": {name: task}}, bootstrap_iters=0)
@@ -132,11 +137,11 @@ def test_every_request_is_in_one_batch_and_shares_what_is_common():
         for n in range(40)
         for x in range(3)
     ]
-    groups = merged(groups_of(rows_of(pairs, 512)))
+    groups = merge_ungrouped(group_by_prefix(make_rows(pairs, 512)))
     assert sorted(group.prefix for group in groups) == [199, 200]
     numbers = []
     for group in groups:
-        for rows, size, number in batches_of(group, 256, 4):
+        for rows, size, number in make_batches(group, 256, 4):
             assert len(rows) <= number and number % 4 == 0
             assert all(row.length(group.prefix) <= size for row in rows)
             numbers += [request for row in rows for request, _ in row.options]

@@ -10,14 +10,14 @@ from llama_cpt.evaluate import main
 from llama_cpt.evaluation.judge import endpoint as judging_endpoint
 from llama_cpt.evaluation.judge.endpoint import EndpointJudge
 from llama_cpt.evaluation.judge.prompts import read_prompts
-from llama_cpt.evaluation.judge.results import told
+from llama_cpt.evaluation.judge.results import summary_lines
 from llama_cpt.evaluation.judge.session import (
-    Contestant,
+    Candidate,
     add_conversation_arguments,
     check_conversations,
     judge_conversations,
 )
-from llama_cpt.evaluation.judge.verdicts import RUBBISH_IN_A_ROW
+from llama_cpt.evaluation.judge.verdicts import MAX_INVALID_REPLIES
 from llama_cpt.runtime.errors import UserError
 from tests.evaluation.benchmark_files import save_tokenizer
 from tests.evaluation.chat_endpoint import serving
@@ -52,7 +52,7 @@ def contestant(name, answers):
     def answer(prompts):
         return ((i, answers(prompt[-1].content)) for i, prompt in enumerate(prompts))
 
-    return Contestant(name, f"{name}'s weights", answer)
+    return Candidate(name, f"{name}'s weights", answer)
 
 
 GOOD = contestant("tuned", lambda asked: f"good answer to {asked}")
@@ -90,7 +90,7 @@ def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     assert (found.wins, found.losses, found.rate, found.unjudged) == (PROMPTS, 0, 1.0, 0)
     assert 0.5 < found.interval[0] < 1 == found.interval[1]
     assert found.shown_first == 0.5 and found.disagreements == 0
-    assert "tuned is preferred to base" in told(found)[0]
+    assert "tuned is preferred to base" in summary_lines(found)[0]
     # Blind, and the key goes into the header alone.
     assert not any("tuned" in text or "base" in text for text in server.asked)
     assert set(server.keys) == {f"Bearer {KEY}"}
@@ -163,7 +163,7 @@ def test_rubbish_is_counted(tmp_path, endpoint):
     server = endpoint(reply)
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.prompts, found.unjudged, found.without_verdict) == (PROMPTS - 1, 1, 2)
-    assert "1 prompts do not count" in told(found)[-1]
+    assert "1 prompts do not count" in summary_lines(found)[-1]
     # Asked again by the next call, that alone.
     before, server.reply = len(server.asked), lambda body, number: "VERDICT: A"
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -175,7 +175,7 @@ def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
     server = endpoint(lambda body, n: prefers("good")(body, n).replace("VERDICT: B", "Who knows?"))
     options = options_of(tmp_path, server.url)
     found = judge_conversations((GOOD, BAD), tmp_path, options)
-    assert found.without_verdict == PROMPTS > RUBBISH_IN_A_ROW
+    assert found.without_verdict == PROMPTS > MAX_INVALID_REPLIES
     assert judge_conversations((GOOD, BAD), tmp_path, options) == found
 
 

@@ -11,12 +11,12 @@ import pytest
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.evaluation.judge import endpoint
 from llama_cpt.evaluation.judge.endpoint import EndpointJudge
-from llama_cpt.evaluation.judge.verdicts import RubbishError, Shown
+from llama_cpt.evaluation.judge.verdicts import BlindedPair, InvalidReplyError
 from llama_cpt.runtime.errors import UserError
 from tests.evaluation.chat_endpoint import serving
 
 KEY = "sk-a-secret-that-nobody-may-see"
-SHOWN = Shown((Message("user", "Who?"),), "I.", "You.")
+SHOWN = BlindedPair((Message("user", "Who?"),), "I.", "You.")
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = json.dumps({"choices": [{"message": {"content": "VERDICT: A"}}]}).encode()
 WHOLE = OK + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
@@ -93,7 +93,7 @@ def test_nothing_comes():
 )
 def test_a_reply_that_breaks_off_is_asked_for_again(broken):
     with sending(broken, WHOLE) as url:
-        assert EndpointJudge(url, "j", 20.0).rule(SHOWN).verdict == "a"
+        assert EndpointJudge(url, "j", 20.0).rule(SHOWN).choice == "a"
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_verdicts(content, verdict):
     with serving(lambda body, number: content) as server:
         judge = EndpointJudge(server.url, "j", 20.0)
         if verdict is None:
-            with pytest.raises(RubbishError):
+            with pytest.raises(InvalidReplyError):
                 judge.rule(SHOWN)
         else:
-            assert judge.rule(SHOWN).verdict == verdict
+            assert judge.rule(SHOWN).choice == verdict
     assert time.monotonic() - start < 8
 
 
@@ -126,7 +126,7 @@ def test_a_model_with_a_temperature_of_its_own():
 
     with serving(reply) as server:
         judge = EndpointJudge(server.url, "j", 20.0)
-        assert [judge.rule(SHOWN).verdict for _ in range(2)] == ["b", "b"]
+        assert [judge.rule(SHOWN).choice for _ in range(2)] == ["b", "b"]
         assert len(server.asked) == 3
 
 

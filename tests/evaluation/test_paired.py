@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llama_cpt.evaluation.paired import corrected_level, mark_of, ratio_intervals
+from llama_cpt.evaluation.paired import classify, corrected_level, ratio_intervals
 
 SETS = 1000
 TRUTH = 0.05
@@ -82,4 +82,4 @@ def test_one_unit_says_nothing():
     ],
 )
 def test_marks(low, high, mark):
-    assert mark_of(low, high, 0.02) == mark
+    assert classify(low, high, 0.02) == mark

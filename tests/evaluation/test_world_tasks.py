@@ -15,7 +15,7 @@ from examples.bilingual_world.documents import LANGUAGES  # noqa: E402
 from examples.bilingual_world.facts import make_world  # noqa: E402
 from examples.bilingual_world.quartets import quartet_lines  # noqa: E402
 from llama_cpt.evaluation.benchmarks import FOLDER, load_benchmark  # noqa: E402
-from llama_cpt.evaluation.questions import ask, questions_of  # noqa: E402
+from llama_cpt.evaluation.questions import answer_questions, make_questions  # noqa: E402
 from llama_cpt.evaluation.scores import read_scores  # noqa: E402
 from llama_cpt.runtime.errors import UserError  # noqa: E402
 
@@ -52,8 +52,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("blind", [False, True])
 def test_the_oracle_is_right_and_the_blind_at_chance(folder, tmp_path, blind):
     for name in NAMES:
-        found = questions_of(load_benchmark(name, folder, None), chat=None, limit=None)
-        ask(found, Oracle(blind), tmp_path, {})
+        found = make_questions(load_benchmark(name, folder, None), chat=None, limit=None)
+        answer_questions(found, Oracle(blind), tmp_path, {})
     for name, scores in read_scores(str(tmp_path)).items():
         assert {score.chance for score in scores} == {0.25}, name
         assert sum(s.score for s in scores) / len(scores) == (0.25 if blind else 1.0), name

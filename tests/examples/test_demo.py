@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from examples import demo
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.runtime.errors import UserError
 
@@ -22,18 +22,18 @@ def at_the_root(monkeypatch):
 
 
 def test_the_runs_differ_in_the_ratio_alone():
-    base, with_replay = load(demo.BASE), load(demo.CPT)
+    base, with_replay = load_config(demo.BASE), load_config(demo.CPT)
     assert with_replay.init_from == base.output
     assert with_replay.model == base.model
-    assert base.data.stages() == ((0, 0),)
-    without = load(demo.CPT, ["--data.almr", "1.0", "--output", "elsewhere"])
-    assert [float(run.data.stages()[0][1]) for run in (with_replay, without)] == [0.33, 1]
+    assert base.data.almr_stages() == ((0, 0),)
+    without = load_config(demo.CPT, ["--data.almr", "1.0", "--output", "elsewhere"])
+    assert [float(run.data.almr_stages()[0][1]) for run in (with_replay, without)] == [0.33, 1]
     same = dataclasses.replace(
         without, output=with_replay.output, data=dataclasses.replace(without.data, almr=0.33)
     )
     assert same == with_replay
-    road = load(demo.PIPELINE, (), PipelineConfig)
-    assert road.stages[0] == with_replay and len(road.linked()) == 3
+    road = load_config(demo.PIPELINE, (), PipelineConfig)
+    assert road.stages[0] == with_replay and len(road.linked_stages()) == 3
 
 
 def test_outside_the_checkout(monkeypatch, tmp_path):

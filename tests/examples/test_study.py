@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from examples import study
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.sweep import SweepConfig
 
 
@@ -15,8 +15,8 @@ def at_the_root(monkeypatch):
 
 
 def test_both_pairs_start_from_one_base_and_differ_in_the_language_alone():
-    base, cpt = load(study.BASE), load(study.CPT)
-    chinese, arabic = (load(config, (), SweepConfig) for config in study.SWEEPS)
+    base, cpt = load_config(study.BASE), load_config(study.CPT)
+    chinese, arabic = (load_config(config, (), SweepConfig) for config in study.SWEEPS)
     assert chinese.train.init_from == arabic.train.init_from == base.output
     assert arabic.train == cpt
     assert chinese.axes == arabic.axes

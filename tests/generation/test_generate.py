@@ -9,8 +9,15 @@ import pytest
 
 from configs.models import LLAMA3_8B
 from llama_cpt.config.schema import MeshConfig
-from llama_cpt.generation.decoder import decode, logits_of, make_decoder, prefill
-from llama_cpt.generation.generate import CALL_TOKENS, advance, generate, padded, start, stream
+from llama_cpt.generation.decoder import compute_logits, decode, make_decoder, prefill
+from llama_cpt.generation.generate import (
+    TOKENS_PER_CALL,
+    advance,
+    generate,
+    pad_prompts,
+    start,
+    stream,
+)
 from llama_cpt.generation.lowering import lower_decode, lower_prefill
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.hardware.chips import CHIPS
@@ -89,18 +96,20 @@ def test_decode_gives_the_logits_of_the_full_forward(model, decoder):
     rows = np.random.default_rng(4).integers(0, TINY.vocab_size, (4, 60), dtype=np.int32)
     every = jnp.broadcast_to(jnp.arange(60), rows.shape)
     full = np.asarray(jax.jit(Llama.__call__)(model, rows, every, jnp.ones_like(every)))
-    tokens, lengths = padded([row[:size].tolist() for row, size in zip(rows, LENGTHS, strict=True)])
+    tokens, lengths = pad_prompts(
+        [row[:size].tolist() for row, size in zip(rows, LENGTHS, strict=True)]
+    )
     hidden, cache = jax.jit(prefill, static_argnames="columns")(
         decoder, tokens, lengths, columns=256
     )
     for row, size in enumerate(LENGTHS):
-        got = np.asarray(logits_of(decoder, hidden[row, :size]))
+        got = np.asarray(compute_logits(decoder, hidden[row, :size]))
         np.testing.assert_allclose(got, full[row, :size], atol=1e-4, rtol=0)
     step = jax.jit(decode)
     for ahead in range(12):
         at = lengths + ahead
         new, cache = step(decoder, cache, rows[range(4), at])
-        got = logits_of(decoder, new)
+        got = compute_logits(decoder, new)
         np.testing.assert_allclose(got, full[range(4), at], atol=1e-4, rtol=0)
 
 
@@ -130,7 +139,7 @@ def test_a_row_ends_before_its_stop_token(decoder):
         ends = [at for at, token in enumerate(whole) if token in (stop, 63)]
         assert part == whole[: min(ends, default=20)]
     calls = list(stream(decoder, rows[1:2], max_new_tokens=20, stop_ids=[stop]))
-    assert len(calls) == free[1].index(stop) // CALL_TOKENS + 1
+    assert len(calls) == free[1].index(stop) // TOKENS_PER_CALL + 1
 
 
 def test_one_compilation_for_a_batch_and_a_bucket(decoder):

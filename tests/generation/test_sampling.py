@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.generation.sampling import Sampling, draw, filtered
+from llama_cpt.generation.sampling import Sampling, filter_logits, sample
 from llama_cpt.runtime.errors import UserError
 
 VOCAB = 12
-FILTER, DRAW = jax.jit(filtered), jax.jit(draw)
+FILTER, DRAW = jax.jit(filter_logits), jax.jit(sample)
 
 
 def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:

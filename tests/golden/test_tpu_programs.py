@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.planning import compiling
-from llama_cpt.planning.out_of_memory import TooLarge
-from llama_cpt.training.lowering import lower, topology_program
+from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.training.lowering import lower_program, topology_program
 from tests.conftest import ROOT
 from tests.golden.tpu_programs import COMPILE, decode, encode, key_of, read
 
@@ -25,8 +25,10 @@ SMALL = (
 
 
 def lower_small():
-    program = topology_program(load(str(ROOT / "configs" / "cpt_1b.py"), SMALL), "v5e:2x2")
-    return lower(load(str(ROOT / "configs" / "cpt_1b.py"), SMALL), program), program.mesh
+    program = topology_program(load_config(str(ROOT / "configs" / "cpt_1b.py"), SMALL), "v5e:2x2")
+    return lower_program(
+        load_config(str(ROOT / "configs" / "cpt_1b.py"), SMALL), program
+    ), program.mesh
 
 
 @pytest.mark.slow
@@ -39,7 +41,7 @@ def test_kept_figures_equal_a_fresh_compile():
 
 
 def test_a_refusal_is_kept():
-    refused = TooLarge(20, 10, ((5, "f32[2]", "jit(step)"),))
+    refused = OutOfMemory(20, 10, ((5, "f32[2]", "jit(step)"),))
     assert decode(encode(refused)) == refused
 
 

@@ -24,10 +24,10 @@ from llama_cpt.config.fields import from_dict
 from llama_cpt.planning import compiling
 from llama_cpt.planning.buffers import Buffer, Peak
 from llama_cpt.planning.collectives import Collective
-from llama_cpt.planning.compiling import CompiledProgram, Program
+from llama_cpt.planning.compiling import CompiledProgram, ProgramFigures
 from llama_cpt.planning.hlo import Shape
 from llama_cpt.planning.matrix_flops import MatrixFlops
-from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.training.compiler_options import TPU
 
 # The property of a test that compiled a program.
@@ -53,9 +53,9 @@ def key_of(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def encode(made: CompiledProgram | TooLarge) -> dict[str, Any]:
+def encode(made: CompiledProgram | OutOfMemory) -> dict[str, Any]:
     """The figures as JSON values; arrays that are alike are counted."""
-    if isinstance(made, TooLarge):
+    if isinstance(made, OutOfMemory):
         return json.loads(json.dumps({"too_large": asdict(made)}))
     values = asdict(made)
     counted = Counter(made.program.live.buffers)
@@ -66,10 +66,10 @@ def encode(made: CompiledProgram | TooLarge) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def decode(values: dict[str, Any]) -> CompiledProgram | TooLarge:
+def decode(values: dict[str, Any]) -> CompiledProgram | OutOfMemory:
     """What ``encode`` was given, but for the order of arrays of one size."""
     if "too_large" in values:
-        return from_dict(TooLarge, values["too_large"])
+        return from_dict(OutOfMemory, values["too_large"])
     program = values["program"]
     buffers = [
         Buffer(_shape(shape, layout), origin, carried)
@@ -77,7 +77,7 @@ def decode(values: dict[str, Any]) -> CompiledProgram | TooLarge:
         for _ in range(count)
     ]
     buffers.sort(key=lambda one: -one.bytes)
-    read = Program(
+    read = ProgramFigures(
         matrix=MatrixFlops(**program["matrix"]),
         hbm_bytes=program["hbm_bytes"],
         collectives=from_dict(tuple[Collective, ...], program["collectives"]),
@@ -100,10 +100,12 @@ class Goldens:
     additions: Path | None = None
     """A folder for what this process uses of the file or compiles, if the file is refreshed."""
 
-    def compiler(self, test: pytest.Item) -> Callable[..., CompiledProgram | TooLarge]:
+    def compiler(self, test: pytest.Item) -> Callable[..., CompiledProgram | OutOfMemory]:
         """Stand in for ``compile_program`` during ``test``, which is marked if it compiles."""
 
-        def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | TooLarge:
+        def compile_program(
+            lowered: jax.stages.Lowered, mesh: Mesh
+        ) -> CompiledProgram | OutOfMemory:
             key = key_of(lowered, mesh)
             if key not in self.stored:
                 name = test.nodeid.partition("[")[0]

@@ -34,7 +34,7 @@ def test_a_name_is_the_most_compact_shape_of_its_size(family):
         assert find_topology(one.text) == one
         named = find_topology(one.name)
         assert named.chips == one.chips and sum(named.shape) <= sum(shape)
-    assert math.prod(shapes_of(family)[-1]) <= FAMILIES[family].most_chips
+    assert math.prod(shapes_of(family)[-1]) <= FAMILIES[family].max_chips
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from llama_cpt.mixture_law.intervals import Band
+from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.surface import Surface
 
 BASE = {"additional": 4.0, "original": 1.0}
@@ -97,7 +97,7 @@ class TruthSurface(Surface):
 
     def predict(self, almr, learning_rate, parameters=None, tokens=None):
         losses = truth(almr, learning_rate, parameters or 4e6, tokens or 1e8)
-        return {group: Band(v, v * 0.99, v * 1.01) for group, v in losses.items()}
+        return {group: Interval(v, v * 0.99, v * 1.01) for group, v in losses.items()}
 
     def base(self, parameters=None):
         return {g: v * (1e6 / (parameters or 4e6)) ** 0.08 for g, v in BASE.items()}

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.objective import Bound, Weights
 from tests.mixture_law.worlds import BASE, joined, plausible, plausible_losses, sized
 
@@ -20,11 +20,11 @@ def power(law, of, over):
 def test_fitted_powers_carry_rate_and_losses():
     points = joined(sized(1e6), sized(4e6, **MIDDLE))
     base = {group: loss * 32**-0.1 for group, loss in BASE.items()}
-    law = analyse(points, goal=GOAL, target_parameters=3.2e7, target_base=base)
+    law = analyze(points, goal=GOAL, target_parameters=3.2e7, target_base=base)
     rate = power(law, "learning rate", "parameters")
     assert rate.prior is None and rate.power.low < -0.5 < rate.power.high
     assert rate.power.value == pytest.approx(-0.5, abs=0.15)
-    found, home = law.recommendation, analyse(sized(1e6), goal=GOAL).recommendation
+    found, home = law.recommendation, analyze(sized(1e6), goal=GOAL).recommendation
     assert abs(found.almr.value - home.almr.value) < 0.07
     decades = np.log10(found.learning_rate.value / (home.learning_rate.value * 32**-0.5))
     assert abs(decades) < 0.2 and found.parameters == 3.2e7
@@ -37,15 +37,15 @@ def test_fitted_powers_carry_rate_and_losses():
         carried = 1.645 * missed[group] * np.log(3.2e7 / 4e6) / np.log(4)
         assert np.log(band.high / band.value) >= carried
     assert not any("a prior" in note for note in law.notes)
-    assert [optimum.target for optimum in law.carry.optima] == [False, False, True]
+    assert [optimum.target for optimum in law.extrapolation.optima] == [False, False, True]
 
 
 def test_one_size_carries_by_a_prior_that_says_so():
-    near, far = (analyse(plausible(), goal=GOAL, target_parameters=n) for n in (8e6, 1.2e7))
+    near, far = (analyze(plausible(), goal=GOAL, target_parameters=n) for n in (8e6, 1.2e7))
     rate = power(near, "learning rate", "parameters")
     assert "2503.04715" in rate.prior and rate.power.value == -0.713
     assert "2409.06624" in power(near, "almr odds", "parameters").prior
-    home = analyse(plausible(), goal=GOAL).recommendation
+    home = analyze(plausible(), goal=GOAL).recommendation
     ratio = near.recommendation.learning_rate.value / home.learning_rate.value
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
     assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
@@ -59,13 +59,13 @@ def test_one_size_carries_by_a_prior_that_says_so():
 
 @pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
 def test_a_target_that_no_data_reaches(goal):
-    law = analyse(plausible(), goal=goal, target_parameters=1e30, target_tokens=1e40)
+    law = analyze(plausible(), goal=goal, target_parameters=1e30, target_tokens=1e40)
     assert re.search("1e\\+30 parameters .* learning rate may lie anywhere", str(law.refusal))
     assert law.recommendation is None
 
 
 def test_tokens_beyond_ten_budgets_are_an_extrapolation():
-    longer = analyse(plausible(), goal=GOAL, target_tokens=4e8)
+    longer = analyze(plausible(), goal=GOAL, target_tokens=4e8)
     assert re.search(
         "20 times the largest fitted budget.* here 1.30", longer.recommendation.extrapolation
     )
@@ -74,7 +74,7 @@ def test_tokens_beyond_ten_budgets_are_an_extrapolation():
 
 
 def test_a_target_below_what_was_fitted():
-    law = analyse(plausible(), goal=GOAL, target_parameters=1e5)
+    law = analyze(plausible(), goal=GOAL, target_parameters=1e5)
     assert "below the smallest fitted size" in str(law.refusal) and law.recommendation is None
 
 
@@ -83,7 +83,7 @@ def test_budgets_carry_too():
     shifted = longer.learning_rate * 4**0.3
     points = joined(sized(1e6), longer.where(shifted > 0))
     points.learning_rate[20:] = shifted
-    law = analyse(points, goal=GOAL, target_tokens=1.6e8)
+    law = analyze(points, goal=GOAL, target_tokens=1.6e8)
     rate = power(law, "learning rate", "tokens")
     assert rate.prior is None and rate.power.value == pytest.approx(0.3, abs=0.15)
     assert law.recommendation.tokens == 1.6e8

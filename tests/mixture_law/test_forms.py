@@ -5,7 +5,7 @@ import pytest
 
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
-from llama_cpt.mixture_law.normalization import Settings, make_frame
+from llama_cpt.mixture_law.normalization import Settings, make_normalization
 from llama_cpt.mixture_law.runs_table import GROUPS
 from llama_cpt.mixture_law.surface_model import make_model
 from tests.mixture_law.truths import truths
@@ -51,7 +51,7 @@ def test_gradient(form):
 @pytest.mark.parametrize("name", ["quadratic", "d-cpt", "cpt-dynamics", "sailor"])
 def test_its_own_surface_is_found_again(name):
     truth = truths(plausible(noise=0.0))[name]
-    at = make_frame(truth.points, {}).of(truth.points)
+    at = make_normalization(truth.points, {}).of(truth.points)
     for model, theta in truth.fits.values():
         y = model.value(theta, at)
         found = fit(Problem(model, at, y))

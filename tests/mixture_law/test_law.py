@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llama_cpt.mixture_law import group_fit
-from llama_cpt.mixture_law.analyze import analyse
-from llama_cpt.mixture_law.filter_comparable import comparable, repeated_noise
+from llama_cpt.mixture_law.analyze import analyze
+from llama_cpt.mixture_law.filter_comparable import filter_comparable, repeated_noise
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.objective import Bound, Weights
 from llama_cpt.mixture_law.pairs import compare_pairs
@@ -32,18 +32,18 @@ def best_of_world(goal=GOAL):
     """By brute force."""
     almr, rates = grid(np.linspace(0.1, 0.9, 401), np.geomspace(RATES[0], RATES[-1], 401))
     losses = plausible_losses(almr, rates)
-    best = np.argmin(goal.objective(losses["additional"], losses["original"], BASE["original"]))
+    best = np.argmin(goal.evaluate(losses["additional"], losses["original"], BASE["original"]))
     return almr[best], rates[best]
 
 
 @pytest.fixture(scope="module")
 def law():
-    return analyse(plausible(), goal=GOAL, next_runs=3)
+    return analyze(plausible(), goal=GOAL, next_runs=3)
 
 
 @pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
 def test_the_optimum_of_a_world_of_no_form(goal):
-    found = analyse(plausible(), goal=goal).recommendation
+    found = analyze(plausible(), goal=goal).recommendation
     almr, rate = best_of_world(goal)
     assert abs(found.almr.value - almr) < 0.05
     assert abs(np.log10(found.learning_rate.value / rate)) < 0.1
@@ -92,12 +92,12 @@ def test_next_runs_are_new_and_each_narrows(law):
 
 
 def test_the_same_seed_gives_the_same_law(law):
-    again = analyse(plausible(), goal=GOAL)
+    again = analyze(plausible(), goal=GOAL)
     assert again.recommendation == law.recommendation
 
 
 def refusal(points, goal=GOAL, **options):
-    law = analyse(points, goal=goal, **options)
+    law = analyze(points, goal=goal, **options)
     assert law.recommendation is None
     return str(law.refusal)
 
@@ -135,7 +135,7 @@ def test_fewer_runs_than_parameters():
 
 
 def test_two_rates_carry_no_parabola():
-    law = analyse(plausible(rates=RATES[1:3]), goal=GOAL)
+    law = analyze(plausible(rates=RATES[1:3]), goal=GOAL)
     refused = {form.form for form in law.forms if form.refusal and "tell its" in form.refusal}
     assert "quadratic" in refused
 
@@ -158,7 +158,7 @@ def test_noise_cannot_be_ranked():
 
 def test_seeds_that_differ_as_settings_do():
     tables = [plausible(noise=0.06, seed=seed) for seed in range(2)]
-    law = analyse(joined(*tables), goal=GOAL)
+    law = analyze(joined(*tables), goal=GOAL)
     assert law.noise["original"] == pytest.approx(0.06, rel=0.3)
     assert "noise hides" in str(law.refusal)
 
@@ -182,13 +182,13 @@ def two_optima(almr, rates):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_no_form_fits_is_no_confident_number(losses, seed):
     almr, rates = grid()
-    law = analyse(noisy(almr, rates, losses(almr, rates), 0.002, seed), goal=GOAL)
+    law = analyze(noisy(almr, rates, losses(almr, rates), 0.002, seed), goal=GOAL)
     assert law.refusal or law.recommendation.poor_fit
 
 
 def test_all_additional_and_none_of_it_are_left_out_only_where_singular():
     points = plausible(almr=(0.0, 0.25, 0.5, 0.75, 1.0))
-    law = analyse(points, goal=GOAL)
+    law = analyze(points, goal=GOAL)
     left_out = {(form.form, form.group): form.left_out for form in law.forms}
     assert left_out["d-cpt", "additional"] == left_out["cpt-dynamics", "original"] == 0
     assert left_out["quadratic", "original"] == left_out["sailor", "additional"] == 4
@@ -198,17 +198,17 @@ def test_all_additional_and_none_of_it_are_left_out_only_where_singular():
 
 def test_undecayed_runs_stay_out():
     constant = replace(sized(1e6, tokens=1e7), schedule=np.full(20, "constant"))
-    law = analyse(joined(plausible(), constant), goal=GOAL)
-    assert len(law.points) == 20 and "undecayed" in law.notes[0]
-    alone = analyse(joined(constant, replace(constant, tokens=np.full(20, 2e7))), goal=GOAL)
-    assert set(alone.points.tokens) == {2e7}
+    law = analyze(joined(plausible(), constant), goal=GOAL)
+    assert len(law.runs) == 20 and "undecayed" in law.notes[0]
+    alone = analyze(joined(constant, replace(constant, tokens=np.full(20, 2e7))), goal=GOAL)
+    assert set(alone.runs.tokens) == {2e7}
 
 
 def test_other_batches_and_schedules_are_not_repeats():
     columns = {"batch_tokens": np.full(20, 1e5)}
     other = plausible(seed=1, batch_tokens=np.full(20, 4e5)).where(np.arange(5))
     linear = plausible(seed=2, schedule=np.full(20, "linear"), **columns).where(np.arange(4))
-    points, notes = comparable(joined(plausible(**columns), other, linear))
+    points, notes = filter_comparable(joined(plausible(**columns), other, linear))
     assert len(points) == 20 and not repeated_noise(points)
     assert "5 of 29 runs have another batch" in notes[0]
     assert "4 of 24 runs have another schedule than most, 'wsd'" in notes[1]
@@ -217,25 +217,25 @@ def test_other_batches_and_schedules_are_not_repeats():
 def test_a_diverged_run_is_left_out():
     points = plausible()
     points.original[3] = np.nan
-    law = analyse(points, goal=GOAL)
-    assert len(law.points) == 19 and "no final loss" in law.notes[0]
+    law = analyze(points, goal=GOAL)
+    assert len(law.runs) == 19 and "no final loss" in law.notes[0]
 
 
 def test_what_a_table_does_not_state():
     unknown = np.full(20, np.nan)
     points = replace(plausible(), parameters=unknown, tokens=unknown, base_additional=unknown)
-    found = analyse(points, goal=GOAL).recommendation
+    found = analyze(points, goal=GOAL).recommendation
     assert np.isnan([found.parameters, found.tokens, found.base["additional"]]).all()
     assert abs(found.almr.value - best_of_world()[0]) < 0.05
 
 
 def test_pairs_that_share_an_optimum_and_pairs_that_do_not():
     spanish = replace(plausible(seed=1), pair=np.full(20, "en-es"))
-    law = analyse(joined(plausible(), spanish), goal=GOAL)
+    law = analyze(joined(plausible(), spanish), goal=GOAL)
     assert law.one_for_all.startswith("Yes")
     assert law.pairs[1].almr_difference.low < 0 < law.pairs[1].almr_difference.high
     slower = replace(spanish, learning_rate=spanish.learning_rate / 3)
-    law = analyse(joined(plausible(), slower), goal=GOAL)
+    law = analyze(joined(plausible(), slower), goal=GOAL)
     assert law.one_for_all.startswith("No") and law.pairs[1].decades_difference.low > 0.3
 
 

@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
 from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
 from llama_cpt.mixture_law.law import Refusal
-from llama_cpt.mixture_law.law_file import load, to_json
+from llama_cpt.mixture_law.law_file import load_law, to_json
 from llama_cpt.mixture_law.objective import Bound, Weights
 from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import make_report
@@ -40,7 +40,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def law(results):
-    return analyse(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
+    return analyze(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,17 @@ def report(law, results):
 
 def test_a_law_read_again_is_the_law(law, results, tmp_path):
     (tmp_path / "law.json").write_text(to_json(law, results))
-    again = load(str(tmp_path / "law.json"))
+    again = load_law(str(tmp_path / "law.json"))
     asked = (np.array([0.2, 0.5, 0.8]), np.array([2e-4, 1e-3, 2e-3]), 2e6, 5e7)
     for group, band in law.predict(*asked).items():
         np.testing.assert_array_equal(again.predict(*asked)[group], band)
-    assert again.recommendation == law.recommendation and again.goal == law.goal
-    assert again.carry == law.carry and again.next_runs == law.next_runs
+    assert again.recommendation == law.recommendation and again.objective == law.goal
+    assert again.extrapolation == law.carry and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
 
 
 def test_a_law_of_before_still_predicts_what_it_registered():
-    registered = load(str(ROOT / "docs" / "study" / "law.json"))
+    registered = load_law(str(ROOT / "docs" / "study" / "law.json"))
     found = registered.recommendation
     predicted = registered.predict(found.almr.value, found.learning_rate.value)
     for group, band in found.losses.items():
@@ -77,10 +77,10 @@ def test_a_poor_fit_is_the_first_word_of_a_fragment(law):
 
 def test_what_a_table_does_not_say_is_null(tmp_path):
     results = read_results([str(Path(__file__).parent / "tables" / "german_onto_pile_405m.csv")])
-    text = to_json(analyse(results.points, goal=Weights(1.0, 2.0)), results)
+    text = to_json(analyze(results.runs, goal=Weights(1.0, 2.0)), results)
     (tmp_path / "law.json").write_text(text)
-    again = load(str(tmp_path / "law.json"))
-    assert np.isnan(again.points.tokens).all() and again.points.tokens.dtype == float
+    again = load_law(str(tmp_path / "law.json"))
+    assert np.isnan(again.runs.tokens).all() and again.runs.tokens.dtype == float
     assert to_json(again, results) == text
     assert json.loads(text, parse_constant=pytest.fail)["table"]["grid"]["tokens"] == [None]
 
@@ -101,7 +101,7 @@ def test_law_json_is_plain_to_read(law, results):
 def test_a_law_that_cannot_be_read(law, results, tmp_path):
     place = tmp_path / "law.json"
     with pytest.raises(UserError, match="no such file"):
-        load(str(place))
+        load_law(str(place))
     values = json.loads(to_json(law, results))
     for broken, told in (
         ("{", "not a law of this version"),
@@ -110,7 +110,7 @@ def test_a_law_that_cannot_be_read(law, results, tmp_path):
     ):
         place.write_text(broken)
         with pytest.raises(UserError, match=told):
-            load(str(place))
+            load_law(str(place))
 
 
 def test_the_report_has_its_pictures(law, results, report):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.objective import Bound, Weights
 from tests.mixture_law.worlds import points_of
 
@@ -22,7 +22,7 @@ def table(replay, additional, original, base):
 
 
 def ratio_law(points, forgetting=0.03):
-    law = analyse(points, goal=Bound(forgetting))
+    law = analyze(points, goal=Bound(forgetting))
     assert law.recommendation is None and "one learning rate" in str(law.refusal)
     return law.ratio_only
 
@@ -62,7 +62,7 @@ def test_the_interval_holds_the_truth():
 
 def test_one_ratio_is_refused():
     points = table([0.8, 0.8], [1.0, 1.0], [1.0, 1.0], 1.0)
-    law = analyse(replace(points, learning_rate=np.array([1e-5, 2e-5])), goal=Bound())
+    law = analyze(replace(points, learning_rate=np.array([1e-5, 2e-5])), goal=Bound())
     assert "one ratio" in str(law.refusal) and law.recommendation is None
 
 
@@ -70,5 +70,5 @@ def test_what_a_table_does_not_state():
     points = table(REPLAY, GERMAN, PILE, 2.17)
     unknown = np.full(len(points), np.nan)
     names = ("learning_rate", "tokens", "parameters", "base_additional", "base_original")
-    law = analyse(replace(points, **dict.fromkeys(names, unknown)), goal=Weights())
+    law = analyze(replace(points, **dict.fromkeys(names, unknown)), goal=Weights())
     assert "does not state" in law.ratio_only.finding and "nan" not in str(law.refusal)

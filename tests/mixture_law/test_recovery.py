@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from llama_cpt.mixture_law.analyze import analyse
+from llama_cpt.mixture_law.analyze import analyze
 from tests.mixture_law.truths import GOAL, study_points, truths
 
 NAMES = (
@@ -35,7 +35,7 @@ def truth(name):
 
 def recover(name, number):
     """(value, low, high) of ALMR and of log10 of the rate, or None where it is refused."""
-    found = analyse(truth(name).draw(number), goal=GOAL).recommendation
+    found = analyze(truth(name).draw(number), goal=GOAL).recommendation
     return found and np.array([found.almr, np.log10(found.learning_rate)])
 
 

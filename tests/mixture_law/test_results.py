@@ -94,10 +94,10 @@ def test_rows_in_any_order_and_file_are_one_table(tmp_path_factory, order, first
     whole = read_results([write(folder / "whole.csv", rows)])
     parts = [write(folder / "a.csv", mixed[:first]), write(folder / "b.csv", mixed[first:])]
     results = read_results(parts)
-    place = np.argsort(results.points.run)
+    place = np.argsort(results.runs.run)
     for name in ("almr", "tokens", "additional", "original", "base_original"):
-        there = getattr(whole.points, name)
-        np.testing.assert_array_equal(getattr(results.points, name)[place], there)
+        there = getattr(whole.runs, name)
+        np.testing.assert_array_equal(getattr(results.runs, name)[place], there)
     assert [len(curve.tokens) for curve in results.curves] == [2, 2, 2]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results.files.values())
 
@@ -232,9 +232,9 @@ def test_no_such_file(tmp_path):
 def test_published_tables_are_read():
     # Ibrahim et al., Simple and Scalable Strategies (arXiv 2403.08763): replay and final losses.
     tables = Path(__file__).parent / "tables"
-    german = read_results([str(tables / "german_onto_pile_405m.csv")]).points
+    german = read_results([str(tables / "german_onto_pile_405m.csv")]).runs
     assert german.almr.tolist() == [1, 0.99, 0.95, 0.9, 0.75, 0.5]
     assert german.base_original.tolist() == [2.17] * 6 and np.isnan(german.base_additional).all()
     assert math.isnan(german.tokens[0]) and set(german.parameters) == {405e6}
-    slim = read_results([str(tables / "slimpajama_onto_pile_10b.csv")]).points
+    slim = read_results([str(tables / "slimpajama_onto_pile_10b.csv")]).runs
     assert slim.original.tolist() == [1.98, 1.79] and np.isnan(slim.learning_rate).all()

@@ -4,14 +4,14 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from llama_cpt.mixture_law.runs_table import Points
+from llama_cpt.mixture_law.runs_table import RunsTable
 
 ALMR = (0.1, 0.3, 0.5, 0.7, 0.9)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 BASE = {"additional": 4.57, "original": 2.24}
 
 
-def points_of(almr, learning_rate, additional, original, **columns) -> Points:
+def points_of(almr, learning_rate, additional, original, **columns) -> RunsTable:
     """One size, one budget, unless told otherwise."""
     count = len(almr)
     values = {
@@ -27,7 +27,7 @@ def points_of(almr, learning_rate, additional, original, **columns) -> Points:
         "base_additional": np.full(count, BASE["additional"]),
         "base_original": np.full(count, BASE["original"]),
     } | columns
-    return Points(
+    return RunsTable(
         almr=np.asarray(almr, float),
         learning_rate=np.asarray(learning_rate, float),
         additional=np.asarray(additional, float),
@@ -53,14 +53,14 @@ def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
     }
 
 
-def plausible(noise=0.002, seed=0, almr=ALMR, rates=RATES, **columns) -> Points:
+def plausible(noise=0.002, seed=0, almr=ALMR, rates=RATES, **columns) -> RunsTable:
     """Runs of that world."""
     almr, rates = grid(almr, rates)
     losses = plausible_losses(almr, rates)
     return noisy(almr, rates, losses, noise, seed, **columns)
 
 
-def noisy(almr, rates, losses, noise, seed, **columns) -> Points:
+def noisy(almr, rates, losses, noise, seed, **columns) -> RunsTable:
     """Runs with losses of which each has noise of its own."""
     rng = np.random.default_rng(seed)
     additional, original = (
@@ -69,17 +69,17 @@ def noisy(almr, rates, losses, noise, seed, **columns) -> Points:
     return points_of(almr, rates, additional, original, **columns)
 
 
-def joined(*tables: Points) -> Points:
+def joined(*tables: RunsTable) -> RunsTable:
     """One table of several."""
     arrays = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables])
-        for field in fields(Points)
+        for field in fields(RunsTable)
         if field.name != "unit"
     }
     return replace(tables[0], **arrays)
 
 
-def sized(parameters, exponent=0.5, level=0.1, tokens=2e7, **options) -> Points:
+def sized(parameters, exponent=0.5, level=0.1, tokens=2e7, **options) -> RunsTable:
     """The world at another size: its rates scale as size^-exponent, its losses as size^-level."""
     grown = parameters / 1e6
     almr, rates = grid(options.get("almr", ALMR), options.get("rates", RATES))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import (
     CorpusConfig,
@@ -23,7 +23,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.convert import main
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama
-from llama_cpt.model.lora import Adapters, in_dtype, merged, with_adapters
+from llama_cpt.model.lora import Adapters, cast_model, merge_adapters, with_adapters
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
@@ -96,7 +96,7 @@ def test_weights_kept_in_the_compute_type_are_the_same_model():
     adapters = adapters_of(model, drawn=True)
     before = logits(with_adapters(model, adapters))
     # The arrays that are cast are given up.
-    kept = in_dtype(model_of("bfloat16"), "bfloat16")
+    kept = cast_model(model_of("bfloat16"), "bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16"}
     np.testing.assert_array_equal(logits(with_adapters(kept, adapters)), before)
 
@@ -107,7 +107,7 @@ def test_merged_is_unmerged(target):
     adapters = adapters_of(model, LoraConfig(4, 6.0, (target,)), drawn=True)
     unmerged = logits(with_adapters(model, adapters))
     assert np.abs(unmerged - logits(model)).max() > 1e-3
-    np.testing.assert_allclose(logits(merged(model, adapters)), unmerged, atol=1e-5)
+    np.testing.assert_allclose(logits(merge_adapters(model, adapters)), unmerged, atol=1e-5)
 
 
 def test_a_rank_that_no_matrix_has():
@@ -139,10 +139,10 @@ def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
         lora=LoraConfig(LORA.rank, LORA.alpha, adapters.targets),
     )
     about = {"step": 4, "rows_consumed": 32, "config": to_dict(config)}
-    about[NOTED] = checksums(in_dtype(jax.tree.map(jnp.copy, model), config.compute.dtype))
+    about[NOTED] = checksums(cast_model(jax.tree.map(jnp.copy, model), config.compute.dtype))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    with Checkpoints(str(folder / FOLDER)) as checkpoints:
+    with CheckpointManager(str(folder / CHECKPOINTS_FOLDER)) as checkpoints:
         checkpoints.save(4, {"trained": adapters, "opt_state": {}}, about)
     return folder
 
@@ -193,7 +193,6 @@ def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
 
 
 def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
-    from llama_cpt.weights.checkpoint_reader import TrainedWeights
     from llama_cpt.weights.hf_weights import load_hf
     from llama_cpt.weights.source import load_parameters
 

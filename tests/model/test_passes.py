@@ -7,8 +7,8 @@ import pytest
 
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.model.mlp import mlp, sliced_mlp, slices
-from llama_cpt.model.scan_layers import DEEP, through_layers
-from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.model.scan_layers import DEEP, run_layers
+from llama_cpt.parallel.mesh import make_mesh, partition_spec
 
 
 def normal(*shape: int) -> jax.Array:
@@ -26,7 +26,7 @@ def test_two_loops_are_one(tokens):
         return x + jnp.tanh((x * block["scale"][None, None]) @ block["matrix"] + shift)
 
     def loss(x: jax.Array, layers: dict, remat: str) -> jax.Array:
-        return jnp.square(through_layers(layer, shift, x, layers, remat=remat)).mean()
+        return jnp.square(run_layers(layer, shift, x, layers, remat=remat)).mean()
 
     def passes(remat: str) -> list[jax.Array]:
         run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
@@ -46,7 +46,11 @@ def test_slices_are_the_whole():
         )
 
     with jax.set_mesh(mesh):
-        placed = spec("embed", "mlp"), spec("embed", "mlp"), spec("mlp", "embed")
+        placed = (
+            partition_spec("embed", "mlp"),
+            partition_spec("embed", "mlp"),
+            partition_spec("mlp", "embed"),
+        )
         matrices = [
             jax.device_put(matrix, jax.NamedSharding(mesh, place))
             for matrix, place in zip((gate, up, down), placed, strict=True)

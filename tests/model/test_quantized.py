@@ -10,12 +10,12 @@ from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
 
 from llama_cpt.config.schema import LoraConfig, MeshConfig
 from llama_cpt.model import quantized
-from llama_cpt.model.linear import product
+from llama_cpt.model.linear import matmul
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, with_adapters
 from llama_cpt.model.mlp import mlp, sliced_mlp
-from llama_cpt.model.quantized import TYPES, quantized_product, require_qwix
-from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.model.quantized import TYPES, quantized_matmul, require_qwix
+from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from llama_cpt.runtime.errors import UserError
 from tests.training.test_train_step import MODEL, ragged_batch
 
@@ -62,7 +62,7 @@ def by_qwix(precision: str, tile: float | None = None):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_qwix_computes_the_same(precision):
-    have = passes(lambda x, w: quantized_product(x, w, precision), X, MATRIX)
+    have = passes(lambda x, w: quantized_matmul(x, w, precision), X, MATRIX)
     for one, want in zip(have, passes(by_qwix(precision), X, MATRIX), strict=True):
         np.testing.assert_allclose(one, want, rtol=1e-5, atol=1e-5)
 
@@ -71,8 +71,8 @@ def test_qwix_computes_the_same(precision):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_near_the_exact_product(precision, dtype):
     x = X.astype(dtype)
-    have = passes(lambda x, w: product(x, w, precision), x, MATRIX)
-    want = passes(product, x, MATRIX)
+    have = passes(lambda x, w: matmul(x, w, precision), x, MATRIX)
+    want = passes(matmul, x, MATRIX)
     assert [one.dtype for one in have] == [dtype, dtype, jnp.float32]
     for place, (one, exact) in enumerate(zip(have, want, strict=True)):
         error = distance(one.astype(jnp.float32), exact.astype(jnp.float32))
@@ -85,8 +85,8 @@ def test_near_the_exact_product(precision, dtype):
 def test_zeros_drown_nothing(precision, none):
     """A token and a column of zeros, or as good as that; their own gradients are large."""
     x, matrix = X.at[1, 3].set(none), (MATRIX / 64).at[:, 5].set(none)
-    have = passes(lambda x, w: quantized_product(x, w, precision), x, matrix)
-    for place, (one, exact) in enumerate(zip(have, passes(product, x, matrix), strict=True)):
+    have = passes(lambda x, w: quantized_matmul(x, w, precision), x, matrix)
+    for place, (one, exact) in enumerate(zip(have, passes(matmul, x, matrix), strict=True)):
         assert distance(one, exact) < (2 if place and precision == "fp8" else 1) * ERROR[precision]
 
 
@@ -94,10 +94,12 @@ def test_zeros_drown_nothing(precision, none):
 def test_each_device_scales_its_tokens(precision):
     """Four devices' gradient of the matrix is Qwix's in four tiles."""
     mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
-    function = jax.jit(lambda x, w: passes(lambda x, w: quantized_product(x, w, precision), x, w))
+    function = jax.jit(lambda x, w: passes(lambda x, w: quantized_matmul(x, w, precision), x, w))
     with jax.set_mesh(mesh):
-        x = jax.device_put(X, jax.NamedSharding(mesh, spec("batch", None, None)))
-        have = function(x, jax.device_put(MATRIX, jax.NamedSharding(mesh, spec("embed", None))))
+        x = jax.device_put(X, jax.NamedSharding(mesh, partition_spec("batch", None, None)))
+        have = function(
+            x, jax.device_put(MATRIX, jax.NamedSharding(mesh, partition_spec("embed", None)))
+        )
     tiled, whole = (passes(by_qwix(precision, tile), X, MATRIX) for tile in (1 / 4, None))
     for one, want in zip(have, tiled, strict=True):
         # A compiled quotient may round otherwise where it lies between two.
@@ -168,14 +170,14 @@ def test_bf16_is_the_compute_type():
     for dtype in (jnp.float32, jnp.bfloat16):
         x = X.astype(dtype)
         want = passes(lambda x, w: jnp.einsum("bti,io->bto", x, w.astype(x.dtype)), x, MATRIX)
-        for one, before in zip(passes(product, x, MATRIX), want, strict=True):
+        for one, before in zip(passes(matmul, x, MATRIX), want, strict=True):
             assert jnp.array_equal(one, before)
 
 
 def test_what_cannot_be_is_told(monkeypatch):
     monkeypatch.setattr(quantized, "MOST_TOKENS", 95)
     with pytest.raises(UserError, match="96 tokens a device"):
-        passes(lambda x, w: quantized_product(x, w, "int8"), X, MATRIX)
+        passes(lambda x, w: quantized_matmul(x, w, "int8"), X, MATRIX)
     monkeypatch.setitem(sys.modules, "qwix", None)
     require_qwix("bf16")
     with pytest.raises(UserError, match=r"int8 needs qwix.*\.\[qwix\]"):

@@ -7,7 +7,7 @@ import pytest
 
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.objectives.cross_entropy import linear_cross_entropy, token_nll
-from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.parallel.mesh import make_mesh, partition_spec
 
 BATCH, LENGTH, EMBED, VOCAB = 8, 9, 16, 48
 MESHES = {
@@ -56,7 +56,7 @@ def ours(mesh, arrays, z_loss, chunk_tokens):
         )
 
     with jax.set_mesh(mesh):
-        head = jax.device_put(head, jax.NamedSharding(mesh, spec("vocab", "embed")))
+        head = jax.device_put(head, jax.NamedSharding(mesh, partition_spec("vocab", "embed")))
         run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         (value, nll), (d_hidden, d_head) = run(jnp.asarray(hidden), head)
     return value, nll, d_hidden, d_head
@@ -78,7 +78,7 @@ def test_agrees_with_whole_logits(name, z_loss, chunk_tokens):
 def test_head_gradient_lies_as_the_head_does():
     mesh = mesh_of(MESHES["all_axes"])
     d_head = ours(mesh, inputs(), 0.0, 5)[3]
-    place = jax.NamedSharding(mesh, spec("vocab", "embed"))
+    place = jax.NamedSharding(mesh, partition_spec("vocab", "embed"))
     assert d_head.sharding.is_equivalent_to(place, d_head.ndim)
     assert d_head.addressable_shards[0].data.shape == (VOCAB // 2, EMBED // 2)
 

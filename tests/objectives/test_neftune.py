@@ -12,7 +12,7 @@ from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.neftune import embedding_noise, segment_lengths
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from tests.objectives.preferences import VOCAB, pack, random_pairs
 from tests.training.test_train_step import MODEL
 
@@ -62,7 +62,7 @@ def test_depends_on_seed_and_row_alone():
         assert (noise(other) != whole).mean() > 0.99
     mesh = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
     with jax.set_mesh(mesh):
-        placed = jax.device_put(rows, jax.NamedSharding(mesh, spec("batch", None)))
+        placed = jax.device_put(rows, jax.NamedSharding(mesh, partition_spec("batch", None)))
         sharded = jax.jit(lambda rows: embedding_noise(rows, EMBED, alpha=ALPHA, seed=0))(placed)
     np.testing.assert_allclose(sharded, whole, rtol=1e-6)
 

@@ -14,8 +14,8 @@ from llama_cpt.data.batch import PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.objectives.preference import segment_logprobs
-from llama_cpt.parallel.mesh import make_mesh, shardings, spec
-from llama_cpt.training.report import means
+from llama_cpt.parallel.mesh import make_mesh, partition_spec, shardings
+from llama_cpt.training.report import mean_metrics
 from llama_cpt.training.train_step import TrainState, _accumulate
 from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
 from llama_cpt.weights.hf_weights import load_hf
@@ -84,7 +84,7 @@ def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=N
     """Loss, mean gradient, metrics and the sums, in ``parts`` micro-batches on ``mesh``."""
     mesh = mesh or one_device()
     objective = make_objective(config, num_corpora=2, loss_chunk_tokens=CHUNK, seed=0)
-    rows = jax.NamedSharding(mesh, spec("microbatch", "batch", None))
+    rows = jax.NamedSharding(mesh, partition_spec("microbatch", "batch", None))
     cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
     batch = jax.device_put(jax.tree.map(cut, batch), rows)
     model = jax.device_put(model, shardings(model, mesh))
@@ -92,7 +92,7 @@ def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=N
         step = jax.jit(lambda state, batch: _accumulate(objective, state, batch))
         gradients, loss, weight, sums = step(TrainState(model, (), ()), batch)
     gradients = jax.tree.map(lambda g: np.asarray(g) / float(weight), gradients)
-    return float(loss / weight), gradients, means(jax.device_get(sums)), jax.device_get(sums)
+    return float(loss / weight), gradients, mean_metrics(jax.device_get(sums)), jax.device_get(sums)
 
 
 def assert_gradient(ours: Llama, theirs, tolerance: float = 1e-4) -> None:

@@ -12,7 +12,7 @@ from llama_cpt.data.loader import row_batch
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
-from llama_cpt.parallel.mesh import make_mesh, shardings, spec
+from llama_cpt.parallel.mesh import make_mesh, partition_spec, shardings
 
 MODEL = ModelConfig(
     # Enough rows that neighbours share them.
@@ -73,7 +73,7 @@ def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.
         placed = shardings(abstract_llama(config, remat="full"), mesh)
         draw = jax.jit(lambda key: Llama(config, key, remat="full"), out_shardings=placed)
         model = draw(jax.random.key(0))
-        rows = jax.device_put(packed_rows(), jax.NamedSharding(mesh, spec("batch", None)))
+        rows = jax.device_put(packed_rows(), jax.NamedSharding(mesh, partition_spec("batch", None)))
         step = jax.jit(jax.value_and_grad(lambda model, rows: objective(model, rows)[0]))
         return [np.asarray(x) for x in jax.tree.leaves(step(model, rows))]
 

@@ -18,9 +18,9 @@ from llama_cpt.config.schema import (
 )
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.pipelines.run import travel
+from llama_cpt.pipelines.run import run_pipeline
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 
@@ -69,7 +69,7 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
         output=str(tmp_path / "road"),
         stages=(cpt, sft, replace(dpo, objective=PreferenceConfig(loss="sigmoid"))),
         prompts=("fire", "火"),
-        examination=str(examination),
+        questions=str(examination),
         max_new_tokens=4,
         export_dtype="float32",
     )
@@ -80,7 +80,7 @@ def metrics(stage) -> list[dict]:
 
 
 def test_the_whole_road_and_again(pipeline, capsys):
-    assert travel(pipeline) is Outcome.FINISHED
+    assert run_pipeline(pipeline) is Outcome.FINISHED
     road = Path(pipeline.output)
     report = (road / "report.md").read_text()
     assert "before" not in report  # It began with random weights.
@@ -104,7 +104,7 @@ def test_the_whole_road_and_again(pipeline, capsys):
     (road / "report.md").unlink()
     before = {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
     capsys.readouterr()
-    assert travel(pipeline) is Outcome.FINISHED
+    assert run_pipeline(pipeline) is Outcome.FINISHED
     told = capsys.readouterr().out
     assert "pipeline: dpo" in told and "pipeline: sft" not in told
     assert before == {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
@@ -117,53 +117,53 @@ def test_tasks_stand_side_by_side_after_every_stage(pipeline):
     first = replace(
         pipeline, stages=pipeline.stages[:1], prompts=(), examination="", tasks=("bpb",)
     )
-    travel(first)
+    run_pipeline(first)
     road = Path(pipeline.output)
     assert "## Side by side" in (road / "report.md").read_text()
     scores = road / "scores" / "cpt" / "bpb.jsonl"
     before = scores.stat().st_mtime_ns
-    travel(replace(first, stages=pipeline.stages[:2]))
+    run_pipeline(replace(first, stages=pipeline.stages[:2]))
     report = (road / "report.md").read_text()
     assert all(f"| bpb: {corpus.name} |" in report for corpus in heldout)
     assert "**sft** " in report and "(scores/differences.png)" in report
     assert "data:image/png" in (road / "scores" / "report.html").read_text()
     assert scores.stat().st_mtime_ns == before
     # Scores of weights that are no more are no scores.
-    travel(replace(first, stages=(replace(pipeline.stages[0], num_steps=5),)))
+    run_pipeline(replace(first, stages=(replace(pipeline.stages[0], num_steps=5),)))
     assert scores.stat().st_mtime_ns != before
 
 
 def test_tasks_that_cannot_be_run_are_told_first(pipeline):
     pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
     with pytest.raises(UserError, match="tasks: humaneval runs code"):
-        travel(replace(pipeline, tasks=("humaneval",)))
+        run_pipeline(replace(pipeline, tasks=("humaneval",)))
     assert not Path(pipeline.stages[0].output).exists()
 
 
 def test_other_weights_are_asked_and_exported_anew(pipeline):
     cpt = replace(pipeline, stages=pipeline.stages[:1])
-    travel(cpt)
+    run_pipeline(cpt)
     road = Path(pipeline.output)
     places = (road / "exported.json", road / "answers" / "cpt.json")
     before = [place.read_text() for place in places]
-    travel(replace(cpt, stages=(replace(cpt.stages[0], num_steps=5),)))
+    run_pipeline(replace(cpt, stages=(replace(cpt.stages[0], num_steps=5),)))
     for old, place in zip(before, places, strict=True):
         assert place.read_text() != old
     with pytest.raises(UserError, match="num_steps=3, but 5 steps are done"):
-        travel(replace(cpt, stages=(replace(cpt.stages[0], num_steps=3),)))
+        run_pipeline(replace(cpt, stages=(replace(cpt.stages[0], num_steps=3),)))
 
 
 def test_a_prompt_that_leaves_no_room_is_told_first(pipeline):
     with pytest.raises(UserError, match=r"'fire' takes \d+ tokens: with max_new_tokens=127"):
-        travel(replace(pipeline, max_new_tokens=127))
+        run_pipeline(replace(pipeline, max_new_tokens=127))
     assert not Path(pipeline.stages[0].output).exists()
 
 
 def test_a_stage_begun_too_early_is_refused(pipeline):
-    travel(replace(pipeline, stages=pipeline.stages[:2]))
+    run_pipeline(replace(pipeline, stages=pipeline.stages[:2]))
     longer = replace(pipeline.stages[0], num_steps=6)
     with pytest.raises(UserError, match="was trained from .*cpt after 4 of its 6 steps: delete"):
-        travel(replace(pipeline, stages=(longer, *pipeline.stages[1:])))
+        run_pipeline(replace(pipeline, stages=(longer, *pipeline.stages[1:])))
 
 
 def test_stages_must_follow_one_another(pipeline):
@@ -178,18 +178,18 @@ def test_stages_must_follow_one_another(pipeline):
 
 def test_a_missing_examination_is_told_before_any_training(pipeline):
     with pytest.raises(UserError, match="no such examination"):
-        travel(replace(pipeline, examination="nowhere.jsonl"))
+        run_pipeline(replace(pipeline, examination="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
 
 
 def test_a_resumed_stage_keeps_its_reference(pipeline, tmp_path):
     cpt, _, dpo = pipeline.linked()
     with pytest.raises(UserError, match="objective.loss=sigmoid needs init_from"):
-        build(replace(dpo, init_from=""), make_mesh(dpo.mesh))
+        build_run(replace(dpo, init_from=""), make_mesh(dpo.mesh))
     mesh = make_mesh(cpt.mesh)
-    fit(build(cpt, mesh))
+    fit(build_run(cpt, mesh))
     dpo = replace(dpo, init_from=cpt.output)
-    fit(build(dpo, mesh))
-    fit(build(replace(cpt, num_steps=5), mesh))
+    fit(build_run(dpo, mesh))
+    fit(build_run(replace(cpt, num_steps=5), mesh))
     with pytest.raises(UserError, match="reference model"):
-        fit(build(replace(dpo, num_steps=6), mesh))
+        fit(build_run(replace(dpo, num_steps=6), mesh))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.planning import compiling
-from llama_cpt.training.lowering import lower, topology_program
+from llama_cpt.training.lowering import lower_program, topology_program
 from tests.conftest import ROOT
 
 SMALL = (
@@ -27,9 +27,9 @@ def test_products_of_the_layers_are_narrow(topology, precision):
     The MLP is wide enough to have its backward pass in slices.
     """
     options = [*SMALL, "--compute.matmul-precision", precision]
-    config = load(str(ROOT / "configs" / "cpt_1b.py"), options)
+    config = load_config(str(ROOT / "configs" / "cpt_1b.py"), options)
     program = topology_program(config, topology)
-    matrix = compiling.compile_program(lower(config, program), program.mesh).program.matrix
+    matrix = compiling.compile_program(lower_program(config, program), program.mesh).program.matrix
     model, tokens = config.model, config.global_batch_size * config.data.sequence_length
     norms = (2 * model.num_layers + 1) * model.embed_dim
     last = model.num_layers * model.mlp_dim * model.embed_dim

@@ -9,13 +9,13 @@ from unittest.mock import Mock
 import pytest
 
 from llama_cpt import plan
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import Program
+from llama_cpt.planning.compiling import ProgramFigures
 from llama_cpt.planning.matrix_flops import MatrixFlops
 from llama_cpt.planning.memory import Memory
-from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
 from llama_cpt.planning.step_plan import Plan, workload
@@ -95,7 +95,7 @@ def test_a_missing_compiler_is_told(system, machine, told, monkeypatch):
 def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
     """Each setting that was compiled is told, once."""
     monkeypatch.setattr(plan, "topology_program", lambda *_: None)
-    monkeypatch.setattr(plan, "compiled_plan", lambda *_: TooLarge(int(30e9), int(16e9), ()))
+    monkeypatch.setattr(plan, "compiled_plan", lambda *_: OutOfMemory(int(30e9), int(16e9), ()))
     told = "by hand, and more once compiled .*the smallest that may"
     with pytest.raises(UserError, match=told) as refused:
         run("cpt_8b", "v5e-32", "--search")
@@ -103,9 +103,9 @@ def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert all(line.startswith("does not fit: 30.00 GB a device; --mesh.") for line in told)
     available = find_topology("v5e-32").chip.memory_bytes
-    config = load(str(CONFIGS / "cpt_8b.py"))
+    config = load_config(str(CONFIGS / "cpt_8b.py"))
     every = candidates(config, find_topology("v5e-32"))
-    by_hand = [one for one in every if one.hand.total < available]
+    by_hand = [one for one in every if one.analytic.total < available]
     assert 1 < len(told) == len(set(told)) < len(by_hand) / 2
 
 
@@ -173,18 +173,18 @@ def test_no_pace_is_told_above_the_roofline():
     peak = work.tokens_per_step * work.flops_per_token / topology.devices / topology.chip.peak_flops
     for most, told in ((0.7, [0.4, 0.6]), (0.5, [0.4, 0.5]), (0.2, [0.2])):
         found = plan_of(peak / most)
-        assert [pace.mfu for pace in found.paces] == pytest.approx(told)
-        tokens = found.paces[-1].tokens_per_day
+        assert [pace.mfu for pace in found.throughputs] == pytest.approx(told)
+        tokens = found.throughputs[-1].tokens_per_day
         # At the roofline itself: so many steps a day.
         if most < 0.6:
             assert tokens == pytest.approx(86400 / (peak / most) * work.tokens_per_step)
-        assert found.paces[-1].days == pytest.approx(work.tokens / tokens)
-        assert found.paces[-1].chip_hours == pytest.approx(work.tokens / tokens * 24 * 4)
+        assert found.throughputs[-1].days == pytest.approx(work.tokens / tokens)
+        assert found.throughputs[-1].chip_hours == pytest.approx(work.tokens / tokens * 24 * 4)
 
 
 def test_what_eight_bits_save_comes_off_the_time():
     step = plan_of(0.0).model_flops
-    slow, fast = plan_of(0.0).paces, plan_of(0.0, step).paces
+    slow, fast = plan_of(0.0).throughputs, plan_of(0.0, step).throughputs
     peak = find_topology("v5e-4").chip.peak_flops
     for one, other in zip(slow, fast, strict=True):
         # Half of as many operations as the model has.
@@ -194,9 +194,9 @@ def test_what_eight_bits_save_comes_off_the_time():
 
 def plan_of(seconds: float, narrow: float = 0.0) -> Plan:
     """Of a 1B step that takes so long by HBM, with so many products in int8."""
-    work = workload(load(str(CONFIGS / "cpt_1b.py")), 1)
+    work = workload(load_config(str(CONFIGS / "cpt_1b.py")), 1)
     matrix = MatrixFlops(narrow, {"s8": narrow})
-    program = Program(matrix, 0, (), Peak(0, ()), ())
+    program = ProgramFigures(matrix, 0, (), Peak(0, ()), ())
     line = Roofline(0.0, seconds, 0.0, 0.0)
     return Plan(find_topology("v5e-4"), {}, "full", work, None, program, None, line)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.plan_table import PAGE, SHIPPED, Row, cells_of, compile_row, table, with_table
-from llama_cpt.planning.analytic import hand_sum
-from llama_cpt.planning.out_of_memory import TooLarge
+from llama_cpt.planning.analytic import analytic_memory
+from llama_cpt.planning.out_of_memory import OutOfMemory
 from tests.conftest import ROOT
 
 
@@ -26,7 +26,7 @@ def received(cells: tuple[str, ...]) -> float:
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row.start)
 def test_no_compiler_avoids_the_hand_sum(row):
-    by_hand = hand_sum(row.config, {"fsdp": row.topology.devices})
+    by_hand = analytic_memory(row.config, {"fsdp": row.topology.devices})
     assert by_hand.total / 1e9 < float(row.cells[0])
 
 
@@ -50,7 +50,7 @@ def test_every_row_compiled_again(row):
 def check(row: Row) -> None:
     plan, _ = compile_row(row)
     peak, flops = row.cells[0], row.cells[4]
-    if isinstance(plan, TooLarge):
+    if isinstance(plan, OutOfMemory):
         assert peak.startswith("does not fit"), plan.used
         return
     assert plan.memory.fits

@@ -20,11 +20,11 @@ from llama_cpt.config.schema import (
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.planning.analytic import hand_sum
+from llama_cpt.planning.analytic import analytic_memory
 from llama_cpt.planning.compiling import read_step
 from llama_cpt.planning.memory import device_bytes
-from llama_cpt.planning.peak_breakdown import parts_of
-from llama_cpt.training.lowering import abstract_batch, lower
+from llama_cpt.planning.peak_breakdown import break_down_peak
+from llama_cpt.training.lowering import abstract_batch, lower_program
 from llama_cpt.training.program import make_program
 from llama_cpt.training.train_step import init_state
 
@@ -64,7 +64,7 @@ def make(mesh: tuple[int, int, int]) -> TrainConfig:
 def compiled_on(mesh: tuple[int, int, int]) -> tuple[TrainConfig, Any, Any]:
     config = make(mesh)
     program = make_program(config, make_mesh(config.mesh), "cpu")
-    return config, program, lower(config, program).compile()
+    return config, program, lower_program(config, program).compile()
 
 
 def matrix_flops_by_hand(devices: int) -> float:
@@ -96,7 +96,7 @@ def test_a_run_holds_what_the_plan_says():
     assert step.matrix.products == matrix_flops_by_hand(8)
     told = compiled.memory_analysis().temp_size_in_bytes
     assert step.live.bytes == pytest.approx(told, rel=0.05)
-    parts = parts_of(
+    parts = break_down_peak(
         step.live, state.trained, layers=MODEL.num_layers, tokens=ROWS // MICROBATCHES // 4 * LENGTH
     )
     # What is added up over micro-batches, and what one has added so far.
@@ -104,7 +104,7 @@ def test_a_run_holds_what_the_plan_says():
     assert held <= parts.gradients <= 2 * held
     assert parts.saved == MODEL.num_layers * ROWS // MICROBATCHES // 4 * LENGTH * 64 * WIDTH
     assert parts.gradients + parts.saved + parts.others == step.live.bytes
-    by_hand = hand_sum(config, program.mesh.shape)
+    by_hand = analytic_memory(config, program.mesh.shape)
     assert by_hand.arguments == pytest.approx(device_bytes((state.trained, state.opt_state)), 0.05)
     assert by_hand.total < arguments + told
 

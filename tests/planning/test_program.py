@@ -11,7 +11,7 @@ from llama_cpt.planning.collectives import collectives, crossed_axes, device_gro
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.hlo import Instruction, Shape
 from llama_cpt.planning.matrix_flops import matrix_flops
-from llama_cpt.planning.program import read_program
+from llama_cpt.planning.program import read_module
 from llama_cpt.planning.roofline import roofline
 
 MESH = {"replica": 2, "fsdp": 4, "tensor": 2}
@@ -94,7 +94,7 @@ def shortened(text: str) -> str:
 def program(request):
     """Trips told by the compiler, or to be found in the loop's condition."""
     told, written = request.param
-    return read_program(written(TEXT.replace("KNOWN", told)))
+    return read_module(written(TEXT.replace("KNOWN", told)))
 
 
 def test_products_of_a_loop_are_multiplied(program):
@@ -168,9 +168,9 @@ calls=%fetched
 
 def test_copies_move_once_and_slices_what_they_take():
     whole, ahead, row, scalar = 4 * 32 * 8, 4 * 8 * 8, 4 * 8, 4
-    program = read_program(FETCHED)
+    program = read_module(FETCHED)
     assert hbm_bytes(program, program.steps()) == whole + 2 * ahead + (row + scalar) + row
-    read_whole = read_program(FETCHED.replace("add(%one, %one)", "add(%one, %flat)"))
+    read_whole = read_module(FETCHED.replace("add(%one, %one)", "add(%one, %flat)"))
     assert hbm_bytes(read_whole, read_whole.steps()) == 2 * (whole + ahead) + scalar + row
 
 
@@ -215,9 +215,9 @@ ENTRY %main (x.0: bf16[8,8]) -> bf16[8,8] {
 
 def test_an_unrolled_loop_counts_by_its_step():
     """1, 3, 5, 7: the compiler unrolls loops and does not say how often they run."""
-    program = read_program(UNROLLED)
+    program = read_module(UNROLLED)
     assert matrix_flops(program.steps()).products == 4 * 2 * 8**3
-    unknown = read_program(UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)"))
+    unknown = read_module(UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)"))
     assert matrix_flops(unknown.steps()).products == 2 * 8**3
     assert unknown.uncounted_loops == ["loop"]
 
@@ -246,7 +246,7 @@ ENTRY %main (x: bf16[4]) -> bf16[32] {
 
 
 def test_a_collective_among_products_counts_once():
-    (one,) = collectives(read_program(CHAINED).steps(), MESH)
+    (one,) = collectives(read_module(CHAINED).steps(), MESH)
     assert (one.kind, one.times, one.bytes) == ("all-gather", 1, 64 * 7 / 8)
 
 
@@ -267,7 +267,7 @@ is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
 
 
 def test_what_crosses_slices_goes_over_the_network():
-    (one,) = collectives(read_program(NETWORK).steps(), MESH)
+    (one,) = collectives(read_module(NETWORK).steps(), MESH)
     assert (one.kind, one.axes, one.bytes) == ("all-reduce", ("replica",), 2 * 4 * 1024 / 2)
     chip = CHIPS["TPU v5 lite"]
     line = roofline(chip, flops=0.0, hbm=0.0, sent=[one], mesh=MESH, slices=2)
@@ -281,7 +281,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %same = f32[8]{0} collective-permute(%x), source_target_pairs={{0,0},{1,1},{2,2},{3,3}}
 }
 """
-    assert not collectives(read_program(text).steps(), MESH)
+    assert not collectives(read_module(text).steps(), MESH)
 
 
 def test_products_of_eight_bits_are_priced_by_their_rate():
@@ -294,10 +294,10 @@ def test_products_of_eight_bits_are_priced_by_their_rate():
         ("TPU7x", "f8e4m3fn", 0.5),
         ("TPU v6 lite", "f8e4m3fn", 1),
     ):
-        found = matrix_flops(read_program(text.replace("s8[", f"{dtype}[")).steps())
+        found = matrix_flops(read_module(text.replace("s8[", f"{dtype}[")).steps())
         assert found.narrow == {dtype[:2]: flops}
         assert found.as_bfloat16(CHIPS[kind]) == share * flops
-    wider = matrix_flops(read_program(text.replace("%p.1 = s8", "%p.1 = bf16")).steps())
+    wider = matrix_flops(read_module(text.replace("%p.1 = s8", "%p.1 = bf16")).steps())
     assert (wider.narrow, wider.products) == ({}, flops)
 
 
@@ -342,7 +342,7 @@ ENTRY %main (l: bf16[6,8,16], r: bf16[6,16,4]) -> bf16[6,8,4] {
 window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
 }
 """
-    assert matrix_flops(read_program(text).steps()).products == 6 * 2 * 8 * 16 * 4
+    assert matrix_flops(read_module(text).steps()).products == 6 * 2 * 8 * 16 * 4
 
 
 KERNEL = """\
@@ -369,6 +369,6 @@ custom_call_target="tpu_custom_call"
 )
 def test_attention_of_a_part_of_the_queries(name, products):
     """A device's queries see half of the row's keys; a walk sees its share of them."""
-    found = matrix_flops(read_program(KERNEL.replace("NAME", name)).steps())
+    found = matrix_flops(read_module(KERNEL.replace("NAME", name)).steps())
     assert found.total == products * 2 * 2 * 64 * 16 * 129 / 2
     assert not found.unknown_kernels

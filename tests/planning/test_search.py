@@ -5,18 +5,18 @@ import math
 
 import pytest
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import LoraConfig
 from llama_cpt.hardware.topologies import find_topology
-from llama_cpt.planning.analytic import hand_sum, parameters
+from llama_cpt.planning.analytic import analytic_memory, parameters
 from llama_cpt.planning.memory import Memory, PassMemory
-from llama_cpt.planning.out_of_memory import too_large
+from llama_cpt.planning.out_of_memory import parse_out_of_memory
 from llama_cpt.planning.remedies import first_remedy
 from llama_cpt.planning.search import (
     DOUBT,
-    Tried,
+    CompiledCandidate,
     candidates,
-    expected,
+    expected_bytes,
     may_fit,
     next_to_try,
     smallest_topology,
@@ -25,24 +25,24 @@ from tests.conftest import ROOT
 
 
 def shipped(name: str):
-    return load(str(ROOT / "configs" / f"{name}.py"))
+    return load_config(str(ROOT / "configs" / f"{name}.py"))
 
 
 def test_hand_sum_of_70b():
     """128 chips, 2 x 8192 tokens each: 6.6 GB of arguments, 2.2 of gradients, 21.5 of carries."""
     config = shipped("cpt_70b")
     assert parameters(config.model) == 70_553_706_496
-    found = hand_sum(config, {"fsdp": 128})
+    found = analytic_memory(config, {"fsdp": 128})
     assert found.arguments == 12 * parameters(config.model) / 128
     assert found.gradients == found.arguments / 3
     assert found.saved == 80 * 2 * 8192 * 8192 * 2
     assert found.gathered == 8192 * 28672 * 2
     # 2.1 GB of layers' gradients are made while 21.5 of inputs go: they balance at 21.7.
     assert found.saved + found.gradients - found.never_together == pytest.approx(21.8e9, rel=0.01)
-    assert not hand_sum(replace(config, microbatch_size=128), {"fsdp": 128}).never_together
-    halved = hand_sum(replace(config, microbatch_size=128), {"fsdp": 128})
+    assert not analytic_memory(replace(config, microbatch_size=128), {"fsdp": 128}).never_together
+    halved = analytic_memory(replace(config, microbatch_size=128), {"fsdp": 128})
     assert halved.saved == found.saved / 2
-    assert hand_sum(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
+    assert analytic_memory(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
 
 
 def test_search_tries_the_fast_first_and_nothing_twice():
@@ -55,11 +55,11 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     for one in every:
         assert one.mesh["fsdp"] * one.mesh["tensor"] == 32
         assert config.global_batch_size % one.config.microbatch_size == 0
-    wide = max(every, key=lambda one: one.hand.total)
+    wide = max(every, key=lambda one: one.analytic.total)
     same = [
         one for one in every if one.mesh == wide.mesh and one.config.compute == wide.config.compute
     ]
-    narrow = min(same, key=lambda one: one.hand.total)
+    narrow = min(same, key=lambda one: one.analytic.total)
     assert may_fit(narrow, [wide]) and not may_fit(wide, [narrow])
     offloads = next(one for one in every if one.config.compute.remat == "offload")
     keeps = [one for one in every if one.options == offloads.options.replace("offload", "none")]
@@ -72,27 +72,29 @@ def test_search_learns_from_what_was_compiled():
     """What a policy needed beside the sum by hand, its other settings are expected to need too."""
     available = 16_000_000_000
     every = candidates(shipped("cpt_8b"), find_topology("v5e-32"))
-    left = [one for one in every if one.hand.total < available]
+    left = [one for one in every if one.analytic.total < available]
     first = next_to_try(left, [], available)
     assert first is left[0]
-    tried = [Tried(first, int(first.hand.total + 40e9), False)]
+    tried = [CompiledCandidate(first, int(first.analytic.total + 40e9), False)]
     for one in left:
         same = one.config.compute.remat == first.config.compute.remat
-        share = min(1.0, one.hand.saved / first.hand.saved)
-        assert expected(one, tried) == one.hand.total + (40e9 * share if same else 0)
+        share = min(1.0, one.analytic.saved / first.analytic.saved)
+        assert expected_bytes(one, tried) == one.analytic.total + (40e9 * share if same else 0)
     second = next_to_try(left, tried, available)
     assert second is next(
-        one for one in left if expected(one, tried) < available and may_fit(one, [first])
+        one for one in left if expected_bytes(one, tried) < available and may_fit(one, [first])
     )
     assert second.config.compute.remat != first.config.compute.remat
     # In doubt only as long as nothing fits.
     doubtful = [one for one in left if one.config.compute.remat == "full"][-1]
     needed = int(available * (1 + DOUBT) / 2)
-    unlike = next(one for one in every if one.mesh != doubtful.mesh and one.hand.saved)
-    unlike = replace(unlike, config=doubtful.config, hand=doubtful.hand)
-    tried = [Tried(unlike, needed, False)]
+    unlike = next(one for one in every if one.mesh != doubtful.mesh and one.analytic.saved)
+    unlike = replace(unlike, config=doubtful.config, hand=doubtful.analytic)
+    tried = [CompiledCandidate(unlike, needed, False)]
     assert next_to_try([doubtful], tried, available) is doubtful
-    assert next_to_try([doubtful], [*tried, Tried(first, 10**9, True)], available) is None
+    assert (
+        next_to_try([doubtful], [*tried, CompiledCandidate(first, 10**9, True)], available) is None
+    )
 
 
 def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
@@ -132,7 +134,9 @@ def test_long_rows_are_shared_by_devices():
 
 def test_what_cannot_fit_names_what_may():
     config, topology = shipped("cpt_70b"), find_topology("v6e-8")
-    assert min(one.hand.total for one in candidates(config, topology)) > topology.chip.memory_bytes
+    assert (
+        min(one.analytic.total for one in candidates(config, topology)) > topology.chip.memory_bytes
+    )
     larger = smallest_topology(config, topology)
     assert larger == "v6e:8x8 (v6e-64)"
     few = replace(config, evaluation=replace(config.evaluation, batch_size=2))
@@ -159,7 +163,9 @@ def test_weights_beside_adapters_are_read_as_float32():
     config, topology = replace(shipped("cpt_70b"), lora=lora, init_from="x"), find_topology("v6e-8")
     told = first_remedy(config, topology, {"fsdp": 8})
     assert told.startswith("more chips: v6e:4x4 (v6e-16) at least; weights as they are read alone")
-    assert all(one.hand.total >= one.hand.loading > 34e9 for one in candidates(config, topology))
+    assert all(
+        one.analytic.total >= one.analytic.loading > 34e9 for one in candidates(config, topology)
+    )
 
 
 def test_kto_needs_two_rows():
@@ -227,12 +233,12 @@ jit_step."""
 
 
 def test_the_compilers_refusal_is_read():
-    refused = too_large(REFUSAL)
+    refused = parse_out_of_memory(REFUSAL)
     assert (refused.used, refused.available) == (20.5 * 2**30, 15.75 * 2**30)
     assert refused.arrays == (
         (4 << 30, "bf16[32,2,8192,4096]", "jit(step)/jvp()/while"),
         (512 << 20, "f32[4008,4096]", ""),
     )
-    early = too_large(EARLY_REFUSAL)
+    early = parse_out_of_memory(EARLY_REFUSAL)
     assert (early.used, early.available, early.arrays) == (44.5 * 2**30, 15.75 * 2**30, ())
-    assert too_large("INTERNAL: something else") is None
+    assert parse_out_of_memory("INTERNAL: something else") is None

@@ -20,7 +20,9 @@ def many(make_config) -> Callable[..., TrainConfig]:
             "microbatch_size": 4,
             "mesh": MeshConfig(1, DEVICES, 1),
             "checkpoint": CheckpointConfig(every_steps=2),
-            "evaluation": EvaluationConfig(every_steps=6, documents=2, batch_size=4, dense=False),
+            "evaluation": EvaluationConfig(
+                every_steps=6, documents=2, batch_size=4, early_evaluations=False
+            ),
         }
         return make_config(output, **settings | fields)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def train(config: TrainConfig, count: int, program: str = "") -> Launched:
     folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    save(config, path)
+    save_config(config, path)
     return launch(["llama_cpt.train", str(path)], folder, count, program)
 
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import CheckpointConfig, TrainConfig
 from llama_cpt.runtime.errors import USER_ERROR
 from tests.processes.launched import (
@@ -189,7 +189,7 @@ def test_a_host_that_cannot_seal_takes_nobody_along(many, tmp_path):
 @pytest.mark.slow
 def test_an_output_that_is_not_shared(many, tmp_path):
     config, path = replace(many(tmp_path / "run"), output="run"), tmp_path / "config.json"
-    save(config, path)
+    save_config(config, path)
     program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
     command = ["llama_cpt.train", str(path)]
     launched = ended(lambda: launch(command, tmp_path, 2, program))
@@ -218,7 +218,7 @@ def test_a_run_in_a_bucket(many, whole, tmp_path):
     """One is killed; started again, with every tenth answer of the storage service a 503."""
     keep_one = CheckpointConfig(every_steps=2, keep=1)
     config = many("gs://bucket/run", num_steps=STEPS, checkpoint=keep_one)
-    save(config, tmp_path / "config.json")
+    save_config(config, tmp_path / "config.json")
     (tmp_path / "empty").mkdir()
     with storage(tmp_path / "empty") as server:
 

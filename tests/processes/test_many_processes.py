@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import MeshConfig, TrainConfig
 from tests.processes.launched import (
     DEVICES,
@@ -84,7 +84,7 @@ def test_rows_shared_by_processes(alone, many, tmp_path, monkeypatch):
 def test_each_process_writes_its_trace(many, tmp_path):
     """On one host too, whose name the profiler gives to both."""
     config = many(tmp_path / "run", num_steps=3)
-    save(config, tmp_path / "config.json")
+    save_config(config, tmp_path / "config.json")
     command = ["llama_cpt.train", str(tmp_path / "config.json"), "--profile", "2:2"]
     launched = ended(lambda: launch(command, tmp_path, 2))
     assert launched.ended() == [0, 0], launched.log()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from llama_cpt import chat, convert, evaluate
-from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.checkpoint.checkpoint import save_weights
 from llama_cpt.config.fields import to_dict
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import (
     ChatConfig,
     CorpusConfig,
@@ -23,7 +23,7 @@ from llama_cpt.evaluation.scores import LINES, SETTINGS, ExampleScore, read_scor
 from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import USER_ERROR
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from tests.processes.launched import Launched, ended, launch
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -125,7 +125,7 @@ def dpo(make_config, corpora, tmp_path) -> TrainConfig:
     plain = make_config(tmp_path / "run")
     model = replace(plain.model, context_length=128)
     about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model)}}
-    save_trained(str(tmp_path / "start"), Llama(model, jax.random.key(1)), about)
+    save_weights(str(tmp_path / "start"), Llama(model, jax.random.key(1)), about)
     zh, en = (CorpusConfig(name, f"{corpora}/{name}.preferences.jsonl") for name in ("zh", "en"))
     data = replace(
         plain.data,
@@ -152,9 +152,9 @@ def dpo(make_config, corpora, tmp_path) -> TrainConfig:
 
 @pytest.mark.slow
 def test_the_same_references(dpo, tmp_path):
-    build(dpo, make_mesh(dpo.mesh))
+    build_run(dpo, make_mesh(dpo.mesh))
     shared = replace(dpo, data=replace(dpo.data, prepared=str(tmp_path / "both")))
-    save(shared, tmp_path / "config.json")
+    save_config(shared, tmp_path / "config.json")
     arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
     together(arguments, tmp_path / "logs", TRAINS_NOTHING)
     files = sorted((tmp_path / "alone/reference").rglob("*.npy"))

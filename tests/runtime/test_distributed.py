@@ -13,21 +13,21 @@ import pytest
 from examples.shown_command import run_command
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.parallel import global_arrays
-from llama_cpt.parallel.global_arrays import from_rows_here, from_whole, rows_here
+from llama_cpt.parallel.global_arrays import from_local_rows, from_replicated, local_rows
 from llama_cpt.plan import DoesNotFitError
 from llama_cpt.runtime import distributed as processes
 from llama_cpt.runtime import retry
 from llama_cpt.runtime.distributed import (
     LostProcessError,
-    all_hold,
-    by_first,
-    from_first,
-    gathered,
-    require_one,
-    together,
+    all_processes_agree,
+    allgather_strings,
+    broadcast_from_primary,
+    distributed_session,
+    require_single_process,
+    run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.runtime.retry import patiently
+from llama_cpt.runtime.retry import with_retries
 from llama_cpt.runtime.storage import UnreachableError
 from llama_cpt.training.report import DivergedError
 
@@ -48,7 +48,7 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 def test_half_an_environment_is_refused(values, told, monkeypatch):
     for name, value in zip(NAMES, values, strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told), together():
+    with pytest.raises(UserError, match=told), distributed_session():
         pass
 
 
@@ -62,22 +62,22 @@ def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypat
         unknown = Mock(side_effect=RuntimeError("Failed to recognize coordinator address pod-0"))
         monkeypatch.setattr(jax.distributed, "initialize", unknown)
         with pytest.raises(LostProcessError, match=f"port {port} .* cannot" if taken else "pod-0"):
-            processes._meet()
+            processes._connect()
     assert unknown.called != taken
 
 
 def test_commands_of_one_process_say_so(monkeypatch):
-    require_one("sweep")
+    require_single_process("sweep")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="sweep is one process"):
-        require_one("sweep")
+        require_single_process("sweep")
 
 
 def test_alone_is_agreed():
-    assert gathered("here", "test") == ["here"]
-    assert all_hold(True, "test") and not all_hold(False, "test")
-    assert from_first(7, "test") == 7
-    assert by_first(lambda: {"done": [1, None]}, "test") == {"done": [1, None]}
+    assert allgather_strings("here", "test") == ["here"]
+    assert all_processes_agree(True, "test") and not all_processes_agree(False, "test")
+    assert broadcast_from_primary(7, "test") == 7
+    assert run_on_primary(lambda: {"done": [1, None]}, "test") == {"done": [1, None]}
 
 
 def system(number: int) -> OSError:
@@ -122,8 +122,8 @@ DENIED = {"code": 403, "message": "no such right"}
 def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch, capsys):
     left = []
     monkeypatch.setattr(processes, "heartbeat_seconds", lambda: 0)
-    monkeypatch.setattr(processes, "_leave", lambda *said: left.append(said))
-    with processes._one_end():
+    monkeypatch.setattr(processes, "_announce_exit", lambda *said: left.append(said))
+    with processes._end_together():
         raise error
     assert left == [(status, told)]
     capsys.readouterr()
@@ -155,7 +155,7 @@ def test_a_shown_command_passes_its_status_on(ending, status, tmp_path, monkeypa
 
 
 def test_patience_outlasts_what_passes_and_no_more(monkeypatch):
-    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     tries: list[int] = []
 
     def work(fails: int, words: str) -> int:
@@ -164,13 +164,13 @@ def test_patience_outlasts_what_passes_and_no_more(monkeypatch):
             raise OSError(words)
         return len(tries)
 
-    assert patiently(lambda: work(3, "Input/output error")) == 4
+    assert with_retries(lambda: work(3, "Input/output error")) == 4
     tries.clear()
     with pytest.raises(OSError, match="output"):
-        patiently(lambda: work(4, "Input/output error"))
+        with_retries(lambda: work(4, "Input/output error"))
     tries.clear()
     with pytest.raises(OSError, match="space"):
-        patiently(lambda: work(1, "No space left on device"))
+        with_retries(lambda: work(1, "No space left on device"))
     assert len(tries) == 1
 
 
@@ -183,7 +183,7 @@ def test_hosts_hold_all_rows_between_them(axes, shared, monkeypatch):
     for host in (0, 1):
         own = lambda device, host=host: device.id % 2 == host
         monkeypatch.setattr(global_arrays, "_is_own", own)
-        each.append(rows_here(sharding, 16).tolist())
+        each.append(local_rows(sharding, 16).tolist())
     assert sorted({*each[0], *each[1]}) == list(range(16))
     assert (each[0] == each[1]) is shared
     assert all(len(rows) == (16 if shared else 8) for rows in each)
@@ -193,6 +193,9 @@ def test_arrays_arrive_where_they_belong():
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
     whole = np.arange(2 * 8 * 6).reshape(2, 8, 6)
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
-    for placed in (from_rows_here({"a": whole}, 8, sharding), from_whole({"a": whole}, sharding)):
+    for placed in (
+        from_local_rows({"a": whole}, 8, sharding),
+        from_replicated({"a": whole}, sharding),
+    ):
         assert placed["a"].sharding == sharding
         np.testing.assert_array_equal(placed["a"], whole)

@@ -7,7 +7,7 @@ import aiohttp
 from gcsfs.retry import HttpError
 import pytest
 
-from llama_cpt.runtime.retry import lasts, passes
+from llama_cpt.runtime.retry import is_permanent, is_transient
 
 
 def system(number: int) -> OSError:
@@ -25,7 +25,7 @@ def system(number: int) -> OSError:
     ],
 )
 def test_passes(error):
-    assert passes(error) and not lasts(error)
+    assert is_transient(error) and not is_permanent(error)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_passes(error):
     ],
 )
 def test_lasts(error):
-    assert lasts(error) and not passes(error)
+    assert is_permanent(error) and not is_transient(error)
 
 
 def test_a_fault_of_the_program_is_not_storage():
-    assert not passes(KeyError("w"))
+    assert not is_transient(KeyError("w"))

@@ -7,8 +7,8 @@ import pytest
 
 from llama_cpt.runtime import storage
 from llama_cpt.runtime.errors import PREEMPTED, USER_ERROR, UserError
-from llama_cpt.runtime.output_folder import require_writable
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.output_folder import check_writable
+from llama_cpt.runtime.storage import check_reachable
 from llama_cpt.weights.hub import resolve
 from tests.storage_server import bucket
 
@@ -16,8 +16,8 @@ __all__ = ["bucket"]
 
 
 def test_local_and_absent(bucket, tmp_path):
-    require_reachable(str(tmp_path / "absent"))
-    require_reachable("gs://bucket/absent/*.jsonl", pattern=True)
+    check_reachable(str(tmp_path / "absent"))
+    check_reachable("gs://bucket/absent/*.jsonl", pattern=True)
 
 
 def test_a_mount_that_has_broken(monkeypatch):
@@ -26,7 +26,7 @@ def test_a_mount_that_has_broken(monkeypatch):
     def broken(path, **_):
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), path)
 
-    require_reachable("x" * 300)
+    check_reachable("x" * 300)
     monkeypatch.setattr(storage.os, "stat", broken)
     with pytest.raises(UserError, match="weights/8b: cannot be read now .*not connected") as caught:
         resolve("weights/8b")
@@ -36,25 +36,25 @@ def test_a_mount_that_has_broken(monkeypatch):
 def test_denied(bucket):
     bucket.status = 403
     with pytest.raises(UserError, match=r"gs://bucket/x: cannot be read \(Forbidden: \S+\); "):
-        require_reachable("gs://bucket/x")
+        check_reachable("gs://bucket/x")
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(3, 200), (0, 503)])
 def test_silent(seconds, status, bucket, monkeypatch):
     """It may pass: the command is to be started again."""
     bucket.seconds, bucket.status = seconds, status
-    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 0.3)
     with pytest.raises(UserError, match="gs://bucket/x: no answer") as caught:
-        require_reachable("gs://bucket/x")
+        check_reachable("gs://bucket/x")
     assert caught.value.status == PREEMPTED
 
 
 def test_writable(bucket):
     """Nothing stays of the try."""
-    require_writable("gs://bucket/x")
+    check_writable("gs://bucket/x")
     assert not bucket.objects
     bucket.denies = lambda method: method != "GET"
-    require_reachable("gs://bucket/x")
+    check_reachable("gs://bucket/x")
     with pytest.raises(UserError, match=r"gs://bucket/x: cannot be written \(Forbidden") as caught:
-        require_writable("gs://bucket/x")
+        check_writable("gs://bucket/x")
     assert caught.value.status == USER_ERROR

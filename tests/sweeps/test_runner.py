@@ -17,11 +17,11 @@ from llama_cpt.config.sweep import AxisConfig, SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps import leases, runner
-from llama_cpt.sweeps.results import COLUMNS, read_note
-from llama_cpt.sweeps.runner import Shared, run_sweep
-from llama_cpt.sweeps.trials import chains_of
+from llama_cpt.sweeps.results import COLUMNS, read_status
+from llama_cpt.sweeps.runner import SharedWork, run_sweep
+from llama_cpt.sweeps.trials import make_chains
 from llama_cpt.training import trainer
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 from tests.runs import learnt
@@ -41,7 +41,7 @@ def one_device(config):
 
 
 def trials_of(sweep):
-    return [trial for chain in chains_of(sweep) for trial in chain]
+    return [trial for chain in make_chains(sweep) for trial in chain]
 
 
 def rows_of(sweep):
@@ -63,13 +63,13 @@ def steps_counted(monkeypatch):
 
 def test_trials_are_ordinary_runs_on_one_compilation(sweep, monkeypatch):
     made = []
-    monkeypatch.setattr(runner, "Shared", lambda: made.append(Shared()) or made[0])
+    monkeypatch.setattr(runner, "SharedWork", lambda: made.append(SharedWork()) or made[0])
     assert run_sweep(sweep) is Outcome.FINISHED
     (program,) = made[0].programs.values()
     assert program.step._cache_size() == 1
     for trial in trials_of(sweep):
         alone = replace(trial.config, output=f"{trial.config.output}_alone")
-        fit(build(alone, program.mesh))
+        fit(build_run(alone, program.mesh))
         assert learnt(epath.Path(trial.config.output)) == learnt(epath.Path(alone.output))
     rows = rows_of(sweep)
     assert list(rows[0]) == COLUMNS
@@ -130,7 +130,7 @@ def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
 def test_a_diverged_trial_is_noted_and_the_others_go_on(sweep, monkeypatch, capsys):
     wild = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e30))))
     assert run_sweep(wild) is Outcome.FINISHED
-    notes = [read_note(trial) for trial in trials_of(wild)]
+    notes = [read_status(trial) for trial in trials_of(wild)]
     assert [note.status for note in notes] == ["done", "diverged"] * 2
     assert "diverged: " in capsys.readouterr().out
     last = {row["run"]: row for row in rows_of(wild)}
@@ -149,7 +149,7 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runner, "fit", out_of_memory)
         assert run_sweep(sweep) is Outcome.FINISHED
-    notes = [read_note(trial) for trial in trials_of(sweep)]
+    notes = [read_status(trial) for trial in trials_of(sweep)]
     assert [note.status for note in notes] == ["failed", "failed", "done", "done"]
     assert "RESOURCE_EXHAUSTED" in notes[0].reason
     assert (
@@ -157,14 +157,14 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
         in (epath.Path(trials_of(sweep)[0].config.output) / "log.txt").read_text()
     )
     run_sweep(sweep)
-    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
 
 
 def test_a_mistake_ends_the_sweep_before_a_step(sweep):
     data = replace(sweep.train.data, tokenizer="/nowhere/tokenizer.model")
     with pytest.raises(UserError, match="/nowhere/tokenizer.model"):
         run_sweep(replace(sweep, train=replace(sweep.train, data=data)))
-    assert not any(read_note(trial) for trial in trials_of(sweep))
+    assert not any(read_status(trial) for trial in trials_of(sweep))
 
 
 def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
     assert [step for _, step in counted] == [*range(8), *range(6, 16)] * 2
     second = trials_of(sweep)[1]
     alone = replace(second.config, output=f"{second.config.output}_alone")
-    run = build(alone, one_device(alone.mesh))
+    run = build_run(alone, one_device(alone.mesh))
     fit(run)
     assert learnt(epath.Path(alone.output))[-3:] == learnt(epath.Path(second.config.output))[-3:]
     folders = [epath.Path(trial.config.output) / "checkpoints" for trial in trials_of(sweep)]
@@ -192,15 +192,15 @@ def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
 
 def test_workers_share_and_take_over_what_one_has_lost(sweep, monkeypatch):
     monkeypatch.setattr(runner, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(leases, "LOST_SECONDS", 1.0)
-    lost = chains_of(sweep)[0][0]
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1.0)
+    lost = make_chains(sweep)[0][0]
     claim = epath.Path(sweep.output) / "claims" / f"{lost.name}.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps({"worker": "worker 1/2 (gone)", "time": time.time()}))
     start = time.time()
     assert run_sweep(sweep, 2, 2) is Outcome.FINISHED
     assert time.time() - start > 1.0
-    assert {read_note(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
     assert not list(claim.parent.iterdir())
 
 
@@ -210,7 +210,7 @@ def test_a_claim_is_one_workers(tmp_path):
 
     def work(number):
         ready.wait()
-        with leases.claimed(file, f"worker {number}") as mine:
+        with leases.hold_lease(file, f"worker {number}") as mine:
             if mine:
                 order.append(number)
                 time.sleep(0.3)

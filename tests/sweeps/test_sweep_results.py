@@ -11,9 +11,9 @@ import pytest
 from configs.demo_cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
-from llama_cpt.sweeps.leases import claimed, holder
-from llama_cpt.sweeps.results import COLUMNS, Note, read_note, write_note, write_results
-from llama_cpt.sweeps.trials import chains_of, tokens_per_step
+from llama_cpt.sweeps.leases import hold_lease, lease_owner
+from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_results, write_status
+from llama_cpt.sweeps.trials import make_chains, tokens_per_step
 from tests.storage_server import bucket
 
 __all__ = ["bucket"]
@@ -29,7 +29,7 @@ def sweep(request, tmp_path, bucket):
 
 
 def trials_of(sweep):
-    return [trial for chain in chains_of(sweep) for trial in chain]
+    return [trial for chain in make_chains(sweep) for trial in chain]
 
 
 def measured(trial, losses):
@@ -49,10 +49,10 @@ def test_a_row_a_run_evaluation_and_corpus(sweep):
     small, large = trials_of(sweep)
     measured(small, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
     measured(large, [(0, 7.0, 1.0), (60, 6.0, 1.5)])
-    write_note(small, Note("done", tokenizer="abc"))
-    assert read_note(large) is None
+    write_status(small, TrialStatus("done", tokenizer="abc"))
+    assert read_status(large) is None
     assert len(read(write_results(sweep, [small, large]))) == 4
-    write_note(large, Note("diverged", "loss of step 70 is nan", "abc"))
+    write_status(large, TrialStatus("diverged", "loss of step 70 is nan", "abc"))
     rows = read(write_results(sweep, [small, large]))
     assert list(rows[0]) == COLUMNS
     shown = ("corpus", "group", "step", "loss", "base_loss")
@@ -85,7 +85,7 @@ def read(file):
 
 def test_a_claim_in_the_folder(sweep):
     file = epath.Path(sweep.output) / "claims" / "one.json"
-    with claimed(file, "worker 1/2") as mine, claimed(file, "worker 2/2") as others:
+    with hold_lease(file, "worker 1/2") as mine, hold_lease(file, "worker 2/2") as others:
         assert mine and not others
-        assert holder(file).startswith("worker 1/2 (")
-    assert not holder(file)
+        assert lease_owner(file).startswith("worker 1/2 (")
+    assert not lease_owner(file)

@@ -11,9 +11,9 @@ from configs.demo_cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.sweeps.cost import chip_hours, within_budget
-from llama_cpt.sweeps.preview import table
-from llama_cpt.sweeps.trials import chains_of, mean_almr, mixture_order, tokens_per_step
+from llama_cpt.sweeps.cost import chip_hours, fit_to_budget
+from llama_cpt.sweeps.preview import trial_table
+from llama_cpt.sweeps.trials import make_chains, mean_almr, mixture_order, tokens_per_step
 
 RATIOS = AxisConfig("data.almr", (0.1, 0.2, 0.33, 0.5, 0.7))
 RATES = AxisConfig("optimizer.peak_learning_rate", (1e-3, 2e-3, 4e-3))
@@ -23,7 +23,7 @@ TOKENS = tokens_per_step(cpt)
 
 
 def trials_of(sweep):
-    return [trial for chain in chains_of(sweep) for trial in chain]
+    return [trial for chain in make_chains(sweep) for trial in chain]
 
 
 def test_a_trial_at_every_point_of_the_grid():
@@ -88,7 +88,7 @@ def test_entries_of_a_tuple_are_fields():
 
 def test_token_budgets_share_their_stable_phase():
     budgets = (100 * TOKENS, 200 * TOKENS, 400 * TOKENS - 1)
-    (first, second, third) = chains_of(replace(SWEEP, train=WSD, token_budgets=budgets))[0]
+    (first, second, third) = make_chains(replace(SWEEP, train=WSD, token_budgets=budgets))[0]
     assert [t.config.num_steps for t in (first, second, third)] == [100, 200, 400]
     assert (first.stable_steps, second.stable_steps, third.stable_steps) == (80, 160, 320)
     assert (first.first_step, second.first_step, third.first_step) == (0, 80, 160)
@@ -128,27 +128,27 @@ def test_chip_hours_are_operations_over_the_chips_rate():
     trials = trials_of(SWEEP)
     flops = 15 * 600 * TOKENS * model_flops_per_token(cpt.model, cpt.data.sequence_length)
     assert chip_hours(SWEEP, trials) == pytest.approx(flops / (459e12 * 0.4 * 3600))
-    assert "15 trials" in table(SWEEP, trials)
+    assert "15 trials" in trial_table(SWEEP, trials)
 
 
 @pytest.mark.parametrize("share", [0.99, 0.7, 0.6])
 def test_a_budget_thins_the_grid_and_keeps_its_ends(share):
     price = chip_hours(SWEEP, trials_of(SWEEP))
-    thinned = within_budget(SWEEP, price * share)
+    thinned = fit_to_budget(SWEEP, price * share)
     assert 0.5 * share * price < chip_hours(thinned, trials_of(thinned)) <= share * price
     for axis, whole in zip(thinned.axes, SWEEP.axes, strict=True):
         assert {axis.values[0], axis.values[-1]} == {whole.values[0], whole.values[-1]}
         assert len(axis.values) >= 3
     with pytest.raises(UserError, match="pay for no grid.*costs"):
-        within_budget(SWEEP, price * 0.1)
+        fit_to_budget(SWEEP, price * 0.1)
     with pytest.raises(UserError, match="--budget=-5.0 must be"):
-        within_budget(SWEEP, -5.0)
+        fit_to_budget(SWEEP, -5.0)
 
 
 def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
     both = replace(SWEEP, train=WSD, token_budgets=(100 * TOKENS, 200 * TOKENS))
     price = chip_hours(both, trials_of(both))
-    thinned = within_budget(both, price * 0.4)
+    thinned = fit_to_budget(both, price * 0.4)
     assert thinned.token_budgets == (100 * TOKENS,) and len(trials_of(thinned)) == 12
 
 
@@ -169,4 +169,4 @@ def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
 )
 def test_mistakes_are_told_with_the_field(changes, told):
     with pytest.raises(UserError, match=told):
-        chains_of(replace(SWEEP, **changes))
+        make_chains(replace(SWEEP, **changes))

@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from llama_cpt import chat, convert, evaluate, fit_law, prepare, train
-from llama_cpt.config.loading import load, save
+from llama_cpt.config.loading import load_config, save_config
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from tests.storage_server import bucket
 
 __all__ = ["bucket"]
@@ -58,8 +58,8 @@ def test_what_must_lie_here(main, arguments, bucket):
 
 def test_a_config_in_a_bucket(bucket, make_config, tmp_path):
     config = make_config(tmp_path / "run")
-    save(config, epath.Path("gs://bucket/run/config.json"))
-    assert load("gs://bucket/run/config.json") == config
+    save_config(config, epath.Path("gs://bucket/run/config.json"))
+    assert load_config("gs://bucket/run/config.json") == config
 
 
 @pytest.mark.parametrize("field", ["output", "init_from", "tokenizer", "prepared"])
@@ -70,12 +70,12 @@ def test_a_run(field, denied, make_config, tmp_path):
     else:
         config = replace(config, **{field: PLACE})
     with denied:
-        build(config, make_mesh(config.mesh, jax.devices()[:1]))
+        build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
     assert not (tmp_path / "run").exists()
 
 
 def test_rows_to_prepare(denied, make_config, tmp_path):
     config = make_config(tmp_path / "run")
-    save(config, tmp_path / "config.json")
+    save_config(config, tmp_path / "config.json")
     with denied:
         prepare.main([str(tmp_path / "config.json"), "--data.prepared", PLACE])

@@ -18,7 +18,7 @@ def now(monkeypatch) -> list[float]:
 
 
 def spend(clock: Goodput, now: list[float], part: str, seconds: float) -> None:
-    with clock.spent_on(part):
+    with clock.measure(part):
         now[0] += seconds
 
 
@@ -26,18 +26,18 @@ def test_seconds_add_up(now):
     clock = Goodput()
     now[0] += 10
     spend(clock, now, "compile", 30)
-    clock.turn_to("step")
+    clock.switch_to("step")
     now[0] += 50
     spend(clock, now, "save", 10)
     values = clock.values()
     assert values["perf/goodput"] == pytest.approx(0.5)
     assert values["perf/seconds/startup"] == 10 and values["perf/seconds/save"] == 10
-    assert clock.told() == "goodput 50.0% of 1m40s; compile 30.0%, startup 10.0%, save 10.0%"
+    assert clock.summary() == "goodput 50.0% of 1m40s; compile 30.0%, startup 10.0%, save 10.0%"
 
 
 def test_a_restart_adds_what_was_lost(now):
     first = Goodput()
-    first.turn_to("step")
+    first.switch_to("step")
     lines = []
     for step in (1, 2, 3):
         now[0] += 10
@@ -47,7 +47,7 @@ def test_a_restart_adds_what_was_lost(now):
     second = Goodput()
     second.continue_from([{"step": 0}, *lines], 1)
     now[0] += 5
-    second.turn_to("step")
+    second.switch_to("step")
     now[0] += 20
     assert second.values() == {
         "perf/goodput": pytest.approx(30 / 155),
@@ -75,7 +75,7 @@ def test_steps_between_two_lines_are_kept_in_part():
 def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
-    clock.turn_to("step")
+    clock.switch_to("step")
     with Watchdog(clock, poll_seconds=0.01) as dog:
         clock.seconds["step"], dog.steps_done = 0.002, 2
         time.sleep(0.3)
@@ -89,7 +89,7 @@ def test_a_late_step_is_measured_by_this_start(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
     clock.continue_from([{"step": 9, "perf/seconds/step": 9000.0, "perf/unix_seconds": 0.0}], 9)
-    clock.turn_to("step")
+    clock.switch_to("step")
     with Watchdog(clock, poll_seconds=0.01) as dog:
         dog.steps_done = 2
         time.sleep(0.3)
@@ -102,6 +102,6 @@ def test_what_goes_on_is_not_named(monkeypatch, capfd):
     with Watchdog(clock, poll_seconds=0.01) as dog:
         dog.steps_done = 9
         for _ in range(10):
-            clock.turn_to("step")
+            clock.switch_to("step")
             time.sleep(0.02)
     assert "watchdog" not in capfd.readouterr().err

@@ -12,7 +12,13 @@ import pytest
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.model.llama import Llama
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.heldout import batch_rows, evaluate_heldout, pack, rolling_windows, spread
+from llama_cpt.training.heldout import (
+    evaluate_heldout,
+    evenly_spaced,
+    pack_windows,
+    rolling_windows,
+    window_batch,
+)
 
 BOS, EOS = 1, 2
 LENGTH = 16
@@ -161,8 +167,8 @@ def test_every_token_is_scored_once_and_reads_its_own_document(sizes, length):
         for k, size in enumerate(sizes)
     ]
     windows = [w for d in documents for w in rolling_windows(d, length, bos_id=BOS, corpus=0)]
-    rows = pack(windows, length)
-    batch = batch_rows(rows, len(rows), length)
+    rows = pack_windows(windows, length)
+    batch = window_batch(rows, len(rows), length)
     scored = batch.targets[batch.loss_mask > 0]
     assert sorted(scored) == sorted(int(token) for d in documents for token in d[1:-1])
     for row in range(len(rows)):
@@ -176,8 +182,8 @@ def test_every_token_is_scored_once_and_reads_its_own_document(sizes, length):
 
 
 def test_documents_are_spread_over_the_corpus(score):
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 256) == [0, 1, 2]
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 256) == [0, 1, 2]
     assert evaluate(score, documents=2)["en"].documents == 2
 
 

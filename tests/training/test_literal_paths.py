@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.config.schema import CheckpointConfig, EvaluationConfig, TrainConfig
 from llama_cpt.convert import from_hf
-from llama_cpt.evaluation.named_models import named
+from llama_cpt.evaluation.named_models import parse_model_names
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import LiteralPath, files_below
 from llama_cpt.training.reference import model_identity
-from llama_cpt.weights.checkpoint_reader import TrainedWeights
+from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.export import to_hf
 from tests.conftest import ROOT
 from tests.runs import learnt, train, train_until
@@ -56,11 +56,11 @@ def test_a_run_below_any_name_stops_moves_resumes_and_converts(
     train(replace(config, output=str(renamed), checkpoint=CheckpointConfig(every_steps=3, keep=1)))
     assert "after step 2" in capsys.readouterr().out
     assert [line["step"] for line in learnt(renamed) if "train/loss" in line] == [1, 2, 3, 4]
-    with Checkpoints(str(renamed / FOLDER)) as checkpoints:
+    with CheckpointManager(str(renamed / CHECKPOINTS_FOLDER)) as checkpoints:
         assert checkpoints.steps() == [4] and checkpoints.latest_verified() == 4
     to_hf(str(renamed), str(place / "m[1]"), dtype="float32")
     from_hf(str(place / "m[1]"), str(place / "back[1]"))
-    with TrainedWeights(str(renamed)) as ours, TrainedWeights(str(place / "back[1]")) as theirs:
+    with CheckpointReader(str(renamed)) as ours, CheckpointReader(str(place / "back[1]")) as theirs:
         np.testing.assert_array_equal(ours.parameter("embedding"), theirs.parameter("embedding"))
 
 
@@ -81,22 +81,22 @@ def test_weights_below_any_name_have_their_own_identity(make_config, tmp_path, n
 
 
 def test_a_checkpoint_that_was_not_merged_is_not_committed(tmp_path, monkeypatch):
-    folder = tmp_path / "run [1]" / FOLDER
-    with Checkpoints(str(folder)) as checkpoints:
+    folder = tmp_path / "run [1]" / CHECKPOINTS_FOLDER
+    with CheckpointManager(str(folder)) as checkpoints:
         checkpoints.save(1, STATE, {})
         checkpoints.wait()
         monkeypatch.setattr(LiteralPath, "glob", epath.Path("/").__class__.glob)
         checkpoints.save(2, STATE, {})
         with pytest.raises(SaveError, match=r"step 2 was not saved.*did not write.*ocdbt") as error:
             checkpoints.wait()
-        assert not error.value.passing and checkpoints.steps() == [1]
+        assert not error.value.transient and checkpoints.steps() == [1]
         assert checkpoints.latest_verified() == 1
 
 
 def test_a_manifest_of_no_files_is_not_written(tmp_path):
     (tmp_path / "3").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no files"):
-        manifest.seal(epath.Path(tmp_path / "3"), 0, 1)
+        manifest.commit(epath.Path(tmp_path / "3"), 0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
@@ -129,24 +129,24 @@ def test_what_cannot_be_carried_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=reason):
         train(make_config(output))
     with pytest.raises(UserError, match=reason):
-        Checkpoints(output)
+        CheckpointManager(output)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_folder_with_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=3").mkdir()
-    assert named(["lr=3", "x=lr=3"]) == {"lr=3": "lr=3", "x": "lr=3"}
+    assert parse_model_names(["lr=3", "x=lr=3"]) == {"lr=3": "lr=3", "x": "lr=3"}
 
 
 def test_an_array_is_restored_alone_below_any_name(tmp_path):
     state = jax.tree.map(jnp.asarray, STATE | {"other": {"v": np.ones(3, np.float32)}})
-    with Checkpoints(str(tmp_path / NAME)) as checkpoints:
+    with CheckpointManager(str(tmp_path / NAME)) as checkpoints:
         checkpoints.save(1, state, {"a": 1})
         checkpoints.wait()
         found = checkpoints.restore_trained(1, state["trained"])
         np.testing.assert_array_equal(found["w"], STATE["trained"]["w"])
-        assert checkpoints.about(1) == {"a": 1}
+        assert checkpoints.metadata(1) == {"a": 1}
 
 
 def test_nothing_else_globs_or_parses_what_users_name():

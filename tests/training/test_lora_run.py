@@ -11,12 +11,12 @@ import pytest
 
 from llama_cpt.checkpoint.checkpoint import open_run
 from llama_cpt.config.schema import ComputeConfig, LoraConfig, TrainConfig
-from llama_cpt.model.lora import merged
+from llama_cpt.model.lora import merge_adapters
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import make_program
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import restored
+from llama_cpt.training.trainer import restore_state
 from llama_cpt.weights.source import check_source, load_parameters
 from tests.runs import learnt, run_of, train, train_until
 from tests.training.test_trainer import saved_steps
@@ -68,8 +68,8 @@ def test_goes_on_to_the_last_bit(steps, whole, lora_config, tmp_path, monkeypatc
 def test_the_state_and_the_checkpoint_hold_adapters_alone(whole, lora_config):
     factors = {f"{target}/{factor}" for target in LORA.targets for factor in ("a", "b")}
     program = run_of(lora_config(whole)).program
-    adam = program.abstract.opt_state[1]
-    for tree in (adam.mu, adam.nu, program.abstract.trained):
+    adam = program.state_shapes.opt_state[1]
+    for tree in (adam.mu, adam.nu, program.state_shapes.trained):
         paths = jax.tree_util.tree_leaves_with_path(tree)
         assert {"/".join(key.name for key in path[:2]) for path, _ in paths} == factors
     checkpoints, step = open_run(str(whole))
@@ -85,7 +85,7 @@ def test_weights_beside_are_held_in_the_compute_type(lora_config, tmp_path):
     run = run_of(config)
     checkpoints, step = open_run(config.output)
     with checkpoints, jax.set_mesh(run.program.mesh):
-        state = restored(run, checkpoints, step)
+        state = restore_state(run, checkpoints, step)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trained)} == {"float32"}
 
@@ -94,9 +94,9 @@ def test_a_run_of_adapters_starts_the_next_one_merged(whole, lora_config, make_c
     run = run_of(lora_config(whole))
     checkpoints, step = open_run(str(whole))
     with checkpoints, jax.set_mesh(run.program.mesh):
-        state = restored(run, checkpoints, step)
-    loaded = load_parameters(str(whole), run.program.abstract.frozen, run.program.mesh)
-    expected = merged(state.frozen, state.trained)
+        state = restore_state(run, checkpoints, step)
+    loaded = load_parameters(str(whole), run.program.state_shapes.frozen, run.program.mesh)
+    expected = merge_adapters(state.frozen, state.trained)
     for have, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(have, want)
     train(make_config(tmp_path / "next", num_steps=2, init_from=str(whole)))
@@ -147,7 +147,7 @@ def test_the_step_needs_less_memory(make_config, tmp_path):
     sizes = {}
     for lora in (None, LORA):
         program = make_program(replace(config, lora=lora, init_from="base"), mesh, "cpu")
-        sizes[lora] = sum(leaf.size for leaf in jax.tree.leaves(program.abstract))
-    model = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.frozen))
+        sizes[lora] = sum(leaf.size for leaf in jax.tree.leaves(program.state_shapes))
+    model = sum(leaf.size for leaf in jax.tree.leaves(program.state_shapes.frozen))
     assert sizes[None] > 3 * model
     assert sizes[LORA] < 1.5 * model

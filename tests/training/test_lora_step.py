@@ -10,7 +10,7 @@ from llama_cpt.config.schema import LoraConfig, NextTokenConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.model.lora import Adapters, abstract_adapters
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.parallel.mesh import shardings, spec
+from llama_cpt.parallel.mesh import partition_spec, shardings
 from llama_cpt.training.optimizer import make_optimizer
 from llama_cpt.training.train_step import (
     abstract_state,
@@ -32,7 +32,8 @@ def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jit_train_step(make_train_step(objective, tx), placed)
     batch = jax.device_put(
-        ragged_batch(num_microbatches), jax.NamedSharding(mesh, spec("microbatch", "batch", None))
+        ragged_batch(num_microbatches),
+        jax.NamedSharding(mesh, partition_spec("microbatch", "batch", None)),
     )
     metrics = []
     with jax.set_mesh(mesh):
@@ -65,7 +66,7 @@ def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, who
     moments = state.opt_state[1]
     for tree in (moments.mu, moments.nu, state.trained):
         for parameter in params(tree):
-            assert parameter[...].sharding.spec == spec(*parameter.get_metadata("axes"))
+            assert parameter[...].sharding.spec == partition_spec(*parameter.get_metadata("axes"))
 
 
 def test_adapters_move_and_what_is_beside_them_does_not(whole):

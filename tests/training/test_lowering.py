@@ -17,14 +17,14 @@ from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model import scan_layers
 from llama_cpt.planning import compiling
 from llama_cpt.training.compiler_options import TPU
-from llama_cpt.training.lowering import lower, lower_reference, lower_step, topology_program
+from llama_cpt.training.lowering import lower_program, lower_reference, lower_step, topology_program
 
 pytestmark = pytest.mark.libtpu
 
 MEMORY = {chip.name: chip.memory_bytes for chip in CHIPS.values()}
 
 
-def compile_for(config, topology: str, lower=lower) -> None:
+def compile_for(config, topology: str, lower=lower_program) -> None:
     program = topology_program(config, topology)
     peak = compiling.compile_program(lower(config, program), program.mesh).peak
     assert 0 < peak < MEMORY[topology.split(":")[0]], f"{peak / 2**30:.1f} GiB"
@@ -50,7 +50,7 @@ def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
     """An option that it does not know is refused: those of the table arrive, and are known."""
     monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
-        compiling.compiled_and_text(lower_step(tiny, "v5e:2x2"))
+        compiling.compile_with_text(lower_step(tiny, "v5e:2x2"))
 
 
 def test_attention_has_one_kernel_forward(tiny):

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from llama_cpt.training import preemption
-from llama_cpt.training.preemption import METADATA_HOST, Notices
-from llama_cpt.training.stop import Outcome, Signals
+from llama_cpt.training.preemption import METADATA_HOST, PreemptionWatcher
+from llama_cpt.training.stop import Outcome, StopSignals
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def answers(monkeypatch):
 
 
 def outcome_within(seconds: float) -> Outcome:
-    with Signals() as signals, Notices():
+    with StopSignals() as signals, PreemptionWatcher():
         until = time.monotonic() + seconds
         while signals.outcome is Outcome.FINISHED and time.monotonic() < until:
             time.sleep(0.01)
@@ -80,5 +80,5 @@ def test_a_server_in_trouble_is_asked_again(answers, monkeypatch):
 def test_nobody_is_asked_without_chips(monkeypatch):
     monkeypatch.delenv(METADATA_HOST, raising=False)
     before = threading.active_count()
-    with Notices():
+    with PreemptionWatcher():
         assert threading.active_count() == before

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.checkpoint.checkpoint import save_weights
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.mesh import make_mesh, shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import (
-    Identity,
+    ReferenceIdentity,
     make_scorer,
     model_identity,
     reference_logprobs,
@@ -25,7 +25,7 @@ from tests.training.test_train_step import MODEL
 
 LENGTH, ROWS = 48, 10
 CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)
-IDENTITY = Identity(model="m", tokenizer="t", dtype="float32")
+IDENTITY = ReferenceIdentity(model="m", tokenizer="t", dtype="float32")
 PAIRS = random_pairs(2 * ROWS)
 
 
@@ -158,7 +158,7 @@ def test_refuses_what_is_not_finite(tmp_path):
 def test_model_identity_tells_weights_apart(tmp_path):
     about = {"config": {"model": {}}}
     for name, seed in (("a", 0), ("b", 1)):
-        save_trained(str(tmp_path / name), Llama(CONFIG, jax.random.key(seed)), about)
+        save_weights(str(tmp_path / name), Llama(CONFIG, jax.random.key(seed)), about)
         hf = tmp_path / f"hf_{name}"
         hf.mkdir()
         (hf / "model.safetensors").write_bytes(json.dumps(seed).encode())

@@ -10,8 +10,8 @@ import pytest
 from llama_cpt.config.schema import ChatConfig, PreferenceConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training.goodput import Goodput
-from llama_cpt.training.report import Reporter, means
-from llama_cpt.training.run import build
+from llama_cpt.training.report import Reporter, mean_metrics
+from llama_cpt.training.run import build_run
 
 PAIRS = 4.0
 
@@ -37,7 +37,7 @@ def told(make_config, tmp_path, capsys):
 
     def tell(objective: PreferenceConfig, log_ratios: list[float]) -> tuple[list[dict], str, str]:
         config = make_config(tmp_path / "run")
-        run = build(config, make_mesh(config.mesh, jax.devices()[:1]))
+        run = build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
         data = replace(config.data, chat=ChatConfig())
         run = replace(run, config=replace(config, objective=objective, data=data))
         capsys.readouterr()
@@ -69,7 +69,7 @@ def test_preferences_by_trls_names(told):
 
 
 def test_warns_once_when_chosen_falls(told):
-    objective = PreferenceConfig(loss="sigmoid", chosen_fall_bound=20.0)
+    objective = PreferenceConfig(loss="sigmoid", chosen_logp_drop_warning=20.0)
     _, _, errors = told(objective, [0.0, -19.0, -21.0, -30.0])
     assert errors.count("logps/chosen is 21.0 nats below") == 1 and errors.count("warning") == 1
 
@@ -80,4 +80,4 @@ def test_without_a_reference_nothing_falls(told):
 
 def test_means_leave_out_what_has_no_weight():
     sums = {"rewards/chosen": (1.0, 2.0), "rewards/rejected": (0.0, 0.0), "kl": (3.0, 4.0)}
-    assert means(sums) == {"rewards/chosen": 0.5, "kl": 0.75}
+    assert mean_metrics(sums) == {"rewards/chosen": 0.5, "kl": 0.75}

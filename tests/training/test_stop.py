@@ -6,12 +6,12 @@ import pytest
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training import stop
-from llama_cpt.training.stop import SAVE_FAILED, Outcome, Wishes
+from llama_cpt.training.stop import SAVE_FAILED, Outcome, StopConsensus
 
 
 @pytest.fixture
-def wishes() -> Wishes:
-    return Wishes(make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2]))
+def wishes() -> StopConsensus:
+    return StopConsensus(make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2]))
 
 
 def test_alone_a_wish_is_obeyed_at_once(wishes):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import TrainConfig
 from tests.runs import learnt
 
@@ -23,7 +23,7 @@ def start(config: TrainConfig) -> subprocess.Popen:
     """``python -m llama_cpt.train`` on this config, as a process of its own."""
     folder = Path(config.output).parent
     path = folder / "config.json"
-    save(config, path)
+    save_config(config, path)
     environment = {**os.environ, "XLA_FLAGS": ""}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(

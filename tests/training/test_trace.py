@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llama_cpt.config.loading import save
+from llama_cpt.config.loading import save_config
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.training.trace import Trace, steps_to_trace
@@ -25,7 +25,7 @@ def test_steps_that_are_none(steps):
     ("after", "num_steps", "none"), [(9, 100, ""), (20, 100, "21 to 100"), (0, 5, "1 to 5")]
 )
 def test_a_trace_that_never_begins_is_said(after, num_steps, none, capsys):
-    Trace(steps_to_trace("10:13"), "nowhere").warn_of_none(after, num_steps)
+    Trace(steps_to_trace("10:13"), "nowhere").warn_if_unreachable(after, num_steps)
     told = capsys.readouterr().err
     assert (f"--profile 10:13: no trace: this start does steps {none}" in told) == bool(none)
 
@@ -46,7 +46,7 @@ def traced(config: Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
     config = make_config(tmp_path / "run", num_steps=4)
-    save(config, tmp_path / "config.json")
+    save_config(config, tmp_path / "config.json")
     done = traced(tmp_path / "config.json")
     assert done.returncode == 0, done.stderr
     (perfetto,) = Path(config.output).rglob("perfetto_trace.json.gz")
@@ -62,7 +62,7 @@ def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
 @pytest.mark.slow
 def test_a_trace_that_cannot_be_written_ends_no_run(make_config, tmp_path):
     config = make_config(tmp_path / "run", num_steps=4)
-    save(config, tmp_path / "config.json")
+    save_config(config, tmp_path / "config.json")
     os.makedirs(config.output)
     Path(config.output, "profile").write_text("not a folder")
     done = traced(tmp_path / "config.json")

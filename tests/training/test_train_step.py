@@ -13,7 +13,7 @@ from llama_cpt.config.schema import MeshConfig, ModelConfig, NextTokenConfig, Op
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.parallel.mesh import make_mesh, spec
+from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.optimizer import check_schedule, learning_rate, make_optimizer
 from llama_cpt.training.train_step import (
@@ -93,7 +93,7 @@ class Setup:
 
     def run(self, num_microbatches: int, rate: float = 1e-2) -> dict:
         """One step from the present state, which it replaces; the metrics."""
-        sharding = jax.NamedSharding(self.mesh, spec("microbatch", "batch", None))
+        sharding = jax.NamedSharding(self.mesh, partition_spec("microbatch", "batch", None))
         batch = jax.device_put(ragged_batch(num_microbatches), sharding)
         with jax.set_mesh(self.mesh):
             self.state, metrics = self.step(self.state, batch, np.float32(rate))
@@ -148,7 +148,7 @@ def test_moments_lie_as_their_parameters():
         for parameter, moment in pairs:
             assert moment[...].sharding == parameter[...].sharding
             axes = parameter.get_metadata("axes")
-            assert moment[...].sharding.spec == spec(*axes)
+            assert moment[...].sharding.spec == partition_spec(*axes)
             # A norm scale is whole everywhere; nothing else may be.
             assert moment[...].sharding.is_fully_replicated == ("norm" in axes)
 

@@ -9,9 +9,9 @@ import signal
 import jax
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import FOLDER, Checkpoints
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import (
     CorpusConfig,
     EvaluationConfig,
@@ -23,14 +23,14 @@ from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
-from llama_cpt.training.run import build
+from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import evaluates_at, fit
+from llama_cpt.training.trainer import fit, is_evaluation_step
 from tests.runs import learnt, run_of, train, train_until
 
 
 def saved_steps(output: Path) -> list[int]:
-    with Checkpoints(str(output / FOLDER), 3) as checkpoints:
+    with CheckpointManager(str(output / CHECKPOINTS_FOLDER), 3) as checkpoints:
         return checkpoints.steps()
 
 
@@ -61,7 +61,7 @@ def test_evaluates_early_and_at_the_end(whole):
 def test_tells_what_a_dense_mask_takes(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
     assert "attention reference, " in trainer._described(run)
-    run.program.abstract.trained.attention = "cudnn"
+    run.program.state_shapes.trained.attention = "cudnn"
     config = replace(
         run.config,
         model=replace(run.config.model, context_length=8192),
@@ -73,10 +73,10 @@ def test_tells_what_a_dense_mask_takes(make_config, tmp_path):
 
 def test_when_it_evaluates():
     config = EvaluationConfig(every_steps=10)
-    steps = [step for step in range(26) if evaluates_at(config, step, 25)]
+    steps = [step for step in range(26) if is_evaluation_step(config, step, 25)]
     assert steps == [0, 1, 2, 4, 8, 10, 20, 25]
     sparse = replace(config, dense=False)
-    assert [step for step in range(26) if evaluates_at(sparse, step, 25)] == [0, 10, 20, 25]
+    assert [step for step in range(26) if is_evaluation_step(sparse, step, 25)] == [0, 10, 20, 25]
 
 
 def test_realised_share_is_within_a_row_of_the_asked(whole, make_config):
@@ -147,7 +147,7 @@ def test_a_finished_run_has_nothing_to_do(whole):
 
 
 def run_config(output: Path) -> TrainConfig:
-    return load(str(output / "config.json"))
+    return load_config(str(output / "config.json"))
 
 
 def test_lost_loss_stops_and_keeps_what_was_saved(make_config, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_changed_corpus_is_refused(make_config, tmp_path, corpora, monkeypatch
 def test_refused_before_the_first_step(fields, named, make_config, tmp_path):
     config = make_config(tmp_path / "run", mesh=MeshConfig(1, 2, 1), **fields)
     with pytest.raises(UserError, match=named):
-        build(config, make_mesh(config.mesh, jax.devices()[:2]))
+        build_run(config, make_mesh(config.mesh, jax.devices()[:2]))
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.hf_config import config_json, read_config, require_equal
+from llama_cpt.weights.hf_config import config_json, read_config, require_same_architecture
 
 # meta-llama/Llama-3.1-8B's config.json as published, shrunk in nothing but whitespace.
 LLAMA31_8B = {
@@ -135,6 +135,6 @@ def test_unreadable(text, said, tmp_path):
 
 
 def test_require_equal_names_the_field():
-    require_equal(EXPECTED, EXPECTED, "there")
+    require_same_architecture(EXPECTED, EXPECTED, "there")
     with pytest.raises(UserError, match="model.norm_eps=1e-06, but there has 1e-05"):
-        require_equal(replace(EXPECTED, norm_eps=1e-6), EXPECTED, "there")
+        require_same_architecture(replace(EXPECTED, norm_eps=1e-6), EXPECTED, "there")

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import save_trained
+from llama_cpt.checkpoint.checkpoint import save_weights
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = Llama(CONFIG, jax.random.key(0))
-    save_trained(str(folder), model, {"config": {"model": to_dict(CONFIG)}})
+    save_weights(str(folder), model, {"config": {"model": to_dict(CONFIG)}})
     return folder
 
 

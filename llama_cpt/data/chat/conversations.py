@@ -9,7 +9,7 @@ Role = Literal["system", "user", "assistant"]
 MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
 
 
-class BadRecordError(ValueError):
+class InvalidRecordError(ValueError):
     """A record that cannot be learnt from: ``reason`` is one of few, ``detail`` its own."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -35,11 +35,11 @@ class Conversation:
         """Raise BadRecordError for what no chat model should learn."""
         _check_turns(self.messages)
         if all(message.role != "assistant" for message in self.messages):
-            raise BadRecordError("no assistant turn")
+            raise InvalidRecordError("no assistant turn")
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferencePair:
     """Two answers to one prompt, whose last turn is the user's."""
 
     prompt: tuple[Message, ...]
@@ -52,11 +52,11 @@ class Preference:
         for answer in (self.chosen, self.rejected):
             _check_turns((*self.prompt, Message("assistant", answer)))
         if self.chosen.strip() == self.rejected.strip():
-            raise BadRecordError("an answer equal to its rival")
+            raise InvalidRecordError("an answer equal to its rival")
 
 
 @dataclass(frozen=True)
-class Judged:
+class RatedAnswer:
     """One answer to a prompt, whose last turn is the user's, and whether it is a good one."""
 
     prompt: tuple[Message, ...]
@@ -69,23 +69,23 @@ class Judged:
         _check_turns((*self.prompt, Message("assistant", self.answer)))
 
 
-Chat = Conversation | Preference | Judged
+Chat = Conversation | PreferencePair | RatedAnswer
 
 
-def contents(chat: Chat) -> list[str]:
+def all_text(chat: Chat) -> list[str]:
     """All text of ``chat``, each turn once."""
     match chat:
         case Conversation(messages):
             return [message.content for message in messages]
-        case Preference(prompt, chosen, rejected):
+        case PreferencePair(prompt, chosen, rejected):
             return [message.content for message in prompt] + [chosen, rejected]
-        case Judged(prompt, answer):
+        case RatedAnswer(prompt, answer):
             return [message.content for message in prompt] + [answer]
 
 
 def _check_prompt(prompt: Sequence[Message]) -> None:
     if not prompt or prompt[-1].role != "user":
-        raise BadRecordError("the prompt does not end with a user turn")
+        raise InvalidRecordError("the prompt does not end with a user turn")
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
@@ -93,14 +93,14 @@ def _check_turns(messages: Sequence[Message]) -> None:
     expected = "user"
     for number, message in enumerate(turns):
         if message.role == "system":
-            raise BadRecordError("a system turn that is not the first")
+            raise InvalidRecordError("a system turn that is not the first")
         if message.role != expected:
             if not number:
-                raise BadRecordError("the assistant speaks first")
-            raise BadRecordError(f"two {message.role} turns in a row")
+                raise InvalidRecordError("the assistant speaks first")
+            raise InvalidRecordError(f"two {message.role} turns in a row")
         if not message.content.strip():
             what = "answer" if message.role == "assistant" else "turn"
-            raise BadRecordError(f"an empty {what}")
+            raise InvalidRecordError(f"an empty {what}")
         expected = "assistant" if message.role == "user" else "user"
     for message in messages:
         _check_text(message.content)
@@ -110,6 +110,6 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRecordError("not UTF-8", "a lone surrogate") from None
+        raise InvalidRecordError("not UTF-8", "a lone surrogate") from None
     if found := [mark for mark in MARKS if mark in text]:
-        raise BadRecordError("not text", f"U+{ord(found[0]):04X} is no character")
+        raise InvalidRecordError("not text", f"U+{ord(found[0]):04X} is no character")

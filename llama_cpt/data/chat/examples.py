@@ -10,31 +10,31 @@ import numpy as np
 
 from llama_cpt.config.schema import ChatConfig, NextTokenConfig, PreferenceConfig
 from llama_cpt.data.chat.conversations import (
-    BadRecordError,
     Chat,
     Conversation,
-    Judged,
+    InvalidRecordError,
     Message,
-    Preference,
-    contents,
+    PreferencePair,
+    RatedAnswer,
+    all_text,
 )
 from llama_cpt.data.chat.formats import read_record
 from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.sources.documents import BadDocument, Block
-from llama_cpt.data.sources.json_records import Record, records_of
+from llama_cpt.data.sources.json_records import Record, parse_records
 from llama_cpt.runtime.errors import UserError
 
 Kind = Literal["conversations", "preferences", "unpaired"]
 
 
 @dataclass(frozen=True)
-class ChatRecipe:
+class ChatSpec:
     """How the records of a corpus become rows."""
 
     kind: Kind
     template: str
     """Its fingerprint."""
-    learn: str
+    loss_on: str
     too_long: str
     mask_format_tokens: bool
 
@@ -43,13 +43,13 @@ class Segment(NamedTuple):
     """What attends to itself alone: n tokens, which give n - 1 places of a row."""
 
     tokens: UInt32[np.ndarray, " tokens"]
-    learnt: Bool[np.ndarray, " tokens"]
+    loss_mask: Bool[np.ndarray, " tokens"]
     """Which tokens are learnt as targets."""
     prompt_tokens: int
     """How many tokens come before the answer; 0 for a conversation."""
 
 
-class Unit(NamedTuple):
+class ChatExample(NamedTuple):
     """What stays in one row: one segment, or two."""
 
     segments: tuple[Segment, ...]
@@ -61,7 +61,7 @@ class Unit(NamedTuple):
 class EncodedChats:
     """Units in the order of their records, and what was counted."""
 
-    units: list[Unit] = field(default_factory=list)
+    examples: list[ChatExample] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     """Of each record, truncated or not."""
     source_bytes: list[int] = field(default_factory=list)
@@ -71,9 +71,9 @@ class EncodedChats:
     failure: str = ""
 
 
-def recipe_of(
+def make_chat_spec(
     chat: ChatConfig, template: ChatTemplate, objective: NextTokenConfig | PreferenceConfig
-) -> ChatRecipe:
+) -> ChatSpec:
     """The recipe of a corpus that ``objective`` learns from."""
     masked = False
     match objective:
@@ -82,15 +82,15 @@ def recipe_of(
         case PreferenceConfig():
             kind = "unpaired" if objective.loss == "kto" else "preferences"
             masked = objective.mask_format_tokens
-    return ChatRecipe(kind, template.fingerprint, chat.learn, chat.too_long, masked)
+    return ChatSpec(kind, template.fingerprint, chat.learn, chat.too_long, masked)
 
 
 def encode_chats(
-    template: ChatTemplate, blocks: Iterable[Block], recipe: ChatRecipe, *, skip_bad: bool
+    template: ChatTemplate, blocks: Iterable[Block], recipe: ChatSpec, *, skip_bad: bool
 ) -> EncodedChats:
     """Encode the records of ``blocks``; the first bad one ends it unless ``skip_bad``."""
     done = EncodedChats()
-    for record in (record for block in blocks for record in records_of(block)):
+    for record in (record for block in blocks for record in parse_records(block)):
         bad = record if isinstance(record, BadDocument) else _add(done, template, record, recipe)
         if bad:
             done.skipped[bad.reason] += 1
@@ -101,17 +101,17 @@ def encode_chats(
 
 
 def _add(
-    done: EncodedChats, template: ChatTemplate, record: Record, recipe: ChatRecipe
+    done: EncodedChats, template: ChatTemplate, record: Record, recipe: ChatSpec
 ) -> BadDocument | None:
     try:
         name, chat = read_record(record.values)
         units = [_unit(template, part, recipe) for part in _parts(chat, recipe.kind)]
-    except BadRecordError as error:
+    except InvalidRecordError as error:
         return BadDocument(record.path, record.number, error.reason, error.detail)
     except UserError as error:
         return BadDocument(record.path, record.number, "the chat template fails", str(error))
-    texts = contents(chat)
-    done.units += units
+    texts = all_text(chat)
+    done.examples += units
     done.tokens.append(sum(len(s.tokens) for unit in units for s in unit.segments))
     done.source_bytes.append(sum(len(text.encode()) for text in texts))
     done.characters += sum(map(len, texts))
@@ -122,49 +122,53 @@ def _add(
 def _parts(chat: Chat, kind: Kind) -> Iterator[Chat]:
     """What ``kind`` learns of ``chat``: for ``unpaired``, a pair is a good and a bad answer."""
     match kind, chat:
-        case ("conversations", Conversation()) | ("preferences", Preference()):
+        case ("conversations", Conversation()) | ("preferences", PreferencePair()):
             yield chat
-        case ("unpaired", Judged()):
+        case ("unpaired", RatedAnswer()):
             yield chat
-        case ("unpaired", Preference(prompt, chosen, rejected)):
-            yield Judged(prompt, chosen, good=True)
-            yield Judged(prompt, rejected, good=False)
+        case ("unpaired", PreferencePair(prompt, chosen, rejected)):
+            yield RatedAnswer(prompt, chosen, good=True)
+            yield RatedAnswer(prompt, rejected, good=False)
         case _:
             wanted = {
                 "conversations": "a conversation",
                 "preferences": "a preference (chosen and rejected)",
                 "unpaired": "a judged answer (label) or a preference",
             }
-            raise BadRecordError(f"not {wanted[kind]}", "the objective learns from those")
+            raise InvalidRecordError(f"not {wanted[kind]}", "the objective learns from those")
 
 
-def _unit(template: ChatTemplate, chat: Chat, recipe: ChatRecipe) -> Unit:
+def _unit(template: ChatTemplate, chat: Chat, recipe: ChatSpec) -> ChatExample:
     match chat:
         case Conversation(messages):
-            return Unit((_conversation(template, messages, recipe.learn),), good=False)
-        case Preference(prompt, chosen, rejected):
+            return ChatExample((_conversation(template, messages, recipe.loss_on),), good=False)
+        case PreferencePair(prompt, chosen, rejected):
             pair = [_answered(template, prompt, text, recipe) for text in (chosen, rejected)]
             if not np.array_equal(*(one.tokens[: one.prompt_tokens] for one in pair)):
-                raise BadRecordError("the chat template gives the two answers different prompts")
-            return Unit(tuple(pair), good=False)
-        case Judged(prompt, answer, good):
-            return Unit((_answered(template, prompt, answer, recipe),), good)
+                raise InvalidRecordError(
+                    "the chat template gives the two answers different prompts"
+                )
+            return ChatExample(tuple(pair), good=False)
+        case RatedAnswer(prompt, answer, good):
+            return ChatExample((_answered(template, prompt, answer, recipe),), good)
 
 
 def _conversation(template: ChatTemplate, messages: Sequence[Message], learn: str) -> Segment:
     rendering = template.render(messages)
     learnt = np.full(len(rendering.tokens), learn == "all")
-    for start, end in rendering.spoken[-1:] if learn == "last" else rendering.spoken:
+    for start, end in (
+        rendering.assistant_spans[-1:] if learn == "last" else rendering.assistant_spans
+    ):
         learnt[start:end] = True
     return Segment(rendering.tokens, learnt, 0)
 
 
 def _answered(
-    template: ChatTemplate, prompt: Sequence[Message], answer: str, recipe: ChatRecipe
+    template: ChatTemplate, prompt: Sequence[Message], answer: str, recipe: ChatSpec
 ) -> Segment:
     """The prompt and the answer, of which all is learnt, or all but its special tokens."""
     rendering = template.render((*prompt, Message("assistant", answer)))
-    start, end = rendering.spoken[-1]
+    start, end = rendering.assistant_spans[-1]
     learnt = np.arange(end) >= start
     if recipe.mask_format_tokens:
         learnt &= ~rendering.special[:end]

@@ -14,12 +14,12 @@ with a boolean ``label`` beside it, a judged answer. ``system`` beside any of th
 from typing import Any
 
 from llama_cpt.data.chat.conversations import (
-    BadRecordError,
     Chat,
     Conversation,
-    Judged,
+    InvalidRecordError,
     Message,
-    Preference,
+    PreferencePair,
+    RatedAnswer,
     Role,
 )
 
@@ -45,10 +45,10 @@ def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
     if "label" not in record:
         return name, Conversation(messages)
     if not isinstance(record["label"], bool):
-        raise BadRecordError("label is not true or false", f"it is {record['label']!r}")
+        raise InvalidRecordError("label is not true or false", f"it is {record['label']!r}")
     if not messages or messages[-1].role != "assistant":
-        raise BadRecordError("the judged turn is not the assistant's")
-    judged = Judged(messages[:-1], messages[-1].content, record["label"])
+        raise InvalidRecordError("the judged turn is not the assistant's")
+    judged = RatedAnswer(messages[:-1], messages[-1].content, record["label"])
     return f"{name} + label", judged
 
 
@@ -63,7 +63,7 @@ def read_prompt(record: dict[str, Any]) -> Turns:
     turns = _dialogue(missing | record)[1]
     prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
     # Whatever the answer is: a prompt is held to the same.
-    return Judged(prompt, "answer", True).prompt
+    return RatedAnswer(prompt, "answer", True).prompt
 
 
 def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
@@ -79,7 +79,7 @@ def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
         turns = _either(record, "prompt", "user") + _either(record, "completion", "assistant")
     else:
         there = ", ".join(record) or "none"
-        raise BadRecordError("of no known chat format", f"its fields: {there}")
+        raise InvalidRecordError("of no known chat format", f"its fields: {there}")
     return name, _system(record) + turns
 
 
@@ -90,11 +90,11 @@ def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
         # Whole conversations, which agree up to the answer.
         prompt = _system(record) + chosen[:-1]
         if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-            raise BadRecordError("chosen and rejected are not answers to one prompt")
+            raise InvalidRecordError("chosen and rejected are not answers to one prompt")
         chosen, rejected = chosen[-1:], rejected[-1:]
     if [turn.role for turn in chosen + rejected] != ["assistant"] * 2:
-        raise BadRecordError("chosen and rejected are not one assistant turn each")
-    return name, Preference(prompt, chosen[0].content, rejected[0].content)
+        raise InvalidRecordError("chosen and rejected are not one assistant turn each")
+    return name, PreferencePair(prompt, chosen[0].content, rejected[0].content)
 
 
 def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
@@ -115,7 +115,7 @@ def _alpaca_prompt(record: dict[str, Any]) -> Turns:
     turns: list[Message] = []
     for pair in record.get("history") or ():
         if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
-            raise BadRecordError("history is not pairs of texts")
+            raise InvalidRecordError("history is not pairs of texts")
         turns += Message("user", pair[0]), Message("assistant", pair[1])
     question = _text(record, "instruction")
     if record.get("input"):
@@ -137,9 +137,9 @@ def _either(record: dict[str, Any], field: str, role: Role) -> Turns:
 
 def _turns(values: Any, field: str) -> tuple[str, Turns]:
     if not isinstance(values, list) or not values:
-        raise BadRecordError(f"{field} is not a list of turns")
+        raise InvalidRecordError(f"{field} is not a list of turns")
     if not all(isinstance(value, dict) for value in values):
-        raise BadRecordError(f"{field} is not a list of turns", "a turn is an object")
+        raise InvalidRecordError(f"{field} is not a list of turns", "a turn is an object")
     sharegpt = "from" in values[0]
     keys = ("from", "value") if sharegpt else ("role", "content")
     turns = tuple(_turn(value, *keys) for value in values)
@@ -149,9 +149,11 @@ def _turns(values: Any, field: str) -> tuple[str, Turns]:
 def _turn(value: dict[str, Any], role: str, content: str) -> Message:
     if missing := [key for key in (role, content) if key not in value]:
         there = ", ".join(value) or "none"
-        raise BadRecordError(f"a turn without {missing[0]!r}", f"its fields: {there}")
+        raise InvalidRecordError(f"a turn without {missing[0]!r}", f"its fields: {there}")
     if not isinstance(value[role], str) or value[role] not in ROLES:
-        raise BadRecordError("an unknown role", f"{value[role]!r} is none of {', '.join(ROLES)}")
+        raise InvalidRecordError(
+            "an unknown role", f"{value[role]!r} is none of {', '.join(ROLES)}"
+        )
     return Message(ROLES[value[role]], _text(value, content))
 
 
@@ -163,5 +165,5 @@ def _text(values: dict[str, Any], field: str) -> str:
     parts = value if isinstance(value, list) else [value]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadRecordError(f"{field} is not text", f"it is of type {type(value).__name__}")
+        raise InvalidRecordError(f"{field} is not text", f"it is of type {type(value).__name__}")
     return "".join(texts)

@@ -12,7 +12,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from llama_cpt.data.chat.conversations import MARKS, BadRecordError, Message
+from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
 from llama_cpt.runtime.errors import UserError
 
 # Around what a template puts between {% generation %} and {% endgeneration %}.
@@ -65,7 +65,7 @@ class JinjaTemplate:
         marked = self._rendered(messages, generation_prompt)
         return marked.replace(SPOKEN, "").replace(END_SPOKEN, "")
 
-    def spoken(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The rendered text, and where in it the assistant speaks.
 
         Where the template does not mark that: what it adds to the generation prompt when the
@@ -103,7 +103,7 @@ class JinjaTemplate:
         try:
             yield
         except _Refusal as error:
-            raise BadRecordError("the chat template refuses it", str(error)) from None
+            raise InvalidRecordError("the chat template refuses it", str(error)) from None
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{self._place}:{error.lineno}: {error.message}.") from None
         except jinja2.sandbox.SecurityError as error:

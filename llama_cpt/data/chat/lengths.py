@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from llama_cpt.data.chat.examples import ChatRecipe, Segment, Unit
+from llama_cpt.data.chat.examples import ChatExample, ChatSpec, Segment
 from llama_cpt.runtime.errors import UserError
 
 # A judged answer's mismatch has one token at least.
 _MISMATCH_TOKENS = 1
 
 
-def fitted(
-    units: Iterable[Unit], recipe: ChatRecipe, length: int, counts: Counter
-) -> Iterator[Unit]:
+def drop_or_truncate(
+    units: Iterable[ChatExample], recipe: ChatSpec, length: int, counts: Counter
+) -> Iterator[ChatExample]:
     """The units that ``length`` places hold, truncated where the recipe says so.
 
     Counted: units ``too_long`` and left out, ``truncated``, with ``nothing_to_learn`` left; and
@@ -34,7 +34,9 @@ def fitted(
             counts["too_long" if recipe.too_long == "drop" else "nothing_to_learn"] += 1
 
 
-def with_mismatches(units: Iterable[Unit], length: int, counts: Counter) -> Iterator[Unit]:
+def with_kl_completions(
+    units: Iterable[ChatExample], length: int, counts: Counter
+) -> Iterator[ChatExample]:
     """Each judged answer with its mismatch: its prompt, and the next answer to another prompt.
 
     The last ones take the first such answer. ``counts["mismatches_cut"]``: mismatches that lose
@@ -46,7 +48,7 @@ def with_mismatches(units: Iterable[Unit], length: int, counts: Counter) -> Iter
     for (segment,), good in units:
         if waiting and not _same_prompt(waiting[0], segment):
             for one, judged in zip(waiting, goods, strict=True):
-                yield Unit((one, _mismatch(one, segment, length, counts)), judged)
+                yield ChatExample((one, _mismatch(one, segment, length, counts)), judged)
             waiting, goods = [], []
         if not first or (len(first) == 1 and not _same_prompt(first[0], segment)):
             first.append(segment)
@@ -58,21 +60,21 @@ def with_mismatches(units: Iterable[Unit], length: int, counts: Counter) -> Iter
             raise UserError(
                 "kto needs answers to two prompts of a corpus; one of them has but one."
             )
-        yield Unit((one, _mismatch(one, other, length, counts)), judged)
+        yield ChatExample((one, _mismatch(one, other, length, counts)), judged)
 
 
-def _places(unit: Unit, recipe: ChatRecipe) -> int:
+def _places(unit: ChatExample, recipe: ChatSpec) -> int:
     places = sum(len(segment.tokens) - 1 for segment in unit.segments)
     if recipe.kind == "unpaired":
         places += unit.segments[0].prompt_tokens - 1 + _MISMATCH_TOKENS
     return places
 
 
-def _tokens(unit: Unit) -> int:
+def _tokens(unit: ChatExample) -> int:
     return sum(len(segment.tokens) for segment in unit.segments)
 
 
-def _truncated(unit: Unit, recipe: ChatRecipe, length: int) -> Unit | None:
+def _truncated(unit: ChatExample, recipe: ChatSpec, length: int) -> ChatExample | None:
     """``unit`` cut to ``length`` places, or None where nothing is left to learn."""
     excess = _places(unit, recipe) - length
     if recipe.too_long == "truncate_start":
@@ -81,11 +83,11 @@ def _truncated(unit: Unit, recipe: ChatRecipe, length: int) -> Unit | None:
         segments = tuple(_without_start(s, -(-excess // copies)) for s in unit.segments)
     else:
         segments = _without_ends(unit.segments, excess)
-    if not all(s and s.learnt[1:].any() for s in segments):
+    if not all(s and s.loss_mask[1:].any() for s in segments):
         return None
     if len(segments) == 2 and np.array_equal(segments[0].tokens, segments[1].tokens):
         return None
-    return Unit(segments, unit.good)
+    return ChatExample(segments, unit.good)
 
 
 def _without_start(segment: Segment, count: int) -> Segment | None:
@@ -94,7 +96,7 @@ def _without_start(segment: Segment, count: int) -> Segment | None:
         return None
     keep = np.r_[0, count + 1 : len(segment.tokens)]
     prompt_tokens = max(segment.prompt_tokens - count, 0)
-    return Segment(segment.tokens[keep], segment.learnt[keep], prompt_tokens)
+    return Segment(segment.tokens[keep], segment.loss_mask[keep], prompt_tokens)
 
 
 def _without_ends(segments: tuple[Segment, ...], excess: int) -> tuple[Segment | None, ...]:
@@ -113,7 +115,7 @@ def _without_ends(segments: tuple[Segment, ...], excess: int) -> tuple[Segment |
 def _first(segment: Segment, size: int) -> Segment | None:
     if size <= segment.prompt_tokens:
         return None
-    return Segment(segment.tokens[:size], segment.learnt[:size], segment.prompt_tokens)
+    return Segment(segment.tokens[:size], segment.loss_mask[:size], segment.prompt_tokens)
 
 
 def _same_prompt(one: Segment, other: Segment) -> bool:
@@ -124,10 +126,10 @@ def _mismatch(own: Segment, other: Segment, length: int, counts: Counter) -> Seg
     """``own``'s prompt with ``other``'s answer, as much of it as the row holds."""
     prompt, answer = own.prompt_tokens, slice(other.prompt_tokens, None)
     room = length - (len(own.tokens) - 1) - (prompt - 1)
-    tokens, learnt = other.tokens[answer], other.learnt[answer]
+    tokens, learnt = other.tokens[answer], other.loss_mask[answer]
     counts["mismatches_cut"] += len(tokens) > room
     return Segment(
         np.concatenate([own.tokens[:prompt], tokens[:room]]),
-        np.concatenate([own.learnt[:prompt], learnt[:room]]),
+        np.concatenate([own.loss_mask[:prompt], learnt[:room]]),
         prompt,
     )

@@ -12,7 +12,7 @@ import grain
 from grain.experimental import FirstFitPackIterDataset
 import numpy as np
 
-from llama_cpt.data.chat.examples import ChatRecipe, Unit
+from llama_cpt.data.chat.examples import ChatExample, ChatSpec
 
 FIELDS = ("tokens", "targets", "loss_mask", "segment_ids")
 UNPAIRED_FIELDS = (*FIELDS, "good")
@@ -22,20 +22,20 @@ TOKEN = np.dtype("<u4")
 OPEN_ROWS = 64
 
 
-def fields_of(kind: str) -> tuple[str, ...]:
+def record_fields(kind: str) -> tuple[str, ...]:
     """The fields of a record of ``kind``."""
     return UNPAIRED_FIELDS if kind == "unpaired" else FIELDS
 
 
-def packed_records(
-    units: Iterable[Unit], recipe: ChatRecipe, length: int, counts: Counter
+def pack_examples(
+    units: Iterable[ChatExample], recipe: ChatSpec, length: int, counts: Counter
 ) -> Iterator[bytes]:
     """Rows of ``length`` places; units are whole, none is too long.
 
     Counted: ``places`` taken, ``learnt_tokens``, ``prompt_tokens_twice`` (of second segments);
     ``units`` becomes the most that a row has.
     """
-    names = fields_of(recipe.kind)
+    names = record_fields(recipe.kind)
     parts = {name: length for name in (*names[:3], "member", *names[4:])}
     packed = FirstFitPackIterDataset(
         _Stream(lambda: (_element(unit, parts, counts) for unit in units)),
@@ -51,11 +51,11 @@ def packed_records(
         yield np.stack([row[name] for name in names]).astype(TOKEN).tobytes()
 
 
-def _element(unit: Unit, parts: Iterable[str], counts: Counter) -> dict[str, np.ndarray]:
+def _element(unit: ChatExample, parts: Iterable[str], counts: Counter) -> dict[str, np.ndarray]:
     """A unit's segments side by side, their numbers in ``member``."""
     tokens = np.concatenate([segment.tokens[:-1] for segment in unit.segments])
     sizes = [len(segment.tokens) - 1 for segment in unit.segments]
-    loss_mask = np.concatenate([segment.learnt[1:] for segment in unit.segments])
+    loss_mask = np.concatenate([segment.loss_mask[1:] for segment in unit.segments])
     counts["places"] += len(tokens)
     counts["learnt_tokens"] += int(loss_mask.sum())
     counts["prompt_tokens_twice"] += sum(s.prompt_tokens for s in unit.segments[1:])

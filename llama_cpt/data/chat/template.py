@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import Bool, UInt32
 import numpy as np
 
-from llama_cpt.data.chat.conversations import MARKS, BadRecordError, Message
+from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
 from llama_cpt.data.chat.jinja import JinjaTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.runtime.errors import UserError
@@ -48,7 +48,7 @@ class Rendering:
     tokens: UInt32[np.ndarray, " tokens"]
     special: Bool[np.ndarray, " tokens"]
     """Special tokens."""
-    spoken: tuple[Span, ...]
+    assistant_spans: tuple[Span, ...]
     """Where each assistant turn's content and end token lie."""
 
 
@@ -68,7 +68,7 @@ class Llama3Template:
         turns = [f"{self._header(m.role)}{m.content.strip()}<|eot_id|>" for m in messages]
         return "".join([self._bos, *turns, self._header("assistant") * generation_prompt])
 
-    def spoken(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The rendered text, and where in it the assistant speaks: content and end token."""
         text, spans = self._bos, []
         for message in messages:
@@ -92,7 +92,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> Rendering:
         """Tokens of ``messages``; raises BadRecordError where the template refuses them."""
-        text, spans = self._template.spoken(self._marked(messages))
+        text, spans = self._template.render_with_spans(self._marked(messages))
         spans = [(start, self._said(text, start, end)) for start, end in spans]
         tokens, special, spoken = [], [], []
         borders = [0, *(place for span in spans for place in span), len(text)]
@@ -116,7 +116,7 @@ class ChatTemplate:
         """``prompt`` as text for ``encode``, in which marks tell text from special tokens."""
         try:
             return self._template.render(self._marked(messages), generation_prompt=True)
-        except BadRecordError as error:
+        except InvalidRecordError as error:
             raise UserError(f"the chat template refuses this: {error.detail}.") from None
 
     def encode(self, text: str) -> list[int]:
@@ -127,15 +127,15 @@ class ChatTemplate:
     def stop_ids(self) -> tuple[int, ...]:
         """What ends an answer: the template's end of a turn, and EOS."""
         rendering = self.render(_PROBE)
-        end = rendering.spoken[-1][1] - 1
+        end = rendering.assistant_spans[-1][1] - 1
         turn = (int(rendering.tokens[end]),) if rendering.special[end] else ()
         return (*turn, self._tokenizer.eos_id)
 
     def check(self) -> None:
         """Raise UserError for a template that no conversation could be learnt by."""
         try:
-            text, spans = self._template.spoken(_PROBE)
-        except BadRecordError as error:
+            text, spans = self._template.render_with_spans(_PROBE)
+        except InvalidRecordError as error:
             raise UserError(
                 f"chat template of {self._tokenizer.path}: it refuses a conversation of two "
                 f"questions and answers ({error.detail}); set data.chat.template=llama3."
@@ -213,7 +213,7 @@ def load_chat_template(tokenizer: Tokenizer, choice: Literal["auto", "llama3"]) 
 
 
 @lru_cache(1)
-def same_template(tokenizer: Tokenizer, fingerprint: str) -> ChatTemplate:
+def template_by_fingerprint(tokenizer: Tokenizer, fingerprint: str) -> ChatTemplate:
     """The template with ``fingerprint``, in whatever process."""
     template = load_chat_template(tokenizer, LLAMA3 if fingerprint == LLAMA3 else "auto")
     if template.fingerprint != fingerprint:

@@ -25,11 +25,23 @@ from etils import epath
 import numpy as np
 
 from llama_cpt.data.chat.template import find_template
-from llama_cpt.data.prepare.layout import CorpusOrder, Part, Place, parts_of, places_of, spans_of
-from llama_cpt.data.prepare.shards import complete, finished_shards, start, write_shard
+from llama_cpt.data.prepare.layout import (
+    BlockOffset,
+    PrepareJob,
+    ShardPart,
+    block_offsets,
+    iter_spans,
+    split_into_parts,
+)
+from llama_cpt.data.prepare.shards import (
+    finish_corpus,
+    finished_shards,
+    start_or_resume,
+    write_shard,
+)
 from llama_cpt.data.prepare.tokenize_pool import EncodedSpan, encode_span
-from llama_cpt.data.rows import write_atomically
-from llama_cpt.data.sources.documents import Start
+from llama_cpt.data.rows import write_atomic
+from llama_cpt.data.sources.documents import BlockStart
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import matching
@@ -42,7 +54,7 @@ POLL_SECONDS = 10.0
 COUNTERS = ("source_bytes", "documents", "tokens", "parts", "shards", "records")
 
 
-def write_corpora(orders: list[CorpusOrder], tokenizer: Tokenizer, options: list[str]) -> None:
+def write_corpora(orders: list[PrepareJob], tokenizer: Tokenizer, options: list[str]) -> None:
     """Write all of ``orders`` by one pipeline with Beam's ``options``.
 
     Raises UserError for what the local preparation refuses, and for local paths where the runner
@@ -57,38 +69,38 @@ def write_corpora(orders: list[CorpusOrder], tokenizer: Tokenizer, options: list
     except ValueError as error:
         raise UserError(f"Apache Beam: {' '.join(str(error).split())}") from None
     for order in orders:
-        start(order)
-    copy = _hand_over_tokenizer(tokenizer, orders[0].partial / "beam" / "tokenizer")
+        start_or_resume(order)
+    copy = _hand_over_tokenizer(tokenizer, orders[0].partial_folder / "beam" / "tokenizer")
     for order in orders:
         _hand_over(order, copy)
-    _transform(pipeline, [str(order.partial) for order in orders], uuid.uuid4().hex)
+    _transform(pipeline, [str(order.partial_folder) for order in orders], uuid.uuid4().hex)
     _wait(pipeline.run(), runner, sum(order.megabytes for order in orders))
     for order in orders:
-        failures = matching(order.partial / "beam" / "failed", "*")
+        failures = matching(order.partial_folder / "beam" / "failed", "*")
         if failures:
             raise UserError(failures[0].read_text())
     for order in orders:
-        complete(order)
+        finish_corpus(order)
 
 
-def _require_remote(orders: list[CorpusOrder], runner: str) -> None:
+def _require_remote(orders: list[PrepareJob], runner: str) -> None:
     for order in orders:
         for path in (str(order.folder), *order.sources.files):
             if "://" not in path:
                 raise UserError(
-                    f"corpus {order.recipe.corpus!r}: {path} is a local path, which the machines "
+                    f"corpus {order.spec.corpus!r}: {path} is a local path, which the machines "
                     f"of {runner} do not see: data.prepared and every source must be gs:// paths."
                 )
 
 
-def _hand_over(order: CorpusOrder, tokenizer: epath.Path) -> None:
+def _hand_over(order: PrepareJob, tokenizer: epath.Path) -> None:
     """Lay what the machines need where they find it."""
-    place = order.partial / "beam"
+    place = order.partial_folder / "beam"
     if (place / "failed").exists():
         (place / "failed").rmtree()
     for folder in ("failed", "places", "parts"):
         (place / folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(place / "order.pickle", pickle.dumps((order, str(tokenizer))))
+    write_atomic(place / "order.pickle", pickle.dumps((order, str(tokenizer))))
 
 
 def _hand_over_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
@@ -99,9 +111,9 @@ def _hand_over_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path
     vocabulary = epath.Path(tokenizer.path)
     settings = vocabulary.with_name("tokenizer_config.json")
     for file in (vocabulary, settings) if settings.exists() else (vocabulary,):
-        write_atomically(folder / file.name, file.read_bytes())
+        write_atomic(folder / file.name, file.read_bytes())
     if template := find_template(tokenizer.path):
-        write_atomically(folder / "chat_template.jinja", template.encode())
+        write_atomic(folder / "chat_template.jinja", template.encode())
     return folder / vocabulary.name
 
 
@@ -158,7 +170,7 @@ def _count(**amounts: int) -> None:
 
 # ``call`` tells the pipelines of one process apart.
 @lru_cache(64)
-def _opened(folder: str, call: str) -> tuple[CorpusOrder, str]:
+def _opened(folder: str, call: str) -> tuple[PrepareJob, str]:
     """What ``_hand_over`` laid in ``folder``."""
     return pickle.loads((epath.Path(folder) / "beam" / "order.pickle").read_bytes())
 
@@ -177,7 +189,7 @@ def _failure_noted(folder: str, name: str) -> Iterator[None]:
         raise
     except UserError as error:
         file = epath.Path(folder) / "beam" / "failed" / f"{name}.txt"
-        write_atomically(file, str(error).encode())
+        write_atomic(file, str(error).encode())
 
 
 def _files(folder: str, call: str) -> Iterator[tuple[str, int]]:
@@ -194,16 +206,18 @@ def _measure(element: tuple[str, int], call: str) -> Iterator[tuple[str, tuple[i
     places = None
     with _failure_noted(folder, f"0-{number:06}"):
         if not file.exists():
-            found = places_of(order.sources, order.recipe, order.layout, number)
+            found = block_offsets(order.sources, order.spec, order.layout, number)
             rows = [(start.first, start.offset, size) for start, size in found]
             content = io.BytesIO()
             np.save(content, np.array(rows, np.int64).reshape(-1, 3))
-            write_atomically(file, content.getvalue())
+            write_atomic(file, content.getvalue())
         places = np.load(io.BytesIO(file.read_bytes()))
     yield folder, (number, places)
 
 
-def _parts(element: tuple[str, Iterable[tuple[int, Any]]], call: str) -> Iterator[tuple[str, Part]]:
+def _parts(
+    element: tuple[str, Iterable[tuple[int, Any]]], call: str
+) -> Iterator[tuple[str, ShardPart]]:
     """The parts of the shards that are not finished."""
     folder, files = element
     order, _ = _opened(folder, call)
@@ -211,9 +225,9 @@ def _parts(element: tuple[str, Iterable[tuple[int, Any]]], call: str) -> Iterato
     if any(places is None for _, places in files):
         return
     rows = ((number, row.tolist()) for number, places in files for row in places)
-    places = (Place(Start(n, first, offset), size) for n, (first, offset, size) in rows)
-    finished = finished_shards(order.partial)
-    for part in parts_of(places, order.layout):
+    places = (BlockOffset(BlockStart(n, first, offset), size) for n, (first, offset, size) in rows)
+    finished = finished_shards(order.partial_folder)
+    for part in split_into_parts(places, order.layout):
         if part.shard not in finished:
             yield folder, part
 
@@ -222,7 +236,7 @@ def _part_file(folder: str, shard: int, number: int) -> epath.Path:
     return epath.Path(folder) / "beam" / "parts" / f"{shard:05}-{number:05}.spans"
 
 
-def _encode(element: tuple[str, Part], call: str) -> Iterator[tuple[tuple[str, int], int]]:
+def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[str, int], int]]:
     """Encode a part into its file; its number, -1 where its sources are broken."""
     folder, part = element
     order, vocabulary = _opened(folder, call)
@@ -231,7 +245,7 @@ def _encode(element: tuple[str, Part], call: str) -> Iterator[tuple[tuple[str, i
     with _failure_noted(folder, f"1-{part.shard:05}-{part.number:05}"):
         if not file.exists():
             content = io.BytesIO()
-            for span in spans_of(order.sources, order.recipe, order.layout, part):
+            for span in iter_spans(order.sources, order.spec, order.layout, part):
                 encoded = encode_span(_tokenizer(vocabulary, call), span)
                 pickle.dump(encoded, content, protocol=5)
                 _count(
@@ -239,7 +253,7 @@ def _encode(element: tuple[str, Part], call: str) -> Iterator[tuple[tuple[str, i
                     documents=len(encoded.lengths),
                     tokens=int(encoded.lengths.sum()),
                 )
-            write_atomically(file, content.getvalue())
+            write_atomic(file, content.getvalue())
             _count(parts=1)
         number = part.number
     yield (folder, part.shard), number
@@ -255,8 +269,8 @@ def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterato
     files = [_part_file(folder, shard, number) for number in numbers]
     with _failure_noted(folder, f"2-{shard:05}"):
         # A machine may die after this and before the end, and another one try again.
-        if not (order.partial / f"{shard:05}.json").exists():
-            summary = write_shard(order.partial, shard, order.recipe, _encoded(files))
+        if not (order.partial_folder / f"{shard:05}.json").exists():
+            summary = write_shard(order.partial_folder, shard, order.spec, _encoded(files))
             _count(shards=1, records=summary.records)
         for file in files:
             file.unlink(missing_ok=True)

@@ -13,31 +13,37 @@ from etils import epath
 import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
-from llama_cpt.data.chat.examples import ChatRecipe, recipe_of
+from llama_cpt.data.chat.examples import ChatSpec, make_chat_spec
 from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
-from llama_cpt.data.prepare.layout import CorpusOrder, Layout, Recipe, layout_of
+from llama_cpt.data.prepare.layout import PrepareJob, PrepareSpec, ShardLayout, make_layout
 from llama_cpt.data.prepare.shards import Encode, write_corpus
-from llama_cpt.data.prepare.tokenize_pool import EncodingPool, encode_span
+from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
 from llama_cpt.data.rows import Manifest, TokenRows, read_manifest, write_manifest
-from llama_cpt.data.sources.files import TFDS, digested, find_sources, was_matched, what_changed
+from llama_cpt.data.sources.files import (
+    TFDS,
+    describe_changes,
+    find_sources,
+    was_matched,
+    with_digests,
+)
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.runtime.distributed import is_first
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.output_folder import locked
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.output_folder import file_lock
+from llama_cpt.runtime.storage import check_reachable
 
 HELDOUT = "heldout"
 
 # Prepares many corpora at once, by a tokenizer.
-WriteAll = Callable[[list[CorpusOrder], Tokenizer], None]
+WriteAll = Callable[[list[PrepareJob], Tokenizer], None]
 
 # Below this, starting processes costs more than they save.
 POOL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCorpora:
     """All corpora of a config, ready to read."""
 
     config: DataConfig
@@ -72,7 +78,7 @@ def prepare(
     *,
     objective: NextTokenConfig | PreferenceConfig | None = None,
     write_missing: WriteAll | None = None,
-) -> Prepared:
+) -> PreparedCorpora:
     """Prepare what is missing and return all; the same shards come out for any ``workers``.
 
     ``write_missing`` prepares the corpora that are missing, all together, instead of this machine.
@@ -83,12 +89,12 @@ def prepare(
     ``objective`` learns from, by default next tokens, decides how chat data is packed.
     """
     _check_names(config)
-    require_reachable(config.prepared)
+    check_reachable(config.prepared)
     tokenizer = load_tokenizer(config.tokenizer)
     chat = None
     if config.chat:
         template = load_chat_template(tokenizer, config.chat.template)
-        chat = recipe_of(config.chat, template, objective or NextTokenConfig())
+        chat = make_chat_spec(config.chat, template, objective or NextTokenConfig())
     if write_missing:
         _write_at_once(config, tokenizer, chat, write_missing)
     with contextlib.ExitStack() as stack:
@@ -99,13 +105,13 @@ def prepare(
 
         rows = manifests(config.additional + config.original, partial(_corpus, chat=chat))
         heldout = manifests(config.heldout, partial(_corpus, heldout=True))
-        prepared = Prepared(config, rows, heldout)
+        prepared = PreparedCorpora(config, rows, heldout)
     _warn_of_overlap(prepared)
     return prepared
 
 
 def open_rows(
-    prepared: Prepared, references: Mapping[str, np.ndarray] | None = None
+    prepared: PreparedCorpora, references: Mapping[str, np.ndarray] | None = None
 ) -> tuple[TokenRows, ...] | tuple[PackedRows, ...]:
     """The training corpora in the mixture's order, ready to read.
 
@@ -127,7 +133,7 @@ class _Encoders:
     ) -> None:
         self.tokenizer = tokenizer
         self._stack, self._workers = stack, workers
-        self._pool: EncodingPool | None = None
+        self._pool: TokenizePool | None = None
 
     def suited_to(self, source_bytes: float) -> Encode:
         """Processes for much text, this one for little; they make the same tokens."""
@@ -135,7 +141,7 @@ class _Encoders:
         if workers == 1:
             return partial(map, partial(encode_span, self.tokenizer))
         if self._pool is None:
-            self._pool = self._stack.enter_context(EncodingPool(self.tokenizer.path, workers))
+            self._pool = self._stack.enter_context(TokenizePool(self.tokenizer.path, workers))
         return self._pool.encode
 
 
@@ -144,7 +150,7 @@ def _corpus(
     corpus: CorpusConfig,
     encoders: _Encoders,
     *,
-    chat: ChatRecipe | None = None,
+    chat: ChatSpec | None = None,
     heldout: bool = False,
 ) -> Manifest:
     folder = _folder(config, corpus.name, heldout=heldout)
@@ -161,7 +167,7 @@ def _corpus(
 
 
 def _write_at_once(
-    config: DataConfig, tokenizer: Tokenizer, chat: ChatRecipe | None, write: WriteAll
+    config: DataConfig, tokenizer: Tokenizer, chat: ChatSpec | None, write: WriteAll
 ) -> None:
     """What is missing, by ``write``."""
     wanted = {}
@@ -186,11 +192,11 @@ def _recipe(
     config: DataConfig,
     corpus: CorpusConfig,
     tokenizer: Tokenizer,
-    chat: ChatRecipe | None,
+    chat: ChatSpec | None,
     *,
     heldout: bool,
-) -> Recipe:
-    return Recipe(
+) -> PrepareSpec:
+    return PrepareSpec(
         corpus=corpus.name,
         tokenizer=tokenizer.fingerprint,
         sequence_length=0 if heldout else config.sequence_length,
@@ -205,22 +211,22 @@ def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
     """The right to write ``folder``, waited for."""
     folder.mkdir(parents=True, exist_ok=True)
     told = f"{folder}: waiting for another process that prepares it"
-    return locked(folder.parent / f".{folder.name}.lock", told, wait=True)
+    return file_lock(folder.parent / f".{folder.name}.lock", told, wait=True)
 
 
-def _order(folder: epath.Path, corpus: CorpusConfig, recipe: Recipe) -> CorpusOrder:
+def _order(folder: epath.Path, corpus: CorpusConfig, recipe: PrepareSpec) -> PrepareJob:
     sources = find_sources(corpus)
-    digests = digested(corpus.name, sources.stats())
+    digests = with_digests(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
-    layout = layout_of(source_bytes, recipe.sequence_length)
+    layout = make_layout(source_bytes, recipe.sequence_length)
     if recipe.chat and recipe.chat.kind == "unpaired":
         # One shard: an answer's mismatch is the corpus's next answer, the last's the first.
-        layout = Layout(layout.span_bytes, 1 << 62)
-    return CorpusOrder(folder, sources, recipe, digests, layout)
+        layout = ShardLayout(layout.span_bytes, 1 << 62)
+    return PrepareJob(folder, sources, recipe, digests, layout)
 
 
 def _check_current(
-    folder: epath.Path, corpus: CorpusConfig, recipe: Recipe, found: Manifest
+    folder: epath.Path, corpus: CorpusConfig, recipe: PrepareSpec, found: Manifest
 ) -> None:
     """Refuse a prepared corpus that is not what the config asks for now."""
     made, asked = (_flat({f: getattr(one, f) for f in asdict(recipe)}) for one in (found, recipe))
@@ -243,7 +249,7 @@ def _check_current(
             )
             return
         now = sources.stats()
-        changed = [change] if (change := what_changed(now, found.sources)) else []
+        changed = [change] if (change := describe_changes(now, found.sources)) else []
     if changed:
         raise UserError(
             f"{folder} was prepared from something else: {'; '.join(changed)}. Set another "
@@ -264,8 +270,8 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return values | {f"chat.{name}": value for name, value in fields.items()}
 
 
-def _warn_of_overlap(prepared: Prepared) -> None:
-    if not is_first():
+def _warn_of_overlap(prepared: PreparedCorpora) -> None:
+    if not is_primary():
         return
     trained_on = {
         source["digest"]: name

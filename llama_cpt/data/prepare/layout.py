@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from llama_cpt.data.chat.examples import ChatRecipe
+from llama_cpt.data.chat.examples import ChatSpec
 from llama_cpt.data.prepare.tokenize_pool import Span
-from llama_cpt.data.sources.documents import BEGINNING, Block, Start, read_blocks
+from llama_cpt.data.sources.documents import FIRST_BLOCK, Block, BlockStart, read_blocks
 from llama_cpt.data.sources.files import Sources
 from llama_cpt.data.sources.json_records import read_record_blocks
 
-PARTIAL = "partial"
+PARTIAL_FOLDER = "partial"
 # What a machine among many encodes at a time: some ten seconds of a core.
 PART_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PrepareSpec:
     """All that the content of a prepared corpus depends on but its sources."""
 
     corpus: str
@@ -34,12 +34,12 @@ class Recipe:
     bad_documents: str
     dataset: str
     """The source where it is a TFDS name."""
-    chat: ChatRecipe | None = None
+    chat: ChatSpec | None = None
     """Of chat data; None for documents."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """Where the stream of documents is cut; sizes in bytes of (decompressed) source."""
 
     span_bytes: int
@@ -48,20 +48,20 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class CorpusOrder:
+class PrepareJob:
     """A corpus that is to be written in ``folder``."""
 
     folder: epath.Path
     sources: Sources
-    recipe: Recipe
+    spec: PrepareSpec
     digests: list[dict[str, Any]]
     """The sources' stats and digests."""
-    layout: Layout
+    layout: ShardLayout
 
     @property
-    def partial(self) -> epath.Path:
+    def partial_folder(self) -> epath.Path:
         """Where what is finished lies until all is."""
-        return self.folder / PARTIAL
+        return self.folder / PARTIAL_FOLDER
 
     @property
     def megabytes(self) -> float:
@@ -69,37 +69,37 @@ class CorpusOrder:
         return sum(source["bytes"] for source in self.digests) / 1e6
 
 
-class Place(NamedTuple):
+class BlockOffset(NamedTuple):
     """Where a block begins, and its bytes."""
 
-    start: Start
+    start: BlockStart
     size: int
 
 
-class Part(NamedTuple):
+class ShardPart(NamedTuple):
     """Consecutive spans of a shard."""
 
     shard: int
     number: int
     """Within the shard."""
-    start: Start
+    start: BlockStart
     blocks: int
 
 
-def layout_of(source_bytes: int, sequence_length: int) -> Layout:
+def make_layout(source_bytes: int, sequence_length: int) -> ShardLayout:
     """Shards of a large corpus are few enough to keep open, of a small one enough to resume by.
 
     A shard drops half a row on average: at least a thousand rows each make that 0.05 %.
     """
     thousand_rows = 4096 * (sequence_length + 1)  # Text has about four bytes a token.
-    return Layout(2 << 20, max(64 << 20, thousand_rows, source_bytes // 64))
+    return ShardLayout(2 << 20, max(64 << 20, thousand_rows, source_bytes // 64))
 
 
-def spans_of(
-    sources: Sources, recipe: Recipe, layout: Layout, part: Part | None = None
+def iter_spans(
+    sources: Sources, recipe: PrepareSpec, layout: ShardLayout, part: ShardPart | None = None
 ) -> Iterator[Span]:
     """The raw documents of the corpus or of one ``part`` in order, cut into spans and shards."""
-    blocks = _blocks(sources, recipe, layout, part.start if part else BEGINNING)
+    blocks = _blocks(sources, recipe, layout, part.start if part else FIRST_BLOCK)
     if part:
         blocks = itertools.islice(blocks, part.blocks)
     skip_bad = recipe.bad_documents == "skip"
@@ -107,17 +107,19 @@ def spans_of(
         yield Span(shard, tuple(span), recipe.text_field, skip_bad, recipe.chat)
 
 
-def places_of(sources: Sources, recipe: Recipe, layout: Layout, file: int) -> Iterator[Place]:
+def block_offsets(
+    sources: Sources, recipe: PrepareSpec, layout: ShardLayout, file: int
+) -> Iterator[BlockOffset]:
     """The blocks of one file, read and not parsed; of a TFDS dataset there is file 0 alone."""
     own = sources if sources.dataset else Sources(sources.corpus, (sources.files[file],))
     offset = 0
-    for block in _blocks(own, recipe, layout, BEGINNING):
-        yield Place(Start(file, block.first, offset), block.size)
+    for block in _blocks(own, recipe, layout, FIRST_BLOCK):
+        yield BlockOffset(BlockStart(file, block.first, offset), block.size)
         offset += block.size
 
 
-def parts_of(places: Iterable[Place], layout: Layout) -> Iterator[Part]:
-    """All blocks of a corpus, cut as ``spans_of`` cuts them, in parts."""
+def split_into_parts(places: Iterable[BlockOffset], layout: ShardLayout) -> Iterator[ShardPart]:
+    """All blocks of a corpus, cut as ``iter_spans`` cuts them, in parts."""
     spans = _cut(places, layout)
     for shard, own in itertools.groupby(spans, key=lambda one: one[0]):
         number, held, size = 0, [], 0
@@ -125,13 +127,15 @@ def parts_of(places: Iterable[Place], layout: Layout) -> Iterator[Part]:
             held += span
             size += sum(place.size for place in span)
             if size >= PART_BYTES:
-                yield Part(shard, number, held[0].start, len(held))
+                yield ShardPart(shard, number, held[0].start, len(held))
                 number, held, size = number + 1, [], 0
         if held:
-            yield Part(shard, number, held[0].start, len(held))
+            yield ShardPart(shard, number, held[0].start, len(held))
 
 
-def _cut(blocks: Iterable[Any], layout: Layout, shard: int = 0) -> Iterator[tuple[int, list[Any]]]:
+def _cut(
+    blocks: Iterable[Any], layout: ShardLayout, shard: int = 0
+) -> Iterator[tuple[int, list[Any]]]:
     """Shard and blocks of each span."""
     held, span_size, shard_size = [], 0, 0
     for block in blocks:
@@ -147,7 +151,9 @@ def _cut(blocks: Iterable[Any], layout: Layout, shard: int = 0) -> Iterator[tupl
         yield shard, held
 
 
-def _blocks(sources: Sources, recipe: Recipe, layout: Layout, start: Start) -> Iterator[Block]:
+def _blocks(
+    sources: Sources, recipe: PrepareSpec, layout: ShardLayout, start: BlockStart
+) -> Iterator[Block]:
     # Blocks end where documents do, short of what is asked: with few a span, spans overshoot less.
     block_bytes = -(-layout.span_bytes // 4)
     if recipe.chat:

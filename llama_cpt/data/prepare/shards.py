@@ -17,16 +17,16 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from llama_cpt.data.chat.lengths import fitted, with_mismatches
-from llama_cpt.data.chat.packing import packed_records
-from llama_cpt.data.prepare.layout import PARTIAL, CorpusOrder, Recipe, spans_of
+from llama_cpt.data.chat.lengths import drop_or_truncate, with_kl_completions
+from llama_cpt.data.chat.packing import pack_examples
+from llama_cpt.data.prepare.layout import PARTIAL_FOLDER, PrepareJob, PrepareSpec, iter_spans
 from llama_cpt.data.prepare.tokenize_pool import EncodedSpan, Span
 from llama_cpt.data.rows import (
     Manifest,
     cut_rows,
     heldout_record,
     record_writer,
-    write_atomically,
+    write_atomic,
     write_manifest,
 )
 from llama_cpt.data.sources.files import Sources
@@ -34,7 +34,7 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 
-RECIPE = "recipe.json"
+SPEC_FILE = "recipe.json"
 
 Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
 
@@ -73,18 +73,18 @@ CHAT_COUNTS = (
 )
 
 
-def write_corpus(order: CorpusOrder, encode: Encode) -> Manifest:
+def write_corpus(order: PrepareJob, encode: Encode) -> Manifest:
     """Write the shards that are missing, and at last the manifest.
 
     Raises UserError for a bad document (unless the recipe skips those) and for a corpus that gives
     no row; what is finished then remains.
     """
-    start(order)
-    recipe, finished = order.recipe, finished_shards(order.partial)
+    start_or_resume(order)
+    recipe, finished = order.spec, finished_shards(order.partial_folder)
     with Progress(f"prepare {recipe.corpus}", order.megabytes, "MB") as progress:
 
         def missing() -> Iterator[Span]:
-            for span in spans_of(order.sources, recipe, order.layout):
+            for span in iter_spans(order.sources, recipe, order.layout):
                 if span.shard not in finished:
                     yield span
                 else:
@@ -92,24 +92,24 @@ def write_corpus(order: CorpusOrder, encode: Encode) -> Manifest:
 
         encoded = encode(missing())
         for shard, spans in itertools.groupby(encoded, key=lambda span: span.shard):
-            write_shard(order.partial, shard, recipe, _shown(spans, progress))
-    return complete(order)
+            write_shard(order.partial_folder, shard, recipe, _shown(spans, progress))
+    return finish_corpus(order)
 
 
-def complete(order: CorpusOrder) -> Manifest:
+def finish_corpus(order: PrepareJob) -> Manifest:
     """Give the shards, all of which are written, their names, and the folder its manifest."""
-    finished = finished_shards(order.partial)
+    finished = finished_shards(order.partial_folder)
     summaries = [finished[shard] for shard in sorted(finished)]
-    _check_enough(order.recipe, order.sources, summaries)
-    names = _publish(order.folder, len(summaries), order.recipe)
-    manifest = _manifest(order.recipe, order.digests, names, summaries)
+    _check_enough(order.spec, order.sources, summaries)
+    names = _publish(order.folder, len(summaries), order.spec)
+    manifest = _manifest(order.spec, order.digests, names, summaries)
     write_manifest(str(order.folder), manifest)
-    order.partial.rmtree()
+    order.partial_folder.rmtree()
     return manifest
 
 
 def write_shard(
-    partial: epath.Path, shard: int, recipe: Recipe, spans: Iterable[EncodedSpan]
+    partial: epath.Path, shard: int, recipe: PrepareSpec, spans: Iterable[EncodedSpan]
 ) -> ShardSummary:
     """Write one shard; the summary beside it says that it is whole."""
     counts, skipped, formats = Counter(), Counter(), Counter()
@@ -152,19 +152,19 @@ def write_shard(
         formats=dict(sorted(formats.items())),
         chat_counts={name: counts[name] for name in CHAT_COUNTS} if recipe.chat else {},
     )
-    write_atomically(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
+    write_atomic(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
     return summary
 
 
-def _records(spans: Iterator[EncodedSpan], recipe: Recipe, counts: Counter) -> Iterator[bytes]:
+def _records(spans: Iterator[EncodedSpan], recipe: PrepareSpec, counts: Counter) -> Iterator[bytes]:
     """Rows, or held-out documents where the recipe's ``sequence_length`` is 0."""
     length = recipe.sequence_length
     if recipe.chat:
-        units = (unit for span in spans for unit in span.units)
-        units = fitted(units, recipe.chat, length, counts)
+        units = (unit for span in spans for unit in span.examples)
+        units = drop_or_truncate(units, recipe.chat, length, counts)
         if recipe.chat.kind == "unpaired":
-            units = with_mismatches(units, length, counts)
-        yield from packed_records(units, recipe.chat, length, counts)
+            units = with_kl_completions(units, length, counts)
+        yield from pack_examples(units, recipe.chat, length, counts)
         return
     if not length:
         for span in spans:
@@ -185,10 +185,10 @@ def _shown(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[Encoded
         progress.update(span.disk_bytes / 1e6)
 
 
-def start(order: CorpusOrder) -> None:
+def start_or_resume(order: PrepareJob) -> None:
     """Keep what an earlier, ended call finished only if it was made of the same."""
-    content = asdict(order.recipe) | {"layout": asdict(order.layout), "sources": order.digests}
-    partial, path = order.partial, order.partial / RECIPE
+    content = asdict(order.spec) | {"layout": asdict(order.layout), "sources": order.digests}
+    partial, path = order.partial_folder, order.partial_folder / SPEC_FILE
     recipe = json.dumps(content).encode()
     if path.exists() and path.read_bytes() == recipe:
         return
@@ -197,7 +197,7 @@ def start(order: CorpusOrder) -> None:
     for shard in matching(partial.parent, "*.array_record"):
         shard.unlink()
     partial.mkdir(parents=True)
-    write_atomically(path, recipe)
+    write_atomic(path, recipe)
 
 
 def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
@@ -205,22 +205,22 @@ def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
     return {
         int(path.stem): ShardSummary(**json.loads(path.read_text()))
         for path in matching(partial, "*.json")
-        if path.name != RECIPE
+        if path.name != SPEC_FILE
     }
 
 
-def _publish(folder: epath.Path, count: int, recipe: Recipe) -> list[str]:
+def _publish(folder: epath.Path, count: int, recipe: PrepareSpec) -> list[str]:
     """Give the shards their names; a call that was ended in the middle of it goes on."""
     kind = "rows" if recipe.sequence_length else "documents"
     names = [f"{kind}-{shard:05}-of-{count:05}.array_record" for shard in range(count)]
     for shard, name in enumerate(names):
-        draft = folder / PARTIAL / f"{shard:05}.array_record"
+        draft = folder / PARTIAL_FOLDER / f"{shard:05}.array_record"
         if draft.exists():
             draft.replace(folder / name)
     return names
 
 
-def _check_enough(recipe: Recipe, sources: Sources, summaries: list[ShardSummary]) -> None:
+def _check_enough(recipe: PrepareSpec, sources: Sources, summaries: list[ShardSummary]) -> None:
     if any(summary.records for summary in summaries):
         return
     where = f"corpus {recipe.corpus!r} ({sources.dataset or sources.files[0]}"
@@ -241,7 +241,7 @@ def _check_enough(recipe: Recipe, sources: Sources, summaries: list[ShardSummary
 
 
 def _manifest(
-    recipe: Recipe,
+    recipe: PrepareSpec,
     digests: list[dict[str, Any]],
     names: list[str],
     summaries: list[ShardSummary],

@@ -1,6 +1,6 @@
 """Text to tokens by all cores, in order.
 
-Worker processes run ``serve`` and speak pickles over their standard input and output. Not
+Worker processes run ``serve_worker`` and speak pickles over their standard input and output. Not
 ``multiprocessing``: its spawned processes import the caller's main module, and with ``train`` that
 is JAX and a second of start for each; its forked ones inherit JAX's threads, which may deadlock.
 """
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_cpt.data.chat.examples import ChatRecipe, Unit, encode_chats
-from llama_cpt.data.chat.template import same_template
-from llama_cpt.data.sources.documents import BadDocument, Block, documents_of
+from llama_cpt.data.chat.examples import ChatExample, ChatSpec, encode_chats
+from llama_cpt.data.chat.template import template_by_fingerprint
+from llama_cpt.data.sources.documents import BadDocument, Block, parse_documents
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ class Span:
     text_field: str
     skip_bad: bool
     """Count bad documents and leave them out; otherwise the first ends the span."""
-    chat: ChatRecipe | None = None
+    chat: ChatSpec | None = None
     """Of chat data; None for documents."""
 
     @property
@@ -74,7 +74,7 @@ class EncodedSpan:
     lossy_documents: int
     failure: str
     """What stopped it, or empty."""
-    units: list[Unit] = field(default_factory=list)
+    examples: list[ChatExample] = field(default_factory=list)
     formats: Counter = field(default_factory=Counter)
     """Chats by format."""
 
@@ -88,7 +88,7 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     arrays, lengths, sizes = [], [], []
     # A tiktoken vocabulary has every byte and no normaliser.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
-    for document in (d for block in span.blocks for d in documents_of(block, span.text_field)):
+    for document in (d for block in span.blocks for d in parse_documents(block, span.text_field)):
         if isinstance(document, BadDocument):
             skipped[document.reason] += 1
             if span.skip_bad:
@@ -116,8 +116,8 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     )
 
 
-def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatRecipe) -> EncodedSpan:
-    template = same_template(tokenizer, recipe.template)
+def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatSpec) -> EncodedSpan:
+    template = template_by_fingerprint(tokenizer, recipe.template)
     done = encode_chats(template, span.blocks, recipe, skip_bad=span.skip_bad)
     return EncodedSpan(
         span.shard,
@@ -130,12 +130,12 @@ def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatRecipe) -> Encod
         0,
         0,
         done.failure,
-        done.units,
+        done.examples,
         done.formats,
     )
 
 
-class EncodingPool:
+class TokenizePool:
     """Worker processes that encode spans; a context manager that ends them."""
 
     def __init__(self, tokenizer_path: str, workers: int) -> None:
@@ -178,7 +178,7 @@ class EncodingPool:
             raise RuntimeError(f"a worker failed:\n{result}")
         return result
 
-    def __enter__(self) -> "EncodingPool":
+    def __enter__(self) -> "TokenizePool":
         return self
 
     def __exit__(
@@ -194,7 +194,7 @@ class EncodingPool:
             process.communicate()
 
 
-def serve() -> None:
+def serve_worker() -> None:
     """Run a worker: a tokenizer's path, then spans, until the input ends."""
     # Ctrl-C reaches the whole group; the parent closes the pipe or kills.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

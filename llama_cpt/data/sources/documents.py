@@ -1,7 +1,7 @@
 """Documents of JSON Lines, Parquet, text files and TFDS, each with the place it came from.
 
 Two halves: ``read_blocks`` cuts files into blocks of raw documents, which costs little, and
-``documents_of`` parses a block, in whatever process the block has been sent to.
+``parse_documents`` parses a block, in whatever process the block has been sent to.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,15 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from llama_cpt.data.sources.files import Sources, legible_errors, open_dataset
-from llama_cpt.data.sources.streams import DECOMPRESSORS, opened, plain_name, read, skip, whole
+from llama_cpt.data.sources.files import Sources, open_dataset, storage_errors_as_user_errors
+from llama_cpt.data.sources.streams import (
+    DECOMPRESSORS,
+    decoding_errors,
+    open_stream,
+    read,
+    skip,
+    split_compression,
+)
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import open_for_reading
 
@@ -65,7 +72,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Start:
+class BlockStart:
     """Where a block begins: from there on the same blocks come out as from the corpus's start."""
 
     file: int = 0
@@ -76,11 +83,11 @@ class Start:
     """Bytes of (decompressed) lines before it in its file."""
 
 
-BEGINNING = Start()
+FIRST_BLOCK = BlockStart()
 
 
 def read_blocks(
-    sources: Sources, text_field: str, block_bytes: int, start: Start = BEGINNING
+    sources: Sources, text_field: str, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
     """All of ``sources`` from ``start`` on, in blocks of ``block_bytes`` or a document more.
 
@@ -88,12 +95,12 @@ def read_blocks(
     whole: of no known kind, cut short, a Parquet file without column ``text_field``.
     """
     if sources.dataset:
-        with legible_errors(sources.dataset):
+        with storage_errors_as_user_errors(sources.dataset):
             yield from _dataset_blocks(sources, text_field, block_bytes, start.first)
         return
     for path, begin in files_from(sources, start):
-        name, decompress = plain_name(path)
-        with legible_errors(path):
+        name, decompress = split_compression(path)
+        with storage_errors_as_user_errors(path):
             if name.endswith(PARQUET):
                 yield from _parquet_blocks(path, text_field, block_bytes, begin.first)
             elif name.endswith(LINES):
@@ -107,13 +114,13 @@ def read_blocks(
                 )
 
 
-def files_from(sources: Sources, start: Start) -> Iterator[tuple[str, Start]]:
+def files_from(sources: Sources, start: BlockStart) -> Iterator[tuple[str, BlockStart]]:
     """The files from ``start`` on, and where to begin in each."""
     for number, path in enumerate(sources.files[start.file :], start.file):
-        yield path, start if number == start.file else Start(number)
+        yield path, start if number == start.file else BlockStart(number)
 
 
-def documents_of(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
+def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
     """Parse ``block``; blank lines are no documents."""
     if isinstance(block.raw, bytes):
         for number, line in enumerate(block.raw.split(b"\n"), block.first):
@@ -166,11 +173,11 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
 
 
 def line_blocks(
-    path: str, decompress: Any, block_bytes: int, start: Start = BEGINNING
+    path: str, decompress: Any, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
     """Whole lines of a file, in blocks of about ``block_bytes``."""
     line, held = start.first, []
-    with opened(path, decompress) as (disk, file):
+    with open_stream(path, decompress) as (disk, file):
         skip(disk, file, start.offset, path)
         at = disk.tell() if start.offset else 0
         # Reads end where those of a reader from the file's start do, and so do the blocks.
@@ -190,7 +197,7 @@ def line_blocks(
 
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
-    with opened(path, decompress) as (disk, file):
+    with open_stream(path, decompress) as (disk, file):
         raw = read(file, -1, path)
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         yield Block(path, 0, [raw], len(raw), float(disk.tell()))
@@ -200,7 +207,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
     import pyarrow  # only this kind needs it
     import pyarrow.parquet
 
-    with open_for_reading(path) as file, whole(path, "", pyarrow.ArrowException):
+    with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:

@@ -17,8 +17,8 @@ from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import open_for_reading, remote_storage
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.runtime.retry import passes
-from llama_cpt.runtime.storage import UnreachableError, require_reachable
+from llama_cpt.runtime.retry import is_transient
+from llama_cpt.runtime.storage import UnreachableError, check_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
@@ -43,8 +43,8 @@ class Sources:
 
 def find_sources(corpus: CorpusConfig) -> Sources:
     """The files of ``corpus``, sorted. Raises UserError where there are none."""
-    require_reachable(corpus.source, pattern=True)
-    with legible_errors(corpus.source):
+    check_reachable(corpus.source, pattern=True)
+    with storage_errors_as_user_errors(corpus.source):
         if corpus.source.startswith(TFDS):
             builder, split = open_dataset(corpus.source)
             files = [os.fspath(path) for path in builder.info.splits[split].filepaths]
@@ -55,7 +55,7 @@ def find_sources(corpus: CorpusConfig) -> Sources:
     return Sources(corpus.name, tuple(sorted(found)))
 
 
-def digested(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``stats`` with a ``digest`` of each file's content added."""
     megabytes = sum(stat["bytes"] for stat in stats) / 1e6
     done = []
@@ -72,7 +72,7 @@ def digested(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def file_digest(path: str) -> str:
     """SHA-256 of a local file; what an object store keeps of a remote one's content."""
-    with legible_errors(path):
+    with storage_errors_as_user_errors(path):
         if "://" in path:
             system, name = remote_storage(path)
             info = system.info(name)
@@ -86,7 +86,7 @@ def file_digest(path: str) -> str:
         return digest.hexdigest()
 
 
-def what_changed(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
+def describe_changes(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
     """How files, by their ``stats``, differ from the digested ``before``, or None.
 
     Another folder is no change.
@@ -141,7 +141,7 @@ def _quoted(folder: str) -> str:
 
 
 @contextlib.contextmanager
-def legible_errors(place: str) -> Iterator[None]:
+def storage_errors_as_user_errors(place: str) -> Iterator[None]:
     """Failures of a file system as a UserError that names ``place``, and says what may pass."""
     try:
         yield
@@ -149,7 +149,7 @@ def legible_errors(place: str) -> Iterator[None]:
         raise
     except (OSError, ImportError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if passes(error):
+        if is_transient(error):
             raise UnreachableError(f"{place}: cannot be read now ({reason}).") from None
         raise UserError(f"{place}: cannot be read ({reason}).") from None
 
@@ -193,7 +193,7 @@ def was_matched(path: str, source: str) -> bool:
 
 
 def _stat(path: str) -> dict[str, Any]:
-    with legible_errors(path):
+    with storage_errors_as_user_errors(path):
         if "://" not in path:
             stat = os.stat(path)
             return {"path": path, "bytes": stat.st_size, "modified": str(stat.st_mtime_ns)}

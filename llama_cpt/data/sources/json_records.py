@@ -6,19 +6,19 @@ import json
 from typing import Any, NamedTuple
 
 from llama_cpt.data.sources.documents import (
-    BEGINNING,
     BYTE_ORDER_MARK,
+    FIRST_BLOCK,
     LINES,
     BadDocument,
     Block,
-    Start,
+    BlockStart,
     files_from,
     json_object,
     line_blocks,
     value_blocks,
 )
-from llama_cpt.data.sources.files import Sources, legible_errors
-from llama_cpt.data.sources.streams import opened, plain_name, read
+from llama_cpt.data.sources.files import Sources, storage_errors_as_user_errors
+from llama_cpt.data.sources.streams import open_stream, read, split_compression
 from llama_cpt.runtime.errors import UserError
 
 
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 
 def read_record_blocks(
-    sources: Sources, block_bytes: int, start: Start = BEGINNING
+    sources: Sources, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
     """All of ``sources`` from ``start`` on, in blocks of about ``block_bytes``.
 
@@ -42,17 +42,17 @@ def read_record_blocks(
     if sources.dataset:
         raise UserError(f"{sources.dataset}: chat data is {' or '.join(LINES)} files, not TFDS.")
     for path, begin in files_from(sources, start):
-        name, decompress = plain_name(path)
+        name, decompress = split_compression(path)
         if not name.endswith(LINES):
             raise UserError(f"{path}: of no known kind; chat data is {', '.join(LINES)} files.")
-        with legible_errors(path):
+        with storage_errors_as_user_errors(path):
             if _is_array(path, decompress):
                 yield from _array_blocks(path, decompress, block_bytes, begin.first)
             else:
                 yield from line_blocks(path, decompress, block_bytes, begin)
 
 
-def records_of(block: Block) -> Iterator[Record | BadDocument]:
+def parse_records(block: Block) -> Iterator[Record | BadDocument]:
     """Parse ``block``; blank lines are no records."""
     raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
     for number, element in enumerate(raw, block.first):
@@ -66,7 +66,7 @@ def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
 
 
 def _is_array(path: str, decompress: Any) -> bool:
-    with opened(path, decompress) as (_, file):
+    with open_stream(path, decompress) as (_, file):
         while start := read(file, 1 << 16, path).removeprefix(BYTE_ORDER_MARK):
             if start.strip():
                 return start.lstrip().startswith(b"[")
@@ -74,7 +74,7 @@ def _is_array(path: str, decompress: Any) -> bool:
 
 
 def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> Iterator[Block]:
-    with opened(path, decompress) as (disk, file):
+    with open_stream(path, decompress) as (disk, file):
         raw = read(file, -1, path)
         try:
             elements = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())

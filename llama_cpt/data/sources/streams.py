@@ -10,13 +10,13 @@ import zlib
 
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import open_for_reading
-from llama_cpt.runtime.retry import passes
+from llama_cpt.runtime.retry import is_transient
 from llama_cpt.runtime.storage import UnreachableError
 
 SKIP_BYTES = 4 << 20
 
 
-def plain_name(path: str) -> tuple[str, Any]:
+def split_compression(path: str) -> tuple[str, Any]:
     """The file's name without the suffix of its compression, and what undoes that, or None."""
     for suffix, decompress in DECOMPRESSORS.items():
         if path.endswith(suffix):
@@ -25,7 +25,7 @@ def plain_name(path: str) -> tuple[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
+def open_stream(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
     """The file on disk, and the same decompressed."""
     with open_for_reading(path) as disk:
         if not decompress:
@@ -45,13 +45,13 @@ def skip(disk: Any, file: Any, count: int, path: str) -> None:
 
 
 def read(file: Any, size: int, path: str, after: str = "") -> bytes:
-    """As ``file.read``, ``whole``."""
-    with whole(path, after):
+    """As ``file.read``, ``decoding_errors``."""
+    with decoding_errors(path, after):
         return file.read(size)
 
 
 @contextlib.contextmanager
-def whole(path: str, after: str = "", *also: type[Exception]) -> Iterator[None]:
+def decoding_errors(path: str, after: str = "", *also: type[Exception]) -> Iterator[None]:
     """Around what decodes ``path``; ``also`` are errors of a broken file that this does not know.
 
     Raises UserError where it is broken (``after`` tells where), UnreachableError where its storage
@@ -62,7 +62,7 @@ def whole(path: str, after: str = "", *also: type[Exception]) -> Iterator[None]:
     except (EOFError, OSError, zlib.error, lzma.LZMAError, *also) as error:
         told = " ".join(str(error).split())
         # What a decoder says of a broken file has no number.
-        if getattr(error, "errno", None) and passes(error):
+        if getattr(error, "errno", None) and is_transient(error):
             raise UnreachableError(f"{path}: cannot be read now ({told}).") from None
         raise UserError(f"{path}: broken{after} ({told}); is the file whole?") from None
 

@@ -19,7 +19,7 @@ import tiktoken
 import tokenizers
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.storage import require_reachable
+from llama_cpt.runtime.storage import check_reachable
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -249,7 +249,7 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 def find_vocabulary(path: str) -> epath.Path:
     """The vocabulary file that ``path`` (local or ``gs://``) names or, being a folder, holds."""
-    require_reachable(path)
+    check_reachable(path)
     place = epath.Path(path).expanduser()
     folders = (place, place / "original") if place.is_dir() else ()
     for file in (place, *(folder / name for folder in folders for name in FILE_NAMES)):

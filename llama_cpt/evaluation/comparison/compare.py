@@ -9,12 +9,12 @@ from pathlib import PurePath
 from jaxtyping import Float
 import numpy as np
 
-from llama_cpt.evaluation.comparison.settings import asked_otherwise, shots_of
+from llama_cpt.evaluation.comparison.settings import setting_differences, shots_of
 from llama_cpt.evaluation.paired import (
     LEVEL,
-    Mark,
+    Finding,
+    classify,
     corrected_level,
-    mark_of,
     ratio_intervals,
 )
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
@@ -39,7 +39,7 @@ class Difference:
     """95 % for this difference by itself."""
     interval: tuple[float, float]
     """At the corrected level; the mark stands on it."""
-    mark: Mark
+    finding: Finding
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Comparison:
         """That the intervals are corrected for."""
         return sum(bool(cell and cell.difference) for row in self.rows for cell in row.cells)
 
-    def marked(self, model: str, mark: Mark) -> list[str]:
+    def rows_with(self, model: str, mark: Finding) -> list[str]:
         """The rows on which ``model`` bears ``mark``."""
         place = self.models.index(model)
         cells = ((row.name, row.cells[place]) for row in self.rows)
-        return [n for n, c in cells if c and c.difference and c.difference.mark == mark]
+        return [n for n, c in cells if c and c.difference and c.difference.finding == mark]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def compare(folders: Sequence[str]) -> Comparison:
     rows = [_row(row, len(models), corrected_level(compared)) for row in measured]
     # The languages first.
     rows.sort(key=lambda row: not row.is_bits)
-    remarks = [*asked_otherwise(folders), *_cut(scores, models)]
+    remarks = [*setting_differences(folders), *_cut(scores, models)]
     return Comparison(models, tuple(rows), tuple(remarks))
 
 
@@ -269,7 +269,7 @@ def _differences(
             value=scale * float(v),
             alone=(float(a[0]), float(a[1])),
             interval=(float(c[0]), float(c[1])),
-            mark=mark_of(*sorted(better * c), margin=BITS_MARGIN if is_bits else POINTS_MARGIN),
+            finding=classify(*sorted(better * c), margin=BITS_MARGIN if is_bits else POINTS_MARGIN),
         )
         for v, a, c in zip(value, alone, corrected, strict=True)
     ]

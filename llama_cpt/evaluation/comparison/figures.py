@@ -75,12 +75,12 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
                 marker = MARKERS[number % len(MARKERS)]
                 axes.plot(way * found.value, y, marker, color=colour, markersize=4.5)
                 axes.annotate(
-                    found.mark,
+                    found.finding,
                     (1.01, y),
                     xycoords=("axes fraction", "data"),
                     va="center",
                     fontsize=8,
-                    color=FINDING_COLOURS[found.mark],
+                    color=FINDING_COLOURS[found.finding],
                     annotation_clip=False,
                 )
         if place:

@@ -7,14 +7,14 @@ from html import escape
 from etils import epath
 from matplotlib.figure import Figure
 
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.comparison.compare import Comparison, compare
 from llama_cpt.evaluation.comparison.figures import draw_differences, draw_languages
 from llama_cpt.evaluation.comparison.text import (
     cell_lines,
     findings,
     how_to_read,
-    name_of,
+    row_name,
     task_rows,
 )
 from llama_cpt.mixture_law.figure_style import png, style
@@ -51,12 +51,12 @@ def write_comparison(folders: Sequence[str], output: str) -> Comparison:
     pictures = pictures_of(comparison)
     for name in PICTURES:
         if name in pictures:
-            write_atomically(place / name, pictures[name])
+            write_atomic(place / name, pictures[name])
         else:
             (place / name).unlink(missing_ok=True)
     text = f"# {_title(comparison)}\n\n{markdown_of(comparison, '')}\n"
-    write_atomically(place / "report.md", text.encode())
-    write_atomically(place / "report.html", _page(comparison, pictures).encode())
+    write_atomic(place / "report.md", text.encode())
+    write_atomic(place / "report.html", _page(comparison, pictures).encode())
     return comparison
 
 
@@ -69,7 +69,7 @@ def pictures_of(comparison: Comparison) -> dict[str, bytes]:
 def markdown_of(comparison: Comparison, folder: str) -> str:
     """Findings, the table, the pictures, whose names begin with ``folder``, how to read them."""
     rows = [
-        (_plain(name_of(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
+        (_plain(row_name(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
     ]
     told = task_rows(comparison)
@@ -110,7 +110,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     said += "".join(f"<li><b>Not alike:</b> {escape(told)}</li>" for told in comparison.remarks)
     head = "".join(f"<th>{escape(name)}</th>" for name in ("task", *comparison.models))
     body = "".join(
-        f"<tr><th>{escape(name_of(row))}</th>"
+        f"<tr><th>{escape(row_name(row))}</th>"
         + "".join(_html_cell(cell_lines(row, cell)) for cell in row.cells)
         + "</tr>"
         for row in comparison.rows

@@ -20,7 +20,7 @@ def shots_of(folders: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def asked_otherwise(folders: Sequence[str]) -> list[str]:
+def setting_differences(folders: Sequence[str]) -> list[str]:
     """A sentence for each task that a model was not asked as the first model that has it."""
     first: dict[str, tuple[str, dict]] = {}
     told = []

@@ -10,21 +10,21 @@ from llama_cpt.evaluation.comparison.compare import (
     Comparison,
     Row,
 )
-from llama_cpt.evaluation.paired import LEVEL, Mark, corrected_level
+from llama_cpt.evaluation.paired import LEVEL, Finding, corrected_level
 
-MARKS: tuple[Mark, ...] = ("gained", "forgotten", "kept", "not told apart")
+MARKS: tuple[Finding, ...] = ("gained", "forgotten", "kept", "not told apart")
 MINUS = "\N{MINUS SIGN}"
 
 
-def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Mark, list[str]]]]]:
+def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Finding, list[str]]]]]:
     """By model, its marks and the rows that bear them."""
     return [
-        (model, [(mark, rows) for mark in MARKS if (rows := comparison.marked(model, mark))])
+        (model, [(mark, rows) for mark in MARKS if (rows := comparison.rows_with(model, mark))])
         for model in comparison.models[1:]
     ]
 
 
-def name_of(row: Row) -> str:
+def row_name(row: Row) -> str:
     """A row's name, and what one has to know of its score."""
     if row.less_is_better and not row.is_bits:
         return f"{row.name} (less is better)"
@@ -43,7 +43,7 @@ def cell_lines(row: Row, cell: Cell | None) -> list[str]:
     span = f"({signed(row, low)} to {signed(row, high)})"
     if math.isinf(low):
         span = "(one example has no interval)"
-    return [score, f"{value} {span}", cell.difference.mark]
+    return [score, f"{value} {span}", cell.difference.finding]
 
 
 def signed(row: Row, value: float) -> str:
@@ -93,7 +93,7 @@ def terminal_lines(comparison: Comparison) -> str:
     for row in comparison.rows:
         for model, cell in zip(comparison.models, row.cells, strict=True):
             lines = cell_lines(row, cell)
-            rows.append((name_of(row), model, *lines, *[""] * (3 - len(lines))))
+            rows.append((row_name(row), model, *lines, *[""] * (3 - len(lines))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

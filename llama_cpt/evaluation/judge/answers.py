@@ -10,13 +10,13 @@ from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.evaluation.judge.prompts import Answerer
 from llama_cpt.evaluation.judge.verdicts import Prompt
-from llama_cpt.evaluation.written_answers import Order, written_answers
+from llama_cpt.evaluation.written_answers import AnswerSpec, written_answers
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class Talker:
+class ChatModel:
     """A model with what it needs to chat."""
 
     decoder: Decoder
@@ -25,7 +25,7 @@ class Talker:
     template: ChatTemplate
 
 
-def answerer(load: Callable[[], Talker], max_new_tokens: int) -> Answerer:
+def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answerer:
     """Greedy answers of the model that ``load`` brings; it is let go of with the last answer."""
 
     def answers(prompts: Sequence[Prompt]) -> Iterator[tuple[int, str | None]]:
@@ -39,7 +39,7 @@ def answerer(load: Callable[[], Talker], max_new_tokens: int) -> Answerer:
             talker.tokenizer,
             talker.mesh,
             [rows[place] for place in fit],
-            [Order((), max_new_tokens, Sampling())] * len(fit),
+            [AnswerSpec((), max_new_tokens, Sampling())] * len(fit),
             talker.template.stop_ids,
         )
         yield from ((fit[number], text.strip()) for number, text in written)

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from llama_cpt.evaluation.judge.verdicts import RubbishError, Ruling, Shown
+from llama_cpt.evaluation.judge.verdicts import BlindedPair, InvalidReplyError, Verdict
 from llama_cpt.runtime.errors import UsageError, UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -74,19 +74,19 @@ class EndpointJudge:
         """Who judges, for records."""
         return f"{self.model} at {self.url}"
 
-    def rule(self, shown: Shown) -> Ruling:
+    def rule(self, shown: BlindedPair) -> Verdict:
         """Ask until there is a reply. Raises RubbishError for one without a verdict."""
         content = _content(self._reply(self._request(shown)))
         verdict = _verdict(content)
         if verdict is None:
-            raise RubbishError(self._redacted(content))
-        return Ruling(verdict, self._redacted(content))
+            raise InvalidReplyError(self._redacted(content))
+        return Verdict(verdict, self._redacted(content))
 
     def stop(self) -> None:
         """Wait for no further attempt."""
         self._stopped.set()
 
-    def _request(self, shown: Shown) -> list[dict[str, str]]:
+    def _request(self, shown: BlindedPair) -> list[dict[str, str]]:
         said = "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in shown.prompt)
         text = (
             f"<conversation>\n{said}\n</conversation>\n\n<answer A>\n{shown.left}\n</answer A>\n\n"
@@ -217,7 +217,7 @@ def _read(request: _Request) -> bytes:
     with _OPENER.open(request, timeout=request.seconds) as response:
         body = response.read(LARGEST_REPLY + 1)
     if len(body) > LARGEST_REPLY:
-        raise RubbishError(f"more than {LARGEST_REPLY:,} bytes")
+        raise InvalidReplyError(f"more than {LARGEST_REPLY:,} bytes")
     # What is left of Content-Length.
     if request.over or response.length:
         raise ConnectionError("the reply broke off")
@@ -231,7 +231,7 @@ def _content(body: bytes) -> str:
     except (ValueError, LookupError, TypeError, RecursionError):
         content = None
     if not isinstance(content, str):
-        raise RubbishError("not a chat completion")
+        raise InvalidReplyError("not a chat completion")
     return content
 
 

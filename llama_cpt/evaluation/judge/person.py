@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from llama_cpt.evaluation.judge.verdicts import Quit, Ruling, Shown, Verdict
+from llama_cpt.evaluation.judge.verdicts import BlindedPair, Choice, QuitJudging, Verdict
 
 ASKED = "Better answer: a, b, t (tie); q to stop, the same command goes on: "
-VERDICTS: dict[str, Verdict] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
+VERDICTS: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
 
 
 @dataclass
@@ -18,7 +18,7 @@ class PersonJudge:
     """Pairs left to judge, for the count."""
     done: int = field(default=0, init=False)
 
-    def rule(self, shown: Shown) -> Ruling:
+    def rule(self, shown: BlindedPair) -> Verdict:
         """Show and ask. Raises Quit where the person stops."""
         self.done += 1
         print(f"\n{'=' * 30} {self.done} of {self.total}")
@@ -32,11 +32,11 @@ class PersonJudge:
                 said = input(ASKED).strip().lower()
             except (EOFError, KeyboardInterrupt):
                 print()
-                raise Quit from None
+                raise QuitJudging from None
             if said == "q":
-                raise Quit
+                raise QuitJudging
             if said in VERDICTS:
-                return Ruling(VERDICTS[said])
+                return Verdict(VERDICTS[said])
 
     def stop(self) -> None:
         """Nothing is under way."""

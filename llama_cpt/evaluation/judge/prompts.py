@@ -8,16 +8,16 @@ import json
 from pathlib import Path
 
 from llama_cpt.config.fields import from_dict
-from llama_cpt.data.chat.conversations import BadRecordError
+from llama_cpt.data.chat.conversations import InvalidRecordError
 from llama_cpt.data.chat.formats import read_prompt
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import BLOCK_BYTES, Sources
-from llama_cpt.data.sources.json_records import read_record_blocks, records_of
+from llama_cpt.data.sources.json_records import parse_records, read_record_blocks
 from llama_cpt.evaluation.judge.verdicts import Prompt
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.jsonl import append_line, read_lines
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.training.heldout import spread
+from llama_cpt.training.heldout import evenly_spaced
 
 Answerer = Callable[[Sequence[Prompt]], Iterator[tuple[int, str | None]]]
 """Each prompt's place and its answer, in any order, as they come; None for a prompt that leaves an
@@ -32,10 +32,10 @@ def read_prompts(path: str, wanted: int) -> list[Prompt]:
     found = list(dict.fromkeys(_prompts(path)))
     if not found:
         raise UserError(f"{path}: holds no prompt.")
-    return [found[index] for index in spread(len(found), wanted)]
+    return [found[index] for index in evenly_spaced(len(found), wanted)]
 
 
-def answers_kept(
+def cached_answers(
     prompts: Sequence[Prompt], path: Path, made_by: str, answerer: Answerer
 ) -> list[str | None]:
     """One answer to each prompt, those in ``path`` not made again.
@@ -73,11 +73,11 @@ def _id(prompt: Prompt, made_by: str) -> str:
 
 def _prompts(path: str) -> Iterator[Prompt]:
     blocks = read_record_blocks(Sources("conversations", (path,)), BLOCK_BYTES)
-    for record in (record for block in blocks for record in records_of(block)):
+    for record in (record for block in blocks for record in parse_records(block)):
         if isinstance(record, BadDocument):
             raise UserError(f"{record}.")
         try:
             yield read_prompt(record.values)
-        except BadRecordError as error:
+        except InvalidRecordError as error:
             told = f" ({error.detail})" if error.detail else ""
             raise UserError(f"{path}:{record.number}: no prompt: {error}{told}.") from None

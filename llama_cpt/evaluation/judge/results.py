@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.evaluation.judge.verdicts import Judgement, Pair, is_same
+from llama_cpt.evaluation.judge.verdicts import AnswerPair, Judgement, is_same
 from llama_cpt.evaluation.paired import LEVEL, ratio_intervals
 
 
@@ -48,7 +48,7 @@ class WinRate:
 def win_rate(
     models: tuple[str, str],
     judge: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[AnswerPair],
     judgements: Sequence[Judgement],
     *,
     both_orders: bool,
@@ -81,7 +81,7 @@ def win_rate(
     )
 
 
-def told(found: WinRate) -> list[str]:
+def summary_lines(found: WinRate) -> list[str]:
     """The outcome in sentences."""
     ties = found.prompts - found.wins - found.losses
     lines = [

@@ -8,34 +8,34 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_cpt.data.rows import write_atomically
+from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.judge.endpoint import KEY_VARIABLE, EndpointJudge
 from llama_cpt.evaluation.judge.person import PersonJudge
-from llama_cpt.evaluation.judge.prompts import Answerer, answers_kept, read_prompts
-from llama_cpt.evaluation.judge.results import WinRate, told, win_rate
+from llama_cpt.evaluation.judge.prompts import Answerer, cached_answers, read_prompts
+from llama_cpt.evaluation.judge.results import WinRate, summary_lines, win_rate
 from llama_cpt.evaluation.judge.verdicts import (
     WORKERS,
+    AnswerPair,
     Judge,
-    Pair,
-    Record,
+    VerdictLog,
     judge_all,
-    left_to_ask,
-    questions,
+    make_questions,
+    pending,
 )
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.output_folder import locked
+from llama_cpt.runtime.output_folder import file_lock
 
 RESULT = "win_rate.json"
 PERSON = "person"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A model that answers."""
 
     name: str
-    made_by: str
+    model_id: str
     """What tells its weights and settings from others'."""
     answer: Answerer
 
@@ -72,7 +72,7 @@ def check_conversations(models: Sequence[str], options: argparse.Namespace) -> N
 
 
 def judge_conversations(
-    contestants: tuple[Contestant, Contestant], output: Path, options: argparse.Namespace
+    contestants: tuple[Candidate, Candidate], output: Path, options: argparse.Namespace
 ) -> WinRate:
     """Ask, answer, judge what is left to judge, and write and print the outcome.
 
@@ -82,27 +82,27 @@ def judge_conversations(
     folder = output / JUDGE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process judges there; wait for it, or set another --output."
-    with locked(epath.Path(folder / ".lock"), busy, wait=False):
+    with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
         pairs, dropped = _pairs(contestants, folder, options)
         found = _judged(contestants, pairs, folder, options)
-    write_atomically(epath.Path(folder / RESULT), json.dumps(asdict(found), indent=1).encode())
-    print("\n".join(told(found)))
+    write_atomic(epath.Path(folder / RESULT), json.dumps(asdict(found), indent=1).encode())
+    print("\n".join(summary_lines(found)))
     if dropped:
         print(f"{dropped} prompts are left out: they leave an answer no room in the context.")
     return found
 
 
 def _pairs(
-    contestants: tuple[Contestant, Contestant], folder: Path, options: argparse.Namespace
-) -> tuple[list[Pair], int]:
+    contestants: tuple[Candidate, Candidate], folder: Path, options: argparse.Namespace
+) -> tuple[list[AnswerPair], int]:
     """Prompts that both answer, with their answers, and how many prompts are not among them."""
     prompts = read_prompts(options.conversations, options.prompts)
     said = [
-        answers_kept(prompts, folder / "answers" / f"{one.name}.jsonl", one.made_by, one.answer)
+        cached_answers(prompts, folder / "answers" / f"{one.name}.jsonl", one.model_id, one.answer)
         for one in contestants
     ]
     pairs = [
-        Pair(prompt, (first, second))
+        AnswerPair(prompt, (first, second))
         for prompt, first, second in zip(prompts, *said, strict=True)
         if first is not None and second is not None
     ]
@@ -112,16 +112,16 @@ def _pairs(
 
 
 def _judged(
-    contestants: tuple[Contestant, Contestant],
-    pairs: list[Pair],
+    contestants: tuple[Candidate, Candidate],
+    pairs: list[AnswerPair],
     folder: Path,
     options: argparse.Namespace,
 ) -> WinRate:
     judge = _judge(options)
     # A person would know the pair again.
     both_orders = isinstance(judge, EndpointJudge)
-    record = Record(folder / "judgements.jsonl")
-    left = left_to_ask(questions(pairs, both_orders=both_orders), record, judge.name)
+    record = VerdictLog(folder / "judgements.jsonl")
+    left = pending(make_questions(pairs, both_orders=both_orders), record, judge.name)
     if isinstance(judge, PersonJudge):
         judge.total = len(left)
     judge_all(left, judge, record, workers=WORKERS if both_orders else 1)

@@ -20,29 +20,29 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.jsonl import append_line, read_lines
 from llama_cpt.runtime.progress import Progress
 
-Verdict = Literal["a", "b", "tie", "none"]
+Choice = Literal["a", "b", "tie", "none"]
 """Which of the two answers, in the order shown, is better; none: the judge would not say."""
 WORKERS = 4
 """Questions put to an endpoint at a time."""
 ASKS = 3
 """Of one question, before its replies count as no verdict."""
-RUBBISH_IN_A_ROW = 10
+MAX_INVALID_REPLIES = 10
 """Questions without a verdict, after which there is no point in going on."""
 LONGEST_REASON = 2000
 
 Prompt = tuple[Message, ...]
 
 
-class RubbishError(ValueError):
+class InvalidReplyError(ValueError):
     """A reply without a verdict."""
 
 
-class Quit(Exception):  # noqa: N818
+class QuitJudging(Exception):  # noqa: N818
     """The person has had enough for now."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two models' answers to one prompt."""
 
     prompt: Prompt
@@ -56,7 +56,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Shown:
+class BlindedPair:
     """What a judge sees: no names."""
 
     prompt: Prompt
@@ -65,10 +65,10 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Ruling:
+class Verdict:
     """A verdict and what the judge said of it."""
 
-    verdict: Verdict
+    choice: Choice
     reasons: str = ""
 
 
@@ -79,7 +79,7 @@ class Judgement:
     pair: str
     swapped: bool
     """The second model's answer was shown first."""
-    verdict: Verdict
+    verdict: Choice
     judge: str
     reasons: str = ""
 
@@ -105,7 +105,7 @@ class Judge(Protocol):
         """For the record."""
         ...
 
-    def rule(self, shown: Shown) -> Ruling:
+    def rule(self, shown: BlindedPair) -> Verdict:
         """Raises RubbishError for a reply without a verdict, Quit to stop."""
         ...
 
@@ -114,7 +114,7 @@ class Judge(Protocol):
         ...
 
 
-class Record:
+class VerdictLog:
     """The judgements in a file, read and appended to."""
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class Record:
         self._lock = threading.Lock()
         self.judgements = list(read_lines(path, partial(from_dict, Judgement)))
 
-    def of(self, pairs: Iterable[Pair], judge: str) -> list[Judgement]:
+    def of(self, pairs: Iterable[AnswerPair], judge: str) -> list[Judgement]:
         """The last one of ``judge`` on each of ``pairs`` in each order."""
         wanted = {pair.id for pair in pairs}
         found = [j for j in self.judgements if j.judge == judge and j.pair in wanted]
@@ -135,7 +135,9 @@ class Record:
             self.judgements.append(judgement)
 
 
-def questions(pairs: Sequence[Pair], *, both_orders: bool) -> list[tuple[Pair, bool]]:
+def make_questions(
+    pairs: Sequence[AnswerPair], *, both_orders: bool
+) -> list[tuple[AnswerPair, bool]]:
     """What is to be asked: pairs, and whether they are shown swapped.
 
     In one order each, it is drawn by the pair's id, always the same. Answers that do not differ are
@@ -148,41 +150,41 @@ def questions(pairs: Sequence[Pair], *, both_orders: bool) -> list[tuple[Pair, b
     return asked
 
 
-def is_same(pair: Pair) -> bool:
+def is_same(pair: AnswerPair) -> bool:
     """Whether both models answer alike, which is a tie."""
     first, second = (answer.strip() for answer in pair.answers)
     return first == second
 
 
-def left_to_ask(
-    asked: Sequence[tuple[Pair, bool]], record: Record, judge: str
-) -> list[tuple[Pair, bool]]:
+def pending(
+    asked: Sequence[tuple[AnswerPair, bool]], record: VerdictLog, judge: str
+) -> list[tuple[AnswerPair, bool]]:
     """What ``record`` holds no verdict of: a judge that said nothing is asked again."""
     done = {j.question for j in record.judgements if j.judge == judge and j.verdict != "none"}
     return [(pair, swapped) for pair, swapped in asked if (pair.id, swapped) not in done]
 
 
 def judge_all(
-    asked: Sequence[tuple[Pair, bool]], judge: Judge, record: Record, *, workers: int
+    asked: Sequence[tuple[AnswerPair, bool]], judge: Judge, record: VerdictLog, *, workers: int
 ) -> None:
     """Put every question to ``judge`` and record what it says; returns early where it quits.
 
-    Raises UserError where it gives ``RUBBISH_IN_A_ROW`` no verdicts, or cannot be asked.
+    Raises UserError where it gives ``MAX_INVALID_REPLIES`` no verdicts, or cannot be asked.
     """
     streak = _Streak(judge.name)
     asked_before = {j.question for j in record.judgements if j.judge == judge.name}
     halted = threading.Event()
 
-    def one(pair: Pair, swapped: bool) -> None:
+    def one(pair: AnswerPair, swapped: bool) -> None:
         left, right = pair.answers[::-1] if swapped else pair.answers
-        ruling = _ruling(judge, Shown(pair.prompt, left, right))
+        ruling = _ruling(judge, BlindedPair(pair.prompt, left, right))
         reasons = ruling.reasons[:LONGEST_REASON]
-        record.add(Judgement(pair.id, swapped, ruling.verdict, judge.name, reasons))
+        record.add(Judgement(pair.id, swapped, ruling.choice, judge.name, reasons))
         # Some stay without a verdict for ever: those are no sign that the judge is out of order.
         if (pair.id, swapped) not in asked_before:
             streak.count(ruling)
 
-    def one_of_many(pair: Pair, swapped: bool) -> None:
+    def one_of_many(pair: AnswerPair, swapped: bool) -> None:
         if halted.is_set():
             return
         try:
@@ -193,7 +195,7 @@ def judge_all(
             raise
 
     if workers == 1:
-        with contextlib.suppress(Quit):
+        with contextlib.suppress(QuitJudging):
             for question in asked:
                 one(*question)
         return
@@ -214,20 +216,20 @@ class _Streak:
     def __init__(self, judge: str) -> None:
         self._judge, self._length, self._lock = judge, 0, threading.Lock()
 
-    def count(self, ruling: Ruling) -> None:
+    def count(self, ruling: Verdict) -> None:
         with self._lock:
-            self._length = self._length + 1 if ruling.verdict == "none" else 0
-            if self._length >= RUBBISH_IN_A_ROW:
+            self._length = self._length + 1 if ruling.choice == "none" else 0
+            if self._length >= MAX_INVALID_REPLIES:
                 raise UserError(
                     f"{self._judge}: {self._length} questions in a row without a verdict, the last "
                     f"reply: {ruling.reasons[:120]!r}; name another judge."
                 )
 
 
-def _ruling(judge: Judge, shown: Shown) -> Ruling:
+def _ruling(judge: Judge, shown: BlindedPair) -> Verdict:
     for _ in range(ASKS):
         try:
             return judge.rule(shown)
-        except RubbishError as error:
+        except InvalidReplyError as error:
             last = str(error)
-    return Ruling("none", last)
+    return Verdict("none", last)
