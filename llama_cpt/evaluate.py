@@ -204,12 +204,13 @@ def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: s
 
 def _ask(model: LoadedModel, benchmarks: list[Any], options: argparse.Namespace) -> None:
     from llama_cpt.evaluation.harness import HarnessModel
+    from llama_cpt.evaluation.questions import answer_questions, make_questions
 
     harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, model.template)
     chat = harnessed if options.chat_template else None
     for benchmark in benchmarks:
-        questions = questions_of(benchmark, chat=chat, limit=options.limit)
-        ask(questions, harnessed, model.folder, model.identity)
+        questions = make_questions(benchmark, chat=chat, limit=options.limit)
+        answer_questions(questions, harnessed, model.folder, model.identity)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

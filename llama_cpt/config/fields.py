@@ -11,6 +11,23 @@ from typing import Annotated, Any, Literal
 from llama_cpt.runtime.errors import UserError
 
 
+def option(default: Any = dataclasses.MISSING, *, former_name: str = "") -> Any:
+    """Declare a dataclass field whose JSON may carry the name that it had in earlier versions."""
+    metadata = {"former_name": former_name} if former_name else {}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def former_names(kind: Any) -> dict[str, str]:
+    """Map the earlier names of the fields of dataclass ``kind`` to their names."""
+    return {
+        spec.metadata["former_name"]: spec.name
+        for spec in dataclasses.fields(kind)
+        if "former_name" in spec.metadata
+    }
+
+
 class ConfigSection:
     """What all sections of a config share: fields are of their types, or are made so."""
 
@@ -110,6 +127,8 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind, include_extras=True)
+    renamed = former_names(kind)
+    values = {renamed.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in hints:
             raise UserError(f"{where}: unknown field {name!r}{did_you_mean(name, list(hints))}")

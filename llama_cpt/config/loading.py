@@ -15,7 +15,13 @@ from typing import Annotated, Any, TypeVar, get_args
 from etils import epath
 import tyro
 
-from llama_cpt.config.fields import did_you_mean, from_dict, to_dict
+from llama_cpt.config.fields import (
+    ConfigSection,
+    did_you_mean,
+    former_names,
+    from_dict,
+    to_dict,
+)
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
@@ -59,13 +65,45 @@ def _from_python(path: str, kind: type[Config]) -> Config:
         raise UserError(f"{path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
-    except Exception as error:  # It is the user's program: whatever it raises is theirs to mend.
+    except TypeError as error:
+        raise UserError(f"{path}: {_argument_error(error)}") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: {_import_error(error)}") from None
+    except Exception as error:  # The file is the user's program, and so is whatever it raises.
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(beside)
     if not isinstance(config, kind):
         raise UserError(f"{path}: defines no `config = {kind.__name__}(...)`.")
     return config
+
+
+def _argument_error(error: TypeError) -> str:
+    """Describe ``error``; if a field of a config class was renamed, name the new one."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = match and {section.__name__: section for section in _sections()}.get(match[1])
+    if kind:
+        if renamed := former_names(kind).get(match[2]):
+            return f"{match[1]}: field {match[2]!r} is now named {renamed!r}."
+        known = [spec.name for spec in dataclasses.fields(kind)]
+        return f"{match[1]}: unknown field {match[2]!r}{did_you_mean(match[2], known)}"
+    return f"TypeError: {error}"
+
+
+def _import_error(error: ModuleNotFoundError) -> str:
+    if (error.name or "").startswith("llama_cpt."):
+        return (
+            f"{error.name} does not exist; config files import their classes from llama_cpt.config."
+        )
+    return f"ModuleNotFoundError: {error}"
+
+
+def _sections() -> list[type[ConfigSection]]:
+    """List every class that a config file can use."""
+    found = [ConfigSection]
+    for kind in found:
+        found.extend(kind.__subclasses__())
+    return found[1:]
 
 
 def _from_json(path: str, kind: type[Config]) -> Config:
@@ -81,7 +119,7 @@ def _expand_home(config: Config) -> Config:
         return dataclasses.replace(
             config,
             output=os.path.expanduser(config.output),
-            examination=os.path.expanduser(config.questions),
+            questions=os.path.expanduser(config.questions),
             stages=tuple(_expand_home(stage) for stage in config.stages),
         )
     if isinstance(config, SweepConfig):
@@ -132,6 +170,8 @@ def _override_error(told: str, config: Config) -> str:
             f"config: {name}: this config has no such section, and no option makes one: write "
             f"{section} into the file."
         )
+    if renamed := _renamed_path(config, name.split(".")):
+        return f"--{unknown['name']} is now named --{renamed.replace('_', '-')}."
     return f"config: unknown field {name!r}{did_you_mean(name, _dotted_names(to_dict(config)))}"
 
 
@@ -147,6 +187,15 @@ def _missing_section(section: Any, path: list[str]) -> str:
         if not dataclasses.is_dataclass(section):
             return ""
     return ""
+
+
+def _renamed_path(section: Any, path: list[str]) -> str:
+    """Return ``path`` with the last field's present name if that field was renamed, else ''."""
+    *parents, last = path
+    for name in parents:
+        section = getattr(section, name, None)
+    renamed = former_names(section).get(last) if dataclasses.is_dataclass(section) else None
+    return ".".join([*parents, renamed]) if renamed else ""
 
 
 def _dotted_names(values: dict[str, Any], above: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llama_cpt.config.fields import ConfigSection, require_at_least, require_nonempty
+from llama_cpt.config.fields import ConfigSection, option, require_at_least, require_nonempty
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UserError
 
@@ -19,7 +19,7 @@ class PipelineConfig(ConfigSection):
     output folder's."""
     prompts: tuple[str, ...] = ()
     """Asked before the first stage and after each; the answers stand in the report."""
-    questions: str = ""
+    questions: str = option("", former_name="examination")
     """JSON Lines of questions with right answers (``evaluation/examination.py``)."""
     tasks: tuple[str, ...] = ()
     """Benchmarks put to each of these models, as ``evaluate --tasks``; ``bpb`` is bits per byte of

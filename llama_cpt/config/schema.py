@@ -14,6 +14,7 @@ import tyro
 from llama_cpt.config.fields import (
     ConfigSection,
     did_you_mean,
+    option,
     require_above_zero,
     require_at_least,
     require_nonempty,
@@ -127,7 +128,7 @@ class ChatConfig(ConfigSection):
 
     template: Literal["auto", "llama3"] = "auto"
     """``auto``: the ``chat_template`` of the tokenizer's folder if it has one, else Llama-3's."""
-    loss_on: Literal["assistant", "last", "all"] = "assistant"
+    loss_on: Literal["assistant", "last", "all"] = option("assistant", former_name="learn")
     """What is learnt: every assistant turn with its end token, the last of them, or all."""
     too_long: Literal["drop", "truncate_start", "truncate_end"] = "drop"
     """A conversation longer than a row is left out, or loses tokens at the named end; counted."""
@@ -267,14 +268,14 @@ class PreferenceConfig(ConfigSection):
     """``kto``'s weight of good answers."""
     undesirable_weight: float = 1.0
     """``kto``'s weight of bad answers."""
-    chosen_logp_drop_warning: float = 20.0
+    chosen_logp_drop_warning: float = option(20.0, former_name="chosen_fall_bound")
     """Nats by which ``logps/chosen`` may fall below the reference before a warning."""
 
     def __post_init__(self) -> None:
         """Refuse weights without meaning."""
         super().__post_init__()
         require_above_zero("objective.beta", self.beta)
-        require_above_zero("objective.chosen_fall_bound", self.chosen_logp_drop_warning)
+        require_above_zero("objective.chosen_logp_drop_warning", self.chosen_logp_drop_warning)
         require_at_least(0, self, "objective", "nll_weight", "gamma")
         require_at_least(0, self, "objective", "desirable_weight", "undesirable_weight")
         if not 0 <= self.label_smoothing < 0.5:
@@ -338,7 +339,7 @@ class EvaluationConfig(ConfigSection):
     """When to measure held-out loss and bits per byte."""
 
     every_steps: int = 500
-    early_evaluations: bool = True
+    early_evaluations: bool = option(True, former_name="dense")
     """Also at steps 1, 2, 4, 8, ... below ``every_steps``: forgetting rises first."""
     documents: int = 256
     """Held-out documents a corpus, spread evenly over it."""

@@ -110,6 +110,8 @@ def read_manifest(folder: str) -> Manifest | None:
         return None
     try:
         values = json.loads(path.read_text())
+        if "learn" in (values.get("chat") or {}):  # the name in earlier versions
+            values["chat"]["loss_on"] = values["chat"].pop("learn")
         manifest = Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
         if all("digest" in source for source in manifest.sources):
             return manifest

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from llama_cpt.config.fields import from_dict
+from llama_cpt.config.fields import from_dict, option
 from llama_cpt.runtime.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Question:
     question: str
     answers: tuple[str, ...]
     """All that is right; compared to the last character, spaces at the ends aside."""
-    optional_suffix: str = ""
+    optional_suffix: str = option("", former_name="closing")
     """What may stand behind the answer, and is counted."""
     chance: float = 0.0
     """How often a guess is right that knows the kind of question only."""

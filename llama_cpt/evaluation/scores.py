@@ -77,7 +77,7 @@ def read_task(file: Path) -> list[ExampleScore]:
 
 
 def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
-    """Add ``scores`` to ``file``, on disk when this returns; ``start_task`` has been there before."""
+    """Append ``scores`` to ``file``, on disk when this returns; call ``start_task`` first."""
     if rows := [_plain(score) for score in scores]:
         append_lines(file, rows)
 

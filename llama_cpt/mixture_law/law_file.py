@@ -18,8 +18,16 @@ from llama_cpt.mixture_law.results import Results
 from llama_cpt.runtime.errors import UserError
 
 FORMAT = 1
-FIRST = ("recommendation", "refusal", "goal", "chosen", "table")
+FIRST = ("recommendation", "refusal", "objective", "chosen", "table")
 WIDTH = 100
+FORMER_NAMES = {
+    "goal": "objective",
+    "points": "runs",
+    "carry": "extrapolation",
+    "ridge": "optimal_rate",
+    "home_parameters": "reference_parameters",
+    "home_tokens": "reference_tokens",
+}
 
 
 def to_json(law: Law, results: Results) -> str:
@@ -38,16 +46,29 @@ def load_law(path: str) -> Law:
         values = json.loads(epath.Path(path).read_text())
         if values["format"] != FORMAT:
             raise UserError(f"{path}: format {values['format']}, this version reads {FORMAT}.")
-        return _typed(Law, _with_later_fields(values))
+        return _typed(Law, _with_later_fields(_with_present_names(values)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; fit_law writes it into its --output.") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a law of this version ({error!r}).") from None
 
 
+def _with_present_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Rename the fields that earlier versions wrote under other names."""
+    values = _renamed(values, FORMER_NAMES)
+    if surface := values["surface"]:
+        values["surface"] = surface = _renamed(surface, {"frame": "normalization"})
+        surface["normalization"] = _renamed(surface["normalization"], FORMER_NAMES)
+    return values
+
+
+def _renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
+
+
 def _with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
     """A law that was written before some fields were there; it predicts as it did then."""
-    runs, surface = values["points"], values["surface"]
+    runs, surface = values["runs"], values["surface"]
     runs.setdefault("batch_tokens", [None] * len(runs["run"]))
     if surface:
         tokens = [count for count in runs["tokens"] if count is not None]

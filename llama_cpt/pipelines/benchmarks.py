@@ -76,13 +76,14 @@ def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, 
         return
     from llama_cpt.evaluation.benchmarks import load_benchmark
     from llama_cpt.evaluation.harness import HarnessModel
+    from llama_cpt.evaluation.questions import answer_questions, make_questions
 
     # Every model is asked alike, and a base model has no template.
     harnessed = HarnessModel(decoder, tokenizer, mesh, None)
     for name in benchmarks:
         benchmark = load_benchmark(name, config.benchmarks, None)
-        questions = questions_of(benchmark, chat=None, limit=limit)
-        ask(questions, harnessed, folder, settings)
+        questions = make_questions(benchmark, chat=None, limit=limit)
+        answer_questions(questions, harnessed, folder, settings)
 
 
 def _benchmarks(config: PipelineConfig) -> list[str]:

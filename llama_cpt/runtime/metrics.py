@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,10 @@ FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 # Objects behind a URL cannot be appended to: the files grow here and are copied over this often.
+_FORMER_KEYS = {
+    "mixture/almr_asked": "mixture/almr_target",
+    "mixture/almr_realised": "mixture/almr_realized",
+}
 _UPLOAD_SECONDS = 60.0
 
 
@@ -135,8 +140,13 @@ def read_lines(source: epath.Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             values = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("step"), int):
-                lines.append(values)
+                lines.append({_present_key(key): value for key, value in values.items()})
     return lines
+
+
+def _present_key(key: str) -> str:
+    """Return the name of the metric that earlier versions wrote as ``key``."""
+    return re.sub(r"^(mixture/.+)/passes$", r"\1/epochs", _FORMER_KEYS.get(key, key))
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:

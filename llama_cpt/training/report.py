@@ -138,8 +138,8 @@ class Reporter:
             "train/grad_norm": float(metrics["grad_norm"]),
             "train/learning_rate": rate,
             "train/tokens": done * self.tokens_per_step,
-            "mixture/almr_asked": float(mixture.target_almr(rows)),
-            "mixture/almr_realised": float(mixture.realized_almr(rows)),
+            "mixture/almr_target": float(mixture.target_almr(rows)),
+            "mixture/almr_realized": float(mixture.realized_almr(rows)),
         }
         sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_loss"])
         added = len(self.run.config.data.additional)
@@ -149,7 +149,7 @@ class Reporter:
             if weights[members].sum():
                 values[f"train/{name}/loss"] = sums[members].sum() / weights[members].sum()
         for name, passes in zip(self.names, mixture.epochs(rows), strict=True):
-            values[f"mixture/{name}/passes"] = float(passes)
+            values[f"mixture/{name}/epochs"] = float(passes)
         if self._seconds_per_step:
             speed = self.tokens_per_step / self._seconds_per_step
             values["perf/tokens_per_second"] = speed
@@ -167,7 +167,7 @@ class Reporter:
         parts.append(f"lr {values['train/learning_rate']:.2e}")
         parts.append(f"grad {values['train/grad_norm']:.2f}")
         parts.append(
-            f"ALMR {values['mixture/almr_realised']:.4f} of {values['mixture/almr_asked']:.4f}"
+            f"ALMR {values['mixture/almr_realized']:.4f} of {values['mixture/almr_target']:.4f}"
         )
         if "perf/tokens_per_second" in values:
             parts.append(f"{values['perf/tokens_per_second']:,.0f} tokens/s")
@@ -189,9 +189,9 @@ class Reporter:
             if is_primary():
                 print(
                     f"warning: step {done}: logps/chosen is {fallen:.1f} nats below the "
-                    f"reference's, beyond objective.chosen_fall_bound="
-                    f"{objective.chosen_logp_drop_warning:g}: chosen answers are being unlearnt. Lower "
-                    "optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
+                    f"reference's, beyond objective.chosen_logp_drop_warning="
+                    f"{objective.chosen_logp_drop_warning:g}: chosen answers are being unlearned. "
+                    "Lower optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
                     file=sys.stderr,
                 )
 

@@ -24,7 +24,7 @@ MAY_DIFFER = (
     "compute.remat",
     "compute.loss_chunk_tokens",
     "data.max_epochs",
-    "objective.chosen_fall_bound",
+    "objective.chosen_logp_drop_warning",
 )
 
 # What no checkpoint can be read as, or what is read at a run's start alone.

@@ -62,8 +62,8 @@ class Watchdog:
     def _tell(self, part: str, taken: float, limit: float) -> None:
         where = f"{part}, {self.steps_done} steps after the start"
         print(
-            f"watchdog: process {process_index()}: {where}: {taken:.0f} s and still at it (more than "
-            f"{limit:.0f} s is far too long). Where its threads are:",
+            f"watchdog: process {process_index()}: {where}: running for {taken:.0f} s (limit "
+            f"{limit:.0f} s). Thread stacks:",
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr)

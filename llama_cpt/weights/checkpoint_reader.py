@@ -89,7 +89,7 @@ class CheckpointReader:
         return values
 
     @cached_property
-    def _base(self) -> "TrainedWeights | HfWeights":
+    def _base(self) -> "CheckpointReader | HfWeights":
         source = self.lora_base.source
         if (epath.Path(source) / CHECKPOINTS_FOLDER).exists():
             base = self._opened.enter_context(CheckpointReader(source))

@@ -283,7 +283,7 @@ TWO_PROCESSES = textwrap.dedent("""
     from jax.sharding import NamedSharding, PartitionSpec
     from llama_cpt.config.schema import MeshConfig
     from llama_cpt.parallel.mesh import make_mesh
-    from llama_cpt.checkpoint.checkpoint import Checkpoints
+    from llama_cpt.checkpoint.checkpoint import CheckpointManager
     import numpy as np
 
     sharding = NamedSharding(make_mesh(MeshConfig(1, 8, 1)), PartitionSpec("fsdp"))
@@ -293,7 +293,7 @@ TWO_PROCESSES = textwrap.dedent("""
         place = lambda index: values[index]
         return {"trained": {"w": jax.make_array_from_callback(values.shape, sharding, place)}}
 
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointManager(folder, keep=2) as checkpoints:
         assert checkpoints.latest_verified() is None
         for step in (1, 2, 3):
             checkpoints.save(step, state(step), {"step": step})

@@ -119,10 +119,10 @@ def test_disk_full_while_sealing(tmp_path, monkeypatch):
 KILLED = textwrap.dedent("""
     import sys
     import jax
-    from llama_cpt.checkpoint.checkpoint import Checkpoints
+    from llama_cpt.checkpoint.checkpoint import CheckpointManager
     import numpy as np
 
-    with Checkpoints(sys.argv[1], keep=2) as checkpoints:
+    with CheckpointManager(sys.argv[1], keep=2) as checkpoints:
         step = (checkpoints.latest_verified() or 0) + 1
         while True:
             state = {"trained": {f"w{i}": np.full((2000 + i, 500), step * 1.0, np.float32)

@@ -62,7 +62,7 @@ def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         monkeypatch.setattr(checkpoints._orbax, "save", fails)
-        monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.count", lambda: 2)
+        monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.process_count", lambda: 2)
         with pytest.raises(SaveError, match="step 1 was not saved") as failed:
             save_with_retries(checkpoints, 1, STATE, {})
         monkeypatch.undo()
@@ -116,10 +116,10 @@ def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
 BUCKET = """
 import os, urllib.request
 import jax.numpy as jnp
-from llama_cpt.training import manifest
-from llama_cpt.checkpoint.checkpoint import Checkpoints
+from llama_cpt.checkpoint import manifest
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 state = {"trained": {"w": jnp.arange(8)}}
-with Checkpoints("gs://bucket/run/checkpoints") as checkpoints:
+with CheckpointManager("gs://bucket/run/checkpoints") as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, state, {})
         checkpoints.wait()
@@ -128,7 +128,7 @@ with Checkpoints("gs://bucket/run/checkpoints") as checkpoints:
     part = "run%2Fcheckpoints%2F2.manifest-00000-of-00001.json"
     gone = f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o/{part}"
     urllib.request.urlopen(urllib.request.Request(gone, method="DELETE"))
-    assert manifest.sealed_steps(checkpoints.folder) == []
+    assert manifest.committed_steps(checkpoints.folder) == []
 """
 
 

@@ -50,7 +50,7 @@ def lines(documents):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(corpora, "layout_of", lambda *_: SMALL)
+    monkeypatch.setattr(corpora, "make_layout", lambda *_: SMALL)
     monkeypatch.setattr(corpus_spans, "PART_BYTES", 900)
 
 

@@ -46,7 +46,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(corpora, "layout_of", lambda *_: SMALL)
+    monkeypatch.setattr(corpora, "make_layout", lambda *_: SMALL)
 
 
 def texts(count, seed=0):
@@ -132,7 +132,7 @@ def test_each_shard_is_its_documents_in_order(
         str(vocabulary), str(folder / "out"), LENGTH, 1.0, (source,), bad_documents="skip"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "layout_of", lambda *_: layout)
+        patch.setattr(corpora, "make_layout", lambda *_: layout)
         prepared = prepare(config)
     manifest, tokenizer = prepared.rows["zh"], load_tokenizer(config.tokenizer)
     recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "skip", "")
@@ -166,20 +166,20 @@ KILLED = """
 import os, signal, sys
 from llama_cpt.config.schema import DataConfig
 from llama_cpt.config.fields import from_dict
-from llama_cpt.data import corpora, corpus_shards, corpus_spans
+from llama_cpt.data.prepare import corpora, layout, shards
 import json
 
 config = from_dict(DataConfig, json.loads(sys.argv[1]))
-corpora.layout_of = lambda *_: corpus_spans.Layout({span_bytes}, {shard_bytes})
+corpora.make_layout = lambda *_: layout.ShardLayout({span_bytes}, {shard_bytes})
 place, after = sys.argv[2], int(sys.argv[3])
-whole = getattr(corpus_shards, place)
+whole = getattr(shards, place)
 def dying(*arguments):
     global after
     after -= 1
     if after < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*arguments)
-setattr(corpus_shards, place, dying)
+setattr(shards, place, dying)
 corpora.prepare(config, 2)
 """
 

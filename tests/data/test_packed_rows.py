@@ -87,7 +87,7 @@ def contents(folder):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
     """From record to row, by one worker or two, in several shards, for each objective."""
-    monkeypatch.setattr(corpora, "layout_of", lambda *_: ShardLayout(300, 2000))
+    monkeypatch.setattr(corpora, "make_layout", lambda *_: ShardLayout(300, 2000))
     config = config_of(tmp_path, vocabulary, kind)
     prepared = prepare(config, 1, objective=OBJECTIVES[kind])
     again = replace(config, prepared=str(tmp_path / "again"))
@@ -128,7 +128,7 @@ def test_a_stale_or_other_kind_is_refused(tmp_path, vocabulary):
     first = prepare(config, objective=DPO)
     assert prepare(config, objective=DPO) == first
     for change, objective, complaint in (
-        ({"chat": ChatConfig(learn="last")}, DPO, "chat.learn was 'assistant', is 'last'"),
+        ({"chat": ChatConfig(loss_on="last")}, DPO, "chat.loss_on was 'assistant', is 'last'"),
         ({}, KTO, "chat.kind was 'preferences', is 'unpaired'"),
         ({}, replace(DPO, mask_format_tokens=True), "chat.mask_format_tokens was False, is True"),
         ({"chat": None}, NextTokenConfig(), "chat.kind was 'preferences', is None"),
@@ -153,7 +153,9 @@ def test_what_is_learnt(tmp_path, vocabulary, learn, expected):
     turns = zip(("user", "assistant") * 2, "uavb", strict=True)
     record = {"messages": [{"role": role, "content": text} for role, text in turns]}
     (tmp_path / "one.jsonl").write_text(json.dumps(record))
-    config = replace(config_of(tmp_path, vocabulary, "conversations"), chat=ChatConfig(learn=learn))
+    config = replace(
+        config_of(tmp_path, vocabulary, "conversations"), chat=ChatConfig(loss_on=learn)
+    )
     one = CorpusConfig("one", str(tmp_path / "one.jsonl"))
     prepared = prepare(replace(config, additional=(one,), original=(), almr=1.0, heldout=()))
     tokenizer = load_tokenizer(config.tokenizer)

@@ -80,7 +80,7 @@ config = replace(
     config,
     output=there(config.output),
     stages=tuple(map(small, config.stages)),
-    examination=there(config.examination),
+    questions=there(config.questions),
     benchmarks=there(config.benchmarks),
     task_examples=8,
 )

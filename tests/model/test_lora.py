@@ -204,7 +204,7 @@ def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
     expected = logits(with_adapters(first, adapters_of(first, drawn=True)))
     loaded = load_parameters(str(second), model, mesh)
     np.testing.assert_allclose(logits(loaded), expected, atol=2e-5)
-    with TrainedWeights(str(second)) as weights:
+    with CheckpointReader(str(second)) as weights:
         for name in ("embedding", "layers/key", "layers/down"):
             part = loaded
             for attribute in name.split("/"):

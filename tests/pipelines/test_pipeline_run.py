@@ -114,9 +114,7 @@ def test_the_whole_road_and_again(pipeline, capsys):
 def test_tasks_stand_side_by_side_after_every_stage(pipeline):
     heldout = pipeline.stages[0].data.heldout
     assert heldout
-    first = replace(
-        pipeline, stages=pipeline.stages[:1], prompts=(), examination="", tasks=("bpb",)
-    )
+    first = replace(pipeline, stages=pipeline.stages[:1], prompts=(), questions="", tasks=("bpb",))
     run_pipeline(first)
     road = Path(pipeline.output)
     assert "## Side by side" in (road / "report.md").read_text()
@@ -178,7 +176,7 @@ def test_stages_must_follow_one_another(pipeline):
 
 def test_a_missing_examination_is_told_before_any_training(pipeline):
     with pytest.raises(UserError, match="no such examination"):
-        run_pipeline(replace(pipeline, examination="nowhere.jsonl"))
+        run_pipeline(replace(pipeline, questions="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
 
 

@@ -37,19 +37,19 @@ KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
 LONGEST_START = 15.0
 SLOW_SEAL = """
 import time
-from llama_cpt.training import manifest
-real = manifest.seal
-def seal(*arguments):
+from llama_cpt.checkpoint import manifest
+real = manifest.commit
+def commit(*arguments):
     print("sealing slowly", flush=True)
     time.sleep(3)
     real(*arguments)
-manifest.seal = seal
+manifest.commit = commit
 """
 TENTH_WRITE_FAILS = """
 import errno, itertools
-from llama_cpt import patience
-from llama_cpt.training import manifest
-patience.PAUSES = 0.01, 0.01, 0.01
+from llama_cpt.runtime import retry
+from llama_cpt.checkpoint import manifest
+retry.RETRY_DELAYS = 0.01, 0.01, 0.01
 real, written = manifest._sync, itertools.count(1)
 def sync(path):
     if next(written) % 10 == 0:
@@ -59,9 +59,9 @@ manifest._sync = sync
 """
 FIRST_CANNOT_SEAL_STEP_2 = """
 import errno, os, time
-from llama_cpt import patience
-from llama_cpt.training import manifest
-patience.PAUSES = 0.01, 0.01, 0.01
+from llama_cpt.runtime import retry
+from llama_cpt.checkpoint import manifest
+retry.RETRY_DELAYS = 0.01, 0.01, 0.01
 sync, seal_file, is_first = manifest._sync, manifest._seal_file, os.environ["JAX_PROCESS_ID"] == "0"
 def failing(path):
     if is_first and "/2/" in str(path):
@@ -89,7 +89,7 @@ os.chdir("{place}/" + os.environ["JAX_PROCESS_ID"])
 """
 FULL_ON_THE_SECOND = """
 import errno, os
-from llama_cpt.training import manifest
+from llama_cpt.checkpoint import manifest
 def sync(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 if os.environ["JAX_PROCESS_ID"] == "1":

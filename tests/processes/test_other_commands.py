@@ -31,11 +31,13 @@ from tests.evaluation.benchmark_files import save_model, write_benchmarks  # noq
 
 SECOND = "import os, sys\nsecond = os.environ['JAX_PROCESS_ID'] == '1'\n"
 # What is kept already is known to the first alone.
-READS_NO_SCORES = f"{SECOND}from llama_cpt.evaluation import scores\nif second: scores.begin = None"
+READS_NO_SCORES = (
+    f"{SECOND}from llama_cpt.evaluation import scores\nif second: scores.start_task = None"
+)
 HEARS_NOBODY = f"{SECOND}sys.stdin = open(os.devnull if second else {{file!r}})"
 TRAINS_NOTHING = (
-    "from llama_cpt.training import stopping, trainer\n"
-    "trainer.fit = lambda *arguments, **options: stopping.Outcome.FINISHED"
+    "from llama_cpt.training import stop, trainer\n"
+    "trainer.fit = lambda *arguments, **options: stop.Outcome.FINISHED"
 )
 
 

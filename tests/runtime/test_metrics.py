@@ -130,7 +130,7 @@ def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
         raise OSError("Input/output error")
 
     writer = MetricsWriter(tmp_path, None)
-    monkeypatch.setattr(metrics, "patiently", fails)
+    monkeypatch.setattr(metrics, "with_retries", fails)
     with pytest.raises(OSError, match="^Input/output error"):
         writer.write(1, {"train/loss": 1.0})
     writer.close()

@@ -109,7 +109,7 @@ def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
     def stopped(run, **options):
         counted.clear()
         monkeypatch.setattr(runner, "fit", real)
-        signals = trainer.Signals.__enter__
+        signals = trainer.StopSignals.__enter__
 
         def enter(self):
             signals(self)
@@ -117,7 +117,7 @@ def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
             return self
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.Signals, "__enter__", enter)
+            patch.setattr(trainer.StopSignals, "__enter__", enter)
             return real(run, **options)
 
     counted = steps_counted(monkeypatch)

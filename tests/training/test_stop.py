@@ -19,7 +19,7 @@ def test_alone_a_wish_is_obeyed_at_once(wishes):
 
 
 def test_a_wish_travels_a_step_and_is_heeded_once(wishes, monkeypatch):
-    monkeypatch.setattr(stop, "count", lambda: 2)
+    monkeypatch.setattr(stop, "process_count", lambda: 2)
     assert [wishes.largest(SAVE_FAILED), wishes.largest(SAVE_FAILED)] == [0, SAVE_FAILED]
     wishes.heeded()
     assert [wishes.largest(0), wishes.largest(Outcome.PREEMPTED.value)] == [0, 0]

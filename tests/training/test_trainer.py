@@ -75,7 +75,7 @@ def test_when_it_evaluates():
     config = EvaluationConfig(every_steps=10)
     steps = [step for step in range(26) if is_evaluation_step(config, step, 25)]
     assert steps == [0, 1, 2, 4, 8, 10, 20, 25]
-    sparse = replace(config, dense=False)
+    sparse = replace(config, early_evaluations=False)
     assert [step for step in range(26) if is_evaluation_step(sparse, step, 25)] == [0, 10, 20, 25]
 
 
@@ -83,9 +83,9 @@ def test_realised_share_is_within_a_row_of_the_asked(whole, make_config):
     for line in learnt(whole):
         if "train/loss" in line:
             rows = line["step"] * 4
-            asked = line["mixture/almr_asked"]
+            asked = line["mixture/almr_target"]
             assert asked == pytest.approx(make_config("run").data.almr)
-            assert abs(line["mixture/almr_realised"] - asked) * rows < 1
+            assert abs(line["mixture/almr_realized"] - asked) * rows < 1
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])

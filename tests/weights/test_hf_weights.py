@@ -119,16 +119,16 @@ import jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
 import numpy as np
 from llama_cpt.config.schema import MeshConfig
-from llama_cpt.model import safetensors_io
+from llama_cpt.weights import safetensors
 from llama_cpt.weights.hf_names import parameters_by_path
 from llama_cpt.weights.hf_weights import load_hf
 from llama_cpt.parallel.mesh import make_mesh
-read, ranges = safetensors_io.ByteReader.read, []
+read, ranges = safetensors.ByteReader.read, []
 def counted(self, file, start, out):
     ranges.append(out.size)
     read(self, file, start, out)
 whole = parameters_by_path(load_hf(sys.argv[3]))
-safetensors_io.ByteReader.read = counted
+safetensors.ByteReader.read = counted
 model = load_hf(sys.argv[3], mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
 for name, parameter in parameters_by_path(model).items():
     for shard in parameter.get_value().addressable_shards:

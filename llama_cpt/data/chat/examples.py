@@ -82,7 +82,7 @@ def make_chat_spec(
         case PreferenceConfig():
             kind = "unpaired" if objective.loss == "kto" else "preferences"
             masked = objective.mask_format_tokens
-    return ChatSpec(kind, template.fingerprint, chat.learn, chat.too_long, masked)
+    return ChatSpec(kind, template.fingerprint, chat.loss_on, chat.too_long, masked)
 
 
 def encode_chats(
