@@ -96,16 +96,16 @@ def test_pieces_break_no_character_and_show_no_special_token(session_parts):
 
 def test_answers_are_remembered_and_forgotten(session):
     session.set_system("Be brief.")
-    answer = "".join(session.ask("hi"))
+    answer = "".join(session.reply("hi"))
     assert [m.role for m in session.messages] == ["system", "user", "assistant"]
     assert session.messages[2].content == answer
     session.reset()
     assert session.messages == [Message("system", "Be brief.")]
-    assert "".join(session.ask("hi")) == answer
+    assert "".join(session.reply("hi")) == answer
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
-    answer = session.ask("hi")
+    answer = session.reply("hi")
     first = next(answer)
     answer.close()
     assert session.messages[-1] == Message("assistant", first)
@@ -114,12 +114,12 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
 def test_the_oldest_turns_go_when_the_context_is_full(session):
     session.set_system("S")
     for text in ("one", "two", "three", "four"):
-        "".join(session.ask(text))
+        "".join(session.reply(text))
     assert session.dropped in (4, 6)
     assert len(session.messages) == 9
     before = list(session.messages)
     with pytest.raises(UserError, match="over the model's context of 128"):
-        next(session.ask("x" * 200))
+        next(session.reply("x" * 200))
     assert session.messages == before
 
 
@@ -163,7 +163,7 @@ def test_a_pipe_of_lines(hf_folder, tmp_path, session):
     assert "no command /nonsense" in result.stderr and "<|" not in result.stdout
     session.max_new_tokens = 9
     session.set_system("Be kind.")
-    assert "".join(session.ask("hi")) == messages[2]["content"]
+    assert "".join(session.reply("hi")) == messages[2]["content"]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):

@@ -79,7 +79,7 @@ def with_special_parsed(tokenizer):
 def said(template, tokenizer, messages):
     """What the mask covers, a text a turn."""
     rendering = template.render(messages)
-    return [tokenizer.decode(rendering.tokens[a:b].tolist()) for a, b in rendering.spoken]
+    return [tokenizer.decode(rendering.tokens[a:b].tolist()) for a, b in rendering.assistant_spans]
 
 
 def test_golden_renderings(llama3, shared_data):

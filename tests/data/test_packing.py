@@ -61,7 +61,7 @@ def found_segments(row):
 
 
 def as_placed(segment):
-    tokens, learnt = segment.tokens.tolist(), segment.learnt.astype(int).tolist()
+    tokens, learnt = segment.tokens.tolist(), segment.loss_mask.astype(int).tolist()
     return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(learnt[1:])
 
 
@@ -150,7 +150,7 @@ def is_cut_of(after, before, too_long):
             prompt_tokens = max(b.prompt_tokens - lost, 0)
         if not np.array_equal(a.tokens, kept) or a.prompt_tokens != prompt_tokens:
             return False
-    return all(a.learnt[1:].any() for a in after.segments)
+    return all(a.loss_mask[1:].any() for a in after.segments)
 
 
 def judged(prompt, answer, good=True):

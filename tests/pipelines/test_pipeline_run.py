@@ -94,7 +94,7 @@ def test_the_whole_road_and_again(pipeline, capsys):
     tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
     assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
 
-    _, sft, dpo = pipeline.linked()
+    _, sft, dpo = pipeline.linked_stages()
     assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output
     first = metrics(dpo)[1]
     assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2 at the reference
@@ -181,7 +181,7 @@ def test_a_missing_examination_is_told_before_any_training(pipeline):
 
 
 def test_a_resumed_stage_keeps_its_reference(pipeline, tmp_path):
-    cpt, _, dpo = pipeline.linked()
+    cpt, _, dpo = pipeline.linked_stages()
     with pytest.raises(UserError, match="objective.loss=sigmoid needs init_from"):
         build_run(replace(dpo, init_from=""), make_mesh(dpo.mesh))
     mesh = make_mesh(cpt.mesh)

@@ -80,7 +80,7 @@ def matrix_flops_by_hand(devices: int) -> float:
 
 def test_a_run_holds_what_the_plan_says():
     config, program, compiled = compiled_on((1, 4, 2))
-    state, batch = program.abstract, abstract_batch(config, program.mesh)
+    state, batch = program.state_shapes, abstract_batch(config, program.mesh)
     # The row numbers are not read without NEFTune, and no argument then; the rate is one.
     arguments = device_bytes((state, batch)) - device_bytes(batch.row) + 4
     assert arguments == compiled.memory_analysis().argument_size_in_bytes

@@ -15,12 +15,12 @@ def wishes() -> StopConsensus:
 
 
 def test_alone_a_wish_is_obeyed_at_once(wishes):
-    assert wishes.largest(Outcome.PREEMPTED.value) == Outcome.PREEMPTED.value
+    assert wishes.poll(Outcome.PREEMPTED.value) == Outcome.PREEMPTED.value
 
 
 def test_a_wish_travels_a_step_and_is_heeded_once(wishes, monkeypatch):
     monkeypatch.setattr(stop, "process_count", lambda: 2)
-    assert [wishes.largest(SAVE_FAILED), wishes.largest(SAVE_FAILED)] == [0, SAVE_FAILED]
-    wishes.heeded()
-    assert [wishes.largest(0), wishes.largest(Outcome.PREEMPTED.value)] == [0, 0]
-    assert wishes.largest(0) == Outcome.PREEMPTED.value
+    assert [wishes.poll(SAVE_FAILED), wishes.poll(SAVE_FAILED)] == [0, SAVE_FAILED]
+    wishes.reset()
+    assert [wishes.poll(0), wishes.poll(Outcome.PREEMPTED.value)] == [0, 0]
+    assert wishes.poll(0) == Outcome.PREEMPTED.value
