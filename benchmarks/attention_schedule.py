@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from llama_cpt.training.lowering import COMPILER_SETTINGS
 
@@ -30,8 +31,8 @@ ROWS_FED = 16
 SPLASH_BLOCKS = (512, 1024)
 
 
-def compile_kernel(spec: dict) -> None:
-    """In a process of its own: libtpu reads its flags once."""
+def lower_kernel(spec: dict) -> tuple[Any, Any]:
+    """Lower a forward and backward pass of the kernels; return it with its mesh."""
     import jax
     from jax.experimental import topologies
     import jax.numpy as jnp
@@ -56,7 +57,12 @@ def compile_kernel(spec: dict) -> None:
     query, key = operand(spec["heads"]), operand(spec["kv_heads"])
     ids = jax.ShapeDtypeStruct((1, spec["length"]), jnp.int32, sharding=place)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids).compile()
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids), mesh
+
+
+def compile_kernel(spec: dict) -> None:
+    """In a process of its own: libtpu reads its flags once."""
+    compiled = lower_kernel(spec)[0].compile()
     print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes}))
 
 

@@ -1,9 +1,12 @@
 """Eight fake CPU devices, strict ranks, shapes that are checked, and where the real data lies."""
 
+from collections.abc import Callable
+from functools import partial
 import os
 from pathlib import Path
 import shutil
 import tempfile
+from typing import Any
 
 # The tests run two at a time: more threads wait for each other, some of them busily.
 os.environ["XLA_FLAGS"] = (
@@ -116,10 +119,17 @@ def _use_cache(enabled: bool) -> None:
 
 
 @pytest.fixture(autouse=True)
-def tpu_goldens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile for TPUs only what ``tests/golden/tpu.json`` does not hold."""
-    if request.node.get_closest_marker("libtpu"):
-        monkeypatch.setattr(compiling, "compile_program", GOLDENS.compiler(request.node))
+def tpu_goldens(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]:
+    """Compile for TPUs only what ``tests/golden/tpu.json`` does not hold, but for proofs all.
+
+    A test that compiles in its own way calls ``tpu_goldens(key, make)``.
+    """
+    test = request.node
+    if test.get_closest_marker("libtpu") and not test.get_closest_marker("proof"):
+        monkeypatch.setattr(compiling, "compile_program", GOLDENS.compiler(test))
+    return partial(GOLDENS.recall, test)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

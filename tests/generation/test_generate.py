@@ -55,7 +55,7 @@ def names() -> list:
     from tests.weights.test_hf_parity import VARIANTS
 
     # By groups of queries, by a head's size, by scaled angles; the others take as long as these.
-    fast = {"gqa", "head_dim", "llama3_rope_tied_gqa"}
+    fast = {"head_dim", "llama3_rope_tied_gqa"}
     slow = pytest.mark.slow
     return [pytest.param(name, marks=() if name in fast else slow) for name in VARIANTS]
 

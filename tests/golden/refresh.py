@@ -17,18 +17,8 @@ from tests.golden import tpu_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 # One test at a time to whichever worker is free: some compile for minutes.
-PYTEST = [
-    "-m",
-    "pytest",
-    "-n",
-    "2",
-    "--dist",
-    "worksteal",
-    "-m",
-    "libtpu and not proof",
-    "-q",
-    "--durations=10",
-]
+SHARED = ["-n", "2", "--dist", "load", "--maxschedchunk", "1"]
+PYTEST = ["-m", "pytest", *SHARED, "-m", "libtpu and not proof", "-q", "--durations=10"]
 
 
 def main(arguments: list[str]) -> int:

@@ -101,20 +101,25 @@ class Goldens:
     """A folder for what this process uses of the file or compiles, if the file is refreshed."""
 
     def compiler(self, test: pytest.Item) -> Callable[..., CompiledProgram | OutOfMemory]:
-        """Stand in for ``compile_program`` during ``test``, which is marked if it compiles."""
+        """Stand in for ``compile_program`` during ``test``."""
 
         def compile_program(
             lowered: jax.stages.Lowered, mesh: Mesh
         ) -> CompiledProgram | OutOfMemory:
             key = key_of(lowered, mesh)
-            if key not in self.stored:
-                name = test.nodeid.partition("[")[0]
-                self.stored[key] = {"test": name, **encode(COMPILE(lowered, mesh))}
-                test.user_properties.append((COMPILED, key))
-            self._note(key)
-            return decode({name: x for name, x in self.stored[key].items() if name != "test"})
+            return decode(self.recall(test, key, lambda: encode(COMPILE(lowered, mesh))))
 
         return compile_program
+
+    def recall(
+        self, test: pytest.Item, key: str, make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the figures under ``key``, or make them and mark ``test``."""
+        if key not in self.stored:
+            self.stored[key] = {"test": test.nodeid.partition("[")[0], **make()}
+            test.user_properties.append((COMPILED, key))
+        self._note(key)
+        return {name: value for name, value in self.stored[key].items() if name != "test"}
 
     def _note(self, key: str) -> None:
         if self.additions:

@@ -90,13 +90,14 @@ def segments(draw, case: Case) -> np.ndarray:
     return np.array(rows, np.int32)
 
 
+@pytest.mark.parametrize("examples", [4, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name):
+def test_values_and_gradients(name, examples):
     case = CASES[name]
     operands = case.operands()
     bound = 1e-5 if case.dtype == "float32" else 2e-2
 
-    @settings(deadline=None, max_examples=12)
+    @settings(deadline=None, max_examples=examples)
     @given(segments(case))
     def check(segment_ids):
         found = COMPILED[name](*operands, segment_ids)

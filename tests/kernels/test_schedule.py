@@ -1,11 +1,19 @@
 """What the TPU compiler makes of the kernels stays within what was reached, beside JAX's splash."""
 
+from collections import Counter
+import hashlib
+from pathlib import Path
+
 import pytest
 
-from benchmarks.attention_schedule import schedule
+from benchmarks import attention_schedule
+from benchmarks.attention_schedule import lower_kernel, schedule
+from tests.golden.tpu_programs import key_of
 
 pytestmark = pytest.mark.libtpu
 
+# What reads the schedule decides the figures too.
+READER = Path(attention_schedule.__file__).read_bytes()
 SHAPE = {"length": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128, "block": 0}
 THOUSAND_SCORES = 4 * 512 * 512 / 1000
 # Of a thousand scores: splash's bundles forward, forward and backward, and its cycles of both; of
@@ -26,10 +34,13 @@ MOST = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", SPLASH)
-def test_schedule(chip):
-    kernels, _ = schedule({"chip": chip} | SHAPE)
+def test_schedule(chip, tpu_goldens):
+    spec = {"chip": chip} | SHAPE
+    key = f"{key_of(*lower_kernel(spec))}-{hashlib.sha256(READER).hexdigest()[:8]}"
+    kernels = tpu_goldens(key, lambda: {"kernels": schedule(spec)[0]})["kernels"]
     # Regions come as whole, crossed, diagonal.
-    forward, backward = (kernels[name] for name in sorted(kernels, key=_is_backward))
+    names = sorted(kernels, key=_is_backward)
+    forward, backward = ([Counter(region) for region in kernels[name]] for name in names)
     whole, crossed = (f + b for f, b in zip(forward[:2], backward[:2], strict=True))
     taken = (forward[0]["bundles"], whole["bundles"], max(whole["cycles"], crossed["cycles"]))
     ratios = [n / THOUSAND_SCORES / of for n, of in zip(taken, SPLASH[chip], strict=True)]

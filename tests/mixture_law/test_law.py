@@ -42,8 +42,8 @@ def law():
 
 
 @pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
-def test_the_optimum_of_a_world_of_no_form(goal):
-    found = analyze(plausible(), goal=goal).recommendation
+def test_the_optimum_of_a_world_of_no_form(goal, law):
+    found = (law if goal == GOAL else analyze(plausible(), goal=goal)).recommendation
     almr, rate = best_of_world(goal)
     assert abs(found.almr.value - almr) < 0.05
     assert abs(np.log10(found.learning_rate.value / rate)) < 0.1
@@ -179,7 +179,7 @@ def two_optima(almr, rates):
 
 
 @pytest.mark.parametrize("losses", [valley, two_optima])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_what_no_form_fits_is_no_confident_number(losses, seed):
     almr, rates = grid()
     law = analyze(noisy(almr, rates, losses(almr, rates), 0.002, seed), goal=GOAL)

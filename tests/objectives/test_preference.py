@@ -123,10 +123,11 @@ LOGPS = ("logps/chosen", "logps/rejected")
     ("loss", "fields"),
     [
         ("sigmoid", {}),
-        ("robust", {"label_smoothing": 0.2}),
-        ("hinge", {}),
+        # These formulas are held to their equations in test_preference_losses.
+        pytest.param("robust", {"label_smoothing": 0.2}, marks=pytest.mark.slow),
+        pytest.param("hinge", {}, marks=pytest.mark.slow),
         ("ipo", {}),
-        ("sigmoid_norm", {}),
+        pytest.param("sigmoid_norm", {}, marks=pytest.mark.slow),
     ],
 )
 def test_pairs_with_a_reference_agree_with_trl(loss, fields, models, dpo):

@@ -111,6 +111,8 @@ def launch(
         " --xla_cpu_multi_thread_eigen=false",
         "JAX_PLATFORMS": "cpu",
         "LLAMA_CPT_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+        # Without optimizations, for the time: each process compiles all programs of its own.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1"),
     }
     if count > 1:
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}

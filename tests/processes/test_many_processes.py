@@ -59,6 +59,9 @@ def rows_read(place: str, steps: int) -> list[int]:
 def test_the_same_rows_and_losses_as_one_process(count, alone, many, tmp_path, monkeypatch):
     config = many(tmp_path / "run")
     monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
+    if count == 2:
+        # Compiled as for users.
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     launched = run_to_end(config, count, TELLS_ROWS)
     assert_close(learnt(tmp_path / "run"), alone)
     each = [rows_read(f"{tmp_path}/rows-{process}", 6) for process in range(count)]
