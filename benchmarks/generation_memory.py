@@ -1,4 +1,4 @@
-"""Prefill and decode for chips that are not here: the rows of docs/performance.md's table.
+"""Prefill and decode for chips that are not here: the rows of docs/notes/performance.md's table.
 
     python -m benchmarks.generation_memory [WORD ...]
 

@@ -1,11 +1,11 @@
-"""What eight-bit products cost in loss: docs/real_text.md's run at ALMR 0.33 in int8 and fp8.
+"""What eight-bit products cost in loss: docs/notes/real_text.md's run at ALMR 0.33 in int8 and fp8.
 
     PYTHONPATH=. JAX_PLATFORMS=cpu python -m benchmarks.matmul_precision [--steps BASE CPT]
 
 Chinese is added to that page's English base as there, whose products are the compute type's own
 (float32), then in eight bits, then once more from another seed: other rows in another order.
 Held-out loss is computed in float32 for all. An hour and a half on two cores, less with fewer
-steps; goes on where it stopped. docs/matmul_precision.md has what came of it.
+steps; goes on where it stopped. docs/notes/matmul_precision.md has what came of it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compile the rows of docs/plan.md's table again.
+"""Compile the rows of docs/guide/plan.md's table again.
 
     python -m benchmarks.plan_table [WORD ...] [--write]
 

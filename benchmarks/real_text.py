@@ -3,7 +3,7 @@
     PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/real_text.py
 
 About 45 minutes on two cores; goes on where it stopped. What it prints at the end, and the figure,
-are what docs/real_text.md shows. Needs torch and transformers, which load what was exported.
+are what docs/notes/real_text.md shows. Needs torch and transformers, which load what was exported.
 """
 
 import gzip

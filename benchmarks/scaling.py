@@ -1,10 +1,10 @@
-"""The tables of docs/scaling.md: memory and time of a step by arithmetic, 8 to 8,192 chips.
+"""The tables of docs/notes/scaling.md: memory and time of a step by arithmetic, 8 to 8,192 chips.
 
     python -m benchmarks.scaling [--chip v5p]
 
 No compiler runs here: ``planning.hand_sum`` counts what the step cannot avoid. In each micro-batch
 weights are gathered forward and backward, in bfloat16, and gradients scattered and summed over
-slices, in float32. Last come the rows of docs/plan.md's table that were compiled, the
+slices, in float32. Last come the rows of docs/guide/plan.md's table that were compiled, the
 compiler's figures beside this arithmetic of the same step.
 """
 
@@ -120,7 +120,7 @@ def line(point: Point) -> str:
 
 
 def compiled_line(row: Row) -> str:
-    """A compiled row of docs/plan.md: peak, TFLOP and GB received, each beside the arithmetic."""
+    """A compiled row of docs/guide/plan.md: peak, TFLOP and GB received, each beside the arithmetic."""
     point = Point(row.topology, 1, row.config)
     peak, flops, sent = row.cells[0], row.cells[4], row.cells[5]
     received = "-" if sent == "-" else f"{sum(map(float, sent.split(','))):.1f}"

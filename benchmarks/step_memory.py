@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/step_memory.py [cpt_8b@v5e:4x4@1x8192 ...]
 
 Each argument is a config, a topology, and the rows and their length a chip: one micro-batch, the
-fsdp axis only. Without arguments, the table of docs/performance.md. Needs libtpu; one process
+fsdp axis only. Without arguments, the table of docs/notes/performance.md. Needs libtpu; one process
 compiles one step at a time.
 """
 

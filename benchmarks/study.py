@@ -1,9 +1,9 @@
-"""The study of docs/study.md: a law from two small sizes, judged at a third that it never saw.
+"""The study of docs/notes/study.md: a law from two small sizes, judged at a third that it never saw.
 
-    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, docs/study/law.json
+    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, docs/notes/study/law.json
     PYTHONPATH=. python benchmarks/study.py judge   the large size's cells against that law
 
-Goes on where it stopped. `judge` prints the tables of docs/study.md.
+Goes on where it stopped. `judge` prints the tables of docs/notes/study.md.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Continual pre-training of Llama-3.1 8B on rows of 131,072 tokens, eight chips to a row.
 
 A v5p pod slice of 4 x 4 x 4: eight rows at a time, each over the mesh's context axis
-(docs/meshes.md).
+(docs/guide/meshes.md).
 """
 
 from dataclasses import replace

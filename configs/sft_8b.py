@@ -1,6 +1,6 @@
 """SFT of the model that ``cpt_8b`` made: conversations of both languages, mixed like its text.
 
-Any of the formats in docs/chat.md; one epoch to three of good conversations. 2e-5 is a common rate
+Any of the formats in docs/guide/chat.md; one epoch to three of good conversations. 2e-5 is a common rate
 (TRL's default for SFT); it knows nothing of your data.
 """
 

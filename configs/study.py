@@ -1,4 +1,4 @@
-"""The study of `docs/study.md`: English bases of three sizes, onto which Chinese is trained.
+"""The study of `docs/notes/study.md`: English bases of three sizes, onto which Chinese is trained.
 
 `benchmarks/study.py` makes the vocabulary and runs all of it. Text: LLAMA_CPT_DATA (default
 ../shared/data).

@@ -1,4 +1,4 @@
-"""The study's large size, held out: the cells that docs/study/law.json is judged by.
+"""The study's large size, held out: the cells that docs/notes/study/law.json is judged by.
 
 What the law names, the best cell measured at the small size, the paper's ratio at that rate, and
 neighbours of the named one. `study_large_noise_sweep.py` has the first three with another seed.

@@ -1,7 +1,7 @@
 """Another language pair: Spanish onto Llama-3 8B. What changes is a name and where its text lies.
 
 With `results.csv` of this sweep beside that of `sweep_8b`, `fit_law` says whether one optimum
-serves both pairs (docs/another_language.md).
+serves both pairs (docs/guide/another_language.md).
 """
 
 from dataclasses import replace

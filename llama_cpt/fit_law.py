@@ -33,7 +33,7 @@ from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one
 from llama_cpt.runtime.output_folder import check_local, check_writable
 
 DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
-with intervals, or in a sentence why it recommends none. docs/law.md tells the format of the table,
+with intervals, or in a sentence why it recommends none. docs/guide/law.md tells the format of the table,
 the forms and how they are chosen."""
 EPILOG = """examples:
   python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b --config configs/cpt_1b.py

@@ -43,7 +43,7 @@ EPILOG = """examples:
   python -m llama_cpt.plan configs/cpt_8b.py --topology v5e-32 --compute.remat minimal
   python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
 
-Every field of the config is an option, as for train. docs/plan.md explains each line.
+Every field of the config is an option, as for train. docs/guide/plan.md explains each line.
 Exit status: 0 it fits, 3 it does not, 78 the config is wrong, 2 an option is.
 """
 ENOUGH_FOUND = 5
@@ -161,7 +161,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     remedy = (
         f"the smallest that may is {larger}"
         if larger
-        else f"no slice of {topology.family} is enough: adapters (docs/lora.md) or another chip"
+        else f"no slice of {topology.family} is enough: adapters (docs/guide/lora.md) or another chip"
     )
     available = topology.chip.memory_bytes
     beside = ", and more once compiled" if least.analytic.total < available else ""

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         "prepared first; a run whose output folder exists goes on where it stopped.",
         epilog="Every field of the config is an option: `CONFIG --help` lists them with their "
         "values. Exit status: 0 done, 2 wrong option, 75 stopped by SIGTERM and saved, 78 user "
-        "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; docs/many_hosts.md "
+        "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; docs/guide/many_hosts.md "
         "has them all.",
         add_help=False,
         allow_abbrev=False,

@@ -23,7 +23,7 @@ class BlockSizes:
     """Keys whose gradients are held in VMEM: a pass over the tiles for each so many keys."""
 
 
-# By the TPU compiler's schedule (docs/kernels.md). A systolic array of 128 x 128 takes 128 queries
+# By the TPU compiler's schedule (docs/notes/kernels.md). A systolic array of 128 x 128 takes 128 queries
 # at a time, and what is in flight stays near the registers; one of 256 x 256 would idle on them.
 _WIDE = BlockSizes(forward_queries=256, forward_ahead=3, backward_queries=256)
 OF_DEVICE_KIND = {

@@ -76,7 +76,9 @@ def test_presets_ask_what_readers_of_the_paper_ask():
 
 
 def test_rates_follow_the_law_of_the_study():
-    config = load_config("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
+    config = load_config(
+        "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
+    )
     rates = {}
     for chain in make_chains(config):
         trial = chain[0].config

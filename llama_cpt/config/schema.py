@@ -81,7 +81,7 @@ class ComputeConfig(ConfigSection):
     """Tokens on one device whose logits exist at a time."""
     matmul_precision: Literal["bf16", "int8", "fp8"] = "bf16"
     """Operands of the layers' products: ``bf16`` in ``dtype``; ``int8`` and ``fp8`` quantised by
-    Qwix, forward and backward (docs/matmul_precision.md)."""
+    Qwix, forward and backward (docs/notes/matmul_precision.md)."""
 
     def __post_init__(self) -> None:
         """Refuse a chunk of nothing."""

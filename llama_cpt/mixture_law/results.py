@@ -52,7 +52,7 @@ class Results:
 
 
 def read_results(paths: Sequence[str]) -> Results:
-    """Read CSV files as one table (``docs/law.md`` has the format).
+    """Read CSV files as one table (``docs/guide/law.md`` has the format).
 
     Raises UserError where the table cannot be understood or its losses cannot be compared. A run
     that diverged or did not finish is left out, and ``left_out`` says so.

@@ -124,7 +124,7 @@ def _require_columns(path: str, columns: Sequence[str]) -> None:
     if not {"loss", "bits_per_byte"} & set(columns):
         told.append(f"'loss' or 'bits_per_byte'{_rename('loss', unknown)}")
     raise UserError(
-        f"{path}:1: no column {', '.join(told)}; docs/law.md has the format. "
+        f"{path}:1: no column {', '.join(told)}; docs/guide/law.md has the format. "
         f"Found: {', '.join(columns)}."
     )
 

@@ -60,7 +60,7 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
 
 
 def test_a_law_of_before_still_predicts_what_it_registered():
-    registered = load_law(str(ROOT / "docs" / "study" / "law.json"))
+    registered = load_law(str(ROOT / "docs" / "notes" / "study" / "law.json"))
     found = registered.recommendation
     predicted = registered.predict(found.almr.value, found.learning_rate.value)
     for group, band in found.losses.items():

@@ -197,7 +197,7 @@ def test_missing_columns_are_found_under_near_names(read, rows):
     renamed = [name for name in renamed if "loss" not in name and "bits" not in name]
     with pytest.raises(UserError, match=r"no column 'learning_rate' \(is it 'learning_rates'\?\)"):
         read(rows, columns=renamed)
-    with pytest.raises(UserError, match=r"'loss' or 'bits_per_byte'.*docs/law.md"):
+    with pytest.raises(UserError, match=r"'loss' or 'bits_per_byte'.*docs/guide/law.md"):
         read(rows, columns=renamed)
     with pytest.raises(UserError, match="two columns are named 'almr'"):
         read(rows, columns=[*COLUMNS, "almr"])

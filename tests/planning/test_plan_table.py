@@ -1,4 +1,4 @@
-"""Every shipped config for a pod compiles, and needs what the golden table and docs/plan.md say."""
+"""Every shipped config for a pod compiles, and needs what the golden table and docs/guide/plan.md say."""
 
 import pytest
 

@@ -136,7 +136,7 @@ def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
     found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
         raise UserError(
-            f"{place} holds no *{ending}: give --data a folder laid out as docs/evaluation.md says."
+            f"{place} holds no *{ending}: give --data a folder laid out as docs/guide/evaluation.md says."
         )
     return found
 
@@ -201,7 +201,7 @@ def _file(folder: str, name: str) -> Path:
             return file
     raise UserError(
         f"{Path(folder) / name} (or .gz) is not there: give --data a folder laid out as "
-        "docs/evaluation.md says."
+        "docs/guide/evaluation.md says."
     )
 
 
