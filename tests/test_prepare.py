@@ -101,16 +101,16 @@ def test_inspect_shows_what_the_model_sees(config_path, capsys):
             segment_ids[start : end + 1] = segment
             assert last == end - start
         assert np.array_equal(segment_ids, batch.segment_ids[0, number])
-        unlearnt = re.findall(r"x not learnt: <\|begin_of_text\|> after token (\d+)", text)
+        not_learned = re.findall(r"x not learned: <\|begin_of_text\|> after token (\d+)", text)
         expected = np.flatnonzero(batch.loss_mask[0, number] == 0)
-        assert [int(place) for place in unlearnt] == expected.tolist()
+        assert [int(place) for place in not_learned] == expected.tolist()
         pieces = [part.strip() for part in re.findall(r"^  \| (.*)$", text, re.MULTILINE)]
         whole = tokenizer.decode(batch.tokens[0, number].tolist())
         assert "".join(pieces).replace("\ufffd", "").replace(" ", "") == whole.replace(
             "\ufffd", ""
         ).replace(" ", "")
         continued = batch.tokens[0, number, 0] != tokenizer.bos_id
-        assert ("goes on from the row before" in text) == continued
+        assert ("continues a document of the previous row" in text) == continued
 
 
 def run(*arguments):
@@ -123,8 +123,8 @@ def test_a_users_mistake_is_one_line(config_path, tmp_path):
     failed = run(config_path)
     assert (failed.returncode, failed.stdout) == (USER_ERROR, "")
     assert failed.stderr == (
-        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Mend it, or set "
-        "data.bad_documents=skip to leave such documents out and count them.\n"
+        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Correct it, or "
+        "set data.bad_documents=skip to drop and count such documents.\n"
     )
 
 
@@ -176,4 +176,4 @@ def test_chats(config_path, tmp_path, capsys):
         "  > no",
         "  > more<|eot_id|>",
     ]
-    assert row[-1] == "  --- 1 places of padding"
+    assert row[-1] == "  --- 1 positions of padding"

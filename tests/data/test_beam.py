@@ -18,7 +18,7 @@ import pytest
 
 from llama_cpt.config.schema import ChatConfig, CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
-from llama_cpt.data.prepare import layout as corpus_spans
+from llama_cpt.data.prepare import layout as prepare_layout
 from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.prepare.layout import (
     PrepareSpec,
@@ -51,7 +51,7 @@ def lines(documents):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(corpora, "make_layout", lambda *_: SMALL)
-    monkeypatch.setattr(corpus_spans, "PART_BYTES", 900)
+    monkeypatch.setattr(prepare_layout, "PART_BYTES", 900)
 
 
 @pytest.fixture
@@ -97,19 +97,19 @@ def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
         table = pyarrow.table({"text": texts(count, seed)})
         pyarrow.parquet.write_table(table, folder / f"{number}c.parquet", row_group_size=3)
     sources = find_sources(CorpusConfig("zh", str(folder / "*")))
-    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
+    spec = PrepareSpec("zh", "", 31, "text", "error", "")
     layout = ShardLayout(data.draw(st.integers(1, 900)), data.draw(st.integers(1, 3000)))
     files = range(len(sources.files))
-    places = [place for f in files for place in block_offsets(sources, recipe, layout, f)]
+    offsets = [offset for f in files for offset in block_offsets(sources, spec, layout, f)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_spans, "PART_BYTES", data.draw(st.integers(1, 2000)))
-        parts = list(split_into_parts(places, layout))
+        patch.setattr(prepare_layout, "PART_BYTES", data.draw(st.integers(1, 2000)))
+        parts = list(split_into_parts(offsets, layout))
 
     def known(spans):
         return [(span.shard, [(b.path, b.first, b.raw) for b in span.blocks]) for span in spans]
 
-    found = [span for part in parts for span in iter_spans(sources, recipe, layout, part)]
-    assert known(found) == known(iter_spans(sources, recipe, layout))
+    found = [span for part in parts for span in iter_spans(sources, spec, layout, part)]
+    assert known(found) == known(iter_spans(sources, spec, layout))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
     with (tmp_path / "zh4.jsonl.zst").open("wb") as file:
         with pyarrow.CompressedOutputStream(file, "zstd") as packed:
             packed.write(lines(texts(30, 4)) + b"{}\n")
-    with pytest.raises(UserError, match="zh4.jsonl.zst:31: no field 'text'.*Mend it") as by_many:
+    with pytest.raises(UserError, match="zh4.jsonl.zst:31: no field 'text'.*Correct it") as by_many:
         by_beam(config)
     assert not list(Path(config.prepared).rglob("manifest.json"))
     finished = {path.stem for path in Path(config.prepared).rglob("partial/0*.array_record")}
@@ -208,12 +208,12 @@ def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
 def test_storage_that_fails_for_now_is_left_to_beam(tmp_path):
     """Which tries again; a mistake is noted, and ends no other part."""
     pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
-    from llama_cpt.data.prepare.beam import _failure_noted as noting
+    from llama_cpt.data.prepare.beam import record_failure
 
     (tmp_path / "beam" / "failed").mkdir(parents=True)
-    with pytest.raises(UnreachableError), noting(str(tmp_path), "0"):
+    with pytest.raises(UnreachableError), record_failure(str(tmp_path), "0"):
         raise UnreachableError("a mount is broken.")
-    with noting(str(tmp_path), "1"):
+    with record_failure(str(tmp_path), "1"):
         raise UserError("a document is broken.")
     assert [file.name for file in (tmp_path / "beam" / "failed").iterdir()] == ["1.txt"]
 

@@ -223,14 +223,14 @@ CHANGES = "{{ messages.append(1) }}"
 @pytest.mark.parametrize(
     ("jinja", "complaint"),
     [
-        (ESCAPES, "it leaves its sandbox"),
-        (CHANGES, "it leaves its sandbox"),
+        (ESCAPES, "unsafe operation in the template"),
+        (CHANGES, "unsafe operation in the template"),
         ("{% for %}", r":1: Expected"),
         ("{{ nothing.there }}", "'nothing' is undefined"),
-        ("{{ raise_exception('not today') }}", r"it refuses a conversation .*not today"),
+        ("{{ raise_exception('not today') }}", r"it rejects a conversation .*not today"),
         ("{{ messages[-1].content }}", "depends on later turns"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}", "on later turns"),
-        ("hello", "does not tell the assistant's turns"),
+        ("hello", "the assistant's turns cannot be found"),
         (LINES_JINJA.replace("eot_id", "im_end"), "no token <|im_end|>"),
     ],
 )

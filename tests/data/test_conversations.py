@@ -189,14 +189,14 @@ def test_broken_files(tmp_path):
     reasons = [r.reason for r in records if isinstance(r, BadDocument)]
     assert reasons == ["not a JSON object", "not JSON", "not a JSON object"]
     path.write_text('[{"a": 1},\n')
-    with pytest.raises(UserError, match="not a JSON array .* is the file whole"):
+    with pytest.raises(UserError, match="not a JSON array .* is the file complete"):
         read(path)
     for suffix in (".gz", ".bz2", ".xz", ".zst"):
         path = tmp_path / f"chats.jsonl{suffix}"
         path.write_bytes(b"what is this?")
-        with pytest.raises(UserError, match="broken .*; is the file whole") as caught:
+        with pytest.raises(UserError, match="broken .*; is the file complete") as caught:
             read(path)
         assert caught.value.status == USER_ERROR
     (tmp_path / "chats.txt").write_text("x")
-    with pytest.raises(UserError, match="of no known kind; chat data is"):
+    with pytest.raises(UserError, match="unknown format; chat data must be"):
         read(tmp_path / "chats.txt")

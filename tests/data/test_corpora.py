@@ -21,10 +21,9 @@ import pytest
 import sentencepiece
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig
-from llama_cpt.data.prepare import corpora
-from llama_cpt.data.prepare import shards as corpus_shards
+from llama_cpt.data.prepare import corpora, shards
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.prepare.layout import ShardLayout, make_layout
+from llama_cpt.data.prepare.layout import PrepareSpec, ShardLayout, iter_spans, make_layout
 from llama_cpt.data.rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.sources import files as sources
 from llama_cpt.data.sources.documents import parse_documents, read_blocks
@@ -135,9 +134,9 @@ def test_each_shard_is_its_documents_in_order(
         patch.setattr(corpora, "make_layout", lambda *_: layout)
         prepared = prepare(config)
     manifest, tokenizer = prepared.rows["zh"], load_tokenizer(config.tokenizer)
-    recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "skip", "")
+    spec = PrepareSpec("zh", "", LENGTH, "text", "skip", "")
     documents = [[] for _ in manifest.shards]
-    for span in corpus_shards.spans_of(find_sources(source), recipe, layout):
+    for span in iter_spans(find_sources(source), spec, layout):
         for block in span.blocks:
             documents[span.shard] += [
                 d.text for d in parse_documents(block, "text") if hasattr(d, "text")
@@ -190,7 +189,7 @@ corpora.prepare(config, 2)
         ("write_shard", 0, 0),
         ("write_shard", 3, 3),
         ("heldout_record", 20, 1),
-        ("write_atomically", 3, 2),
+        ("write_atomic", 3, 2),
         ("_publish", 0, ZH_SHARDS),
         ("write_manifest", 0, ZH_SHARDS),
     ],
@@ -217,13 +216,13 @@ def test_killed_and_called_again(
     summaries = [path for path in Path(config.prepared).rglob("partial/0*.json")]
     finished = {(name_of(path.parent), int(path.stem)) for path in summaries}
     written = []
-    original = corpus_shards.write_shard
+    original = shards.write_shard
 
     def recorded(partial, shard, *rest):
         written.append((name_of(partial), shard))
         return original(partial, shard, *rest)
 
-    monkeypatch.setattr(corpus_shards, "write_shard", recorded)
+    monkeypatch.setattr(shards, "write_shard", recorded)
     prepared = prepare(config)
     assert contents(config) == contents(whole)
     everything = {("zh", n) for n in range(len(prepared.rows["zh"].shards))}
@@ -325,7 +324,7 @@ def test_a_partly_prepared_corpus_of_other_sources_is_not_continued(
         raise UserError("stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_shards, "_publish", failing)
+        patch.setattr(shards, "_publish", failing)
         with pytest.raises(UserError, match="stop"):
             prepare(config)
     assert list(Path(config.prepared).glob("zh/partial/*.array_record"))
@@ -346,7 +345,7 @@ def test_prepared_rows_outlive_their_sources(config, tmp_path, capsys):
     assert prepare(config) == first
     assert "no file matches" in capsys.readouterr().err
     other = replace(config.original[0], source=str(tmp_path / "mistyped.jsonl"))
-    with pytest.raises(UserError, match="no file matches.*were made of others"):
+    with pytest.raises(UserError, match="no file matches.*were prepared from different files"):
         prepare(replace(config, original=(other,)))
 
 
@@ -375,10 +374,13 @@ def test_bad_documents_stop_or_are_skipped(config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"corpus 'en' .*en.jsonl\) holds no documents\."),
+        (b"", r"corpus 'en' .*en.jsonl\) holds no documents; add text\."),
         (b"\n \n", "holds no documents"),
         (b"what?\n", "holds no documents, 1 skipped"),
-        (b'{"text": "short"}\n', r"has 7 tokens, a row takes 32: 25 are missing.*sequence_length"),
+        (
+            b'{"text": "short"}\n',
+            r"has 7 tokens, but a row takes 32; add text with 25 more tokens.*sequence_length",
+        ),
     ],
 )
 def test_a_corpus_that_gives_no_row(config, tmp_path, content, message):
@@ -397,7 +399,7 @@ def test_a_held_out_file_that_is_trained_on_is_said(config, capsys):
 
 @pytest.mark.parametrize("name", ["heldout", "a/b", "..", ""])
 def test_names_that_are_no_folder_of_their_own(config, name):
-    with pytest.raises(UserError, match="a corpus cannot be named"):
+    with pytest.raises(UserError, match="corpus name .* must be a folder name"):
         prepare(replace(config, original=(replace(config.original[0], name=name),)))
 
 

@@ -119,7 +119,7 @@ def test_text_files_are_documents(tmp_path):
         (b'{"text": "\\ud800"}', "not UTF-8 (a lone surrogate)"),
         (b'{"text": "cut', "not JSON (Unterminated string starting at: line 1 column 10 (char 9))"),
         (b"[" * 100_000, "not JSON ("),
-        (b'[{"text": "array"}]', "not a JSON object (one object a line, not a list)"),
+        (b'[{"text": "array"}]', "not a JSON object (expected one object per line, not a list)"),
         (b'{"body": "b", "title": 1}', "no field 'text' (its fields: body, title)"),
         (b"{}", "no field 'text' (its fields: none)"),
         (b'{"text": null}', "text is not a string (it is of type NoneType)"),
@@ -140,7 +140,7 @@ def test_a_file_cut_short_is_refused(tmp_path, suffix):
     content = "".join(json.dumps({"text": str(n)}) + "\n" for n in noise).encode()
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](content)[:-100])
-    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: .*is the file whole\?"):
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: .*is the file complete\?"):
         read(path)
 
 
@@ -148,8 +148,8 @@ def test_a_file_cut_short_is_refused(tmp_path, suffix):
     ("name", "message"),
     [
         ("none-*.jsonl", "corpus 'zh': no file matches .*none-"),
-        ("", "is a folder: name its files"),
-        ("a.csv", r"a.csv: of no known kind; documents are .jsonl"),
+        ("", "is a folder; set a file pattern"),
+        ("a.csv", r"a.csv: unknown format; documents must be .jsonl"),
         ("a.parquet", "a.parquet: not a Parquet file"),
         ("a.jsonl.gz", "a.jsonl.gz: broken after line 1 .*Not a gzipped file"),
     ],

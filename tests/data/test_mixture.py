@@ -227,9 +227,11 @@ def test_too_many_passes_are_refused_before_the_run():
     longest = mixture.max_rows(2.5)
     mixture.check_epochs(longest, 2.5)
     assert max(mixture.epochs(longest)) <= 2.5 < max(mixture.epochs(longest + 1))
-    with pytest.raises(UserError, match=rf"'en0' \(100 rows\), data.max_epochs is 2.5.*{longest}"):
+    with pytest.raises(
+        UserError, match=rf"'en0' \(100 rows\), but data.max_epochs is 2.5.*{longest}"
+    ):
         mixture.check_epochs(longest + 1, 2.5)
-    with pytest.raises(UserError, match="6.65 times over corpus 'en0'"):
+    with pytest.raises(UserError, match="6.65 epochs over corpus 'en0'"):
         mixture.check_epochs(1000, 4.0)
 
 
@@ -255,5 +257,5 @@ def test_config_steps_become_rows_and_decimals_stay_exact():
 
 
 def test_a_corpus_without_rows_is_refused():
-    with pytest.raises(UserError, match="'en' has no row of tokens"):
+    with pytest.raises(UserError, match="'en' has no rows"):
         build_mixture(config_of(0.5), {"zh": 5, "en": 0}, seed=0, global_batch_size=16)

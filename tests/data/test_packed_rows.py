@@ -136,11 +136,11 @@ def test_a_stale_or_other_kind_is_refused(tmp_path, vocabulary):
         with pytest.raises(UserError, match=complaint):
             prepare(replace(config, **change), objective=objective)
     fresh = replace(config, prepared=str(tmp_path / "fresh"))
-    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Mend it, or set"):
+    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Correct it, or set"):
         prepare(replace(fresh, bad_documents="error"), objective=DPO)
     with pytest.raises(UserError, match="holds no documents, 80 skipped"):
         prepare(replace(fresh, prepared=str(tmp_path / "c")), objective=NextTokenConfig())
-    with pytest.raises(UserError, match=r"nothing to learn from that .*sequence_length=8 holds"):
+    with pytest.raises(UserError, match=r"no chat with targets that fits .*sequence_length=8;"):
         prepare(replace(fresh, sequence_length=8), objective=DPO)
     assert not list(tmp_path.glob("fresh/*/manifest.json"))
 
@@ -242,9 +242,9 @@ def test_batches(tmp_path, vocabulary, kind):
         assert batch.reference_logprobs[at][: known.size].tolist() == known.tolist()
         assert batch.reference_logprobs[at].shape == (2 * most[1],)
     if references:
-        with pytest.raises(UserError, match="are of other rows"):
+        with pytest.raises(UserError, match="belong to other rows"):
             open_rows(prepared, {"en": references["en"][1:]})
-        with pytest.raises(UserError, match="are of other rows"):
+        with pytest.raises(UserError, match="belong to other rows"):
             open_rows(prepared, {"en": references["en"][:, 1:]})
         wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
         alone = open_rows(prepared, wider)[1].batch(np.array([2, 0]))

@@ -17,12 +17,12 @@ LENGTH = 24
 BOS = 1
 
 
-def recipe(kind, too_long="drop"):
+def chat_spec(kind, too_long="drop"):
     return ChatSpec(kind, "llama3", "assistant", too_long, False)
 
 
 @st.composite
-def units(draw, kind, longest):
+def chat_examples(draw, kind, longest):
     """Units of random tokens, the prompts of a pair equal."""
     made = []
     for number in range(draw(st.integers(1, 30))):
@@ -61,24 +61,26 @@ def found_segments(row):
 
 
 def as_placed(segment):
-    tokens, learnt = segment.tokens.tolist(), segment.learnt.astype(int).tolist()
-    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(learnt[1:])
+    tokens, loss_mask = segment.tokens.tolist(), segment.loss_mask.astype(int).tolist()
+    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(loss_mask[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_every_unit_is_in_one_row_once(kind, data):
-    given_units = data.draw(units(kind, LENGTH // 2))
+    given_examples = data.draw(chat_examples(kind, LENGTH // 2))
     if kind == "unpaired":
-        given_units = [ChatExample(unit.segments * 2, unit.good) for unit in given_units]
-    given_units = [
-        unit
-        for unit in given_units
-        if sum(len(segment.tokens) - 1 for segment in unit.segments) <= LENGTH
+        given_examples = [
+            ChatExample(example.segments * 2, example.good) for example in given_examples
+        ]
+    given_examples = [
+        example
+        for example in given_examples
+        if sum(len(segment.tokens) - 1 for segment in example.segments) <= LENGTH
     ]
     counts = Counter()
-    records = list(pack_examples(given_units, recipe(kind), LENGTH, counts))
+    records = list(pack_examples(given_examples, chat_spec(kind), LENGTH, counts))
     members = 1 if kind == "conversations" else 2
     found, most = [], 0
     for row in rows_of(records, kind):
@@ -91,16 +93,16 @@ def test_every_unit_is_in_one_row_once(kind, data):
             good = row["good"][places][0] if kind == "unpaired" else 0
             found.append((tuple(segments[first + m] for m in range(members)), good))
     expected = [
-        (tuple(map(as_placed, unit.segments)), unit.good * (kind == "unpaired"))
-        for unit in given_units
+        (tuple(map(as_placed, example.segments)), example.good * (kind == "unpaired"))
+        for example in given_examples
     ]
     assert Counter(found) == Counter(expected)
-    placed = [one for unit in expected for one in unit[0]]
+    placed = [one for example in expected for one in example[0]]
     assert counts["places"] == sum(len(tokens) for tokens, _, _ in placed)
     assert counts["learnt_tokens"] == sum(sum(mask) for _, _, mask in placed)
     assert counts["units"] == most
     assert counts["prompt_tokens_twice"] == sum(
-        segment.prompt_tokens for unit in given_units for segment in unit.segments[1:]
+        segment.prompt_tokens for example in given_examples for segment in example.segments[1:]
     )
 
 
@@ -110,21 +112,21 @@ def test_every_unit_is_in_one_row_once(kind, data):
 @given(data=st.data())
 def test_what_a_row_cannot_hold(kind, too_long, data):
     """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
-    given_units = data.draw(units(kind, 2 * LENGTH))
+    given_examples = data.draw(chat_examples(kind, 2 * LENGTH))
     counts = Counter()
-    kept = list(drop_or_truncate(given_units, recipe(kind, too_long), LENGTH, counts))
+    kept = list(drop_or_truncate(given_examples, chat_spec(kind, too_long), LENGTH, counts))
     left = iter(kept)
     after = next(left, None)
     whole = cut = lost = 0
-    for unit in given_units:
-        places = sum(len(s.tokens) - 1 for s in unit.segments)
+    for example in given_examples:
+        places = sum(len(s.tokens) - 1 for s in example.segments)
         if kind == "unpaired":
-            places += unit.segments[0].prompt_tokens
-        if after is unit:
+            places += example.segments[0].prompt_tokens
+        if after is example:
             assert places <= LENGTH
         else:
             assert places > LENGTH
-            if after is None or not is_cut_of(after, unit, too_long):
+            if after is None or not is_cut_of(after, example, too_long):
                 lost += 1
                 continue
             cut += 1
@@ -133,7 +135,7 @@ def test_what_a_row_cannot_hold(kind, too_long, data):
         after = next(left, None)
     assert after is None and whole == len(kept)
     assert counts["truncated"] == cut and counts["too_long"] + counts["nothing_to_learn"] == lost
-    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_units, kept)]
+    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_examples, kept)]
     assert counts["dropped_tokens"] == tokens[0] - tokens[1]
     if too_long == "drop":
         assert not cut
@@ -150,7 +152,7 @@ def is_cut_of(after, before, too_long):
             prompt_tokens = max(b.prompt_tokens - lost, 0)
         if not np.array_equal(a.tokens, kept) or a.prompt_tokens != prompt_tokens:
             return False
-    return all(a.learnt[1:].any() for a in after.segments)
+    return all(a.loss_mask[1:].any() for a in after.segments)
 
 
 def judged(prompt, answer, good=True):
@@ -162,7 +164,7 @@ def judged(prompt, answer, good=True):
 
 
 def test_a_mismatch_is_the_next_answer_to_another_prompt():
-    given_units = [
+    given_examples = [
         judged([2], [20, 21]),
         judged([2], [30], False),
         judged([3], [40, 41, 42]),
@@ -170,23 +172,23 @@ def test_a_mismatch_is_the_next_answer_to_another_prompt():
         judged([2], [60]),
     ]
     counts = Counter()
-    made = list(with_kl_completions(given_units, 100, counts))
-    assert [unit.segments[0].tokens.tolist() for unit in made] == [
-        unit.segments[0].tokens.tolist() for unit in given_units
+    made = list(with_kl_completions(given_examples, 100, counts))
+    assert [example.segments[0].tokens.tolist() for example in made] == [
+        example.segments[0].tokens.tolist() for example in given_examples
     ]
-    assert [unit.segments[1].tokens.tolist() for unit in made] == [
+    assert [example.segments[1].tokens.tolist() for example in made] == [
         [BOS, 2, 40, 41, 42],
         [BOS, 2, 40, 41, 42],
         [BOS, 3, 50],
         [BOS, 4, 4, 60],
         [BOS, 2, 40, 41, 42],
     ]
-    assert [unit.good for unit in made] == [True, False, True, True, True]
+    assert [example.good for example in made] == [True, False, True, True, True]
     assert counts["mismatches_cut"] == 0
     # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
-    cut = list(with_kl_completions(given_units[:1] + given_units[2:3], 6, counts))
+    cut = list(with_kl_completions(given_examples[:1] + given_examples[2:3], 6, counts))
     assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
     assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
     assert counts["mismatches_cut"] == 2
     with pytest.raises(UserError, match="answers to two prompts"):
-        list(with_kl_completions(given_units[:2], 100, counts))
+        list(with_kl_completions(given_examples[:2], 100, counts))

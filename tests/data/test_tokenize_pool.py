@@ -29,10 +29,10 @@ def tokenizer(tmp_path_factory):
 def spans(tmp_path):
     """Of a file of a hundred documents, two or three a span."""
     lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
-    (tmp_path / "zh.jsonl").write_text("\n".join(lines), tokenize_pool="utf-8")
+    (tmp_path / "zh.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))
-    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
-    found = list(iter_spans(sources, recipe, ShardLayout(span_bytes=300, shard_bytes=3000)))
+    spec = PrepareSpec("zh", "", 31, "text", "error", "")
+    found = list(iter_spans(sources, spec, ShardLayout(span_bytes=300, shard_bytes=3000)))
     assert len(found) >= 30
     return found
 

@@ -191,7 +191,7 @@ def test_in_a_bucket(bucket, trained: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("chinese_sp/chinese_sp.model", "its normaliser changes text"),
+        ("chinese_sp/chinese_sp.model", "its normalizer changes text"),
         ("chinese_alpaca2/tokenizer.model", "many pieces share a score"),
     ],
 )
@@ -205,16 +205,16 @@ def test_what_cannot_be_exported_is_refused(
 
 def test_bad_files(shared_data: Path, exported_llama3: Path, tmp_path: Path):
     whole = (shared_data / "tokenizer/llama3/tokenizer.model").read_bytes()
-    spoilt = tmp_path / "tokenizer.model"
+    damaged = tmp_path / "tokenizer.model"
     for content, complaint in (
-        (whole[:500_003], "is the file whole"),
-        (b"what is this", "neither Llama-3's"),
-        (b"", "neither Llama-3's"),
+        (whole[:500_003], "is the file complete"),
+        (b"what is this", "must be Llama 3's tokenizer.model"),
+        (b"", "must be Llama 3's tokenizer.model"),
         (b'{"version": 1}', "not a tokenizer.json"),
     ):
-        spoilt.write_bytes(content)
+        damaged.write_bytes(content)
         with pytest.raises(UserError, match=complaint):
-            load_tokenizer(str(spoilt))
+            load_tokenizer(str(damaged))
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(str(tmp_path / "nothing"))
     values = json.loads((exported_llama3 / "tokenizer.json").read_text("utf-8"))
