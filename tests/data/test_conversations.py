@@ -1,4 +1,4 @@
-"""Every format means what it says; what cannot be learnt from is named."""
+"""Chat formats are recognized; records that cannot be used are named with the reason."""
 
 import gzip
 import json
@@ -145,12 +145,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "record", "expected"), FORMATS)
-def test_formats(name, record, expected):
+def test_each_format_is_read(name, record, expected):
     assert read_record(record) == (name, expected)
 
 
 @pytest.mark.parametrize(("reason", "record"), BAD)
-def test_bad_records(reason, record):
+def test_bad_records_give_their_reason(reason, record):
     with pytest.raises(InvalidRecordError) as caught:
         read_record(record)
     assert caught.value.reason == reason
@@ -182,7 +182,7 @@ def test_arrays_and_lines_hold_the_same_records(tmp_path, layout, compressed):
     assert disk == pytest.approx(path.stat().st_size, rel=0.01)
 
 
-def test_broken_files(tmp_path):
+def test_broken_files_are_errors(tmp_path):
     path = tmp_path / "chats.json"
     path.write_text('{"a": 1}\n[1]\nno\n"\ud7ff"\n')
     _, records = read(path)

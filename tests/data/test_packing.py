@@ -1,4 +1,4 @@
-"""Packing loses nothing and mixes nothing; what is too long is counted."""
+"""Packing keeps every example whole and separate; examples that are too long are counted."""
 
 from collections import Counter
 
@@ -11,6 +11,7 @@ from llama_cpt.data.chat.examples import ChatExample, ChatSpec, Segment
 from llama_cpt.data.chat.lengths import drop_or_truncate, with_kl_completions
 from llama_cpt.data.chat.packing import TOKEN, pack_examples, record_fields
 from llama_cpt.runtime.errors import UserError
+from tests.data.packed_segments import found_segments
 
 KINDS = ("conversations", "preferences", "unpaired")
 LENGTH = 24
@@ -23,7 +24,7 @@ def chat_spec(kind, too_long="drop"):
 
 @st.composite
 def chat_examples(draw, kind, longest):
-    """Units of random tokens, the prompts of a pair equal."""
+    """Examples of random tokens; the prompts of a pair are equal."""
     made = []
     for number in range(draw(st.integers(1, 30))):
         random = np.random.default_rng(draw(st.integers(0, 1000)) + 1000 * number)
@@ -49,17 +50,6 @@ def rows_of(records, kind):
     ]
 
 
-def found_segments(row):
-    """Segment number -> tokens, targets, loss_mask, in order; each lies in one piece."""
-    found = {}
-    for number in range(1, int(row["segment_ids"].max()) + 1):
-        places = np.flatnonzero(row["segment_ids"] == number)
-        assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
-        fields = ("tokens", "targets", "loss_mask")
-        found[number] = tuple(tuple(row[field][places].tolist()) for field in fields)
-    return found
-
-
 def as_placed(segment):
     tokens, loss_mask = segment.tokens.tolist(), segment.loss_mask.astype(int).tolist()
     return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(loss_mask[1:])
@@ -68,7 +58,7 @@ def as_placed(segment):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_every_unit_is_in_one_row_once(kind, data):
+def test_every_example_is_in_one_row_once(kind, data):
     given_examples = data.draw(chat_examples(kind, LENGTH // 2))
     if kind == "unpaired":
         given_examples = [
@@ -89,8 +79,8 @@ def test_every_unit_is_in_one_row_once(kind, data):
         assert len(segments) % members == 0
         most = max(most, len(segments) // members)
         for first in range(1, len(segments) + 1, members):
-            places = row["segment_ids"] == first
-            good = row["good"][places][0] if kind == "unpaired" else 0
+            columns = row["segment_ids"] == first
+            good = row["good"][columns][0] if kind == "unpaired" else 0
             found.append((tuple(segments[first + m] for m in range(members)), good))
     expected = [
         (tuple(map(as_placed, example.segments)), example.good * (kind == "unpaired"))
@@ -110,8 +100,8 @@ def test_every_unit_is_in_one_row_once(kind, data):
 @pytest.mark.parametrize("too_long", ["drop", "truncate_start", "truncate_end"])
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_what_a_row_cannot_hold(kind, too_long, data):
-    """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
+def test_examples_longer_than_a_row_are_cut_or_dropped(kind, too_long, data):
+    """Examples that fit are whole; others are cut at the configured end or dropped and counted."""
     given_examples = data.draw(chat_examples(kind, 2 * LENGTH))
     counts = Counter()
     kept = list(drop_or_truncate(given_examples, chat_spec(kind, too_long), LENGTH, counts))
@@ -119,13 +109,13 @@ def test_what_a_row_cannot_hold(kind, too_long, data):
     after = next(left, None)
     whole = cut = lost = 0
     for example in given_examples:
-        places = sum(len(s.tokens) - 1 for s in example.segments)
+        positions = sum(len(s.tokens) - 1 for s in example.segments)
         if kind == "unpaired":
-            places += example.segments[0].prompt_tokens
+            positions += example.segments[0].prompt_tokens
         if after is example:
-            assert places <= LENGTH
+            assert positions <= LENGTH
         else:
-            assert places > LENGTH
+            assert positions > LENGTH
             if after is None or not is_cut_of(after, example, too_long):
                 lost += 1
                 continue
@@ -142,7 +132,7 @@ def test_what_a_row_cannot_hold(kind, too_long, data):
 
 
 def is_cut_of(after, before, too_long):
-    """Whether the tokens left are those at the other end, and BOS."""
+    """Return whether ``after`` is BOS and the tokens at the end that ``too_long`` keeps."""
     for a, b in zip(after.segments, before.segments, strict=True):
         lost = len(b.tokens) - len(a.tokens)
         if too_long == "truncate_end":
@@ -155,7 +145,7 @@ def is_cut_of(after, before, too_long):
     return all(a.loss_mask[1:].any() for a in after.segments)
 
 
-def judged(prompt, answer, good=True):
+def rated(prompt, answer, good=True):
     tokens = np.array([BOS, *prompt, *answer], np.uint32)
     prompt_tokens = 1 + len(prompt)
     return ChatExample(
@@ -163,13 +153,13 @@ def judged(prompt, answer, good=True):
     )
 
 
-def test_a_mismatch_is_the_next_answer_to_another_prompt():
+def test_mismatch_is_the_next_answer_to_another_prompt():
     given_examples = [
-        judged([2], [20, 21]),
-        judged([2], [30], False),
-        judged([3], [40, 41, 42]),
-        judged([4, 4], [50]),
-        judged([2], [60]),
+        rated([2], [20, 21]),
+        rated([2], [30], False),
+        rated([3], [40, 41, 42]),
+        rated([4, 4], [50]),
+        rated([2], [60]),
     ]
     counts = Counter()
     made = list(with_kl_completions(given_examples, 100, counts))
@@ -185,7 +175,7 @@ def test_a_mismatch_is_the_next_answer_to_another_prompt():
     ]
     assert [example.good for example in made] == [True, False, True, True, True]
     assert counts["mismatches_cut"] == 0
-    # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
+    # 3 positions of the answer and 1 of the prompt leave 1 and 2 for the two mismatches.
     cut = list(with_kl_completions(given_examples[:1] + given_examples[2:3], 6, counts))
     assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
     assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
