@@ -227,9 +227,8 @@ def _open_reader(path: str, records: int) -> Any:
             path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
         )
         if not reader.ok():
-            reader.read(
-                [0]
-            )  # Raises an error with the reason, which the constructor does not report.
+            # Reading raises an error with the reason, which the constructor does not report.
+            reader.read([0])
         return reader, reader.num_records()
 
     with _shard_errors(path):

@@ -226,24 +226,23 @@ def _publish(folder: epath.Path, count: int, spec: PrepareSpec) -> list[str]:
 
 
 def _check_enough(spec: PrepareSpec, sources: Sources, summaries: list[ShardSummary]) -> None:
+    """Raise UserError with the reason if no shard has a record."""
     if any(summary.records for summary in summaries):
         return
-    where = f"corpus {spec.corpus!r} ({sources.dataset or sources.files[0]}"
-    where += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
+    corpus = f"corpus {spec.corpus!r} ({sources.dataset or sources.files[0]}"
+    corpus += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
     if not any(summary.documents for summary in summaries):
         skipped = sum(sum(summary.skipped.values()) for summary in summaries)
-        count, remedy = (
-            ("", "add text") if not skipped else (f", {skipped} skipped", "correct them")
-        )
-        raise UserError(f"{where} holds no documents{count}; {remedy}.")
+        outcome = f", {skipped} skipped; correct them" if skipped else "; add text"
+        raise UserError(f"{corpus} holds no documents{outcome}.")
     if spec.chat:
         raise UserError(
-            f"{where} has no chat with targets that fits data.sequence_length="
+            f"{corpus} has no chat with targets that fits data.sequence_length="
             f"{spec.sequence_length}; set a larger one, or data.chat.too_long."
         )
     tokens, row_tokens = sum(summary.tokens for summary in summaries), spec.sequence_length + 1
     raise UserError(
-        f"{where} has {tokens} tokens, but a row takes {row_tokens}; add text with "
+        f"{corpus} has {tokens} tokens, but a row takes {row_tokens}; add text with "
         f"{row_tokens - tokens} more tokens or set a smaller data.sequence_length."
     )
 
