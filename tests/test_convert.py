@@ -197,7 +197,7 @@ def test_a_tokenizer_that_no_tokenizer_json_equals(source, tmp_path, capsys, sha
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
     to_hf(str(run), str(tmp_path / "out"))
     assert (
-        "its normaliser changes text, it removes spaces. It is copied as it is."
+        "its normalizer changes text, it removes spaces. It is copied as it is."
         in capsys.readouterr().err
     )
     assert (tmp_path / "out/tokenizer.model").read_bytes() == vocabulary.read_bytes()

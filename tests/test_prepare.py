@@ -1,4 +1,4 @@
-"""The command: what it prints is what a run will find."""
+"""The command prints the counts and rows that a run will find."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ config = TrainConfig(
 @pytest.fixture
 def config_path(tmp_path):
     write_byte_tokenizer(tmp_path)
-    # 18 tokens a document in zh, 14 in en: 11 rows and 26 rows of 16.
+    # 18 tokens per document in zh, 14 in en: 11 rows and 26 rows of 16.
     for name, text, count in (("zh", "中文 12345678 x", 9), ("en", "twelve bytes", 30)):
         lines = [json.dumps({"text": text})] * count
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -56,7 +56,7 @@ def config_path(tmp_path):
     return str(tmp_path / "config.py")
 
 
-def test_report(config_path, capsys):
+def test_report_of_corpora_and_mixture(config_path, capsys):
     main([config_path])
     assert capsys.readouterr().out.splitlines() == [
         "zh: 9 documents, 171 tokens, 0.89 bytes a token, 1.462 tokens a character, 10 rows of 15",
@@ -70,16 +70,18 @@ def test_report(config_path, capsys):
     ]
 
 
-def test_overrides_and_too_many_passes(config_path, capsys):
+def test_overrides_and_warning_of_too_many_epochs(config_path, capsys):
     main([config_path, "--num-steps", "20", "--workers", "2", "--data.almr", "0", "1.0", "5", "0"])
     out = capsys.readouterr().out
     assert "  20 steps: 2.00 passes of zh\n" in out
-    told = "warning: 20 steps: 2.31 passes of en, above data.max_epochs=2: train refuses this run"
-    assert told in out
+    warning = (
+        "warning: 20 steps: 2.31 passes of en, above data.max_epochs=2: train refuses this run"
+    )
+    assert warning in out
 
 
 def test_inspect_shows_what_the_model_sees(config_path, capsys):
-    """From the printed rows alone, the batch's tokens, segments and mask come back."""
+    """The batch's tokens, segments and mask can be recovered from the printed rows."""
     config = load_config(config_path)
     tokenizer = load_tokenizer(config.data.tokenizer)
     main([config_path, "--inspect", "12"])
@@ -101,16 +103,16 @@ def test_inspect_shows_what_the_model_sees(config_path, capsys):
             segment_ids[start : end + 1] = segment
             assert last == end - start
         assert np.array_equal(segment_ids, batch.segment_ids[0, number])
-        unlearnt = re.findall(r"x not learnt: <\|begin_of_text\|> after token (\d+)", text)
+        not_learned = re.findall(r"x not learned: <\|begin_of_text\|> after token (\d+)", text)
         expected = np.flatnonzero(batch.loss_mask[0, number] == 0)
-        assert [int(place) for place in unlearnt] == expected.tolist()
+        assert [int(column) for column in not_learned] == expected.tolist()
         pieces = [part.strip() for part in re.findall(r"^  \| (.*)$", text, re.MULTILINE)]
         whole = tokenizer.decode(batch.tokens[0, number].tolist())
         assert "".join(pieces).replace("\ufffd", "").replace(" ", "") == whole.replace(
             "\ufffd", ""
         ).replace(" ", "")
         continued = batch.tokens[0, number, 0] != tokenizer.bos_id
-        assert ("goes on from the row before" in text) == continued
+        assert ("continues a document of the previous row" in text) == continued
 
 
 def run(*arguments):
@@ -118,13 +120,13 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_users_mistake_is_one_line(config_path, tmp_path):
+def test_user_error_is_one_line(config_path, tmp_path):
     (tmp_path / "en.jsonl").write_text('{"text": 1}')
     failed = run(config_path)
     assert (failed.returncode, failed.stdout) == (USER_ERROR, "")
     assert failed.stderr == (
-        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Mend it, or set "
-        "data.bad_documents=skip to leave such documents out and count them.\n"
+        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Correct it, or "
+        "set data.bad_documents=skip to drop and count such documents.\n"
     )
 
 
@@ -139,15 +141,15 @@ def test_help_and_unknown_options(config_path):
         assert ended.value.code == USAGE
 
 
-def test_skipped_and_lossless(config_path, tmp_path, capsys):
+def test_skipped_documents_are_reported(config_path, tmp_path, capsys):
     with (tmp_path / "zh.jsonl").open("a") as file:
         file.write("\nno JSON\n{}\n{}")
     main([config_path, "--data.bad-documents", "skip"])
     assert "  3 documents skipped: 2 no field 'text', 1 not JSON\n" in capsys.readouterr().out
 
 
-def test_chats(config_path, tmp_path, capsys):
-    """Formats, what is learnt and what is lost; the rows shown with the learnt lines marked."""
+def test_report_and_rows_of_chats(config_path, tmp_path, capsys):
+    """The report has formats, learned and dropped tokens; printed rows mark the learned lines."""
     turns = [("user", "h"), ("assistant", "hello"), ("user", "more"), ("assistant", "no\nmore")]
     messages = [{"role": role, "content": text} for role, text in turns]
     chats = [{"messages": messages}, {"prompt": "x" * 99, "completion": "y"}, {"prompt": "x"}]
@@ -176,4 +178,4 @@ def test_chats(config_path, tmp_path, capsys):
         "  > no",
         "  > more<|eot_id|>",
     ]
-    assert row[-1] == "  --- 1 places of padding"
+    assert row[-1] == "  --- 1 positions of padding"

@@ -1,1 +1,1 @@
-"""Documents, tokens, token rows and their mixture."""
+"""Data: documents, tokenizers, token rows, their mixture and the loader."""

@@ -1,4 +1,4 @@
-"""From row numbers to batches: read, cut into inputs and targets, ahead of the step."""
+"""The loader: reads rows of the mixture, cuts them into inputs and targets, ahead of the step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,19 +15,19 @@ from llama_cpt.data.mixture import Mixture
 from llama_cpt.data.packed_rows import PackedBlock, packed_batch
 from llama_cpt.runtime.errors import UserError
 
-# Batches read ahead, each by a thread of its own: enough for the step never to wait, and few
-# enough to hold in memory at any batch size that fits the step.
+# Batches that are read ahead, each by its own thread: enough that the step never waits, and few
+# enough to fit in memory at any batch size that the step can take.
 _BATCHES_AHEAD = 4
 
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Rows by index, such as ``token_rows.TokenRows`` and ``packed_rows.PackedRows``."""
+    """The interface of rows by index, as in ``rows.TokenRows`` and ``packed_rows.PackedRows``."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> np.ndarray | PackedBlock:
-        """Rows ``indices``, (n, length + 1) uint32 or packed; by several threads at once."""
+        """Return rows ``indices``, uint32 (n, length + 1) or packed; must be thread-safe."""
         ...
 
 
@@ -41,14 +41,14 @@ def batches(
     start_row: int,
     rows_here: Int64[np.ndarray, " rows_here"] | None = None,
 ) -> Iterator[Batch]:
-    """This process's part of every batch from ``start_row`` on, without end.
+    """Return an endless iterator over this process's part of every batch from ``start_row`` on.
 
-    Fields are (micro-batches, rows, ...), such as ``tokens`` (micro-batches, rows, length), of rows
-    ``rows_here`` of every micro-batch; None is all of them. No other row is read, and nothing is
-    walked to get to ``start_row``. What ``read`` raises comes out of ``next``. ``close()`` of the
-    iterator, or dropping it, ends the threads.
+    Fields have shape (micro-batches, rows, ...), for example ``tokens`` (micro-batches, rows,
+    length), and hold rows ``rows_here`` of every micro-batch; None means all. No other row is read,
+    and starting at ``start_row`` costs the same as starting at 0. Exceptions of ``read`` are raised
+    by ``next``. Closing or dropping the iterator ends its threads.
 
-    Raises UserError where the batch cannot be divided into micro-batches.
+    Raises UserError if the batch cannot be divided into micro-batches.
     """
     if global_batch_size % num_microbatches:
         nearest = max(round(global_batch_size / num_microbatches), 1) * num_microbatches
@@ -73,13 +73,14 @@ def read_batch(
     bos_id: int,
     row_numbers: Int64[np.ndarray, "microbatches rows"],
 ) -> Batch:
-    """The run's rows ``row_numbers``; fields (micro-batches, rows, ...)."""
+    """Return the run's rows ``row_numbers``; fields have shape (micro-batches, rows, ...)."""
     flat = row_numbers.reshape(-1)
     corpus, index = mixture.locate(flat)
     parts = [corpora[c].read(index[corpus == c]) for c in np.unique(corpus)]
-    # Stable: a part's rows are in the order in which it was asked for them.
-    places = np.argsort(np.argsort(corpus, kind="stable"), kind="stable")
-    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[places], *parts)
+    # ``parts`` holds the rows sorted by corpus; the double argsort is the inverse of that stable
+    # sort and restores the order of ``row_numbers``.
+    inverse = np.argsort(np.argsort(corpus, kind="stable"), kind="stable")
+    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[inverse], *parts)
     if isinstance(rows, PackedBlock):
         batch: Batch = packed_batch(rows, corpus, flat)
     else:
@@ -93,10 +94,10 @@ def row_batch(
     row_numbers: Int64[np.ndarray, " batch"],
     bos_id: int,
 ) -> TokenBatch:
-    """Cut rows into inputs, the first L tokens, and targets, the last L; NumPy arrays.
+    """Return rows of L + 1 tokens as a batch of inputs (first L) and targets (last L) in NumPy.
 
-    A segment begins at BOS and at the row's start: what continues a document from the row before is
-    a segment at position 0. BOS is never learnt as a target.
+    A segment begins at BOS and at the start of a row: the rest of a document of the previous row is
+    a segment that starts at position 0. BOS never counts as a target.
     """
     signed = rows.view(np.int32)
     tokens = np.ascontiguousarray(signed[:, :-1])
@@ -116,7 +117,7 @@ def row_batch(
 def segment_ids_and_positions(
     tokens: Integer[np.ndarray, "batch length"], bos_id: int
 ) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
-    """Segment number, from 1, and place in the segment, from 0, of every token of every row."""
+    """Return the segment number (from 1) and position in the segment (from 0) of every token."""
     count, length = tokens.shape
     begins = tokens == bos_id
     begins[:, 0] = True
@@ -131,7 +132,7 @@ def segment_ids_and_positions(
 
 
 def _read_ahead(batch_of: Callable[[int], Batch]) -> Iterator[Batch]:
-    """``batch_of(0)``, ``batch_of(1)``, ... in order, made by threads ahead of their use."""
+    """Yield ``batch_of(0)``, ``batch_of(1)``, ... in order, computed ahead by threads."""
     options = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
     dataset = grain.MapDataset.range(sys.maxsize).map(batch_of).to_iter_dataset(options)
     iterator = iter(dataset)

@@ -1,12 +1,12 @@
-"""Which corpus, and which of its rows, is the run's row number i: a pure, closed-form function.
+"""The mixture: a closed-form map from a row number of the run to a corpus and one of its rows.
 
-ALMR, the additional-language mixture ratio, is the share of the tokens trained on that come from
-the added language; rows all have the same length, so it is a share of rows. With A(i) the exact sum
-of the ALMR over the rows before i, row i is additional when floor(A(i + 1)) - floor(A(i)) = 1:
-within one row of what is asked at every prefix. Inside a group the first corpus is split from the
-rest by the same rule on the group's own index, the second from the remainder on the remainder's
-index, and so on: corpus k of a group is within k + 1 rows of its share of the group's rows at every
-prefix. (One floor rule on all the weights at once breaks for three corpora.)
+ALMR, the additional-language mixture ratio, is the share of training tokens in the added language;
+all rows have the same length, so it is also a share of rows. Let A(i) be the exact sum of the ALMR
+over the rows before i. Row i is additional if floor(A(i + 1)) - floor(A(i)) = 1, which keeps every
+prefix of the run within one row of the target. Within a group, the same rule splits the first
+corpus from the rest by the group's index, the second from the remainder by the remainder's index,
+and so on: corpus k of a group is within k + 1 rows of its share of the group's rows at every
+prefix. (A single floor rule over all weights fails for three corpora.)
 """
 
 import bisect
@@ -23,48 +23,48 @@ from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.permutation import pass_keys, permute, stream_key
 from llama_cpt.runtime.errors import UserError
 
-# Longer than any run, and far from where int64 ends.
+# Longer than any run, and far below the limit of int64.
 _MOST_ROWS = 2**60
 
 
 @dataclass(frozen=True)
 class MixtureCorpus:
-    """A corpus as the mixture sees it."""
+    """A corpus of the mixture: name, number of rows and weight."""
 
     name: str
     rows: int
     weight: Fraction
-    """Share of its group's rows, relative to the group's other corpora."""
+    """Weight of the corpus relative to the other corpora of its group."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Corpora are numbered ``additional`` first, then ``original``."""
+    """The mixture of a run; corpora are numbered ``additional`` first, then ``original``."""
 
     stages: tuple[tuple[int, Fraction], ...]
-    """``((from_row, almr), ...)``, the first from row 0."""
+    """``((first_row, almr), ...)``; the first stage starts at row 0."""
     additional: tuple[MixtureCorpus, ...]
     original: tuple[MixtureCorpus, ...]
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse a corpus from which no row can come."""
+        """Raise UserError for a corpus without rows."""
         for corpus in self.corpora:
             if corpus.rows < 1:
                 raise UserError(
-                    f"data: corpus {corpus.name!r} has no row of tokens: give it more text, "
-                    "shorten data.sequence_length, or drop it."
+                    f"data: corpus {corpus.name!r} has no rows; add text, set a smaller "
+                    "data.sequence_length, or remove it."
                 )
 
     @property
     def corpora(self) -> tuple[MixtureCorpus, ...]:
-        """All corpora, in the order of their numbers."""
+        """All corpora in the order of their numbers."""
         return self.additional + self.original
 
     def locate(
         self, rows: Int64[np.ndarray, " n"]
     ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """The corpus, and the row of that corpus, of each of the run's ``rows``."""
+        """Return the corpus number of each of the run's ``rows``, and the row in that corpus."""
         corpus, index = self.positions(rows)
         size = self._sizes[corpus]
         number, within = np.divmod(index, size)
@@ -73,7 +73,10 @@ class Mixture:
     def positions(
         self, rows: Int64[np.ndarray, " n"]
     ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """The corpus of each of the run's ``rows``, and how many of its rows came before."""
+        """Return the corpus number of each of the run's ``rows``, and its index in that corpus.
+
+        The index counts the rows of that corpus before it in the run, over all epochs.
+        """
         before = self._added_before(rows)
         added = self._added_before(rows + 1) > before
         corpus, index = np.empty(rows.shape, np.int32), np.empty(rows.shape, np.int64)
@@ -83,7 +86,7 @@ class Mixture:
         return corpus, index
 
     def row_counts(self, num_rows: int) -> tuple[int, ...]:
-        """Rows of each corpus among the run's first ``num_rows``."""
+        """Return the number of rows of each corpus among the run's first ``num_rows``."""
         added = self._added(num_rows)
         return (
             *_group_counts(added, self.additional),
@@ -91,12 +94,12 @@ class Mixture:
         )
 
     def epochs(self, num_rows: int) -> tuple[Fraction, ...]:
-        """How often each corpus is gone through in the run's first ``num_rows``."""
+        """Return the number of epochs over each corpus in the run's first ``num_rows``."""
         counts = self.row_counts(num_rows)
         return tuple(Fraction(n, c.rows) for n, c in zip(counts, self.corpora, strict=True))
 
     def target_almr(self, num_rows: int) -> Fraction:
-        """The ALMR that the stages ask for over the first ``num_rows`` (at least 1)."""
+        """Return the mean ALMR of the stages over the first ``num_rows`` (at least 1)."""
         ends = [start for start, _ in self.stages[1:]] + [num_rows]
         spans = zip(self.stages, ends, strict=True)
         return sum(
@@ -105,11 +108,11 @@ class Mixture:
         ) / Fraction(num_rows)
 
     def realized_almr(self, num_rows: int) -> Fraction:
-        """The additional share of the first ``num_rows`` (at least 1)."""
+        """Return the share of additional rows in the first ``num_rows`` (at least 1)."""
         return Fraction(self._added(num_rows), num_rows)
 
     def max_rows(self, max_epochs: float) -> int:
-        """The longest run, in rows, that passes over no corpus more than ``max_epochs`` times."""
+        """Return the rows of the longest run with at most ``max_epochs`` epochs of any corpus."""
         bound = Fraction(str(max_epochs))
         longer = bisect.bisect_left(
             range(_MOST_ROWS), True, key=lambda num_rows: max(self.epochs(num_rows)) > bound
@@ -117,23 +120,23 @@ class Mixture:
         return longer - 1
 
     def check_epochs(self, num_rows: int, max_epochs: float) -> None:
-        """Raise UserError where a run of ``num_rows`` passes over a corpus more often than that."""
-        passes, corpus = max(
+        """Raise UserError if a run of ``num_rows`` needs more than ``max_epochs`` over a corpus."""
+        epochs, corpus = max(
             zip(self.epochs(num_rows), self.corpora, strict=True), key=lambda pair: pair[0]
         )
-        if passes > Fraction(str(max_epochs)):
+        if epochs > Fraction(str(max_epochs)):
             raise UserError(
-                f"data: the run's {num_rows} rows pass {float(passes):.2f} times over corpus "
-                f"{corpus.name!r} ({corpus.rows} rows), data.max_epochs is {max_epochs:g}. This "
-                f"mixture lasts for {self.max_rows(max_epochs)} rows: train fewer steps, add "
-                "text, change data.almr or the weights, or raise data.max_epochs."
+                f"data: the run's {num_rows} rows need {float(epochs):.2f} epochs over corpus "
+                f"{corpus.name!r} ({corpus.rows} rows), but data.max_epochs is {max_epochs:g}; "
+                f"this mixture lasts for {self.max_rows(max_epochs)} rows. Set fewer num_steps, "
+                "add text, change data.almr or the weights, or raise data.max_epochs."
             )
 
     def _added(self, num_rows: int) -> int:
         return int(self._added_before(np.array([num_rows], np.int64))[0])
 
     def _added_before(self, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """floor(A(row)) of each row."""
+        """Return floor(A(row)) of each row."""
         added = np.empty_like(rows)
         stage = np.searchsorted([start for start, _ in self.stages], rows, side="right") - 1
         for number in np.unique(stage):
@@ -145,7 +148,7 @@ class Mixture:
 
     @cached_property
     def _sums_at_stages(self) -> tuple[tuple[int, Fraction], ...]:
-        """A at the first row of each stage: whole part and rest."""
+        """A at the first row of each stage, as integer part and fraction."""
         sums = [
             self.target_almr(start) * start if start else Fraction(0) for start, _ in self.stages
         ]
@@ -163,7 +166,7 @@ class Mixture:
 def build_mixture(
     config: DataConfig, rows_of_corpora: Mapping[str, int], *, seed: int, global_batch_size: int
 ) -> Mixture:
-    """The mixture of a run; ``rows_of_corpora`` holds the rows of every corpus by name.
+    """Return the mixture of a run; ``rows_of_corpora`` is the number of rows by corpus name.
 
     Raises UserError for a corpus without rows.
     """
@@ -178,7 +181,7 @@ def build_mixture(
 
 
 def _shares(corpora: tuple[MixtureCorpus, ...]) -> list[Fraction]:
-    """Each corpus's share of what the corpora before it leave; the last takes all."""
+    """Return each corpus's share of the rows that the corpora before it leave; the last is 1."""
     weights = [corpus.weight for corpus in corpora]
     return [weight / sum(weights[k:]) for k, weight in enumerate(weights)]
 
@@ -186,7 +189,7 @@ def _shares(corpora: tuple[MixtureCorpus, ...]) -> list[Fraction]:
 def _split(
     index: Int64[np.ndarray, " n"], corpora: tuple[MixtureCorpus, ...]
 ) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Corpus within the group, and index within the corpus, of each index within the group."""
+    """Return corpus within the group, and index within the corpus, for each index of the group."""
     member, own = np.zeros(index.shape, np.int32), np.zeros(index.shape, np.int64)
     left = np.arange(len(index))
     for number, share in enumerate(_shares(corpora)):
@@ -199,7 +202,7 @@ def _split(
 
 
 def _group_counts(index: int, corpora: tuple[MixtureCorpus, ...]) -> list[int]:
-    """Rows of each corpus among the group's first ``index``."""
+    """Return the number of rows of each corpus among the group's first ``index``."""
     counts = []
     for share in _shares(corpora):
         counts.append(math.floor(index * share))
@@ -210,10 +213,10 @@ def _group_counts(index: int, corpora: tuple[MixtureCorpus, ...]) -> list[int]:
 def _floor_line(
     index: Int64[np.ndarray, " n"], slope: Fraction, offset: Fraction = Fraction(0)
 ) -> Int64[np.ndarray, " n"]:
-    """floor(index * slope + offset), exactly; slope in [0, 1], offset in [0, 1)."""
+    """Return the exact floor(index * slope + offset); slope in [0, 1], offset in [0, 1)."""
     denominator = math.lcm(slope.denominator, offset.denominator)
     rise, start = int(slope * denominator), int(offset * denominator)
-    if denominator >= 2**31:  # Products would leave int64: Python's integers are slow and exact.
+    if denominator >= 2**31:  # Products would overflow int64; Python integers are slow but exact.
         return ((index.astype(object) * rise + start) // denominator).astype(np.int64)
     whole, part = np.divmod(index, denominator)
     return whole * rise + (part * rise + start) // denominator

@@ -1,4 +1,4 @@
-"""Prepared chat data by index, and the batches that it makes."""
+"""Prepared chat data by index, and its batches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,46 +13,48 @@ from llama_cpt.runtime.errors import UserError
 
 
 class PackedBlock(NamedTuple):
-    """Some rows, whatever corpus they are of."""
+    """Rows of packed chats, without their corpus and row numbers."""
 
     tokens: Int32[np.ndarray, "rows length"]
     targets: Int32[np.ndarray, "rows length"]
     loss_mask: Float32[np.ndarray, "rows length"]
     segment_ids: Int32[np.ndarray, "rows length"]
-    example_mask: Float32[np.ndarray, "rows units"] | None
-    """Which pairs or judged answers are there; None for conversations."""
-    good: Float32[np.ndarray, "rows units"] | None
-    """Which judged answers are good; None where none is judged."""
+    example_mask: Float32[np.ndarray, "rows slots"] | None
+    """1 for a pair or rated answer, 0 for an unused slot; None for conversations."""
+    good: Float32[np.ndarray, "rows slots"] | None
+    """1 for a good rated answer; None for other kinds."""
     reference_logprobs: Float32[np.ndarray, "rows segments"] | None
+    """Log-probability in nats of each answer under the reference model; None for conversations."""
 
 
 class PackedRows:
-    """A prepared corpus of chat data: rows by index.
+    """The rows of a prepared corpus of chat data by index.
 
-    ``units`` is the number of pairs or judged answers that every row is given room for; 0 is as
-    many as the corpus needs. ``reference``: log-probabilities of the answers, (rows, segments),
-    perhaps memory-mapped; zeros without it. Raises UserError where they are of other rows.
+    ``slots`` is the number of pairs or rated answers per row that arrays have room for, at least
+    the maximum of the corpus. ``reference`` holds log-probabilities of the answers (rows,
+    segments), possibly memory-mapped; zeros if None. Raises UserError if its shape does not fit the
+    rows.
     """
 
-    def __init__(self, folder: str, *, units: int = 0, reference: np.ndarray | None = None) -> None:
+    def __init__(self, folder: str, *, slots: int = 0, reference: np.ndarray | None = None) -> None:
         manifest = require_manifest(folder)
         self._records = Records(folder, manifest.shards)
         self._length, self._kind = manifest.sequence_length, manifest.chat["kind"]
-        self.units = max(manifest.units, units)
+        self.slots = max(manifest.units, slots)
         self._reference = reference
         if reference is not None and not (
             len(reference) == len(self) and reference.shape[1] >= 2 * manifest.units
         ):
             raise UserError(
-                f"{folder}: reference log-probabilities of shape {reference.shape} are of other "
-                f"rows: ({len(self)}, {2 * manifest.units}) is needed. Compute them anew."
+                f"{folder}: reference log-probabilities of shape {reference.shape} belong to other "
+                f"rows, which need shape ({len(self)}, {2 * manifest.units}); compute them again."
             )
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> PackedBlock:
-        """Rows ``indices``; called from several threads at once."""
+        """Return rows ``indices``; thread-safe."""
         names = record_fields(self._kind)
         content = np.frombuffer(b"".join(self._records.read(indices)), TOKEN)
         content = content.reshape(len(indices), len(names), self._length).astype(np.int32)
@@ -62,44 +64,47 @@ class PackedRows:
         if self._kind == "conversations":
             return PackedBlock(**rows, example_mask=None, good=None, reference_logprobs=None)
         segment_ids = rows["segment_ids"]
-        there = np.arange(self.units) < segment_ids.max(axis=1, keepdims=True) // 2
+        # Segments are numbered from 1, two per example.
+        used = np.arange(self.slots) < segment_ids.max(axis=1, keepdims=True) // 2
         return PackedBlock(
             **rows,
-            example_mask=there.astype(np.float32),
+            example_mask=used.astype(np.float32),
             good=None if good is None else self._good(segment_ids, good),
             reference_logprobs=self._reference_logprobs(indices),
         )
 
     def batch(self, indices: Integer[np.ndarray, " n"]) -> Batch:
-        """Rows ``indices`` by themselves: of corpus 0, their own indices as row numbers."""
+        """Return rows ``indices`` as a batch with corpus 0 and ``indices`` as row numbers."""
         corpus = np.zeros(len(indices), np.int32)
         return packed_batch(self.read(indices), corpus, indices.astype(np.int64))
 
     def _good(
         self, segment_ids: Int32[np.ndarray, "rows length"], good: Int32[np.ndarray, "rows length"]
-    ) -> Float32[np.ndarray, "rows units"]:
-        found = np.zeros((len(good), self.units), np.float32)
-        row, place = np.nonzero(segment_ids)
-        found[row, (segment_ids[row, place] - 1) // 2] = good[row, place]
+    ) -> Float32[np.ndarray, "rows slots"]:
+        """Return the rating of each example from the ratings of its tokens."""
+        found = np.zeros((len(good), self.slots), np.float32)
+        row, column = np.nonzero(segment_ids)
+        found[row, (segment_ids[row, column] - 1) // 2] = good[row, column]
         return found
 
     def _reference_logprobs(
         self, indices: Integer[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n segments"]:
-        wide = np.zeros((len(indices), 2 * self.units), np.float32)
+        """Return the reference log-probabilities, padded with zeros to two per slot."""
+        padded = np.zeros((len(indices), 2 * self.slots), np.float32)
         if self._reference is not None:
-            known = self._reference[indices, : wide.shape[1]]
-            wide[:, : known.shape[1]] = known
-        return wide
+            known = self._reference[indices, : padded.shape[1]]
+            padded[:, : known.shape[1]] = known
+        return padded
 
 
 def open_packed_rows(
     folders: Sequence[str], references: Sequence[np.ndarray | None]
 ) -> tuple[PackedRows, ...]:
-    """The corpora of a run, with the same room for pairs or judged answers in all rows."""
-    units = max(PackedRows(folder).units for folder in folders)
+    """Return the corpora of a run, with the same number of slots in all of them."""
+    slots = max(PackedRows(folder).slots for folder in folders)
     opened = zip(folders, references, strict=True)
-    return tuple(PackedRows(folder, units=units, reference=array) for folder, array in opened)
+    return tuple(PackedRows(folder, slots=slots, reference=array) for folder, array in opened)
 
 
 def packed_batch(
@@ -107,7 +112,7 @@ def packed_batch(
     corpus: Int32[np.ndarray, " batch"],
     row_numbers: Int64[np.ndarray, " batch"],
 ) -> Batch:
-    """The batch that ``block`` is, of the corpora ``corpus`` and the run's ``row_numbers``."""
+    """Return ``block`` as a batch with corpus numbers ``corpus`` and the run's ``row_numbers``."""
     rows = TokenBatch(
         tokens=block.tokens,
         targets=block.targets,
@@ -127,7 +132,8 @@ def packed_batch(
 def _positions(
     segment_ids: Int32[np.ndarray, "batch length"],
 ) -> Int32[np.ndarray, "batch length"]:
-    """Place in its segment of every token, padding's in the padding."""
-    places = np.broadcast_to(np.arange(segment_ids.shape[1], dtype=np.int32), segment_ids.shape)
+    """Return the position of every token in its segment; padding counts as a segment."""
+    columns = np.broadcast_to(np.arange(segment_ids.shape[1], dtype=np.int32), segment_ids.shape)
     begins = np.diff(segment_ids, axis=1, prepend=-1) != 0
-    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    # The running maximum is the column where the current segment begins.
+    return columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)

@@ -1,12 +1,13 @@
-"""Shuffles in closed form: where an element goes is computed, nothing is stored or walked."""
+"""Pseudorandom permutations in closed form: an index is computed, and nothing is stored."""
 
 import hashlib
 
 from jaxtyping import Int64, UInt64
 import numpy as np
 
-# Odd 64-bit constants: steps of the key from round to round, from pass to pass, and the spread of
-# a half over the bits. They differ, or round r at x would repeat round r + 1 at x - 1.
+# Odd 64-bit constants: the step of the key per round, the step per pass (epoch), and the multiplier
+# that spreads a half over the bits. They must differ: otherwise round r at x would equal round r +
+# 1 at x - 1.
 _ROUND_STEP = np.uint64(0x9E3779B97F4A7C15)
 _PASS_STEP = np.uint64(0xD1342543DE82EF95)
 _SPREAD = np.uint64(0xAEF17502108EF2D9)
@@ -14,7 +15,7 @@ _ROUNDS = 4
 
 
 def stream_key(seed: int, name: str) -> np.uint64:
-    """A 64-bit key of ``name`` under ``seed``, the same on every machine."""
+    """Return a 64-bit key of ``name`` under ``seed``, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.uint64(int.from_bytes(digest[:8], "little"))
 
@@ -22,7 +23,7 @@ def stream_key(seed: int, name: str) -> np.uint64:
 def pass_keys(
     keys: UInt64[np.ndarray, " n"], passes: Int64[np.ndarray, " n"]
 ) -> UInt64[np.ndarray, " n"]:
-    """The key of each stream's pass with that number."""
+    """Return the key of pass number ``passes[i]`` of the stream with key ``keys[i]``."""
     return _mix(keys + passes.astype(np.uint64) * _PASS_STEP)
 
 
@@ -31,14 +32,15 @@ def permute(
     size: Int64[np.ndarray, " n"],
     keys: UInt64[np.ndarray, " n"],
 ) -> Int64[np.ndarray, " n"]:
-    """Where ``index[i]`` in ``range(size[i])`` goes in the permutation that ``keys[i]`` names.
+    """Return the image of ``index[i]`` under the permutation of ``range(size[i])`` by ``keys[i]``.
 
-    For one key and size a bijection of ``range(size)``, 1 <= size < 2**62. A Feistel network on
-    range(a) x range(b) with a * b just above size, walked until it is back below size (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains").
+    For a fixed key and size, 1 <= size < 2**62, the map is a bijection of ``range(size)``. It is a
+    Feistel network on range(a) x range(b), with a * b just above size, that is repeated until the
+    result is below size: cycle walking, by Black and Rogaway (2002), "Ciphers with arbitrary finite
+    domains".
     """
     wide = size.astype(np.uint64)
-    # Any a with a * b >= size will do, so the root's rounding cannot harm.
+    # Any a with a * b >= size is correct, so rounding of the root does no harm.
     a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
     b = (wide + a - np.uint64(1)) // a
     out = _rounds(index.astype(np.uint64), a, b, keys)
@@ -55,7 +57,7 @@ def _rounds(
     b: UInt64[np.ndarray, " n"],
     keys: UInt64[np.ndarray, " n"],
 ) -> UInt64[np.ndarray, " n"]:
-    """One walk through the network, a bijection of range(a * b)."""
+    """Apply the Feistel network, a bijection of range(a * b)."""
     left, right = index // b, index % b
     for _ in range(_ROUNDS):
         keys = keys + _ROUND_STEP
@@ -66,7 +68,10 @@ def _rounds(
 
 
 def _mix(bits: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit moves half the others."""
+    """Return the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+
+    Every input bit flips half of the output bits on average.
+    """
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -1,7 +1,7 @@
-"""Token rows and held-out documents as ArrayRecord files: written once, read by index.
+"""Token rows and held-out documents in ArrayRecord files, written once and read by index.
 
 A row is sequence_length + 1 little-endian uint32 tokens; rows do not overlap. A held-out document
-is a record of its own: its source's UTF-8 bytes as uint64, then its tokens.
+is one record: the UTF-8 bytes of its source as uint64, then its tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,17 +24,17 @@ from llama_cpt.runtime.retry import describes_transient
 from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 
 MANIFEST = "manifest.json"
-# Rows are read singly, in random order, and a group is decompressed as a whole: with 8 rows a group
-# a row costs four times the time. Rows of 8192 Llama-3 tokens of Chinese, one core, thousand rows a
-# second read at random and written, bytes a token: uncompressed 28, 24, 4.01; snappy 18, 14, 2.02;
-# zstd:1 21, 8, 1.66. Snappy halves disk and network and costs prepare 3 % of its time where zstd
-# costs 6 %; all of them read many times what a loader needs.
+# Rows are read one by one in random order, and a group is decompressed as a whole: with 8 rows per
+# group, reading a row takes four times as long. Measured with rows of 8192 Llama 3 tokens of
+# Chinese on one core (thousand rows per second read at random, the same written, bytes per token):
+# uncompressed 28, 24, 4.01; snappy 18, 14, 2.02; zstd:1 21, 8, 1.66. Snappy halves disk and network
+# and takes 3 % of the time of prepare, zstd 6 %; all of them read much faster than a loader needs.
 WRITER_OPTIONS = "group_size:1,snappy"
-# What is read ahead of a random read is never used.
+# Random reads never use what was read ahead.
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER_BYTES = 32 << 10
-# A row from a bucket, or a mounted one, takes some 50 ms, whatever its size: one after the other,
-# four batches at a time, that is 80 rows a second, and a 1B model on eight v6e chips learns 50.
+# Reading a row from a bucket, mounted or not, takes about 50 ms, whatever its size. One at a time
+# in each of four batches, that is 80 rows per second; a 1B model on eight v6e chips consumes 50.
 READS_AT_A_TIME = 32
 _READS = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="rows")
 TOKEN = np.dtype("<u4")
@@ -42,57 +42,57 @@ TOKEN = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``prepare`` made of one corpus; a folder without it is unfinished."""
+    """The description of a prepared corpus; a folder without one is incomplete."""
 
     corpus: str
     tokenizer: str
     """Fingerprint of the vocabulary."""
     sequence_length: int
-    """0 for held-out documents."""
+    """Tokens per row without the last target; 0 for held-out documents."""
     text_field: str
     bad_documents: str
     sources: list[dict[str, Any]]
-    """``{"path", "bytes", "modified", "digest"}`` of each file."""
+    """``{"path", "bytes", "modified", "digest"}`` of each source file."""
     shards: list[tuple[str, int]]
-    """File and records of each shard."""
+    """File name and number of records of each shard."""
     documents: int
     tokens: int
-    """All tokens, BOS and EOS included."""
+    """All tokens, including BOS and EOS."""
     dropped_tokens: int
-    """Tails too short for a row; of chats, what a row cannot hold."""
+    """Tokens of tails shorter than a row; for chats, tokens that did not fit a row."""
     source_bytes: int
     characters: int
     skipped: dict[str, int]
-    """Bad documents by reason."""
+    """Number of bad documents by reason."""
     checked_documents: int
-    """Documents decoded again to see whether the tokenizer keeps them."""
+    """Documents that were decoded again to check that the tokenizer preserves text."""
     lossy_documents: int
-    """Those of them that it changed."""
+    """Checked documents that the tokenizer changed."""
     dataset: str = ""
-    """The source where it is a TFDS name."""
+    """The source if it is a TFDS name, else empty."""
     digest: str = ""
     """SHA-256 over the records of all shards."""
     chat: dict[str, Any] | None = None
-    """``chat_units.ChatRecipe`` of chat data; None for documents."""
+    """Fields of ``chat.examples.ChatSpec`` for chat data; None for documents."""
     formats: dict[str, int] = field(default_factory=dict)
-    """Chats by format."""
+    """Number of chats by format."""
     units: int = 0
-    """The most that a row has of conversations, pairs, judged answers."""
+    """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int] = field(default_factory=dict)
-    """Places taken, tokens learnt, chats dropped and truncated: ``corpus_shards.CHAT_COUNTS``."""
+    """Statistics of packing by the names in ``prepare.shards.CHAT_COUNTS``."""
 
     @property
     def rows(self) -> int:
-        """Records in all shards."""
+        """Number of records in all shards."""
         return sum(rows for _, rows in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """Changes when what a run reads changes; does not depend on where anything lies."""
+        """A string that changes if the rows change; it does not depend on paths."""
         return f"{self.tokenizer} {self.sequence_length} {self.rows} {self.digest}"
 
     def lossy(self) -> str:
-        """That the tokenizer changes documents, in a sentence; empty where it keeps them."""
+        """Return a message if the tokenizer changes documents, else an empty string."""
         if not self.lossy_documents:
             return ""
         share = self.lossy_documents / self.checked_documents
@@ -104,7 +104,7 @@ class Manifest:
 
 
 def read_manifest(folder: str) -> Manifest | None:
-    """The manifest of a prepared folder; None where preparing has not finished."""
+    """Return the manifest of a prepared folder; None if preparation is not complete."""
     path = epath.Path(folder) / MANIFEST
     if not path.exists():
         return None
@@ -118,11 +118,11 @@ def read_manifest(folder: str) -> Manifest | None:
         error: Exception = KeyError("sources have no digest")
     except (ValueError, TypeError, KeyError) as caught:
         error = caught
-    raise UserError(f"{path}: not a manifest ({error}); delete {folder} to prepare it anew.")
+    raise UserError(f"{path}: not a manifest ({error}); delete {folder} to prepare it again.")
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
-    """Make a prepared folder complete."""
+    """Write the manifest, which marks a prepared folder as complete."""
     write_atomic(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
 
 
@@ -135,9 +135,10 @@ def write_atomic(path: epath.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def record_writer(path: str) -> Iterator[Any]:
-    """An ArrayRecord writer; the file bears its name once it is whole.
+    """Context manager for an ArrayRecord writer; the file gets its name when it is complete.
 
-    Raises UserError where it cannot be written, such as on a full disk; nothing of it is left.
+    Raises UserError if the file cannot be written, for example on a full disk, and then leaves no
+    partial file.
     """
     with contextlib.ExitStack() as stack:
         draft = f"{path}.draft"
@@ -163,7 +164,7 @@ def record_writer(path: str) -> Iterator[Any]:
 def cut_rows(
     documents: Iterable[Integer[np.ndarray, " tokens"]], row_tokens: int
 ) -> Iterator[UInt32[np.ndarray, " row_tokens"]]:
-    """Documents one after the other, cut into rows; a tail that fills no row comes last, short."""
+    """Yield the concatenated documents cut into rows; a tail shorter than a row comes last."""
     held: list[np.ndarray] = []
     count = 0
     for document in documents:
@@ -179,9 +180,9 @@ def cut_rows(
 
 
 class Records:
-    """The records of several ArrayRecord files by one index; opened on first use.
+    """The records of several ArrayRecord files under one index; files are opened on first use.
 
-    ArrayRecord reads ``gs://`` by ranges: nothing is copied to this machine's disk.
+    ArrayRecord reads ``gs://`` paths by byte ranges, so nothing is copied to the local disk.
     """
 
     def __init__(self, folder: str, shards: Sequence[tuple[str, int]]) -> None:
@@ -193,7 +194,7 @@ class Records:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """The records at ``indices``, in their order."""
+        """Return the records at ``indices``, in that order."""
         readers = self._readers or self._open()
         shard = np.searchsorted(self._ends, indices, side="right")
         own = indices - np.concatenate([[0], self._ends])[shard]
@@ -201,36 +202,37 @@ class Records:
         groups = (np.flatnonzero(shard == number) for number in np.unique(shard))
         pieces = [group[at : at + size] for group in groups for at in range(0, len(group), size)]
 
-        def found(places: np.ndarray) -> list[bytes]:
-            number = shard[places[0]]
-            with _broken_shard(self._paths[number]):
-                return readers[number].read(own[places].tolist())
+        def read_piece(piece: np.ndarray) -> list[bytes]:
+            number = shard[piece[0]]
+            with _shard_errors(self._paths[number]):
+                return readers[number].read(own[piece].tolist())
 
         records: list[bytes] = [b""] * len(indices)
-        for places, some in zip(pieces, _READS.map(found, pieces), strict=True):
-            for place, record in zip(places, some, strict=True):
-                records[place] = record
+        for piece, found in zip(pieces, _READS.map(read_piece, pieces), strict=True):
+            for index, record in zip(piece, found, strict=True):
+                records[index] = record
         return records
 
     def _open(self) -> list[Any]:
         counts = np.diff(self._ends, prepend=0).tolist()
-        self._readers = list(_READS.map(_opened, self._paths, counts))
+        self._readers = list(_READS.map(_open_reader, self._paths, counts))
         return self._readers
 
 
-def _opened(path: str, records: int) -> Any:
-    """A reader of the file, which holds ``records``."""
+def _open_reader(path: str, records: int) -> Any:
+    """Return a reader of the file; raise UserError if it does not hold ``records`` records."""
 
     def open_and_count() -> tuple[Any, int]:
         reader = array_record_module.ArrayRecordReader(
             path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
         )
         if not reader.ok():
-            reader.read([0])  # Raises with the reason, which opening keeps to itself.
+            # Reading raises an error with the reason, which the constructor does not report.
+            reader.read([0])
         return reader, reader.num_records()
 
-    with _broken_shard(path):
-        # Its client for gs:// tries again for a quarter of an hour.
+    with _shard_errors(path):
+        # ArrayRecord's client for gs:// retries for a quarter of an hour.
         reader, found = (
             call_with_timeout(path, open_and_count) if "://" in path else open_and_count()
         )
@@ -240,22 +242,23 @@ def _opened(path: str, records: int) -> Any:
 
 
 @contextlib.contextmanager
-def _broken_shard(path: str) -> Iterator[None]:
+def _shard_errors(path: str) -> Iterator[None]:
+    """Turn the errors of ArrayRecord into UserError, transient ones into UnreachableError."""
     try:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises
+    except (RuntimeError, ValueError, IndexError) as error:  # the types that ArrayRecord raises
         reason = str(error).splitlines()[0]
         if describes_transient(reason):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
         if "HTTP status" in reason:
-            raise UserError(f"{path}: {reason}; may this machine's account read it?") from None
-        raise UserError(f"{path}: {reason}; delete its folder to prepare it anew.") from None
+            raise UserError(f"{path}: {reason}; give this machine's account read access.") from None
+        raise UserError(f"{path}: {reason}; delete its folder to prepare it again.") from None
 
 
 class TokenRows:
-    """A prepared corpus: rows of sequence_length + 1 tokens by index."""
+    """The rows of a prepared corpus, sequence_length + 1 tokens each, by index."""
 
     def __init__(self, folder: str) -> None:
         manifest = require_manifest(folder)
@@ -266,13 +269,13 @@ class TokenRows:
         return len(self._records)
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> UInt32[np.ndarray, "n row_tokens"]:
-        """Rows ``indices``."""
+        """Return rows ``indices`` as uint32 (n, sequence_length + 1)."""
         content = b"".join(self._records.read(indices))
         return np.frombuffer(content, TOKEN).reshape(len(indices), self._row_tokens)
 
 
 class HeldoutDocuments:
-    """A prepared held-out corpus: whole documents by index."""
+    """The documents of a prepared held-out corpus by index."""
 
     def __init__(self, folder: str) -> None:
         self._records = Records(folder, require_manifest(folder).shards)
@@ -283,7 +286,7 @@ class HeldoutDocuments:
     def read(
         self, indices: Integer[np.ndarray, " n"]
     ) -> list[tuple[Integer[np.ndarray, " tokens"], int]]:
-        """Tokens, BOS first and EOS last, and the source's UTF-8 bytes, of each of ``indices``."""
+        """Return tokens (with BOS and EOS) and source bytes (UTF-8) of documents ``indices``."""
         return [
             (np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little"))
             for record in self._records.read(indices)
@@ -291,13 +294,13 @@ class HeldoutDocuments:
 
 
 def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) -> bytes:
-    """A held-out document as ``HeldoutDocuments`` reads it."""
+    """Return the record of a held-out document that ``HeldoutDocuments`` reads."""
     return source_bytes.to_bytes(8, "little") + tokens.astype(TOKEN).tobytes()
 
 
 def require_manifest(folder: str) -> Manifest:
-    """The manifest of a prepared folder; raises UserError where preparing has not finished."""
+    """Return the manifest of a prepared folder; raise UserError if it is not prepared."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} is not prepared: run `python -m llama_cpt.prepare CONFIG`.")
+        raise UserError(f"{folder} is not prepared; run `python -m llama_cpt.prepare CONFIG`.")
     return manifest

@@ -1,4 +1,4 @@
-"""Apache Beam: the bytes of one machine; it goes on where it ended and says what fails."""
+"""Apache Beam prepares the same bytes as one machine, resumes, and reports user errors."""
 
 import bz2
 from dataclasses import replace
@@ -18,7 +18,7 @@ import pytest
 
 from llama_cpt.config.schema import ChatConfig, CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
-from llama_cpt.data.prepare import layout as corpus_spans
+from llama_cpt.data.prepare import layout as prepare_layout
 from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.prepare.layout import (
     PrepareSpec,
@@ -51,12 +51,12 @@ def lines(documents):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(corpora, "make_layout", lambda *_: SMALL)
-    monkeypatch.setattr(corpus_spans, "PART_BYTES", 900)
+    monkeypatch.setattr(prepare_layout, "PART_BYTES", 900)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """Files of every kind that can be read from the middle on."""
+    """A config with files of every format."""
     (tmp_path / "zh0.jsonl").write_bytes(lines(texts(60, 0)))
     (tmp_path / "zh1.jsonl.gz").write_bytes(gzip.compress(lines(texts(60, 1))))
     (tmp_path / "zh2.jsonl.bz2").write_bytes(bz2.compress(lines(texts(30, 2))))
@@ -84,8 +84,8 @@ def contents(folder):
 
 @settings(deadline=None, max_examples=15)
 @given(st.data())
-def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
-    """Whatever the sizes, and in files of every kind."""
+def test_parts_read_separately_are_the_spans(tmp_path_factory, data):
+    """For all sizes, parts that are read separately give the spans of the whole corpus."""
     folder = tmp_path_factory.mktemp("sources")
     for number in range(3):
         seed, count = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 30))
@@ -97,24 +97,24 @@ def test_parts_read_by_themselves_are_the_spans(tmp_path_factory, data):
         table = pyarrow.table({"text": texts(count, seed)})
         pyarrow.parquet.write_table(table, folder / f"{number}c.parquet", row_group_size=3)
     sources = find_sources(CorpusConfig("zh", str(folder / "*")))
-    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
+    spec = PrepareSpec("zh", "", 31, "text", "error", "")
     layout = ShardLayout(data.draw(st.integers(1, 900)), data.draw(st.integers(1, 3000)))
     files = range(len(sources.files))
-    places = [place for f in files for place in block_offsets(sources, recipe, layout, f)]
+    offsets = [offset for f in files for offset in block_offsets(sources, spec, layout, f)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_spans, "PART_BYTES", data.draw(st.integers(1, 2000)))
-        parts = list(split_into_parts(places, layout))
+        patch.setattr(prepare_layout, "PART_BYTES", data.draw(st.integers(1, 2000)))
+        parts = list(split_into_parts(offsets, layout))
 
     def known(spans):
         return [(span.shard, [(b.path, b.first, b.raw) for b in span.blocks]) for span in spans]
 
-    found = [span for part in parts for span in iter_spans(sources, recipe, layout, part)]
-    assert known(found) == known(iter_spans(sources, recipe, layout))
+    found = [span for part in parts for span in iter_spans(sources, spec, layout, part)]
+    assert known(found) == known(iter_spans(sources, spec, layout))
 
 
 @pytest.fixture
 def by_beam():
-    """``prepare`` by Beam, with its options."""
+    """A function that calls ``prepare`` with Beam and its options."""
     pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
     from llama_cpt.data.prepare.beam import write_corpora
 
@@ -124,7 +124,7 @@ def by_beam():
     return call
 
 
-def test_the_same_bytes(by_beam, config, small, tmp_path, capsys):
+def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, capsys):
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
     found = by_beam(config)
     assert found.fingerprints() == local.fingerprints()
@@ -135,7 +135,7 @@ def test_the_same_bytes(by_beam, config, small, tmp_path, capsys):
     assert f"{documents:,} documents, " in capsys.readouterr().err
 
 
-def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
+def test_bad_document_is_one_line_and_finished_work_is_kept(
     by_beam, config, small, tmp_path, monkeypatch, capsys
 ):
     from llama_cpt.data.prepare import beam
@@ -143,7 +143,7 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
     with (tmp_path / "zh4.jsonl.zst").open("wb") as file:
         with pyarrow.CompressedOutputStream(file, "zstd") as packed:
             packed.write(lines(texts(30, 4)) + b"{}\n")
-    with pytest.raises(UserError, match="zh4.jsonl.zst:31: no field 'text'.*Mend it") as by_many:
+    with pytest.raises(UserError, match="zh4.jsonl.zst:31: no field 'text'.*Correct it") as by_many:
         by_beam(config)
     assert not list(Path(config.prepared).rglob("manifest.json"))
     finished = {path.stem for path in Path(config.prepared).rglob("partial/0*.array_record")}
@@ -164,7 +164,7 @@ def test_a_bad_document_is_one_line_and_what_is_finished_is_not_repeated(
     assert finished and len(written) == 1 and written[0] not in finished
 
 
-def test_through_a_bucket(by_beam, config, small, tmp_path, bucket):
+def test_beam_reads_and_writes_a_bucket(by_beam, config, small, tmp_path, bucket):
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
     for path in [*tmp_path.glob("zh*"), tmp_path / "held.jsonl"]:
         bucket.put(f"in/{path.name}", path.read_bytes(), None)
@@ -181,7 +181,7 @@ def test_through_a_bucket(by_beam, config, small, tmp_path, bucket):
     assert not [path for path in bucket.objects if "partial" in path or "draft" in path]
 
 
-def test_chats(by_beam, config, small, tmp_path):
+def test_beam_prepares_chats(by_beam, config, small, tmp_path):
     chats = [{"prompt": f"p{i}", "completion": text[:20]} for i, text in enumerate(texts(80, 7))]
     (tmp_path / "chat.json").write_text(json.dumps(chats))
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, chats)))
@@ -197,7 +197,7 @@ def test_chats(by_beam, config, small, tmp_path):
     assert contents(own.prepared) == contents(local.prepared)
 
 
-def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
+def test_local_path_with_a_remote_runner_is_an_error(by_beam, config, monkeypatch):
     with pytest.raises(UserError, match="'zh': .* is a local path.* FlinkRunner .* gs:// paths"):
         by_beam(config, "--runner", "FlinkRunner")
     monkeypatch.setattr("llama_cpt.data.prepare.beam.LOCAL_RUNNERS", ("Flunk",))
@@ -205,20 +205,20 @@ def test_a_local_path_and_many_machines(by_beam, config, monkeypatch):
         by_beam(config, "--runner", "Flunk")
 
 
-def test_storage_that_fails_for_now_is_left_to_beam(tmp_path):
-    """Which tries again; a mistake is noted, and ends no other part."""
+def test_transient_storage_errors_are_left_to_beam(tmp_path):
+    """Transient errors reach Beam, which retries; a user error is only recorded."""
     pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
-    from llama_cpt.data.prepare.beam import _failure_noted as noting
+    from llama_cpt.data.prepare.beam import record_failure
 
     (tmp_path / "beam" / "failed").mkdir(parents=True)
-    with pytest.raises(UnreachableError), noting(str(tmp_path), "0"):
+    with pytest.raises(UnreachableError), record_failure(str(tmp_path), "0"):
         raise UnreachableError("a mount is broken.")
-    with noting(str(tmp_path), "1"):
+    with record_failure(str(tmp_path), "1"):
         raise UserError("a document is broken.")
     assert [file.name for file in (tmp_path / "beam" / "failed").iterdir()] == ["1.txt"]
 
 
-def test_beam_is_not_there(monkeypatch):
+def test_missing_beam_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "llama_cpt.data.prepare.beam", raising=False)
     with pytest.raises(UserError, match=r"pip install -e '\.\[beam\]'"):

@@ -1,4 +1,4 @@
-"""Golden renderings, the mask on real chats, templates in Jinja against ``transformers``."""
+"""Golden renderings, spans in real chats, and Jinja templates compared with ``transformers``."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def llama3(shared_data):
 
 
 def with_template(folder: Path, tmp_path: Path, template):
-    """The tokenizer of ``folder`` in one with that template."""
+    """Return the tokenizer of ``folder`` in a folder with that template."""
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
     config = {"chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
@@ -64,7 +64,7 @@ def messages_of(values):
 
 
 def with_special_parsed(tokenizer):
-    """tiktoken's own way to parse special tokens."""
+    """Return the ids of tiktoken, which parses special tokens in text."""
     import tiktoken
 
     encoding = tiktoken.Encoding(
@@ -76,8 +76,8 @@ def with_special_parsed(tokenizer):
     return lambda text: encoding.encode(text, allowed_special="all")
 
 
-def said(template, tokenizer, messages):
-    """What the mask covers, a text a turn."""
+def assistant_texts(template, tokenizer, messages):
+    """Return the text of each assistant turn's span."""
     rendering = template.render(messages)
     return [tokenizer.decode(rendering.tokens[a:b].tolist()) for a, b in rendering.assistant_spans]
 
@@ -101,7 +101,7 @@ def test_golden_renderings(llama3, shared_data):
     ("every", "count"), [(20, 451), pytest.param(1, 8972, marks=pytest.mark.slow)]
 )
 def test_real_chats(llama3, shared_data, every, count):
-    """Ids as tiktoken parses the rendered text; the mask is answers and end tokens alone."""
+    """Ids equal tiktoken's of the rendered text; spans cover only answers and end tokens."""
     template, parsed = load_chat_template(llama3, "auto"), with_special_parsed(llama3)
     seen = 0
     for path in sorted((shared_data / "sft").rglob("*.json*")):
@@ -153,7 +153,7 @@ def test_text_never_becomes_special(byte_folder, tmp_path_factory, jinja, texts)
     ]
     np.testing.assert_array_equal(rendering.special, rendering.tokens >= 256)
     answers = [f"{m.content.strip()}<|eot_id|>" for m in messages if m.role == "assistant"]
-    assert said(template, tokenizer, messages) == answers
+    assert assistant_texts(template, tokenizer, messages) == answers
     if len(messages) % 2:
         start = rendering.assistant_spans[-1][1] if rendering.assistant_spans else 0
         assert template.prompt(messages)[start : len(ids)] == ids[start:]
@@ -180,11 +180,11 @@ def test_jinja_renders_as_transformers(byte_folder, tmp_path, jinja):
             ids = template.render(TALK[:end]).tokens.tolist()
             if spans:
                 texts = [expected[a:b] for a, b in spans[0]]
-                assert said(template, tokenizer, TALK[:end]) == texts
+                assert assistant_texts(template, tokenizer, TALK[:end]) == texts
         assert tokenizer.decode(ids) == expected
 
 
-def test_llama3_in_jinja_is_llama3(llama3, byte_folder, tmp_path):
+def test_llama3_in_jinja_equals_llama3(llama3, byte_folder, tmp_path):
     tokenizer = with_template(byte_folder, tmp_path, LLAMA3_JINJA)
     ours, theirs = (load_chat_template(tokenizer, choice) for choice in ("llama3", "auto"))
     assert ours.fingerprint == "llama3" and re.fullmatch("[0-9a-f]{64}", theirs.fingerprint)
@@ -193,13 +193,16 @@ def test_llama3_in_jinja_is_llama3(llama3, byte_folder, tmp_path):
     assert one.assistant_spans == other.assistant_spans
 
 
-def test_the_line_break_after_the_end_is_not_said(byte_folder, tmp_path):
+def test_line_break_after_the_end_token_is_not_in_the_span(byte_folder, tmp_path):
     tokenizer = with_template(byte_folder, tmp_path, LINES_JINJA)
     template = load_chat_template(tokenizer, "auto")
-    assert said(template, tokenizer, TALK) == [" hi \n<|eot_id|>", "(yes) <|eot_id|><|eot_id|>"]
+    assert assistant_texts(template, tokenizer, TALK) == [
+        " hi \n<|eot_id|>",
+        "(yes) <|eot_id|><|eot_id|>",
+    ]
 
 
-def test_where_templates_lie(byte_folder, tmp_path):
+def test_template_is_found_next_to_the_vocabulary(byte_folder, tmp_path):
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": LINES_JINJA}]
     tokenizer = with_template(byte_folder, tmp_path, named)
     assert find_template(tokenizer.path) == LINES_JINJA
@@ -223,24 +226,24 @@ CHANGES = "{{ messages.append(1) }}"
 @pytest.mark.parametrize(
     ("jinja", "complaint"),
     [
-        (ESCAPES, "it leaves its sandbox"),
-        (CHANGES, "it leaves its sandbox"),
+        (ESCAPES, "unsafe operation in the template"),
+        (CHANGES, "unsafe operation in the template"),
         ("{% for %}", r":1: Expected"),
         ("{{ nothing.there }}", "'nothing' is undefined"),
-        ("{{ raise_exception('not today') }}", r"it refuses a conversation .*not today"),
+        ("{{ raise_exception('not today') }}", r"it rejects a conversation .*not today"),
         ("{{ messages[-1].content }}", "depends on later turns"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}", "on later turns"),
-        ("hello", "does not tell the assistant's turns"),
+        ("hello", "the assistant's turns cannot be found"),
         (LINES_JINJA.replace("eot_id", "im_end"), "no token <|im_end|>"),
     ],
 )
-def test_templates_that_are_refused(byte_folder, tmp_path, jinja, complaint):
+def test_unusable_templates_are_errors(byte_folder, tmp_path, jinja, complaint):
     tokenizer = with_template(byte_folder, tmp_path, jinja)
     with pytest.raises(UserError, match=complaint.replace("<|im_end|>", r"<\|im_end\|>")):
         load_chat_template(tokenizer, "auto")
 
 
-def test_a_template_may_refuse_a_record(byte_folder, tmp_path):
+def test_template_may_reject_a_record(byte_folder, tmp_path):
     jinja = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     template = load_chat_template(with_template(byte_folder, tmp_path, jinja + LINES_JINJA), "auto")
     assert template.render(TALK[1:]).assistant_spans
@@ -252,14 +255,14 @@ def test_a_template_may_refuse_a_record(byte_folder, tmp_path):
     )
 
 
-def test_no_day_is_in_the_rows(byte_folder, tmp_path):
+def test_rows_do_not_depend_on_the_date(byte_folder, tmp_path):
     jinja = "{{ strftime_now('%d %b %Y') }}\n" + LINES_JINJA
     tokenizer = with_template(byte_folder, tmp_path, jinja)
     template = load_chat_template(tokenizer, "auto")
     assert tokenizer.decode(template.prompt(TALK[1:2])).startswith("26 Jul 2024\n")
 
 
-def test_sentencepiece_vocabularies_that_can_chat(tmp_path, shared_data):
+def test_sentencepiece_vocabulary_with_chat_tokens(tmp_path, shared_data):
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps({"text": f"say {n}: hi"}) for n in range(99)))
     train_vocabulary([text], tmp_path / "chat.model", 280)
@@ -267,7 +270,10 @@ def test_sentencepiece_vocabularies_that_can_chat(tmp_path, shared_data):
     template = load_chat_template(tokenizer, "auto")
     rendering = template.render([Message("user", "say <|eot_id|>"), Message("assistant", "hi")])
     assert rendering.tokens[0] == tokenizer.bos_id
-    assert said(template, tokenizer, TALK) == ["hi<|eot_id|>", "(yes) <|eot_id|><|eot_id|>"]
+    assert assistant_texts(template, tokenizer, TALK) == [
+        "hi<|eot_id|>",
+        "(yes) <|eot_id|><|eot_id|>",
+    ]
     end = tokenizer.special_id("<|eot_id|>")
     assert rendering.tokens.tolist().count(end) == 2
     llama2 = load_tokenizer(str(shared_data / "tokenizer/llama2"))

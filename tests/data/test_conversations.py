@@ -1,4 +1,4 @@
-"""Every format means what it says; what cannot be learnt from is named."""
+"""Chat formats are recognized; records that cannot be used are named with the reason."""
 
 import gzip
 import json
@@ -145,12 +145,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "record", "expected"), FORMATS)
-def test_formats(name, record, expected):
+def test_each_format_is_read(name, record, expected):
     assert read_record(record) == (name, expected)
 
 
 @pytest.mark.parametrize(("reason", "record"), BAD)
-def test_bad_records(reason, record):
+def test_bad_records_give_their_reason(reason, record):
     with pytest.raises(InvalidRecordError) as caught:
         read_record(record)
     assert caught.value.reason == reason
@@ -182,21 +182,21 @@ def test_arrays_and_lines_hold_the_same_records(tmp_path, layout, compressed):
     assert disk == pytest.approx(path.stat().st_size, rel=0.01)
 
 
-def test_broken_files(tmp_path):
+def test_broken_files_are_errors(tmp_path):
     path = tmp_path / "chats.json"
     path.write_text('{"a": 1}\n[1]\nno\n"\ud7ff"\n')
     _, records = read(path)
     reasons = [r.reason for r in records if isinstance(r, BadDocument)]
     assert reasons == ["not a JSON object", "not JSON", "not a JSON object"]
     path.write_text('[{"a": 1},\n')
-    with pytest.raises(UserError, match="not a JSON array .* is the file whole"):
+    with pytest.raises(UserError, match="not a JSON array .* is the file complete"):
         read(path)
     for suffix in (".gz", ".bz2", ".xz", ".zst"):
         path = tmp_path / f"chats.jsonl{suffix}"
         path.write_bytes(b"what is this?")
-        with pytest.raises(UserError, match="broken .*; is the file whole") as caught:
+        with pytest.raises(UserError, match="broken .*; is the file complete") as caught:
             read(path)
         assert caught.value.status == USER_ERROR
     (tmp_path / "chats.txt").write_text("x")
-    with pytest.raises(UserError, match="of no known kind; chat data is"):
+    with pytest.raises(UserError, match="unknown format; chat data must be"):
         read(tmp_path / "chats.txt")

@@ -1,4 +1,4 @@
-"""Preparing: exact rows, the same bytes from any number of workers and after any death."""
+"""Preparation gives exact rows, the same bytes for any number of workers and after any kill."""
 
 import base64
 from dataclasses import replace
@@ -21,10 +21,9 @@ import pytest
 import sentencepiece
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig
-from llama_cpt.data.prepare import corpora
-from llama_cpt.data.prepare import shards as corpus_shards
+from llama_cpt.data.prepare import corpora, shards
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.prepare.layout import ShardLayout, make_layout
+from llama_cpt.data.prepare.layout import PrepareSpec, ShardLayout, iter_spans, make_layout
 from llama_cpt.data.rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.sources import files as sources
 from llama_cpt.data.sources.documents import parse_documents, read_blocks
@@ -61,7 +60,7 @@ def write_lines(path, documents):
 
 @pytest.fixture
 def config(tmp_path, vocabulary):
-    """Two files of Chinese, one of English, one held out."""
+    """A config with two files of Chinese, one of English and one held-out file."""
     for name, seed in (("zh0.jsonl", 0), ("zh1.jsonl.gz", 1), ("en.jsonl", 2), ("held.jsonl", 3)):
         write_lines(tmp_path / name, texts(100, seed))
     return DataConfig(
@@ -76,7 +75,7 @@ def config(tmp_path, vocabulary):
 
 
 def contents(config):
-    """Every file but the locks."""
+    """Return the content of every file except locks, by relative path."""
     folder = Path(config.prepared)
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -118,10 +117,10 @@ def test_rows_are_the_documents_in_order(config):
     st.integers(1, 300),
     st.integers(1, 2000),
 )
-def test_each_shard_is_its_documents_in_order(
+def test_each_shard_holds_its_documents_in_order(
     tmp_path_factory, vocabulary, files, span_bytes, shard_bytes
 ):
-    """Whatever the sizes: rows and dropped tail of a shard are its documents, none lost."""
+    """For all sizes, the rows and the dropped tail of a shard are its documents."""
     folder = tmp_path_factory.mktemp("corpus")
     everything = [text for file in [*files, ["enough text for a row" * 3]] for text in file]
     for number, file in enumerate([*files, ["enough text for a row" * 3]]):
@@ -135,9 +134,9 @@ def test_each_shard_is_its_documents_in_order(
         patch.setattr(corpora, "make_layout", lambda *_: layout)
         prepared = prepare(config)
     manifest, tokenizer = prepared.rows["zh"], load_tokenizer(config.tokenizer)
-    recipe = corpus_shards.Recipe("zh", "", LENGTH, "text", "skip", "")
+    spec = PrepareSpec("zh", "", LENGTH, "text", "skip", "")
     documents = [[] for _ in manifest.shards]
-    for span in corpus_shards.spans_of(find_sources(source), recipe, layout):
+    for span in iter_spans(find_sources(source), spec, layout):
         for block in span.blocks:
             documents[span.shard] += [
                 d.text for d in parse_documents(block, "text") if hasattr(d, "text")
@@ -153,7 +152,7 @@ def test_each_shard_is_its_documents_in_order(
     assert sum(manifest.skipped.values()) == len(everything) - manifest.documents
 
 
-def test_any_number_of_workers_gives_the_same_bytes(config, small, tmp_path):
+def test_number_of_workers_does_not_change_bytes(config, small, tmp_path):
     found = []
     for workers in (1, 2, 4):
         own = replace(config, prepared=str(tmp_path / f"by{workers}"))
@@ -171,41 +170,41 @@ import json
 
 config = from_dict(DataConfig, json.loads(sys.argv[1]))
 corpora.make_layout = lambda *_: layout.ShardLayout({span_bytes}, {shard_bytes})
-place, after = sys.argv[2], int(sys.argv[3])
-whole = getattr(shards, place)
+function, after = sys.argv[2], int(sys.argv[3])
+original = getattr(shards, function)
 def dying(*arguments):
     global after
     after -= 1
     if after < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*arguments)
-setattr(shards, place, dying)
+    return original(*arguments)
+setattr(shards, function, dying)
 corpora.prepare(config, 2)
 """
 
 
 @pytest.mark.parametrize(
-    ("place", "after", "expected_finished"),
+    ("function", "after", "expected_finished"),
     [
         ("write_shard", 0, 0),
         ("write_shard", 3, 3),
         ("heldout_record", 20, 1),
-        ("write_atomically", 3, 2),
+        ("write_atomic", 3, 2),
         ("_publish", 0, ZH_SHARDS),
         ("write_manifest", 0, ZH_SHARDS),
     ],
 )
-def test_killed_and_called_again(
-    config, small, tmp_path, monkeypatch, place, after, expected_finished
+def test_prepare_resumes_after_a_kill(
+    config, small, tmp_path, monkeypatch, function, after, expected_finished
 ):
-    """SIGKILL at many places: the same bytes in the end, and finished shards are not repeated."""
+    """After SIGKILL at any point the bytes are the same, and finished shards are not repeated."""
     from llama_cpt.config.fields import to_dict
 
     whole = replace(config, prepared=str(tmp_path / "whole"))
     prepare(whole)
     program = KILLED.format(span_bytes=SMALL.span_bytes, shard_bytes=SMALL.shard_bytes)
     killed = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(to_dict(config)), place, str(after)],
+        [sys.executable, "-c", program, json.dumps(to_dict(config)), function, str(after)],
         cwd=ROOT,
         check=False,
     )
@@ -217,25 +216,25 @@ def test_killed_and_called_again(
     summaries = [path for path in Path(config.prepared).rglob("partial/0*.json")]
     finished = {(name_of(path.parent), int(path.stem)) for path in summaries}
     written = []
-    original = corpus_shards.write_shard
+    original = shards.write_shard
 
     def recorded(partial, shard, *rest):
         written.append((name_of(partial), shard))
         return original(partial, shard, *rest)
 
-    monkeypatch.setattr(corpus_shards, "write_shard", recorded)
+    monkeypatch.setattr(shards, "write_shard", recorded)
     prepared = prepare(config)
     assert contents(config) == contents(whole)
     everything = {("zh", n) for n in range(len(prepared.rows["zh"].shards))}
     everything |= {("en", n) for n in range(len(prepared.rows["en"].shards))}
     everything |= {("heldout/zh", n) for n in range(len(prepared.heldout["zh"].shards))}
-    if place == "heldout_record":
+    if function == "heldout_record":
         everything = {one for one in everything if one[0] == "heldout/zh"}
     assert sorted(written) == sorted(everything - finished)
     assert len(finished) == expected_finished
 
 
-def test_what_is_there_is_not_prepared_again(config, monkeypatch):
+def test_prepared_corpora_are_not_prepared_again(config, monkeypatch):
     first = prepare(config)
     monkeypatch.setattr(corpora, "write_corpus", None)
     monkeypatch.setattr("llama_cpt.data.sources.files.file_digest", None)
@@ -244,7 +243,7 @@ def test_what_is_there_is_not_prepared_again(config, monkeypatch):
     assert second.fingerprints() == first.fingerprints()
 
 
-def test_fingerprints_do_not_depend_on_places(config, tmp_path):
+def test_fingerprints_do_not_depend_on_paths(config, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for path in tmp_path.glob("*.jsonl*"):
@@ -297,7 +296,7 @@ def other_field(config, tmp_path):
         (other_file, "there are 3 source files, there were 2"),
     ],
 )
-def test_what_is_stale_is_refused_and_kept(config, tmp_path, change, message):
+def test_stale_corpus_is_an_error_and_is_kept(config, tmp_path, change, message):
     prepare(config)
     before = contents(config)
     with pytest.raises(UserError, match=f"prepared/zh was .*{message}.* delete .*prepared/zh"):
@@ -305,7 +304,7 @@ def test_what_is_stale_is_refused_and_kept(config, tmp_path, change, message):
     assert contents(config) == before
 
 
-def test_touched_sources_are_read_once_more_and_no_more(config, tmp_path, monkeypatch):
+def test_touched_sources_are_read_once(config, tmp_path, monkeypatch):
     first = prepare(config)
     os.utime(tmp_path / "zh0.jsonl", (1, 1))
     read = []
@@ -318,14 +317,12 @@ def test_touched_sources_are_read_once_more_and_no_more(config, tmp_path, monkey
     assert len(read) == 1
 
 
-def test_a_partly_prepared_corpus_of_other_sources_is_not_continued(
-    config, small, monkeypatch, tmp_path
-):
+def test_partial_corpus_of_other_sources_is_discarded(config, small, monkeypatch, tmp_path):
     def failing(*_):
         raise UserError("stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_shards, "_publish", failing)
+        patch.setattr(shards, "_publish", failing)
         with pytest.raises(UserError, match="stop"):
             prepare(config)
     assert list(Path(config.prepared).glob("zh/partial/*.array_record"))
@@ -339,18 +336,18 @@ def test_a_partly_prepared_corpus_of_other_sources_is_not_continued(
     assert not list(Path(config.prepared).rglob("partial"))
 
 
-def test_prepared_rows_outlive_their_sources(config, tmp_path, capsys):
+def test_prepared_rows_do_not_need_their_sources(config, tmp_path, capsys):
     first = prepare(config)
     for path in tmp_path.glob("*.jsonl*"):
         path.unlink()
     assert prepare(config) == first
     assert "no file matches" in capsys.readouterr().err
     other = replace(config.original[0], source=str(tmp_path / "mistyped.jsonl"))
-    with pytest.raises(UserError, match="no file matches.*were made of others"):
+    with pytest.raises(UserError, match="no file matches.*were prepared from different files"):
         prepare(replace(config, original=(other,)))
 
 
-def test_bad_documents_stop_or_are_skipped(config, tmp_path):
+def test_bad_documents_are_an_error_or_skipped(config, tmp_path):
     bad = [b'{"body": 1}\n', b"not JSON\n", b'{"text": "\xff"}\n', b'{"text": 3}\n', b"not JSON\n"]
     content = (tmp_path / "en.jsonl").read_bytes()
     (tmp_path / "en.jsonl").write_bytes(content + b"".join(bad))
@@ -375,20 +372,23 @@ def test_bad_documents_stop_or_are_skipped(config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"corpus 'en' .*en.jsonl\) holds no documents\."),
+        (b"", r"corpus 'en' .*en.jsonl\) holds no documents; add text\."),
         (b"\n \n", "holds no documents"),
         (b"what?\n", "holds no documents, 1 skipped"),
-        (b'{"text": "short"}\n', r"has 7 tokens, a row takes 32: 25 are missing.*sequence_length"),
+        (
+            b'{"text": "short"}\n',
+            r"has 7 tokens, but a row takes 32; add text with 25 more tokens.*sequence_length",
+        ),
     ],
 )
-def test_a_corpus_that_gives_no_row(config, tmp_path, content, message):
+def test_corpus_without_rows_is_an_error(config, tmp_path, content, message):
     (tmp_path / "en.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
         prepare(replace(config, bad_documents="skip"))
     assert not (Path(config.prepared) / "en" / "manifest.json").exists()
 
 
-def test_a_held_out_file_that_is_trained_on_is_said(config, capsys):
+def test_held_out_file_that_is_trained_on_is_a_warning(config, capsys):
     prepare(
         replace(config, heldout=(replace(config.heldout[0], source=config.original[0].source),))
     )
@@ -396,12 +396,12 @@ def test_a_held_out_file_that_is_trained_on_is_said(config, capsys):
 
 
 @pytest.mark.parametrize("name", ["heldout", "a/b", "..", ""])
-def test_names_that_are_no_folder_of_their_own(config, name):
-    with pytest.raises(UserError, match="a corpus cannot be named"):
+def test_corpus_name_must_be_a_folder_name(config, name):
+    with pytest.raises(UserError, match="corpus name .* must be a folder name"):
         prepare(replace(config, original=(replace(config.original[0], name=name),)))
 
 
-def test_a_lossy_tokenizer_is_counted(config, tmp_path):
+def test_documents_changed_by_the_tokenizer_are_counted(config, tmp_path):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the a b 中 0 1 2 3 4 5 6 7 8 9 :"] * 50),
         model_prefix=str(tmp_path / "tokenizer"),
@@ -417,14 +417,14 @@ def test_a_lossy_tokenizer_is_counted(config, tmp_path):
     assert (manifest.checked_documents, manifest.lossy_documents) == (16, 8)
 
 
-def test_small_files_share_shards_and_large_ones_are_cut():
+def test_shard_size_grows_with_sources_and_rows():
     assert make_layout(10**6, 8192).shard_bytes == 64 << 20
     assert make_layout(10**12, 8192).shard_bytes == 10**12 // 64
     assert make_layout(10**6, 131_072).shard_bytes >= 4 * 1000 * 131_073
 
 
-def test_a_second_call_waits_for_the_first(config, small):
-    """Two processes at a time: one prepares, both find the same."""
+def test_concurrent_call_waits_for_the_first(config, small):
+    """Of two concurrent processes one prepares, and both return the same corpora."""
     from llama_cpt.config.fields import to_dict
 
     program = (
@@ -435,17 +435,17 @@ def test_a_second_call_waits_for_the_first(config, small):
     )
     command = [sys.executable, "-c", program, json.dumps(to_dict(config))]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
+    output = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1]
-    assert said[0].decode().strip() == str(prepare(config).fingerprints())
+    assert output[0] == output[1]
+    assert output[0].decode().strip() == str(prepare(config).fingerprints())
 
 
 NAMES = ("t [1].jsonl", "a::b.jsonl", "* {?} #%20'.jsonl", "~t.jsonl")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_source_that_exists_is_literal(config, tmp_path, capsys, name):
+def test_existing_source_is_read_literally(config, tmp_path, capsys, name):
     folder = tmp_path / "[d] a::b"
     folder.mkdir()
     write_lines(folder / name, texts(100, 4))
@@ -465,7 +465,7 @@ def test_a_source_that_exists_is_literal(config, tmp_path, capsys, name):
     assert "are used as they were prepared" in capsys.readouterr().err
 
 
-def test_a_pattern_below_a_folder_that_exists(config, tmp_path):
+def test_pattern_below_an_existing_folder(config, tmp_path):
     folder = tmp_path / "[d]*"
     folder.mkdir()
     for name in ("a1.jsonl", "a2.jsonl", "b.jsonl"):

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same documents; whatever is bad is named with its place."""
+"""Every kind of source gives the same documents; errors name file and line."""
 
 import bz2
 import gzip
@@ -70,7 +70,7 @@ def test_json_lines(tmp_path, suffix, block_bytes):
     st.integers(1, 40),
     st.booleans(),
 )
-def test_blocks_are_whole_lines_and_lose_nothing(tmp_path_factory, lines, block_bytes, end):
+def test_blocks_are_all_lines_of_the_file(tmp_path_factory, lines, block_bytes, end):
     content = b"\n".join(lines) + (b"\n" if end else b"")
     path = write_lines(tmp_path_factory.mktemp("lines") / "a.jsonl", content)
     blocks = list(read_blocks(find_sources(corpus(path)), "text", block_bytes))
@@ -119,7 +119,7 @@ def test_text_files_are_documents(tmp_path):
         (b'{"text": "\\ud800"}', "not UTF-8 (a lone surrogate)"),
         (b'{"text": "cut', "not JSON (Unterminated string starting at: line 1 column 10 (char 9))"),
         (b"[" * 100_000, "not JSON ("),
-        (b'[{"text": "array"}]', "not a JSON object (one object a line, not a list)"),
+        (b'[{"text": "array"}]', "not a JSON object (expected one object per line, not a list)"),
         (b'{"body": "b", "title": 1}', "no field 'text' (its fields: body, title)"),
         (b"{}", "no field 'text' (its fields: none)"),
         (b'{"text": null}', "text is not a string (it is of type NoneType)"),
@@ -127,7 +127,7 @@ def test_text_files_are_documents(tmp_path):
         (b'{"text": ""}', "empty text"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_bad_line_is_named(tmp_path, line, message):
     content = b'\xef\xbb\xbf{"text": "before"}\n\n' + line + b'\n{"text": "after"}'
     before, bad, after = read(write_lines(tmp_path / "a.jsonl", content))
     assert str(bad).startswith(f"{tmp_path}/a.jsonl:3: {message}")
@@ -135,12 +135,12 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_file_cut_short_is_refused(tmp_path, suffix):
+def test_truncated_file_is_an_error(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 1 << 62, 5000)
     content = "".join(json.dumps({"text": str(n)}) + "\n" for n in noise).encode()
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](content)[:-100])
-    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: .*is the file whole\?"):
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: .*is the file complete\?"):
         read(path)
 
 
@@ -148,26 +148,26 @@ def test_a_file_cut_short_is_refused(tmp_path, suffix):
     ("name", "message"),
     [
         ("none-*.jsonl", "corpus 'zh': no file matches .*none-"),
-        ("", "is a folder: name its files"),
-        ("a.csv", r"a.csv: of no known kind; documents are .jsonl"),
+        ("", "is a folder; set a file pattern"),
+        ("a.csv", r"a.csv: unknown format; documents must be .jsonl"),
         ("a.parquet", "a.parquet: not a Parquet file"),
         ("a.jsonl.gz", "a.jsonl.gz: broken after line 1 .*Not a gzipped file"),
     ],
 )
-def test_a_source_that_cannot_be_read(tmp_path, name, message):
+def test_unreadable_source_is_an_error(tmp_path, name, message):
     for broken in ("a.csv", "a.parquet", "a.jsonl.gz"):
         (tmp_path / broken).write_bytes(b"what is this?")
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
 
 
-@pytest.mark.parametrize("place", range(4, 4000, 97))
-def test_a_damaged_parquet_file(tmp_path, place):
-    """Flipped anywhere it gives other documents or one line, never what a new start is for."""
+@pytest.mark.parametrize("offset", range(4, 4000, 97))
+def test_damaged_parquet_file_is_a_one_line_error(tmp_path, offset):
+    """Damage at any offset gives other documents or a one-line error, never a transient one."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"number {n} of many" for n in range(400)]}), path)
     content = bytearray(path.read_bytes())
-    content[place % len(content) : place % len(content) + 40] = bytes(range(200, 240))
+    content[offset % len(content) : offset % len(content) + 40] = bytes(range(200, 240))
     path.write_bytes(content)
     try:
         read(path)
@@ -176,17 +176,20 @@ def test_a_damaged_parquet_file(tmp_path, place):
         assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
 
-def test_a_disk_that_fails_for_now_is_worth_a_new_start():
-    """What gcsfuse gives where its bucket does not answer: here EIO, of a page that is not."""
-    told = "a.jsonl: cannot be read now .*Input/output"
+def test_transient_read_error_is_unreachable():
+    """A mount whose bucket does not answer gives EIO, here from a page that does not exist."""
+    message = "a.jsonl: cannot be read now .*Input/output"
     with open("/proc/self/mem", "rb") as failing:
-        with pytest.raises(UnreachableError, match=told):
+        with pytest.raises(UnreachableError, match=message):
             streams.read(failing, 9, "a.jsonl", " after line 3")
-        with pytest.raises(UnreachableError, match=told), storage_errors_as_user_errors("a.jsonl"):
+        with (
+            pytest.raises(UnreachableError, match=message),
+            storage_errors_as_user_errors("a.jsonl"),
+        ):
             failing.read(9)
 
 
-def test_a_parquet_column_that_is_missing_or_of_numbers(tmp_path):
+def test_missing_or_numeric_parquet_column_is_an_error(tmp_path):
     pq.write_table(pa.table({"id": [1], "body": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column 'text'; its columns: id, body"):
         read(tmp_path / "a.parquet")
@@ -195,7 +198,7 @@ def test_a_parquet_column_that_is_missing_or_of_numbers(tmp_path):
     assert texts(read(tmp_path / "a.parquet", "body")) == ["b"]
 
 
-def test_a_document_of_50_megabytes(tmp_path):
+def test_document_of_50_megabytes(tmp_path):
     text = "大文件 large " * (50_000_000 // 16)
     lines = [json.dumps({"text": t}, ensure_ascii=False) for t in ("a", text, "b")]
     path = write_lines(tmp_path / "a.jsonl", "\n".join(lines).encode())
@@ -204,7 +207,7 @@ def test_a_document_of_50_megabytes(tmp_path):
     assert [d.number for d in documents] == [1, 2, 3]
 
 
-def test_a_remote_source(tmp_path):
+def test_remote_source(tmp_path):
     system = fsspec.filesystem("memory")
     for name, content in (("b", LINES), ("a", b'{"text": "first"}\n')):
         with system.open(f"/bucket/{name}.jsonl.gz", "wb") as file:
@@ -217,7 +220,7 @@ def test_a_remote_source(tmp_path):
         find_sources(corpus("nonesuch://x"))
 
 
-def test_a_remote_source_that_exists_is_literal():
+def test_existing_remote_source_is_read_literally():
     system = fsspec.filesystem("memory")
     for name in ("t [1].jsonl", "t 1.jsonl"):
         with system.open(f"/literal/{name}", "wb") as file:
@@ -226,7 +229,7 @@ def test_a_remote_source_that_exists_is_literal():
     assert texts(read("memory://literal/t ?.jsonl")) == ["t 1.jsonl"]
 
 
-def test_changes_of_the_sources_are_seen(tmp_path):
+def test_changes_of_the_sources_are_detected(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", LINES)
     sources = find_sources(corpus(path))
     before = with_digests("zh", sources.stats())
@@ -271,7 +274,7 @@ def dataset(tmp_path_factory):
         yield folder
 
 
-def test_tfds(dataset):
+def test_tfds_dataset(dataset):
     documents = read("tfds:tiny_texts")
     sources = find_sources(corpus("tfds:tiny_texts"))
     blocks = list(read_blocks(sources, "text", 300))
@@ -294,6 +297,6 @@ def test_tfds(dataset):
         ("tfds:tiny_texts", "body", r"no field 'body'; its fields: (id, text|text, id)"),
     ],
 )
-def test_tfds_names_that_are_wrong(dataset, source, field, message):
+def test_invalid_tfds_names_are_errors(dataset, source, field, message):
     with pytest.raises(UserError, match=message):
         read(source, field)

@@ -1,4 +1,4 @@
-"""Batches against rows cut one by one; hosts, resume, threads that end, errors that come out."""
+"""Batches equal rows cut one by one; hosts, resume, threads that end, errors that propagate."""
 
 from fractions import Fraction
 import itertools
@@ -22,7 +22,7 @@ LENGTH = 12
 
 
 class ArrayRows:
-    """Rows in memory, with the interface of ``TokenRows``."""
+    """Rows in memory with the interface of ``TokenRows``."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -35,7 +35,7 @@ class ArrayRows:
 
 
 def random_rows(count, seed):
-    """Rows with many a BOS, some at the start, at the end and side by side."""
+    """Return rows with many BOS tokens, some at the start, at the end and adjacent."""
     random = np.random.default_rng(seed)
     rows = random.integers(2, 1000, (count, LENGTH + 1)).astype(np.uint32)
     return np.where(random.random(rows.shape) < 0.2, np.uint32(BOS), rows)
@@ -98,7 +98,7 @@ def test_row_batch_equals_rows_cut_token_by_token():
         assert getattr(batch, field).shape == (50, LENGTH)
 
 
-def test_a_row_of_one_document_and_one_of_nothing_but_bos():
+def test_row_of_one_document_and_row_of_bos_only():
     rows = np.array([[5, 6, 7, 8], [BOS] * 4], np.uint32)
     batch = row_batch(rows, np.zeros(2, np.int32), np.arange(2), BOS)
     assert batch.segment_ids.tolist() == [[1, 1, 1], [1, 2, 3]]
@@ -121,7 +121,7 @@ def test_batches_hold_the_rows_of_the_mixture_in_order():
 
 @pytest.mark.parametrize("num_microbatches", [1, 2, 4])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_side_by_side_are_the_single_host(hosts, num_microbatches):
+def test_batches_of_hosts_join_to_the_batch_of_one_host(hosts, num_microbatches):
     alone = take(4, num_microbatches=num_microbatches)
     parts = [
         take(4, num_microbatches=num_microbatches, rows_here=rows)
@@ -140,8 +140,8 @@ def test_resume_at_any_step_gives_the_same_next_batch():
         assert_same(take(1, start_row=16 * step)[0], whole[step])
 
 
-def test_a_far_start_reads_only_its_own_rows(others):
-    """What step 100,000 costs is what step 0 costs: rows ahead of it are not touched."""
+def test_far_start_reads_only_its_own_rows(others):
+    """Starting at step 100,000 reads as many rows as starting at step 0."""
     reads = []
 
     class Counting(ArrayRows):
@@ -160,12 +160,12 @@ def test_a_far_start_reads_only_its_own_rows(others):
         assert sum(reads) <= 16 * 6
 
 
-def test_a_batch_that_cannot_be_divided_is_refused():
+def test_indivisible_batch_is_an_error():
     with pytest.raises(UserError, match=r"global_batch_size=16 must be a multiple of 3 .* nearest"):
         loader(num_microbatches=3)
 
 
-def test_what_a_read_raises_comes_out(others):
+def test_errors_of_read_propagate(others):
     class Broken(ArrayRows):
         def read(self, indices):
             raise UserError("rows-00000-of-00001.array_record is damaged: run prepare again.")
@@ -182,7 +182,7 @@ def readers():
 
 @pytest.fixture
 def others():
-    """Threads of loaders that another file's test left to the garbage collector."""
+    """Threads of loaders that tests of other files left to the garbage collector."""
     return readers()
 
 
@@ -192,7 +192,7 @@ def assert_no_reader_left(others):
     assert not readers() - others
 
 
-def test_reading_runs_ahead_and_a_closed_loader_leaves_no_thread(others):
+def test_loader_reads_ahead_and_close_ends_its_threads(others):
     source = loader()
     next(source)
     assert readers() - others
@@ -202,7 +202,7 @@ def test_reading_runs_ahead_and_a_closed_loader_leaves_no_thread(others):
         next(source)
 
 
-def test_a_program_that_ends_in_mid_iteration_ends():
+def test_program_can_exit_during_iteration():
     program = (
         "from tests.data import test_loader\n"
         "source = test_loader.loader()\n"
@@ -217,7 +217,7 @@ def test_a_program_that_ends_in_mid_iteration_ends():
 
 
 def write_corpus(folder, rows):
-    """``rows`` as prepared shards of unequal length."""
+    """Write ``rows`` as prepared shards of unequal length."""
     folder.mkdir()
     parts = {"rows-00000-of-00002.array_record": rows[:9]}
     parts["rows-00001-of-00002.array_record"] = rows[9:]
@@ -245,8 +245,8 @@ def write_corpus(folder, rows):
     write_manifest(str(folder), manifest)
 
 
-def test_rows_on_disk_give_the_batches_of_rows_in_memory(tmp_path):
-    """Several threads on one reader, in random order, over several passes."""
+def test_rows_on_disk_and_in_memory_give_equal_batches(tmp_path):
+    """Several threads read from one reader, in random order, over several epochs."""
     on_disk = []
     for number, rows in enumerate(CORPORA):
         write_corpus(tmp_path / str(number), rows.rows)

@@ -1,4 +1,4 @@
-"""The mixture against a walk with counters, its bounds at every prefix, its shuffles."""
+"""The mixture equals a walk with counters; its bounds at every prefix and its shuffles."""
 
 from fractions import Fraction
 import math
@@ -29,11 +29,11 @@ def make_mixture(stages, additional=("1",), original=("1",), rows=1000, seed=0):
 
 
 class Walk:
-    """The definition, row by row with counters: no closed form anywhere."""
+    """The definition of the mixture, row by row with counters and no closed form."""
 
     def __init__(self, mixture):
         self.mixture = mixture
-        self.asked = Fraction(0)
+        self.target = Fraction(0)
         # One counter a group, then one for each remainder inside it: (rows seen, rows kept).
         self.seen = {}
 
@@ -45,8 +45,8 @@ class Walk:
 
     def next(self, row):
         almr = [almr for start, almr in self.mixture.stages if start <= row][-1]
-        added = math.floor(self.asked + almr) > math.floor(self.asked)
-        self.asked += almr
+        added = math.floor(self.target + almr) > math.floor(self.target)
+        self.target += almr
         group = self.mixture.additional if added else self.mixture.original
         first = 0 if added else len(self.mixture.additional)
         for k, corpus in enumerate(group):
@@ -80,7 +80,7 @@ stage_lists = st.lists(st.tuples(st.integers(1, 90), almrs), max_size=3).flatmap
 
 @settings(deadline=None, max_examples=60)
 @given(stage_lists, weights, weights)
-def test_equals_a_walk_with_counters(stage_list, additional, original):
+def test_mixture_equals_a_walk_with_counters(stage_list, additional, original):
     first, later = stage_list
     starts = np.cumsum([length for length, _ in later]).tolist()
     stages = [(0, first), *zip(starts, [almr for _, almr in later], strict=True)]
@@ -95,17 +95,17 @@ def test_equals_a_walk_with_counters(stage_list, additional, original):
 
 
 def assert_bounds(mixture, span=SPAN):
-    """DESIGN's bounds at every prefix of ``span`` rows, in exact arithmetic."""
+    """Assert the bounds of the mixture at every prefix of ``span`` rows, in exact arithmetic."""
     corpus, _ = mixture.positions(np.arange(span))
-    asked, group_rows, counts = Fraction(0), [0, 0], [0] * len(mixture.corpora)
+    target, group_rows, counts = Fraction(0), [0, 0], [0] * len(mixture.corpora)
     groups = mixture.additional, mixture.original
     stages = dict(mixture.stages)
     for row in range(span):
         almr = stages.get(row, almr if row else None)
-        asked += almr
+        target += almr
         counts[corpus[row]] += 1
         group_rows[0 if corpus[row] < len(groups[0]) else 1] += 1
-        assert abs(group_rows[0] - asked) < 1
+        assert abs(group_rows[0] - target) < 1
         for number, (group, rows) in enumerate(zip(groups, group_rows, strict=True)):
             for k, member in enumerate(group):
                 share = rows * member.weight / sum(c.weight for c in group)
@@ -120,7 +120,7 @@ def test_almr_is_within_one_row_at_every_prefix(almr):
     assert mixture.target_almr(SPAN) == mixture.realized_almr(SPAN) == Fraction(almr)
 
 
-def test_blocks_one_language_after_the_other():
+def test_stages_of_one_language_after_the_other():
     mixture = make_mixture([(0, "1"), (300, "0"), (1000, "0.335")])
     assert_bounds(mixture)
     corpus, _ = mixture.positions(np.arange(1000))
@@ -137,15 +137,15 @@ def test_bounds_hold_for_any_stages_and_weights(stage_list, additional, original
     assert_bounds(make_mixture(stages, additional, original), span=400)
 
 
-def test_one_floor_rule_on_cumulative_weights_would_break():
-    """Three corpora whose cumulative shares step together: the split by remainders stays exact."""
+def test_split_of_three_corpora_stays_exact():
+    """Three corpora whose cumulative shares step together, for which the split stays exact."""
     mixture = make_mixture([(0, "1")], ["0.5", "0.25", "0.25"])
     assert mixture.row_counts(4) == (2, 1, 1, 0)
     assert_bounds(mixture)
 
 
 def test_far_rows_are_exact():
-    """Products past int64 and floats past their digits: the billionth row is as exact as row 0."""
+    """Rows whose products exceed int64 and float precision are as exact as row 0."""
     mixture = make_mixture([(0, "0.123456789012"), (10**12 + 7, "0.335")], ["0.3", "0.7"])
     far = 10**15
     counts = np.array(mixture.row_counts(far))
@@ -157,7 +157,7 @@ def test_far_rows_are_exact():
     assert abs(counts[:2].sum() - mixture.target_almr(far + 500) * (far + 500)) < 1
 
 
-def test_locate_does_not_depend_on_how_rows_are_asked_for():
+def test_locate_does_not_depend_on_the_order_of_rows():
     mixture = make_mixture([(0, "0.335"), (50, "0.8")], ["1", "2", "0.3"], ["1", "5"], rows=7)
     together = mixture.locate(np.arange(200))
     for row in (0, 49, 50, 51, 199):
@@ -166,7 +166,7 @@ def test_locate_does_not_depend_on_how_rows_are_asked_for():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 64, 1000])
-def test_each_pass_is_another_permutation(rows):
+def test_each_epoch_is_another_permutation(rows):
     mixture = make_mixture([(0, "0.335")], ["1", "2"], ["1"], rows=rows)
     corpus, index = mixture.locate(np.arange(12 * mixture.corpora[1].rows))
     for number, member in enumerate(mixture.corpora):
@@ -178,7 +178,7 @@ def test_each_pass_is_another_permutation(rows):
             assert (passes[0] != passes[1]).mean() > 0.9
 
 
-def test_the_seed_and_the_name_choose_the_shuffle():
+def test_seed_and_name_choose_the_shuffle():
     def first_rows(seed, name):
         keys = pass_keys(np.full(500, stream_key(seed, name)), np.zeros(500, np.int64))
         return permute(np.arange(500), np.full(500, 500), keys)
@@ -200,13 +200,13 @@ def test_permute_is_a_bijection(size, key):
 
 @pytest.mark.parametrize("size", [2, 3, 5, 10, 97])
 def test_shuffles_are_fair(size):
-    """Over many keys every element is as often at every place: chi-square within six sigma."""
+    """Over many keys each element is equally often at each position (chi-square, six sigma)."""
     trials = 4000
     keys = pass_keys(np.zeros(trials, np.uint64), np.arange(trials))
     table = np.zeros((size, size))
-    for place in range(min(size, 10)):
-        out = permute(np.full(trials, place), np.full(trials, size), keys)
-        table[place] = np.bincount(out, minlength=size)
+    for element in range(min(size, 10)):
+        out = permute(np.full(trials, element), np.full(trials, size), keys)
+        table[element] = np.bincount(out, minlength=size)
     table = table[: min(size, 10)]
     expected = trials / size
     freedom = table.size - len(table)
@@ -214,22 +214,24 @@ def test_shuffles_are_fair(size):
     assert abs(chi_square - freedom) < 6 * math.sqrt(2 * freedom)
 
 
-def test_neighbours_part():
-    """Consecutive indices land apart: the mean distance is that of a random pair, a third."""
+def test_neighbors_are_separated():
+    """The mean distance of the images of neighbors is that of random pairs, a third."""
     size = 100_000
     out = permute(np.arange(size), np.full(size, size), np.full(size, 5, np.uint64))
     assert abs(np.abs(np.diff(out)).mean() / size - 1 / 3) < 0.01
     assert abs(np.corrcoef(np.arange(size), out)[0, 1]) < 0.02
 
 
-def test_too_many_passes_are_refused_before_the_run():
+def test_too_many_epochs_are_an_error():
     mixture = make_mixture([(0, "0.335")], ["1"], ["1"], rows=100)
     longest = mixture.max_rows(2.5)
     mixture.check_epochs(longest, 2.5)
     assert max(mixture.epochs(longest)) <= 2.5 < max(mixture.epochs(longest + 1))
-    with pytest.raises(UserError, match=rf"'en0' \(100 rows\), data.max_epochs is 2.5.*{longest}"):
+    with pytest.raises(
+        UserError, match=rf"'en0' \(100 rows\), but data.max_epochs is 2.5.*{longest}"
+    ):
         mixture.check_epochs(longest + 1, 2.5)
-    with pytest.raises(UserError, match="6.65 times over corpus 'en0'"):
+    with pytest.raises(UserError, match="6.65 epochs over corpus 'en0'"):
         mixture.check_epochs(1000, 4.0)
 
 
@@ -254,6 +256,6 @@ def test_config_steps_become_rows_and_decimals_stay_exact():
     assert mixture.seed == 3
 
 
-def test_a_corpus_without_rows_is_refused():
-    with pytest.raises(UserError, match="'en' has no row of tokens"):
+def test_corpus_without_rows_is_an_error():
+    with pytest.raises(UserError, match="'en' has no rows"):
         build_mixture(config_of(0.5), {"zh": 5, "en": 0}, seed=0, global_batch_size=16)

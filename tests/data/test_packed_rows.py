@@ -1,4 +1,4 @@
-"""Prepared chats: rows that hold them, refused where they are stale; batches of all kinds."""
+"""Prepared chats: their rows, errors for stale ones, and batches of all kinds."""
 
 from collections import Counter
 from dataclasses import replace
@@ -32,7 +32,7 @@ from llama_cpt.data.prepare.layout import ShardLayout
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
-from tests.data.test_packing import found_segments
+from tests.data.packed_segments import found_segments
 
 DPO, KTO = PreferenceConfig("sigmoid"), PreferenceConfig("kto")
 
@@ -43,7 +43,7 @@ def vocabulary(tmp_path_factory):
 
 
 def chats(kind, count, seed):
-    """Records of ``kind``; every tenth is bad."""
+    """Yield records of ``kind``; every tenth is bad."""
     random = np.random.default_rng(seed)
     for number in range(count):
         prompt = f"{seed}.{number}" + "?" * int(random.integers(20))
@@ -86,7 +86,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
-    """From record to row, by one worker or two, in several shards, for each objective."""
+    """Rows hold the records for one or two workers, in several shards, for each objective."""
     monkeypatch.setattr(corpora, "make_layout", lambda *_: ShardLayout(300, 2000))
     config = config_of(tmp_path, vocabulary, kind)
     prepared = prepare(config, 1, objective=OBJECTIVES[kind])
@@ -113,17 +113,17 @@ def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
     block = rows.read(np.arange(len(rows)))
     for row in range(len(rows)):
         fields = {name: getattr(block, name)[row] for name in record_fields("conversations")}
-        for number, (tokens, targets, learnt) in found_segments(fields).items():
+        for number, (tokens, targets, mask) in found_segments(fields).items():
             if kind == "unpaired" and number % 2 == 0:
                 continue
             text = tokenizer.decode([tokens[0], *targets])
             found[text] += 1
-            said = tokenizer.decode(list(itertools.compress(targets, learnt)))
-            assert text.endswith(f"assistant<|end_header_id|>\n\n{said}")
+            answer = tokenizer.decode(list(itertools.compress(targets, mask)))
+            assert text.endswith(f"assistant<|end_header_id|>\n\n{answer}")
     assert found == answers
 
 
-def test_a_stale_or_other_kind_is_refused(tmp_path, vocabulary):
+def test_stale_corpus_or_other_kind_is_an_error(tmp_path, vocabulary):
     config = config_of(tmp_path, vocabulary, "preferences")
     first = prepare(config, objective=DPO)
     assert prepare(config, objective=DPO) == first
@@ -136,25 +136,25 @@ def test_a_stale_or_other_kind_is_refused(tmp_path, vocabulary):
         with pytest.raises(UserError, match=complaint):
             prepare(replace(config, **change), objective=objective)
     fresh = replace(config, prepared=str(tmp_path / "fresh"))
-    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Mend it, or set"):
+    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Correct it, or set"):
         prepare(replace(fresh, bad_documents="error"), objective=DPO)
     with pytest.raises(UserError, match="holds no documents, 80 skipped"):
         prepare(replace(fresh, prepared=str(tmp_path / "c")), objective=NextTokenConfig())
-    with pytest.raises(UserError, match=r"nothing to learn from that .*sequence_length=8 holds"):
+    with pytest.raises(UserError, match=r"no chat with targets that fits .*sequence_length=8;"):
         prepare(replace(fresh, sequence_length=8), objective=DPO)
     assert not list(tmp_path.glob("fresh/*/manifest.json"))
 
 
 @pytest.mark.parametrize(
-    ("learn", "expected"),
+    ("loss_on", "expected"),
     [("assistant", ["a<|eot_id|>", "b<|eot_id|>"]), ("last", ["b<|eot_id|>"]), ("all", None)],
 )
-def test_what_is_learnt(tmp_path, vocabulary, learn, expected):
+def test_loss_on_selects_the_learned_turns(tmp_path, vocabulary, loss_on, expected):
     turns = zip(("user", "assistant") * 2, "uavb", strict=True)
     record = {"messages": [{"role": role, "content": text} for role, text in turns]}
     (tmp_path / "one.jsonl").write_text(json.dumps(record))
     config = replace(
-        config_of(tmp_path, vocabulary, "conversations"), chat=ChatConfig(loss_on=learn)
+        config_of(tmp_path, vocabulary, "conversations"), chat=ChatConfig(loss_on=loss_on)
     )
     one = CorpusConfig("one", str(tmp_path / "one.jsonl"))
     prepared = prepare(replace(config, additional=(one,), original=(), almr=1.0, heldout=()))
@@ -167,15 +167,15 @@ def test_what_is_learnt(tmp_path, vocabulary, learn, expected):
     )
     row = jax.tree.map(lambda x: x[0], batch)
     shown = packed_row_as_text(row, 0, tokenizer).splitlines()
-    learnt = [line[4:] for line in shown if line.startswith("  > ")]
+    learned = [line[4:] for line in shown if line.startswith("  > ")]
     if expected is None:
-        assert learnt[0].startswith("<|start_header_id|>user") and learnt[-1] == "b<|eot_id|>"
+        assert learned[0].startswith("<|start_header_id|>user") and learned[-1] == "b<|eot_id|>"
         assert [line for line in shown if line.startswith("  | ")] == ["  | <|begin_of_text|>"]
     else:
-        assert learnt == expected
+        assert learned == expected
 
 
-def test_format_tokens_are_left_out(tmp_path, vocabulary):
+def test_format_tokens_are_masked(tmp_path, vocabulary):
     config = config_of(tmp_path, vocabulary, "preferences")
     masked = prepare(config, objective=replace(DPO, mask_format_tokens=True))
     (rows, _) = open_rows(masked)
@@ -194,7 +194,7 @@ def loader(config, prepared, references=None, **changes):
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
-def test_batches(tmp_path, vocabulary, kind):
+def test_batches_of_each_kind(tmp_path, vocabulary, kind):
     config = config_of(tmp_path, vocabulary, kind)
     short = [json.dumps(record) + "\n" for record in chats(kind, 3, 5)]
     (tmp_path / "zh.jsonl").write_text("".join(short))
@@ -224,14 +224,14 @@ def test_batches(tmp_path, vocabulary, kind):
         assert getattr(rows, field).dtype == np.int32
     corpus, index = mixture.locate(np.arange(8, 16))
     opened = open_rows(prepared)
-    for place, (c, i) in enumerate(zip(corpus, index, strict=True)):
+    for number, (c, i) in enumerate(zip(corpus, index, strict=True)):
         block = opened[c].read(np.array([i]))
-        at = divmod(place, 4)
+        at = divmod(number, 4)
         for field in ("tokens", "targets", "loss_mask", "segment_ids"):
             np.testing.assert_array_equal(getattr(rows, field)[at], getattr(block, field)[0])
         assert (rows.corpus[at] == c).all()
-        for number in np.unique(rows.segment_ids[at]):
-            positions = rows.positions[at][rows.segment_ids[at] == number]
+        for segment in np.unique(rows.segment_ids[at]):
+            positions = rows.positions[at][rows.segment_ids[at] == segment]
             assert positions.tolist() == list(range(len(positions)))
         if kind == "conversations":
             continue
@@ -242,9 +242,9 @@ def test_batches(tmp_path, vocabulary, kind):
         assert batch.reference_logprobs[at][: known.size].tolist() == known.tolist()
         assert batch.reference_logprobs[at].shape == (2 * most[1],)
     if references:
-        with pytest.raises(UserError, match="are of other rows"):
+        with pytest.raises(UserError, match="belong to other rows"):
             open_rows(prepared, {"en": references["en"][1:]})
-        with pytest.raises(UserError, match="are of other rows"):
+        with pytest.raises(UserError, match="belong to other rows"):
             open_rows(prepared, {"en": references["en"][:, 1:]})
         wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
         alone = open_rows(prepared, wider)[1].batch(np.array([2, 0]))
@@ -259,7 +259,7 @@ def test_batches(tmp_path, vocabulary, kind):
         np.testing.assert_array_equal(one, other)
 
 
-def test_good_answers_keep_their_judgement(tmp_path, vocabulary):
+def test_rated_answers_keep_their_rating(tmp_path, vocabulary):
     config = config_of(tmp_path, vocabulary, "unpaired")
     prepared = prepare(config, objective=KTO)
     expected = {}
@@ -274,10 +274,10 @@ def test_good_answers_keep_their_judgement(tmp_path, vocabulary):
     for rows in open_rows(prepared):
         block = rows.read(np.arange(len(rows)))
         for row, answer in zip(*np.nonzero(block.example_mask), strict=True):
-            places = block.segment_ids[row] == 2 * answer + 1
-            text = tokenizer.decode(block.targets[row][places].tolist())
-            prompt, said = (part.rsplit("\n\n", 1)[1] for part in text.split("<|eot_id|>")[:2])
-            assert bool(block.good[row, answer]) == expected[prompt, said]
+            columns = block.segment_ids[row] == 2 * answer + 1
+            text = tokenizer.decode(block.targets[row][columns].tolist())
+            prompt, reply = (part.rsplit("\n\n", 1)[1] for part in text.split("<|eot_id|>")[:2])
+            assert bool(block.good[row, answer]) == expected[prompt, reply]
             seen += 1
         assert not block.good[block.example_mask == 0].any()
     pairs = sum(

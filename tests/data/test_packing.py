@@ -1,4 +1,4 @@
-"""Packing loses nothing and mixes nothing; what is too long is counted."""
+"""Packing keeps every example whole and separate; examples that are too long are counted."""
 
 from collections import Counter
 
@@ -11,19 +11,20 @@ from llama_cpt.data.chat.examples import ChatExample, ChatSpec, Segment
 from llama_cpt.data.chat.lengths import drop_or_truncate, with_kl_completions
 from llama_cpt.data.chat.packing import TOKEN, pack_examples, record_fields
 from llama_cpt.runtime.errors import UserError
+from tests.data.packed_segments import found_segments
 
 KINDS = ("conversations", "preferences", "unpaired")
 LENGTH = 24
 BOS = 1
 
 
-def recipe(kind, too_long="drop"):
+def chat_spec(kind, too_long="drop"):
     return ChatSpec(kind, "llama3", "assistant", too_long, False)
 
 
 @st.composite
-def units(draw, kind, longest):
-    """Units of random tokens, the prompts of a pair equal."""
+def chat_examples(draw, kind, longest):
+    """Examples of random tokens; the prompts of a pair are equal."""
     made = []
     for number in range(draw(st.integers(1, 30))):
         random = np.random.default_rng(draw(st.integers(0, 1000)) + 1000 * number)
@@ -49,36 +50,27 @@ def rows_of(records, kind):
     ]
 
 
-def found_segments(row):
-    """Segment number -> tokens, targets, loss_mask, in order; each lies in one piece."""
-    found = {}
-    for number in range(1, int(row["segment_ids"].max()) + 1):
-        places = np.flatnonzero(row["segment_ids"] == number)
-        assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
-        fields = ("tokens", "targets", "loss_mask")
-        found[number] = tuple(tuple(row[field][places].tolist()) for field in fields)
-    return found
-
-
 def as_placed(segment):
-    tokens, learnt = segment.tokens.tolist(), segment.loss_mask.astype(int).tolist()
-    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(learnt[1:])
+    tokens, loss_mask = segment.tokens.tolist(), segment.loss_mask.astype(int).tolist()
+    return tuple(tokens[:-1]), tuple(tokens[1:]), tuple(loss_mask[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_every_unit_is_in_one_row_once(kind, data):
-    given_units = data.draw(units(kind, LENGTH // 2))
+def test_every_example_is_in_one_row_once(kind, data):
+    given_examples = data.draw(chat_examples(kind, LENGTH // 2))
     if kind == "unpaired":
-        given_units = [ChatExample(unit.segments * 2, unit.good) for unit in given_units]
-    given_units = [
-        unit
-        for unit in given_units
-        if sum(len(segment.tokens) - 1 for segment in unit.segments) <= LENGTH
+        given_examples = [
+            ChatExample(example.segments * 2, example.good) for example in given_examples
+        ]
+    given_examples = [
+        example
+        for example in given_examples
+        if sum(len(segment.tokens) - 1 for segment in example.segments) <= LENGTH
     ]
     counts = Counter()
-    records = list(pack_examples(given_units, recipe(kind), LENGTH, counts))
+    records = list(pack_examples(given_examples, chat_spec(kind), LENGTH, counts))
     members = 1 if kind == "conversations" else 2
     found, most = [], 0
     for row in rows_of(records, kind):
@@ -87,20 +79,20 @@ def test_every_unit_is_in_one_row_once(kind, data):
         assert len(segments) % members == 0
         most = max(most, len(segments) // members)
         for first in range(1, len(segments) + 1, members):
-            places = row["segment_ids"] == first
-            good = row["good"][places][0] if kind == "unpaired" else 0
+            columns = row["segment_ids"] == first
+            good = row["good"][columns][0] if kind == "unpaired" else 0
             found.append((tuple(segments[first + m] for m in range(members)), good))
     expected = [
-        (tuple(map(as_placed, unit.segments)), unit.good * (kind == "unpaired"))
-        for unit in given_units
+        (tuple(map(as_placed, example.segments)), example.good * (kind == "unpaired"))
+        for example in given_examples
     ]
     assert Counter(found) == Counter(expected)
-    placed = [one for unit in expected for one in unit[0]]
+    placed = [one for example in expected for one in example[0]]
     assert counts["places"] == sum(len(tokens) for tokens, _, _ in placed)
     assert counts["learnt_tokens"] == sum(sum(mask) for _, _, mask in placed)
     assert counts["units"] == most
     assert counts["prompt_tokens_twice"] == sum(
-        segment.prompt_tokens for unit in given_units for segment in unit.segments[1:]
+        segment.prompt_tokens for example in given_examples for segment in example.segments[1:]
     )
 
 
@@ -108,23 +100,23 @@ def test_every_unit_is_in_one_row_once(kind, data):
 @pytest.mark.parametrize("too_long", ["drop", "truncate_start", "truncate_end"])
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_what_a_row_cannot_hold(kind, too_long, data):
-    """Kept whole if it fits; otherwise cut at the stated end only, or left out; all is counted."""
-    given_units = data.draw(units(kind, 2 * LENGTH))
+def test_examples_longer_than_a_row_are_cut_or_dropped(kind, too_long, data):
+    """Examples that fit are whole; others are cut at the configured end or dropped and counted."""
+    given_examples = data.draw(chat_examples(kind, 2 * LENGTH))
     counts = Counter()
-    kept = list(drop_or_truncate(given_units, recipe(kind, too_long), LENGTH, counts))
+    kept = list(drop_or_truncate(given_examples, chat_spec(kind, too_long), LENGTH, counts))
     left = iter(kept)
     after = next(left, None)
     whole = cut = lost = 0
-    for unit in given_units:
-        places = sum(len(s.tokens) - 1 for s in unit.segments)
+    for example in given_examples:
+        positions = sum(len(s.tokens) - 1 for s in example.segments)
         if kind == "unpaired":
-            places += unit.segments[0].prompt_tokens
-        if after is unit:
-            assert places <= LENGTH
+            positions += example.segments[0].prompt_tokens
+        if after is example:
+            assert positions <= LENGTH
         else:
-            assert places > LENGTH
-            if after is None or not is_cut_of(after, unit, too_long):
+            assert positions > LENGTH
+            if after is None or not is_cut_of(after, example, too_long):
                 lost += 1
                 continue
             cut += 1
@@ -133,14 +125,14 @@ def test_what_a_row_cannot_hold(kind, too_long, data):
         after = next(left, None)
     assert after is None and whole == len(kept)
     assert counts["truncated"] == cut and counts["too_long"] + counts["nothing_to_learn"] == lost
-    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_units, kept)]
+    tokens = [sum(len(s.tokens) for u in us for s in u.segments) for us in (given_examples, kept)]
     assert counts["dropped_tokens"] == tokens[0] - tokens[1]
     if too_long == "drop":
         assert not cut
 
 
 def is_cut_of(after, before, too_long):
-    """Whether the tokens left are those at the other end, and BOS."""
+    """Return whether ``after`` is BOS and the tokens at the end that ``too_long`` keeps."""
     for a, b in zip(after.segments, before.segments, strict=True):
         lost = len(b.tokens) - len(a.tokens)
         if too_long == "truncate_end":
@@ -153,7 +145,7 @@ def is_cut_of(after, before, too_long):
     return all(a.loss_mask[1:].any() for a in after.segments)
 
 
-def judged(prompt, answer, good=True):
+def rated(prompt, answer, good=True):
     tokens = np.array([BOS, *prompt, *answer], np.uint32)
     prompt_tokens = 1 + len(prompt)
     return ChatExample(
@@ -161,32 +153,32 @@ def judged(prompt, answer, good=True):
     )
 
 
-def test_a_mismatch_is_the_next_answer_to_another_prompt():
-    given_units = [
-        judged([2], [20, 21]),
-        judged([2], [30], False),
-        judged([3], [40, 41, 42]),
-        judged([4, 4], [50]),
-        judged([2], [60]),
+def test_mismatch_is_the_next_answer_to_another_prompt():
+    given_examples = [
+        rated([2], [20, 21]),
+        rated([2], [30], False),
+        rated([3], [40, 41, 42]),
+        rated([4, 4], [50]),
+        rated([2], [60]),
     ]
     counts = Counter()
-    made = list(with_kl_completions(given_units, 100, counts))
-    assert [unit.segments[0].tokens.tolist() for unit in made] == [
-        unit.segments[0].tokens.tolist() for unit in given_units
+    made = list(with_kl_completions(given_examples, 100, counts))
+    assert [example.segments[0].tokens.tolist() for example in made] == [
+        example.segments[0].tokens.tolist() for example in given_examples
     ]
-    assert [unit.segments[1].tokens.tolist() for unit in made] == [
+    assert [example.segments[1].tokens.tolist() for example in made] == [
         [BOS, 2, 40, 41, 42],
         [BOS, 2, 40, 41, 42],
         [BOS, 3, 50],
         [BOS, 4, 4, 60],
         [BOS, 2, 40, 41, 42],
     ]
-    assert [unit.good for unit in made] == [True, False, True, True, True]
+    assert [example.good for example in made] == [True, False, True, True, True]
     assert counts["mismatches_cut"] == 0
-    # 3 places of its own and 1 of the prompt leave 1 and 2 for the two mismatches.
-    cut = list(with_kl_completions(given_units[:1] + given_units[2:3], 6, counts))
+    # 3 positions of the answer and 1 of the prompt leave 1 and 2 for the two mismatches.
+    cut = list(with_kl_completions(given_examples[:1] + given_examples[2:3], 6, counts))
     assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
     assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]
     assert counts["mismatches_cut"] == 2
     with pytest.raises(UserError, match="answers to two prompts"):
-        list(with_kl_completions(given_units[:2], 100, counts))
+        list(with_kl_completions(given_examples[:2], 100, counts))

@@ -1,4 +1,4 @@
-"""Rows on disk: cut exactly, read by index, broken files named."""
+"""Rows on disk are cut exactly and read by index; errors name broken files."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from llama_cpt.data.rows import (
     record_writer,
     write_manifest,
 )
-from llama_cpt.runtime import storage as reachable
+from llama_cpt.runtime import storage as runtime_storage
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import UnreachableError
 from tests.storage_server import storage
@@ -32,7 +32,7 @@ LENGTH = 7
 
 
 def write(folder, shards, *, length=LENGTH):
-    """``shards``: the records of each."""
+    """Write a corpus; ``shards`` holds the records of each shard."""
     folder.mkdir(exist_ok=True)
     names = [f"rows-{i:05}-of-{len(shards):05}.array_record" for i in range(len(shards))]
     for name, records in zip(names, shards, strict=True):
@@ -79,8 +79,8 @@ def test_rows_by_index_across_shards(tmp_path_factory, sizes, data):
     read = TokenRows(str(folder))
     assert len(read) == len(rows)
     last = max(len(rows) - 1, 0)
-    places = data.draw(st.lists(st.integers(0, last), max_size=20)) if len(rows) else []
-    indices = np.array(places, np.int64)
+    drawn = data.draw(st.lists(st.integers(0, last), max_size=20)) if len(rows) else []
+    indices = np.array(drawn, np.int64)
     assert np.array_equal(read.read(indices), rows[indices])
 
 
@@ -90,37 +90,37 @@ def test_heldout_documents(tmp_path):
     read = HeldoutDocuments(str(tmp_path))
     assert len(read) == 3
     order = [2, 0, 1]
-    for place, (tokens, source_bytes) in zip(order, read.read(np.array(order)), strict=True):
-        assert np.array_equal(tokens, documents[place][0])
-        assert source_bytes == documents[place][1]
+    for index, (tokens, source_bytes) in zip(order, read.read(np.array(order)), strict=True):
+        assert np.array_equal(tokens, documents[index][0])
+        assert source_bytes == documents[index][1]
 
 
-def test_documents_are_not_waited_for_one_by_one(tmp_path):
-    """As many reads as may be are under way at once: from a bucket each takes its time."""
+def test_documents_are_read_concurrently(tmp_path):
+    """READS_AT_A_TIME reads run concurrently."""
     write(tmp_path, [[heldout_record(np.arange(3, dtype=np.uint32), 3)] * 64], length=0)
     read = HeldoutDocuments(str(tmp_path))
     all_at_once = threading.Barrier(READS_AT_A_TIME)
     (reader,) = read._records._open()
 
     class Slow:
-        def read(self, places):
+        def read(self, indices):
             all_at_once.wait(timeout=30)
-            return reader.read(places)
+            return reader.read(indices)
 
     read._records._readers = [Slow()]
     assert len(read.read(np.arange(64))) == 64
 
 
-def test_a_folder_without_manifest_and_a_manifest_that_is_none(tmp_path):
+def test_missing_and_invalid_manifests_are_errors(tmp_path):
     assert read_manifest(str(tmp_path)) is None
-    with pytest.raises(UserError, match="is not prepared: run `python -m llama_cpt.prepare CONF"):
+    with pytest.raises(UserError, match="is not prepared; run `python -m llama_cpt.prepare CONF"):
         TokenRows(str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"rows": 3}')
     with pytest.raises(UserError, match=f"not a manifest .* delete {tmp_path}"):
         TokenRows(str(tmp_path))
 
 
-def test_broken_shards_are_named(tmp_path):
+def test_errors_name_broken_shards(tmp_path):
     rng = np.random.default_rng(0)
     records = [rng.bytes(4 * (LENGTH + 1)) for _ in range(20_000)]
     write(tmp_path, [records])
@@ -141,8 +141,8 @@ def test_broken_shards_are_named(tmp_path):
         TokenRows(str(tmp_path)).read(np.array([0]))
 
 
-def test_a_disk_that_fails_for_now_is_worth_a_new_start(tmp_path):
-    """What gcsfuse gives where its bucket does not answer: here EIO, of a page that is not."""
+def test_transient_read_error_is_unreachable(tmp_path):
+    """A mount whose bucket does not answer gives EIO, here from a page that does not exist."""
     write(tmp_path, [[bytes(4 * (LENGTH + 1))]])
     (shard,) = tmp_path.glob("*.array_record")
     read = TokenRows(str(tmp_path))
@@ -154,7 +154,7 @@ def test_a_disk_that_fails_for_now_is_worth_a_new_start(tmp_path):
         read.read(np.array([0]))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+def test_full_disk_leaves_no_file(tmp_path):
     (tmp_path / "rows.draft").symlink_to("/dev/full")
     with pytest.raises(UserError, match="rows: cannot be written .*No space left on device"):
         with record_writer(str(tmp_path / "rows")) as writer:
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mount_that_breaks_while_rows_are_written_is_worth_a_new_start(tmp_path, monkeypatch):
+def test_transient_write_error_is_unreachable(tmp_path, monkeypatch):
     broken = Mock(side_effect=OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(UnreachableError, match="rows: cannot be written .*not connected"):
@@ -178,7 +178,7 @@ def remote_records(tmp_path, count=64):
     return rows, Records("gs://bucket/zh", manifest.shards)
 
 
-def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
+def test_rows_of_a_bucket_are_read_by_ranges_concurrently(tmp_path):
     rows, records = remote_records(tmp_path)
     indices = np.random.default_rng(0).permutation(64)
     with storage(tmp_path, seconds=0.05) as server:
@@ -192,12 +192,12 @@ def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "status", "message"),
     [
-        (0, 403, "rows.*status code: 403; .*may this machine"),
+        (0, 403, "rows.*status code: 403; .*give this machine"),
         (3, 200, "no answer in 1 s"),
     ],
 )
-def test_a_bucket_that_denies_or_does_not_answer(tmp_path, monkeypatch, seconds, status, message):
-    monkeypatch.setattr(reachable, "TIMEOUT_SECONDS", 1.0)
+def test_denied_or_unresponsive_bucket_is_an_error(tmp_path, monkeypatch, seconds, status, message):
+    monkeypatch.setattr(runtime_storage, "TIMEOUT_SECONDS", 1.0)
     _, records = remote_records(tmp_path, 2)
     with storage(tmp_path, seconds, status):
         with pytest.raises(UserError, match=message):

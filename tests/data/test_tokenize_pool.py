@@ -1,4 +1,4 @@
-"""Documents to tokens by worker processes: in order, drawn as needed, a dead one said."""
+"""Worker processes encode documents in order and on demand; a dead worker is a user error."""
 
 import json
 import os
@@ -27,34 +27,34 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def spans(tmp_path):
-    """Of a file of a hundred documents, two or three a span."""
+    """Spans of two or three documents from a file of a hundred."""
     lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
-    (tmp_path / "zh.jsonl").write_text("\n".join(lines), tokenize_pool="utf-8")
+    (tmp_path / "zh.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))
-    recipe = PrepareSpec("zh", "", 31, "text", "error", "")
-    found = list(iter_spans(sources, recipe, ShardLayout(span_bytes=300, shard_bytes=3000)))
+    spec = PrepareSpec("zh", "", 31, "text", "error", "")
+    found = list(iter_spans(sources, spec, ShardLayout(span_bytes=300, shard_bytes=3000)))
     assert len(found) >= 30
     return found
 
 
-def test_the_pool_keeps_order_and_draws_only_what_it_needs(spans, tokenizer):
-    drawn = []
+def test_pool_keeps_order_and_consumes_spans_on_demand(spans, tokenizer):
+    consumed = []
 
-    def drawing():
+    def recorded_spans():
         for span in spans:
-            drawn.append(span)
+            consumed.append(span)
             yield span
 
     with TokenizePool(tokenizer.path, 2) as pool:
-        encoded = pool.encode(drawing())
+        encoded = pool.encode(recorded_spans())
         next(encoded)
-        assert len(drawn) <= 2 * tokenize_pool.SPANS_AHEAD + 1
+        assert len(consumed) <= 2 * tokenize_pool.SPANS_AHEAD + 1
         rest = list(encoded)
     for span, found in zip(spans[1:], rest, strict=True):
         assert np.array_equal(found.tokens, encode_span(tokenizer, span).tokens)
 
 
-def test_a_dead_worker_is_said(spans, tokenizer):
+def test_dead_worker_is_a_user_error(spans, tokenizer):
     with TokenizePool(tokenizer.path, 2) as pool:
         for process in pool._processes:
             os.kill(process.pid, signal.SIGKILL)

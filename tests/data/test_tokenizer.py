@@ -1,4 +1,4 @@
-"""Three kinds of vocabulary: published ids, text back as it was, and the same ids after export."""
+"""Tokenizers of three kinds: published ids, lossless round trips, equal ids after export."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def documents(shared_data: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vocabulary of the demo's kind, trained on a few sentences."""
+    """A SentencePiece vocabulary as in the demo, trained on a few sentences."""
     folder = tmp_path_factory.mktemp("vocabulary")
     lines = [
         f"The {i} birds of 小镇 sang, and 第{i}只鸟飞走了。 Bird song {i}!" for i in range(300)
@@ -67,13 +67,13 @@ def test_published_ids(llama3: Tokenizer, shared_data: Path):
     assert (llama3.bos_id, llama3.eos_id) == (128000, 128001)
 
 
-def test_every_held_out_document_comes_back(llama3: Tokenizer, documents: list[str]):
+def test_held_out_documents_round_trip(llama3: Tokenizer, documents: list[str]):
     assert not [text[:60] for text in documents if llama3.decode(llama3.encode(text)) != text]
 
 
 @given(text=TEXT)
 @settings(deadline=None, max_examples=200)
-def test_any_text_comes_back_and_is_never_special(llama3: Tokenizer, text: str):
+def test_any_text_round_trips_and_is_never_special(llama3: Tokenizer, text: str):
     ids = llama3.encode(text)
     assert llama3.decode(ids) == text
     assert max(ids, default=0) < 128000
@@ -100,7 +100,9 @@ def test_sentencepiece_agrees_with_its_library(name: str, shared_data: Path, doc
     ]
 
 
-def test_llama3_exported(llama3: Tokenizer, exported_llama3: Path, documents: list[str]):
+def test_exported_llama3_gives_the_same_ids(
+    llama3: Tokenizer, exported_llama3: Path, documents: list[str]
+):
     theirs = tokenizers.Tokenizer.from_file(str(exported_llama3 / "tokenizer.json"))
     encoded = theirs.encode_batch_fast(documents, add_special_tokens=False)
     assert [one.ids for one in encoded] == llama3.encode_batch(documents)
@@ -126,7 +128,7 @@ def test_llama3_in_transformers(llama3: Tokenizer, exported_llama3: Path, shared
 
 
 @pytest.mark.parametrize("kind", ["llama2", "trained"])
-def test_sentencepiece_exported(
+def test_exported_sentencepiece_gives_the_same_ids(
     kind: str, trained: Path, shared_data: Path, documents: list[str], tmp_path: Path
 ):
     path = trained if kind == "trained" else shared_data / "tokenizer" / kind
@@ -142,7 +144,7 @@ def test_sentencepiece_exported(
 
 @given(text=TEXT)
 @settings(deadline=None, max_examples=100)
-def test_trained_vocabulary_keeps_any_text(trained: Path, text: str):
+def test_trained_vocabulary_round_trips_any_text(trained: Path, text: str):
     if "\N{LOWER ONE EIGHTH BLOCK}" in text or "\0" in text:
         return
     tokenizer = load_tokenizer(str(trained))
@@ -151,7 +153,7 @@ def test_trained_vocabulary_keeps_any_text(trained: Path, text: str):
     assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.special_id("<|eot_id|>")} & set(ids)
 
 
-def test_a_tokenizer_json_of_another_name(exported_llama3: Path, tmp_path: Path):
+def test_tokenizer_json_of_another_name(exported_llama3: Path, tmp_path: Path):
     named, output = tmp_path / "zh.json", tmp_path / "out"
     output.mkdir()
     named.write_bytes((exported_llama3 / "tokenizer.json").read_bytes())
@@ -162,22 +164,22 @@ def test_a_tokenizer_json_of_another_name(exported_llama3: Path, tmp_path: Path)
     assert (output / "tokenizer.json").read_bytes() == named.read_bytes()
 
 
-def test_in_a_bucket(bucket, trained: Path, tmp_path: Path):
-    """A vocabulary there, and the ``tokenizer.json`` of it, as on this machine."""
+def test_tokenizer_loads_from_a_bucket(bucket, trained: Path, tmp_path: Path):
+    """A vocabulary and its ``tokenizer.json`` in a bucket load as on the local disk."""
     (here := tmp_path / "here").mkdir()
     export_tokenizer(str(trained), here)
     names = {path.name for path in here.iterdir()}
-    for place in (trained, *here.iterdir()):
-        folder = "trained" if place == trained else "turned"
-        bucket.put(f"{folder}/{place.name}", place.read_bytes(), None)
+    for file in (trained, *here.iterdir()):
+        folder = "trained" if file == trained else "converted"
+        bucket.put(f"{folder}/{file.name}", file.read_bytes(), None)
     (here / "tokenizer.model").unlink()
-    del bucket.objects["turned/tokenizer.model"]
-    for there, local in (("gs://bucket/trained", trained), ("gs://bucket/turned", here)):
+    del bucket.objects["converted/tokenizer.model"]
+    for there, local in (("gs://bucket/trained", trained), ("gs://bucket/converted", here)):
         ours, theirs = load_tokenizer(there), load_tokenizer(str(local))
         assert (ours.kind, ours.fingerprint) == (theirs.kind, theirs.fingerprint)
         assert (ours.bos_id, ours.eos_id) == (theirs.bos_id, theirs.eos_id)
         assert find_template(ours.path) == find_template(theirs.path)
-    assert find_template("gs://bucket/turned/tokenizer.json")
+    assert find_template("gs://bucket/converted/tokenizer.json")
     (out := tmp_path / "out").mkdir()
     export_tokenizer("gs://bucket/trained", out)
     assert {path.name for path in out.iterdir()} == names
@@ -191,11 +193,11 @@ def test_in_a_bucket(bucket, trained: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("chinese_sp/chinese_sp.model", "its normaliser changes text"),
+        ("chinese_sp/chinese_sp.model", "its normalizer changes text"),
         ("chinese_alpaca2/tokenizer.model", "many pieces share a score"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_unconvertible_tokenizers_are_errors(
     name: str, reason: str, shared_data: Path, tmp_path: Path
 ):
     with pytest.raises(UserError, match=reason):
@@ -203,18 +205,18 @@ def test_what_cannot_be_exported_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_files(shared_data: Path, exported_llama3: Path, tmp_path: Path):
+def test_bad_files_are_errors(shared_data: Path, exported_llama3: Path, tmp_path: Path):
     whole = (shared_data / "tokenizer/llama3/tokenizer.model").read_bytes()
-    spoilt = tmp_path / "tokenizer.model"
+    damaged = tmp_path / "tokenizer.model"
     for content, complaint in (
-        (whole[:500_003], "is the file whole"),
-        (b"what is this", "neither Llama-3's"),
-        (b"", "neither Llama-3's"),
+        (whole[:500_003], "is the file complete"),
+        (b"what is this", "must be Llama 3's tokenizer.model"),
+        (b"", "must be Llama 3's tokenizer.model"),
         (b'{"version": 1}', "not a tokenizer.json"),
     ):
-        spoilt.write_bytes(content)
+        damaged.write_bytes(content)
         with pytest.raises(UserError, match=complaint):
-            load_tokenizer(str(spoilt))
+            load_tokenizer(str(damaged))
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(str(tmp_path / "nothing"))
     values = json.loads((exported_llama3 / "tokenizer.json").read_text("utf-8"))

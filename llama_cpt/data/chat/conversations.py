@@ -1,16 +1,20 @@
-"""What chat data means, whatever format it came in: conversations, preferences, judged answers."""
+"""Chat data independent of its file format: conversations, preference pairs, rated answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-# Noncharacters of Unicode: the code of chat templates marks places in text with them.
+# Unicode noncharacters, which no text contains: chat templates use them to mark spans.
 MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
 
 
 class InvalidRecordError(ValueError):
-    """A record that cannot be learnt from: ``reason`` is one of few, ``detail`` its own."""
+    """A record that cannot be used for training.
+
+    ``reason`` is one of a few fixed strings, which are keys of ``skipped`` in manifests and
+    therefore never change; ``detail`` is specific to the record.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -19,7 +23,7 @@ class InvalidRecordError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn."""
+    """One turn of a conversation."""
 
     role: Role
     content: str
@@ -27,12 +31,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Perhaps a system message, then user and assistant in turn; the assistant speaks."""
+    """A conversation: an optional system message, then alternating user and assistant turns."""
 
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
-        """Raise BadRecordError for what no chat model should learn."""
+        """Raise InvalidRecordError if turns are malformed or there is no assistant turn."""
         _check_turns(self.messages)
         if all(message.role != "assistant" for message in self.messages):
             raise InvalidRecordError("no assistant turn")
@@ -40,14 +44,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, whose last turn is the user's."""
+    """Two answers to one prompt, which ends with a user turn."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
 
     def __post_init__(self) -> None:
-        """Raise BadRecordError for a pair that prefers nothing."""
+        """Raise InvalidRecordError if turns are malformed or the answers are equal."""
         _check_prompt(self.prompt)
         for answer in (self.chosen, self.rejected):
             _check_turns((*self.prompt, Message("assistant", answer)))
@@ -57,14 +61,14 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class RatedAnswer:
-    """One answer to a prompt, whose last turn is the user's, and whether it is a good one."""
+    """An answer to a prompt, which ends with a user turn, with a binary rating."""
 
     prompt: tuple[Message, ...]
     answer: str
     good: bool
 
     def __post_init__(self) -> None:
-        """Raise BadRecordError for an answer to nobody."""
+        """Raise InvalidRecordError if turns are malformed."""
         _check_prompt(self.prompt)
         _check_turns((*self.prompt, Message("assistant", self.answer)))
 
@@ -73,7 +77,7 @@ Chat = Conversation | PreferencePair | RatedAnswer
 
 
 def all_text(chat: Chat) -> list[str]:
-    """All text of ``chat``, each turn once."""
+    """Return all text of ``chat``, each turn once."""
     match chat:
         case Conversation(messages):
             return [message.content for message in messages]
@@ -112,4 +116,4 @@ def _check_text(text: str) -> None:
     except UnicodeEncodeError:
         raise InvalidRecordError("not UTF-8", "a lone surrogate") from None
     if found := [mark for mark in MARKS if mark in text]:
-        raise InvalidRecordError("not text", f"U+{ord(found[0]):04X} is no character")
+        raise InvalidRecordError("not text", f"U+{ord(found[0]):04X} is not a character")

@@ -1,4 +1,7 @@
-"""Chat data to what is packed as a whole: a conversation, a pair, a judged answer."""
+"""Chat records to tokenized examples: conversations, preference pairs and rated answers.
+
+An example is what packing keeps together in one row.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,41 +32,41 @@ Kind = Literal["conversations", "preferences", "unpaired"]
 
 @dataclass(frozen=True)
 class ChatSpec:
-    """How the records of a corpus become rows."""
+    """The settings that decide how the records of a corpus become rows."""
 
     kind: Kind
     template: str
-    """Its fingerprint."""
+    """Fingerprint of the chat template."""
     loss_on: str
     too_long: str
     mask_format_tokens: bool
 
 
 class Segment(NamedTuple):
-    """What attends to itself alone: n tokens, which give n - 1 places of a row."""
+    """A sequence that attends only to itself: n tokens, which take n - 1 positions of a row."""
 
     tokens: UInt32[np.ndarray, " tokens"]
     loss_mask: Bool[np.ndarray, " tokens"]
-    """Which tokens are learnt as targets."""
+    """Tokens that are learned as targets."""
     prompt_tokens: int
-    """How many tokens come before the answer; 0 for a conversation."""
+    """Number of tokens before the answer; 0 for a conversation."""
 
 
 class ChatExample(NamedTuple):
-    """What stays in one row: one segment, or two."""
+    """One or two segments that stay together in one row."""
 
     segments: tuple[Segment, ...]
     good: bool
-    """Of a judged answer."""
+    """Rating of a rated answer; False for other kinds."""
 
 
 @dataclass
 class EncodedChats:
-    """Units in the order of their records, and what was counted."""
+    """The examples of a span in the order of their records, with counts."""
 
     examples: list[ChatExample] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    """Of each record, truncated or not."""
+    """Tokens of each record before truncation."""
     source_bytes: list[int] = field(default_factory=list)
     characters: int = 0
     formats: Counter = field(default_factory=Counter)
@@ -74,7 +77,7 @@ class EncodedChats:
 def make_chat_spec(
     chat: ChatConfig, template: ChatTemplate, objective: NextTokenConfig | PreferenceConfig
 ) -> ChatSpec:
-    """The recipe of a corpus that ``objective`` learns from."""
+    """Return the spec of a corpus for ``objective``."""
     masked = False
     match objective:
         case NextTokenConfig():
@@ -86,12 +89,16 @@ def make_chat_spec(
 
 
 def encode_chats(
-    template: ChatTemplate, blocks: Iterable[Block], recipe: ChatSpec, *, skip_bad: bool
+    template: ChatTemplate, blocks: Iterable[Block], spec: ChatSpec, *, skip_bad: bool
 ) -> EncodedChats:
-    """Encode the records of ``blocks``; the first bad one ends it unless ``skip_bad``."""
+    """Encode the records of ``blocks``.
+
+    A bad record is counted; without ``skip_bad`` the first one stops the encoding and is reported
+    in ``failure``.
+    """
     done = EncodedChats()
     for record in (record for block in blocks for record in parse_records(block)):
-        bad = record if isinstance(record, BadDocument) else _add(done, template, record, recipe)
+        bad = record if isinstance(record, BadDocument) else _add(done, template, record, spec)
         if bad:
             done.skipped[bad.reason] += 1
             if not skip_bad:
@@ -101,18 +108,19 @@ def encode_chats(
 
 
 def _add(
-    done: EncodedChats, template: ChatTemplate, record: Record, recipe: ChatSpec
+    done: EncodedChats, template: ChatTemplate, record: Record, spec: ChatSpec
 ) -> BadDocument | None:
+    """Add the examples of ``record`` to ``done``; return the reason if the record is bad."""
     try:
         name, chat = read_record(record.values)
-        units = [_unit(template, part, recipe) for part in _parts(chat, recipe.kind)]
+        examples = [_example(template, part, spec) for part in _parts(chat, spec.kind)]
     except InvalidRecordError as error:
         return BadDocument(record.path, record.number, error.reason, error.detail)
     except UserError as error:
         return BadDocument(record.path, record.number, "the chat template fails", str(error))
     texts = all_text(chat)
-    done.examples += units
-    done.tokens.append(sum(len(s.tokens) for unit in units for s in unit.segments))
+    done.examples += examples
+    done.tokens.append(sum(len(s.tokens) for example in examples for s in example.segments))
     done.source_bytes.append(sum(len(text.encode()) for text in texts))
     done.characters += sum(map(len, texts))
     done.formats[name] += 1
@@ -120,7 +128,11 @@ def _add(
 
 
 def _parts(chat: Chat, kind: Kind) -> Iterator[Chat]:
-    """What ``kind`` learns of ``chat``: for ``unpaired``, a pair is a good and a bad answer."""
+    """Yield the parts of ``chat`` that ``kind`` learns from.
+
+    For ``unpaired``, a pair is a good answer and a bad one. Raises InvalidRecordError if the
+    objective cannot learn from this kind of record.
+    """
     match kind, chat:
         case ("conversations", Conversation()) | ("preferences", PreferencePair()):
             yield chat
@@ -130,46 +142,50 @@ def _parts(chat: Chat, kind: Kind) -> Iterator[Chat]:
             yield RatedAnswer(prompt, chosen, good=True)
             yield RatedAnswer(prompt, rejected, good=False)
         case _:
-            wanted = {
+            required = {
                 "conversations": "a conversation",
                 "preferences": "a preference (chosen and rejected)",
                 "unpaired": "a judged answer (label) or a preference",
             }
-            raise InvalidRecordError(f"not {wanted[kind]}", "the objective learns from those")
+            raise InvalidRecordError(f"not {required[kind]}", "the objective needs one")
 
 
-def _unit(template: ChatTemplate, chat: Chat, recipe: ChatSpec) -> ChatExample:
+def _example(template: ChatTemplate, chat: Chat, spec: ChatSpec) -> ChatExample:
     match chat:
         case Conversation(messages):
-            return ChatExample((_conversation(template, messages, recipe.loss_on),), good=False)
+            return ChatExample(
+                (_encode_conversation(template, messages, spec.loss_on),), good=False
+            )
         case PreferencePair(prompt, chosen, rejected):
-            pair = [_answered(template, prompt, text, recipe) for text in (chosen, rejected)]
+            pair = [_encode_answer(template, prompt, text, spec) for text in (chosen, rejected)]
             if not np.array_equal(*(one.tokens[: one.prompt_tokens] for one in pair)):
                 raise InvalidRecordError(
                     "the chat template gives the two answers different prompts"
                 )
             return ChatExample(tuple(pair), good=False)
         case RatedAnswer(prompt, answer, good):
-            return ChatExample((_answered(template, prompt, answer, recipe),), good)
+            return ChatExample((_encode_answer(template, prompt, answer, spec),), good)
 
 
-def _conversation(template: ChatTemplate, messages: Sequence[Message], learn: str) -> Segment:
-    rendering = template.render(messages)
-    learnt = np.full(len(rendering.tokens), learn == "all")
-    for start, end in (
-        rendering.assistant_spans[-1:] if learn == "last" else rendering.assistant_spans
-    ):
-        learnt[start:end] = True
-    return Segment(rendering.tokens, learnt, 0)
-
-
-def _answered(
-    template: ChatTemplate, prompt: Sequence[Message], answer: str, recipe: ChatSpec
+def _encode_conversation(
+    template: ChatTemplate, messages: Sequence[Message], loss_on: str
 ) -> Segment:
-    """The prompt and the answer, of which all is learnt, or all but its special tokens."""
+    rendering = template.render(messages)
+    loss_mask = np.full(len(rendering.tokens), loss_on == "all")
+    for start, end in (
+        rendering.assistant_spans[-1:] if loss_on == "last" else rendering.assistant_spans
+    ):
+        loss_mask[start:end] = True
+    return Segment(rendering.tokens, loss_mask, 0)
+
+
+def _encode_answer(
+    template: ChatTemplate, prompt: Sequence[Message], answer: str, spec: ChatSpec
+) -> Segment:
+    """Return prompt and answer; the answer is learned, its special tokens only if not masked."""
     rendering = template.render((*prompt, Message("assistant", answer)))
     start, end = rendering.assistant_spans[-1]
-    learnt = np.arange(end) >= start
-    if recipe.mask_format_tokens:
-        learnt &= ~rendering.special[:end]
-    return Segment(rendering.tokens[:end], learnt, start)
+    loss_mask = np.arange(end) >= start
+    if spec.mask_format_tokens:
+        loss_mask &= ~rendering.special[:end]
+    return Segment(rendering.tokens[:end], loss_mask, start)

@@ -1,14 +1,15 @@
-"""The formats in which people keep chat data, recognised from a record's fields.
+"""Chat data formats, recognized from the fields of a record.
 
 | format | fields |
 | --- | --- |
-| messages | ``messages`` or ``conversations``: turns of ``role, content`` (OpenAI) |
-| sharegpt | the same, turns of ``from, value`` |
-| alpaca | ``instruction, output`` and perhaps ``input, history`` |
-| prompt-completion | ``prompt, completion``, each text or turns |
+| messages | ``messages`` or ``conversations``: turns with ``role, content`` (OpenAI) |
+| sharegpt | the same, turns with ``from, value`` |
+| alpaca | ``instruction, output`` and optionally ``input, history`` |
+| prompt-completion | ``prompt, completion``, each a string or turns |
 
-With ``chosen, rejected`` (text, a turn or turns) in place of the answer, a record is a preference;
-with a boolean ``label`` beside it, a judged answer. ``system`` beside any of them comes first.
+A record with ``chosen, rejected`` (a string, a turn or turns) in place of the answer is a
+preference pair; a record with a boolean ``label`` next to the answer is a rated answer. A field
+``system`` in any of them is the first turn.
 """
 
 from typing import Any
@@ -31,14 +32,14 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 TURNS = ("messages", "conversations")
-# What asks -> what answers it.
+# Field of the prompt -> field of its answer.
 ANSWERS = {"instruction": "output", "prompt": "completion"}
 
 Turns = tuple[Message, ...]
 
 
 def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
-    """The format's name and what the record says. Raises BadRecordError."""
+    """Return the name of the format and the chat in ``record``; raise InvalidRecordError."""
     if "chosen" in record and "rejected" in record:
         return _preference(record)
     name, messages = _dialogue(record)
@@ -48,26 +49,26 @@ def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
         raise InvalidRecordError("label is not true or false", f"it is {record['label']!r}")
     if not messages or messages[-1].role != "assistant":
         raise InvalidRecordError("the judged turn is not the assistant's")
-    judged = RatedAnswer(messages[:-1], messages[-1].content, record["label"])
-    return f"{name} + label", judged
+    rated = RatedAnswer(messages[:-1], messages[-1].content, record["label"])
+    return f"{name} + label", rated
 
 
 def read_prompt(record: dict[str, Any]) -> Turns:
-    """What a record asks: the turns before its last answer, which may be missing.
+    """Return the prompt of a record: the turns before the last answer, which may be missing.
 
-    Raises BadRecordError.
+    Raises InvalidRecordError if it is not a valid prompt.
     """
     if "chosen" in record and "rejected" in record:
         return _preference(record)[1].prompt
-    missing = {answer: "" for asked, answer in ANSWERS.items() if asked in record}
+    missing = {answer: "" for prompt, answer in ANSWERS.items() if prompt in record}
     turns = _dialogue(missing | record)[1]
     prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
-    # Whatever the answer is: a prompt is held to the same.
+    # Validates the prompt; the answer does not matter.
     return RatedAnswer(prompt, "answer", True).prompt
 
 
 def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
-    """The format and the turns of a record that holds one conversation."""
+    """Return the format and the turns of a record that holds one conversation."""
     field = next((field for field in TURNS if field in record), None)
     if field:
         name, turns = _turns(record[field], field)
@@ -76,18 +77,22 @@ def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
         turns = (*_alpaca_prompt(record), Message("assistant", _text(record, "output")))
     elif "prompt" in record and "completion" in record:
         name = "prompt-completion"
-        turns = _either(record, "prompt", "user") + _either(record, "completion", "assistant")
+        turns = _turns_or_text(record, "prompt", "user") + _turns_or_text(
+            record, "completion", "assistant"
+        )
     else:
-        there = ", ".join(record) or "none"
-        raise InvalidRecordError("of no known chat format", f"its fields: {there}")
+        fields = ", ".join(record) or "none"
+        raise InvalidRecordError("of no known chat format", f"its fields: {fields}")
     return name, _system(record) + turns
 
 
 def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
     name, prompt = _preference_prompt(record)
-    chosen, rejected = (_either(record, field, "assistant") for field in ("chosen", "rejected"))
+    chosen, rejected = (
+        _turns_or_text(record, field, "assistant") for field in ("chosen", "rejected")
+    )
     if not prompt or (len(chosen) > 1 and len(rejected) > 1):
-        # Whole conversations, which agree up to the answer.
+        # Both are whole conversations, which must agree up to the answer.
         prompt = _system(record) + chosen[:-1]
         if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
             raise InvalidRecordError("chosen and rejected are not answers to one prompt")
@@ -98,10 +103,10 @@ def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
 
 
 def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
-    """The format and the prompt, which is empty where chosen and rejected hold it."""
+    """Return the format and the prompt, which is empty if chosen and rejected contain it."""
     suffix = "chosen + rejected"
     if "prompt" in record:
-        return f"prompt + {suffix}", _system(record) + _either(record, "prompt", "user")
+        return f"prompt + {suffix}", _system(record) + _turns_or_text(record, "prompt", "user")
     if "conversations" in record:
         name, turns = _turns(record["conversations"], "conversations")
         return f"{name} + {suffix}", _system(record) + turns
@@ -111,7 +116,10 @@ def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
 
 
 def _alpaca_prompt(record: dict[str, Any]) -> Turns:
-    """``history`` is pairs of question and answer; ``input`` follows ``instruction`` on a line."""
+    """Return the turns before the answer.
+
+    ``history`` holds pairs of question and answer; ``input`` follows ``instruction`` on a new line.
+    """
     turns: list[Message] = []
     for pair in record.get("history") or ():
         if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
@@ -127,8 +135,8 @@ def _system(record: dict[str, Any]) -> Turns:
     return (Message("system", _text(record, "system")),) if record.get("system") else ()
 
 
-def _either(record: dict[str, Any], field: str, role: Role) -> Turns:
-    """The turns of a field that is a text, which is ``role``'s, one turn, or turns."""
+def _turns_or_text(record: dict[str, Any], field: str, role: Role) -> Turns:
+    """Return the turns of a field: a string (one turn of ``role``), a turn, or a list of turns."""
     value = record[field]
     if isinstance(value, str):
         return (Message(role, value),)
@@ -148,17 +156,17 @@ def _turns(values: Any, field: str) -> tuple[str, Turns]:
 
 def _turn(value: dict[str, Any], role: str, content: str) -> Message:
     if missing := [key for key in (role, content) if key not in value]:
-        there = ", ".join(value) or "none"
-        raise InvalidRecordError(f"a turn without {missing[0]!r}", f"its fields: {there}")
+        fields = ", ".join(value) or "none"
+        raise InvalidRecordError(f"a turn without {missing[0]!r}", f"its fields: {fields}")
     if not isinstance(value[role], str) or value[role] not in ROLES:
         raise InvalidRecordError(
-            "an unknown role", f"{value[role]!r} is none of {', '.join(ROLES)}"
+            "an unknown role", f"{value[role]!r} is not one of {', '.join(ROLES)}"
         )
     return Message(ROLES[value[role]], _text(value, content))
 
 
 def _text(values: dict[str, Any], field: str) -> str:
-    """A text, or OpenAI's list of parts that are all text."""
+    """Return a field's text: a string, or OpenAI's list of parts if all of them are text."""
     value = values[field]
     if isinstance(value, str):
         return value

@@ -1,7 +1,7 @@
-"""Units to rows by Grain's first-fit packer, and rows to records.
+"""Packing of chat examples into rows with Grain's first-fit packer, and the record format.
 
-A record is a row's fields one after the other, each sequence_length little-endian uint32:
-``tokens``, ``targets``, ``loss_mask``, ``segment_ids`` and, for judged answers, ``good``.
+A record holds the fields of a row one after the other, each as sequence_length little-endian
+uint32: ``tokens``, ``targets``, ``loss_mask``, ``segment_ids`` and, for rated answers, ``good``.
 """
 
 from collections import Counter
@@ -17,60 +17,63 @@ from llama_cpt.data.chat.examples import ChatExample, ChatSpec
 FIELDS = ("tokens", "targets", "loss_mask", "segment_ids")
 UNPAIRED_FIELDS = (*FIELDS, "good")
 TOKEN = np.dtype("<u4")
-# Rows filled at a time. Padding of 20,000 chats of 270 tokens (median) in rows of 4096: 16 leave
-# 1.1 %, 64 0.5 %, 256 0.4 %, the last in a third more time and four times the memory.
+# Rows that are filled at the same time. With 20,000 chats of 270 tokens (median) and rows of 4096,
+# 16 open rows leave 1.1 % padding, 64 leave 0.5 % and 256 leave 0.4 %; 256 takes a third more time
+# and four times the memory.
 OPEN_ROWS = 64
 
 
 def record_fields(kind: str) -> tuple[str, ...]:
-    """The fields of a record of ``kind``."""
+    """Return the names of the fields of a record of ``kind``, in the order on disk."""
     return UNPAIRED_FIELDS if kind == "unpaired" else FIELDS
 
 
 def pack_examples(
-    units: Iterable[ChatExample], recipe: ChatSpec, length: int, counts: Counter
+    examples: Iterable[ChatExample], spec: ChatSpec, length: int, counts: Counter
 ) -> Iterator[bytes]:
-    """Rows of ``length`` places; units are whole, none is too long.
+    """Yield rows of ``length`` positions as records; every example is whole and in one row.
 
-    Counted: ``places`` taken, ``learnt_tokens``, ``prompt_tokens_twice`` (of second segments);
-    ``units`` becomes the most that a row has.
+    No example may be longer than a row. Updates ``counts``: ``places`` (positions used),
+    ``learnt_tokens``, ``prompt_tokens_twice`` (prompt tokens of second segments) and ``units``
+    (maximum number of examples per row).
     """
-    names = record_fields(recipe.kind)
+    names = record_fields(spec.kind)
     parts = {name: length for name in (*names[:3], "member", *names[4:])}
     packed = FirstFitPackIterDataset(
-        _Stream(lambda: (_element(unit, parts, counts) for unit in units)),
+        _Stream(lambda: (_element(example, parts, counts) for example in examples)),
         length_struct=parts,
         num_packing_bins=OPEN_ROWS,
         shuffle_bins=False,
     )
-    members = 1 if recipe.kind == "conversations" else 2
+    members = 1 if spec.kind == "conversations" else 2
     for row in packed:
-        unit = row["tokens_segment_ids"].astype(TOKEN)
-        counts["units"] = max(counts["units"], int(unit.max()))
-        row["segment_ids"] = np.where(unit, (unit - 1) * members + row["member"], 0)
+        # Grain numbers the examples of a row from 1; 0 is padding.
+        number = row["tokens_segment_ids"].astype(TOKEN)
+        counts["units"] = max(counts["units"], int(number.max()))
+        row["segment_ids"] = np.where(number, (number - 1) * members + row["member"], 0)
         yield np.stack([row[name] for name in names]).astype(TOKEN).tobytes()
 
 
-def _element(unit: ChatExample, parts: Iterable[str], counts: Counter) -> dict[str, np.ndarray]:
-    """A unit's segments side by side, their numbers in ``member``."""
-    tokens = np.concatenate([segment.tokens[:-1] for segment in unit.segments])
-    sizes = [len(segment.tokens) - 1 for segment in unit.segments]
-    loss_mask = np.concatenate([segment.loss_mask[1:] for segment in unit.segments])
+def _element(example: ChatExample, parts: Iterable[str], counts: Counter) -> dict[str, np.ndarray]:
+    """Return the fields of ``example``: segments concatenated, numbered from 1 in ``member``."""
+    tokens = np.concatenate([segment.tokens[:-1] for segment in example.segments])
+    sizes = [len(segment.tokens) - 1 for segment in example.segments]
+    loss_mask = np.concatenate([segment.loss_mask[1:] for segment in example.segments])
     counts["places"] += len(tokens)
     counts["learnt_tokens"] += int(loss_mask.sum())
-    counts["prompt_tokens_twice"] += sum(s.prompt_tokens for s in unit.segments[1:])
+    counts["prompt_tokens_twice"] += sum(s.prompt_tokens for s in example.segments[1:])
     element = {
         "tokens": tokens,
-        "targets": np.concatenate([segment.tokens[1:] for segment in unit.segments]),
+        "targets": np.concatenate([segment.tokens[1:] for segment in example.segments]),
         "loss_mask": loss_mask,
         "member": np.repeat(np.arange(1, len(sizes) + 1), sizes),
-        "good": np.full(len(tokens), unit.good),
+        "good": np.full(len(tokens), example.good),
     }
     return {name: element[name].astype(TOKEN) for name in parts}
 
 
 class _Stream(grain.IterDataset):
-    """An iterator as Grain's packer takes it."""
+    """Adapter from an iterator to the dataset that Grain's packer takes."""
 
     def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
         super().__init__()
@@ -89,8 +92,8 @@ class _StreamIterator(grain.DatasetIterator):
         return next(self._elements)
 
     def get_state(self) -> dict[str, Any]:
-        """None: a shard is packed from its start."""
+        """Return no state: a shard is always packed from its start."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing to set."""
+        """Do nothing: there is no state."""

@@ -1,10 +1,11 @@
-"""Corpora as token rows by Apache Beam: the same shards as on one machine, by many.
+"""Preparation of corpora with Apache Beam: the same shards as on one machine, by many machines.
 
-Source files are read once to learn where their blocks begin; from that follow the parts of the
-shards. Parts are encoded, each by itself, into files; a shard's parts, side by side, are written as
-a shard. All of this lies in the corpus's ``partial/``, so that a second run goes on where the first
-ended; the pipeline itself carries numbers only. What a user can mend is written down there too:
-raised within a pipeline it would be tried again and end in a runner's traceback.
+The pipeline reads the source files once to find the start of their blocks, from which the parts of
+the shards follow. It encodes each part into a file and writes the parts of a shard, in order, as
+the shard. All files are in ``partial/`` of the corpus, so that a second run resumes where the first
+one ended; the elements of the pipeline are only folders and numbers. User errors are also written
+to files there: an error that is raised within a pipeline is retried and ends in a runner's
+traceback.
 """
 
 from collections.abc import Iterable, Iterator
@@ -48,63 +49,65 @@ from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import UnreachableError
 
-# Those that run in this process or on this machine, and so read local files.
+# Runners that run on this machine and can therefore read local files.
 LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
 POLL_SECONDS = 10.0
 COUNTERS = ("source_bytes", "documents", "tokens", "parts", "shards", "records")
 
 
-def write_corpora(orders: list[PrepareJob], tokenizer: Tokenizer, options: list[str]) -> None:
-    """Write all of ``orders`` by one pipeline with Beam's ``options``.
+def write_corpora(jobs: list[PrepareJob], tokenizer: Tokenizer, options: list[str]) -> None:
+    """Prepare the corpora of all ``jobs`` in one pipeline with Beam's ``options``.
 
-    Raises UserError for what the local preparation refuses, and for local paths where the runner
-    is of many machines; what is finished then remains.
+    Raises UserError for the same errors as preparation on one machine, and for local paths with a
+    runner of many machines; what is finished is kept.
     """
-    chosen = PipelineOptions(options)
-    runner = chosen.view_as(StandardOptions).runner or LOCAL_RUNNERS[0]
+    pipeline_options = PipelineOptions(options)
+    runner = pipeline_options.view_as(StandardOptions).runner or LOCAL_RUNNERS[0]
     if runner.rpartition(".")[2] not in LOCAL_RUNNERS:
-        _require_remote(orders, runner)
+        _require_remote(jobs, runner)
     try:
-        pipeline = beam.Pipeline(options=chosen)
+        pipeline = beam.Pipeline(options=pipeline_options)
     except ValueError as error:
-        raise UserError(f"Apache Beam: {' '.join(str(error).split())}") from None
-    for order in orders:
-        start_or_resume(order)
-    copy = _hand_over_tokenizer(tokenizer, orders[0].partial_folder / "beam" / "tokenizer")
-    for order in orders:
-        _hand_over(order, copy)
-    _transform(pipeline, [str(order.partial_folder) for order in orders], uuid.uuid4().hex)
-    _wait(pipeline.run(), runner, sum(order.megabytes for order in orders))
-    for order in orders:
-        failures = matching(order.partial_folder / "beam" / "failed", "*")
+        raise UserError(
+            f"Apache Beam: {' '.join(str(error).split())}; correct its options after --."
+        ) from None
+    for job in jobs:
+        start_or_resume(job)
+    copy = _copy_tokenizer(tokenizer, jobs[0].partial_folder / "beam" / "tokenizer")
+    for job in jobs:
+        _write_job(job, copy)
+    _transform(pipeline, [str(job.partial_folder) for job in jobs], uuid.uuid4().hex)
+    _wait(pipeline.run(), runner, sum(job.megabytes for job in jobs))
+    for job in jobs:
+        failures = matching(job.partial_folder / "beam" / "failed", "*")
         if failures:
             raise UserError(failures[0].read_text())
-    for order in orders:
-        finish_corpus(order)
+    for job in jobs:
+        finish_corpus(job)
 
 
-def _require_remote(orders: list[PrepareJob], runner: str) -> None:
-    for order in orders:
-        for path in (str(order.folder), *order.sources.files):
+def _require_remote(jobs: list[PrepareJob], runner: str) -> None:
+    for job in jobs:
+        for path in (str(job.folder), *job.sources.files):
             if "://" not in path:
                 raise UserError(
-                    f"corpus {order.spec.corpus!r}: {path} is a local path, which the machines "
-                    f"of {runner} do not see: data.prepared and every source must be gs:// paths."
+                    f"corpus {job.spec.corpus!r}: {path} is a local path, which the machines "
+                    f"of {runner} cannot read; set data.prepared and all sources to gs:// paths."
                 )
 
 
-def _hand_over(order: PrepareJob, tokenizer: epath.Path) -> None:
-    """Lay what the machines need where they find it."""
-    place = order.partial_folder / "beam"
-    if (place / "failed").exists():
-        (place / "failed").rmtree()
-    for folder in ("failed", "places", "parts"):
-        (place / folder).mkdir(parents=True, exist_ok=True)
-    write_atomic(place / "order.pickle", pickle.dumps((order, str(tokenizer))))
+def _write_job(job: PrepareJob, tokenizer: epath.Path) -> None:
+    """Write the job and the tokenizer's path to a file that the machines read."""
+    shared = job.partial_folder / "beam"
+    if (shared / "failed").exists():
+        (shared / "failed").rmtree()
+    for folder in ("failed", "offsets", "parts"):
+        (shared / folder).mkdir(parents=True, exist_ok=True)
+    write_atomic(shared / "job.pickle", pickle.dumps((job, str(tokenizer))))
 
 
-def _hand_over_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
-    """A copy of the vocabulary, and of what lies beside it, in ``folder``."""
+def _copy_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
+    """Copy the vocabulary and the configs next to it to ``folder``; return the copy's path."""
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
@@ -118,7 +121,10 @@ def _hand_over_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path
 
 
 def _transform(pipeline: beam.Pipeline, partials: list[str], call: str) -> None:
-    """Folders -> files -> places -> parts -> shards; each a key and a number, by its folder."""
+    """Build the pipeline: folders -> files -> block offsets -> parts -> shards.
+
+    Elements are pairs of a corpus's folder, or a folder and a shard, and a number.
+    """
     files = (
         pipeline
         | "corpora" >> beam.Create(partials)
@@ -141,7 +147,7 @@ def _transform(pipeline: beam.Pipeline, partials: list[str], call: str) -> None:
 
 
 def _wait(result: PipelineResult, runner: str, megabytes: float) -> None:
-    """Show how far the pipeline is until it ends."""
+    """Report progress until the pipeline ends; raise UserError if it did not succeed."""
     with Progress(f"prepare by {runner}", megabytes, "MB") as progress:
         while not PipelineState.is_terminal(result.state):
             time.sleep(POLL_SECONDS)
@@ -149,12 +155,12 @@ def _wait(result: PipelineResult, runner: str, megabytes: float) -> None:
         result.wait_until_finish()
     if result.state != PipelineState.DONE:
         raise UserError(
-            f"{runner} ended the pipeline as {result.state}: see its log. What is finished is "
-            "kept; the same command goes on."
+            f"{runner} ended the pipeline in state {result.state}; see its log, then run the same "
+            "command again, which resumes."
         )
     counts = _counts(result)
-    told = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in COUNTERS)
-    print(f"{runner}: {told} in this call", file=sys.stderr)
+    summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in COUNTERS)
+    print(f"{runner}: {summary} in this call", file=sys.stderr)
 
 
 def _counts(result: PipelineResult) -> dict[str, int]:
@@ -168,24 +174,26 @@ def _count(**amounts: int) -> None:
         Metrics.counter("prepare", name).inc(amount)
 
 
-# ``call`` tells the pipelines of one process apart.
+# The caches outlive a pipeline; ``call`` is unique per pipeline, so that none reads another's
+# entries.
 @lru_cache(64)
-def _opened(folder: str, call: str) -> tuple[PrepareJob, str]:
-    """What ``_hand_over`` laid in ``folder``."""
-    return pickle.loads((epath.Path(folder) / "beam" / "order.pickle").read_bytes())
+def _read_job(folder: str, call: str) -> tuple[PrepareJob, str]:
+    """Return the job and the tokenizer's path that ``_write_job`` wrote in ``folder``."""
+    return pickle.loads((epath.Path(folder) / "beam" / "job.pickle").read_bytes())
 
 
 @lru_cache(1)
 def _tokenizer(vocabulary: str, call: str) -> Tokenizer:
-    """The tokenizer copied to ``vocabulary``."""
+    """Return the tokenizer that was copied to ``vocabulary``."""
     return load_tokenizer(vocabulary)
 
 
 @contextlib.contextmanager
-def _failure_noted(folder: str, name: str) -> Iterator[None]:
+def record_failure(folder: str, name: str) -> Iterator[None]:
+    """Context manager that writes a UserError to a file; UnreachableError is left to Beam."""
     try:
         yield
-    except UnreachableError:  # Beam tries again.
+    except UnreachableError:  # Beam retries the element.
         raise
     except UserError as error:
         file = epath.Path(folder) / "beam" / "failed" / f"{name}.txt"
@@ -193,41 +201,45 @@ def _failure_noted(folder: str, name: str) -> Iterator[None]:
 
 
 def _files(folder: str, call: str) -> Iterator[tuple[str, int]]:
-    order, _ = _opened(folder, call)
-    count = 1 if order.sources.dataset else len(order.sources.files)
+    """Yield the folder with the index of each source file."""
+    job, _ = _read_job(folder, call)
+    count = 1 if job.sources.dataset else len(job.sources.files)
     yield from ((folder, number) for number in range(count))
 
 
 def _measure(element: tuple[str, int], call: str) -> Iterator[tuple[str, tuple[int, Any]]]:
-    """The places of a file's blocks, int64 (blocks, 3); None where it is broken."""
+    """Yield the offsets of a file's blocks, int64 (blocks, 3), or None if the file is broken.
+
+    The columns are those of ``BlockStart``, without the file, and the size in bytes.
+    """
     folder, number = element
-    order, _ = _opened(folder, call)
-    file = epath.Path(folder) / "beam" / "places" / f"{number:06}.npy"
-    places = None
-    with _failure_noted(folder, f"0-{number:06}"):
+    job, _ = _read_job(folder, call)
+    file = epath.Path(folder) / "beam" / "offsets" / f"{number:06}.npy"
+    offsets = None
+    with record_failure(folder, f"0-{number:06}"):
         if not file.exists():
-            found = block_offsets(order.sources, order.spec, order.layout, number)
+            found = block_offsets(job.sources, job.spec, job.layout, number)
             rows = [(start.first, start.offset, size) for start, size in found]
             content = io.BytesIO()
             np.save(content, np.array(rows, np.int64).reshape(-1, 3))
             write_atomic(file, content.getvalue())
-        places = np.load(io.BytesIO(file.read_bytes()))
-    yield folder, (number, places)
+        offsets = np.load(io.BytesIO(file.read_bytes()))
+    yield folder, (number, offsets)
 
 
 def _parts(
     element: tuple[str, Iterable[tuple[int, Any]]], call: str
 ) -> Iterator[tuple[str, ShardPart]]:
-    """The parts of the shards that are not finished."""
+    """Yield the parts of the shards that are not finished; none if a file is broken."""
     folder, files = element
-    order, _ = _opened(folder, call)
+    job, _ = _read_job(folder, call)
     files = sorted(files, key=lambda one: one[0])
-    if any(places is None for _, places in files):
+    if any(offsets is None for _, offsets in files):
         return
-    rows = ((number, row.tolist()) for number, places in files for row in places)
-    places = (BlockOffset(BlockStart(n, first, offset), size) for n, (first, offset, size) in rows)
-    finished = finished_shards(order.partial_folder)
-    for part in split_into_parts(places, order.layout):
+    rows = ((number, row.tolist()) for number, offsets in files for row in offsets)
+    offsets = (BlockOffset(BlockStart(n, first, offset), size) for n, (first, offset, size) in rows)
+    finished = finished_shards(job.partial_folder)
+    for part in split_into_parts(offsets, job.layout):
         if part.shard not in finished:
             yield folder, part
 
@@ -237,15 +249,15 @@ def _part_file(folder: str, shard: int, number: int) -> epath.Path:
 
 
 def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[str, int], int]]:
-    """Encode a part into its file; its number, -1 where its sources are broken."""
+    """Encode a part into its file; yield its number, or -1 if its sources are broken."""
     folder, part = element
-    order, vocabulary = _opened(folder, call)
+    job, vocabulary = _read_job(folder, call)
     file = _part_file(folder, part.shard, part.number)
     number = -1
-    with _failure_noted(folder, f"1-{part.shard:05}-{part.number:05}"):
+    with record_failure(folder, f"1-{part.shard:05}-{part.number:05}"):
         if not file.exists():
             content = io.BytesIO()
-            for span in iter_spans(order.sources, order.spec, order.layout, part):
+            for span in iter_spans(job.sources, job.spec, job.layout, part):
                 encoded = encode_span(_tokenizer(vocabulary, call), span)
                 pickle.dump(encoded, content, protocol=5)
                 _count(
@@ -260,17 +272,18 @@ def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[s
 
 
 def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterator[None]:
-    """Write a shard of its parts, which are then no longer needed."""
+    """Write a shard from the files of its parts, then delete them."""
     (folder, shard), numbers = element
-    order, _ = _opened(folder, call)
+    job, _ = _read_job(folder, call)
     numbers = sorted(numbers)
     if numbers[0] < 0:
         return
     files = [_part_file(folder, shard, number) for number in numbers]
-    with _failure_noted(folder, f"2-{shard:05}"):
-        # A machine may die after this and before the end, and another one try again.
-        if not (order.partial_folder / f"{shard:05}.json").exists():
-            summary = write_shard(order.partial_folder, shard, order.spec, _encoded(files))
+    with record_failure(folder, f"2-{shard:05}"):
+        # A machine may fail between writing the shard and deleting the parts; the retry skips the
+        # first.
+        if not (job.partial_folder / f"{shard:05}.json").exists():
+            summary = write_shard(job.partial_folder, shard, job.spec, _encoded(files))
             _count(shards=1, records=summary.records)
         for file in files:
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Every corpus of a config as token rows: what is missing is prepared, what is stale is refused."""
+"""Preparation of all corpora of a config: missing ones are prepared, stale ones are an error."""
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
@@ -35,36 +35,36 @@ from llama_cpt.runtime.storage import check_reachable
 
 HELDOUT = "heldout"
 
-# Prepares many corpora at once, by a tokenizer.
+# Prepares several corpora at once with a tokenizer.
 WriteAll = Callable[[list[PrepareJob], Tokenizer], None]
 
-# Below this, starting processes costs more than they save.
+# Size of sources below which starting worker processes takes longer than they save.
 POOL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class PreparedCorpora:
-    """All corpora of a config, ready to read."""
+    """The prepared corpora of a config, ready to read."""
 
     config: DataConfig
     rows: dict[str, Manifest]
     heldout: dict[str, Manifest]
 
     def lossy(self) -> list[str]:
-        """A sentence on every corpus whose text the tokenizer changes."""
+        """Return a message for each corpus whose text the tokenizer changes."""
         groups = (self.rows.values(), self.heldout.values())
-        return [told for group in groups for manifest in group if (told := manifest.lossy())]
+        return [message for group in groups for m in group if (message := m.lossy())]
 
     def folder(self, name: str) -> str:
-        """Where a training corpus lies."""
+        """Return the folder of a training corpus."""
         return str(_folder(self.config, name, heldout=False))
 
     def heldout_folder(self, name: str) -> str:
-        """Where a held-out corpus lies."""
+        """Return the folder of a held-out corpus."""
         return str(_folder(self.config, name, heldout=True))
 
     def fingerprints(self) -> dict[str, Any]:
-        """Of tokenizer and corpora: equal for equal data, wherever it lies."""
+        """Return fingerprints of all corpora by group and name; they do not depend on paths."""
         manifests = {"data": self.rows, "heldout": self.heldout}
         return {
             group: {name: manifest.fingerprint for name, manifest in members.items()}
@@ -79,14 +79,14 @@ def prepare(
     objective: NextTokenConfig | PreferenceConfig | None = None,
     write_missing: WriteAll | None = None,
 ) -> PreparedCorpora:
-    """Prepare what is missing and return all; the same shards come out for any ``workers``.
+    """Prepare the missing corpora and return all; the shards are the same for any ``workers``.
 
-    ``write_missing`` prepares the corpora that are missing, all together, instead of this machine.
+    ``write_missing`` prepares the missing corpora, all together, instead of this process.
+    ``objective``, by default next-token prediction, decides how chat data is packed.
 
-    A killed call goes on at the shard where it was; a second call at the same time waits. Raises
+    A call after a kill resumes at the unfinished shard; a concurrent second call waits. Raises
     UserError for bad sources, and for a prepared corpus whose sources, tokenizer, row length or
-    text field are no longer what they were: runs may depend on it, so it is never replaced. What
-    ``objective`` learns from, by default next tokens, decides how chat data is packed.
+    text field have changed: runs may depend on it, so it is never replaced.
     """
     _check_names(config)
     check_reachable(config.prepared)
@@ -96,9 +96,9 @@ def prepare(
         template = load_chat_template(tokenizer, config.chat.template)
         chat = make_chat_spec(config.chat, template, objective or NextTokenConfig())
     if write_missing:
-        _write_at_once(config, tokenizer, chat, write_missing)
+        _write_missing(config, tokenizer, chat, write_missing)
     with contextlib.ExitStack() as stack:
-        encoders = _Encoders(stack, tokenizer, workers)
+        encoders = _EncoderPool(stack, tokenizer, workers)
 
         def manifests(corpora: Iterable[CorpusConfig], make: Callable) -> dict[str, Manifest]:
             return {corpus.name: make(config, corpus, encoders) for corpus in corpora}
@@ -113,10 +113,10 @@ def prepare(
 def open_rows(
     prepared: PreparedCorpora, references: Mapping[str, np.ndarray] | None = None
 ) -> tuple[TokenRows, ...] | tuple[PackedRows, ...]:
-    """The training corpora in the mixture's order, ready to read.
+    """Return the training corpora in the order of the mixture.
 
-    ``references``: by corpus, the answers' log-probabilities under the reference model (see
-    ``PackedRows``); zeros for a corpus without.
+    ``references`` holds by corpus the answers' log-probabilities under the reference model, as in
+    ``PackedRows``; a missing corpus gets zeros.
     """
     folders = {name: prepared.folder(name) for name in prepared.rows}
     if prepared.config.chat is None:
@@ -125,8 +125,8 @@ def open_rows(
     return open_packed_rows(list(folders.values()), known)
 
 
-class _Encoders:
-    """The way to encode that suits a corpus; processes start with the first that needs them."""
+class _EncoderPool:
+    """Encoders by size of a corpus; the pool of processes starts on first use."""
 
     def __init__(
         self, stack: contextlib.ExitStack, tokenizer: Tokenizer, workers: int | None
@@ -135,8 +135,8 @@ class _Encoders:
         self._stack, self._workers = stack, workers
         self._pool: TokenizePool | None = None
 
-    def suited_to(self, source_bytes: float) -> Encode:
-        """Processes for much text, this one for little; they make the same tokens."""
+    def for_size(self, source_bytes: float) -> Encode:
+        """Return the pool for large sources, this process for small ones; tokens are equal."""
         workers = self._workers or (_cores() if source_bytes > POOL_BYTES else 1)
         if workers == 1:
             return partial(map, partial(encode_span, self.tokenizer))
@@ -148,47 +148,48 @@ class _Encoders:
 def _corpus(
     config: DataConfig,
     corpus: CorpusConfig,
-    encoders: _Encoders,
+    encoders: _EncoderPool,
     *,
     chat: ChatSpec | None = None,
     heldout: bool = False,
 ) -> Manifest:
     folder = _folder(config, corpus.name, heldout=heldout)
-    recipe = _recipe(config, corpus, encoders.tokenizer, chat, heldout=heldout)
+    spec = _make_spec(config, corpus, encoders.tokenizer, chat, heldout=heldout)
     found = read_manifest(str(folder))
     if found is None:
         with _locked(folder):
+            # Another process may have prepared it while this one waited for the lock.
             found = read_manifest(str(folder))
             if found is None:
-                order = _order(folder, corpus, recipe)
-                return write_corpus(order, encoders.suited_to(order.megabytes * 1e6))
-    _check_current(folder, corpus, recipe, found)
+                job = _make_job(folder, corpus, spec)
+                return write_corpus(job, encoders.for_size(job.megabytes * 1e6))
+    _check_current(folder, corpus, spec, found)
     return found
 
 
-def _write_at_once(
+def _write_missing(
     config: DataConfig, tokenizer: Tokenizer, chat: ChatSpec | None, write: WriteAll
 ) -> None:
-    """What is missing, by ``write``."""
-    wanted = {}
+    """Prepare the missing corpora with one call of ``write``."""
+    required = {}
     for corpus in config.additional + config.original:
-        recipe = _recipe(config, corpus, tokenizer, chat, heldout=False)
-        wanted[_folder(config, corpus.name, heldout=False)] = corpus, recipe
+        spec = _make_spec(config, corpus, tokenizer, chat, heldout=False)
+        required[_folder(config, corpus.name, heldout=False)] = corpus, spec
     for corpus in config.heldout:
-        recipe = _recipe(config, corpus, tokenizer, None, heldout=True)
-        wanted[_folder(config, corpus.name, heldout=True)] = corpus, recipe
-    orders = []
+        spec = _make_spec(config, corpus, tokenizer, None, heldout=True)
+        required[_folder(config, corpus.name, heldout=True)] = corpus, spec
+    jobs = []
     with contextlib.ExitStack() as stack:
-        for folder in sorted(wanted):  # In one order, so that no two processes wait in a circle.
+        for folder in sorted(required):  # A fixed order prevents deadlock between processes.
             if read_manifest(str(folder)) is None:
                 stack.enter_context(_locked(folder))
                 if read_manifest(str(folder)) is None:
-                    orders.append(_order(folder, *wanted[folder]))
-        if orders:
-            write(orders, tokenizer)
+                    jobs.append(_make_job(folder, *required[folder]))
+        if jobs:
+            write(jobs, tokenizer)
 
 
-def _recipe(
+def _make_spec(
     config: DataConfig,
     corpus: CorpusConfig,
     tokenizer: Tokenizer,
@@ -208,33 +209,34 @@ def _recipe(
 
 
 def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
-    """The right to write ``folder``, waited for."""
+    """Return a context manager that waits for the exclusive lock of ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = f"{folder}: waiting for another process that prepares it"
-    return file_lock(folder.parent / f".{folder.name}.lock", told, wait=True)
+    message = f"{folder}: waiting for another process that prepares it"
+    return file_lock(folder.parent / f".{folder.name}.lock", message, wait=True)
 
 
-def _order(folder: epath.Path, corpus: CorpusConfig, recipe: PrepareSpec) -> PrepareJob:
+def _make_job(folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec) -> PrepareJob:
     sources = find_sources(corpus)
     digests = with_digests(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
-    layout = make_layout(source_bytes, recipe.sequence_length)
-    if recipe.chat and recipe.chat.kind == "unpaired":
-        # One shard: an answer's mismatch is the corpus's next answer, the last's the first.
+    layout = make_layout(source_bytes, spec.sequence_length)
+    if spec.chat and spec.chat.kind == "unpaired":
+        # One shard, because an answer's mismatch is the next answer of the corpus, and the last
+        # answer's is the first.
         layout = ShardLayout(layout.span_bytes, 1 << 62)
-    return PrepareJob(folder, sources, recipe, digests, layout)
+    return PrepareJob(folder, sources, spec, digests, layout)
 
 
 def _check_current(
-    folder: epath.Path, corpus: CorpusConfig, recipe: PrepareSpec, found: Manifest
+    folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec, found: Manifest
 ) -> None:
-    """Refuse a prepared corpus that is not what the config asks for now."""
-    made, asked = (_flat({f: getattr(one, f) for f in asdict(recipe)}) for one in (found, recipe))
+    """Raise UserError if a prepared corpus does not match the config or its sources any more."""
+    made, required = (_flatten({f: getattr(one, f) for f in asdict(spec)}) for one in (found, spec))
     changed = [
-        f"{field} was {made.get(field)!r}, is {asked.get(field)!r}"
-        for field in asked | made
-        if made.get(field) != asked.get(field)
-        # Where nothing was skipped, both settings give the same rows.
+        f"{field} was {made.get(field)!r}, is {required.get(field)!r}"
+        for field in required | made
+        if made.get(field) != required.get(field)
+        # If nothing was skipped, both settings give the same rows.
         and (field != "bad_documents" or found.skipped)
     ]
     if not changed:
@@ -242,9 +244,11 @@ def _check_current(
             sources = find_sources(corpus)
         except UserError as error:
             if not all(was_matched(source["path"], corpus.source) for source in found.sources):
-                raise UserError(f"{error} The rows in {folder} were made of others.") from None
+                raise UserError(
+                    f"{error} The rows in {folder} were prepared from different files."
+                ) from None
             print(
-                f"note: {error} Its rows in {folder} are used as they were prepared.",
+                f"note: {error} The rows in {folder} are used as they were prepared.",
                 file=sys.stderr,
             )
             return
@@ -252,25 +256,26 @@ def _check_current(
         changed = [change] if (change := describe_changes(now, found.sources)) else []
     if changed:
         raise UserError(
-            f"{folder} was prepared from something else: {'; '.join(changed)}. Set another "
-            f"data.prepared, or delete {folder} to prepare it anew (runs that read it cannot "
-            "resume then)."
+            f"{folder} was prepared with other settings or sources: {'; '.join(changed)}. Set "
+            f"another data.prepared, or delete {folder} to prepare it again (runs that read it "
+            "then cannot resume)."
         )
     same = [new | {"digest": old["digest"]} for new, old in zip(now, found.sources, strict=True)]
     if same != found.sources:
-        # Moved or touched: the next start need not read it all again to see that it is the same.
+        # Files were moved or touched: record that, so that the next start need not read them again.
         with _locked(folder):
             write_manifest(str(folder), replace(found, sources=same))
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe, and those of its ``chat`` as ``chat.NAME``."""
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a spec, with those of its ``chat`` as ``chat.NAME``."""
     chat = values.pop("chat") or {}
     fields = chat if isinstance(chat, dict) else asdict(chat)
     return values | {f"chat.{name}": value for name, value in fields.items()}
 
 
 def _warn_of_overlap(prepared: PreparedCorpora) -> None:
+    """Print a warning for each held-out source that is also trained on."""
     if not is_primary():
         return
     trained_on = {
@@ -283,8 +288,8 @@ def _warn_of_overlap(prepared: PreparedCorpora) -> None:
             if source["digest"] in trained_on:
                 print(
                     f"warning: held-out corpus {name!r} and corpus "
-                    f"{trained_on[source['digest']]!r} share {source['path']}: its loss says "
-                    "nothing of new text.",
+                    f"{trained_on[source['digest']]!r} share {source['path']}; its loss is "
+                    "not a measure for new text.",
                     file=sys.stderr,
                 )
 
@@ -293,18 +298,18 @@ def _check_names(config: DataConfig) -> None:
     for corpus in config.additional + config.original + config.heldout:
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", corpus.name) or corpus.name == HELDOUT:
             raise UserError(
-                f"data: a corpus cannot be named {corpus.name!r}, which names its folder: use "
-                f"letters, digits and any of ._+- and not {HELDOUT!r}."
+                f"data: corpus name {corpus.name!r} must be a folder name; use letters, digits and "
+                f"any of ._+-, and not {HELDOUT!r}."
             )
 
 
 def _folder(config: DataConfig, name: str, *, heldout: bool) -> epath.Path:
-    place = epath.Path(config.prepared)
-    return place / HELDOUT / name if heldout else place / name
+    prepared = epath.Path(config.prepared)
+    return prepared / HELDOUT / name if heldout else prepared / name
 
 
 def _cores() -> int:
-    # Not cpu_count: a container or a job may own fewer than the machine has.
+    # Not cpu_count: a container or a job may have fewer cores than the machine.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

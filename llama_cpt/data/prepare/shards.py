@@ -1,9 +1,9 @@
-"""One corpus into shards: the same bytes from any number of workers, resumable by shard.
+"""Preparation of one corpus into shards: the same bytes for any number of workers, resumable.
 
-The documents of all source files, in order, are one stream. It is cut into spans, which workers
-encode, and consecutive spans into shards, by sizes in the sources alone. A shard's tokens are cut
-into rows by themselves, so shards do not depend on one another; a tail that fills no row is left
-out. Finished shards lie in ``partial/`` with a summary each, until all are there.
+The documents of all source files, in order, form one stream. It is cut into spans, which workers
+encode, and consecutive spans into shards; the cuts depend only on sizes in the sources. Rows never
+cross shards, so shards are independent of each other; the tail of a shard that does not fill a row
+is dropped. Finished shards stay in ``partial/``, each with a summary, until all are complete.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What went into a shard."""
+    """Counts of a finished shard, stored next to it as JSON."""
 
     records: int
     documents: int
@@ -53,15 +53,16 @@ class ShardSummary:
     checked_documents: int
     lossy_documents: int
     digest: str
-    """SHA-256 of the records."""
+    """SHA-256 over the records."""
     formats: dict[str, int]
-    """Chats by format."""
+    """Number of chats by format."""
     units: int
-    """The most that a row has of conversations, pairs, judged answers."""
+    """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int]
-    """What ``chat_lengths`` and ``packing`` counted."""
+    """Statistics of ``chat.lengths`` and ``chat.packing``, by the names in CHAT_COUNTS."""
 
 
+# Names in manifests, which keep them for the sake of corpora that are prepared already.
 CHAT_COUNTS = (
     "places",
     "learnt_tokens",
@@ -73,18 +74,18 @@ CHAT_COUNTS = (
 )
 
 
-def write_corpus(order: PrepareJob, encode: Encode) -> Manifest:
-    """Write the shards that are missing, and at last the manifest.
+def write_corpus(job: PrepareJob, encode: Encode) -> Manifest:
+    """Write the missing shards, then the manifest.
 
-    Raises UserError for a bad document (unless the recipe skips those) and for a corpus that gives
-    no row; what is finished then remains.
+    Raises UserError for a bad document (unless the spec skips them) and for a corpus that gives no
+    row; finished shards are kept.
     """
-    start_or_resume(order)
-    recipe, finished = order.spec, finished_shards(order.partial_folder)
-    with Progress(f"prepare {recipe.corpus}", order.megabytes, "MB") as progress:
+    start_or_resume(job)
+    spec, finished = job.spec, finished_shards(job.partial_folder)
+    with Progress(f"prepare {spec.corpus}", job.megabytes, "MB") as progress:
 
         def missing() -> Iterator[Span]:
-            for span in iter_spans(order.sources, recipe, order.layout):
+            for span in iter_spans(job.sources, spec, job.layout):
                 if span.shard not in finished:
                     yield span
                 else:
@@ -92,50 +93,31 @@ def write_corpus(order: PrepareJob, encode: Encode) -> Manifest:
 
         encoded = encode(missing())
         for shard, spans in itertools.groupby(encoded, key=lambda span: span.shard):
-            write_shard(order.partial_folder, shard, recipe, _shown(spans, progress))
-    return finish_corpus(order)
+            write_shard(job.partial_folder, shard, spec, _report_progress(spans, progress))
+    return finish_corpus(job)
 
 
-def finish_corpus(order: PrepareJob) -> Manifest:
-    """Give the shards, all of which are written, their names, and the folder its manifest."""
-    finished = finished_shards(order.partial_folder)
+def finish_corpus(job: PrepareJob) -> Manifest:
+    """Rename the shards, all of which are written, to their final names and write the manifest."""
+    finished = finished_shards(job.partial_folder)
     summaries = [finished[shard] for shard in sorted(finished)]
-    _check_enough(order.spec, order.sources, summaries)
-    names = _publish(order.folder, len(summaries), order.spec)
-    manifest = _manifest(order.spec, order.digests, names, summaries)
-    write_manifest(str(order.folder), manifest)
-    order.partial_folder.rmtree()
+    _check_enough(job.spec, job.sources, summaries)
+    names = _publish(job.folder, len(summaries), job.spec)
+    manifest = _manifest(job.spec, job.digests, names, summaries)
+    write_manifest(str(job.folder), manifest)
+    job.partial_folder.rmtree()
     return manifest
 
 
 def write_shard(
-    partial: epath.Path, shard: int, recipe: PrepareSpec, spans: Iterable[EncodedSpan]
+    partial: epath.Path, shard: int, spec: PrepareSpec, spans: Iterable[EncodedSpan]
 ) -> ShardSummary:
-    """Write one shard; the summary beside it says that it is whole."""
+    """Write one shard and its summary, whose presence marks the shard as complete."""
     counts, skipped, formats = Counter(), Counter(), Counter()
-
-    def counted() -> Iterator[EncodedSpan]:
-        for span in spans:
-            if span.failure:
-                raise UserError(
-                    f"{span.failure}. Mend it, or set data.bad_documents=skip to leave such "
-                    "documents out and count them."
-                )
-            counts.update(
-                documents=len(span.lengths),
-                tokens=int(span.lengths.sum()),
-                source_bytes=int(span.source_bytes.sum()),
-                characters=span.characters,
-                checked_documents=span.checked_documents,
-                lossy_documents=span.lossy_documents,
-            )
-            skipped.update(span.skipped)
-            formats.update(span.formats)
-            yield span
-
+    counted = _count_spans(spans, counts, skipped, formats)
     digest = hashlib.sha256()
     with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
-        for record in _records(counted(), recipe, counts):
+        for record in _records(counted, spec, counts):
             writer.write(record)
             digest.update(record)
             counts["records"] += 1
@@ -150,21 +132,44 @@ def write_shard(
         skipped=dict(sorted(skipped.items())),
         digest=digest.hexdigest(),
         formats=dict(sorted(formats.items())),
-        chat_counts={name: counts[name] for name in CHAT_COUNTS} if recipe.chat else {},
+        chat_counts={name: counts[name] for name in CHAT_COUNTS} if spec.chat else {},
     )
     write_atomic(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
     return summary
 
 
-def _records(spans: Iterator[EncodedSpan], recipe: PrepareSpec, counts: Counter) -> Iterator[bytes]:
-    """Rows, or held-out documents where the recipe's ``sequence_length`` is 0."""
-    length = recipe.sequence_length
-    if recipe.chat:
-        units = (unit for span in spans for unit in span.examples)
-        units = drop_or_truncate(units, recipe.chat, length, counts)
-        if recipe.chat.kind == "unpaired":
-            units = with_kl_completions(units, length, counts)
-        yield from pack_examples(units, recipe.chat, length, counts)
+def _count_spans(
+    spans: Iterable[EncodedSpan], counts: Counter, skipped: Counter, formats: Counter
+) -> Iterator[EncodedSpan]:
+    """Yield ``spans`` and add up their counts; raise UserError for a span with a failure."""
+    for span in spans:
+        if span.failure:
+            raise UserError(
+                f"{span.failure}. Correct it, or set data.bad_documents=skip to drop and count "
+                "such documents."
+            )
+        counts.update(
+            documents=len(span.lengths),
+            tokens=int(span.lengths.sum()),
+            source_bytes=int(span.source_bytes.sum()),
+            characters=span.characters,
+            checked_documents=span.checked_documents,
+            lossy_documents=span.lossy_documents,
+        )
+        skipped.update(span.skipped)
+        formats.update(span.formats)
+        yield span
+
+
+def _records(spans: Iterator[EncodedSpan], spec: PrepareSpec, counts: Counter) -> Iterator[bytes]:
+    """Yield rows as records, or held-out documents if the spec's ``sequence_length`` is 0."""
+    length = spec.sequence_length
+    if spec.chat:
+        examples = (example for span in spans for example in span.examples)
+        examples = drop_or_truncate(examples, spec.chat, length, counts)
+        if spec.chat.kind == "unpaired":
+            examples = with_kl_completions(examples, length, counts)
+        yield from pack_examples(examples, spec.chat, length, counts)
         return
     if not length:
         for span in spans:
@@ -179,29 +184,29 @@ def _records(spans: Iterator[EncodedSpan], recipe: PrepareSpec, counts: Counter)
             counts["dropped_tokens"] = len(row)
 
 
-def _shown(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[EncodedSpan]:
+def _report_progress(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[EncodedSpan]:
     for span in spans:
         yield span
         progress.update(span.disk_bytes / 1e6)
 
 
-def start_or_resume(order: PrepareJob) -> None:
-    """Keep what an earlier, ended call finished only if it was made of the same."""
-    content = asdict(order.spec) | {"layout": asdict(order.layout), "sources": order.digests}
-    partial, path = order.partial_folder, order.partial_folder / SPEC_FILE
-    recipe = json.dumps(content).encode()
-    if path.exists() and path.read_bytes() == recipe:
+def start_or_resume(job: PrepareJob) -> None:
+    """Create the partial folder; keep finished shards only if spec and sources are equal."""
+    content = asdict(job.spec) | {"layout": asdict(job.layout), "sources": job.digests}
+    partial, path = job.partial_folder, job.partial_folder / SPEC_FILE
+    serialized = json.dumps(content).encode()
+    if path.exists() and path.read_bytes() == serialized:
         return
     if partial.exists():
         partial.rmtree()
     for shard in matching(partial.parent, "*.array_record"):
         shard.unlink()
     partial.mkdir(parents=True)
-    write_atomic(path, recipe)
+    write_atomic(path, serialized)
 
 
 def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
-    """The shards that an earlier call finished, by number."""
+    """Return the summaries of the shards that are finished, by shard number."""
     return {
         int(path.stem): ShardSummary(**json.loads(path.read_text()))
         for path in matching(partial, "*.json")
@@ -209,9 +214,9 @@ def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
     }
 
 
-def _publish(folder: epath.Path, count: int, recipe: PrepareSpec) -> list[str]:
-    """Give the shards their names; a call that was ended in the middle of it goes on."""
-    kind = "rows" if recipe.sequence_length else "documents"
+def _publish(folder: epath.Path, count: int, spec: PrepareSpec) -> list[str]:
+    """Rename the shards to their final names, also if an earlier call renamed some of them."""
+    kind = "rows" if spec.sequence_length else "documents"
     names = [f"{kind}-{shard:05}-of-{count:05}.array_record" for shard in range(count)]
     for shard, name in enumerate(names):
         draft = folder / PARTIAL_FOLDER / f"{shard:05}.array_record"
@@ -220,28 +225,30 @@ def _publish(folder: epath.Path, count: int, recipe: PrepareSpec) -> list[str]:
     return names
 
 
-def _check_enough(recipe: PrepareSpec, sources: Sources, summaries: list[ShardSummary]) -> None:
+def _check_enough(spec: PrepareSpec, sources: Sources, summaries: list[ShardSummary]) -> None:
+    """Raise UserError with the reason if no shard has a record."""
     if any(summary.records for summary in summaries):
         return
-    where = f"corpus {recipe.corpus!r} ({sources.dataset or sources.files[0]}"
-    where += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
+    corpus = f"corpus {spec.corpus!r} ({sources.dataset or sources.files[0]}"
+    corpus += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
     if not any(summary.documents for summary in summaries):
         skipped = sum(sum(summary.skipped.values()) for summary in summaries)
-        raise UserError(f"{where} holds no documents{f', {skipped} skipped' if skipped else ''}.")
-    if recipe.chat:
+        outcome = f", {skipped} skipped; correct them" if skipped else "; add text"
+        raise UserError(f"{corpus} holds no documents{outcome}.")
+    if spec.chat:
         raise UserError(
-            f"{where} has nothing to learn from that data.sequence_length="
-            f"{recipe.sequence_length} holds: set a larger one, or data.chat.too_long."
+            f"{corpus} has no chat with targets that fits data.sequence_length="
+            f"{spec.sequence_length}; set a larger one, or data.chat.too_long."
         )
-    tokens, row_tokens = sum(summary.tokens for summary in summaries), recipe.sequence_length + 1
+    tokens, row_tokens = sum(summary.tokens for summary in summaries), spec.sequence_length + 1
     raise UserError(
-        f"{where} has {tokens} tokens, a row takes {row_tokens}: {row_tokens - tokens} are "
-        "missing. Give it more text or set a smaller data.sequence_length."
+        f"{corpus} has {tokens} tokens, but a row takes {row_tokens}; add text with "
+        f"{row_tokens - tokens} more tokens or set a smaller data.sequence_length."
     )
 
 
 def _manifest(
-    recipe: PrepareSpec,
+    spec: PrepareSpec,
     digests: list[dict[str, Any]],
     names: list[str],
     summaries: list[ShardSummary],
@@ -250,7 +257,7 @@ def _manifest(
     summed = set(ShardSummary.__dataclass_fields__) - {"records", "digest", "units", *counted}
     content = "".join(summary.digest for summary in summaries)
     return Manifest(
-        **asdict(recipe),
+        **asdict(spec),
         sources=digests,
         shards=[(name, s.records) for name, s in zip(names, summaries, strict=True)],
         units=max(summary.units for summary in summaries),
@@ -263,5 +270,5 @@ def _manifest(
 def _sum(counts: Iterable[dict[str, int]]) -> Counter:
     total: Counter = Counter()
     for one in counts:
-        total.update(one)  # Counter's own sum would leave zeros out.
+        total.update(one)  # Addition of Counters would drop zeros.
     return total

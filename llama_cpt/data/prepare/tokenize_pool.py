@@ -1,8 +1,9 @@
-"""Text to tokens by all cores, in order.
+"""A pool of worker processes that encode text to tokens in order.
 
-Worker processes run ``serve_worker`` and speak pickles over their standard input and output. Not
-``multiprocessing``: its spawned processes import the caller's main module, and with ``train`` that
-is JAX and a second of start for each; its forked ones inherit JAX's threads, which may deadlock.
+Workers run ``serve_worker`` and exchange pickles over standard input and output. The module does
+not use ``multiprocessing``: processes that it spawns import the caller's main module, which for
+``train`` means JAX and a second of startup each, and processes that it forks inherit JAX's threads,
+which may deadlock.
 """
 
 from collections import Counter, deque
@@ -27,56 +28,56 @@ from llama_cpt.data.sources.documents import BadDocument, Block, parse_documents
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 
-# Spans read and encoded ahead of the one that is waited for, for each worker: a document as large
-# as ten spans then leaves the other workers busy, and memory stays bounded.
+# Spans per worker that are read and encoded ahead of the next result: enough that a document as
+# large as ten spans does not idle the other workers, and few enough to bound the memory.
 SPANS_AHEAD = 4
-# Decoding costs about as much as encoding: a sample of each span tells of a lossy tokenizer.
+# Decoding costs as much as encoding; a sample of each span is enough to detect a lossy tokenizer.
 CHECKED_DOCUMENTS = 16
 
-_SERVE = "from llama_cpt.data.prepare.tokenize_pool import serve; serve()"
+_WORKER_PROGRAM = "from llama_cpt.data.prepare.tokenize_pool import serve_worker; serve_worker()"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive raw documents: what is encoded at a time."""
+    """A run of consecutive raw documents, encoded as one unit of work."""
 
     shard: int
-    """Number of the shard to which they go."""
+    """Index of the shard of these documents."""
     blocks: tuple[Block, ...]
     text_field: str
     skip_bad: bool
-    """Count bad documents and leave them out; otherwise the first ends the span."""
+    """Skip and count bad documents; otherwise the first one ends the span."""
     chat: ChatSpec | None = None
-    """Of chat data; None for documents."""
+    """The settings for chat data; None for documents."""
 
     @property
     def disk_bytes(self) -> float:
-        """How much of the sources on disk it took."""
+        """Size of the span in the sources on disk."""
         return sum((block.disk_bytes for block in self.blocks), 0.0)
 
 
 @dataclass(frozen=True)
 class EncodedSpan:
-    """A span's documents as tokens, one after the other, or its chats as units."""
+    """The documents of a span as concatenated tokens, or its chats as examples."""
 
     shard: int
     disk_bytes: float
     tokens: np.ndarray
-    """uint32: BOS, text, EOS of each document; empty for chats."""
+    """uint32 (tokens,): BOS, text, EOS of each document; empty for chats."""
     lengths: np.ndarray
-    """int64 (documents,): tokens of each."""
+    """int64 (documents,): tokens of each document or chat."""
     source_bytes: np.ndarray
-    """int64 (documents,): UTF-8 bytes of each."""
+    """int64 (documents,): UTF-8 bytes of each document or chat."""
     characters: int
     skipped: Counter
-    """Bad documents by reason."""
+    """Number of bad documents by reason."""
     checked_documents: int
     lossy_documents: int
     failure: str
-    """What stopped it, or empty."""
+    """Message of the bad document that ended the span, else empty."""
     examples: list[ChatExample] = field(default_factory=list)
     formats: Counter = field(default_factory=Counter)
-    """Chats by format."""
+    """Number of chats by format."""
 
 
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
@@ -86,7 +87,7 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     counts, skipped, failure = Counter(), Counter(), ""
     begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
     arrays, lengths, sizes = [], [], []
-    # A tiktoken vocabulary has every byte and no normaliser.
+    # A tiktoken vocabulary has every byte and no normalizer, so it is never lossy.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
     for document in (d for block in span.blocks for d in parse_documents(block, span.text_field)):
         if isinstance(document, BadDocument):
@@ -116,9 +117,9 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     )
 
 
-def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatSpec) -> EncodedSpan:
-    template = template_by_fingerprint(tokenizer, recipe.template)
-    done = encode_chats(template, span.blocks, recipe, skip_bad=span.skip_bad)
+def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSpan:
+    template = template_by_fingerprint(tokenizer, spec.template)
+    done = encode_chats(template, span.blocks, spec, skip_bad=span.skip_bad)
     return EncodedSpan(
         span.shard,
         span.disk_bytes,
@@ -136,7 +137,7 @@ def _encode_chats(tokenizer: Tokenizer, span: Span, recipe: ChatSpec) -> Encoded
 
 
 class TokenizePool:
-    """Worker processes that encode spans; a context manager that ends them."""
+    """A pool of worker processes that encode spans; a context manager that ends them on exit."""
 
     def __init__(self, tokenizer_path: str, workers: int) -> None:
         self._processes = [_start_worker() for _ in range(workers)]
@@ -148,7 +149,7 @@ class TokenizePool:
         self._ahead = SPANS_AHEAD * workers
 
     def encode(self, spans: Iterable[Span]) -> Iterator[EncodedSpan]:
-        """Each span's tokens, in the order of ``spans``, which are drawn as workers need them."""
+        """Yield the result of each span in the order of ``spans``, which are consumed on demand."""
         waiting: deque[Future] = deque()
         try:
             for span in spans:
@@ -169,8 +170,8 @@ class TokenizePool:
             result = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
             raise UserError(
-                f"a worker process of prepare ended with status {process.wait()}, perhaps for lack "
-                "of memory. What is finished is kept; try fewer --workers."
+                f"a worker process of prepare exited with status {process.wait()}, perhaps out of "
+                "memory. Finished shards are kept; run again with fewer --workers."
             ) from None
         finally:
             self._idle.put(process)
@@ -195,33 +196,33 @@ class TokenizePool:
 
 
 def serve_worker() -> None:
-    """Run a worker: a tokenizer's path, then spans, until the input ends."""
-    # Ctrl-C reaches the whole group; the parent closes the pipe or kills.
+    """Run a worker: read a tokenizer's path and spans from stdin until it ends, write results."""
+    # Ctrl-C reaches the whole process group; the parent closes the pipe or kills the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    received, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What a library prints must not land among the answers.
-    tokenizer = load_tokenizer(pickle.load(received))
+    requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # Output of libraries must not mix with the results.
+    tokenizer = load_tokenizer(pickle.load(requests))
     while True:
         try:
-            span = pickle.load(received)
+            span = pickle.load(requests)
         except EOFError:
             return
         try:
-            answer: Any = encode_span(tokenizer, span)
+            result: Any = encode_span(tokenizer, span)
         except Exception:
-            answer = traceback.format_exc()
-        pickle.dump(answer, answers, protocol=5)
-        answers.flush()
+            result = traceback.format_exc()
+        pickle.dump(result, results, protocol=5)
+        results.flush()
 
 
 def _start_worker() -> subprocess.Popen:
-    # One process a core: the threads of a library would only get in each other's way.
+    # There is one worker per core, so threads inside a library would only compete.
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "TOKENIZERS_PARALLELISM": "false",
     }
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVE],
+        [sys.executable, "-c", _WORKER_PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

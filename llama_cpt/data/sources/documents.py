@@ -1,7 +1,7 @@
-"""Documents of JSON Lines, Parquet, text files and TFDS, each with the place it came from.
+"""Documents of JSON Lines, Parquet, text files and TFDS, each with its position in the sources.
 
-Two halves: ``read_blocks`` cuts files into blocks of raw documents, which costs little, and
-``parse_documents`` parses a block, in whatever process the block has been sent to.
+``read_blocks`` cuts files into blocks of raw documents, which is cheap and sequential;
+``parse_documents`` parses a block and may run in another process.
 """
 
 from collections.abc import Iterator
@@ -32,55 +32,55 @@ TFDS_RECORDS = 256
 
 
 class Document(NamedTuple):
-    """A good document."""
+    """A valid document."""
 
     path: str
     number: int
-    """Its line in JSON Lines, its row elsewhere, from 1; 0 where the file is one document."""
+    """Line in JSON Lines, row elsewhere, from 1; 0 if the file is one document."""
     text: str
     source_bytes: int
-    """Of ``text`` in UTF-8."""
+    """UTF-8 bytes of ``text``."""
 
 
 class BadDocument(NamedTuple):
-    """A document that cannot be used, and why."""
+    """A document that cannot be used, with the reason."""
 
     path: str
     number: int
     reason: str
-    """One of few, to be counted by."""
+    """One of a few fixed strings, by which bad documents are counted in manifests."""
     detail: str
 
     def __str__(self) -> str:
-        place = f"{self.path}:{self.number}" if self.number else self.path
-        return f"{place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        position = f"{self.path}:{self.number}" if self.number else self.path
+        return f"{position}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive raw documents of one file."""
+    """A run of consecutive raw documents of one file."""
 
     path: str
     first: int
-    """Line or row of the first document, from 1; 0 where the file is one document."""
+    """Line or row of the first document, from 1; 0 if the file is one document."""
     raw: bytes | list[Any]
-    """Whole lines of JSON; or the values of the text field, each bytes or str if it is good."""
+    """Whole lines of JSON, or the values of the text field (bytes or str if they are valid)."""
     size: int
-    """Bytes of ``raw``."""
+    """Size of ``raw`` in bytes."""
     disk_bytes: float
-    """How much of the file on disk it took."""
+    """Size of the block in the file on disk, which may be compressed."""
 
 
 @dataclass(frozen=True)
 class BlockStart:
-    """Where a block begins: from there on the same blocks come out as from the corpus's start."""
+    """The start of a block, from which reading gives the same blocks as from the beginning."""
 
     file: int = 0
-    """Its number among the sources' files; 0 in a TFDS dataset."""
+    """Index of the file among the sources; 0 for a TFDS dataset."""
     first: int = 1
-    """As the block's."""
+    """Line or row of its first document, as in ``Block``."""
     offset: int = 0
-    """Bytes of (decompressed) lines before it in its file."""
+    """Decompressed bytes before the block in its file, for files of lines."""
 
 
 FIRST_BLOCK = BlockStart()
@@ -89,10 +89,11 @@ FIRST_BLOCK = BlockStart()
 def read_blocks(
     sources: Sources, text_field: str, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """All of ``sources`` from ``start`` on, in blocks of ``block_bytes`` or a document more.
+    """Yield all of ``sources`` from ``start`` on, in blocks of about ``block_bytes`` bytes.
 
-    The same blocks come out on every machine. Raises UserError for a file that is broken as a
-    whole: of no known kind, cut short, a Parquet file without column ``text_field``.
+    A block ends with the document that reaches the size; the blocks are the same on every machine.
+    Raises UserError for a file of an unknown format, a truncated file, or a Parquet file without
+    column ``text_field``.
     """
     if sources.dataset:
         with storage_errors_as_user_errors(sources.dataset):
@@ -109,19 +110,19 @@ def read_blocks(
                 yield from _text_block(path, decompress)
             else:
                 raise UserError(
-                    f"{path}: of no known kind; documents are {', '.join(LINES + TEXT)} files, "
+                    f"{path}: unknown format; documents must be {', '.join(LINES + TEXT)} files, "
                     f"also with {', '.join(DECOMPRESSORS)}, or {', '.join(PARQUET)}."
                 )
 
 
 def files_from(sources: Sources, start: BlockStart) -> Iterator[tuple[str, BlockStart]]:
-    """The files from ``start`` on, and where to begin in each."""
+    """Yield the files from ``start`` on, and where to begin in each."""
     for number, path in enumerate(sources.files[start.file :], start.file):
         yield path, start if number == start.file else BlockStart(number)
 
 
 def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
-    """Parse ``block``; blank lines are no documents."""
+    """Yield the documents of ``block``, skipping blank lines."""
     if isinstance(block.raw, bytes):
         for number, line in enumerate(block.raw.split(b"\n"), block.first):
             if line and not line.isspace():
@@ -132,8 +133,13 @@ def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDoc
             yield _from_value(block.path, number, value)
 
 
-def json_object(path: str, number: int, raw: bytes, *, wanted: str) -> dict[str, Any] | BadDocument:
-    """The object that ``raw`` is; ``wanted`` and the kind that it is instead tell what is wrong."""
+def json_object(
+    path: str, number: int, raw: bytes, *, expected: str
+) -> dict[str, Any] | BadDocument:
+    """Return the JSON object in ``raw``.
+
+    For a JSON value of another type, the detail of the BadDocument is ``expected`` and the type.
+    """
     try:
         values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
     except UnicodeDecodeError as error:
@@ -142,17 +148,17 @@ def json_object(path: str, number: int, raw: bytes, *, wanted: str) -> dict[str,
         return BadDocument(path, number, "not JSON", str(error))
     if not isinstance(values, dict):
         kind = type(values).__name__
-        return BadDocument(path, number, "not a JSON object", f"{wanted} {kind}")
+        return BadDocument(path, number, "not a JSON object", f"{expected} {kind}")
     return values
 
 
 def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
-    values = json_object(path, number, line, wanted="one object a line, not a")
+    values = json_object(path, number, line, expected="expected one object per line, not a")
     if isinstance(values, BadDocument):
         return values
     if field not in values:
-        there = ", ".join(values) or "none"
-        return BadDocument(path, number, f"no field {field!r}", f"its fields: {there}")
+        fields = ", ".join(values) or "none"
+        return BadDocument(path, number, f"no field {field!r}", f"its fields: {fields}")
     return _from_value(path, number, values[field])
 
 
@@ -175,12 +181,13 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
 def line_blocks(
     path: str, decompress: Any, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """Whole lines of a file, in blocks of about ``block_bytes``."""
+    """Yield whole lines of a file, in blocks of about ``block_bytes`` bytes."""
     line, held = start.first, []
     with open_stream(path, decompress) as (disk, file):
         skip(disk, file, start.offset, path)
         at = disk.tell() if start.offset else 0
-        # Reads end where those of a reader from the file's start do, and so do the blocks.
+        # The first read ends at a multiple of block_bytes, as it does for a reader from the file's
+        # start, so that the blocks are the same.
         size = block_bytes - start.offset % block_bytes
         while chunk := read(file, size, path, f" after line {line}"):
             size = block_bytes
@@ -204,7 +211,7 @@ def _text_block(path: str, decompress: Any) -> Iterator[Block]:
 
 
 def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iterator[Block]:
-    import pyarrow  # only this kind needs it
+    import pyarrow  # Slow to import, and only this format needs it.
     import pyarrow.parquet
 
     with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
@@ -214,8 +221,8 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
             raise UserError(f"{path}: not a Parquet file ({error}).") from None
         schema = table.schema_arrow
         if field not in schema.names:
-            there = ", ".join(schema.names)
-            raise UserError(f"{path}: no column {field!r}; its columns: {there}.")
+            columns = ", ".join(schema.names)
+            raise UserError(f"{path}: no column {field!r}; its columns: {columns}.")
         kind = schema.field(field).type
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if not any(
@@ -230,7 +237,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
             raise UserError(f"{path}: column {field!r} holds {kind}, not strings.")
         groups, skipped = _groups_from(table.metadata, first)
         batches = table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[field])
-        # As bytes: a string that is not UTF-8 is then one bad document, not a broken file.
+        # Read as bytes, so that a string that is not UTF-8 is one bad document, not a broken file.
         values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
         values = itertools.islice(values, skipped, None)
         share = file.seek(0, os.SEEK_END) / max(table.metadata.num_rows, 1)
@@ -238,7 +245,7 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
-    """The row groups from row ``first`` on, and how many rows of them come before it."""
+    """Return the row groups from row ``first`` on, and how many of their rows precede it."""
     group, skipped = 0, first - 1
     while group < metadata.num_row_groups and skipped >= metadata.row_group(group).num_rows:
         skipped -= metadata.row_group(group).num_rows
@@ -248,9 +255,9 @@ def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
 
 def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) -> Iterator[Block]:
     builder, split = open_dataset(sources.dataset)
-    there = list(builder.info.features)
-    if field not in there:
-        raise UserError(f"{sources.dataset}: no field {field!r}; its fields: {', '.join(there)}.")
+    fields = list(builder.info.features)
+    if field not in fields:
+        raise UserError(f"{sources.dataset}: no field {field!r}; its fields: {', '.join(fields)}.")
     data = builder.as_data_source(split=split)
     starts = range(first - 1, len(data), TFDS_RECORDS)
     records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
@@ -262,7 +269,7 @@ def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) 
 def value_blocks(
     path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float, first: int = 1
 ) -> Iterator[Block]:
-    """Blocks of ``values``, row ``first`` and on, each of which took ``disk_bytes`` on disk."""
+    """Yield blocks of ``values`` from row ``first``; each value takes ``disk_bytes`` on disk."""
     held, size = [], 0
     for value in values:
         held.append(value)

@@ -1,4 +1,4 @@
-"""Which files a corpus is made of, and whether they are still what they were."""
+"""Source files of a corpus: finding them, their digests, and detection of changes."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,27 +22,27 @@ from llama_cpt.runtime.storage import UnreachableError, check_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
-# What object stores say of a file's content, the strongest first.
+# Digests of the content that object stores keep, the strongest first.
 STORED_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of one corpus in the order in which they are read."""
+    """The source files of one corpus in the order in which they are read."""
 
     corpus: str
     files: tuple[str, ...]
     dataset: str = ""
-    """``tfds:NAME[:SPLIT]`` where the files are a TFDS dataset's."""
+    """``tfds:NAME[:SPLIT]`` if the files belong to a TFDS dataset, else empty."""
 
     def stats(self) -> list[dict[str, Any]]:
-        """``{"path", "bytes", "modified"}`` of each file."""
+        """Return ``{"path", "bytes", "modified"}`` of each file."""
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(_stat, self.files))
 
 
 def find_sources(corpus: CorpusConfig) -> Sources:
-    """The files of ``corpus``, sorted. Raises UserError where there are none."""
+    """Return the files of ``corpus``, sorted; raise UserError if there are none."""
     check_reachable(corpus.source, pattern=True)
     with storage_errors_as_user_errors(corpus.source):
         if corpus.source.startswith(TFDS):
@@ -51,12 +51,14 @@ def find_sources(corpus: CorpusConfig) -> Sources:
             return Sources(corpus.name, tuple(files), corpus.source)
         found = _matches(corpus.source)
     if not found:
-        raise UserError(f"corpus {corpus.name!r}: no file matches {corpus.source}.")
+        raise UserError(
+            f"corpus {corpus.name!r}: no file matches {corpus.source}; correct its source."
+        )
     return Sources(corpus.name, tuple(sorted(found)))
 
 
 def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``stats`` with a ``digest`` of each file's content added."""
+    """Return ``stats`` with a ``digest`` of each file's content added."""
     megabytes = sum(stat["bytes"] for stat in stats) / 1e6
     done = []
     with (
@@ -71,7 +73,7 @@ def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def file_digest(path: str) -> str:
-    """SHA-256 of a local file; what an object store keeps of a remote one's content."""
+    """Return the SHA-256 of a local file, or the digest that an object store keeps."""
     with storage_errors_as_user_errors(path):
         if "://" in path:
             system, name = remote_storage(path)
@@ -87,16 +89,16 @@ def file_digest(path: str) -> str:
 
 
 def describe_changes(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
-    """How files, by their ``stats``, differ from the digested ``before``, or None.
+    """Return how the files with stats ``now`` differ from ``before``, which has digests, or None.
 
-    Another folder is no change.
+    A move to another folder is not a change.
     """
     if len(now) != len(before):
         return f"there are {len(now)} source files, there were {len(before)}"
     for new, old in zip(now, before, strict=True):
         if Path(new["path"]).name != Path(old["path"]).name:
             return f"source {new['path']} was {old['path']}"
-        # Reading a terabyte to see that nothing changed would keep every start waiting.
+        # A file with equal size and time is not read: hashing a terabyte would delay every start.
         untouched = new | {"digest": old["digest"]} == old
         if not untouched and (
             new["bytes"] != old["bytes"] or file_digest(new["path"]) != old["digest"]
@@ -106,16 +108,16 @@ def describe_changes(now: list[dict[str, Any]], before: list[dict[str, Any]]) ->
 
 
 def open_dataset(source: str) -> tuple[Any, str]:
-    """TFDS builder and split of ``tfds:NAME[/CONFIG][:VERSION][:SPLIT]``, by default ``train``.
+    """Return builder and split of ``tfds:NAME[/CONFIG][:VERSION][:SPLIT]``; default is ``train``.
 
-    Raises UserError where the dataset is not built as ArrayRecord.
+    Raises UserError if the dataset was not built as ArrayRecord.
     """
-    import tensorflow_datasets as tfds  # a second to import, and only this kind needs it
+    import tensorflow_datasets as tfds  # A second to import, only for this kind.
 
     pattern = rf"{TFDS}([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(.+))?"
     named = re.fullmatch(pattern, source)
     if not named:
-        raise UserError(f"{source}: not of the form tfds:NAME or tfds:NAME:SPLIT.")
+        raise UserError(f"{source}: must have the form tfds:NAME or tfds:NAME:SPLIT.")
     name, split = named[1], named[2] or "train"
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     build = f"tfds build --file_format=array_record {shlex.quote(name)}"
@@ -124,25 +126,28 @@ def open_dataset(source: str) -> tuple[Any, str]:
         builder = tfds.builder(name, try_gcs=False)
         known = list(builder.info.splits)
         files = builder.info.splits[split].filepaths if known else ()
-    except Exception as error:  # tfds has no common class for what a user can mend
+    except Exception as error:  # tfds has no common class for errors of the user
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"{source}: {reason}. {remedy}") from None
     if not known:
         raise UserError(f"{source}: not in {folder}. {remedy}")
     if not all("array_record" in os.fspath(path) for path in files):
-        raise UserError(f"{source}: not in the format ArrayRecord. {remedy}")
+        raise UserError(f"{source}: is not in the ArrayRecord format. {remedy}")
     return builder, split
 
 
 def _quoted(folder: str) -> str:
-    """``folder`` as a shell reads it back, its ``~`` left to the shell."""
-    home = "~/" if folder.startswith("~/") else ""
-    return home + shlex.quote(folder.removeprefix(home))
+    """Return ``folder`` quoted for a shell, with a leading ``~/`` left for the shell to expand."""
+    prefix = "~/" if folder.startswith("~/") else ""
+    return prefix + shlex.quote(folder.removeprefix(prefix))
 
 
 @contextlib.contextmanager
-def storage_errors_as_user_errors(place: str) -> Iterator[None]:
-    """Failures of a file system as a UserError that names ``place``, and says what may pass."""
+def storage_errors_as_user_errors(path: str) -> Iterator[None]:
+    """Context manager that turns file system errors into a UserError that names ``path``.
+
+    Transient errors become UnreachableError.
+    """
     try:
         yield
     except UserError:
@@ -150,12 +155,12 @@ def storage_errors_as_user_errors(place: str) -> Iterator[None]:
     except (OSError, ImportError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if is_transient(error):
-            raise UnreachableError(f"{place}: cannot be read now ({reason}).") from None
-        raise UserError(f"{place}: cannot be read ({reason}).") from None
+            raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
+        raise UserError(f"{path}: cannot be read ({reason}).") from None
 
 
 def _matches(source: str) -> list[str]:
-    """The file that ``source`` names literally, or else those that it matches as a pattern."""
+    """Return the file that ``source`` names literally, else those that it matches as a pattern."""
     if "://" in source:
         system, path = remote_storage(source)
         if system.isfile(path):
@@ -164,17 +169,17 @@ def _matches(source: str) -> list[str]:
         return [system.unstrip_protocol(n) for n, info in found.items() if info["type"] == "file"]
     source = os.path.expanduser(source)
     if os.path.isdir(source):
-        raise UserError(f"{source} is a folder: name its files, such as {source}/*.jsonl.gz.")
+        raise UserError(f"{source} is a folder; set a file pattern such as {source}/*.jsonl.gz.")
     if os.path.isfile(source):
         return [source]
-    folder, pattern = _cut(source)
+    folder, pattern = _split_pattern(source)
     names = glob.glob(pattern, root_dir=folder or None, recursive=True)
     paths = [os.path.join(folder, name) for name in names]
     return [path for path in paths if os.path.isfile(path)]
 
 
-def _cut(source: str) -> tuple[str, str]:
-    """The longest folder of ``source`` that exists, which is literal, and the pattern below it."""
+def _split_pattern(source: str) -> tuple[str, str]:
+    """Return the longest existing folder of ``source``, and the rest, which is a pattern."""
     folder = os.path.dirname(source)
     while folder and not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
@@ -182,7 +187,7 @@ def _cut(source: str) -> tuple[str, str]:
 
 
 def was_matched(path: str, source: str) -> bool:
-    """Whether ``source`` could have named ``path``, any leading folders of it taken literally."""
+    """Return whether ``source`` could have matched ``path``, for any literal leading folders."""
     source = os.path.expanduser(source)
     cuts = [0, *(at + 1 for at, mark in enumerate(source) if mark == "/"), len(source)]
     return any(

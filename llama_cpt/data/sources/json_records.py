@@ -1,4 +1,4 @@
-"""Records of JSON Lines and of JSON files that hold one array, each with where it came from."""
+"""Records of JSON Lines files and of JSON files that hold one array, with their positions."""
 
 from collections.abc import Iterator
 import itertools
@@ -23,28 +23,30 @@ from llama_cpt.runtime.errors import UserError
 
 
 class Record(NamedTuple):
-    """One object of JSON."""
+    """A JSON object and its position in the sources."""
 
     path: str
     number: int
-    """Its line in JSON Lines, its place in an array, from 1."""
+    """Line in JSON Lines or index in an array, from 1."""
     values: dict[str, Any]
 
 
 def read_record_blocks(
     sources: Sources, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """All of ``sources`` from ``start`` on, in blocks of about ``block_bytes``.
+    """Yield all of ``sources`` from ``start`` on, in blocks of about ``block_bytes`` bytes.
 
-    A block's ``raw`` is whole lines of JSON, or elements of an array, each as JSON. Raises
-    UserError for a file that is of no known kind or is broken as a whole.
+    ``raw`` of a block is whole lines of JSON, or the elements of an array, each as JSON. Raises
+    UserError for a file of an unknown format and for a broken file.
     """
     if sources.dataset:
-        raise UserError(f"{sources.dataset}: chat data is {' or '.join(LINES)} files, not TFDS.")
+        raise UserError(
+            f"{sources.dataset}: chat data must be {' or '.join(LINES)} files, not TFDS."
+        )
     for path, begin in files_from(sources, start):
         name, decompress = split_compression(path)
         if not name.endswith(LINES):
-            raise UserError(f"{path}: of no known kind; chat data is {', '.join(LINES)} files.")
+            raise UserError(f"{path}: unknown format; chat data must be {', '.join(LINES)} files.")
         with storage_errors_as_user_errors(path):
             if _is_array(path, decompress):
                 yield from _array_blocks(path, decompress, block_bytes, begin.first)
@@ -53,7 +55,7 @@ def read_record_blocks(
 
 
 def parse_records(block: Block) -> Iterator[Record | BadDocument]:
-    """Parse ``block``; blank lines are no records."""
+    """Yield the records of ``block``, skipping blank lines."""
     raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
     for number, element in enumerate(raw, block.first):
         if element and not element.isspace():
@@ -61,7 +63,7 @@ def parse_records(block: Block) -> Iterator[Record | BadDocument]:
 
 
 def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
-    values = json_object(path, number, raw, wanted="a record is no")
+    values = json_object(path, number, raw, expected="a record is not a")
     return values if isinstance(values, BadDocument) else Record(path, number, values)
 
 
@@ -79,7 +81,7 @@ def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> I
         try:
             elements = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a JSON array ({error}); is the file whole?") from None
+            raise UserError(f"{path}: not a JSON array ({error}); is the file complete?") from None
         share = disk.tell() / max(len(elements), 1)
     raw = (json.dumps(element).encode() for element in itertools.islice(elements, first - 1, None))
     yield from value_blocks(path, raw, block_bytes, share, first)

@@ -1,4 +1,4 @@
-"""Source files, local or remote, compressed or not, as streams of bytes."""
+"""Byte streams of source files, local or remote, compressed or not."""
 
 import bz2
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SKIP_BYTES = 4 << 20
 
 
 def split_compression(path: str) -> tuple[str, Any]:
-    """The file's name without the suffix of its compression, and what undoes that, or None."""
+    """Return the file's name without its compression suffix, and the decompressor or None."""
     for suffix, decompress in DECOMPRESSORS.items():
         if path.endswith(suffix):
             return path.removesuffix(suffix), decompress
@@ -26,7 +26,7 @@ def split_compression(path: str) -> tuple[str, Any]:
 
 @contextlib.contextmanager
 def open_stream(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
-    """The file on disk, and the same decompressed."""
+    """Open ``path``; yield the file on disk and its decompressed stream."""
     with open_for_reading(path) as disk:
         if not decompress:
             yield disk, disk
@@ -36,7 +36,7 @@ def open_stream(path: str, decompress: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def skip(disk: Any, file: Any, count: int, path: str) -> None:
-    """Pass over the first ``count`` bytes of ``file``; ``disk`` is the same compressed."""
+    """Skip the first ``count`` bytes of ``file``, the decompressed stream of ``disk``."""
     if file is disk:
         file.seek(count)
         return
@@ -45,30 +45,31 @@ def skip(disk: Any, file: Any, count: int, path: str) -> None:
 
 
 def read(file: Any, size: int, path: str, after: str = "") -> bytes:
-    """As ``file.read``, ``decoding_errors``."""
+    """Read ``size`` bytes of ``file``; raise as ``decoding_errors`` does."""
     with decoding_errors(path, after):
         return file.read(size)
 
 
 @contextlib.contextmanager
 def decoding_errors(path: str, after: str = "", *also: type[Exception]) -> Iterator[None]:
-    """Around what decodes ``path``; ``also`` are errors of a broken file that this does not know.
+    """Context manager that translates the errors of decoding ``path``.
 
-    Raises UserError where it is broken (``after`` tells where), UnreachableError where its storage
-    fails in a way that may pass.
+    ``also`` names further exceptions of a broken file. Raises UserError if the file is broken
+    (``after`` is the position for the message), UnreachableError if its storage fails in a
+    transient way.
     """
     try:
         yield
     except (EOFError, OSError, zlib.error, lzma.LZMAError, *also) as error:
-        told = " ".join(str(error).split())
-        # What a decoder says of a broken file has no number.
+        reason = " ".join(str(error).split())
+        # Errors of the storage have an errno, those of a decoder have none.
         if getattr(error, "errno", None) and is_transient(error):
-            raise UnreachableError(f"{path}: cannot be read now ({told}).") from None
-        raise UserError(f"{path}: broken{after} ({told}); is the file whole?") from None
+            raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
+        raise UserError(f"{path}: broken{after} ({reason}); is the file complete?") from None
 
 
 def _zstd(disk: Any) -> Any:
-    import pyarrow  # only this kind needs it
+    import pyarrow  # Slow to import, and only this format needs it.
 
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(disk, mode="r"), "zstd")
 

@@ -1,4 +1,4 @@
-"""A tokenizer as the files that ``transformers`` loads, with the same ids."""
+"""Export of a tokenizer to the files that ``transformers`` loads, with the same ids."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,8 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 def export_tokenizer(path: str, output: Any) -> None:
     """Write ``tokenizer.json`` and its configs into the folder ``output``.
 
-    A ``tokenizer.json`` is copied with what lies beside it; the two other kinds are turned into
-    one. Raises UserError for a SentencePiece model that none gives the same ids as.
+    A ``tokenizer.json`` is copied with the configs next to it; the two other kinds are converted.
+    Raises UserError for a SentencePiece model that cannot be converted with the same ids.
     """
     output = Path(output)
     tokenizer = load_tokenizer(path)
@@ -47,14 +47,14 @@ def export_tokenizer(path: str, output: Any) -> None:
                 file.copy(output / name)
         return
     if isinstance(tokenizer, TiktokenTokenizer):
-        turned, bos, eos = _from_ranks(tokenizer), BOS, EOS
+        converted, bos, eos = _from_ranks(tokenizer), BOS, EOS
     else:
-        turned, bos, eos = _from_sentencepiece(tokenizer)
+        converted, bos, eos = _from_sentencepiece(tokenizer)
         source.copy(output / "tokenizer.model")
-    turned.post_processor = processors.TemplateProcessing(
+    converted.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
     )
-    turned.save(str(output / "tokenizer.json"))
+    converted.save(str(output / "tokenizer.json"))
     names = {"bos_token": bos, "eos_token": eos}
     config = names | {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -68,35 +68,38 @@ def export_tokenizer(path: str, output: Any) -> None:
 
 
 def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
-    """Byte-level BPE: a token's merges are all pairs of tokens that make it, by rank."""
+    """Convert a tiktoken vocabulary to byte-level BPE.
+
+    A token's merges are all pairs of tokens that concatenate to it, ordered by their ranks.
+    """
     ranks, symbol = tokenizer.ranks, _byte_symbols()
 
-    def shown(token: bytes) -> str:
+    def printable(token: bytes) -> str:
         return "".join(symbol[byte] for byte in token)
 
     merges = []
     for token in ranks:
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [(ranks[a], ranks[b], a, b) for a, b in pairs if a in ranks and b in ranks]
-        merges += [(shown(a), shown(b)) for _, _, a, b in sorted(known)]
-    turned = tokenizers.Tokenizer(
+        merges += [(printable(a), printable(b)) for _, _, a, b in sorted(known)]
+    converted = tokenizers.Tokenizer(
         models.BPE(
-            vocab={shown(token): rank for token, rank in ranks.items()},
+            vocab={printable(token): rank for token, rank in ranks.items()},
             merges=merges,
-            # tiktoken takes a word that is a token whole, whatever its merges.
+            # tiktoken encodes a word that is a token as that token, whatever its merges.
             ignore_merges=True,
         )
     )
     split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    turned.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
-    turned.decoder = decoders.ByteLevel()
-    turned.add_special_tokens([_special(name) for name in tokenizer.special_tokens])
-    return turned
+    converted.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
+    converted.decoder = decoders.ByteLevel()
+    converted.add_special_tokens([_special(name) for name in tokenizer.special_tokens])
+    return converted
 
 
 def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str, str]:
-    """The BPE of a SentencePiece model, with its names of BOS and EOS."""
+    """Convert a SentencePiece model to BPE; return it with the names of BOS and EOS."""
     assert isinstance(tokenizer, SentencePieceTokenizer)
     proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(tokenizer.path).read_bytes())
     _check_convertible(tokenizer.path, proto)
@@ -107,11 +110,11 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str
     for piece, score in normal.items():
         pairs = ((piece[:cut], piece[cut:]) for cut in range(len(piece) - 1, 0, -1))
         merges += [(-score, a, b) for a, b in pairs if a in normal and b in normal]
-    # SentencePiece takes the leftmost of equal scores: of two ways to one piece, the one with the
-    # longer left part is what that leaves. The sort is stable.
+    # SentencePiece merges the leftmost of equal scores, so that of two ways to build a piece the
+    # one with the longer left part wins. The pairs are in that order, and the sort is stable.
     merges.sort(key=lambda merge: merge[0])
     unknown = proto.trainer_spec.unk_piece
-    turned = tokenizers.Tokenizer(
+    converted = tokenizers.Tokenizer(
         models.BPE(
             vocab=ids,
             merges=[(a, b) for _, a, b in merges],
@@ -122,33 +125,34 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str
     )
     prefix = proto.normalizer_spec.add_dummy_prefix
     steps = [normalizers.Prepend(SPACE)] if prefix else []
-    turned.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    converted.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     undo = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     undo += [decoders.Strip(" ", 1, 0)] if prefix else []
-    turned.decoder = decoders.Sequence(undo)
+    converted.decoder = decoders.Sequence(undo)
     control = [piece.piece for piece in proto.pieces if piece.type == kinds.CONTROL]
-    turned.add_special_tokens([_special(name) for name in (unknown, *control)])
-    return turned, proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece
+    converted.add_special_tokens([_special(name) for name in (unknown, *control)])
+    return converted, proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece
 
 
 def _check_convertible(path: str, proto: Any) -> None:
-    """Refuse what a BPE in ``tokenizers`` would encode otherwise."""
+    """Raise UserError if a BPE of ``tokenizers`` would give other ids than this model."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     scores = [p.score for p in proto.pieces if p.type == kinds.NORMAL and len(p.piece) > 1]
     reasons = {
-        "it is no BPE": trainer.model_type != sentencepiece_model_pb2.TrainerSpec.BPE,
+        "it is not a BPE model": trainer.model_type != sentencepiece_model_pb2.TrainerSpec.BPE,
         "it has no byte fallback": not trainer.byte_fallback,
-        "its normaliser changes text": bool(normalizer.precompiled_charsmap),
+        "its normalizer changes text": bool(normalizer.precompiled_charsmap),
         "it removes spaces": normalizer.remove_extra_whitespaces,
-        # SentencePiece merges the leftmost of equal scores; a list of merges has no equals. The few
-        # of Llama-2, runs of spaces, come out the same; a vocabulary glued to another does not.
+        # SentencePiece merges the leftmost of equal scores; in a list of merges no two are equal.
+        # The few equal scores of Llama 2 (runs of spaces) give the same ids; a vocabulary that was
+        # joined from two does not.
         "many pieces share a score": len(set(scores)) < 0.99 * len(scores),
         "it has user-defined pieces": any(p.type == kinds.USER_DEFINED for p in proto.pieces),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UserError(
-            f"{path} cannot become a tokenizer.json with the same ids: {', '.join(found)}."
+            f"{path} cannot be converted to a tokenizer.json with the same ids: {', '.join(found)}."
         )
 
 
@@ -157,9 +161,9 @@ def _special(name: str) -> tokenizers.AddedToken:
 
 
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte, which ByteLevel uses."""
+    """Return GPT-2's printable character for each byte, as ``ByteLevel`` uses them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + place) for place, byte in enumerate(others)
+        byte: chr(256 + index) for index, byte in enumerate(others)
     }

@@ -1,8 +1,8 @@
-"""Three kinds of vocabulary behind one interface, told apart by what the file holds.
+"""Tokenizers of three kinds behind one interface, recognized by the content of the file.
 
-Llama-3's tiktoken ``tokenizer.model`` (lines of base64 and rank), a ``tokenizer.json`` of the
-``tokenizers`` library, a SentencePiece ``.model``. All of them encode text as ordinary text: a
-literal ``<|eot_id|>`` in a document never becomes the special token.
+The kinds are Llama 3's tiktoken ``tokenizer.model`` (lines of base64 and rank), ``tokenizer.json``
+of the ``tokenizers`` library, and a SentencePiece ``.model``. All of them encode text as ordinary
+text: a literal ``<|eot_id|>`` in a document never becomes the special token.
 """
 
 import binascii
@@ -23,14 +23,15 @@ from llama_cpt.runtime.storage import check_reachable
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
-# Llama-3's split of text into words (meta-llama/llama-models, models/llama3/tokenizer.py).
+# Llama 3's pattern that splits text into words (meta-llama/llama-models,
+# models/llama3/tokenizer.py).
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Llama-3's special tokens follow its ranks, 256 in all. Names as in Llama 3.1; Llama 3 calls the
-# fifth, sixth, ninth and eleventh reserved and never uses them.
+# Llama 3's 256 special tokens, whose ids follow the ranks. Names as in Llama 3.1; in Llama 3 the
+# fifth, sixth, ninth and eleventh are called reserved and are never used.
 LLAMA3_SPECIAL = [
     BOS,
     EOS,
@@ -45,8 +46,8 @@ LLAMA3_SPECIAL = [
     "<|python_tag|>",
 ] + [f"<|reserved_special_token_{number}|>" for number in range(3, 248)]
 
-# tiktoken's splitter takes time and stack in the square of a run without a word border: Meta's own
-# tokenizer cuts texts and runs at these lengths, and so do we, with the same ids.
+# tiktoken's splitter takes time and stack quadratic in the length of a run without a word border.
+# Meta's tokenizer cuts texts and runs at these lengths; the same cuts give the same ids.
 MAX_TEXT_CHARACTERS = 400_000
 MAX_RUN_CHARACTERS = 25_000
 _RUN = re.compile(r"\s+|\S+")
@@ -55,56 +56,62 @@ FILE_NAMES = ("tokenizer.model", "tokenizer.json")
 
 
 class Tokenizer:
-    """Text to ids and back, without BOS or EOS. ``path`` is the vocabulary file itself."""
+    """A tokenizer: text to ids and back, without BOS or EOS.
+
+    ``path`` is the vocabulary file, ``fingerprint`` the SHA-256 of its content.
+    """
 
     kind: str
     vocab_size: int
     bos_id: int
     eos_id: int
     special_tokens: dict[str, int]
-    """Ids by name of the tokens that no ordinary text has, such as ``<|eot_id|>``."""
+    """Ids by name of the tokens that never encode ordinary text, such as ``<|eot_id|>``."""
 
     def __init__(self, path: epath.Path, content: bytes) -> None:
         self.path = str(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` as ordinary text."""
+        """Return the ids of ``text`` as ordinary text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         raise NotImplementedError
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
-        """Ids of ``text``, as fast as the library makes them; for much text."""
+        """Return the ids of ``text`` as an array, by the fastest way that the library offers."""
         return np.array(self.encode(text), np.uint32)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``; special tokens by their names."""
+        """Return the text of ``ids``, special tokens by name."""
         raise NotImplementedError
 
     def special_id(self, name: str) -> int | None:
-        """The id of a special token such as ``<|eot_id|>``, None where there is none."""
+        """Return the id of a special token such as ``<|eot_id|>``, or None."""
         return self.special_tokens.get(name)
 
     def require_size(self, vocab_size: int) -> None:
-        """Raise UserError unless the vocabulary is that of a model with ``vocab_size`` tokens."""
+        """Raise UserError if the vocabulary does not have ``vocab_size`` tokens."""
         if self.vocab_size != vocab_size:
             raise UserError(
-                f"{self.path} has {self.vocab_size} tokens, model.vocab_size is {vocab_size}: name "
-                "the model's own tokenizer."
+                f"{self.path} has {self.vocab_size} tokens, but model.vocab_size is {vocab_size}; "
+                "set data.tokenizer to the model's own."
             )
 
     def _required_id(self, name: str) -> int:
         found = self.special_id(name)
         if found is None:
-            raise UserError(f"{self.path} has no token {name}: documents could not be delimited.")
+            raise UserError(
+                f"{self.path} has no token {name}, which delimits documents; set data.tokenizer to "
+                "a vocabulary that has it."
+            )
         return found
 
 
 class TiktokenTokenizer(Tokenizer):
-    """Llama-3's own file."""
+    """The tokenizer of Llama 3's ``tokenizer.model``."""
 
     kind = "tiktoken"
 
@@ -122,15 +129,15 @@ class TiktokenTokenizer(Tokenizer):
         self.bos_id, self.eos_id = self.special_tokens[BOS], self.special_tokens[EOS]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text; lone surrogates become U+FFFD."""
+        """Return the ids of each text; lone surrogates become U+FFFD."""
         return [self._encode(text) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``; broken UTF-8 becomes U+FFFD."""
+        """Return the text of ``ids``; invalid UTF-8 becomes U+FFFD."""
         return self._encoding.decode(ids)
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
-        """Ids of ``text``, without a list in between; lone surrogates raise UnicodeError."""
+        """Return the ids of ``text``; raise UnicodeError if it is not UTF-8."""
         arrays = [
             self._encoding.encode_to_numpy(piece, disallowed_special=()) for piece in _pieces(text)
         ]
@@ -144,7 +151,10 @@ class TiktokenTokenizer(Tokenizer):
 
 
 class JsonTokenizer(Tokenizer):
-    """A ``tokenizer.json``; BOS and EOS as the ``tokenizer_config.json`` beside it says."""
+    """The tokenizer of a ``tokenizer.json``.
+
+    BOS and EOS are those of the ``tokenizer_config.json`` next to it, if there is one.
+    """
 
     kind = "tokenizers"
 
@@ -153,7 +163,7 @@ class JsonTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
             added = json.loads(content).get("added_tokens", [])
-            # The same vocabulary without its added tokens: what encodes special text as text.
+            # The same vocabulary without added tokens encodes the names of special tokens as text.
             self._ordinary = tokenizers.Tokenizer.from_str(
                 json.dumps({**json.loads(content), "added_tokens": []})
             )
@@ -170,12 +180,12 @@ class JsonTokenizer(Tokenizer):
         )
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
         return [one.ids for one in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``."""
+        """Return the text of ``ids``."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _delimiter(self, configured: str | None, usual: tuple[str, ...], field: str) -> int:
@@ -184,13 +194,13 @@ class JsonTokenizer(Tokenizer):
             if name in vocabulary:
                 return vocabulary[name]
         raise UserError(
-            f"{self.path}: no {field} is known; name it as {field!r} in a tokenizer_config.json "
-            "beside the file."
+            f"{self.path}: no {field} is known; set {field!r} in a tokenizer_config.json "
+            "next to the file."
         )
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; lossy where its normaliser changes text."""
+    """The tokenizer of a SentencePiece model, which is lossy if its normalizer changes text."""
 
     kind = "sentencepiece"
 
@@ -200,7 +210,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.get_piece_size()
         self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
-            raise UserError(f"{path} defines no bos or eos piece: train it with both.")
+            raise UserError(f"{path} has no BOS or EOS piece; train the model with both.")
         self.special_tokens = {
             self._processor.id_to_piece(one): one
             for one in range(self.vocab_size)
@@ -208,11 +218,11 @@ class SentencePieceTokenizer(Tokenizer):
         }
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         return [self._processor.encode(text) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ``ids``; control symbols by their names."""
+        """Return the text of ``ids``, control symbols by name."""
         text, run = [], []
         for one in ids:
             if self._processor.is_control(one):
@@ -224,9 +234,9 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer in ``path`` (local or ``gs://``): a vocabulary file or a folder with one.
+    """Return the tokenizer of ``path`` (local or ``gs://``), a file or a folder with one.
 
-    Raises UserError where there is none, or it is damaged or of no known kind.
+    Raises UserError if there is no file, or if it is damaged or of an unknown kind.
     """
     file = find_vocabulary(path)
     content = file.read_bytes()
@@ -241,22 +251,22 @@ def load_tokenizer(path: str) -> Tokenizer:
         readable = False
     if not readable:
         raise UserError(
-            f"{file}: neither Llama-3's tokenizer.model, nor a tokenizer.json, nor an undamaged "
-            "SentencePiece model."
+            f"{file} must be Llama 3's tokenizer.model, a tokenizer.json or a SentencePiece model; "
+            "it is another file or damaged."
         )
     return SentencePieceTokenizer(file, content)
 
 
 def find_vocabulary(path: str) -> epath.Path:
-    """The vocabulary file that ``path`` (local or ``gs://``) names or, being a folder, holds."""
+    """Return the vocabulary file of ``path`` (local or ``gs://``), a file or a folder with one."""
     check_reachable(path)
-    place = epath.Path(path).expanduser()
-    folders = (place, place / "original") if place.is_dir() else ()
-    for file in (place, *(folder / name for folder in folders for name in FILE_NAMES)):
+    location = epath.Path(path).expanduser()
+    folders = (location, location / "original") if location.is_dir() else ()
+    for file in (location, *(folder / name for folder in folders for name in FILE_NAMES)):
         if file.is_file():
             return file
-    looked = f"holds no {' or '.join(FILE_NAMES)}" if place.is_dir() else "does not exist"
-    raise UserError(f"tokenizer {path} {looked}; set data.tokenizer to the model's own.")
+    problem = f"holds no {' or '.join(FILE_NAMES)}" if location.is_dir() else "does not exist"
+    raise UserError(f"tokenizer {path} {problem}; set data.tokenizer to the model's own.")
 
 
 def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
@@ -267,17 +277,17 @@ def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
             ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise UserError(
-                f"{path}:{number}: not a token and its rank; is the file whole?"
+                f"{path}:{number}: not a token and its rank; is the file complete?"
             ) from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{path}: ranks are missing or double; is the file whole?")
+        raise UserError(f"{path}: ranks are missing or duplicated; is the file complete?")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise UserError(f"{path}: no token for byte {missing[0]}; is the file whole?")
+        raise UserError(f"{path}: no token for byte {missing[0]}; is the file complete?")
     return ranks
 
 
 def _pieces(text: str) -> list[str]:
-    """``text`` as tiktoken can take it, at least one piece."""
+    """Return ``text`` cut into pieces that tiktoken can encode, at least one."""
     if len(text) <= MAX_RUN_CHARACTERS:
         return [text]
     starts = range(0, len(text), MAX_TEXT_CHARACTERS)
@@ -285,9 +295,9 @@ def _pieces(text: str) -> list[str]:
 
 
 def _cut_runs(text: str) -> list[str]:
-    """``text`` cut so that no run of spaces or of other characters is over the longest."""
-    # Walking the runs takes a third of the encoding's time and is hardly ever needed: a run over
-    # the longest goes on for half of it from one of these places.
+    """Return ``text`` cut so that no run of spaces or of others exceeds MAX_RUN_CHARACTERS."""
+    # Finding all runs takes a third of the encoding's time and is rarely needed: a run over the
+    # maximum covers at least half of it from one of these positions.
     half = MAX_RUN_CHARACTERS // 2
     if all(_RUN.match(text, at).end() < at + half for at in range(0, len(text), half)):
         return [text]
@@ -300,7 +310,7 @@ def _cut_runs(text: str) -> list[str]:
 
 
 def _configured_names(path: epath.Path) -> dict[str, Any]:
-    """``bos_token`` and ``eos_token`` of the ``tokenizer_config.json`` beside ``path``."""
+    """Return ``bos_token`` and ``eos_token`` of the ``tokenizer_config.json`` next to ``path``."""
     file = path.with_name("tokenizer_config.json")
     if not file.is_file():
         return {}
