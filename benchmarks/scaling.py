@@ -120,7 +120,7 @@ def line(point: Point) -> str:
 
 
 def compiled_line(row: Row) -> str:
-    """A compiled row of docs/guide/plan.md: peak, TFLOP and GB received, each beside the arithmetic."""
+    """Return a row of docs/guide/plan.md: compiled peak, TFLOP and GB next to the analytic ones."""
     point = Point(row.topology, 1, row.config)
     peak, flops, sent = row.cells[0], row.cells[4], row.cells[5]
     received = "-" if sent == "-" else f"{sum(map(float, sent.split(','))):.1f}"

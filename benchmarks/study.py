@@ -1,6 +1,6 @@
-"""The study of docs/notes/study.md: a law from two small sizes, judged at a third that it never saw.
+"""The study of docs/notes/study.md: a law of two small sizes, tested at a third one.
 
-    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, docs/notes/study/law.json
+    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, law.json
     PYTHONPATH=. python benchmarks/study.py judge   the large size's cells against that law
 
 Goes on where it stopped. `judge` prints the tables of docs/notes/study.md.
@@ -30,7 +30,7 @@ from llama_cpt.weights.model_card import read_metrics
 SIZES = ("small", "middle", "large")
 FITTED = ("small", "middle", "noise")
 JUDGED = ("large", "large_noise")
-DOCS = Path("docs/study")
+DOCS = Path("docs/notes/study")
 CELLS = {"named by the law": NAMED, "best of the small size": COPIED, "ALMR 0.33": TAKEN}
 
 

@@ -1,7 +1,7 @@
 """SFT of the model that ``cpt_8b`` made: conversations of both languages, mixed like its text.
 
-Any of the formats in docs/guide/chat.md; one epoch to three of good conversations. 2e-5 is a common rate
-(TRL's default for SFT); it knows nothing of your data.
+The conversations can have any format of docs/guide/chat.md; one to three epochs of good ones are
+usual. The rate 2e-5 is TRL's default for SFT; sweep it on your own data.
 """
 
 from dataclasses import replace

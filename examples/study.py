@@ -30,7 +30,7 @@ SEED, DOCUMENTS = 0, 4000
 ENDING = """
 Where to look next
   {law}/report.md   the law: contours, ridge, Pareto front, what it predicts, both pairs
-  {sweep}/results.csv   every run, evaluation and corpus: docs/guide/law.md says what the columns are
+  {sweep}/results.csv   every run, evaluation and corpus; columns: docs/guide/law.md
   configs/sweep_8b.py   the same for Llama-3 8B: `python -m llama_cpt.sweep ... --dry-run` prices it
   docs/notes/study.md   the same on real text, at three sizes
 """

@@ -161,7 +161,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     remedy = (
         f"the smallest that may is {larger}"
         if larger
-        else f"no slice of {topology.family} is enough: adapters (docs/guide/lora.md) or another chip"
+        else f"no slice of {topology.family} is enough: use LoRA (docs/guide/lora.md) or another chip"
     )
     available = topology.chip.memory_bytes
     beside = ", and more once compiled" if least.analytic.total < available else ""

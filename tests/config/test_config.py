@@ -17,7 +17,7 @@ from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import ChatConfig, PreferenceConfig, TrainConfig
 from llama_cpt.runtime.errors import USAGE, UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70b"]
 
 

@@ -15,7 +15,7 @@ from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
 from llama_cpt.mixture_law.surface_model import SurfaceModel, make_model
 from tests.mixture_law.worlds import grid, points_of
 
-STUDY = Path(__file__).resolve().parents[2] / "docs" / "study" / "small.csv"
+STUDY = Path(__file__).resolve().parents[2] / "docs" / "notes" / "study" / "small.csv"
 GOAL = Bound(0.03)
 
 

@@ -1,4 +1,4 @@
-"""Every shipped config for a pod compiles, and needs what the golden table and docs/guide/plan.md say."""
+"""Every shipped pod config compiles and needs what docs/guide/plan.md and the golden state."""
 
 import pytest
 

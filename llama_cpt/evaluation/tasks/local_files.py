@@ -136,7 +136,7 @@ def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
     found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
         raise UserError(
-            f"{place} holds no *{ending}: give --data a folder laid out as docs/guide/evaluation.md says."
+            f"{place} holds no *{ending}: --data takes a folder as in docs/guide/evaluation.md."
         )
     return found
 
