@@ -20,6 +20,7 @@ from llama_cpt.config.fields import (
     did_you_mean,
     former_names,
     from_dict,
+    map_paths,
     to_dict,
 )
 from llama_cpt.config.pipeline import PipelineConfig
@@ -44,7 +45,8 @@ def load_config(
     if not epath.Path(path).is_file():
         raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
     config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
-    return _expand_home(_apply_overrides(config, kind, list(overrides)))
+    # Expanded here, so that every part of a run means the same folder.
+    return map_paths(_apply_overrides(config, kind, list(overrides)), os.path.expanduser)
 
 
 def save_config(config: Config, path: Any) -> None:
@@ -111,32 +113,6 @@ def _from_json(path: str, kind: type[Config]) -> Config:
         return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
-
-
-def _expand_home(config: Config) -> Config:
-    """The config with ``~`` written out, so that every part of a run means the same folder."""
-    if isinstance(config, PipelineConfig):
-        return dataclasses.replace(
-            config,
-            output=os.path.expanduser(config.output),
-            questions=os.path.expanduser(config.questions),
-            stages=tuple(_expand_home(stage) for stage in config.stages),
-        )
-    if isinstance(config, SweepConfig):
-        return dataclasses.replace(
-            config, output=os.path.expanduser(config.output), train=_expand_home(config.train)
-        )
-    data = config.data
-    return dataclasses.replace(
-        config,
-        output=os.path.expanduser(config.output),
-        init_from=os.path.expanduser(config.init_from),
-        data=dataclasses.replace(
-            data,
-            tokenizer=os.path.expanduser(data.tokenizer),
-            prepared=os.path.expanduser(data.prepared),
-        ),
-    )
 
 
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:

@@ -12,19 +12,19 @@ from llama_cpt.runtime.errors import UserError
 class PipelineConfig(ConfigSection):
     """Continual pre-training, then SFT, then DPO, or any other stages; an export and a report."""
 
-    output: str
+    output: str = option(is_path=True)
     """Folder of the report and of ``exported``, the last stage in Hugging Face's format."""
     stages: tuple[TrainConfig, ...]
     """A stage without ``init_from`` starts from the one before; a stage's name in the report is its
     output folder's."""
     prompts: tuple[str, ...] = ()
     """Asked before the first stage and after each; the answers stand in the report."""
-    questions: str = option("", former_name="examination")
+    questions: str = option("", former_name="examination", is_path=True)
     """JSON Lines of questions with right answers (``evaluation/examination.py``)."""
     tasks: tuple[str, ...] = ()
     """Benchmarks put to each of these models, as ``evaluate --tasks``; ``bpb`` is bits per byte of
     the first stage's held-out corpora."""
-    benchmarks: str = ""
+    benchmarks: str = option("", is_path=True)
     """Folder of benchmarks on disk, as ``evaluate --data``; empty: the hub."""
     task_examples: int = 0
     """Of each part of a task, at most; 0 is all."""

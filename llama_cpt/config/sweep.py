@@ -8,6 +8,7 @@ from typing import Literal
 from llama_cpt.config.fields import (
     ConfigSection,
     did_you_mean,
+    option,
     require_above_zero,
     require_at_least,
     require_nonempty,
@@ -60,14 +61,14 @@ class SizeConfig(ConfigSection):
 
     name: str
     model: ModelConfig
-    init_from: str
+    init_from: str = option(is_path=True)
 
 
 @dataclass(frozen=True)
 class SweepConfig(ConfigSection):
     """Trials: ``train`` at every point of the axes' grid, and at every size and token budget."""
 
-    output: str
+    output: str = option(is_path=True)
     """Folder of the trials, one each, and of ``results.csv`` (local or ``gs://``)."""
     train: TrainConfig
     """A trial but for what the axes set; its own ``output`` is not used."""
@@ -86,7 +87,7 @@ class SweepConfig(ConfigSection):
     one stable phase, from which each decays on its own."""
     decay_fraction: float = 0.2
     """Share of a token budget in which ``wsd`` decays."""
-    law: str = ""
+    law: str = option("", is_path=True)
     """A ``law.json``: the values of the learning rate's axis are then multiples of the rate that it
     finds best for the trial's ALMR."""
     heldout_groups: tuple[tuple[str, Literal["additional", "original"]], ...] = ()

@@ -17,7 +17,7 @@ from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import ChatConfig, PreferenceConfig, TrainConfig
 from llama_cpt.runtime.errors import USAGE, UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70b"]
 
 
@@ -77,7 +77,7 @@ def test_overrides(shipped):
 @pytest.mark.parametrize("almr", ["1.5", "-0.1"])
 def test_almr_outside_its_range(almr, shipped):
     assert "data.almr" in refused("configs/cpt_8b.py", f"--data.almr={almr}")
-    with pytest.raises(UserError, match="outside"):
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]; set a share of tokens"):
         replace(shipped.data, almr=float(almr))
 
 
@@ -129,7 +129,7 @@ def change(values: dict, place: list, new: object) -> None:
         (["compute", "dtype"], "float16", "must be one of 'bfloat16', 'float32'"),
         (["model", "rope_scaling"], {"factor": 8}, "field 'low_freq_factor' is missing"),
         (["objective", "z_los"], 0.1, "unknown field 'z_los'; did you mean 'z_loss'?"),
-        (["data", "sequence_length"], 9000, "longer than model.context_length=8192"),
+        (["data", "sequence_length"], 9000, "must be at most model.context_length=8192"),
         (["model", "num_kv_heads"], 5, "num_kv_heads=5"),
     ],
 )
@@ -183,9 +183,12 @@ def test_numbers_that_no_run_can_use(place, new, shipped, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"loss": "orpo", "nll_weight": 0.2}, "orpo has that term already"),
-        ({"loss": "kto", "nll_weight": 0.2}, "kto knows no chosen answer"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing is for sigmoid and robust"),
+        ({"loss": "orpo", "nll_weight": 0.2}, "loss=orpo includes that term"),
+        ({"loss": "kto", "nll_weight": 0.2}, "loss=kto has no chosen answers"),
+        (
+            {"loss": "hinge", "label_smoothing": 0.1},
+            "must be 0: only objective.loss=sigmoid and robust use it, not hinge",
+        ),
         ({"loss": "robust", "label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
     ],
 )
@@ -231,7 +234,7 @@ def test_lists_and_dicts_are_taken_for_what_they_hold(shipped):
     made = TrainConfig(**to_dict(shipped))
     assert made == shipped and hash(made) == hash(shipped)
     stages = replace(shipped.data, almr=[[0, 0.1], [500, 1]])
-    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.stages()) == 2
+    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.almr_stages()) == 2
 
 
 def test_home_is_written_out(monkeypatch):
