@@ -26,7 +26,7 @@ import jax
 from jax._src.distributed import global_state
 
 from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError, exit_status
-from llama_cpt.runtime.progress import Progress
+from llama_cpt.runtime.progress import enable_progress
 
 HEARTBEAT_VARIABLE = "LLAMA_CPT_HEARTBEAT_SECONDS"
 """Environment variable: after how many silent seconds a process counts as lost; 20 unless set."""
@@ -245,7 +245,7 @@ def _connect() -> None:
     except RuntimeError as error:  # not only JAX's own: a host whose name nobody knows yet
         told = str(error).splitlines()[0]
         raise LostProcessError(f"not all had come after {seconds} s: {told}") from error
-    Progress.shown = is_primary()
+    enable_progress(is_primary())
     kv_put("host", socket.gethostname())
 
 
