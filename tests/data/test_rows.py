@@ -193,7 +193,7 @@ def test_rows_come_from_a_bucket_by_ranges_and_many_at_a_time(tmp_path):
     ("seconds", "status", "message"),
     [
         (0, 403, "rows.*status code: 403; .*may this machine"),
-        (3, 200, "no answer in 1 s"),
+        (3, 200, "no answer within 1 s"),
     ],
 )
 def test_a_bucket_that_denies_or_does_not_answer(tmp_path, monkeypatch, seconds, status, message):

@@ -37,12 +37,12 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (("localhost:1", "", ""), "JAX_NUM_PROCESSES, JAX_PROCESS_ID: set all three"),
+        (("localhost:1", "", ""), "without JAX_NUM_PROCESSES, JAX_PROCESS_ID; set all three"),
         (("localhost:1", "2", "2"), "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"),
         (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
-        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost: give HOST:PORT"),
-        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc: give HOST:PORT"),
-        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536: give HOST:PORT"),
+        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost must be HOST:PORT"),
+        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc must be HOST:PORT"),
+        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536 must be HOST:PORT"),
     ],
 )
 def test_half_an_environment_is_refused(values, told, monkeypatch):
@@ -69,7 +69,7 @@ def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypat
 def test_commands_of_one_process_say_so(monkeypatch):
     require_single_process("sweep")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="sweep is one process"):
+    with pytest.raises(UserError, match="sweep runs as one process"):
         require_single_process("sweep")
 
 
