@@ -94,14 +94,14 @@ def test_stages_that_make_no_sense(stages, shipped):
         (["--num_step", "3"], "did you mean 'num_steps'?"),
         (["--optimizer.peak_learning_rat=1"], "did you mean 'optimizer.peak_learning_rate'?"),
         (["--num_steps", "many"], "'many'"),
-        (["--data.almr", "33%"], "data.almr: '33%': give SHARE|STEP SHARE ..., in numbers."),
-        (["--data.almr", "0", "0.3", "100"], "data.almr: '0', '0.3', '100': give SHARE|STEP"),
+        (["--data.almr", "33%"], "data.almr='33%' must be SHARE|STEP SHARE ..., in numbers."),
+        (["--data.almr", "0", "0.3", "100"], "data.almr='0', '0.3', '100' must be SHARE|STEP"),
         (["--num_steps"], "num-steps"),
         (["--num_steps", "0"], "num_steps=0"),
         (["--compute.remat", "fulll"], "'fulll'"),
         (["--microbatch_size", "7"], "microbatch_size=7"),
         (["--lora.rank", "7"], "lora.rank: this config has no such section"),
-        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) into the file"),
+        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) in the file"),
     ],
 )
 def test_bad_overrides(overrides, expected):
@@ -266,7 +266,7 @@ def test_shipped_configs_that_share_rows_prepare_the_same_ones():
     ("name", "content", "expected"),
     [
         ("absent.py", None, "no such config file"),
-        ("empty.py", "", "defines no `config = TrainConfig(...)`"),
+        ("empty.py", "", "does not define `config = TrainConfig(...)`"),
         ("syntax.py", "a = 1\nconfig = (\n", ":2:"),
         (
             "typo.py",
@@ -306,5 +306,5 @@ def test_a_pipelines_stages_take_overrides():
     assert [stage.num_steps for stage in config.stages][1] == 7 and config.max_new_tokens == 9
     with pytest.raises(UserError, match=r"'stages.1.num_step'; did you mean 'stages.1.num_steps'"):
         load_config(path, ["--stages.1.num-step", "7"], PipelineConfig)
-    with pytest.raises(UserError, match=r"defines no `config = PipelineConfig"):
+    with pytest.raises(UserError, match=r"does not define `config = PipelineConfig"):
         load_config("configs/cpt_8b.py", (), PipelineConfig)

@@ -42,7 +42,10 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
         (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost must be HOST:PORT"),
         (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc must be HOST:PORT"),
-        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536 must be HOST:PORT"),
+        (
+            ("localhost:65536", "2", "0"),
+            "JAX_COORDINATOR_ADDRESS=localhost:65536 must be HOST:PORT",
+        ),
     ],
 )
 def test_half_an_environment_is_refused(values, told, monkeypatch):
