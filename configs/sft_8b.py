@@ -1,7 +1,8 @@
-"""SFT of the model that ``cpt_8b`` made: conversations of both languages, mixed like its text.
+"""SFT of the ``cpt_8b`` model on conversations of both languages, mixed like its text.
 
-Any of the formats in docs/chat.md; one epoch to three of good conversations. 2e-5 is a common rate
-(TRL's default for SFT); it knows nothing of your data.
+The conversations can be in any format of docs/chat.md; train for one to three epochs. 2e-5 is a
+common rate, the default of TRL for SFT. A batch of 32 rows of 8,192 tokens is about 1,000 short
+conversations.
 """
 
 from dataclasses import replace
@@ -28,4 +29,3 @@ config = replace(
     checkpoint=CheckpointConfig(every_steps=250, keep=2),
     evaluation=replace(cpt.evaluation, every_steps=250, batch_size=32),
 )
-"""Where a row is 8,192 tokens, 32 rows are some 1,000 short conversations."""

@@ -85,14 +85,14 @@ def test_create_twice(cloud):
 @pytest.mark.parametrize(
     ("met", "limits", "said"),
     [
-        ("refused", {}, "the request was refused"),
+        ("refused", {}, "the request was rejected"),
         ("WAITING_FOR_RESOURCES,FAILED", {}, "FAILED: the request failed"),
         (
             "WAITING_FOR_RESOURCES",
             {"CREATE_SECONDS": "1"},
-            "not there after 1 s (waiting WAITING_FOR_RESOURCES)",
+            "not ready after 1 s (waiting WAITING_FOR_RESOURCES)",
         ),
-        ("hang", {"QUERY_SECONDS": "3"}, "not answered within 3 s"),
+        ("hang", {"QUERY_SECONDS": "3"}, "no answer within 3 s"),
     ],
 )
 def test_a_failing_create_leaves_nothing_billed(cloud, met, limits, said):
@@ -107,7 +107,7 @@ def test_an_interrupted_create_takes_its_request_back(cloud):
         time.sleep(0.05)
     waiting.terminate()
     ran = ended(waiting)
-    assert ran.returncode == 143 and "taking the request cpt back" in ran.stderr
+    assert ran.returncode == 143 and "canceling the request cpt" in ran.stderr
     assert not cloud.billed()
 
 
@@ -124,13 +124,13 @@ def test_a_create_that_nobody_hears_takes_its_request_back(cloud):
 
 def test_a_request_that_is_served_after_its_time_out_is_taken_back(cloud):
     ran = cloud.run("create", plan={"create": ["late"]}, QUERY_SECONDS="1", POLL_SECONDS="3")
-    assert ran.returncode == 1 and "not answered within 1 s" in ran.stderr
+    assert ran.returncode == 1 and "no answer within 1 s" in ran.stderr
     assert cloud.verbs() == ["create", "delete"] and not cloud.billed()
 
 
 def test_a_request_that_vanishes_is_not_waited_for(cloud):
     ran = cloud.run("create", plan={"create": ["gone"]})
-    assert ran.returncode == 1 and "cpt: the request is gone: was it deleted?" in ran.stderr
+    assert ran.returncode == 1 and "cpt: the request has disappeared; was it deleted?" in ran.stderr
     assert not cloud.billed()
 
 
@@ -153,7 +153,7 @@ def test_statuses_that_no_restart_fixes_stop_the_run(cloud, ending, status, said
     """Whatever the log says, in any form."""
     cloud.is_up()
     ran = cloud.run("run", plan={"train": [f"0 {ending}"]}, GRACE_SECONDS="60")
-    assert ran.returncode == status and f"cannot go on: {said}" in ran.stderr
+    assert ran.returncode == status and f"cannot resume: {said}" in ran.stderr
     assert "launch/delete.sh" in ran.stderr
     assert cloud.verbs() == ["start"]
 
@@ -162,14 +162,14 @@ def test_a_bug_is_restarted_whatever_its_log_says(cloud):
     cloud.is_up()
     ran = cloud.run("run", plan={"train": ["100 crash", "200 0"]})
     assert ran.returncode == 0, ran.stderr
-    assert "exit status 1; from step 100 again" in ran.stderr
+    assert "exit status 1; restarting from step 100" in ran.stderr
     assert cloud.verbs() == ["start", "stop", "start"]
 
 
 def test_a_job_that_a_person_stopped_is_not_restarted(cloud):
     cloud.is_up()
     ran = cloud.run("run", plan={"train": ["100 130"]})
-    assert ran.returncode == 130 and "a person stopped it on a host" in ran.stderr
+    assert ran.returncode == 130 and "it was interrupted on a host" in ran.stderr
     assert cloud.verbs() == ["start"]
 
 
@@ -186,8 +186,8 @@ def test_restarts_without_progress_are_bounded(cloud):
     cloud.is_up()
     plan = {"train": ["0 crash", "100 134", "100 137", "100 75", "100 0"]}
     ran = cloud.run("run", plan=plan, MAX_STALLS="1")
-    assert ran.returncode == 1 and "1 restarts brought no newer checkpoint" in ran.stderr
-    assert "the last ended by: exit status 75; the last checkpoint is step 100" in ran.stderr
+    assert ran.returncode == 1 and "1 restarts without a newer checkpoint" in ran.stderr
+    assert "the last one ended by: exit status 75; the last checkpoint is step 100" in ran.stderr
 
 
 def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
@@ -197,7 +197,7 @@ def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
     plan = {"train": ["200 crash"]}
     ran = cloud.run("run", plan=plan, MAX_STALLS="0", TRAIN_ARGS="()", OUTPUT=place)
     assert "the last checkpoint is step 200" in ran.stderr
-    assert "whole checkpoints in gs://a-bucket/runs/cpt: 200\n" in cloud.run("status").stdout
+    assert "complete checkpoints in gs://a-bucket/runs/cpt: 200\n" in cloud.run("status").stdout
 
 
 def test_a_run_is_watched_again_and_no_other_job_passes_for_it(cloud):
@@ -217,7 +217,7 @@ def test_a_run_is_watched_again_and_no_other_job_passes_for_it(cloud):
         group = int((place / "llama_cpt_job" / "group").read_text())
         os.killpg(group, signal.SIGTERM)
     ran = ended(again)
-    assert ran.returncode == 0 and "exit status 75; from step 100 again" in ran.stderr
+    assert ran.returncode == 0 and "exit status 75; restarting from step 100" in ran.stderr
 
 
 def test_a_run_beside_an_export_leaves_no_host_waiting(cloud):
@@ -243,7 +243,7 @@ def test_tpus_that_are_not_had_at_once_after_a_preemption(cloud):
     plan |= {"train": ["100 preempt preempt", "200 0"], "list": 3 * ["ok"] + ["down"]}
     ran = cloud.run("run", plan=plan)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("no TPUs were to be had; from step 100 again") == 2
+    assert ran.stderr.count("no TPUs were available; restarting from step 100") == 2
     assert cloud.verbs() == ["create", "start", "delete", "create", "create", *SET_UP, "start"]
 
 
@@ -267,7 +267,7 @@ def test_hosts_with_another_commit_are_set_up_again(cloud):
         (host / "llama_cpt_revision").write_text("0123456789ab\n")
     ran = cloud.run("run", plan={"train": ["100 0"]})
     assert ran.returncode == 0, ran.stderr
-    assert f"hold the code of commit 0123456789ab, not {cloud.revision()}" in ran.stderr
+    assert f"have the code of commit 0123456789ab, not {cloud.revision()}" in ran.stderr
     assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
 
 
@@ -318,24 +318,24 @@ def test_hosts_get_the_versions_of_their_commit(cloud):
 def test_an_export_is_of_this_run_and_its_last_step(cloud):
     cloud.is_up()
     ran = cloud.run("collect")
-    assert ran.returncode == 1 and "no whole checkpoint is to be seen" in ran.stderr
+    assert ran.returncode == 1 and "has no complete checkpoint to export" in ran.stderr
     assert cloud.verbs() == ["rsync", "rsync"]
     cloud.save(100)
-    for said in ("exported from gs://a-bucket/runs/cpt step 100", "exported/cpt: is there"):
+    for said in ("exported from gs://a-bucket/runs/cpt step 100", "exported/cpt: already exported"):
         ran = cloud.run("collect")
         assert ran.returncode == 0 and said in ran.stderr
     for step, output in ((100, "gs://a-bucket/runs/other"), (200, SETTINGS["OUTPUT"])):
         cloud.save(step, Path(output).name)
         ran = cloud.run("collect", OUTPUT=output)
         assert ran.returncode == 78
-        assert f"is not known to be of {output} step {step}: name another EXPORT" in ran.stderr
+        assert f"was not exported from {output} step {step}; set another EXPORT" in ran.stderr
 
 
 def test_an_export_that_writes_nothing_is_none(cloud):
     cloud.is_up()
     cloud.save(100)
     ran = cloud.run("collect", plan={"export": ["nothing"]})
-    assert ran.returncode == 1 and "config.json is not there" in ran.stderr
+    assert ran.returncode == 1 and "config.json is missing" in ran.stderr
     assert "exported from" not in ran.stderr
 
 
@@ -349,7 +349,7 @@ def test_an_export_that_fails_ends_as_its_command(cloud):
 def test_metrics_come_home_without_hosts(cloud):
     cloud.save(100)
     ran = cloud.run("collect", plan={"rsync": ["ok", "down"]})
-    assert ran.returncode == 1 and "no host to export on (none)" in ran.stderr
+    assert ran.returncode == 1 and "no host for the export (none)" in ran.stderr
     ran = cloud.run("collect", plan={"rsync": ["down"]}, EXPORT="")
     assert ran.returncode == 1
     assert "gs://a-bucket/runs/cpt: not copied to" in ran.stderr
@@ -361,8 +361,8 @@ def test_hosts_that_are_left_behind_are_stopped(cloud):
     plan = {"train": ["100 134 hang", "200 0"], "list": ["ok", "down", "down"]}
     ran = cloud.run("run", plan=plan, MAX_MISSES="1", MAX_STALLS="0")
     assert ran.returncode == 0, ran.stderr
-    assert "1 of 2 hosts are left behind" in ran.stderr
-    assert ran.stderr.count("gcloud does not answer; the job goes on") == 2
+    assert "1 of 2 hosts still run after the others ended" in ran.stderr
+    assert ran.stderr.count("gcloud does not answer; the job keeps running") == 2
 
 
 def test_hanging_and_silent_hosts_are_bounded(cloud):
@@ -370,7 +370,7 @@ def test_hanging_and_silent_hosts_are_bounded(cloud):
     plan = {"train": ["100 hang", "200 0"], "ssh": ["ok", "hang", "deaf"]}
     ran = cloud.run("run", plan=plan, SSH_SECONDS="3", MAX_MISSES="2")
     assert ran.returncode == 0, ran.stderr
-    assert "1 of 2 hosts answer; from step 100 again" in ran.stderr
+    assert "1 of 2 hosts answer; restarting from step 100" in ran.stderr
     assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
 
 
@@ -418,14 +418,17 @@ def test_a_list_that_is_one_word(cloud):
 
 def test_a_setting_of_one_that_is_not_set(cloud):
     ran = cloud.run("create", OUTPUT="gs://$NOWHERE/runs/cpt")
-    assert ran.returncode == 78 and "OUTPUT=gs:///runs/cpt names no bucket" in ran.stderr
+    assert ran.returncode == 78 and "OUTPUT=gs:///runs/cpt does not name a bucket" in ran.stderr
 
 
 def test_hosts_can_only_get_a_config_that_is_committed(tmp_path):
     own = make_cloud(tmp_path, make_checkout(tmp_path / "llama_cpt"))
     (own.checkout / "configs" / "new.py").touch()
     (own.checkout / "configs" / "cpt_1b.py").write_text("changed = True\n")
-    for config, said in (("new", "is not in the commit HEAD"), ("cpt_1b", "differs from what")):
+    for config, said in (
+        ("new", "is not in the commit HEAD"),
+        ("cpt_1b", "differs from the commit"),
+    ):
         for script in ("create", "run"):
             ran = own.run(script, CONFIG=f"configs/{config}.py")
             assert ran.returncode == 78 and f"CONFIG=configs/{config}.py {said}" in ran.stderr
@@ -480,14 +483,14 @@ def test_xpk_runs_a_workload_once(cloud):
     for _ in range(2):
         ran = cloud.run("xpk", "run", CLUSTER="a-cluster")
         assert ran.returncode == 0, ran.stderr
-    assert "cpt: is there; to start it anew" in ran.stderr and "cpt-2" not in ran.stderr
+    assert "cpt: already exists; to start it over" in ran.stderr and "cpt-2" not in ran.stderr
     assert sum(" workload create" in call for call in cloud.calls()) == 1
 
 
 @pytest.mark.parametrize(
     ("word", "met", "said"),
     [
-        ("create", ["fails"], "may be billed: launch/xpk.sh delete"),
+        ("create", ["fails"], "may be billed until launch/xpk.sh delete"),
         ("create", ["ok", "fails"], "gs://a-bucket is not attached; the cluster is billed"),
         ("run", ["fails"], "its workloads cannot be listed"),
     ],

@@ -39,7 +39,9 @@ def test_the_whole_story(cloud):
             if script == "status":
                 assert "request cpt: ACTIVE" in ran.stdout and "cpt\tREADY\t2" in ran.stdout
                 assert "cpt-1 stopped 0" in ran.stdout
-                assert "whole checkpoints in gs://a-bucket/runs/cpt: 100 200 300 400" in ran.stdout
+                assert (
+                    "complete checkpoints in gs://a-bucket/runs/cpt: 100 200 300 400" in ran.stdout
+                )
         assert (len(service.asked), service.deleted) == (2, 2)
         assert not cloud.billed() and not cloud.processes()
     for host in ("cpt-0", "cpt-1"):
