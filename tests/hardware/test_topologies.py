@@ -38,7 +38,7 @@ def test_a_name_is_the_most_compact_shape_of_its_size(family):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("v5p-300", r"v5p:4x4x8 \(v5p-256, 128 chips\) or v5p:4x4x12 \(v5p-384, 192 chips\)"),
         ("v6e:3x5", r"v6e:2x4 \(v6e-8, 8 chips\) or v6e:4x4"),
@@ -48,6 +48,6 @@ def test_a_name_is_the_most_compact_shape_of_its_size(family):
         ("pod", "must be a shape such as v5p:4x4x8 or a name such as v5p-256"),
     ],
 )
-def test_no_such_slice_offers_the_nearest(text, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_slice_error_names_the_nearest(text, expected):
+    with pytest.raises(UserError, match=expected):
         find_topology(text)
