@@ -14,8 +14,7 @@ from llama_cpt.sweeps.runner import run_sweep
 from llama_cpt.sweeps.trials import make_chains
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command with ``arguments`` and return its exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.sweep",
         description="Train a config at every point of a grid (ratio, learning rate, size, tokens, "
@@ -47,6 +46,12 @@ def main(arguments: list[str]) -> int:
         help="run as the K-th of N processes that share the sweep's folder; a trial is taken over "
         "five minutes after the last heartbeat of its process",
     )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command with ``arguments`` and return its exit status."""
+    parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()

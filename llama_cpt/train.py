@@ -13,9 +13,7 @@ from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command with ``arguments`` and return its exit status."""
-    started = time.time()
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.train",
         description="Train on an exact mixture of languages. Missing token rows are prepared "
@@ -43,6 +41,13 @@ def main(arguments: list[str]) -> int:
         default="",
         help="trace these steps, such as 10:13, for XProf and Perfetto, in the run's folder",
     )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command with ``arguments`` and return its exit status."""
+    started = time.time()
+    parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()

@@ -208,31 +208,8 @@ def process_label(process: int) -> str:
 
 def _connect() -> None:
     """Start ``jax.distributed`` from the environment; do nothing for a single process."""
-    given = {name: os.environ[name] for name in _EXPLICIT if os.environ.get(name)}
-    if given and len(given) < len(_EXPLICIT):
-        missing = ", ".join(name for name in _EXPLICIT if name not in given)
-        raise UserError(f"{', '.join(given)} set without {missing}; set all three or none.")
-    settings = {}
-    if given:
-        address, processes, process = (given[name] for name in _EXPLICIT)
-        if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
-            raise UserError(
-                f"JAX_PROCESS_ID={process} with JAX_NUM_PROCESSES={processes}: the ID must be a "
-                "number from 0 to the number of processes minus 1."
-            )
-        _, _, port = address.rpartition(":")
-        if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(port) < 65536):
-            raise UserError(
-                f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, such as 10.0.0.2:8476."
-            )
-        if int(process) == 0:
-            _check_port_free(int(port))
-        settings = {
-            "coordinator_address": address,
-            "num_processes": int(processes),
-            "process_id": int(process),
-        }
-    elif not on_tpu_host():
+    settings = _explicit_settings()
+    if not settings and not on_tpu_host():
         return
     # A short timeout: a process that comes later finds the others restarted.
     seconds = 2 * heartbeat_seconds() + 5
@@ -247,7 +224,7 @@ def _connect() -> None:
     except ValueError as error:
         # Neither the metadata of Compute Engine nor the variables of GKE name other hosts, so that
         # this is a single process.
-        if given or _UNDETECTED not in str(error):
+        if settings or _UNDETECTED not in str(error):
             raise
         return
     except RuntimeError as error:  # Also raised for a host name that cannot be resolved yet.
@@ -257,6 +234,37 @@ def _connect() -> None:
         ) from error
     enable_progress(is_primary())
     kv_put("host", socket.gethostname())
+
+
+def _explicit_settings() -> dict[str, Any]:
+    """Return the arguments of ``jax.distributed`` in the environment, validated; none if unset.
+
+    Raises UserError if they are incomplete or invalid, and LostProcessError if the port is taken.
+    """
+    given = {name: os.environ[name] for name in _EXPLICIT if os.environ.get(name)}
+    if given and len(given) < len(_EXPLICIT):
+        missing = ", ".join(name for name in _EXPLICIT if name not in given)
+        raise UserError(f"{', '.join(given)} set without {missing}; set all three or none.")
+    if not given:
+        return {}
+    address, processes, process = (given[name] for name in _EXPLICIT)
+    if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+        raise UserError(
+            f"JAX_PROCESS_ID={process} with JAX_NUM_PROCESSES={processes}: the ID must be a "
+            "number from 0 to the number of processes minus 1."
+        )
+    _, _, port = address.rpartition(":")
+    if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(port) < 65536):
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, such as 10.0.0.2:8476."
+        )
+    if int(process) == 0:
+        _check_port_free(int(port))
+    return {
+        "coordinator_address": address,
+        "num_processes": int(processes),
+        "process_id": int(process),
+    }
 
 
 def _check_port_free(port: int) -> None:
