@@ -14,7 +14,7 @@ from llama_cpt.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class FieldTraits:
-    """What the rest of the package must know about a config field, declared once by ``option``.
+    """Properties of a config field for the rest of the package, declared once by ``option``.
 
     The defaults are the safe ones: a field that declares nothing separates compiled steps, and a
     resumed run cannot change it unnoticed.
@@ -23,13 +23,13 @@ class FieldTraits:
     former_name: str = ""
     """The field's name in JSON files of earlier versions, if it had another one."""
     compiled: bool | Callable[[Any], Hashable] = True
-    """Whether the compiled step depends on the value; or a function of the field's section that
+    """True if the compiled step depends on the value; or a function of the field's section that
     returns what the step depends on."""
     on_resume: Literal["fixed", "warn", "never", "ignore"] = "fixed"
     """A change on resume: ``fixed`` needs ``--allow-change``, ``warn`` prints a warning, ``never``
     is an error, and ``ignore`` is not mentioned because fingerprints cover the content."""
     is_path: bool = False
-    """Whether the value is a path in which ``~`` is expanded."""
+    """True for a path, in which ``~`` is expanded."""
 
 
 def option(default: Any = dataclasses.MISSING, **traits: Any) -> Any:
@@ -101,6 +101,7 @@ def map_paths(section: Any, transform: Callable[[str], str]) -> Any:
     """Return ``section`` with ``transform`` applied to every path field at any depth."""
 
     def mapped(value: Any, is_path: bool) -> Any:
+        # Sections are visited whatever the field declares: their own fields are the paths.
         if dataclasses.is_dataclass(value):
             return map_paths(value, transform)
         if isinstance(value, tuple):
@@ -189,6 +190,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
+    # A JSON number without a fraction is an int; and bool is a subclass of int in Python, but True
+    # is not a number of steps.
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
@@ -216,6 +219,7 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind, include_extras=True)
+    # Files that earlier versions saved still load; config files in Python must use the new names.
     renamed = former_names(kind)
     values = {renamed.get(name, name): value for name, value in values.items()}
     for name in values:

@@ -82,6 +82,7 @@ def _from_python(path: str, kind: type[Config]) -> Config:
 
 def _argument_error(error: TypeError) -> str:
     """Describe ``error``; if a field of a config class was renamed, name the new one."""
+    # Python reports an unknown field as a TypeError of the dataclass's constructor.
     match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kind = match and {section.__name__: section for section in _sections()}.get(match[1])
     if kind:
@@ -103,7 +104,7 @@ def _import_error(error: ModuleNotFoundError) -> str:
 def _sections() -> list[type[ConfigSection]]:
     """List every class that a config file can use."""
     found = [ConfigSection]
-    for kind in found:
+    for kind in found:  # The list grows while it is read, so that all descendants are visited.
         found.extend(kind.__subclasses__())
     return found[1:]
 
@@ -118,6 +119,7 @@ def _from_json(path: str, kind: type[Config]) -> Config:
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
     if not overrides:
         return config
+    # Without this, tyro makes a subcommand of every union, such as the two objectives.
     annotated = Annotated[kind, tyro.conf.AvoidSubcommands]
     output = io.StringIO()
     if {"-h", "--help"} & set(overrides):

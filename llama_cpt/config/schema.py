@@ -75,12 +75,12 @@ class ModelConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class ComputeConfig(ConfigSection):
-    """How the model is computed; only ``dtype`` and ``matmul_precision`` change its rounding."""
+    """Precision, kernels and rematerialization; only the precision changes what is computed."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations and matrix operands; parameters, loss and norms are float32."""
     remat: Literal["none", "minimal", "dots", "full", "offload"] = option("full", on_resume="warn")
-    """What the backward pass recomputes: ``none`` nothing, ``full`` all but each layer's input."""
+    """Recomputation in the backward pass, from ``none`` to ``full``, all but each layer's input."""
     attention: Literal["auto", "pallas", "splash", "cudnn", "reference"] = option(
         "auto", on_resume="warn"
     )
@@ -134,7 +134,7 @@ class CorpusConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class ChatConfig(ConfigSection):
-    """How conversations are converted to rows."""
+    """The conversion of conversations to rows."""
 
     template: Literal["auto", "llama3"] = "auto"
     """``auto``: the ``chat_template`` in the tokenizer's folder if it has one, else Llama 3's."""
@@ -174,8 +174,7 @@ class DataConfig(ConfigSection):
     """Epochs of any corpus above which a run is refused before it starts. Up to four epochs cost
     little compared with fresh text (Muennighoff et al. 2023, arXiv 2305.16264)."""
     bad_documents: Literal["error", "skip"] = option("error", compiled=False)
-    """What to do with a line that is not JSON, is not UTF-8 or has no text: stop, or skip and count
-    it."""
+    """Treatment of a line that is not JSON, is not UTF-8 or has no text: stop, or skip and count."""
     chat: ChatConfig | None = None
     """If set, ``additional`` and ``original`` hold conversations or, for a preference objective,
     preferences; otherwise documents. ``heldout`` always holds documents."""
@@ -257,7 +256,7 @@ class OptimizerConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class CheckpointConfig(ConfigSection):
-    """When to save checkpoints, and how many to keep."""
+    """The interval between checkpoints, and the number of those that are kept."""
 
     every_steps: int = option(500, compiled=False, on_resume="warn")
     keep: int = option(3, compiled=False, on_resume="warn")
@@ -270,12 +269,11 @@ class CheckpointConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class EvaluationConfig(ConfigSection):
-    """When to measure held-out loss and bits per byte."""
+    """Held-out evaluation (loss and bits per byte): interval, documents and batch size."""
 
     every_steps: int = option(500, compiled=False, on_resume="warn")
     early_evaluations: bool = option(True, former_name="dense", compiled=False, on_resume="warn")
-    """Whether to evaluate also at steps 1, 2, 4, 8, ... below ``every_steps``, where forgetting
-    rises first."""
+    """Also evaluate at steps 1, 2, 4, ... below ``every_steps``, where forgetting rises first."""
     documents: int = option(256, compiled=False, on_resume="warn")
     """Held-out documents per corpus, spread evenly over it."""
     batch_size: int = option(8, on_resume="warn")
@@ -353,7 +351,7 @@ class TrainConfig(ConfigSection):
             )
 
     def _check_sizes(self) -> None:
-        # JAX keys take 32 bits of the seed; two larger seeds could be the same key.
+        # A JAX key takes 32 bits of the seed: a larger seed would give the key of another one.
         for name, bits in (("seed", 32), ("num_steps", 31), ("global_batch_size", 31)):
             if not 0 <= getattr(self, name) < 2**bits:
                 raise UserError(f"{name}={getattr(self, name)} must be in [0, 2**{bits}).")

@@ -98,7 +98,7 @@ class SweepConfig(ConfigSection):
     heldout_groups: tuple[tuple[str, Literal["additional", "original"]], ...] = ()
     """Groups of held-out corpora that do not have the name of a training corpus."""
     keep_checkpoints: bool = False
-    """Whether to keep the last checkpoint of each trial after its results are written."""
+    """Keep the last checkpoint of each trial after its results are written."""
     chip: str = "v5p"
     """The chip for the estimate of chip-hours."""
     mfu: float = 0.4
@@ -117,7 +117,7 @@ class SweepConfig(ConfigSection):
         if self.chip not in chips:
             hint = did_you_mean(self.chip, chips)
             raise UserError(f"chip={self.chip!r} must be one of {', '.join(chips)}{hint}")
-        self.groups()
+        self.groups()  # Raises UserError for a held-out corpus without a group.
 
     def _check_points(self) -> None:
         sobol = [axis.field for axis in self.axes if axis.between]

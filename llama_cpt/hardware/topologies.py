@@ -114,6 +114,7 @@ def shapes_of(family: str) -> list[tuple[int, ...]]:
     pod = FAMILIES[family].pod
     if len(pod) == 2:
         return list(FLAT)
+    # Shapes larger than a cube are sold with ascending sides that are multiples of 4.
     ranges = (range(4, side + 1, 4) for side in pod)
     cubes = [
         sides

@@ -24,6 +24,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_half_line(path)
     text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
+    # Lone surrogates, which a model can produce, are not UTF-8 and are written as escapes.
     with open(path, "ab") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
@@ -37,6 +38,7 @@ def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
     """
     if not path.exists():
         return
+    # The part after the last line break is empty, or half a line of a killed run.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield parse(json.loads(line))

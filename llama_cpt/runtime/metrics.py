@@ -75,6 +75,7 @@ class MetricsWriter:
         """
         if not self._enabled:
             return
+        # NaN is not JSON, and strict readers would reject the whole file.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self._lines is None:
             _cut_back(self._target / FILE, self._local / FILE, self._last_step)

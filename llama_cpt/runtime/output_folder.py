@@ -37,6 +37,7 @@ def file_lock(file: epath.Path, message: str, *, wait: bool) -> Iterator[None]:
     if "://" in str(file):
         yield
         return
+    # The lock belongs to the open file: the kernel releases it when the process ends in any way.
     with open(file, "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,8 +5,8 @@ import time
 from types import TracebackType
 
 _enabled = True
-"""Whether this process shows progress. A module variable, because this module is imported where JAX
-is not, and so cannot look up the process index itself."""
+"""True if this process shows progress. It is set from outside, because this module is also imported
+without JAX and cannot look up the process index."""
 
 
 def enable_progress(enabled: bool) -> None:
