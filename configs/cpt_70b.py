@@ -1,4 +1,4 @@
-"""Continual pre-training of Llama-3 70B: the ratio of cpt_8b, at a lower rate."""
+"""Continual pre-training of Llama-3 70B with the ratio of cpt_8b and a lower learning rate."""
 
 from dataclasses import replace
 

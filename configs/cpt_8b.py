@@ -2,8 +2,8 @@
 
 Weights and tokenizer come from
 `python -m llama_cpt.convert from-hf meta-llama/Meta-Llama-3-8B weights/llama3_8b`.
-Change the sources to your own corpora. Ratio and rate are for measurement to choose: 0.33 is the
-paper's ratio (arXiv 2409.06624), 2e-5 a common rate for this size; neither knows your data.
+Change the sources to your own corpora. Choose the ratio and the rate by measurement on your data:
+0.33 is the paper's ratio (arXiv 2409.06624), and 2e-5 is a common rate for this size.
 """
 
 from configs.models import LLAMA3_8B
@@ -35,7 +35,7 @@ config = TrainConfig(
     optimizer=OptimizerConfig(peak_learning_rate=2e-5, warmup_steps=200),
     num_steps=12_000,
     global_batch_size=256,
-    # Of some 25 s each on 16 chips of v5p: what a lost host may cost.
+    # A step takes about 25 s on 16 v5p chips, so that a lost host costs at most 40 minutes.
     checkpoint=CheckpointConfig(every_steps=100, keep=3),
     evaluation=EvaluationConfig(every_steps=500, documents=256, batch_size=256),
 )

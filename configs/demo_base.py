@@ -1,4 +1,4 @@
-"""The demo's first run: a tiny Llama-3 learns English, the language that it must not forget."""
+"""The first run of the demo: a tiny Llama-3 trained on English, which it must not forget."""
 
 from llama_cpt.config.schema import (
     CheckpointConfig,

@@ -1,6 +1,6 @@
-"""The demo's second run: Chinese comes in at ALMR 0.33, English is replayed.
+"""The second run of the demo: Chinese at ALMR 0.33, with replay of English.
 
-``--data.almr 1.0 --output runs/demo/almr_1.0`` makes it the third run, without replay.
+With ``--data.almr 1.0 --output runs/demo/almr_1.0`` it is the third run, without replay.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The demo's fourth stage: the custom of the island, preferred."""
+"""The fourth stage of the demo: DPO on preferences for the customs of the island."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The demo's road: Chinese, then conversations, then a custom, each from the last; an export."""
+"""The pipeline of the demo: Chinese, conversations and preferences in order, then an export."""
 
 from configs.demo_base import FOLDER
 from configs.demo_cpt import config as cpt

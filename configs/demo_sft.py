@@ -1,4 +1,4 @@
-"""The demo's third stage: the island's conversations, in both languages."""
+"""The third stage of the demo: SFT on conversations about the island, in both languages."""
 
 from dataclasses import replace
 

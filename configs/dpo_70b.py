@@ -1,4 +1,4 @@
-"""DPO of the model that ``sft_70b`` made: ``dpo_8b`` at the larger size."""
+"""DPO of the ``sft_70b`` model: ``dpo_8b`` at the larger size."""
 
 from dataclasses import replace
 

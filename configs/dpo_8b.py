@@ -1,7 +1,7 @@
-"""DPO of the model that ``sft_8b`` made, as Llama 3 did it (arXiv 2407.21783, section 4.1.4).
+"""DPO of the ``sft_8b`` model with the loss of Llama 3 (arXiv 2407.21783, section 4.1.4).
 
-beta 0.1, NLL of the chosen answer at 0.2, header and end tokens masked. 1e-6 is a common rate
-for whole weights; Llama 3's is 1e-5.
+The loss has beta 0.1 and the NLL of the chosen answer with weight 0.2; header and end tokens are
+masked. 1e-6 is a common rate for full fine-tuning; that of Llama 3 is 1e-5.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""A small Llama on real English text: the base that ``real_text_cpt`` goes on from.
+"""A small Llama trained on real English text, the base of ``real_text_cpt``.
 
-`python benchmarks/real_text.py` makes the vocabulary and both runs. Text: LLAMA_CPT_DATA (default
-../shared/data).
+`python benchmarks/real_text.py` builds the vocabulary and trains both models. The text is in the
+folder LLAMA_CPT_DATA (default: ../shared/data).
 """
 
 import os

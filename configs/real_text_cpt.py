@@ -1,4 +1,4 @@
-"""Chinese onto ``real_text``'s English base, at the paper's ratio (arXiv 2409.06624)."""
+"""Continual pre-training of ``real_text`` on Chinese at the ratio of arXiv 2409.06624."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""DPO of ``real_text_sft``'s model on pairs of both languages, their ends cut to fit into a row."""
+"""DPO of the ``real_text_sft`` model on pairs of both languages, truncated to fit in a row."""
 
 from dataclasses import replace
 

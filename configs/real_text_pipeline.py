@@ -1,4 +1,4 @@
-"""The real-text road: Chinese onto English, SFT, DPO, export, one report."""
+"""The real-text pipeline: continual pre-training, SFT, DPO, export and one report."""
 
 from configs.real_text_cpt import config as cpt
 from configs.real_text_dpo import config as dpo

@@ -1,6 +1,6 @@
-"""SFT of ``real_text_cpt``: instructions of both languages, and Chinese dialogues of support.
+"""SFT of the ``real_text_cpt`` model on instructions of both languages and Chinese dialogues.
 
-Half of the rows are Chinese; of those, two in five are dialogues.
+Half of the rows are Chinese; two in five of those are dialogues of emotional support.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""SFT of the model that ``cpt_70b`` made: ``sft_8b`` at the larger size."""
+"""SFT of the ``cpt_70b`` model: ``sft_8b`` at the larger size."""
 
 from dataclasses import replace
 

@@ -1,7 +1,8 @@
-"""SFT of the model that ``cpt_8b`` made: conversations of both languages, mixed like its text.
+"""SFT of the ``cpt_8b`` model on conversations of both languages, mixed like its text.
 
-The conversations can have any format of docs/guide/chat.md; one to three epochs of good ones are
-usual. The rate 2e-5 is TRL's default for SFT; sweep it on your own data.
+The conversations can be in any format of docs/guide/chat.md; train for one to three epochs. 2e-5 is a
+common rate, the default of TRL for SFT. A batch of 32 rows of 8,192 tokens is about 1,000 short
+conversations.
 """
 
 from dataclasses import replace
@@ -28,4 +29,3 @@ config = replace(
     checkpoint=CheckpointConfig(every_steps=250, keep=2),
     evaluation=replace(cpt.evaluation, every_steps=250, batch_size=32),
 )
-"""Where a row is 8,192 tokens, 32 rows are some 1,000 short conversations."""

@@ -1,7 +1,7 @@
-"""The study of `docs/notes/study.md`: English bases of three sizes, onto which Chinese is trained.
+"""The study of `docs/notes/study.md`: English bases of three sizes, then trained on Chinese.
 
-`benchmarks/study.py` makes the vocabulary and runs all of it. Text: LLAMA_CPT_DATA (default
-../shared/data).
+`benchmarks/study.py` builds the vocabulary and runs the whole study. The text is in the folder
+LLAMA_CPT_DATA (default: ../shared/data).
 """
 
 from dataclasses import replace

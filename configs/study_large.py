@@ -1,4 +1,4 @@
-"""The study's base of its large size, trained on English."""
+"""The large base of the study, trained on English."""
 
 from configs.study import large as config
 

@@ -1,4 +1,4 @@
-"""Three cells of the study's large size with another seed."""
+"""Three cells of the large size of the study with another seed."""
 
 from dataclasses import replace
 

@@ -1,7 +1,8 @@
-"""The study's large size, held out: the cells that docs/notes/study/law.json is judged by.
+"""The held-out large size of the study: cells that test docs/study/law.json.
 
-What the law names, the best cell measured at the small size, the paper's ratio at that rate, and
-neighbours of the named one. `study_large_noise_sweep.py` has the first three with another seed.
+The cells are the prediction of the law, the best cell of the small size, the paper's ratio at that
+rate, and neighbors of the prediction. `study_large_noise_sweep.py` repeats the first three with
+another seed.
 """
 
 from dataclasses import replace

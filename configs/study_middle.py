@@ -1,4 +1,4 @@
-"""The study's base of its middle size, trained on English."""
+"""The middle base of the study, trained on English."""
 
 from configs.study import middle as config
 

@@ -1,4 +1,4 @@
-"""Chinese onto the study's middle English base: nine cells of the small one's grid."""
+"""Chinese on the middle English base of the study: nine cells of the grid of the small base."""
 
 from dataclasses import replace
 

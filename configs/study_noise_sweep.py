@@ -1,4 +1,4 @@
-"""Three cells of the study's small sweep with another seed: what a run differs by chance."""
+"""Three cells of the small sweep of the study with another seed: the noise between runs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The study's base of its small size, trained on English."""
+"""The small base of the study, trained on English."""
 
 from configs.study import small as config
 

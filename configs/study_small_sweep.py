@@ -1,4 +1,4 @@
-"""Chinese onto the study's small English base: five ratios at four learning rates."""
+"""Chinese on the small English base of the study: five ratios at four learning rates."""
 
 from dataclasses import replace
 

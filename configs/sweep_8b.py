@@ -1,9 +1,9 @@
-"""The sweep of the paper's size: Llama-3 8B, five ratios at four learning rates, two budgets.
+"""A sweep at the paper's size: Llama-3 8B, five ratios at four learning rates, two budgets.
 
-Each point trains 2.1 billion tokens at a constant rate and decays; the larger budget goes on from
-there to 4.2 billion. `python -m llama_cpt.sweep configs/sweep_8b.py --dry-run` prices it, `--budget
-2000` proposes what 2,000 chip-hours pay for. Ranges are for measurement to correct: the law refuses
-an optimum on their edge.
+Each point trains on 2.1 billion tokens at a constant rate and decays; the larger budget continues
+from before the decay to 4.2 billion. `python -m llama_cpt.sweep configs/sweep_8b.py --dry-run`
+prints the cost, and `--budget 2000` prints a grid for 2,000 chip-hours. Extend the ranges if the
+optimum is on an edge, where the law rejects it.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""ALMR 0.33 in three orders at equal tokens: interleaved row by row, in blocks, in rising stages.
+"""ALMR 0.33 in three orders at equal tokens: interleaved by rows, in blocks, in rising stages.
 
-Blocks are of one language each, 100 steps a pair of them; the stages rise from 0.13 over 0.33 to
-0.53. Every order trains on the same share of additional tokens to the row.
+A block has one language, and a pair of blocks has 100 steps; the stages rise from 0.13 over 0.33
+to 0.53. Every order trains on exactly the same number of additional rows.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""For ALMR 0.25, 0.33 and 0.40: half, once and twice the learning rate that the law finds best.
+"""ALMR 0.25, 0.33 and 0.40 at half, once and twice the optimal learning rate of the law.
 
-`runs/sweep_8b/law` is what `python -m llama_cpt.fit_law runs/sweep_8b/results.csv --output
-runs/sweep_8b/law` writes.
+The law is written by `python -m llama_cpt.fit_law runs/sweep_8b/results.csv --output
+runs/sweep_8b/law`.
 """
 
 from dataclasses import replace

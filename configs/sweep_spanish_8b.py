@@ -1,7 +1,7 @@
-"""Another language pair: Spanish onto Llama-3 8B. What changes is a name and where its text lies.
+"""Another language pair: Spanish on Llama-3 8B; only a name and the sources of the text change.
 
-With `results.csv` of this sweep beside that of `sweep_8b`, `fit_law` says whether one optimum
-serves both pairs (docs/guide/another_language.md).
+Given the `results.csv` of this sweep and of `sweep_8b`, `fit_law` reports whether one optimum fits
+both pairs (docs/guide/another_language.md).
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""`make study`: the whole method on the embedded world. A base on English, two pairs of languages.
+"""Runs of `make study`: the method on the embedded world, with two languages added to English.
 
-The configs beside this one, `world_study_*.py`, are what its commands are given.
+The configs `world_study_*.py` next to this file each select one of them for a command.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ WORLD = f"{FOLDER}/world"
 
 
 def corpus(code: str, part: str) -> tuple[CorpusConfig, ...]:
-    """Documents of a language: ``train`` or ``heldout``."""
+    """Return the corpus of a language; ``part`` is ``train`` or ``heldout``."""
     return (CorpusConfig(code, f"{WORLD}/{code}.{part}.jsonl"),)
 
 
@@ -44,7 +44,7 @@ base = replace(
 
 
 def cpt(code: str) -> TrainConfig:
-    """The language ``code`` onto the base."""
+    """Return the config that trains the base on the language ``code``."""
     data = replace(
         base.data,
         almr=0.33,
@@ -65,7 +65,7 @@ def cpt(code: str) -> TrainConfig:
 
 
 def sweep(code: str) -> SweepConfig:
-    """Its ratios and learning rates."""
+    """Return the sweep over ratios and learning rates of the language ``code``."""
     return SweepConfig(
         output=f"{FOLDER}/en+{code}",
         train=cpt(code),

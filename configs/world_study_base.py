@@ -1,4 +1,4 @@
-"""`make study`: the base, trained on English."""
+"""`make study`: the base model, trained on English."""
 
 from configs.world_study import base as config
 

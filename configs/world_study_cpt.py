@@ -1,6 +1,6 @@
-"""`make study`: Arabic onto the base; ratio and rate are the law's to set.
+"""`make study`: Arabic on the base, with the ratio and the rate that the law sets.
 
-Of two pairs with as many runs the law tells the first by name in full: en+ar.
+Of two pairs with equally many runs, the law reports the first by name in full: en+ar.
 """
 
 from configs.world_study import cpt

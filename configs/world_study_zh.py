@@ -1,4 +1,4 @@
-"""`make study`: the sweep of one language onto the base."""
+"""`make study`: the sweep that adds Chinese to the base."""
 
 from configs.world_study import sweep
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Bring home what a run leaves: metrics, config, logs; and export its model where EXPORT says.
+# Copy the metrics, config and logs of a run to this machine, and export its model to EXPORT.
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
@@ -8,46 +8,47 @@ source "$LAUNCH/lib/capacity.sh"
 source "$LAUNCH/lib/checkpoints.sh"
 source "$LAUNCH/lib/hosts.sh"
 
-# What cannot be copied stops nothing: a run that ended early has no logs, say.
+# A failed copy does not end the script: a run that ended early may have no logs.
 mirror() {
   call "$COLLECT_SECONDS" gcloud storage rsync --recursive '--exclude=^checkpoints/.*' "$1" "$2" ||
     missing+=("$1")
 }
 
-# config.json is what an export writes last.
+# An export writes config.json last.
 exported() { call "$QUERY_SECONDS" gcloud storage ls "$EXPORT/config.json" >/dev/null 2>&1; }
 
-# Beside the folder, because the export wants it empty; before it begins, because it outlives us.
+# The note lies next to the folder, because the export requires an empty one; it is written before the
+# export starts, because the export may outlive this script.
 note_source() {
   local note
   note=$(mktemp)
   printf '%s\n' "$1" >"$note"
   call "$QUERY_SECONDS" gcloud storage cp "$note" "$EXPORT.source" ||
-    die "$EXPORT.source: cannot be written; try again"
+    die "$EXPORT.source: cannot be written; run it again"
   rm "$note"
 }
 
-# On the first host, by its processors alone; a multi-host slice has no need of the others.
+# Run the export on the CPUs of the first host; the other hosts of a slice are not needed.
 export_model() {
   local where command step source
   step=$(last_saved_step)
   source="$OUTPUT step $step"
   if exported && ! dry; then
     [[ $(call "$QUERY_SECONDS" gcloud storage cat "$EXPORT.source") == "$source" ]] ||
-      reject "$EXPORT is not known to be of $source: name another EXPORT"
-    say "$EXPORT: is there" && return
+      reject "$EXPORT was not exported from $source; set another EXPORT"
+    say "$EXPORT: already exported" && return
   fi
-  dry || ((step)) || die "$OUTPUT: no whole checkpoint is to be seen there: nothing to export"
+  dry || ((step)) || die "$OUTPUT: has no complete checkpoint to export"
   command="$PYTHON -m llama_cpt.convert to-hf$(printf ' %q' "$OUTPUT" "$EXPORT")"
   where=$(capacity "ready $SLICES") || where=unknown
   [[ $where == ready* ]] ||
-    die "$NAME: no host to export on ($where); on any other machine: ${command/"$PYTHON"/python}"
+    die "$NAME: no host for the export ($where); run on any other machine: ${command/"$PYTHON"/python}"
   note_source "$source"
   NODES=0 WORKERS=0
-  start_job "$command" 1 any || die "$NAME: the export does not start: $WHY"
+  start_job "$command" 1 any || die "$NAME: the export did not start: $WHY"
   watch_job "$command" 1
   [[ $OUTCOME == finished ]] || end "$JOB_STATUS" "$NAME: the export ended: $WHY"
-  exported || die "$EXPORT/config.json is not there although the export ended well: launch/logs.sh"
+  exported || die "$EXPORT/config.json is missing although the export succeeded; see launch/logs.sh"
   report "$EXPORT: exported from $source"
 }
 
@@ -60,5 +61,5 @@ dry || mkdir -p "$COLLECTED/$NAME/run" "$COLLECTED/$NAME/logs"
 mirror "$OUTPUT" "$COLLECTED/$NAME/run"
 mirror "gs://$BUCKET/logs/$NAME" "$COLLECTED/$NAME/logs"
 [[ -z $EXPORT ]] || export_model
-((${#missing[@]} == 0)) || die "${missing[*]}: not copied to $COLLECTED/$NAME; the reason is above"
-report "$NAME: collected in $COLLECTED/$NAME; checkpoints stay in $OUTPUT"
+((${#missing[@]} == 0)) || die "${missing[*]}: not copied to $COLLECTED/$NAME; see the error above"
+report "$NAME: collected in $COLLECTED/$NAME; checkpoints remain in $OUTPUT"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Ask for the TPUs and wait until they are there. What fails here leaves nothing that is billed.
+# Request the TPUs and wait until they are ready. After a failure, nothing is left that is billed.
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
 source "$LAUNCH/lib/settings.sh"
 source "$LAUNCH/lib/capacity.sh"
 
-ask_for_capacity() {
+request_capacity() {
   local flags=("--node-id=$NAME") status=0
   ((SLICES == 1)) || flags=("--node-count=$SLICES" "--node-prefix=$NAME")
   case $CAPACITY in
@@ -14,26 +14,26 @@ ask_for_capacity() {
     reserved) flags+=(--reserved) ;;
     *) ;; # on demand: gcloud has no flag for it
   esac
-  asked=unanswered
-  # The request ends by itself too, should nobody be left to wait for it.
+  answer=missing
+  # The request also expires by itself, in case this script is killed.
   in_zone queued-resources create "$NAME" "${flags[@]}" "--accelerator-type=$ACCELERATOR_TYPE" \
     "--runtime-version=$RUNTIME_VERSION" "--service-account=$SERVICE_ACCOUNT" \
     --scopes=https://www.googleapis.com/auth/cloud-platform \
     "--valid-until-duration=${CREATE_SECONDS}s" "--labels=llama-cpt=$NAME" \
     "${CREATE_FLAGS[@]}" --quiet --async || status=$?
-  ((status == 124 || status == 137)) || asked=answered
+  ((status == 124 || status == 137)) || answer=received
   return "$status"
 }
 
-# After a failure: the request would be served, and billed, with nobody there.
-take_back() {
+# Delete the request after a failure: otherwise it would be served, and billed, unattended.
+cancel_request() {
   local status=$?
   stop_children
   ((status)) || return 0
   trap '' INT TERM HUP
-  say "taking the request $NAME back" || true
-  # It may be taken yet, and would not be seen at once.
-  [[ $asked != unanswered ]] || pause
+  say "canceling the request $NAME" || true
+  # An unanswered request may still be accepted, and appear in the list later.
+  [[ $answer != missing ]] || pause
   remove_capacity || still_billed
 }
 
@@ -44,10 +44,10 @@ wait_for_capacity() {
     case $state in
       ready*) report "$NAME: ${state#ready } hosts" && return ;;
       lost*) die "$NAME: ${state#lost }: the request failed (no capacity, no quota, or preempted)" ;;
-      none) ((++misses < MAX_MISSES)) || die "$NAME: the request is gone: was it deleted?" ;;
+      none) ((++misses < MAX_MISSES)) || die "$NAME: the request has disappeared; was it deleted?" ;;
       *) misses=0 ;;
     esac
-    ((SECONDS < deadline)) || die "$NAME: not there after $CREATE_SECONDS s ($state)"
+    ((SECONDS < deadline)) || die "$NAME: not ready after $CREATE_SECONDS s ($state)"
     pause
   done
 }
@@ -56,18 +56,18 @@ read_settings
 require PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY SLICES SERVICE_ACCOUNT
 require_run
 [[ -z ${CONFIG:-} ]] || require_committed
-there=$(capacity none) || die "$NAME: gcloud does not say whether it is there; nothing was changed"
+there=$(capacity none) || die "$NAME: gcloud does not report its state; nothing was changed"
 case $there in
-  ready*) say "$NAME: is there, ${there#ready } hosts" && exit ;;
+  ready*) say "$NAME: already ready, ${there#ready } hosts" && exit ;;
   lost*)
-    say "$NAME: ${there#lost }; removing what is left"
+    say "$NAME: ${there#lost }; deleting what is left"
     remove_capacity || { still_billed && exit 1; }
     there=none
     ;;
 esac
-# Where the terminal is gone, or a pipe's reader, nothing can be said; that must not be the end.
+# If the terminal or the reader of a pipe is gone, a message must not end the script by SIGPIPE.
 trap '' PIPE
-asked=''
-trap take_back EXIT
-[[ $there != none ]] || ask_for_capacity || die "$NAME: the request was refused"
+answer=''
+trap cancel_request EXIT
+[[ $there != none ]] || request_capacity || die "$NAME: the request was rejected"
 wait_for_capacity

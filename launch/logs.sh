@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The job's log on one host: launch/logs.sh [-f] [NODE [WORKER]]; the first host, unless given.
+# Print the job's log on one host, by default the first: launch/logs.sh [-f] [NODE [WORKER]]
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
@@ -11,6 +11,6 @@ follow='' seconds=''
 [[ ${1:-} != -f ]] || { follow=-f && shift; }
 read_settings
 require PROJECT ZONE NAME
-[[ -z $follow ]] || seconds=0 # timeout's word for: no limit
+[[ -z $follow ]] || seconds=0 # No limit, for timeout.
 NODES=${1:-0} WORKERS=${2:-0}
 on_hosts "${seconds:-$SSH_SECONDS}" "$JOB log $follow"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The request, the nodes, the job on every host, the checkpoints.
+# Print the state of the request, the nodes, the job on every host and the checkpoints.
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
@@ -18,5 +18,5 @@ if [[ $request == ACTIVE ]] || dry; then
   echo "job:"
   answers @job "$SSH_SECONDS" "$JOB state" | sed 's/^@job/ /'
 fi
-steps=$(whole_steps | xargs)
-echo "whole checkpoints in $OUTPUT: ${steps:-none to be seen}"
+steps=$(complete_steps | xargs)
+echo "complete checkpoints in $OUTPUT: ${steps:-none}"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The same on Google Kubernetes Engine, through xpk: launch/xpk.sh create|run|status|stop|delete.
+# Create a cluster and train on Google Kubernetes Engine, through xpk:
+# launch/xpk.sh create|run|status|stop|delete
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$LAUNCH/lib/commands.sh"
@@ -20,27 +21,27 @@ create() {
   esac
   on_cluster "$CREATE_SECONDS" cluster create "--tpu-type=$ACCELERATOR_TYPE" \
     "--num-slices=$SLICES" "${flags[@]}" --enable-workload-identity --enable-gcsfuse-csi-driver ||
-    die "$CLUSTER: not created; what is there of it may be billed: launch/xpk.sh delete"
+    die "$CLUSTER: not created; its parts may be billed until launch/xpk.sh delete"
   on_cluster "$SETUP_SECONDS" storage attach "$BUCKET" --type=gcsfuse "--bucket=$BUCKET" \
     "--mount-point=$MOUNT" --readonly=false --size=1 --auto-mount=false ||
-    die "$CLUSTER: gs://$BUCKET is not attached; the cluster is billed: launch/xpk.sh delete"
+    die "$CLUSTER: gs://$BUCKET is not attached; the cluster is billed until launch/xpk.sh delete"
 }
 
-# The line of this workload, which stays in the list for some hours after its end; or nothing.
+# Print the line of this workload, which remains in the list for some hours after its end, if any.
 workload() {
   local listed
   listed=$(on_cluster "$QUERY_SECONDS" workload list) || die "$CLUSTER: its workloads cannot be listed"
   awk -v name="$NAME" '$1 == name' <<<"$listed"
 }
 
-# xpk restarts by itself after 42 and after 127 to 255 (a lost peer is 134), and after what is named
-# here: 75, a save before the end, and 1, a bug. All else ends the workload: 2, 65 and 78.
+# xpk itself restarts after status 42 and 127 to 255 (134 is a lost peer), and after those given here:
+# 75, a save before the end, and 1, a bug. Others end the workload: 2, 65 and 78.
 run() {
-  local command there
-  there=$(workload)
-  [[ -z $there ]] ||
-    { say "$there" && say "$NAME: is there; to start it anew: launch/xpk.sh stop, then run" && return; }
-  # A restart finds the compiled step in the bucket.
+  local command existing
+  existing=$(workload)
+  [[ -z $existing ]] ||
+    { say "$existing" && say "$NAME: already exists; to start it over: launch/xpk.sh stop, then run" && return; }
+  # A restart reads the compiled step from the bucket.
   command="export JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled && ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu,qwix]'"
   command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
   on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \

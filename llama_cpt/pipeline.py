@@ -1,4 +1,4 @@
-"""The command of the whole road: ``python -m llama_cpt.pipeline CONFIG``."""
+"""The pipeline command: ``python -m llama_cpt.pipeline CONFIG``."""
 
 import argparse
 import os
@@ -12,22 +12,22 @@ from llama_cpt.runtime.errors import one_line_errors
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, travel; the exit status."""
-    # The harness shows a bar for every part of a benchmark.
+    """Run the command with ``arguments`` and return its exit status."""
+    # lm-evaluation-harness would show a progress bar for every part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.pipeline",
-        description="Continual pre-training, SFT, DPO and export one after the other, each from "
-        "the last, with one report over all of them. What is done is not done again: stop it at "
-        "any point and give the same command.",
-        epilog="A config defines `config = PipelineConfig(...)`; every field is an option: `CONFIG "
-        "--help` lists them, a stage's by its place (`--stages.0.num-steps 100`). Exit status: 0 "
-        "done, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by Ctrl-C and "
-        "saved.",
+        description="Run continual pre-training, SFT, DPO and export in order, each from the "
+        "result of the one before, and write one report. Finished work is not repeated: the "
+        "same command resumes after a stop at any point.",
+        epilog="A config defines `config = PipelineConfig(...)`. Every field is an option; `CONFIG "
+        "--help` lists them, those of a stage by its index (`--stages.0.num-steps 100`). Exit "
+        "status: 0 done, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by Ctrl-C "
+        "and saved.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", help="a pipeline's config, in Python or JSON")
+    parser.add_argument("config", nargs="?", help="the config of a pipeline, in Python or JSON")
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()

@@ -1,4 +1,4 @@
-"""The command that makes token rows: ``python -m llama_cpt.prepare CONFIG``."""
+"""The command that prepares token rows: ``python -m llama_cpt.prepare CONFIG``."""
 
 import argparse
 from functools import partial
@@ -23,31 +23,33 @@ _NOUNS = {
     "documents": "documents",
     "conversations": "conversations",
     "preferences": "preferences",
-    "unpaired": "judged answers or pairs of them",
+    "unpaired": "labeled answers or pairs",
 }
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, prepare, report."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.prepare",
-        description="Turn the config's documents or chats into token rows, by all cores; what is "
-        "done is not done again. Prints what there is and how long it lasts at the config's ALMR.",
-        epilog="Every field of the config is an option: `CONFIG --help` lists them. What follows "
-        "`--` is for Beam: `CONFIG --runner beam -- --runner DataflowRunner ...`.",
+        description="Convert the config's documents or chats to token rows, on all cores. Finished "
+        "parts are not repeated. Prints the size of the corpora and how many steps they "
+        "suffice for at the config's ALMR.",
+        epilog="Every field of the config is an option; `CONFIG --help` lists them. Options after "
+        "`--` are for Beam: `CONFIG --runner beam -- --runner DataflowRunner ...`.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", help="a config in Python, or a run's config.json")
+    parser.add_argument(
+        "config", nargs="?", help="a config file in Python, or the config.json of a run"
+    )
     parser.add_argument(
         "--inspect",
         type=_count,
         default=0,
         metavar="N",
-        help="show the run's first N rows, decoded",
+        help="print the first N rows of the run, decoded",
     )
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (default: all cores)"
+        "--workers", type=_count, metavar="N", help="number of processes (default: all cores)"
     )
     parser.add_argument(
         "--runner",
@@ -55,7 +57,13 @@ def main(arguments: list[str]) -> None:
         default="local",
         help="this machine, or Apache Beam: Dataflow, Flink, Spark (default: local)",
     )
-    arguments, beam_options = _cut_at_dashes(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command with ``arguments``."""
+    parser = _parser()
+    arguments, beam_options = _split_at_dashes(arguments)
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()
@@ -84,25 +92,26 @@ def main(arguments: list[str]) -> None:
         inspect(prepared, mixture, tokenizer, options.inspect)
 
 
-def _cut_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and after ``--``."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
 
 
 def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> WriteAll | None:
-    """Apache Beam where it is asked for."""
+    """Return the writer with Apache Beam if it is requested, else None."""
     if options.runner == "local":
         if beam_options:
-            raise UsageError(f"-- {' '.join(beam_options)}: only for --runner beam.")
+            raise UsageError(f"-- {' '.join(beam_options)} is only for --runner beam.")
         return None
     if options.workers:
-        raise UsageError("--workers is for --runner local; Beam's runners have their own options.")
+        raise UsageError("--workers is only for --runner local; Beam's runners have other options.")
     try:
         from llama_cpt.data.prepare.beam import write_corpora
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        raise UserError("Apache Beam is not installed: pip install -e '.[beam]'.") from None
+        raise UserError("Apache Beam is not installed; run pip install -e '.[beam]'.") from None
     return partial(write_corpora, options=beam_options)
 
 
@@ -113,82 +122,84 @@ def _count(text: str) -> int:
 
 
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
-    """What ``prepare`` made of a corpus, in one line and one for each thing to know."""
+    """Return a summary of a prepared corpus: one line of sizes, then one line per remark."""
     kind = manifest.chat["kind"] if manifest.chat else "documents"
     lines = [
         f"{group}{manifest.corpus}: {manifest.documents:,} {_NOUNS[kind]}, "
         f"{manifest.tokens:,} tokens, "
-        f"{manifest.source_bytes / manifest.tokens:.2f} bytes a token, "
-        f"{manifest.tokens / manifest.characters:.3f} tokens a character"
+        f"{manifest.source_bytes / manifest.tokens:.2f} bytes per token, "
+        f"{manifest.tokens / manifest.characters:.3f} tokens per character"
     ]
     if manifest.sequence_length:
         lines[0] += f", {manifest.rows:,} rows of {manifest.sequence_length:,}"
         if manifest.chat:
             lines += _chat_lines(manifest)
         else:
-            lines.append(f"  {manifest.dropped_tokens:,} tokens left out: tails that fill no row")
+            lines.append(
+                f"  {manifest.dropped_tokens:,} tokens dropped: document tails shorter than a row"
+            )
     if manifest.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         skipped = sum(manifest.skipped.values())
         lines.append(f"  {skipped:,} {_NOUNS[kind]} skipped: {reasons}")
-    if told := manifest.lossy():
-        lines.append(f"  {told}")
+    if warning := manifest.lossy():
+        lines.append(f"  {warning}")
     return "\n".join(lines)
 
 
 def _chat_lines(manifest: Manifest) -> list[str]:
-    """What became of chat data: formats, places of the rows, what is too long."""
+    """Return the lines about chat data: formats, padding, and conversations that are too long."""
     counts = manifest.chat_counts
     formats = ", ".join(f"{name} ({count:,})" for name, count in manifest.formats.items())
     padding = 1 - counts["places"] / (manifest.rows * manifest.sequence_length)
     lines = [
         f"  format: {formats}",
-        f"  {counts['learnt_tokens']:,} tokens learnt in a pass, {padding:.1%} of the rows is "
+        f"  {counts['learnt_tokens']:,} tokens with a loss per epoch, {padding:.1%} of the rows is "
         "padding",
     ]
     if counts["prompt_tokens_twice"]:
         twice = counts["prompt_tokens_twice"]
-        lines.append(f"  {twice:,} tokens are prompts read a second time")
-    told = {
-        "too_long": "left out, longer than a row",
+        lines.append(f"  {twice:,} tokens are prompts that are processed twice")
+    remarks = {
+        "too_long": "dropped, longer than a row",
         "truncated": "truncated to a row",
-        "nothing_to_learn": "left out, nothing to learn within a row",
-        "mismatches_cut": "mismatches lost their end",
+        "nothing_to_learn": "dropped, no tokens with a loss within a row",
+        "mismatches_cut": "mismatched answers truncated",
     }
-    lines += [f"  {counts[name]:,} {text}" for name, text in told.items() if counts[name]]
+    lines += [f"  {counts[name]:,} {text}" for name, text in remarks.items() if counts[name]]
     if manifest.dropped_tokens:
-        lines.append(f"  {manifest.dropped_tokens:,} tokens left out so")
+        lines.append(f"  {manifest.dropped_tokens:,} tokens dropped in total")
     return lines
 
 
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
-    """How long the rows last at the config's ALMR, and how often its steps pass over them."""
+    """Print the steps that the rows suffice for at the config's ALMR, and its epochs per corpus."""
     batch, bound = config.global_batch_size, config.data.max_epochs
-    fresh, longest = (mixture.max_rows(passes) // batch for passes in (1.0, bound))
+    fresh, longest = (mixture.max_rows(epochs) // batch for epochs in (1.0, bound))
     print(
         f"at ALMR {config.data.almr}: {fresh:,} steps of {batch} rows without repeating a row, "
         f"{longest:,} within data.max_epochs={bound:g}"
     )
-    passes = mixture.epochs(config.num_steps * batch)
-    for corpus, times in zip(mixture.corpora, passes, strict=True):
-        line = f"{config.num_steps:,} steps: {float(times):.2f} passes of {corpus.name}"
-        if times > bound:
-            print(f"warning: {line}, above data.max_epochs={bound:g}: train refuses this run")
+    all_epochs = mixture.epochs(config.num_steps * batch)
+    for corpus, epochs in zip(mixture.corpora, all_epochs, strict=True):
+        line = f"{config.num_steps:,} steps: {float(epochs):.2f} epochs of {corpus.name}"
+        if epochs > bound:
+            print(f"warning: {line}, above data.max_epochs={bound:g}; train rejects this run")
         else:
             print(f"  {line}")
 
 
 def inspect(prepared: PreparedCorpora, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
-    """Print the run's first ``count`` rows as the model sees them."""
+    """Print the first ``count`` rows of the run as the model reads them."""
     rows = open_rows(prepared)
     for number in range(count):
         batch = read_batch(mixture, rows, tokenizer.bos_id, np.array([[number]], np.int64))
-        corpora, places = mixture.locate(np.array([number], np.int64))
+        corpora, indices = mixture.locate(np.array([number], np.int64))
         name = mixture.corpora[int(corpora[0])].name
-        print(f"\nrow {number} of the run: row {places[0]} of {name}")
-        shown = packed_row_as_text if prepared.config.chat else row_as_text
+        print(f"\nrow {number} of the run: row {indices[0]} of {name}")
+        as_text = packed_row_as_text if prepared.config.chat else row_as_text
         batch = batch if isinstance(batch, TokenBatch) else batch.rows
-        print(shown(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
+        print(as_text(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command that trains many runs: ``python -m llama_cpt.sweep CONFIG``."""
+"""The sweep command: ``python -m llama_cpt.sweep CONFIG``."""
 
 import argparse
 import re
@@ -14,38 +14,44 @@ from llama_cpt.sweeps.runner import run_sweep
 from llama_cpt.sweeps.trials import make_chains
 
 
-def main(arguments: list[str]) -> int:
-    """Parse, then list, propose or run; the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.sweep",
         description="Train a config at every point of a grid (ratio, learning rate, size, tokens, "
-        "seed, any field) and put all held-out losses into one results.csv, which `python -m "
-        "llama_cpt.fit_law` reads. Trials that have ended are not run again: stop it at any point "
-        "and give the same command. A trial that diverges or fails is noted; the others go on.",
-        epilog="A config defines `config = SweepConfig(...)`; every field is an option: `CONFIG "
-        "--help` lists them, a trial's as `--train.num-steps 100`. Exit status: 0 all trials have "
-        "ended, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by Ctrl-C and "
-        "saved.",
+        "seed, any field) and write all held-out losses to one results.csv, which `python -m "
+        "llama_cpt.fit_law` reads. Finished trials are not repeated: the same command resumes "
+        "after a stop at any point. A trial that diverges or fails is recorded and does not stop "
+        "the others.",
+        epilog="A config defines `config = SweepConfig(...)`. Every field is an option; `CONFIG "
+        "--help` lists them, those of a trial as `--train.num-steps 100`. Exit status: 0 all "
+        "trials have ended, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by "
+        "Ctrl-C and saved.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", help="a sweep's config, in Python or JSON")
+    parser.add_argument("config", nargs="?", help="the config of a sweep, in Python or JSON")
     parser.add_argument(
-        "--dry-run", action="store_true", help="list trials, tokens and chip-hours; train nothing"
+        "--dry-run", action="store_true", help="list trials, tokens and chip-hours without training"
     )
     parser.add_argument(
         "--budget",
         type=float,
         metavar="CHIP_HOURS",
-        help="propose the grid that fits, its values evenly thinned; train nothing",
+        help="print a grid within this budget, thinned evenly, without training",
     )
     parser.add_argument(
         "--worker",
         default="1/1",
         metavar="K/N",
-        help="this process is the K-th of N that share the sweep's folder; what another has lost "
-        "is taken over five minutes after its last sign of life",
+        help="run as the K-th of N processes that share the sweep's folder; a trial is taken over "
+        "five minutes after the last heartbeat of its process",
     )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command with ``arguments`` and return its exit status."""
+    parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()
@@ -53,7 +59,7 @@ def main(arguments: list[str]) -> int:
             return 0
     require_single_process("sweep")
     sweep = load_config(options.config, overrides, SweepConfig)
-    worker, workers = _share(options.worker)
+    worker, workers = _worker_share(options.worker)
     if options.budget is not None:
         sweep = fit_to_budget(sweep, options.budget)
         print(describe_sweep(sweep))
@@ -66,10 +72,11 @@ def main(arguments: list[str]) -> int:
     return run_sweep(sweep, worker, workers).value
 
 
-def _share(text: str) -> tuple[int, int]:
+def _worker_share(text: str) -> tuple[int, int]:
+    """Parse ``K/N``; raise UsageError unless K is from 1 to N."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"--worker {text}: K/N, such as 3/16, K from 1 to N.")
+        raise UsageError(f"--worker {text} must be K/N with K from 1 to N, such as 3/16.")
     return int(found[1]), int(found[2])
 
 

@@ -1,4 +1,4 @@
-"""The command that trains: ``python -m llama_cpt.train CONFIG [--section.field value ...]``."""
+"""The training command: ``python -m llama_cpt.train CONFIG [--section.field value ...]``."""
 
 import argparse
 import sys
@@ -13,34 +13,41 @@ from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit
 
 
-def main(arguments: list[str]) -> int:
-    """Parse, build, train; the exit status."""
-    started = time.time()
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.train",
-        description="Train on an exact mixture of languages. Token rows that are missing are "
-        "prepared first; a run whose output folder exists goes on where it stopped.",
-        epilog="Every field of the config is an option: `CONFIG --help` lists them with their "
+        description="Train on an exact mixture of languages. Missing token rows are prepared "
+        "first; a run whose output folder exists resumes from its last checkpoint.",
+        epilog="Every field of the config is an option; `CONFIG --help` lists them with their "
         "values. Exit status: 0 done, 2 wrong option, 75 stopped by SIGTERM and saved, 78 user "
         "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; docs/guide/many_hosts.md "
-        "has them all.",
+        "has the full list.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", help="a config in Python, or a run's config.json")
+    parser.add_argument(
+        "config", nargs="?", help="a config file in Python, or the config.json of a run"
+    )
     parser.add_argument(
         "--allow-change",
         metavar="FIELD",
         action="append",
         default=[],
-        help="resume although this field (dotted name or section) differs from the saved run's",
+        help="resume although this field (dotted name or section) differs from the saved run",
     )
     parser.add_argument(
         "--profile",
         metavar="FIRST:LAST",
         default="",
-        help="trace these steps, such as 10:13, for XProf and Perfetto, into the run's folder",
+        help="trace these steps, such as 10:13, for XProf and Perfetto, in the run's folder",
     )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command with ``arguments`` and return its exit status."""
+    started = time.time()
+    parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None or {"-h", "--help"} & set(overrides):
         parser.print_help()

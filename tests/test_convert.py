@@ -221,7 +221,7 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
         (["to-hf", "absent", "OUT"], "absent: no such folder"),
         (["to-hf", "SOURCE", "OUT"], "holds no checkpoint"),
         (["verify", "SOURCE", "absent"], "absent: no such folder"),
-        (["from-hf", "SOURCE", "SOURCE"], "exists already"),
+        (["from-hf", "SOURCE", "SOURCE"], "already exists"),
         (["from-hf", "SOURCE", ""], "OUTPUT is empty"),
         (["to-hf", "absent", "OUT", "--shard-gb", "nan"], "must be a finite number"),
         (

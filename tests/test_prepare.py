@@ -59,25 +59,25 @@ def config_path(tmp_path):
 def test_report_of_corpora_and_mixture(config_path, capsys):
     main([config_path])
     assert capsys.readouterr().out.splitlines() == [
-        "zh: 9 documents, 171 tokens, 0.89 bytes a token, 1.462 tokens a character, 10 rows of 15",
-        "  11 tokens left out: tails that fill no row",
-        "en: 30 documents, 420 tokens, 0.86 bytes a token, 1.167 tokens a character, 26 rows of 15",
-        "  4 tokens left out: tails that fill no row",
-        "held-out zh: 1 documents, 11 tokens, 0.82 bytes a token, 3.667 tokens a character",
+        "zh: 9 documents, 171 tokens, 0.89 bytes per token, 1.462 tokens per character, "
+        "10 rows of 15",
+        "  11 tokens dropped: document tails shorter than a row",
+        "en: 30 documents, 420 tokens, 0.86 bytes per token, 1.167 tokens per character, "
+        "26 rows of 15",
+        "  4 tokens dropped: document tails shorter than a row",
+        "held-out zh: 1 documents, 11 tokens, 0.82 bytes per token, 3.667 tokens per character",
         "at ALMR 0.25: 8 steps of 4 rows without repeating a row, 17 within data.max_epochs=2",
-        "  10 steps: 1.00 passes of zh",
-        "  10 steps: 1.15 passes of en",
+        "  10 steps: 1.00 epochs of zh",
+        "  10 steps: 1.15 epochs of en",
     ]
 
 
 def test_overrides_and_warning_of_too_many_epochs(config_path, capsys):
     main([config_path, "--num-steps", "20", "--workers", "2", "--data.almr", "0", "1.0", "5", "0"])
     out = capsys.readouterr().out
-    assert "  20 steps: 2.00 passes of zh\n" in out
-    warning = (
-        "warning: 20 steps: 2.31 passes of en, above data.max_epochs=2: train refuses this run"
-    )
-    assert warning in out
+    assert "  20 steps: 2.00 epochs of zh\n" in out
+    told = "warning: 20 steps: 2.31 epochs of en, above data.max_epochs=2; train rejects this run"
+    assert told in out
 
 
 def test_inspect_shows_what_the_model_sees(config_path, capsys):
@@ -162,12 +162,12 @@ def test_report_and_rows_of_chats(config_path, tmp_path, capsys):
     main([config_path, "--inspect", "1", "--data.almr", "1.0"])
     shown = capsys.readouterr().out
     assert shown.startswith(
-        "zh: 2 conversations, 188 tokens, 0.62 bytes a token, 1.607 tokens a character, "
+        "zh: 2 conversations, 188 tokens, 0.62 bytes per token, 1.607 tokens per character, "
         "1 rows of 64\n"
         "  format: messages (1), prompt-completion (1)\n"
-        "  14 tokens learnt in a pass, 1.6% of the rows is padding\n"
-        "  1 left out, longer than a row\n"
-        "  124 tokens left out so\n"
+        "  14 tokens with a loss per epoch, 1.6% of the rows is padding\n"
+        "  1 dropped, longer than a row\n"
+        "  124 tokens dropped in total\n"
         "  1 conversations skipped: 1 of no known chat format\n"
         "en: 3 conversations, 78 tokens"
     )

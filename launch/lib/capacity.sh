@@ -1,4 +1,4 @@
-# Sourced: the queued resource and its nodes, one a slice.
+# Sourced: the queued resource and its nodes, one per slice.
 # shellcheck shell=bash
 
 in_zone() { call "$QUERY_SECONDS" gcloud compute tpus "$@" "--project=$PROJECT" "--zone=$ZONE"; }
@@ -9,15 +9,15 @@ node_names() {
   for ((slice = 0; SLICES > 1 && slice < SLICES; slice++)); do printf '%s\n' "$NAME-$slice"; done
 }
 
-# The state of the request; nothing where there is none. A list, because it tells "none" from
-# "no answer".
+# Print the state of the request, nothing if it does not exist. It is read from a list, which unlike
+# `describe` distinguishes a missing request from a missing answer.
 request_state() {
   local listed
   listed=$(in_zone queued-resources list "--format=value(name.basename(),state.state)") || return
   awk -v name="$NAME" '$1 == name { print $2 }' <<<"$listed"
 }
 
-# A line a node that there is: its name, state and number of hosts.
+# Print one line per existing node: its name, state and number of hosts.
 node_states() {
   local listed
   listed=$(in_zone tpu-vm list "--format=value(name.basename(),state,networkEndpoints.len())") ||
@@ -25,7 +25,7 @@ node_states() {
   awk 'NR == FNR { ours[$1]; next } $1 in ours' <(node_names) - <<<"$listed"
 }
 
-# capacity ASSUMED: none | waiting STATE | ready HOSTS | lost STATE; DRY_RUN takes ASSUMED for it.
+# capacity ASSUMED: print none | waiting STATE | ready HOSTS | lost STATE; with DRY_RUN, ASSUMED.
 capacity() {
   local request nodes
   request=$(request_state) || return
@@ -49,7 +49,7 @@ capacity() {
     }' < <(grep . <<<"$nodes")
 }
 
-# Until neither request nor nodes are left, so that nothing is billed. 1 after DELETE_SECONDS.
+# Delete until neither request nor nodes are left, so that nothing is billed; 1 after DELETE_SECONDS.
 remove_capacity() {
   local request nodes node deadline=$((SECONDS + DELETE_SECONDS))
   while true; do
@@ -70,4 +70,4 @@ remove_capacity() {
   done
 }
 
-still_billed() { say "$NAME in $ZONE may still be billed: launch/delete.sh, then the console"; }
+still_billed() { say "$NAME in $ZONE may still be billed; run launch/delete.sh, then check the console"; }

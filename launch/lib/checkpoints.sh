@@ -1,9 +1,10 @@
 # Sourced, after commands.sh: the checkpoints in OUTPUT.
 # shellcheck shell=bash
 
-# Ascending, a line each. Whole is what llama_cpt/checkpoint/manifest.py takes for it: the folder and
-# all N of STEP.manifest-PART-of-N.json.
-whole_steps() {
+# Print the steps of the complete checkpoints, ascending, one per line. As in
+# llama_cpt/checkpoint/manifest.py, a checkpoint is complete if its folder and all N files
+# STEP.manifest-PART-of-N.json exist.
+complete_steps() {
   call "$QUERY_SECONDS" gcloud storage ls "$OUTPUT/checkpoints/" 2>/dev/null | awk -F/ '
     $NF == "" { folders[$(NF - 1)] }
     $NF ~ /^[0-9]+\.manifest-[0-9]+-of-[0-9]+\.json$/ {
@@ -20,5 +21,5 @@ whole_steps() {
   ' | sort -n || true
 }
 
-# 0 before the first.
-last_saved_step() { { echo 0 && whole_steps; } | tail -n 1; }
+# Print the step of the last complete checkpoint, 0 if there is none.
+last_saved_step() { { echo 0 && complete_steps; } | tail -n 1; }

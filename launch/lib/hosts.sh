@@ -1,9 +1,9 @@
-# Sourced, after capacity.sh: commands on the hosts, and one job watched there to its end.
-# shellcheck shell=bash disable=SC2034 # what is set here is for the scripts
+# Sourced, after capacity.sh: commands on the hosts, and watching a job there until it ends.
+# shellcheck shell=bash disable=SC2034 # The variables are used by the scripts.
 
-NODES=all WORKERS=all # which hosts on_hosts means
+NODES=all WORKERS=all # The hosts that on_hosts uses.
 JOB_STATUS=1
-# shellcheck disable=SC2088 # the host expands it
+# shellcheck disable=SC2088 # The host expands it.
 JOB='bash ~/llama_cpt/launch/on_host/job.sh'
 # shellcheck disable=SC2088
 PYTHON='~/llama_cpt_venv/bin/python'
@@ -13,49 +13,50 @@ on_hosts() {
     "--node=$NODES" "--worker=$WORKERS" --quiet "${SSH_FLAGS[@]}" "--command=$2"
 }
 
-# answers MARK SECONDS COMMAND: the lines that begin with MARK. One a host is counted, because
-# gcloud goes on without a node that it does not reach and says 0.
+# answers MARK SECONDS COMMAND: print the lines that begin with MARK, one per host. Callers count
+# them, because gcloud skips a node that it does not reach and still exits with 0.
 answers() {
-  local said
-  said=$(on_hosts "$2" "$3") || true
-  grep -a "^$1" <<<"$said" || true
+  local output
+  output=$(on_hosts "$2" "$3") || true
+  grep -a "^$1" <<<"$output" || true
 }
 
 count() { grep -c . <<<"$1" || true; }
 
-# start_job COMMAND HOSTS REVISION: on all of them, or 1 and WHY. Where it runs already it is left
-# alone. REVISION: any, or the one that they must hold.
+# start_job COMMAND HOSTS REVISION: start the job on all hosts, or return 1 and set WHY. Hosts on which
+# it already runs are left alone. REVISION is any, or the commit that the hosts must have.
 start_job() {
   local started time other misses=0 batches=$((($2 - 1) / 64))
   while true; do
-    # gcloud reaches 64 hosts at a time, and hosts do not wait long for each other.
+    # gcloud reaches 64 hosts at a time, and processes wait only a short time for each other, so that
+    # all hosts start at one time.
     time=$(($(date +%s) + 30 * batches))
     started=$(answers @job "$SSH_SECONDS" "$JOB start $time $MOUNT $NAME $3 $1")
     ! dry || return 0
     if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
-      stop_job "$1" # where it did start it would wait for the others in vain
+      stop_job "$1" # On hosts where it started, it would wait for the others in vain.
       die "$NAME: another job runs there: ${other# busy };" \
-        "wait for its end, or stop it (launch/README.md, By hand)"
+        "wait until it ends, or stop it (launch/README.md, Manual control)"
     fi
     if other=$(grep -m 1 -o ' holds .*' <<<"$started"); then
-      WHY="the hosts hold the code of commit ${other# holds }, not $3"
+      WHY="the hosts have the code of commit ${other# holds }, not $3"
       return 1
     fi
     if grep -q ' unmounted$' <<<"$started"; then
-      WHY="the bucket is not mounted on all hosts, which launch/setup.sh mends"
+      WHY="the bucket is not mounted on all hosts; launch/setup.sh mounts it"
       return 1
     fi
     (($(count "$started") != $2)) || return 0
-    ((++misses < MAX_MISSES)) || { WHY="the job does not start on all hosts" && return 1; }
+    ((++misses < MAX_MISSES)) || { WHY="the job did not start on all hosts" && return 1; }
     pause
   done
 }
 
-# stop_job [COMMAND]: no other one; none is whatever runs.
+# stop_job [COMMAND]: stop the job if it is COMMAND, or whatever job runs.
 stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS ${1:-}" >/dev/null; }
 
-# watch_job COMMAND HOSTS: until it has ended on all of them. OUTCOME is finished, mistake, interrupted,
-# restart, gone or unreachable; WHY says it in words, and JOB_STATUS is the status of a mistake.
+# watch_job COMMAND HOSTS: wait until the job has ended on all hosts. OUTCOME is finished, mistake,
+# interrupted, restart, gone or unreachable; WHY is the reason, JOB_STATUS the status of a mistake.
 watch_job() {
   local hosts=$2 misses=0 deadline='' where states running
   while true; do
@@ -63,9 +64,9 @@ watch_job() {
     where=$(capacity "ready $hosts") || where=unknown
     case $where in
       none | lost*) OUTCOME=gone WHY="the TPUs were taken away (${where#lost })" && return ;;
-      unknown) say "gcloud does not answer; the job goes on" && continue ;;
+      unknown) say "gcloud does not answer; the job keeps running" && continue ;;
     esac
-    states=$(answers @job "$SSH_SECONDS" "$JOB state" 2>/dev/null) # every minute gcloud's chatter
+    states=$(answers @job "$SSH_SECONDS" "$JOB state" 2>/dev/null) # Without gcloud's messages, which would appear every minute.
     ! dry || states="@job host stopped 0"
     running=$(grep -c ' running$' <<<"$states" || true)
     if ! dry && (($(count "$states") != hosts)); then
@@ -78,19 +79,20 @@ watch_job() {
     if ((running == hosts)); then
       deadline=''
     elif ((SECONDS >= ${deadline:=$((SECONDS + GRACE_SECONDS))})); then
-      say "$running of $hosts hosts are left behind: stopping them"
+      say "$running of $hosts hosts still run after the others ended; stopping them"
       stop_job "$1"
     fi
   done
 }
 
-# read_outcome STATES: lines of job.sh, of hosts that have all ended. Their statuses alone decide.
+# read_outcome STATES: set OUTCOME from the lines of job.sh after all hosts ended. Only the statuses
+# decide.
 read_outcome() {
   local statuses mistake
   statuses=$(awk '{ print $4 == "" ? $3 : $4 }' <<<"$1" | sort -u | xargs)
   case " $statuses " in
     " 0 ") OUTCOME=finished WHY='' ;;
-    *" $INTERRUPTED "*) OUTCOME=interrupted WHY="a person stopped it on a host" ;;
+    *" $INTERRUPTED "*) OUTCOME=interrupted WHY="it was interrupted on a host" ;;
     *" $USER_ERROR "* | *" $CHECK_FAILED "* | *" $USAGE "*)
       mistake=$(awk -v lasting=" $USER_ERROR $CHECK_FAILED $USAGE " '
         index(lasting, " " $4 " ") { $1 = $2 = $3 = ""; print; exit }' <<<"$1")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a host, any number of times: gcsfuse, the bucket, the code, its environment.
-#   install.sh BUCKET MOUNT ARCHIVE      ARCHIVE: the code's tar.gz, a path in the bucket
+# Install gcsfuse, mount the bucket, and install the code and its packages; it can be repeated.
+#   install.sh BUCKET MOUNT ARCHIVE      ARCHIVE: path of the code's tar.gz in the bucket
 set -euo pipefail
 bucket=$1 mount=$2 archive=$3
 code=$HOME/llama_cpt venv=$HOME/llama_cpt_venv revision=$HOME/llama_cpt_revision
@@ -10,15 +10,15 @@ install_gcsfuse() {
   sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
   echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  # A fresh VM updates itself for some minutes and holds the lock meanwhile.
+  # A new VM updates itself for some minutes and holds the lock of apt in this time.
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y gcsfuse
 }
 
-# No file cache: hundreds of gigabytes of rows are not for the host's disk. Attributes are kept
-# for an hour, because rows do not change during a run.
+# No file cache, because hundreds of gigabytes of rows do not fit on the host's disk. Attributes are
+# cached for an hour, because rows do not change during a run.
 mount_bucket() {
-  sudo umount -l "$mount" 2>/dev/null || true # one that has broken
+  sudo umount -l "$mount" 2>/dev/null || true # A broken mount.
   sudo mkdir -p "$mount"
   sudo chown "$USER" "$mount"
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=3600 --stat-cache-max-size-mb=-1 \
@@ -34,33 +34,33 @@ unpack_code() {
   mv "$code.new" "$code"
 }
 
-# The same versions on every host that gets this commit, whenever it comes.
+# Install the same versions on every host that gets this commit, at any time.
 install_packages() {
   local versions=$mount/${archive%.tar.gz}.versions.txt known=()
   export PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh
-  # The images bring Python 3.10; 3.11 is the oldest that the code runs on.
+  # The images have Python 3.10, but the code needs 3.11 or newer.
   [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.11 "$venv"
   [[ ! -f $versions ]] || known=(--constraint "$versions")
   uv pip install --quiet --python "$venv/bin/python" "${known[@]}" -e "${code}[tpu,qwix]"
   [[ ! -f $versions ]] || return 0
   uv pip freeze --python "$venv/bin/python" --exclude-editable >"$HOME/versions.txt"
-  cp "$HOME/versions.txt" "$versions" || true # another host does the same
+  cp "$HOME/versions.txt" "$versions" || true # Another host may write the same file.
 }
 
 if [[ -f $code/launch/on_host/job.sh ]] && bash "$code/launch/on_host/job.sh" state | grep -q ' running$'; then
   [[ $(cat "$revision" 2>/dev/null) == "$(basename "$archive" .tar.gz)" ]] || {
-    echo "a job is running on $(hostname): its code is not replaced" >&2
+    echo "a job is running on $(hostname); its code is not replaced" >&2
     exit 1
   }
   printf '@installed %s\n' "$(hostname)" && exit
 fi
 command -v gcsfuse >/dev/null || install_gcsfuse
 mountpoint -q "$mount" || mount_bucket
-rm -f "$revision" # until all of it is installed
+rm -f "$revision" # Until everything is installed.
 unpack_code
 install_packages
 cd "$code"
-JAX_PLATFORMS=cpu "$venv/bin/python" -m llama_cpt.train >/dev/null # shows its help
+JAX_PLATFORMS=cpu "$venv/bin/python" -m llama_cpt.train >/dev/null # Prints its help: a test of the installation.
 basename "$archive" .tar.gz >"$revision"
 printf '@installed %s\n' "$(hostname)"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# One job on this host; it outlives the connection that starts it.
+# Run one job on this host, which outlives the connection that starts it.
 #   job.sh start TIME MOUNT NAME REVISION COMMAND...
-#                                       unless it runs; not before TIME (seconds since 1970); its
-#                                       log is copied to MOUNT/logs/NAME at the end; REVISION: any,
-#                                       or the one that must be installed. @job HOST running,
+#                                       start the job at TIME (seconds since 1970) unless it runs; at
+#                                       the end its log is copied to MOUNT/logs/NAME. REVISION is any,
+#                                       or the commit that must be installed. Prints @job HOST running,
 #                                       busy OTHER_COMMAND, holds OTHER_REVISION or unmounted
-#   job.sh state                        @job HOST none | running | stopped STATUS LAST_WORDS
-#   job.sh stop SECONDS [COMMAND...]    SIGTERM, and SIGKILL after so long; COMMAND: no other
-#   job.sh log [-f]                     its last lines; -f: and those to come
+#   job.sh state                        print @job HOST none | running | stopped STATUS LAST_LINE
+#   job.sh stop SECONDS [COMMAND...]    send SIGTERM, then SIGKILL after SECONDS; only to COMMAND
+#   job.sh log [-f]                     print the last lines of the log; -f follows it
 set -euo pipefail
 PLACE=$HOME/llama_cpt_job
 mkdir -p "$PLACE"
 
-# The lock is held by the job's own processes, so none of them can be overlooked.
+# The lock is held by the processes of the job themselves, so that none can be overlooked.
 running() { ! flock -n "$PLACE/lock" true; }
 
-# What holds the lock, or held it last.
+# Print the command that holds the lock, or held it last.
 job_command() { cat "$PLACE/command" 2>/dev/null || true; }
 
 installed_revision() { cat "$HOME/llama_cpt_revision" 2>/dev/null || echo none; }
@@ -24,7 +24,7 @@ start() {
   local time=$1 mount=$2 folder=$2/logs/$3 revision=$4 log found=running
   shift 4
   exec 9>"$PLACE/lock"
-  # Who asks for the state holds it for a moment.
+  # The state command holds the lock for a moment.
   if ! flock -w 2 9; then
     [[ $(job_command) == "$*" ]] || found="busy $(job_command)"
   elif [[ $revision != any && $revision != "$(installed_revision)" ]]; then
@@ -47,21 +47,21 @@ supervise() {
   printf '%s\n' $$ >"$PLACE/group"
   ((delay <= 0)) || sleep "$delay"
   cd "$HOME/llama_cpt"
-  trap : TERM # stop is for the command; this shell has to note how it ends
+  trap : TERM # The signal is for the command; this shell must record its status.
   "$@" || status=$?
   printf '%s\n' "$status" >"$PLACE/status.draft"
   mv "$PLACE/status.draft" "$PLACE/status"
   mkdir -p "$folder" && timeout 60 cp "$(readlink "$PLACE/log")" "$folder"
 }
 
-# For display; the status decides what follows. The line of an error, else the last one.
-last_words() { grep -a '^error: ' "$PLACE/log" || grep -a . "$PLACE/log" || true; }
+# Print the lines of errors, else all lines. For display only: the status decides what follows.
+last_lines() { grep -a '^error: ' "$PLACE/log" || grep -a . "$PLACE/log" || true; }
 
 state() {
   if running; then
     printf '@job %s running\n' "$(hostname)"
   elif [[ -f $PLACE/status ]]; then
-    printf '@job %s stopped %s %s\n' "$(hostname)" "$(<"$PLACE/status")" "$(last_words | tail -n 1)"
+    printf '@job %s stopped %s %s\n' "$(hostname)" "$(<"$PLACE/status")" "$(last_lines | tail -n 1)"
   else
     printf '@job %s none\n' "$(hostname)"
   fi
@@ -73,7 +73,7 @@ stop() {
   while running && [[ $# == 0 || $(job_command) == "$*" ]]; do
     [[ -f $PLACE/group ]] && kill "-$signal" -- "-$(<"$PLACE/group")" 2>/dev/null || true
     while running && ((SECONDS < deadline)); do sleep 0.2; done
-    # What hangs in the kernel dies later, or never.
+    # A process that hangs in the kernel ends later, or never.
     signal=KILL deadline=$((SECONDS + 10))
   done
   state

@@ -1,5 +1,6 @@
-"""Typed values out of plain ones: what sections of a config are held to, and the words if not."""
+"""Fields of config sections: their declaration, their conversion from JSON and their validation."""
 
+from collections.abc import Callable, Hashable, Iterator
 import dataclasses
 import difflib
 import json
@@ -11,40 +12,128 @@ from typing import Annotated, Any, Literal
 from llama_cpt.runtime.errors import UserError
 
 
-def option(default: Any = dataclasses.MISSING, *, former_name: str = "") -> Any:
-    """Declare a dataclass field whose JSON may carry the name that it had in earlier versions."""
-    metadata = {"former_name": former_name} if former_name else {}
+@dataclasses.dataclass(frozen=True)
+class FieldTraits:
+    """Properties of a config field for the rest of the package, declared once by ``option``.
+
+    The defaults are the safe ones: a field that declares nothing separates compiled steps, and a
+    resumed run cannot change it unnoticed.
+    """
+
+    former_name: str = ""
+    """The field's name in JSON files of earlier versions, if it had another one."""
+    compiled: bool | Callable[[Any], Hashable] = True
+    """True if the compiled step depends on the value; or a function of the field's section that
+    returns what the step depends on."""
+    on_resume: Literal["fixed", "warn", "never", "ignore"] = "fixed"
+    """A change on resume: ``fixed`` needs ``--allow-change``, ``warn`` prints a warning, ``never``
+    is an error, and ``ignore`` is not mentioned because fingerprints cover the content."""
+    is_path: bool = False
+    """True for a path, in which ``~`` is expanded."""
+
+
+def option(default: Any = dataclasses.MISSING, **traits: Any) -> Any:
+    """Declare a dataclass field with the given ``FieldTraits``; a callable default is a factory."""
+    metadata = {"traits": FieldTraits(**traits)}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def field_traits(spec: dataclasses.Field) -> FieldTraits:
+    """Return the traits of a dataclass field, the defaults if it declares none."""
+    return spec.metadata.get("traits", FieldTraits())
+
+
 def former_names(kind: Any) -> dict[str, str]:
-    """Map the earlier names of the fields of dataclass ``kind`` to their names."""
+    """Map the earlier names of the fields of dataclass ``kind`` to their present names."""
     return {
-        spec.metadata["former_name"]: spec.name
+        former: spec.name
         for spec in dataclasses.fields(kind)
-        if "former_name" in spec.metadata
+        if (former := field_traits(spec).former_name)
     }
 
 
+def traits_by_name(kind: type, above: str = "") -> dict[str, FieldTraits]:
+    """Map the dotted name of each field in ``kind`` and its sections to the field's traits.
+
+    Entries of a tuple have the name of the tuple: ``data.original.weight``.
+    """
+    found = {}
+    hints = typing.get_type_hints(kind)
+    for spec in dataclasses.fields(kind):
+        found[above + spec.name] = field_traits(spec)
+        for section in _sections_in(hints[spec.name]):
+            found |= traits_by_name(section, f"{above}{spec.name}.")
+    return found
+
+
+def _sections_in(kind: Any) -> Iterator[type]:
+    """Yield the dataclasses in a type such as ``LoraConfig | None``."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield kind
+    for argument in typing.get_args(kind):
+        yield from _sections_in(argument)
+
+
+def compiled_values(section: Any) -> tuple[Hashable, ...]:
+    """Return the values in ``section`` that the compiled step depends on, by field name.
+
+    The class name comes first: two objectives with equal values are different programs.
+    """
+    values: list[Hashable] = [type(section).__name__]
+    for spec in dataclasses.fields(section):
+        compiled = field_traits(spec).compiled
+        if callable(compiled):
+            values.append((spec.name, compiled(section)))
+        elif compiled:
+            values.append((spec.name, _compiled_value(getattr(section, spec.name))))
+    return tuple(values)
+
+
+def _compiled_value(value: Any) -> Hashable:
+    if dataclasses.is_dataclass(value):
+        return compiled_values(value)
+    return tuple(map(_compiled_value, value)) if isinstance(value, tuple) else value
+
+
+def map_paths(section: Any, transform: Callable[[str], str]) -> Any:
+    """Return ``section`` with ``transform`` applied to every path field at any depth."""
+
+    def mapped(value: Any, is_path: bool) -> Any:
+        # Sections are visited whatever the field declares: their own fields are the paths.
+        if dataclasses.is_dataclass(value):
+            return map_paths(value, transform)
+        if isinstance(value, tuple):
+            return tuple(mapped(entry, is_path) for entry in value)
+        return transform(value) if is_path and isinstance(value, str) else value
+
+    old = {spec.name: getattr(section, spec.name) for spec in dataclasses.fields(section)}
+    new = {
+        spec.name: mapped(old[spec.name], field_traits(spec).is_path)
+        for spec in dataclasses.fields(section)
+    }
+    return section if new == old else dataclasses.replace(section, **new)
+
+
 class ConfigSection:
-    """What all sections of a config share: fields are of their types, or are made so."""
+    """Base class of every config section; it converts and checks fields by their annotations."""
 
     def __post_init__(self) -> None:
-        """Take fields as JSON's are taken, a list for a tuple; raise UserError where none fits."""
+        """Convert fields as values from JSON, a list to a tuple; raise UserError for a bad type."""
         hints = typing.get_type_hints(type(self), include_extras=True)
         for name, kind in hints.items():
             value = from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
-            object.__setattr__(self, name, value)  # frozen
+            object.__setattr__(self, name, value)  # The dataclass is frozen.
 
 
 def require_at_least(least: int, section: Any, where: str, *names: str) -> None:
-    """Raise UserError for a field of ``section``, called ``where``, that is below ``least``."""
+    """Raise UserError if a field of ``section``, named ``where`` in errors, is below ``least``."""
     for name in names:
-        if not least <= getattr(section, name) < math.inf:
-            told = f"{where}.{name}".lstrip(".")
-            raise UserError(f"{told}={getattr(section, name)} must be at least {least}, finite.")
+        value = getattr(section, name)
+        if not least <= value < math.inf:
+            full_name = f"{where}.{name}".lstrip(".")
+            raise UserError(f"{full_name}={value} must be a finite number, at least {least}.")
 
 
 def require_above_zero(name: str, value: float) -> None:
@@ -54,27 +143,27 @@ def require_above_zero(name: str, value: float) -> None:
 
 
 def require_share(section: Any, where: str, *names: str, below_one: bool = False) -> None:
-    """Raise UserError for a field of ``section``, called ``where``, outside [0, 1], or [0, 1)."""
+    """Raise UserError if a field of ``section`` is outside [0, 1], or [0, 1) if ``below_one``."""
     for name in names:
         value = getattr(section, name)
         if not 0 <= value <= 1 or (below_one and value == 1):
             raise UserError(f"{where}.{name}={value} must be in [0, 1{')' if below_one else ']'}.")
 
 
-def require_nonempty(where: str, **places: str) -> None:
-    """Raise UserError for an empty name, which would be the current folder's."""
-    for name, place in places.items():
-        if not place:
-            raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty: name a place.")
+def require_nonempty(where: str, **paths: str) -> None:
+    """Raise UserError for an empty path, which would mean the current folder."""
+    for name, path in paths.items():
+        if not path:
+            raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty; set it.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values; ``from_dict`` reads it back."""
+    """Return the config as plain JSON values, which ``from_dict`` reads."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
-    """Build dataclass ``kind`` from JSON ``values``; ``where`` names the place in errors."""
+    """Build dataclass ``kind`` from JSON ``values``; ``where`` names the location in errors."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return from_dict(typing.get_args(kind)[0], values, where)
@@ -95,12 +184,14 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """``; did you mean 'x'?``, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return ``; did you mean 'x'?`` for the closest known name, or '' if none is close."""
+    closest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {closest[0]!r}?" if closest else ""
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
+    # A JSON number without a fraction is an int; and bool is a subclass of int in Python, but True
+    # is not a number of steps.
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
@@ -108,16 +199,17 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _union_from_value(kind: Any, values: Any, where: str) -> Any:
-    def fields_named(option: Any) -> int:
-        if not dataclasses.is_dataclass(option):
+    def fields_named(choice: Any) -> int:
+        if not dataclasses.is_dataclass(choice):
             return -1
         named = values if isinstance(values, dict) else {}
-        return sum(spec.name in named for spec in dataclasses.fields(option))
+        return sum(spec.name in named for spec in dataclasses.fields(choice))
 
-    # Where none fits, the last tells why: the one that is meant.
-    for option in sorted(typing.get_args(kind), key=fields_named):
+    # If none fits, the error of the last one is raised: it has the most fields in common with the
+    # values and is most likely the one that was meant.
+    for choice in sorted(typing.get_args(kind), key=fields_named):
         try:
-            return from_dict(option, values, where)
+            return from_dict(choice, values, where)
         except UserError as error:
             last = error
     raise last
@@ -127,6 +219,7 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind, include_extras=True)
+    # Files that earlier versions saved still load; config files in Python must use the new names.
     renamed = former_names(kind)
     values = {renamed.get(name, name): value for name, value in values.items()}
     for name in values:

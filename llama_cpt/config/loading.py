@@ -1,4 +1,4 @@
-"""Config files read and written: Python or JSON, overrides by the name of a field."""
+"""Reading and writing of config files in Python or JSON, with overrides by field name."""
 
 from collections.abc import Sequence
 import contextlib
@@ -20,12 +20,14 @@ from llama_cpt.config.fields import (
     did_you_mean,
     former_names,
     from_dict,
+    map_paths,
     to_dict,
 )
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import check_local
 from llama_cpt.runtime.storage import check_reachable
 
@@ -37,28 +39,28 @@ def load_config(
 ) -> Config:
     """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
 
-    Raises UserError for a missing file, an unknown or ill-typed field. ``--help`` among the
+    Raises UserError for a missing file and for an unknown or invalid field. ``--help`` among the
     overrides prints every field and exits.
     """
     check_reachable(path)
     if not epath.Path(path).is_file():
-        raise UserError(f"{path}: no such config file. Shipped ones are in configs/.")
+        raise UserError(f"{path}: no such config file; configs/ has examples.")
     config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
-    return _expand_home(_apply_overrides(config, kind, list(overrides)))
+    # Expanded here, so that every part of a run means the same folder.
+    return map_paths(_apply_overrides(config, kind, list(overrides)), os.path.expanduser)
 
 
 def save_config(config: Config, path: Any) -> None:
-    """Write the resolved config as JSON, which ``load_config`` accepts."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
-    draft.replace(path)
+    """Write the resolved config to ``path`` as JSON, which ``load_config`` reads."""
+    write_atomic(path, json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
 
 
 def _from_python(path: str, kind: type[Config]) -> Config:
     check_local("config", path)
-    # Configs derive from one another by `from configs.cpt_8b import config`, from any directory.
-    beside = str(Path(path).resolve().parent.parent)
-    sys.path.insert(0, beside)
+    # Configs derive from one another by `from configs.cpt_8b import config`, whatever the current
+    # folder is.
+    parent = str(Path(path).resolve().parent.parent)
+    sys.path.insert(0, parent)
     try:
         config = runpy.run_path(path).get("config")
     except UserError as error:
@@ -69,17 +71,18 @@ def _from_python(path: str, kind: type[Config]) -> Config:
         raise UserError(f"{path}: {_argument_error(error)}") from None
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: {_import_error(error)}") from None
-    except Exception as error:  # The file is the user's program, and so is whatever it raises.
+    except Exception as error:  # The file is a program of the user and can raise anything.
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     finally:
-        sys.path.remove(beside)
+        sys.path.remove(parent)
     if not isinstance(config, kind):
-        raise UserError(f"{path}: defines no `config = {kind.__name__}(...)`.")
+        raise UserError(f"{path}: does not define `config = {kind.__name__}(...)`.")
     return config
 
 
 def _argument_error(error: TypeError) -> str:
     """Describe ``error``; if a field of a config class was renamed, name the new one."""
+    # Python reports an unknown field as a TypeError of the dataclass's constructor.
     match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kind = match and {section.__name__: section for section in _sections()}.get(match[1])
     if kind:
@@ -101,7 +104,7 @@ def _import_error(error: ModuleNotFoundError) -> str:
 def _sections() -> list[type[ConfigSection]]:
     """List every class that a config file can use."""
     found = [ConfigSection]
-    for kind in found:
+    for kind in found:  # The list grows while it is read, so that all descendants are visited.
         found.extend(kind.__subclasses__())
     return found[1:]
 
@@ -110,65 +113,40 @@ def _from_json(path: str, kind: type[Config]) -> Config:
     try:
         return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
-
-
-def _expand_home(config: Config) -> Config:
-    """The config with ``~`` written out, so that every part of a run means the same folder."""
-    if isinstance(config, PipelineConfig):
-        return dataclasses.replace(
-            config,
-            output=os.path.expanduser(config.output),
-            questions=os.path.expanduser(config.questions),
-            stages=tuple(_expand_home(stage) for stage in config.stages),
-        )
-    if isinstance(config, SweepConfig):
-        return dataclasses.replace(
-            config, output=os.path.expanduser(config.output), train=_expand_home(config.train)
-        )
-    data = config.data
-    return dataclasses.replace(
-        config,
-        output=os.path.expanduser(config.output),
-        init_from=os.path.expanduser(config.init_from),
-        data=dataclasses.replace(
-            data,
-            tokenizer=os.path.expanduser(data.tokenizer),
-            prepared=os.path.expanduser(data.prepared),
-        ),
-    )
+        raise UserError(f"{path}: is not JSON ({error}).") from None
 
 
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
     if not overrides:
         return config
+    # Without this, tyro makes a subcommand of every union, such as the two objectives.
     annotated = Annotated[kind, tyro.conf.AvoidSubcommands]
-    told = io.StringIO()
+    output = io.StringIO()
     if {"-h", "--help"} & set(overrides):
         return tyro.cli(annotated, default=config, args=overrides)
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             return tyro.cli(annotated, default=config, args=overrides)
     except SystemExit:
-        raise UsageError(_override_error(told.getvalue(), config)) from None
+        raise UsageError(_override_error(output.getvalue(), config)) from None
 
 
-def _override_error(told: str, config: Config) -> str:
-    """One line from what tyro tells of an error: a title, the sentence, help; rules between."""
-    parts = re.split(r"^\s*-{3,}\s*$", told, flags=re.MULTILINE)
+def _override_error(output: str, config: Config) -> str:
+    """Return the error in one line; tyro prints a title, a message and help, with rules between."""
+    parts = re.split(r"^\s*-{3,}\s*$", output, flags=re.MULTILINE)
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
     bad = re.search(r"--(\S+): no type matching .* could be instantiated from \[(.*?)\]", sentence)
-    if bad and (kinds := re.search(rf"^ *--{re.escape(bad[1])} (.+?) *$", told, re.MULTILINE)):
-        return f"{bad[1].replace('-', '_')}: {bad[2]}: give {kinds[1]}, in numbers."
+    if bad and (kinds := re.search(rf"^ *--{re.escape(bad[1])} (.+?) *$", output, re.MULTILINE)):
+        return f"{bad[1].replace('-', '_')}={bad[2]} must be {kinds[1]}, in numbers."
     unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
     if not unknown:
-        # Our own sentences name the field.
+        # The messages of this package name the field already.
         return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
     name = unknown["name"].replace("-", "_")
     if section := _missing_section(config, name.split(".")):
         return (
-            f"config: {name}: this config has no such section, and no option makes one: write "
-            f"{section} into the file."
+            f"config: {name}: this config has no such section, and options cannot add one; write "
+            f"{section} in the file."
         )
     if renamed := _renamed_path(config, name.split(".")):
         return f"--{unknown['name']} is now named --{renamed.replace('_', '-')}."
@@ -176,7 +154,7 @@ def _override_error(told: str, config: Config) -> str:
 
 
 def _missing_section(section: Any, path: list[str]) -> str:
-    """The section that is None on the way along ``path``, as a file would write it."""
+    """Return the section along ``path`` that is None, as a config file would write it, or ''."""
     for name in path:
         kinds = {one.name: one.type for one in dataclasses.fields(section)}
         if name not in kinds:
@@ -190,7 +168,7 @@ def _missing_section(section: Any, path: list[str]) -> str:
 
 
 def _renamed_path(section: Any, path: list[str]) -> str:
-    """Return ``path`` with the last field's present name if that field was renamed, else ''."""
+    """Return ``path`` with the present name of its last field if that was renamed, else ''."""
     *parents, last = path
     for name in parents:
         section = getattr(section, name, None)
@@ -199,11 +177,11 @@ def _renamed_path(section: Any, path: list[str]) -> str:
 
 
 def _dotted_names(values: dict[str, Any], above: str = "") -> list[str]:
-    """The names of all fields, as overrides spell them."""
+    """Return the names of all fields as overrides spell them."""
     names = []
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            value = {str(place): one for place, one in enumerate(value)}
-        deeper = isinstance(value, dict)
-        names += _dotted_names(value, f"{above}{name}.") if deeper else [above + name]
+            value = {str(index): entry for index, entry in enumerate(value)}
+        is_section = isinstance(value, dict)
+        names += _dotted_names(value, f"{above}{name}.") if is_section else [above + name]
     return names

@@ -20,6 +20,7 @@ from jaxtyping import Integer, UInt32
 import numpy as np
 
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.retry import describes_transient
 from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 
@@ -124,13 +125,6 @@ def read_manifest(folder: str) -> Manifest | None:
 def write_manifest(folder: str, manifest: Manifest) -> None:
     """Write the manifest, which marks a prepared folder as complete."""
     write_atomic(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
-
-
-def write_atomic(path: epath.Path, content: bytes) -> None:
-    """All of ``content`` in ``path``, or nothing."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 from etils import epath
 
 from llama_cpt.config.fields import from_dict
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.runtime.distributed import allgather_strings, run_on_primary
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.jsonl import append_lines, read_lines
 
 BITS_PER_BYTE = "bits_per_byte"

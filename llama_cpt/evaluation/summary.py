@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, mean_score, read_scores
 from llama_cpt.evaluation.tasks.eq_bench import LEAST_PARSEABLE
+from llama_cpt.runtime.files import write_atomic
 
 FILE = "summary.json"
 READ = ("parseable", "percent_parseable")

@@ -1,1 +1,1 @@
-"""Accelerators: data-sheet figures of each chip and the slices that it comes in."""
+"""Accelerators: data-sheet figures of each chip, and the slices of TPUs."""

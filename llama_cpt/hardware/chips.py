@@ -1,33 +1,34 @@
-"""What each chip can do, from its maker's data sheet: the yardstick of MFU and of plans."""
+"""Data-sheet figures of each chip, the reference for MFU and plans."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts devices: bfloat16 matrix peak without sparsity, memory, links.
+    """A device as JAX counts devices: bfloat16 matrix peak without sparsity, memory, links.
 
-    Bandwidths are bytes a second; 0 where no data sheet was at hand: plans are for TPUs.
+    Bandwidths are in bytes per second; 0 if unknown, as for GPUs, because plans are for TPUs.
     """
 
     name: str
     peak_flops: float
-    """Floating-point operations a second."""
+    """Floating-point operations per second of bfloat16 matrix products."""
     memory_bytes: int
     memory_bandwidth: float = 0.0
     ici_bandwidth: float = 0.0
-    """All links between chips together, one way: half of the sheet's bidirectional figure."""
+    """All links between chips together, one way: half of the bidirectional figure of the sheet."""
     dcn_bandwidth: float = 0.0
-    """Share of the host's network."""
+    """This device's share of the host's network."""
     peak_int8_ops: float | None = None
-    """Operations a second of products of int8; None where a TPU's sheet has no such rate."""
+    """Operations per second of int8 products; None if the data sheet of a TPU has no such rate."""
     peak_fp8_flops: float | None = None
-    """Of products of fp8; None where a TPU's sheet has no such rate."""
+    """Operations per second of fp8 products; None if the data sheet of a TPU has no such rate."""
 
     def peak_of(self, dtype: str) -> float:
-        """Of products whose operands are of ``dtype``: ``s8``, ``f8`` or a wider one.
+        """Return the operations per second of products of ``dtype``: ``s8``, ``f8`` or wider.
 
-        bfloat16's rate where the chip has none for it: the compiler widens them.
+        It is the rate of bfloat16 if the chip has no faster one, because the compiler widens the
+        operands.
         """
         if dtype == "s8":
             return self.peak_int8_ops or self.peak_flops
@@ -36,9 +37,9 @@ class Chip:
         return self.peak_flops
 
 
-# Keys: ``jax.Device.device_kind``. TPU: cloud.google.com/tpu/docs, system architecture pages of
-# each version (a TPU7x chip is two devices; v5e's network is its pod's, divided by 256, and v6e's
-# that of the TPU7x page's table); GPU: NVIDIA data sheets.
+# Sources for TPUs: cloud.google.com/tpu/docs, the page on the architecture of each version. A TPU7x
+# chip is two devices; the network of v5e is that of its pod divided by 256, and that of v6e is from
+# the table on the TPU7x page. Sources for GPUs: NVIDIA's data sheets.
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, 32 << 30, 1200e9),
     "TPU v5 lite": Chip("v5e", 197e12, 16 << 30, 819e9, 200e9, 25e9 / 8, peak_int8_ops=394e12),
@@ -48,3 +49,4 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80 << 30),
     "NVIDIA H200": Chip("H200", 989e12, 141 << 30),
 }
+"""Chips by ``jax.Device.device_kind``."""

@@ -1,4 +1,4 @@
-"""TPU slices by the names people know and by shape: ``v5p-256`` is ``v5p:4x4x8``."""
+"""TPU slices by name and by shape: ``v5p-256`` is ``v5p:4x4x8``."""
 
 from dataclasses import dataclass
 import itertools
@@ -9,23 +9,25 @@ from llama_cpt.hardware.chips import CHIPS, Chip
 from llama_cpt.runtime.errors import UsageError, UserError
 
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# Below a cube of 4 x 4 x 4 chips; above it every side is a multiple of 4.
+"""Shapes of the slices of families with a two-dimensional torus."""
 SUBCUBE_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+"""Shapes below a cube of 4 x 4 x 4 chips; sides of larger slices are multiples of 4."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One version's slices (cloud.google.com/tpu/docs, configurations of each version)."""
+    """Slices of a TPU version (cloud.google.com/tpu/docs, configurations of each version)."""
 
     kind: str
-    """``jax.Device.device_kind``."""
+    """The name of the device in JAX: ``jax.Device.device_kind``."""
     pod: tuple[int, ...]
-    """Chips along each side of the whole; no slice is longer."""
+    """Chips along each side of a pod, the maximum of a slice."""
     counted: int
-    """What a name such as v5p-256 counts for each chip: cores, or chips."""
+    """Units per chip in a name such as v5p-256: 2 if it counts cores, 1 if it counts chips."""
     devices: int
-    """That JAX counts for each chip."""
+    """Devices per chip as JAX counts them."""
     max_chips: int
+    """Chips of the largest slice."""
 
 
 FAMILIES = {
@@ -39,7 +41,7 @@ ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "
 
 @dataclass(frozen=True)
 class Topology:
-    """``slices`` slices of one shape, joined by the data-centre network."""
+    """A number of slices of one shape, connected by the data-center network."""
 
     family: str
     shape: tuple[int, ...]
@@ -47,41 +49,46 @@ class Topology:
 
     @property
     def text(self) -> str:
-        """One slice as the compiler names it: ``v5p:4x4x8``."""
+        """Name of one slice for the compiler: ``v5p:4x4x8``."""
         return f"{self.family}:{'x'.join(map(str, self.shape))}"
 
     @property
     def name(self) -> str:
-        """One slice as people name it: ``v5p-256``."""
+        """Name of one slice in Google Cloud: ``v5p-256``."""
         return f"{self.family}-{math.prod(self.shape) * FAMILIES[self.family].counted}"
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """Of all slices, as JAX counts them."""
+        """Number of devices in all slices, as JAX counts them."""
         return self.chips * FAMILIES[self.family].devices
 
     @property
     def chip(self) -> Chip:
-        """One device of it."""
+        """Data-sheet figures of one device."""
         return CHIPS[FAMILIES[self.family].kind]
 
 
 def find_topology(text: str, slices: int = 1) -> Topology:
-    """``v5p:4x4x8`` or ``v5p-256`` as a topology; UserError, with what is nearest, for no such."""
+    """Return the topology of ``v5p:4x4x8`` or ``v5p-256``.
+
+    Raises UserError, with the nearest slices, if there is no such slice.
+    """
     if slices < 1:
-        raise UsageError(f"--slices {slices}: at least 1.")
+        raise UsageError(f"--slices {slices} must be at least 1.")
     match = re.fullmatch(r"([a-z]\w*?)(?:[:](\d+(?:x\d+)*)|-(\d+))", text.strip().lower())
     if not match:
-        raise UsageError(f"--topology {text}: write a shape, v5p:4x4x8, or a name, v5p-256.")
+        raise UsageError(
+            f"--topology {text} must be a shape such as v5p:4x4x8 or a name such as v5p-256."
+        )
     family = ALIASES.get(match[1], match[1])
     if family not in FAMILIES:
         raise UserError(
-            f"--topology {text}: no TPU {match[1]!r} here; known: {', '.join(FAMILIES)}."
+            f"--topology {text}: unknown TPU {match[1]!r}; use one of {', '.join(FAMILIES)}."
         )
     if match[2]:
         shape = tuple(map(int, match[2].split("x")))
@@ -90,20 +97,24 @@ def find_topology(text: str, slices: int = 1) -> Topology:
         shape, chips = None, int(match[3]) / FAMILIES[family].counted
     shapes = shapes_of(family)
     if shape is None:
-        shape = next((one for one in shapes if math.prod(one) == chips), None)
+        shape = next((known for known in shapes if math.prod(known) == chips), None)
     if shape not in shapes:
-        near = sorted(shapes, key=lambda one: abs(math.log(math.prod(one) / max(chips, 0.5))))[:2]
-        told = (Topology(family, one) for one in sorted(near, key=math.prod))
-        nearest = " or ".join(f"{one.text} ({one.name}, {one.chips} chips)" for one in told)
+        ratio = lambda known: abs(math.log(math.prod(known) / max(chips, 0.5)))
+        closest = sorted(sorted(shapes, key=ratio)[:2], key=math.prod)
+        slices_of = [Topology(family, known) for known in closest]
+        nearest = " or ".join(
+            f"{near.text} ({near.name}, {near.chips} chips)" for near in slices_of
+        )
         raise UsageError(f"--topology {text}: there is no such slice; nearest: {nearest}.")
     return Topology(family, shape, slices)
 
 
 def shapes_of(family: str) -> list[tuple[int, ...]]:
-    """A family's slices, the fewest chips first; of one size the most compact first."""
+    """Return the shapes of a family's slices by chips; among equals, the most compact first."""
     pod = FAMILIES[family].pod
     if len(pod) == 2:
         return list(FLAT)
+    # Shapes larger than a cube are sold with ascending sides that are multiples of 4.
     ranges = (range(4, side + 1, 4) for side in pod)
     cubes = [
         sides

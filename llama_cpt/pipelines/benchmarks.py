@@ -9,12 +9,12 @@ from etils import epath
 
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_fingerprint
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 
 
 def check_tasks(config: PipelineConfig) -> None:

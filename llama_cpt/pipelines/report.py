@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import PreferenceConfig, TrainConfig
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
 from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.weights.model_card import markdown_table, read_metrics
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")

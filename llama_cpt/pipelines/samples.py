@@ -9,12 +9,12 @@ from etils import epath
 from llama_cpt.config.schema import ChatConfig, TrainConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.template import ChatTemplate, load_chat_template
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.generation.generate import generate
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.progress import Progress
 
 # Questions answered at a time.

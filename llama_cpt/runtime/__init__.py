@@ -1,1 +1,1 @@
-"""Errors, retries, processes, progress, metrics and storage: what every part of a run relies on."""
+"""Errors, retries, processes, progress, metrics, tables and storage for every part of a run."""

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Writing a folder so that it appears complete or not at all."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,46 +9,46 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import check_reachable, storage_error
 
 INCOMPLETE = ".incomplete"
-"""What a local folder's name ends in until it is whole."""
+"""Suffix of a local folder's name until it is complete."""
 
 
 def check_new(output: str) -> None:
-    """Raise UserError where ``output`` holds something already, is no name, or does not answer."""
+    """Raise UserError if ``output`` is empty, unreachable, a file, or a folder with entries."""
     if not output:
-        raise UserError("OUTPUT is empty: name a folder.")
+        raise UserError("OUTPUT is empty; name a folder.")
     check_reachable(output)
-    place = epath.Path(output).expanduser()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{output} exists already; name another folder or remove it.")
+    folder = epath.Path(output).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{output} already exists; name another folder or remove it.")
 
 
 @contextlib.contextmanager
 def atomic_dir(output: str) -> Iterator[epath.Path]:
-    """Where to write what ``output`` (local or ``gs://``) shall hold; removed after an error.
+    """Context manager that yields a folder to write, which becomes ``output`` (local or ``gs://``).
 
-    Local folders are written under another name and renamed at the end; an object store has no
-    renaming, so there the caller writes last what makes the folder valid. Raises UserError where
-    ``output`` holds something already or cannot be written.
+    A local folder is written under another name and renamed at the end. An object store cannot
+    rename, so that there the caller must write the file that makes the folder valid last. After an
+    error the folder is removed. Raises UserError if ``output`` has entries or cannot be written.
     """
     check_new(output)
-    place = final = epath.Path(output).expanduser()
+    folder = final = epath.Path(output).expanduser()
     try:
         if "://" not in output:
-            place = final.with_name(f"{final.name}{INCOMPLETE}")
-            if place.exists():
-                place.rmtree()
-        place.mkdir(parents=True, exist_ok=True)
+            folder = final.with_name(f"{final.name}{INCOMPLETE}")
+            if folder.exists():
+                folder.rmtree()
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            yield place
+            yield folder
         except BaseException:
             with contextlib.suppress(OSError):
-                place.rmtree()
+                folder.rmtree()
             raise
-        if place != final:
+        if folder != final:
             if final.exists():
                 final.rmdir()
-            place.rename(final)
+            folder.rename(final)
     except OSError as error:
         reason = error.strerror or (str(error).splitlines() or [repr(error)])[0]
-        told = f"{output}: could not be written: {reason}. Nothing was kept."
-        raise storage_error(error, told) from error
+        message = f"{output}: cannot be written ({reason}); the incomplete folder was removed."
+        raise storage_error(error, message) from error

@@ -2,7 +2,7 @@
 
 The launch scripts decide by these numbers alone whether a job is started again (docs/guide/many_hosts.md
 has the table). Signals add 134 (SIGABRT: another process was lost), 137 (SIGKILL) and 143 (SIGTERM
-before the processes have met).
+before the processes are connected).
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from llama_cpt.runtime.retry import describes_transient, is_permanent, is_storag
 BUG = 1
 """An unforeseen exception, printed with its traceback; restarted as long as there is progress."""
 USAGE = 2
-"""A wrong option: unknown, or with a value that it cannot have; never restarted."""
+"""A wrong option: unknown, or with an invalid value; never restarted."""
 NEGATIVE_RESULT = 3
-"""The command has done its work, and the answer is no: the plan does not fit the chips."""
+"""The command succeeded with a negative result: the plan does not fit the chips."""
 CHECK_FAILED = 65
 """A check found a difference or a value that is not finite (EX_DATAERR); never restarted."""
 PREEMPTED = 75
-"""Stopped by SIGTERM, or by an error that may pass (EX_TEMPFAIL); always restarted."""
+"""Stopped by SIGTERM or by a transient error (EX_TEMPFAIL); always restarted."""
 USER_ERROR = 78
 """An error that the user has to fix: a config, a file, a full disk, a missing permission
 (EX_CONFIG); never restarted."""
@@ -33,11 +33,11 @@ class UserError(ValueError):
     """An error that the user can fix; the message names the file, field or line, and the remedy."""
 
     status = USER_ERROR
-    """The exit status of a command that it ends."""
+    """The exit status of a command that ends with this error."""
 
 
 class UsageError(UserError):
-    """An option of the command line that is wrong."""
+    """A wrong option on the command line."""
 
     status = USAGE
 
@@ -53,7 +53,7 @@ def exit_status(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context manager around a command: errors end it with the status of ``exit_status``.
+    """Context manager for a command: an error ends it with the status of ``exit_status``.
 
     User errors and errors of the operating system are printed in one line, unforeseen ones with
     their traceback.

@@ -1,4 +1,4 @@
-"""JSON Lines that a killed run may end in the middle of: appended line by line, each on disk."""
+"""Append-only JSON Lines files that survive a kill: every line is synced, half a line is cut."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import json
@@ -12,18 +12,19 @@ Line = TypeVar("Line")
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add ``values`` to ``path``; kept once this returns."""
+    """Append ``values`` to ``path`` as one line, on disk when this returns."""
     append_lines(path, [values])
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line for each of ``rows`` to ``path``; kept once this returns.
+    """Append one line for each of ``rows`` to ``path``, on disk when this returns.
 
-    Half a line that a killed run left there is cut off; a file has one writer at a time.
+    Half a line that a killed run left is cut off; a file must have one writer at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _cut_half_line(path)
     text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
+    # Lone surrogates, which a model can produce, are not UTF-8 and are written as escapes.
     with open(path, "ab") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
@@ -31,18 +32,19 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
-    """Yield ``parse`` of the JSON value of each line; half a line at the end is left out.
+    """Yield ``parse`` of the JSON value of each line; half a line at the end is skipped.
 
     Raises UserError, naming the line, if a line is not JSON or ``parse`` raises ValueError.
     """
     if not path.exists():
         return
+    # The part after the last line break is empty, or half a line of a killed run.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield parse(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"{path}:{number}: {error}; mend the line, or move the file away to begin anew."
+                f"{path}:{number}: {error}; fix the line, or move the file away to start over."
             ) from None
 
 

@@ -1,9 +1,9 @@
-"""Literal paths: what a user names is opened, listed and validated without a pattern in it.
+"""Literal paths: validating, listing and opening a user's path without reading a pattern in it.
 
 Libraries below this package read parts of a path as syntax. The ``glob`` of etils globs its own
 folder as well as the pattern, fsspec splits ``a::b`` into a chain of file systems and expands
 ``*?[`` in remote removals and copies, and TensorStore turns a backslash into a slash. Every listing
-and opening by a user's path goes through this module; only ``data/sources.py`` reads patterns.
+and opening by a user's path goes through this module; only ``data/sources/`` reads patterns.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,9 @@ import fsspec
 from llama_cpt.runtime.errors import UserError
 
 REMOTE_MARKS = ("*", "?", "[", "]", "#")
-"""Wildcards of storage clients, and what names a generation of an object."""
+"""Wildcards of storage clients, and the mark of an object's generation."""
 CHAIN = "::"
+"""The separator of file systems in a chained URL of fsspec."""
 # Roots that etils reads as the URL of a bucket: /gs/bucket as gs://bucket.
 _BUCKET_ROOTS = ("gs", "s3", "az", "hf")
 
@@ -29,7 +30,7 @@ def validate_path(path: str, *, pattern: bool = False) -> None:
     ``pattern`` allows the wildcards of a corpus source.
     """
     if any(ord(character) < 32 or character == "\x7f" for character in path):
-        raise UserError(f"{path!r}: control characters such as newlines cannot be used; rename it.")
+        raise UserError(f"{path!r}: has control characters such as newlines; rename it.")
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -52,17 +53,17 @@ def validate_path(path: str, *, pattern: bool = False) -> None:
 def validate_run_folder(path: str) -> None:
     """Raise UserError if ``path`` cannot hold the checkpoints of a run."""
     validate_path(path)
-    # Relative to a folder that cannot be carried, it cannot be carried either.
-    whole = path if "://" in path else os.path.abspath(os.path.expanduser(path))
-    validate_path(whole)
-    if "\\" in whole:
+    # A relative path is invalid if the current folder is.
+    absolute = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    validate_path(absolute)
+    if "\\" in absolute:
         raise UserError(
-            f"{whole}: TensorStore, which writes checkpoints, reads \\ as /; name another folder."
+            f"{absolute}: TensorStore, which writes checkpoints, reads \\ as /; use another folder."
         )
 
 
 def remote_storage(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a remote ``url`` and the name in it."""
+    """Return the file system of a remote ``url`` and the name in it."""
     validate_path(url, pattern=True)
     return fsspec.core.url_to_fs(url)
 
@@ -76,7 +77,7 @@ def open_for_reading(path: str) -> BinaryIO:
 
 
 def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
-    """Entries of ``folder`` whose name fits ``pattern``, sorted; empty if it does not exist."""
+    """Return the entries of ``folder`` that match ``pattern``, sorted; [] if it does not exist."""
     try:
         entries = [entry for entry in folder.iterdir() if fnmatch.fnmatchcase(entry.name, pattern)]
     except FileNotFoundError:
@@ -85,13 +86,13 @@ def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
 
 
 def files_below(folder: str) -> list[str]:
-    """Paths of all files below ``folder``, relative to it, sorted."""
+    """Return the paths of all files below ``folder``, relative to it, sorted."""
     if "://" in folder:
-        # One request to an object store; a walk would send one per folder.
+        # One request to an object store; a walk would send one request per folder.
         system, root = remote_storage(folder)
         return sorted(path.removeprefix(f"{root}/") for path in system.find(root))
     walk = os.walk(folder, onerror=_raise)
-    found = (os.path.join(place, name) for place, _, names in walk for name in names)
+    found = (os.path.join(parent, name) for parent, _, names in walk for name in names)
     return sorted(os.path.relpath(path, folder) for path in found)
 
 
@@ -99,7 +100,7 @@ class LiteralPath(type(epath.Path())):
     """A path whose ``glob`` takes its own folder literally, to hand to a library that globs."""
 
     def glob(self, pattern: str) -> Iterator[Any]:
-        """Entries that fit the last part of ``pattern``; the parts before it name folders."""
+        """Iterate over entries that match the last part of ``pattern``; other parts are literal."""
         *folders, name = pattern.split("/")
         return iter(matching(self.joinpath(*folders), name))
 

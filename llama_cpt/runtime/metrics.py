@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard."""
+"""The metrics of a run: writing and reading metrics.jsonl, and TensorBoard events."""
 
 from collections.abc import Mapping
 import contextlib
@@ -19,26 +19,29 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
 FILE = "metrics.jsonl"
+"""Name of the metrics file in a run's folder."""
 TENSORBOARD = "tensorboard"
+"""Name of the folder of TensorBoard events in a run's folder."""
 
-# Objects behind a URL cannot be appended to: the files grow here and are copied over this often.
 _FORMER_KEYS = {
     "mixture/almr_asked": "mixture/almr_target",
     "mixture/almr_realised": "mixture/almr_realized",
 }
+# Remote objects cannot be appended to: the files grow on a local disk and are copied this often.
 _UPLOAD_SECONDS = 60.0
 
 
 class MetricsWriter:
-    """Writes ``metrics.jsonl`` and TensorBoard event files under ``folder`` (local or ``gs://``).
+    """A writer of ``metrics.jsonl`` and TensorBoard events under ``folder`` (local or ``gs://``).
 
-    A run that goes on after step ``resume_step`` keeps what was written up to that step; its first
-    line drops the rest, so that a start that ends before it loses nothing. None is a run from the
-    start, which keeps nothing. With ``enabled`` False (every process but the first) nothing is
-    touched.
+    A run that resumes after step ``resume_step`` keeps the lines up to that step. Later lines are
+    dropped when the first line is written, so that a start that ends before loses nothing. None is
+    a new run, which keeps no lines. With ``enabled`` False (every process but the primary one)
+    nothing is written.
     """
 
     def __init__(
@@ -57,20 +60,22 @@ class MetricsWriter:
         events = self._target / TENSORBOARD
         earlier = len(list(events.iterdir())) if events.exists() else 0
         (self._local / TENSORBOARD).mkdir(exist_ok=True)
-        # The name's time counts seconds: without the suffix a quick restart overwrites a file. The
-        # library's writer with a thread of its own waits for ever once the disk is full.
+        # The time in the name counts seconds: without the suffix a quick restart would overwrite a
+        # file. EventsWriter, and not the library's threaded writer, which hangs on a full disk.
         self._events = EventsWriter(str(self._local / TENSORBOARD / "events"), f".{earlier}")
         started = SessionLog(status=SessionLog.START)
         self._event(Event(step=self._last_step + 1, session_log=started))
         self._uploaded = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one line of ``values`` (by keys such as ``train/loss``) after ``step`` steps.
+        """Append ``values`` (by keys such as ``train/loss``) after ``step`` steps as one line.
 
-        A value that is not finite is null in the file, and missing in TensorBoard.
+        A value that is not finite is null in the file, and missing in TensorBoard. Raises UserError
+        if the file cannot be written.
         """
         if not self._enabled:
             return
+        # NaN is not JSON, and strict readers would reject the whole file.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self._lines is None:
             _cut_back(self._target / FILE, self._local / FILE, self._last_step)
@@ -86,18 +91,18 @@ class MetricsWriter:
             if is_transient(error):
                 raise
             raise UserError(
-                f"{self._local}: metrics cannot be written: {error.strerror}. The run goes on from "
-                "its last checkpoint when there is room."
+                f"{self._local}: metrics cannot be written: {error.strerror}. Free space and start "
+                "the run again; it resumes from its last checkpoint."
             ) from error
         if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.upload()
 
     def close(self) -> None:
-        """Finish the files; calling it again does nothing."""
+        """Flush and close the files; a second call does nothing."""
         if not self._enabled or self._closed:
             return
         self._closed = True
-        # What could not be written is told by write; closing tries once more.
+        # Errors were reported by write; closing the file flushes once more.
         with contextlib.suppress(OSError):
             if self._lines is not None:
                 self._lines.close()
@@ -107,7 +112,7 @@ class MetricsWriter:
             shutil.rmtree(self._local)
 
     def upload(self) -> bool:
-        """Bring what is written to a remote ``folder``; what cannot be is told, and kept here."""
+        """Copy the files to a remote ``folder``; return False, with a warning, if that fails."""
         if not self._enabled or not self._remote:
             return True
         self._uploaded = time.monotonic()
@@ -120,8 +125,8 @@ class MetricsWriter:
         except Exception as error:
             if not is_storage_error(error):
                 raise
-            told = f"{self._target}: metrics not copied here ({error}); they are in {self._local}."
-            print(f"warning: {told}", file=sys.stderr)
+            message = f"metrics cannot be copied ({error}); they are kept in {self._local}."
+            print(f"warning: {self._target}: {message}", file=sys.stderr)
             return False
         return True
 
@@ -131,9 +136,9 @@ class MetricsWriter:
 
 
 def read_lines(source: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; none where there is no such file.
+    """Return the lines of a ``metrics.jsonl``; none if the file does not exist.
 
-    What is not a whole line of JSON, such as the last one of a run that was killed, is left out.
+    Lines that are not valid JSON, such as the last one of a killed run, are skipped.
     """
     lines = []
     for line in source.read_bytes().splitlines() if source.exists() else ():
@@ -150,8 +155,6 @@ def _present_key(key: str) -> str:
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
-    """Write to ``target`` the lines of ``source`` with a step up to ``last_step``."""
+    """Write the lines of ``source`` with a step up to ``last_step`` to ``target``."""
     kept = [json.dumps(line) for line in read_lines(source) if line["step"] <= last_step]
-    draft = target.with_name(target.name + ".draft")
-    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    draft.replace(target)
+    write_atomic(target, "".join(f"{line}\n" for line in kept))

@@ -1,4 +1,4 @@
-"""Folders to write in: whether one may, and one process at a time."""
+"""Checks and locks of output folders."""
 
 from collections.abc import Iterator
 import contextlib
@@ -24,80 +24,77 @@ from llama_cpt.runtime.literal_paths import validate_path
 from llama_cpt.runtime.storage import check_remote_writable
 
 VISIBILITY_SECONDS = 10.0
+"""Time in which a new file must be visible to the other processes."""
 
 
 @contextlib.contextmanager
-def file_lock(file: epath.Path, told: str, *, wait: bool) -> Iterator[None]:
-    """Hold the lock ``file``, made where it is not there; its folder must be.
+def file_lock(file: epath.Path, message: str, *, wait: bool) -> Iterator[None]:
+    """Context manager that holds the lock ``file``, which is created; its folder must exist.
 
-    Where another process holds it: print ``told`` and wait, or raise it as UserError. An object
-    store (``gs://``) knows no locks: there nothing is held.
+    If another process holds the lock, ``message`` is printed and the call waits, or it is raised as
+    a UserError. An object store (``gs://``) has no locks, so that nothing is held there.
     """
     if "://" in str(file):
         yield
         return
+    # The lock belongs to the open file: the kernel releases it when the process ends in any way.
     with open(file, "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
-                raise UserError(told) from None
-            print(told, file=sys.stderr)
+                raise UserError(message) from None
+            print(message, file=sys.stderr)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 
 def check_shared(what: str, folder: str) -> None:
-    """Raise UserError where the processes of the command do not see one ``folder``; makes it."""
+    """Create ``folder``; raise UserError unless all processes of the command see the same one."""
 
-    def lay() -> str:
-        place = epath.Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / (name := f"shared-{uuid.uuid4().hex}.draft")).write_text("")
+    def create_marker() -> str:
+        path = epath.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / (name := f"shared-{uuid.uuid4().hex}.draft")).write_text("")
         return name
 
     if process_count() == 1:
         return
-    file = epath.Path(folder) / run_on_primary(lay, f"{what} begun")
-    # A network's file system may tell of it a moment later.
-    until = time.monotonic() + VISIBILITY_SECONDS
-    while not (there := file.exists()) and time.monotonic() < until:
+    file = epath.Path(folder) / run_on_primary(create_marker, f"{what} marked")
+    # A network file system may show the file some time later.
+    deadline = time.monotonic() + VISIBILITY_SECONDS
+    while not (visible := file.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    without = [
-        one
-        for one in allgather_strings(
-            "" if there else process_label(process_index()), f"{what} seen"
-        )
-        if one
-    ]
+    label = "" if visible else process_label(process_index())
+    without = [process for process in allgather_strings(label, f"{what} seen") if process]
     if is_primary():
         file.unlink()
     if without:
         raise UserError(
-            f"{what}={folder}: not the same place on {', '.join(without)} as on the first process "
-            "of the command: name one that all share (gs://, or a mounted file system)."
+            f"{what}={folder} is not the same folder on {', '.join(without)} as on the primary "
+            "process; name one that all hosts share (gs://, or a mounted file system)."
         )
 
 
 def check_local(what: str, path: str) -> None:
-    """Raise UserError where ``path`` is remote, for what is written or read on a disk alone."""
+    """Raise UserError if ``path`` is remote, for files that must be on a disk."""
     validate_path(path)
     if "://" in path:
         raise UserError(
-            f"{what} {path}: must be on this machine; name a local path, and copy it with "
+            f"{what} {path} must be on this machine; name a local path, and copy it with "
             "`gcloud storage cp --recursive`."
         )
 
 
 def check_writable(folder: str) -> None:
-    """Raise UserError where ``folder`` (local or ``gs://``) is a file or cannot be made."""
+    """Raise UserError if ``folder`` (local or ``gs://``) is a file or cannot be written."""
     validate_path(folder)
     if "://" in folder:
         check_remote_writable(folder)
         return
-    place = Path(folder).absolute()
-    there = next(path for path in (place, *place.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{folder}: {there} is a file; name another folder.")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{folder}: no right to write in {there}; name another folder.")
+    absolute = Path(folder).absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: {existing} is a file; name another folder.")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: no permission to write in {existing}; name another folder.")

@@ -1,20 +1,25 @@
-"""One line that says how far, how fast and how long still."""
+"""A progress line on stderr: amount done, rate and time left."""
 
 import sys
 import time
 from types import TracebackType
-from typing import ClassVar
+
+_enabled = True
+"""True if this process shows progress. It is set from outside, because this module is also imported
+without JAX and cannot look up the process index."""
+
+
+def enable_progress(enabled: bool) -> None:
+    """Show or hide the progress lines of this process; a command shows its primary process's."""
+    global _enabled
+    _enabled = enabled
 
 
 class Progress:
     """A progress line on stderr: updating on a terminal, otherwise a plain line every ten seconds.
 
-    ``total`` is in ``unit``; 0 means that it is not known, and no time left is shown. Only the
-    first process of a command shows it.
+    ``total`` is in ``unit``; 0 means that it is unknown, and no time left is shown.
     """
-
-    shown: ClassVar[bool] = True
-    """Set by ``processes``, which this file cannot ask: it is used where JAX is not imported."""
 
     def __init__(self, label: str, total: float, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -23,10 +28,10 @@ class Progress:
         self._start = self._shown = time.monotonic()
 
     def update(self, amount: float) -> None:
-        """Count ``amount`` more done."""
+        """Add ``amount`` to what is done."""
         self.done += amount
         now = time.monotonic()
-        if self.shown and now - self._shown >= (0.2 if self._terminal else 10.0):
+        if _enabled and now - self._shown >= (0.2 if self._terminal else 10.0):
             self._shown = now
             self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
 
@@ -53,9 +58,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self.shown:
+        if not _enabled:
             return
-        # What took no time needs no report.
+        # Work of less than two seconds is not reported.
         if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
             self._show("\r" if self._terminal else "", "\n")
         elif self._terminal:
@@ -63,12 +68,12 @@ class Progress:
 
 
 def _number(value: float) -> str:
-    """``12345.6`` -> ``12,346``, ``1.234`` -> ``1.23``."""
+    """Format a number: ``12345.6`` as ``12,346``, ``1.234`` as ``1.23``."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """``65`` -> ``1m05s``."""
+    """Format a duration: ``65`` as ``1m05s``."""
     seconds = int(seconds)
     if seconds < 60:
         return f"{seconds}s"

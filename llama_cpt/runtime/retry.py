@@ -1,4 +1,4 @@
-"""Storage errors that may pass, and trying again."""
+"""Classification of errors as transient or permanent, and retries."""
 
 from collections.abc import Callable
 import errno
@@ -7,9 +7,9 @@ import time
 from typing import TypeVar
 
 RETRY_DELAYS = 1.0, 10.0, 60.0
-"""Seconds before each new try."""
+"""Seconds before each retry."""
 
-_LASTING_NUMBERS = (
+_PERMANENT_NUMBERS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -21,10 +21,10 @@ _LASTING_NUMBERS = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-# In words: Orbax's storage layer has the system's words, but not its numbers; then gcsfs's word and
-# TensorStore's.
+# Orbax's storage layer passes on the messages of the operating system, but not the error numbers;
+# the last three are from gcsfs and TensorStore.
 _PERMANENT_WORDS = (
-    *map(os.strerror, _LASTING_NUMBERS),
+    *map(os.strerror, _PERMANENT_NUMBERS),
     "Forbidden",
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
@@ -36,10 +36,10 @@ _PERMANENT_TYPES = (
     IsADirectoryError,
     PermissionError,
 )
-# Whose errors are no OSErrors; their types are not imported for a look at them.
+# Packages whose errors are not OSErrors; recognized by name, without importing the package.
 _REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
-# What the runtime says where a network or a device has failed and not the program, and what a
-# bucket, or a mounted one, tells ArrayRecord: their errors have neither type nor number.
+# Messages of the JAX runtime after a failure of the network or a device, and of ArrayRecord after
+# one of a bucket or a mount: these errors have neither a type nor a number of their own.
 _TRANSIENT_WORDS = (
     "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
@@ -54,36 +54,39 @@ Result = TypeVar("Result")
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Whether ``error`` came from storage or from the network."""
+    """Return whether ``error`` was raised by storage or the network."""
     client = type(error).__module__.split(".")[0]
     return isinstance(error, OSError) or client in _REMOTE_CLIENTS
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether a new try of the same would end the same."""
-    told = any(words in str(error) for words in _PERMANENT_WORDS)
-    answered = str(getattr(error, "code", None)) not in _TRANSIENT_STATUSES
-    numbered = getattr(error, "errno", None) in _LASTING_NUMBERS
-    return isinstance(error, _PERMANENT_TYPES) or numbered or told or answered
+    """Return whether a retry would fail in the same way."""
+    by_message = any(words in str(error) for words in _PERMANENT_WORDS)
+    by_status = str(getattr(error, "code", None)) not in _TRANSIENT_STATUSES
+    by_number = getattr(error, "errno", None) in _PERMANENT_NUMBERS
+    return isinstance(error, _PERMANENT_TYPES) or by_number or by_message or by_status
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether ``error`` came from storage or the network, and a new try may go well."""
+    """Return whether ``error`` was raised by storage or the network, and a retry may succeed."""
     return is_storage_error(error) and not is_permanent(error)
 
 
-def describes_transient(words: str) -> bool:
-    """Whether ``words``, of an error that is not storage's by its type, tell of what may pass."""
-    return any(passing in words for passing in _TRANSIENT_WORDS)
+def describes_transient(message: str) -> bool:
+    """Return whether the message of an error describes a transient failure.
+
+    It is for errors whose type does not show that they are from storage or the network.
+    """
+    return any(words in message for words in _TRANSIENT_WORDS)
 
 
 def with_retries(work: Callable[[], Result]) -> Result:
-    """``work()``, begun again after an error that passes, up to three times."""
-    for pause in RETRY_DELAYS:
+    """Return ``work()``, retried up to three times after transient errors."""
+    for delay in RETRY_DELAYS:
         try:
             return work()
         except Exception as error:
             if not is_transient(error):
                 raise
-            time.sleep(pause)
+            time.sleep(delay)
     return work()

@@ -1,7 +1,6 @@
-"""Remote places (``gs://``, or mounted) that answer in bounded time, or are an error.
+"""Checks of remote storage (``gs://``, or a mounted bucket) in bounded time.
 
-Storage clients try again for minutes where there is no network or no right; a user should know at
-once.
+Storage clients retry for minutes without a network or a permission; these checks report it at once.
 """
 
 from collections.abc import Callable
@@ -18,27 +17,28 @@ from llama_cpt.runtime.literal_paths import remote_storage, validate_path
 from llama_cpt.runtime.retry import describes_transient, is_transient
 
 TIMEOUT_SECONDS = 20.0
+"""Time after which a request counts as unanswered."""
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """Storage failed in a way that may pass: worth a new start."""
+    """An error of storage that may be transient, so that the command should be restarted."""
 
     status = PREEMPTED
 
 
-def storage_error(error: Exception, told: str) -> UserError:
-    """``told`` of what ``error`` ended, as UnreachableError where that may pass."""
-    passing = is_transient(error) or describes_transient(str(error))
-    return (UnreachableError if passing else UserError)(told)
+def storage_error(error: Exception, message: str) -> UserError:
+    """Return ``message`` as an UnreachableError if ``error`` is transient, else as a UserError."""
+    transient = is_transient(error) or describes_transient(str(error))
+    return (UnreachableError if transient else UserError)(message)
 
 
 def check_reachable(path: str, *, pattern: bool = False) -> None:
-    """Raise UserError where the storage of ``path`` does not answer, or denies a remote one.
+    """Raise UserError if the storage of ``path`` does not answer or denies access.
 
-    That nothing lies there is no error. A local path may lie in a bucket that is mounted: where the
-    mount has broken, all in it would seem to be absent. ``pattern`` allows wildcards.
+    A missing file is not an error. A local path may be in a mounted bucket: if the mount is broken,
+    everything in it would appear to be missing. ``pattern`` allows wildcards.
     """
     validate_path(path, pattern=pattern)
 
@@ -57,10 +57,10 @@ def check_reachable(path: str, *, pattern: bool = False) -> None:
 
 
 def check_remote_writable(folder: str) -> None:
-    """Raise UserError where nothing can be written to, and removed from, a remote ``folder``."""
+    """Raise UserError if a file cannot be written to, and removed from, a remote ``folder``."""
 
     def write(system: fsspec.AbstractFileSystem, name: str) -> None:
-        # Many processes ask at once; one name would be written too often.
+        # Several processes check at the same time, and object stores limit writes to one name.
         draft = f"{name.rstrip('/')}/writable-{uuid.uuid4().hex}.draft"
         system.pipe_file(draft, b"")
         system.rm_file(draft)
@@ -68,41 +68,41 @@ def check_remote_writable(folder: str) -> None:
     _try(folder, "written", write)
 
 
-def _try(path: str, done: str, ask: Callable[[fsspec.AbstractFileSystem, str], None]) -> None:
+def _try(path: str, done: str, request: Callable[[fsspec.AbstractFileSystem, str], None]) -> None:
     try:
-        call_with_timeout(path, lambda: ask(*remote_storage(path)))
+        call_with_timeout(path, lambda: request(*remote_storage(path)))
     except UserError:
         raise
-    except Exception as error:  # each storage has its own
+    except Exception as error:  # Each storage client has its own types.
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         if is_transient(error):
             raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
         raise UserError(
             f"{path}: cannot be {done} ({reason}); name another path, or give this machine's "
-            "account the right to it (`gcloud auth application-default login`)."
+            "account access to it (`gcloud auth application-default login`)."
         ) from None
 
 
-def call_with_timeout(path: str, ask: Callable[[], Result]) -> Result:
-    """What ``ask`` returns or raises; UnreachableError where that takes longer than it may."""
+def call_with_timeout(path: str, request: Callable[[], Result]) -> Result:
+    """Return or raise what ``request`` does; raise UnreachableError after ``TIMEOUT_SECONDS``."""
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
         try:
-            outcome.append((True, ask()))
+            outcome.append((True, request()))
         except BaseException as error:
             outcome.append((False, error))
 
-    # A daemon: a client that still tries must not keep the process from ending.
-    asking = threading.Thread(target=run, daemon=True, name=f"asks {path}")
-    asking.start()
-    asking.join(TIMEOUT_SECONDS)
+    # A daemon thread, because a client that still retries must not keep the process from ending.
+    thread = threading.Thread(target=run, daemon=True, name=f"request {path}")
+    thread.start()
+    thread.join(TIMEOUT_SECONDS)
     if not outcome:
         raise UnreachableError(
-            f"{path}: no answer in {TIMEOUT_SECONDS:.0f} s; is there a network, and may this "
-            "machine's account read the bucket?"
+            f"{path}: no answer within {TIMEOUT_SECONDS:.0f} s; check the network and whether this "
+            "machine's account can read the bucket."
         )
-    good, value = outcome[0]
-    if good:
+    succeeded, value = outcome[0]
+    if succeeded:
         return value
     raise value

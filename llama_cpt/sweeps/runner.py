@@ -11,7 +11,6 @@ import jax
 
 from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER
 from llama_cpt.checkpoint.health import DivergedError
-from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
@@ -42,7 +41,7 @@ WAIT_SECONDS = 20.0
 class SharedWork:
     """What trials need not do again."""
 
-    programs: dict[TrainConfig, TrainProgram] = field(default_factory=dict)
+    programs: dict[Hashable, TrainProgram] = field(default_factory=dict)
     """By ``compile_key``."""
     starts: dict[tuple[Hashable, ...], Evaluation] = field(default_factory=dict)
     """Held-out losses before the first step, by the weights that they are of."""

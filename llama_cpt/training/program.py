@@ -1,7 +1,7 @@
 """What a run compiles: one function makes it for ``train`` and for ``plan``."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 import math
 
 import jax
@@ -9,14 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import optax
 
-from llama_cpt.config.schema import (
-    ComputeConfig,
-    CorpusConfig,
-    DataConfig,
-    EvaluationConfig,
-    PreferenceConfig,
-    TrainConfig,
-)
+from llama_cpt.config.fields import compiled_values
+from llama_cpt.config.schema import ComputeConfig, PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.attention import resolve_attention
 from llama_cpt.model.llama import Llama, abstract_llama
@@ -107,40 +101,14 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
     return TrainProgram(mesh, abstract, optimizer, step, score)
 
 
-def compile_key(config: TrainConfig) -> TrainConfig:
-    """The config with all that is no part of the compiled step set to the same.
+def compile_key(config: TrainConfig) -> Hashable:
+    """Return what the compiled step depends on; runs with equal keys share one compilation.
 
-    Runs that agree in it share one compilation: ratio, rates, schedule, length, corpora of the same
-    number and, where nothing is drawn in the step, the seed.
+    Each field of the config declares whether it is part of the key (``config.fields.FieldTraits``).
+    ALMR, learning rate, schedule, number of steps and names of corpora are not, nor is the seed
+    unless the step draws random numbers.
     """
-    data, drawn = config.data, getattr(config.objective, "neftune_alpha", 0.0) > 0
-    corpora = data.additional + data.original
-    same = tuple(CorpusConfig(str(place), "any") for place in range(len(corpora)))
-    optimizer = replace(
-        config.optimizer,
-        peak_learning_rate=0.0,
-        schedule="constant",
-        warmup_steps=0,
-        initial_learning_rate=0.0,
-        final_learning_rate_fraction=0.0,
-        decay_steps=0,
-    )
-    return TrainConfig(
-        output="any",
-        model=config.model,
-        data=DataConfig("any", "any", data.sequence_length, 0.0, original=same, chat=data.chat),
-        optimizer=optimizer,
-        num_steps=1,
-        global_batch_size=config.global_batch_size,
-        microbatch_size=config.microbatch_size,
-        init_from="any" if config.lora else "",
-        seed=config.seed if drawn else 0,
-        objective=config.objective,
-        lora=config.lora,
-        compute=config.compute,
-        mesh=config.mesh,
-        evaluation=EvaluationConfig(batch_size=config.evaluation.batch_size),
-    )
+    return compiled_values(config)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

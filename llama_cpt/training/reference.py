@@ -23,13 +23,13 @@ from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.batch import PreferenceBatch, UnpairedBatch
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.preference import segment_logprobs
 from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.parallel.mesh import constrain, partition_spec
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hub import resolve

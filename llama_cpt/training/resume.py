@@ -2,42 +2,20 @@
 
 from collections.abc import Sequence
 import json
+import re
 from typing import Any
 
 from etils import epath
 
 from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER as CHECKPOINTS
 from llama_cpt.checkpoint.step_marks import SAVING, marked
-from llama_cpt.config.fields import from_dict, to_dict
+from llama_cpt.config.fields import FieldTraits, from_dict, to_dict, traits_by_name
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UsageError, UserError
 from llama_cpt.runtime.metrics import FILE as METRICS
 from llama_cpt.runtime.metrics import read_lines
 
-# How the run is computed, watched and kept; none of it changes what is trained.
-MAY_DIFFER = (
-    "mesh",
-    "log_every_steps",
-    "evaluation",
-    "checkpoint",
-    "compute.attention",
-    "compute.remat",
-    "compute.loss_chunk_tokens",
-    "data.max_epochs",
-    "objective.chosen_logp_drop_warning",
-)
-
-# What no checkpoint can be read as, or what is read at a run's start alone.
-NEVER_DIFFERS = (
-    *(f"model.{name}" for name in ("vocab_size", "embed_dim", "mlp_dim", "num_layers")),
-    *(f"model.{name}" for name in ("num_heads", "num_kv_heads", "head_dim", "tied_embeddings")),
-    "init_from",
-    "lora.rank",
-    "lora.targets",
-)
-
-# Where things lie. That the things are the same, their fingerprints tell.
-PLACES = ("output", "data.tokenizer", "data.prepared")
+_TRAITS = traits_by_name(TrainConfig)
 
 
 def check_resume(
@@ -71,15 +49,16 @@ def check_resume(
             "''" if (value := values.get(name, "nothing")) == "" else value
             for values in (before, now)
         )
-        if before.get(name) == now.get(name) or _covers(PLACES, name) or _is_source(name):
+        rule = _rule(name)
+        if before.get(name) == now.get(name) or rule == "ignore":
             continue
-        if name in NEVER_DIFFERS:
+        if rule == "never":
             raise UserError(
                 f"{name} was {old}, is {new}: this run cannot go on so. Set it back, or name "
                 "another output folder to start anew."
             )
         grows = name == "num_steps" and new > old
-        if grows or _covers((*MAY_DIFFER, *allow), name):
+        if grows or rule == "warn" or _covers(allow, name):
             warnings.append(f"{name} was {old}, is {new}{_consequence(name, config)}")
         else:
             refused[name] = f"{name} was {old}, is {new}"
@@ -185,8 +164,9 @@ def _section(fingerprint: str) -> str:
     return "data.heldout" if fingerprint.startswith("heldout.") else "data"
 
 
-def _is_source(name: str) -> bool:
-    return name.startswith("data.") and name.endswith("].source")
+def _rule(name: str) -> str:
+    """Return how the field with this dotted name, such as ``data.original[0].name``, may change."""
+    return _TRAITS.get(re.sub(r"\[\d+\]", "", name), FieldTraits()).on_resume
 
 
 def _consequence(name: str, config: TrainConfig) -> str:

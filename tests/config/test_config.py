@@ -1,4 +1,4 @@
-"""A config is read, overridden and written back; what is wrong with it is said in one line."""
+"""Configs are read, overridden and written; errors are one line that names the field."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -23,7 +23,7 @@ SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70
 
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
-    """As ``python -m llama_cpt.train`` in the project's folder: configs import each other."""
+    """Run in the repository, because configs import each other."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
 
@@ -33,8 +33,8 @@ def shipped() -> TrainConfig:
     return load_config("configs/cpt_8b.py")
 
 
-def refused(path: str, *overrides: str) -> str:
-    """The one line that refuses this."""
+def load_error(path: str, *overrides: str) -> str:
+    """Return the one-line error of loading this config."""
     with pytest.raises(UserError) as caught:
         load_config(path, overrides)
     assert "\n" not in str(caught.value)
@@ -75,14 +75,14 @@ def test_overrides(shipped):
 
 
 @pytest.mark.parametrize("almr", ["1.5", "-0.1"])
-def test_almr_outside_its_range(almr, shipped):
-    assert "data.almr" in refused("configs/cpt_8b.py", f"--data.almr={almr}")
-    with pytest.raises(UserError, match="outside"):
+def test_almr_outside_zero_to_one_is_rejected(almr, shipped):
+    assert "data.almr" in load_error("configs/cpt_8b.py", f"--data.almr={almr}")
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]; set a share of tokens"):
         replace(shipped.data, almr=float(almr))
 
 
 @pytest.mark.parametrize("stages", [(), ((5, 0.3),), ((0, 0.3), (0, 0.4)), ((0, 0.1), (9, 1.2))])
-def test_stages_that_make_no_sense(stages, shipped):
+def test_invalid_stages_are_rejected(stages, shipped):
     with pytest.raises(UserError, match="data.almr"):
         replace(shipped.data, almr=stages)
 
@@ -94,18 +94,18 @@ def test_stages_that_make_no_sense(stages, shipped):
         (["--num_step", "3"], "did you mean 'num_steps'?"),
         (["--optimizer.peak_learning_rat=1"], "did you mean 'optimizer.peak_learning_rate'?"),
         (["--num_steps", "many"], "'many'"),
-        (["--data.almr", "33%"], "data.almr: '33%': give SHARE|STEP SHARE ..., in numbers."),
-        (["--data.almr", "0", "0.3", "100"], "data.almr: '0', '0.3', '100': give SHARE|STEP"),
+        (["--data.almr", "33%"], "data.almr='33%' must be SHARE|STEP SHARE ..., in numbers."),
+        (["--data.almr", "0", "0.3", "100"], "data.almr='0', '0.3', '100' must be SHARE|STEP"),
         (["--num_steps"], "num-steps"),
         (["--num_steps", "0"], "num_steps=0"),
         (["--compute.remat", "fulll"], "'fulll'"),
         (["--microbatch_size", "7"], "microbatch_size=7"),
         (["--lora.rank", "7"], "lora.rank: this config has no such section"),
-        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) into the file"),
+        (["--data.chat.seed", "7"], "write chat=ChatConfig(...) in the file"),
     ],
 )
-def test_bad_overrides(overrides, expected):
-    assert expected in refused("configs/cpt_8b.py", *overrides)
+def test_invalid_overrides_name_the_field(overrides, expected):
+    assert expected in load_error("configs/cpt_8b.py", *overrides)
 
 
 def change(values: dict, place: list, new: object) -> None:
@@ -129,16 +129,16 @@ def change(values: dict, place: list, new: object) -> None:
         (["compute", "dtype"], "float16", "must be one of 'bfloat16', 'float32'"),
         (["model", "rope_scaling"], {"factor": 8}, "field 'low_freq_factor' is missing"),
         (["objective", "z_los"], 0.1, "unknown field 'z_los'; did you mean 'z_loss'?"),
-        (["data", "sequence_length"], 9000, "longer than model.context_length=8192"),
+        (["data", "sequence_length"], 9000, "must be at most model.context_length=8192"),
         (["model", "num_kv_heads"], 5, "num_kv_heads=5"),
     ],
 )
-def test_bad_json_fields(place, new, expected, shipped, tmp_path):
+def test_invalid_json_fields_name_the_field(place, new, expected, shipped, tmp_path):
     values = to_dict(shipped)
     change(values, place, new)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
-    assert expected in refused(str(path))
+    assert expected in load_error(str(path))
 
 
 @pytest.mark.parametrize(
@@ -172,29 +172,32 @@ def test_bad_json_fields(place, new, expected, shipped, tmp_path):
         (["data", "original", 0, "name"], "original"),
     ],
 )
-def test_numbers_that_no_run_can_use(place, new, shipped, tmp_path):
+def test_numbers_out_of_range_name_the_field(place, new, shipped, tmp_path):
     values = to_dict(shipped)
     change(values, place, new)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
-    assert str(place[-1]) in refused(str(path))
+    assert str(place[-1]) in load_error(str(path))
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"loss": "orpo", "nll_weight": 0.2}, "orpo has that term already"),
-        ({"loss": "kto", "nll_weight": 0.2}, "kto knows no chosen answer"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing is for sigmoid and robust"),
+        ({"loss": "orpo", "nll_weight": 0.2}, "loss=orpo includes that term"),
+        ({"loss": "kto", "nll_weight": 0.2}, "loss=kto has no chosen answers"),
+        (
+            {"loss": "hinge", "label_smoothing": 0.1},
+            "must be 0: only objective.loss=sigmoid and robust use it, not hinge",
+        ),
         ({"loss": "robust", "label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
     ],
 )
-def test_weights_without_meaning(fields, expected):
+def test_invalid_preference_weights_are_rejected(fields, expected):
     with pytest.raises(UserError, match=expected):
         PreferenceConfig(**fields)
 
 
-def test_kto_needs_company_in_a_microbatch(shipped):
+def test_kto_needs_two_rows_per_microbatch(shipped):
     data = replace(shipped.data, chat=ChatConfig())
     fields = {"objective": PreferenceConfig(loss="kto"), "data": data}
     replace(shipped, microbatch_size=2, **fields)
@@ -202,7 +205,7 @@ def test_kto_needs_company_in_a_microbatch(shipped):
         replace(shipped, microbatch_size=1, **fields)
 
 
-def test_a_python_config_is_held_to_its_types(tmp_path):
+def test_python_config_with_wrong_types_is_rejected(tmp_path):
     wrong = {
         'optimizer=replace(config.optimizer, schedule="consine")': "schedule='consine' must be",
         'compute=replace(config.compute, dtype="bf16")': "dtype='bf16' must be",
@@ -226,29 +229,29 @@ def test_a_python_config_is_held_to_its_types(tmp_path):
         assert str(path) in str(caught.value) and expected in str(caught.value)
 
 
-def test_lists_and_dicts_are_taken_for_what_they_hold(shipped):
-    """As JSON has them; what a program makes of them is the same section, to be used as one."""
+def test_lists_and_dicts_are_converted_to_sections(shipped):
+    """A section built from plain JSON values equals, and hashes as, the original one."""
     made = TrainConfig(**to_dict(shipped))
     assert made == shipped and hash(made) == hash(shipped)
     stages = replace(shipped.data, almr=[[0, 0.1], [500, 1]])
-    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.stages()) == 2
+    assert stages.almr == ((0, 0.1), (500, 1.0)) and len(stages.almr_stages()) == 2
 
 
-def test_home_is_written_out(monkeypatch):
+def test_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert load_config("configs/cpt_8b.py", ["--output", "~/runs/x"]).output == "/home/me/runs/x"
 
 
-def test_forgotten_architecture_constant(shipped, tmp_path):
+def test_missing_architecture_constant_is_an_error(shipped, tmp_path):
     values = to_dict(shipped)
     del values["model"]["rope_theta"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
-    assert "'rope_theta' is missing" in refused(str(path))
+    assert "'rope_theta' is missing" in load_error(str(path))
 
 
 def test_shipped_configs_that_share_rows_prepare_the_same_ones():
-    """Whose rows differ is refused where the other's lie."""
+    """Two configs with one folder of rows must agree in everything that makes the rows."""
     shared = {}
     for path in Path(ROOT, "configs").glob("*.py"):
         config = runpy.run_path(str(path)).get("config")
@@ -263,7 +266,7 @@ def test_shipped_configs_that_share_rows_prepare_the_same_ones():
     ("name", "content", "expected"),
     [
         ("absent.py", None, "no such config file"),
-        ("empty.py", "", "defines no `config = TrainConfig(...)`"),
+        ("empty.py", "", "does not define `config = TrainConfig(...)`"),
         ("syntax.py", "a = 1\nconfig = (\n", ":2:"),
         (
             "typo.py",
@@ -275,15 +278,15 @@ def test_shipped_configs_that_share_rows_prepare_the_same_ones():
         ("not.json", "{", "not JSON"),
     ],
 )
-def test_bad_files(name, content, expected, tmp_path):
+def test_invalid_files_are_one_line_errors(name, content, expected, tmp_path):
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
-    line = refused(str(path))
+    line = load_error(str(path))
     assert str(path) in line and expected in line
 
 
-def test_the_command_says_it_in_one_line():
+def test_command_prints_a_config_error_in_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "llama_cpt.train", "configs/cpt_8b.py", "--data.almrr", "0.3"],
         capture_output=True,
@@ -295,7 +298,7 @@ def test_the_command_says_it_in_one_line():
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_pipelines_stages_take_overrides():
+def test_overrides_of_a_pipeline_stage():
     path = "configs/demo_pipeline.py"
     config = load_config(
         path, ["--stages.1.num-steps", "7", "--max-new-tokens", "9"], PipelineConfig
@@ -303,5 +306,5 @@ def test_a_pipelines_stages_take_overrides():
     assert [stage.num_steps for stage in config.stages][1] == 7 and config.max_new_tokens == 9
     with pytest.raises(UserError, match=r"'stages.1.num_step'; did you mean 'stages.1.num_steps'"):
         load_config(path, ["--stages.1.num-step", "7"], PipelineConfig)
-    with pytest.raises(UserError, match=r"defines no `config = PipelineConfig"):
+    with pytest.raises(UserError, match=r"does not define `config = PipelineConfig"):
         load_config("configs/cpt_8b.py", (), PipelineConfig)

@@ -38,16 +38,16 @@ def test_a_name_is_the_most_compact_shape_of_its_size(family):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("v5p-300", r"v5p:4x4x8 \(v5p-256, 128 chips\) or v5p:4x4x12 \(v5p-384, 192 chips\)"),
         ("v6e:3x5", r"v6e:2x4 \(v6e-8, 8 chips\) or v6e:4x4"),
         ("v5e-1000", "v5e:16x16"),
         ("v5p:4x4x384", r"v5p:16x16x24 \(v5p-12288, 6144 chips\)"),
-        ("v9-8", "known: v5e, v5p, v6e, tpu7x"),
-        ("pod", "write a shape, v5p:4x4x8, or a name, v5p-256"),
+        ("v9-8", "use one of v5e, v5p, v6e, tpu7x"),
+        ("pod", "must be a shape such as v5p:4x4x8 or a name such as v5p-256"),
     ],
 )
-def test_no_such_slice_offers_the_nearest(text, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_slice_error_names_the_nearest(text, expected):
+    with pytest.raises(UserError, match=expected):
         find_topology(text)

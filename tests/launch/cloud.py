@@ -1,4 +1,4 @@
-"""A cloud that is not there: the launch scripts, run against ``fake_cloud.sh`` by a plan."""
+"""A fake cloud: the launch scripts run with ``fake_cloud.sh``, which follows a plan."""
 
 from collections.abc import Sequence
 import contextlib
@@ -45,14 +45,14 @@ Ran = subprocess.CompletedProcess[str]
 
 
 def ended(started: Started) -> Ran:
-    """Its status and what it said."""
+    """Wait for the script; return its status and output."""
     output, errors = started.communicate(timeout=300)
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """The folder that stands for Google Cloud, and a checkout with the scripts."""
+    """The folder that represents Google Cloud, and a checkout with the scripts."""
 
     place: Path
     checkout: Path
@@ -60,7 +60,7 @@ class Cloud:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Started:
-        """The script, with other settings, by ``plan`` (verb -> what its calls meet)."""
+        """Start a script with ``settings``; ``plan`` maps a verb to the outcomes of its calls."""
         for verb, lines in (plan or {}).items():
             (self.place / "plan" / verb).write_text("".join(f"{line}\n" for line in lines))
         places = {"MOUNT": str(self.place / "mount"), "COLLECTED": str(self.place / "collected")}
@@ -86,11 +86,11 @@ class Cloud:
         )
 
     def run(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Ran:
-        """``start``, to its end."""
+        """Start a script and wait until it ends."""
         return ended(self.start(script, *words, plan=plan, **settings))
 
     def is_up(self) -> None:
-        """The TPUs are there and set up."""
+        """Create the TPUs and set them up."""
         (self.place / "request").write_text("ACTIVE")
         (self.place / "mount").symlink_to(self.place / "bucket")
         for worker in range(self.workers):
@@ -101,55 +101,55 @@ class Cloud:
             (host / "llama_cpt_revision").write_text(f"{self.revision()}\n")
 
     def save(self, step: int, run: str = "cpt", processes: int = 2) -> None:
-        """A checkpoint of two processes, of which so many wrote their manifests."""
+        """Write a checkpoint of two processes, of which ``processes`` wrote their manifests."""
         folder = self.place / "bucket" / "runs" / run / "checkpoints"
         (folder / str(step)).mkdir(parents=True)
         for process in range(processes):
             (folder / f"{step}.manifest-0000{process}-of-00002.json").touch()
 
     def revision(self) -> str:
-        """The commit that hosts are to hold."""
+        """Return the commit that hosts must have."""
         git = ["git", "-C", str(self.checkout), "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
     def until_trained(self) -> None:
-        """The training has begun on all hosts."""
+        """Wait until the training has started on all hosts."""
         deadline = time.monotonic() + 60
         while len(list(self.place.glob("trained.*"))) < self.workers:
-            assert time.monotonic() < deadline, "no training begins"
+            assert time.monotonic() < deadline, "the training did not start"
             time.sleep(0.05)
 
     def power_off(self) -> None:
-        """No job of any host goes on."""
+        """Kill the jobs of all hosts."""
         for group in self.place.glob("hosts/*/*/llama_cpt_job/group"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(group.read_text()), signal.SIGKILL)
 
     def calls(self) -> list[str]:
-        """What gcloud was asked to change, in order; questions are left out."""
+        """Return the calls of gcloud in order, except for queries."""
         file = self.place / "calls"
         lines = file.read_text().splitlines() if file.exists() else []
-        told = [re.sub(r"^ssh bash \S*(?:install|job)\.sh", "host", line) for line in lines]
-        return [line for line in told if line != "host state"]
+        calls = [re.sub(r"^ssh bash \S*(?:install|job)\.sh", "host", line) for line in lines]
+        return [line for line in calls if line != "host state"]
 
     def verbs(self) -> list[str]:
-        """Of ``calls``: the verbs alone, and on hosts what was done there."""
+        """Return the verbs of ``calls``, and for calls on hosts the action there."""
         words = [line.split() for line in self.calls()]
         known = {"start": "start", "stop": "stop"}
         return [known.get(word[1], "install") if word[0] == "host" else word[0] for word in words]
 
     def billed(self) -> bool:
-        """Whether a request or a node is left."""
+        """Return whether a request or a node is left."""
         return (self.place / "request").exists() or (self.place / "hosts").exists()
 
     def processes(self) -> list[str]:
-        """Command lines of this user that name this cloud's folder."""
+        """Return the command lines of processes that contain this cloud's folder."""
         found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
         return [line for line in found.splitlines() if str(self.place) in line]
 
 
 def make_checkout(place: Path) -> Path:
-    """The launch scripts as they are now, in a repository of their own with one commit."""
+    """Make a repository with the present launch scripts in one commit."""
     (place / "configs").mkdir(parents=True)
     (place / "configs" / "cpt_1b.py").touch()
     shutil.copytree(ROOT / "launch", place / "launch")
@@ -160,7 +160,7 @@ def make_checkout(place: Path) -> Path:
 
 
 def make_cloud(place: Path, checkout: Path, commands: Sequence[str] = ("gcloud", "xpk")) -> Cloud:
-    """An empty cloud, and the fakes for PATH: of ``commands``, and of what a host has."""
+    """Make an empty cloud, with fakes of ``commands`` and of the programs of a host on PATH."""
     for folder in ("bin", "plan", "bucket"):
         (place / folder).mkdir()
     for command in (*commands, *OF_HOSTS):

@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Google Cloud as the launch scripts see it: gcloud (with the true one: ssh, scp), and what a host
-# has (sudo, curl, gcsfuse, uv, hostname, mountpoint, python), and xpk, by the name that it is
-# called by. A host is a folder that is HOME.
+# A fake of Google Cloud. By the name that it is called by, it is gcloud (with the real gcloud: ssh,
+# scp), a program of a host (sudo, curl, gcsfuse, uv, hostname, mountpoint, python), or xpk. A host is
+# a folder, which is HOME there.
 #
-# $CLOUD/plan/VERB has a line a call of VERB, "ok" once they are used up. create: the request's
-# states, separated by commas; refused; hang; late (served after no answer); gone (taken, and
-# nowhere). delete: busy. list: down. ssh: hang; deaf (one host stays silent). rsync: down. train:
-# the step that is saved, then an exit status a host, or mistake, check, option, crash, hang,
+# $CLOUD/plan/VERB has one line per call of VERB; later calls are "ok". create: the states of the
+# request, separated by commas; refused; hang; late (accepted without an answer); gone (accepted, then
+# missing). delete: busy. list: down. ssh: hang; deaf (one host does not answer). rsync: down. train:
+# the step that is saved, then an exit status per host, or mistake, check, option, crash, hang,
 # preempt. export: nothing (is written), hang, 78 (a user error). xpk: fails.
 set -euo pipefail
 CALLED=$(basename "$0")
 
 note() { printf '%s\n' "$*" >>"$CLOUD/calls"; }
 
-# planned VERB: its next line.
+# planned VERB: print its next line.
 planned() {
   local file=$CLOUD/plan/$1 line=ok
   [[ ! -s $file ]] || { line=$(head -n 1 "$file") && sed -i 1d "$file"; }
   printf '%s\n' "$line"
 }
 
-# What stands for gs://BUCKET/...
+# Print the path that represents gs://BUCKET/...
 in_bucket() { printf '%s/bucket/%s' "$CLOUD" "$(cut -d/ -f4- <<<"$1")"; }
 
-# What one level of a folder in the bucket holds, as gcloud tells it.
+# List one level of a folder in the bucket, in the format of gcloud.
 list_bucket() {
   find "$(in_bucket "$1")" -mindepth 1 -maxdepth 1 \( -type d -printf "$1%f/\n" -o -printf "$1%f\n" \) 2>/dev/null
 }
 
-# The request's state, and one step further along its way.
+# Print the state of the request, and advance it by one.
 request() {
   local states=''
   [[ ! -f $CLOUD/request ]] || states=$(<"$CLOUD/request")
@@ -38,7 +38,7 @@ request() {
 
 nodes() { find "$CLOUD/hosts" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort; }
 
-# Virtual machines and all that runs on them are gone.
+# Delete virtual machines and kill what runs on them.
 power_off() {
   local group
   for group in "$CLOUD"/hosts/*/*/llama_cpt_job/group; do
@@ -87,7 +87,7 @@ list_nodes() {
   printf 'somebody-elses\tREADY\t4\n'
 }
 
-# ssh: the command on every host meant, for real. gcloud says 0 where it did not reach one.
+# ssh: run the command on every selected host. gcloud exits with 0 even if it did not reach one.
 on_hosts() {
   local node=$1 worker=$2 command=$3 how place skipped=''
   how=$(planned ssh)
@@ -150,7 +150,7 @@ export_model() {
   esac
 }
 
-# xpk: workloads are the lines of a file, behind what it says besides.
+# xpk: the workloads are the lines of a file, printed after other output.
 xpk() {
   note "xpk $*"
   [[ $(planned xpk) != fails ]] || exit 1
@@ -161,7 +161,7 @@ xpk() {
   esac
 }
 
-# A checkpoint of two processes.
+# Write a checkpoint of two processes.
 save() {
   local run=$CLOUD/bucket/runs/cpt
   mkdir -p "$run/checkpoints/$1"
@@ -169,7 +169,7 @@ save() {
   echo '{}' >"$run/metrics.jsonl"
 }
 
-# The training, or the export, on one host.
+# Run the training or the export on one host.
 python() {
   local attempt host step statuses status
   [[ $* != *to-hf* ]] || { export_model "${*: -1}" && exit; }
@@ -194,7 +194,7 @@ python() {
   esac
 }
 
-# ssh and scp are called by a gcloud that is not faked; google_cloud.py gives hosts their addresses.
+# ssh and scp are called by the real gcloud; google_cloud.py gives the hosts their addresses.
 host_at() { dirname "$(grep -l -x "${1#*@}" "$CLOUD"/hosts/*/*/address)"; }
 
 ssh() {
@@ -216,7 +216,7 @@ case $CALLED in
   hostname) printf '%s-%s\n' "$(basename "$(dirname "$HOME")")" "$(basename "$HOME")" ;;
   mountpoint) [[ -L $2 ]] ;;
   gcsfuse)
-    # Hosts share the mount, come at once, and each makes the folder anew.
+    # Hosts share the mount and start at the same time, and each makes the folder.
     exec 9>"$CLOUD/mount.lock" && flock 9
     until [[ -L ${*: -1} ]] || ln -sT "$CLOUD/bucket" "${*: -1}"; do rmdir "${*: -1}"; done 2>/dev/null
     ;;

@@ -1,6 +1,6 @@
-"""Google's services as ``gcloud`` itself speaks to them: a queued resource, its hosts, a bucket.
+"""Local services with the API that ``gcloud`` uses: a queued resource, its hosts, a bucket.
 
-They keep what they know in a ``Cloud``'s folder, as ``fake_cloud.sh`` does.
+Their state is in the folder of a ``Cloud``, as that of ``fake_cloud.sh``.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
 
 
 class FolderObjects(MutableMapping[str, bytes]):
-    """A bucket's objects, by name: the files of a folder."""
+    """The objects of a bucket by name, stored as the files of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class FolderObjects(MutableMapping[str, bytes]):
 
 
 class TpuService(ThreadingHTTPServer):
-    """Cloud TPU's queued resources and nodes, and as much of Compute Engine as ssh asks for."""
+    """Queued resources and nodes of Cloud TPU, and the part of Compute Engine that ssh needs."""
 
     daemon_threads = True
 
@@ -57,7 +57,7 @@ class TpuService(ThreadingHTTPServer):
         self.place, self.power_off = cloud.place, cloud.power_off
         self.workers = cloud.workers
         self.asked: list[dict] = []
-        """The requests that were taken."""
+        """Requests that were accepted."""
         self.deleted = 0
 
     @property
@@ -65,7 +65,7 @@ class TpuService(ThreadingHTTPServer):
         return self.place / "hosts"
 
     def take(self, identity: str, request: dict) -> None:
-        """The request waits, is served, and its hosts are there."""
+        """Accept the request, and create its hosts."""
         self.asked.append(request)
         (spec,) = request["tpu"]["nodeSpec"]
         slices = spec.get("multisliceParams", {})
@@ -80,14 +80,14 @@ class TpuService(ThreadingHTTPServer):
         (self.place / "request").write_text("WAITING_FOR_RESOURCES,PROVISIONING,ACTIVE")
 
     def delete(self) -> None:
-        """The request and all of its hosts are gone."""
+        """Delete the request and all of its hosts."""
         self.deleted += 1
         self.power_off()
         shutil.rmtree(self.hosts)
         (self.place / "request").unlink()
 
     def requests(self, parent: str) -> list[dict]:
-        """The queued resource, if any; each look brings it one state further."""
+        """Return the queued resource, if any; each call advances it by one state."""
         file = self.place / "request"
         if not file.exists():
             return []
@@ -102,7 +102,7 @@ class TpuService(ThreadingHTTPServer):
         return sorted(path.parent.name for path in self.hosts.glob("*/0"))
 
     def node(self, parent: str, node: str) -> dict:
-        """Its description, with the addresses of its hosts in order."""
+        """Return the description of a node, with the addresses of its hosts in order."""
         hosts = sorted((self.hosts / node).iterdir())
         addresses = [(host / "address").read_text().strip() for host in hosts]
         ends = [{"ipAddress": ip, "accessConfig": {"externalIp": ip}} for ip in addresses]
@@ -120,20 +120,20 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
-    do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815  (what the base class calls)
+    do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815  (Names of the base class.)
 
     def answer(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        told = self.told(json.loads(content or b"{}"))
-        body = json.dumps(told if told is not None else {"error": {"code": 404}}).encode()
-        self.send_response(404 if told is None else 200)
+        found = self.response(json.loads(content or b"{}"))
+        body = json.dumps(found if found is not None else {"error": {"code": 404}}).encode()
+        self.send_response(404 if found is None else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def told(self, sent: dict) -> dict | None:
-        """None: there is no such thing."""
+    def response(self, sent: dict) -> dict | None:
+        """Return the response to a request; None is status 404."""
         url = urlsplit(self.path)
         parent, _, thing = url.path.partition("/v2/")[2].partition("/locations/")
         zone, _, thing = thing.partition("/")
@@ -156,16 +156,18 @@ class Answer(BaseHTTPRequestHandler):
                 keys = {"items": [{"namespace": "hostkeys", "key": "ssh-rsa", "value": "AAAA"}]}
                 guest = {"queryPath": "hostkeys/", "queryValue": keys}
                 return {"guestAttributes": self.server.workers * [guest]}
-            case "GET", ("", ""):  # of Compute Engine
+            case "GET", ("", ""):  # A request to Compute Engine.
                 return {"name": "a-project", "commonInstanceMetadata": {"items": []}}
-        node = next(iter(self.server.node_names()), None)  # any: gcloud looks it up, no more
+        node = next(
+            iter(self.server.node_names()), None
+        )  # Any node, because gcloud only checks that it exists.
         done = {"name": f"{parent}/nodes/{node}"}
         return {"name": f"{parent}/operations/o", "done": True, "response": done}
 
 
 @contextlib.contextmanager
 def google_cloud(cloud: Cloud) -> Iterator[TpuService]:
-    """What ``cloud`` starts in here speaks to these services, through the true ``gcloud``."""
+    """Context manager in which ``cloud`` uses these services through the real ``gcloud``."""
     bucket = cloud.place / "bucket"
     with storage(bucket) as stored, TpuService(cloud) as service:
         stored.objects = FolderObjects(bucket)

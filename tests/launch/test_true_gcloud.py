@@ -1,4 +1,4 @@
-"""The launch scripts with the true ``gcloud``: its options, its answers, its exit statuses."""
+"""The launch scripts with the real ``gcloud``: its options, answers and exit statuses."""
 
 import shutil
 import subprocess
@@ -22,14 +22,14 @@ def cloud(tmp_path):
     checkout = make_checkout(tmp_path / "checkout" / "llama_cpt")
     made = make_cloud(tmp_path, checkout, commands=("ssh", "scp"))
     (tmp_path / ".ssh").mkdir()
-    key = tmp_path / ".ssh" / "google_compute_engine"  # as launch/README.md says
+    key = tmp_path / ".ssh" / "google_compute_engine"  # As in launch/README.md.
     subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", key], check=True)
     yield made
     made.power_off()
 
 
-def test_the_whole_story(cloud):
-    """Created, saved and restarted, preempted, a peer lost, done; exported, collected, deleted."""
+def test_a_run_survives_preemption_and_lost_peers(cloud):
+    """The run is created, preempted, loses a peer, ends, is exported, collected and deleted."""
     story = ["100 75", "200 preempt preempt", "300 134 134", "400 0"]
     with google_cloud(cloud) as service:
         for script in ("create", "setup", "run", "status", "logs", "collect", "delete"):
@@ -39,7 +39,9 @@ def test_the_whole_story(cloud):
             if script == "status":
                 assert "request cpt: ACTIVE" in ran.stdout and "cpt\tREADY\t2" in ran.stdout
                 assert "cpt-1 stopped 0" in ran.stdout
-                assert "whole checkpoints in gs://a-bucket/runs/cpt: 100 200 300 400" in ran.stdout
+                assert (
+                    "complete checkpoints in gs://a-bucket/runs/cpt: 100 200 300 400" in ran.stdout
+                )
         assert (len(service.asked), service.deleted) == (2, 2)
         assert not cloud.billed() and not cloud.processes()
     for host in ("cpt-0", "cpt-1"):

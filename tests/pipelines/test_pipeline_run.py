@@ -166,9 +166,9 @@ def test_a_stage_begun_too_early_is_refused(pipeline):
 
 def test_stages_must_follow_one_another(pipeline):
     cpt, sft, _ = pipeline.stages
-    with pytest.raises(UserError, match="the stage before it is .*cpt: leave init_from empty"):
+    with pytest.raises(UserError, match="the stage before it is .*cpt; leave init_from empty"):
         replace(pipeline, stages=(cpt, replace(sft, init_from="elsewhere")))
-    with pytest.raises(UserError, match="give each its own output folder"):
+    with pytest.raises(UserError, match="must have different names"):
         replace(pipeline, stages=(cpt, replace(sft, output=cpt.output, init_from="")))
     with pytest.raises(UserError, match="stages is empty"):
         replace(pipeline, stages=())

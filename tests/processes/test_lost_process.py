@@ -194,7 +194,7 @@ def test_an_output_that_is_not_shared(many, tmp_path):
     command = ["llama_cpt.train", str(path)]
     launched = ended(lambda: launch(command, tmp_path, 2, program))
     assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
-    assert "error: output=run: not the same place on process 1 (" in launched.log()
+    assert "error: output=run is not the same folder on process 1 (" in launched.log()
     assert not list((tmp_path / "0" / "run").iterdir())
 
 

@@ -118,7 +118,7 @@ def test_the_first_converts_and_all_end_as_it_does(model, tmp_path):
     together(["llama_cpt.convert", *command], tmp_path / "logs")
     assert convert.main(["verify", model, str(tmp_path / "run")]) == 0
     again = together(["llama_cpt.convert", *command], tmp_path / "again", status=USER_ERROR)
-    assert again.log().count("exists already") == 1 and "Traceback" not in again.log()
+    assert again.log().count("already exists") == 1 and "Traceback" not in again.log()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What one process sees of the rules that many live by; tests/processes has the many."""
+"""Processes, exit statuses and retries as one process sees them; tests/processes runs several."""
 
 import errno
 import os
@@ -15,8 +15,7 @@ from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.parallel import global_arrays
 from llama_cpt.parallel.global_arrays import from_local_rows, from_replicated, local_rows
 from llama_cpt.plan import DoesNotFitError
-from llama_cpt.runtime import distributed as processes
-from llama_cpt.runtime import retry
+from llama_cpt.runtime import distributed, retry
 from llama_cpt.runtime.distributed import (
     LostProcessError,
     all_processes_agree,
@@ -35,26 +34,29 @@ NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
-        (("localhost:1", "", ""), "JAX_NUM_PROCESSES, JAX_PROCESS_ID: set all three"),
+        (("localhost:1", "", ""), "without JAX_NUM_PROCESSES, JAX_PROCESS_ID; set all three"),
         (("localhost:1", "2", "2"), "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2"),
         (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
-        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost: give HOST:PORT"),
-        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc: give HOST:PORT"),
-        (("localhost:65536", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:65536: give HOST:PORT"),
+        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost must be HOST:PORT"),
+        (("localhost:abc", "2", "0"), "JAX_COORDINATOR_ADDRESS=localhost:abc must be HOST:PORT"),
+        (
+            ("localhost:65536", "2", "0"),
+            "JAX_COORDINATOR_ADDRESS=localhost:65536 must be HOST:PORT",
+        ),
     ],
 )
-def test_half_an_environment_is_refused(values, told, monkeypatch):
+def test_incomplete_environment_is_rejected(values, expected, monkeypatch):
     for name, value in zip(NAMES, values, strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told), distributed_session():
+    with pytest.raises(UserError, match=expected), distributed_session():
         pass
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypatch):
-    """A port that another has, a coordinator whose name nobody knows yet."""
+def test_failed_connection_is_transient(taken, monkeypatch):
+    """The port is in use, or the name of the coordinator cannot be resolved yet."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1] if taken else 1
         for name, value in zip(NAMES, (f"pod-0:{port}", "2", "0" if taken else "1"), strict=True):
@@ -62,18 +64,18 @@ def test_what_keeps_processes_from_meeting_is_worth_a_new_start(taken, monkeypat
         unknown = Mock(side_effect=RuntimeError("Failed to recognize coordinator address pod-0"))
         monkeypatch.setattr(jax.distributed, "initialize", unknown)
         with pytest.raises(LostProcessError, match=f"port {port} .* cannot" if taken else "pod-0"):
-            processes._connect()
+            distributed._connect()
     assert unknown.called != taken
 
 
-def test_commands_of_one_process_say_so(monkeypatch):
+def test_single_process_command_rejects_several(monkeypatch):
     require_single_process("sweep")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="sweep is one process"):
+    with pytest.raises(UserError, match="sweep runs as one process"):
         require_single_process("sweep")
 
 
-def test_alone_is_agreed():
+def test_single_process_agrees_with_itself():
     assert allgather_strings("here", "test") == ["here"]
     assert all_processes_agree(True, "test") and not all_processes_agree(False, "test")
     assert broadcast_from_primary(7, "test") == 7
@@ -84,17 +86,17 @@ def system(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-LASTING = (
+PERMANENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
-PASSING = errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET
+TRANSIENT = errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET
 BUSY = {"code": 503, "message": "try again"}
 DENIED = {"code": 403, "message": "no such right"}
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "message"),
     [
         (UserError("no such field."), 78, "error: no such field."),
         (UsageError("no such option."), 2, "error: no such option."),
@@ -103,8 +105,8 @@ DENIED = {"code": 403, "message": "no such right"}
         (SaveError("not saved.", passing=True), 75, "error: not saved."),
         (SaveError("not saved.", passing=False), 78, "error: not saved."),
         (UnreachableError("no answer."), 75, "error: no answer."),
-        *((system(number), 78, f"error: {system(number)}") for number in LASTING),
-        *((system(number), 75, f"error: {system(number)}") for number in PASSING),
+        *((system(number), 78, f"error: {system(number)}") for number in PERMANENT),
+        *((system(number), 75, f"error: {system(number)}") for number in TRANSIENT),
         # Orbax has the words and no number; a number may come without words.
         (OSError("No space left on device"), 78, "error: No space left on device"),
         (OSError(errno.EROFS, "?"), 78, f"error: [Errno {errno.EROFS}] ?"),
@@ -119,29 +121,33 @@ DENIED = {"code": 403, "message": "no such right"}
     ],
     ids=repr,
 )
-def test_an_error_ends_one_as_it_ends_many(error, status, told, monkeypatch, capsys):
-    left = []
-    monkeypatch.setattr(processes, "heartbeat_seconds", lambda: 0)
-    monkeypatch.setattr(processes, "_announce_exit", lambda *said: left.append(said))
-    with processes._end_together():
+def test_error_has_one_status_for_one_and_several_processes(
+    error, status, message, monkeypatch, capsys
+):
+    exits = []
+    monkeypatch.setattr(distributed, "heartbeat_seconds", lambda: 0)
+    monkeypatch.setattr(distributed, "_announce_exit", lambda *notice: exits.append(notice))
+    with distributed._end_together():
         raise error
-    assert left == [(status, told)]
+    assert exits == [(status, message)]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
     assert ended.value.code == status
     shown = capsys.readouterr().err
-    if told.startswith("failed: "):
+    if message.startswith("failed: "):
         assert shown.startswith("Traceback ")
-    elif told != "stopped":
-        assert shown == f"{told}\n"
+    elif message != "stopped":
+        assert shown == f"{message}\n"
 
 
 @pytest.mark.parametrize(
     ("ending", "status"), [("exit(65)", 65), ("exit(1)", 1), ("abort()", 134), ("kill(9)", 137)]
 )
-def test_a_shown_command_passes_its_status_on(ending, status, tmp_path, monkeypatch, capfd):
-    """The demo ends as the command that failed."""
+def test_run_command_exits_with_the_status_of_the_command(
+    ending, status, tmp_path, monkeypatch, capfd
+):
+    """The demo exits with the status of the command that failed."""
     (tmp_path / "llama_cpt").mkdir()
     (tmp_path / "llama_cpt" / "__init__.py").touch()
     code = {"exit": "os._exit({0})", "abort": "os.abort()", "kill": "os.kill(os.getpid(), {0})"}
@@ -154,7 +160,7 @@ def test_a_shown_command_passes_its_status_on(ending, status, tmp_path, monkeypa
     assert f"CONFIG` ended with status {status}; see above." in capfd.readouterr().err
 
 
-def test_patience_outlasts_what_passes_and_no_more(monkeypatch):
+def test_only_transient_errors_are_retried_three_times(monkeypatch):
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     tries: list[int] = []
 
@@ -175,8 +181,8 @@ def test_patience_outlasts_what_passes_and_no_more(monkeypatch):
 
 
 @pytest.mark.parametrize(("axes", "shared"), [((4, 2), True), ((8, 1), False)])
-def test_hosts_hold_all_rows_between_them(axes, shared, monkeypatch):
-    """Also where the mesh deals rows to two hosts in turn, and where they share rows."""
+def test_hosts_together_have_all_rows(axes, shared, monkeypatch):
+    """The mesh interleaves the rows of two hosts, or both hosts have all rows."""
     mesh = jax.make_mesh(axes, ("fsdp", "tensor"))
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
     each = []
@@ -189,7 +195,7 @@ def test_hosts_hold_all_rows_between_them(axes, shared, monkeypatch):
     assert all(len(rows) == (16 if shared else 8) for rows in each)
 
 
-def test_arrays_arrive_where_they_belong():
+def test_arrays_have_the_requested_sharding_and_values():
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
     whole = np.arange(2 * 8 * 6).reshape(2, 8, 6)
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))

@@ -1,4 +1,4 @@
-"""Metrics survive a kill, a resume and a loss that is not a number."""
+"""Metrics survive a kill, a resume and a loss that is not finite."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def lines_of(folder):
 
 
 def events_of(folder):
-    """Every event file's events, by file in order; records are length, CRC, bytes, CRC."""
+    """Return the events of each file, in order; a record is a length, a CRC, bytes and a CRC."""
     found = []
     for file in sorted((folder / "tensorboard").iterdir()):
         data, events = file.read_bytes(), []
@@ -37,7 +37,7 @@ def write_steps(folder, resume_step, steps, loss=1.0):
     writer.close()
 
 
-def test_lines_and_events_hold_what_was_written(tmp_path):
+def test_lines_and_events_have_the_written_values(tmp_path):
     write_steps(tmp_path, None, [1, 2])
     assert lines_of(tmp_path) == [
         {"step": 1, "train/loss": 2.0, "train/zh/loss": 1.0},
@@ -48,7 +48,7 @@ def test_lines_and_events_hold_what_was_written(tmp_path):
     assert (2, "train/loss", 3.0) in scalars and len(scalars) == 4
 
 
-def test_lines_are_there_before_the_writer_is_closed(tmp_path):
+def test_lines_are_on_disk_before_the_writer_is_closed(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": 0.5})
     assert lines_of(tmp_path) == [{"step": 1, "train/loss": 0.5}]
@@ -77,20 +77,20 @@ def test_torn_lines_are_dropped(tmp_path, last):
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 4]
 
 
-def test_a_run_from_the_start_keeps_nothing(tmp_path):
-    """Steps of a run that was killed before it saved anything are trained again."""
+def test_new_run_drops_former_lines(tmp_path):
+    """Steps of a run that was killed before its first save are repeated."""
     write_steps(tmp_path, None, [0, 1, 2])
     write_steps(tmp_path, None, [0, 1])
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
 
 
-def test_a_start_without_a_line_loses_nothing(tmp_path):
+def test_start_without_a_line_drops_nothing(tmp_path):
     write_steps(tmp_path, None, [0, 1, 2])
     write_steps(tmp_path, 1, [])
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2]
 
 
-def test_not_a_number_is_null_with_its_key(tmp_path):
+def test_non_finite_value_is_null(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": math.nan, "train/grad_norm": math.inf, "perf/mfu": 0.5})
     writer.close()
@@ -101,17 +101,17 @@ def test_not_a_number_is_null_with_its_key(tmp_path):
     assert [v.tag for e in events for v in e.summary.value] == ["perf/mfu"]
 
 
-def test_other_processes_touch_nothing(tmp_path):
+def test_disabled_writer_creates_no_files(tmp_path):
     writer = MetricsWriter(tmp_path / "run", None, enabled=False)
     writer.write(1, {"train/loss": 1.0})
     writer.close()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_remote_folder_gets_copies(tmp_path, monkeypatch):
-    """A bucket, played by a folder: files are copied whole, and a resume reads them back."""
-    place = lambda url: epath.Path(tmp_path / url.removeprefix("gs://"))
-    monkeypatch.setattr(metrics, "epath", types.SimpleNamespace(Path=place))
+def test_remote_folder_gets_copies(tmp_path, monkeypatch):
+    """A folder stands for the bucket: files are copied whole, and a resume reads them."""
+    local_path = lambda url: epath.Path(tmp_path / url.removeprefix("gs://"))
+    monkeypatch.setattr(metrics, "epath", types.SimpleNamespace(Path=local_path))
     monkeypatch.setattr(metrics.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(metrics, "_UPLOAD_SECONDS", -1.0)
     writer = MetricsWriter("gs://bucket/run", None)
@@ -125,7 +125,7 @@ def test_a_remote_folder_gets_copies(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
 
 
-def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
+def test_transient_error_is_not_a_user_error(tmp_path, monkeypatch):
     def fails(work):
         raise OSError("Input/output error")
 
@@ -136,7 +136,7 @@ def test_what_may_pass_is_no_mistake(tmp_path, monkeypatch):
     writer.close()
 
 
-def test_a_full_disk_is_an_error_and_no_wait(tmp_path):
+def test_full_disk_is_a_user_error(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": 1.0})
     writer._lines.close()

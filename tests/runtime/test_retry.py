@@ -1,4 +1,4 @@
-"""Which errors are worth another try."""
+"""Errors are classified as transient or permanent."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def system(number: int) -> OSError:
         aiohttp.ServerDisconnectedError(),
     ],
 )
-def test_passes(error):
+def test_transient_errors(error):
     assert is_transient(error) and not is_permanent(error)
 
 
@@ -38,9 +38,9 @@ def test_passes(error):
         ValueError("PERMISSION_DENIED: the service account may not"),
     ],
 )
-def test_lasts(error):
+def test_permanent_errors(error):
     assert is_permanent(error) and not is_transient(error)
 
 
-def test_a_fault_of_the_program_is_not_storage():
+def test_a_bug_is_not_a_storage_error():
     assert not is_transient(KeyError("w"))

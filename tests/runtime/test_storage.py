@@ -1,4 +1,4 @@
-"""A remote path that is denied or silent is an error, soon; one that is merely empty is none."""
+"""A remote path without access or answer is an error in bounded time; a missing one is not."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ from tests.storage_server import bucket
 __all__ = ["bucket"]
 
 
-def test_local_and_absent(bucket, tmp_path):
+def test_missing_paths_are_reachable(bucket, tmp_path):
     check_reachable(str(tmp_path / "absent"))
     check_reachable("gs://bucket/absent/*.jsonl", pattern=True)
 
 
-def test_a_mount_that_has_broken(monkeypatch):
-    """What it gives for all that lies in it; a name that cannot be is merely absent."""
+def test_broken_mount_is_transient(monkeypatch):
+    """A broken mount gives this error for every path in it; an invalid name is only missing."""
 
     def broken(path, **_):
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), path)
@@ -33,15 +33,14 @@ def test_a_mount_that_has_broken(monkeypatch):
     assert caught.value.status == PREEMPTED
 
 
-def test_denied(bucket):
+def test_denied_path_is_an_error(bucket):
     bucket.status = 403
     with pytest.raises(UserError, match=r"gs://bucket/x: cannot be read \(Forbidden: \S+\); "):
         check_reachable("gs://bucket/x")
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(3, 200), (0, 503)])
-def test_silent(seconds, status, bucket, monkeypatch):
-    """It may pass: the command is to be started again."""
+def test_unanswered_request_is_transient(seconds, status, bucket, monkeypatch):
     bucket.seconds, bucket.status = seconds, status
     monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 0.3)
     with pytest.raises(UserError, match="gs://bucket/x: no answer") as caught:
@@ -49,8 +48,7 @@ def test_silent(seconds, status, bucket, monkeypatch):
     assert caught.value.status == PREEMPTED
 
 
-def test_writable(bucket):
-    """Nothing stays of the try."""
+def test_check_writable_leaves_no_object(bucket):
     check_writable("gs://bucket/x")
     assert not bucket.objects
     bucket.denies = lambda method: method != "GET"

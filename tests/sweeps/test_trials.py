@@ -45,7 +45,7 @@ def test_cells_are_trained_at_every_seed():
         "almr_0.4-peak_learning_rate_0.001-seed_1",
         "almr_0.33-peak_learning_rate_0.002-seed_0",
     ]
-    with pytest.raises(UserError, match="data.almr' is named twice"):
+    with pytest.raises(UserError, match="data.almr' appears twice"):
         replace(SWEEP, cells=((0.4, 1e-3),))
 
 
@@ -82,7 +82,7 @@ def test_entries_of_a_tuple_are_fields():
     axis = AxisConfig("data.additional.0.name", ("zh", "other"), names=("zh", "b"))
     sweep = replace(SWEEP, axes=(axis,), heldout_groups=(("zh", "additional"),))
     assert [t.config.data.additional[0].name for t in trials_of(sweep)] == ["zh", "other"]
-    with pytest.raises(UserError, match="stands in a folder's name"):
+    with pytest.raises(UserError, match="is part of a folder's name"):
         AxisConfig("seed", (0, 1), names=("../x", "y"))
 
 
@@ -156,15 +156,15 @@ def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
     ("changes", "told"),
     [
         ({"axes": (AxisConfig("data.almrr", (0.1,)),)}, "no such field; did you mean 'almr'"),
-        ({"axes": (AxisConfig("data.almr", (0.1, 1.5)),)}, "outside"),
+        ({"axes": (AxisConfig("data.almr", (0.1, 1.5)),)}, r"data.almr=1.5 must be in \[0, 1\]"),
         ({"axes": (AxisConfig("seed", ("one",)),)}, "seed='one' must be int"),
-        ({"axes": (RATIOS, RATIOS)}, "named twice"),
+        ({"axes": (RATIOS, RATIOS)}, "appears twice"),
         ({"points": 4}, "no axis has between"),
         ({"token_budgets": (10, 20)}, "wsd"),
-        ({"train": replace(cpt, data=replace(cpt.data, heldout=()))}, "measures both"),
+        ({"train": replace(cpt, data=replace(cpt.data, heldout=()))}, "a sweep needs both"),
         ({"train": WSD, "token_budgets": (1, TOKENS * 8)}, "smallest is 1 steps, too few"),
         ({"axes": (AxisConfig("data.original.1.weight", (1.0,)),)}, "no such field"),
-        ({"chip": "v9"}, "chip='v9' is none of"),
+        ({"chip": "v9"}, "chip='v9' must be one of"),
     ],
 )
 def test_mistakes_are_told_with_the_field(changes, told):

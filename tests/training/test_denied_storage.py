@@ -52,7 +52,7 @@ def test_a_command(main, arguments, denied):
 )
 def test_what_must_lie_here(main, arguments, bucket):
     bucket.put("place/config.py", b"", None)
-    with pytest.raises(UserError, match=rf"{PLACE}\S*: must be on this machine"):
+    with pytest.raises(UserError, match=rf"{PLACE}\S* must be on this machine"):
         main(arguments)
 
 

@@ -42,7 +42,9 @@ def test_nothing_is_left_of_a_failed_export(bucket, tmp_path):
         return parameters[path][...]
 
     for output in ("gs://bucket/out", str(tmp_path / "out")):
-        with pytest.raises(UserError, match="No space left on device. Nothing was kept"):
+        with pytest.raises(
+            UserError, match=r"No space left on device\); the incomplete folder was removed"
+        ):
             export_hf(fails, model.config, output, ExportOptions(shard_bytes=10_000))
     assert not bucket.objects and not list(tmp_path.glob("out*"))
 

@@ -269,7 +269,7 @@ def test_export_keeps_what_is_there(good_folder, tmp_path):
     model = load_hf(good_folder)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export(model, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 

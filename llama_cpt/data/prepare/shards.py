@@ -26,11 +26,11 @@ from llama_cpt.data.rows import (
     cut_rows,
     heldout_record,
     record_writer,
-    write_atomic,
     write_manifest,
 )
 from llama_cpt.data.sources.files import Sources
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 

@@ -7,7 +7,6 @@ from html import escape
 from etils import epath
 from matplotlib.figure import Figure
 
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.comparison.compare import Comparison, compare
 from llama_cpt.evaluation.comparison.figures import draw_differences, draw_languages
 from llama_cpt.evaluation.comparison.text import (
@@ -18,6 +17,7 @@ from llama_cpt.evaluation.comparison.text import (
     task_rows,
 )
 from llama_cpt.mixture_law.figure_style import png, style
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.weights.model_card import markdown_table
 
 PICTURES = {

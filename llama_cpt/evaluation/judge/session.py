@@ -8,7 +8,6 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_cpt.data.rows import write_atomic
 from llama_cpt.evaluation.judge.endpoint import KEY_VARIABLE, EndpointJudge
 from llama_cpt.evaluation.judge.person import PersonJudge
 from llama_cpt.evaluation.judge.prompts import Answerer, cached_answers, read_prompts
@@ -24,6 +23,7 @@ from llama_cpt.evaluation.judge.verdicts import (
 )
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import file_lock
 
 RESULT = "win_rate.json"

@@ -1,0 +1,25 @@
+"""Tables keep their shape whatever is in a cell."""
+
+from llama_cpt.runtime.tables import aligned_table, markdown_table
+
+ROWS = [("run", "loss", "note"), ("a|b", "1.25", ""), ("c\nd", "", "")]
+
+
+def test_aligned_table_omits_columns_that_are_empty():
+    assert aligned_table(ROWS) == "  run  loss\n  a|b  1.25\n  c d"
+
+
+def test_aligned_table_keeps_a_lone_header():
+    assert aligned_table([("run", "loss")], indent="") == "run  loss"
+    assert aligned_table([]) == ""
+
+
+def test_markdown_table_escapes_cells_once():
+    table = markdown_table(ROWS)
+    assert table.splitlines() == [
+        "| run | loss | note |",
+        "| --- | --- | --- |",
+        r"| a\|b | 1.25 |  |",
+        "| c d |  |  |",
+    ]
+    assert markdown_table([(r"a\|b",)]).startswith(r"| a\|b |")
