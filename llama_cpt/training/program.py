@@ -24,7 +24,7 @@ from llama_cpt.model.lora import Adapters, abstract_adapters, cast_abstract
 from llama_cpt.model.quantized import require_qwix
 from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.objectives.preference import REFERENCE_FREE
+from llama_cpt.objectives.preference_losses import REFERENCE_FREE
 from llama_cpt.parallel.mesh import BATCH_AXES, constrain, partition_spec, with_shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.compiler_options import compiler_options
