@@ -111,7 +111,7 @@ def test_merged_is_unmerged(target):
 
 
 def test_a_rank_that_no_matrix_has():
-    with pytest.raises(UserError, match=r"lora.rank=25 .* 'key' has, 24; set a smaller one"):
+    with pytest.raises(UserError, match=r"lora.rank=25 .* 'key', 24; set a smaller rank"):
         Adapters(LoraConfig(25, 1.0, ("query", "key")), model_of(), jax.random.key(0))
 
 

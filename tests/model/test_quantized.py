@@ -176,7 +176,7 @@ def test_bf16_is_the_compute_type():
 
 def test_what_cannot_be_is_told(monkeypatch):
     monkeypatch.setattr(quantized, "MOST_TOKENS", 95)
-    with pytest.raises(UserError, match="96 tokens a device"):
+    with pytest.raises(UserError, match="96 tokens per device"):
         passes(lambda x, w: quantized_matmul(x, w, "int8"), X, MATRIX)
     monkeypatch.setitem(sys.modules, "qwix", None)
     require_qwix("bf16")
