@@ -167,8 +167,8 @@ def _losses_and_gradients(
     start = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
     chunks = _chunks(hidden, targets, weights, chunk_tokens // groups.size)
     (loss, d_head), (nll, d_hidden) = jax.lax.scan(chunk, start, chunks)
-    # The barrier makes the layers' backward pass wait for the scatter. Otherwise the gradient of the
-    # share would stay in memory next to their temporaries.
+    # The barrier makes the layers' backward pass wait for the scatter. Otherwise the gradient of
+    # the share would stay in memory next to their temporaries.
     d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, groups.scatter_rows(d_head)))
     return (
         jax.lax.psum(loss, TOKEN_AXES) / groups.size,
