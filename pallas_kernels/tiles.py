@@ -1,7 +1,8 @@
 """The table of tiles of scores that packed rows need, over which a kernel's grid runs.
 
-A packed row of many documents needs few of its tiles: those below the diagonal whose queries and
-keys share a document. The table lists them, so that a kernel neither fetches nor computes others.
+A packed row of many documents needs few of its tiles: those on or below the diagonal whose queries
+and keys share a document. The table lists them, so that a kernel neither fetches nor computes
+others.
 """
 
 from typing import NamedTuple
@@ -71,12 +72,14 @@ def needed_tiles(
     number = jnp.arange(blocks)
     # Two blocks can share a segment only if their ranges of ids overlap. Exact for packed rows.
     shared = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
+    # The argmax of booleans is the first True; the diagonal is always True.
     first = jnp.argmax(shared & (number[:, None] >= number[None])[None], axis=-1)
     query_blocks = number if query_blocks is None else query_blocks
     queries = query_blocks.size
     first = jnp.maximum(first[:, query_blocks], first_key).reshape(-1)
     last = jnp.tile(jnp.minimum(query_blocks, first_key + num_keys - 1), batch)
     counts = jnp.maximum(last - first + 1, 0)
+    # The tiles of the query blocks follow one another in the table: a block's entries end here.
     ends = jnp.cumsum(counts)
     # Entry n belongs to the query block ("owner") whose range of entries, up to ``ends``, holds n.
     entry = jnp.arange(max_tiles)

@@ -118,6 +118,8 @@ def _per_device(kernel: Callable) -> Callable:
     """Run ``kernel`` on each device's rows and heads: the partitioner cannot split a kernel."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
+    # Rows and heads are independent of each other, so no device needs another's. Replication is not
+    # checked because a kernel does not declare how its outputs vary over the mesh.
     heads = partition_spec("batch", "length", "act_heads", None)
     return jax.shard_map(
         kernel,

@@ -43,6 +43,7 @@ def matmul(
     if not isinstance(matrix, AdaptedMatrix):
         return _multiply(x, matrix, precision)
     adapter = matrix.adapter
+    # x A first: its rank is small, while A B would be as large as W.
     added = _multiply(_multiply(x, adapter.a) * adapter.scale, adapter.b)
     return _multiply(x, matrix.matrix, precision) + added
 

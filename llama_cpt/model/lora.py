@@ -52,6 +52,7 @@ def merge_adapters(model: Llama, adapters: Adapters) -> Llama:
         matrix, adapter = getattr(model.layers, target), getattr(adapters, target)
         merged = merge_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
         merged = jax.device_put(merged, matrix[...].sharding)
+        # Freed at once: the matrices and their merged copies together may exceed the memory.
         matrix[...].delete()
         setattr(result.layers, target, matrix.replace(merged))
     return result

@@ -72,6 +72,7 @@ def next_token_loss(  # noqa: PLR0913 - inputs, options of the loss and of the r
     # The metrics are not differentiated: gradients flow from the loss sum only.
     nll = jax.lax.stop_gradient(nll) * batch.loss_mask
     weight = jnp.sum(batch.loss_mask)
+    # Sums per corpus as a product with one-hot columns, which needs no scatter.
     member = jax.nn.one_hot(batch.corpus, num_corpora, dtype=jnp.float32)
     per_corpus = (
         jnp.einsum("bt,btc->c", nll, member),

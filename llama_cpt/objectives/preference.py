@@ -48,6 +48,7 @@ def preference_loss(
     answer's nats per token.
     """
     answers = _answers(model, batch, loss_chunk_tokens)
+    # The two answers of a pair are successive segments of a row, the chosen one first.
     chosen, rejected = _every_other(answers, 0), _every_other(answers, 1)
     present = batch.pair_mask
     loss = LOSSES[config.loss]
@@ -63,6 +64,7 @@ def preference_loss(
         "logps/rejected": rejected.mean if mean else rejected.logprobs,
         "nll": -chosen.mean,
     }
+    # A row has room for the most pairs of any row; ``present`` leaves out the places without one.
     sums = {name: _sum(value, present) for name, value in values.items()}
     sums["corpus_loss"] = _by_corpus(pair_loss, present, batch.rows, num_corpora)
     return *_sum(pair_loss, present), sums
@@ -81,6 +83,8 @@ def kto_loss(
     In the names of the metrics, ``chosen`` means good answers and ``rejected`` bad ones.
     """
     segments = _answers(model, batch, loss_chunk_tokens)
+    # Each judged answer is followed by a mismatched one, which serves the estimate of the
+    # divergence only.
     answers, mismatched = _every_other(segments, 0), _every_other(segments, 1)
     present = batch.answer_mask
     divergence = kto_divergence(mismatched, present)
@@ -105,7 +109,7 @@ def _answers(
 
 
 def _every_other(segments: Answers, first: int) -> Answers:
-    """Return the answers of one kind: the two of a pair are in successive segments."""
+    """Return every second segment's answer, beginning with segment ``first`` of a row."""
     return Answers(*(part[:, first::2] for part in segments))
 
 

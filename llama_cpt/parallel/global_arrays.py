@@ -38,6 +38,7 @@ def from_local_rows(batch: Any, rows: int, sharding: jax.NamedSharding) -> Any:
 
     def place(field: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
+            # JAX requests rows by their global numbers; the arrays hold this process's rows only.
             numbers = np.searchsorted(local, np.arange(rows)[index[1]])
             return field[index[0], numbers][(slice(None), slice(None), *index[2:])]
 

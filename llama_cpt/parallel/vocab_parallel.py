@@ -63,6 +63,7 @@ class VocabGroups:
         x = jax.lax.all_to_all(
             x, EMBED_AXIS, 1, 0, axis_index_groups=self.within_groups, tiled=True
         )
+        # Replicas hold copies of the table, so their gradients are summed.
         return jax.lax.psum(x, "replica")
 
     def gather_tokens(self, x: Shaped[Array, "own ..."]) -> Shaped[Array, "all ..."]:
@@ -106,6 +107,7 @@ def make_vocab_groups(rows: int, tokens: int) -> VocabGroups:
     Each of g neighbors gathers a g-th of the rows and g times the tokens, and scatters as many.
     ``rows`` and ``tokens`` are those of one device.
     """
+    # The size is the largest power of two that divides devices and rows and still pays.
     devices, size = jax.lax.axis_size(EMBED_AXIS), 2
     while not devices % size and not rows % size and rows // size + tokens * size <= rows:
         size *= 2

@@ -40,7 +40,7 @@ def test_mesh_that_does_not_fit_is_rejected(config, message):
     ],
 )
 def test_whole_rows_config_uses_the_same_devices(config, fsdp):
-    whole = config.whole_rows
+    whole = config.without_context
     assert whole == replace(config, fsdp=fsdp, context=1)
     assert make_mesh(whole).size == make_mesh(config).size == 8
 
