@@ -1,1 +1,1 @@
-"""Attention and other kernels, each with its plain-jnp meaning."""
+"""Attention kernels for TPUs, each next to a reference in plain ``jnp``."""

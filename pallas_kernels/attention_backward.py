@@ -1,8 +1,13 @@
-"""The backward kernel of attention: one walk over the tiles, five products in each.
+"""The backward kernel of attention: one pass over the tiles, five matrix products per tile.
 
 With S the scores, P = exp(S - log-sum), dP = dO V^T, dS = P (dP - delta), delta the row sums of
-O dO: dV = P^T dO, dQ = dS K, dK = dS^T Q (arXiv 2307.08691, section 3.1.2). All are held turned,
-keys by queries, so that what belongs to a query is a row of lanes.
+O dO: dV = P^T dO, dQ = dS K, dK = dS^T Q (arXiv 2307.08691, section 3.1.2). S, P, dP and dS are
+transposed, (keys, queries), so that a statistic per query (log-sum, delta) is a row of lanes, which
+broadcasts along the keys for free.
+
+The tiles are visited in the order of the forward kernel, query block after query block, so that one
+kernel makes all three gradients. The gradient of the queries needs one block of VMEM at a time, and
+those of the keys and values accumulate in VMEM over a whole row.
 """
 
 import functools
@@ -32,72 +37,76 @@ from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 Queries = Float[Array, "batch queries heads_x_dim"]
 Keys = Float[Array, "batch length kv_heads_x_dim"]
-LogSums = Float[Array, "batch steps together queries"]
+LogSums = Float[Array, "batch steps heads_per_step queries"]
 Gradients = tuple[Queries, Keys, Keys]
 
 
-def attend_backward(saved: Residuals, out_gradient: Queries, walk: KernelConfig) -> Gradients:
-    """Gradients of query, key and value.
+def attend_backward(saved: Residuals, out_gradient: Queries, config: KernelConfig) -> Gradients:
+    """Return the gradients of query, key and value, in the types of the operands.
 
-    The gradients of ``sizes.backward_keys`` keys lie in VMEM until a row is done. A longer row is
-    walked once for each so many keys, the query's gradient added up in float32.
+    The gradients of up to ``sizes.backward_keys`` keys lie in VMEM until a row is done. A longer
+    row takes one pass per span of so many keys, and the query's gradient accumulates over the
+    passes in float32.
     """
     query, key, value = saved[:3]
-    width = walk.heads.keys_together * walk.heads.head_dim
-    most = walk.sizes.backward_keys * LANES // max(width, LANES) // walk.sizes.tile
-    span = min(max(most, 1), walk.blocks)
-    if span == walk.blocks:
-        return _walked(saved, out_gradient, walk, 0, span, None)
+    width = config.heads.keys_per_step * config.heads.head_dim
+    # Buffers are padded to whole lanes, so narrow heads count as 128 wide.
+    max_blocks = config.sizes.backward_keys * LANES // max(width, LANES) // config.sizes.tile
+    span = min(max(max_blocks, 1), config.blocks)
+    if span == config.blocks:
+        return _backward_pass(saved, out_gradient, config, 0, span, None)
 
     def add(number: jax.Array, gradients: Gradients) -> Gradients:
-        return _walked(saved, out_gradient, walk, number * span, span, gradients)
+        return _backward_pass(saved, out_gradient, config, number * span, span, gradients)
 
-    # Its sums with the output's gradient in the output's place: the output need not live on.
-    saved = saved._replace(out=_row_sums(saved.out, out_gradient, walk))
+    # Delta takes the place of the output, which then need not stay in memory during the passes.
+    saved = saved._replace(out=_delta(saved.out, out_gradient, config))
     empty = jnp.zeros(query.shape, jnp.float32), jnp.zeros_like(key), jnp.zeros_like(value)
-    d_query, d_key, d_value = jax.lax.fori_loop(0, pl.cdiv(walk.blocks, span), add, empty)
+    d_query, d_key, d_value = jax.lax.fori_loop(0, pl.cdiv(config.blocks, span), add, empty)
     return d_query.astype(query.dtype), d_key, d_value
 
 
-def _row_sums(out: Queries, out_gradient: Queries, walk: KernelConfig) -> LogSums:
-    """Delta of every query, of every head."""
+def _delta(out: Queries, out_gradient: Queries, config: KernelConfig) -> LogSums:
+    """Return the row sums of O dO for each query and head, float32."""
     batch, length, _ = out.shape
-    heads = walk.heads
+    heads = config.heads
     products = out.astype(jnp.float32) * out_gradient.astype(jnp.float32)
-    products = products.reshape(batch, length, heads.steps, heads.together, heads.head_dim)
+    products = products.reshape(batch, length, heads.steps, heads.heads_per_step, heads.head_dim)
     return products.sum(-1).transpose(0, 2, 3, 1)
 
 
-def _walked(  # noqa: PLR0913 - what is walked, how, and how far
+def _backward_pass(  # noqa: PLR0913 - operands, configuration and the span of keys
     saved: Residuals,
     out_gradient: Queries,
-    walk: KernelConfig,
+    config: KernelConfig,
     first_key: Int[Array, ""] | int,
     span: int,
-    before: Gradients | None,
+    accumulated: Gradients | None,
 ) -> Gradients:
-    """One walk, over ``span`` blocks of keys; what it adds to ``before``, if there is any.
+    """Run the kernel over ``span`` blocks of keys from block ``first_key`` on.
 
-    Then ``saved.out`` is delta.
+    With ``accumulated``, the gradients are added to those and ``saved.out`` is delta; without, one
+    pass covers the row and the kernel computes delta from the output.
     """
     query, key, value, rows, out, log_sum = saved
-    heads, specs, tile = walk.heads, walk.specs, walk.sizes.tile
-    table = needed_tiles(rows.segment_ids, tile, first_key, span, rows.places)
-    together, width = heads.together, heads.together * heads.head_dim
-    key_width = heads.keys_together * heads.head_dim
-    # For whoever counts operations: each walk sees its share of the keys.
-    walks = "" if before is None else f"_{pl.cdiv(walk.blocks, span)}_walks"
+    heads, specs, tile = config.heads, config.specs, config.sizes.tile
+    table = needed_tiles(rows.segment_ids, tile, first_key, span, rows.query_blocks)
+    per_step, width = heads.heads_per_step, heads.heads_per_step * heads.head_dim
+    key_width = heads.keys_per_step * heads.head_dim
+    # The name states the number of passes because the planner counts operations by it: each pass
+    # sees its share of the keys.
+    passes = "" if accumulated is None else f"_{pl.cdiv(config.blocks, span)}_walks"
     first = jnp.full(1, first_key, jnp.int32)
 
-    def span_of(step: Any, t: Any, entries: Any, start: Any) -> tuple:
-        return unpack(entries[t], walk.blocks).row, jax.lax.div(start[0], span), step
+    def span_index(step: Any, t: Any, entries: Any, start: Any) -> tuple:
+        return unpack(entries[t], config.blocks).row, jax.lax.div(start[0], span), step
 
-    spans = pl.BlockSpec((1, span * tile, key_width), span_of)
+    spans = pl.BlockSpec((1, span * tile, key_width), span_index)
     in_specs = [
         specs.query(),
         specs.key(),
         specs.key(),
-        specs.query() if before is None else specs.log_sums(),
+        specs.query() if accumulated is None else specs.log_sums(),
         specs.query(),
         specs.log_sums(),
         specs.query_ids(),
@@ -106,21 +115,26 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
     operands = [table.entries, first, query, key, value, out, out_gradient, log_sum]
     operands += [rows.query_ids(tile), rows.key_ids()]
     aliases = {}
-    if before is not None:
+    # The accumulated gradients share the buffers of the outputs. The query's is read and added to;
+    # those of keys and values are aliased only so that the spans of other passes keep their values.
+    if accumulated is not None:
         in_specs += [specs.query(), spans, spans]
         aliases = {len(operands) + n: n for n in range(3)}
-        operands += before
+        operands += accumulated
     call = pl.pallas_call(
-        functools.partial(_kernel, walk=walk, adds=before is not None),
+        functools.partial(_kernel, config=config, adds=accumulated is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(heads.steps, table.count),
             in_specs=in_specs,
             out_specs=[specs.query(), spans, spans],
+            # In order: the scaled queries; the keys' segment ids as a column; delta; the transposed
+            # keys; the gradient of a block of queries, transposed; those of the span's keys and
+            # values. Gradients are float32 because they are sums over a whole row.
             scratch_shapes=[
                 pltpu.VMEM((tile, width), query.dtype),
                 pltpu.VMEM((tile, LANES), jnp.int32),
-                pltpu.VMEM((together, tile), jnp.float32),
+                pltpu.VMEM((per_step, tile), jnp.float32),
                 pltpu.VMEM((key_width, tile), key.dtype),
                 pltpu.VMEM((width, tile), jnp.float32),
                 pltpu.VMEM((span * tile, key_width), jnp.float32),
@@ -128,7 +142,7 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(query.shape, query.dtype if before is None else jnp.float32),
+            jax.ShapeDtypeStruct(query.shape, query.dtype if accumulated is None else jnp.float32),
             jax.ShapeDtypeStruct(key.shape, key.dtype),
             jax.ShapeDtypeStruct(value.shape, value.dtype),
         ],
@@ -136,12 +150,13 @@ def _walked(  # noqa: PLR0913 - what is walked, how, and how far
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        interpret=walk.interpret,
-        name=f"flash_attention_backward{walks}",
+        interpret=config.interpret,
+        name=f"flash_attention_backward{passes}",
     )
-    if before is None or rows.places is None:
+    if accumulated is None or rows.query_blocks is None:
         return call(*operands)
-    # Keys after the last of these queries, or of other documents, are nobody's here: no empty grid.
+    # If all keys of the span come after these queries or belong to other documents, no tile is
+    # needed and the grid would be empty.
     return jax.lax.cond(table.count > 0, call, lambda *operands: operands[-3:], *operands)
 
 
@@ -157,81 +172,93 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     q_ids_ref: Any,
     k_ids_ref: Any,
     *refs: Any,
-    walk: KernelConfig,
+    config: KernelConfig,
     adds: bool,
 ) -> None:
-    heads, sizes, blocks = walk.heads, walk.sizes, walk.blocks
-    before_ref, refs = (refs[0], refs[3:]) if adds else (None, refs)
-    d_q_ref, d_k_ref, d_v_ref, scaled_ref, k_column, delta_ref, turned_k, d_q, d_k, d_v = refs
+    heads, sizes, blocks = config.heads, config.sizes, config.blocks
+    previous_ref, refs = (refs[0], refs[3:]) if adds else (None, refs)
+    d_q_ref, d_k_ref, d_v_ref, scaled_ref, k_column, delta_ref, transposed_k, d_q, d_k, d_v = refs
     t, last_t = pl.program_id(1), pl.num_programs(1) - 1
-    here = unpack(table[t], blocks)
+    current = unpack(table[t], blocks)
     size, part = sizes.tile, sizes.backward_queries
 
-    def in_row(place: jax.Array) -> jax.Array:
-        return unpack(table[place], blocks).row == here.row
+    def in_row(entry: jax.Array) -> jax.Array:
+        return unpack(table[entry], blocks).row == current.row
 
     @pl.when((t == 0) | ~in_row(jnp.maximum(t - 1, 0)))
     def start_row() -> None:
         d_k[...] = jnp.zeros_like(d_k)
         d_v[...] = jnp.zeros_like(d_v)
 
-    @pl.when(here.flags & FIRST != 0)
+    @pl.when(current.flags & FIRST != 0)
     def start_queries() -> None:
+        # As in the forward kernel, the scale and log2(e) go into the query once per block.
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
         d_q[...] = jnp.zeros_like(d_q)
         if adds:
             delta_ref[...] = out_ref[0, 0]
         else:
-            _put_row_sums(delta_ref, out_ref, d_out_ref, heads)
+            _store_delta(delta_ref, out_ref, d_out_ref, heads)
 
     def tile(crossing: bool, diagonal: bool) -> None:
         if crossing:
             k_column[...] = column(k_ids_ref[0])
-        turned_k[...] = k_ref[0].T
-        keys_at = pl.multiple_of((here.key - first_key[0]) * size, size)
+        # dQ^T = K^T dS^T: transposing the keys once per tile spares a transpose of each dS.
+        transposed_k[...] = k_ref[0].T
+        keys_at = pl.multiple_of((current.key - first_key[0]) * size, size)
 
         def scores(head: int, begin: int) -> tuple[jax.Array, jax.Array]:
+            # On the diagonal the keys after a part's last query are invisible to all of it.
             keys = begin + part if diagonal else size
-            rows, at, key_at = slice(begin, begin + part), heads.at(head), heads.key_at(head)
-            s = dot(k_ref[0, :keys, key_at], scaled_ref[rows, at], (1, 1))
-            d_p = dot(v_ref[0, :keys, key_at], d_out_ref[0, rows, at], (1, 1))
+            rows, columns, key_columns = _slices(heads, head, begin, part)
+            s = dot(k_ref[0, :keys, key_columns], scaled_ref[rows, columns], (1, 1))
+            d_p = dot(v_ref[0, :keys, key_columns], d_out_ref[0, rows, columns], (1, 1))
             if crossing:
                 k_ids = jnp.tile(k_column[:keys], (1, part // LANES))
                 visible = k_ids == q_ids_ref[0, :, rows]
                 if diagonal:
-                    q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
-                    visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
+                    q_position = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
+                    visible &= q_position >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
                 s = jnp.where(visible, s, MASK_VALUE)
             return s, d_p
 
-        parts = list(itertools.product(range(heads.together), range(0, size, part)))
+        parts = list(itertools.product(range(heads.heads_per_step), range(0, size, part)))
         for (head, begin), (s, d_p) in software_pipeline(scores, parts, sizes.backward_ahead):
-            rows, at, key_at = slice(begin, begin + part), heads.at(head), heads.key_at(head)
+            rows, columns, key_columns = _slices(heads, head, begin, part)
             p = jnp.exp2(s - log_sum_ref[0, 0, head : head + 1, rows])
             d_s = (p * (d_p - delta_ref[head : head + 1, rows])).astype(k_ref.dtype)
-            of_keys = pl.ds(keys_at, s.shape[0]), key_at
-            d_v[of_keys] += dot(p.astype(d_out_ref.dtype), d_out_ref[0, rows, at], (1, 0))
-            d_k[of_keys] += dot(d_s, scaled_ref[rows, at], (1, 0))
-            d_q[at, rows] += dot(turned_k[key_at, : s.shape[0]], d_s, (1, 0))
+            key_block = pl.ds(keys_at, s.shape[0]), key_columns
+            # A group's query heads add to the gradient of the key head that they share.
+            d_v[key_block] += dot(p.astype(d_out_ref.dtype), d_out_ref[0, rows, columns], (1, 0))
+            d_k[key_block] += dot(d_s, scaled_ref[rows, columns], (1, 0))
+            d_q[columns, rows] += dot(transposed_k[key_columns, : s.shape[0]], d_s, (1, 0))
 
-    dispatch_by_mask(here.flags, tile)
+    dispatch_by_mask(current.flags, tile)
 
-    @pl.when(here.flags & LAST != 0)
+    @pl.when(current.flags & LAST != 0)
     def end_queries() -> None:
-        found = (d_q[...] * heads.head_dim**-0.5).T
-        d_q_ref[0] = (found + before_ref[0] if adds else found).astype(d_q_ref.dtype)
+        gradient = (d_q[...] * heads.head_dim**-0.5).T
+        d_q_ref[0] = (gradient + previous_ref[0] if adds else gradient).astype(d_q_ref.dtype)
 
     @pl.when((t == last_t) | ~in_row(jnp.minimum(t + 1, last_t)))
     def end_row() -> None:
-        # The scores' gradients met the scaled query: what is too much is log2(e).
+        # dS was multiplied with the scaled query, whose factor is log2(e) / sqrt(head_dim); the
+        # gradient has 1 / sqrt(head_dim) only.
         d_k_ref[0] = (d_k[...] * (1 / LOG2_E)).astype(d_k_ref.dtype)
         d_v_ref[0] = d_v[...].astype(d_v_ref.dtype)
 
 
-def _put_row_sums(delta_ref: Any, out_ref: Any, d_out_ref: Any, heads: Heads) -> None:
-    """Delta of a block of queries, a row of lanes for each head."""
-    for head in range(heads.together):
-        out, d_out = (x[0, :, heads.at(head)].astype(jnp.float32) for x in (out_ref, d_out_ref))
+def _store_delta(delta_ref: Any, out_ref: Any, d_out_ref: Any, heads: Heads) -> None:
+    """Store delta of a block of queries, a row of lanes per head."""
+    for head in range(heads.heads_per_step):
+        out, d_out = (
+            x[0, :, heads.columns(head)].astype(jnp.float32) for x in (out_ref, d_out_ref)
+        )
         delta = (out * d_out).sum(-1, keepdims=True)
         delta_ref[head : head + 1] = jnp.broadcast_to(delta, (delta.shape[0], LANES)).T[:1]
+
+
+def _slices(heads: Heads, head: int, begin: int, queries: int) -> tuple[slice, slice, slice]:
+    """Return the rows of a part, and its head's columns in blocks of queries and of keys."""
+    return slice(begin, begin + queries), heads.columns(head), heads.key_columns(head)

@@ -1,4 +1,9 @@
-"""The forward kernel of attention: softmax by tiles, running maximum and sum (arXiv 1805.02867)."""
+"""The forward kernel of attention: softmax over tiles with a running maximum and sum.
+
+The online softmax is that of Milakov and Gimelshein 2018 (arXiv 1805.02867, algorithm 3). The grid
+is (steps of heads, needed tiles). The tiles of a block of queries are adjacent in the table, so its
+maximum, sum and output stay in VMEM from the first tile to the last and are written once.
+"""
 
 import functools
 import itertools
@@ -26,23 +31,28 @@ from pallas_kernels.attention_parts import (
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 
-# Traced once: a kernel's body names the lines that led to its trace, and the compiler takes two
-# kernels for one only where these agree. A step has this one forward and again going backward.
-@functools.partial(jax.jit, static_argnames="walk", inline=True)
+# The jit makes JAX trace the kernel once. A kernel's body records the source lines that led to its
+# trace, and the compiler merges two equal kernels only if these agree; a step with remat runs this
+# kernel in the forward pass and again in the backward pass.
+@functools.partial(jax.jit, static_argnames="config", inline=True)
 def attend_forward(
     query: Float[Array, "batch queries heads_x_dim"],
     key: Float[Array, "batch length kv_heads_x_dim"],
     value: Float[Array, "batch length kv_heads_x_dim"],
     rows: Rows,
-    walk: KernelConfig,
+    config: KernelConfig,
 ) -> Residuals:
-    """The output among what is saved; ``walk`` says how the heads lie."""
-    heads, sizes, specs = walk.heads, walk.sizes, walk.specs
+    """Return the residuals of the backward pass, the output among them.
+
+    For query i and the keys j that it sees, with S_ij = q_i k_j / sqrt(head_dim): out_i is
+    sum_j exp(S_ij) v_j / sum_j exp(S_ij), and log_sum_i = log2(sum_j exp(S_ij)), float32.
+    """
+    heads, sizes, specs = config.heads, config.sizes, config.specs
     batch, length, _ = query.shape
-    table = needed_tiles(rows.segment_ids, sizes.tile, places=rows.places)
-    together, width = heads.together, heads.together * heads.head_dim
+    table = needed_tiles(rows.segment_ids, sizes.tile, query_blocks=rows.query_blocks)
+    per_step, width = heads.heads_per_step, heads.heads_per_step * heads.head_dim
     out, log_sum = pl.pallas_call(
-        functools.partial(_kernel, walk=walk),
+        functools.partial(_kernel, config=config),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(heads.steps, table.count),
@@ -54,22 +64,26 @@ def attend_forward(
                 specs.key_ids(),
             ],
             out_specs=[specs.query(), specs.log_sums()],
+            # In order: the scaled queries; their segment ids as a column; each query's running
+            # maximum; its running sum, one partial sum per lane; the weighted sum of the values.
+            # The statistics are float32: in bfloat16 a sum over thousands of keys stops growing.
             scratch_shapes=[
                 pltpu.VMEM((sizes.tile, width), query.dtype),
                 pltpu.VMEM((sizes.tile, LANES), jnp.int32),
-                pltpu.VMEM((together, sizes.tile, LANES), jnp.float32),
-                pltpu.VMEM((together, sizes.tile, LANES), jnp.float32),
+                pltpu.VMEM((per_step, sizes.tile, LANES), jnp.float32),
+                pltpu.VMEM((per_step, sizes.tile, LANES), jnp.float32),
                 pltpu.VMEM((sizes.tile, width), jnp.float32),
             ],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct((batch, heads.steps, together, length), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads.steps, per_step, length), jnp.float32),
         ],
+        # Steps of heads are independent; the tiles of a step accumulate into the scratch buffers.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        interpret=walk.interpret,
+        interpret=config.interpret,
         name="flash_attention_forward",
     )(table.entries, query, key, value, rows.query_ids(sizes.tile), rows.key_ids())
     return Residuals(query, key, value, rows, out, log_sum)
@@ -90,15 +104,16 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
     sum_ref: Any,
     total_ref: Any,
     *,
-    walk: KernelConfig,
+    config: KernelConfig,
 ) -> None:
-    heads, sizes = walk.heads, walk.sizes
-    flags = unpack(table[pl.program_id(1)], walk.blocks).flags
+    heads, sizes = config.heads, config.sizes
+    flags = unpack(table[pl.program_id(1)], config.blocks).flags
     size, part = sizes.tile, sizes.forward_queries
 
     @pl.when(flags & FIRST != 0)
     def start() -> None:
-        # Base-2 exponents: the scale and log2(e) go into the query once.
+        # The exponents are base 2. The scale and log2(e) go into the query once per block, which
+        # saves a multiplication of every score.
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
         q_column_ref[...] = column(q_ids_ref[0])
@@ -108,44 +123,52 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
 
     def tile(crossing: bool, diagonal: bool) -> None:
         def scores(head: int, begin: int) -> jax.Array:
+            # On the diagonal the keys after a part's last query are invisible to all of it.
             keys = begin + part if diagonal else size
             rows = slice(begin, begin + part)
-            s = dot(scaled_ref[rows, heads.at(head)], k_ref[0, :keys, heads.key_at(head)], (1, 1))
+            s = dot(
+                scaled_ref[rows, heads.columns(head)],
+                k_ref[0, :keys, heads.key_columns(head)],
+                (1, 1),
+            )
             if crossing:
                 q_ids = jnp.tile(q_column_ref[rows], (1, keys // LANES))
                 visible = q_ids == k_ids_ref[0, :, :keys]
                 if diagonal:
-                    q_place = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
-                    visible &= q_place >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
+                    q_position = begin + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
+                    visible &= q_position >= jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
                 s = jnp.where(visible, s, MASK_VALUE)
             return s
 
-        parts = list(itertools.product(range(heads.together), range(0, size, part)))
+        parts = list(itertools.product(range(heads.heads_per_step), range(0, size, part)))
         for (head, begin), s in software_pipeline(scores, parts, sizes.forward_ahead):
             keys, rows = s.shape[1], slice(begin, begin + part)
-            before = max_ref[head, rows]
-            now = jnp.maximum(before, s.max(-1, keepdims=True))
-            p = jnp.exp2(s - jnp.tile(now, (1, keys // LANES)))
-            fading = jnp.exp2(before - now)
-            max_ref[head, rows] = now
-            # Lane by lane: summing over lanes can wait for the last tile.
+            old_max = max_ref[head, rows]
+            new_max = jnp.maximum(old_max, s.max(-1, keepdims=True))
+            p = jnp.exp2(s - jnp.tile(new_max, (1, keys // LANES)))
+            # A row that has seen only masked scores has weights of 1 here. Its first visible score
+            # makes ``rescale`` 0, which erases them; every query sees at least itself.
+            rescale = jnp.exp2(old_max - new_max)
+            max_ref[head, rows] = new_max
+            # Summed lane by lane: the slow sum across lanes happens once, after the last tile.
             sums = sum(p[:, lane : lane + LANES] for lane in range(0, keys, LANES))
-            sum_ref[head, rows] = sum_ref[head, rows] * fading + sums
-            seen = dot(p.astype(v_ref.dtype), v_ref[0, :keys, heads.key_at(head)], (1, 0))
-            at = rows, heads.at(head)
-            total_ref[at] = total_ref[at] * _lanes(fading, heads.head_dim) + seen
+            sum_ref[head, rows] = sum_ref[head, rows] * rescale + sums
+            weighted = dot(p.astype(v_ref.dtype), v_ref[0, :keys, heads.key_columns(head)], (1, 0))
+            block = rows, heads.columns(head)
+            total_ref[block] = total_ref[block] * _lanes(rescale, heads.head_dim) + weighted
 
     dispatch_by_mask(flags, tile)
 
     @pl.when(flags & LAST != 0)
     def end() -> None:
-        for head in range(heads.together):
-            at, total = heads.at(head), sum_ref[head].sum(-1, keepdims=True)
-            out = total_ref[:, at] / total
-            out_ref[0, :, at] = out.astype(out_ref.dtype)
+        for head in range(heads.heads_per_step):
+            columns, total = heads.columns(head), sum_ref[head].sum(-1, keepdims=True)
+            out = total_ref[:, columns] / total
+            out_ref[0, :, columns] = out.astype(out_ref.dtype)
+            # Every lane holds the same value: one row of the transpose is the vector of queries.
             log_sum_ref[0, 0, head : head + 1] = (max_ref[head] + jnp.log2(total)).T[:1]
 
 
 def _lanes(x: jax.Array, count: int) -> jax.Array:
-    """(n, 128), all columns equal -> (n, count)."""
+    """Return (n, count) from ``x`` (n, 128), whose columns are all equal."""
     return x[:, :count] if count <= LANES else jnp.tile(x, (1, count // LANES))

@@ -1,4 +1,4 @@
-"""How large a piece of the scores the attention kernels take at a time, by chip."""
+"""Block sizes of the attention kernels for each kind of TPU."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,25 @@ import jax
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """Multiples of 128, each of which divides the one above it."""
+    """Sizes in tokens, all multiples of 128; a number of queries per part divides ``tile``."""
 
     tile: int = 512
-    """Queries and keys of a tile: what a step of the grid fetches and computes."""
+    """Number of queries, and of keys, per tile: what a step of the grid fetches and computes."""
     forward_queries: int = 128
-    """Queries whose scores with a tile's keys are in flight at a time, going forward."""
+    """Number of queries per part in the forward kernel; a part's scores are computed together."""
     forward_ahead: int = 1
-    """Such parts whose scores are computed ahead of their exponentials, going forward."""
+    """Number of parts whose scores the forward kernel computes ahead of their exponentials."""
     backward_queries: int = 128
-    """Queries whose products with a tile's keys are in flight at a time, going backward."""
+    """Number of queries per part in the backward kernel."""
     backward_ahead: int = 0
-    """Such parts whose scores are computed ahead, going backward."""
+    """Number of parts whose scores the backward kernel computes ahead."""
     backward_keys: int = 8192
-    """Keys whose gradients are held in VMEM: a pass over the tiles for each so many keys."""
+    """Number of keys whose gradients lie in VMEM; a longer row takes several passes."""
 
 
-# By the TPU compiler's schedule (docs/notes/kernels.md). A systolic array of 128 x 128 takes 128 queries
-# at a time, and what is in flight stays near the registers; one of 256 x 256 would idle on them.
+# Chosen by the schedule that the TPU compiler reports (docs/notes/kernels.md). A systolic array of
+# 128 x 128 takes 128 queries at a time, and small parts keep most intermediate values in registers.
+# An array of 256 x 256 would be half idle on 128 queries.
 _WIDE = BlockSizes(forward_queries=256, forward_ahead=3, backward_queries=256)
 OF_DEVICE_KIND = {
     "TPU v5 lite": BlockSizes(),
@@ -35,7 +36,10 @@ OF_DEVICE_KIND = {
 
 
 def current_block_sizes() -> BlockSizes:
-    """The sizes for the devices of the current mesh, else for the default device."""
+    """Return the sizes for the devices of the current mesh, or for the default device.
+
+    Kinds of device that are not in the table get the defaults of ``BlockSizes``.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     kind = (device or jax.devices()[0]).device_kind

@@ -1,4 +1,4 @@
-"""Each operation in plain ``jnp``: the meaning that every faster implementation is held to."""
+"""Reference implementations in plain ``jnp``, which define what every kernel computes."""
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +13,36 @@ def attention(
     *,
     chunks: Int[Array, " chunks"] | None = None,
 ) -> Float[Array, "batch queries heads head_dim"]:
-    """Causal softmax attention inside each segment, scaled by 1/sqrt(head_dim).
+    """Return softmax(Q K^T / sqrt(head_dim)) V, causal inside each segment.
 
-    Query head n attends with key/value head n // (heads / kv_heads). Scores and softmax are
-    float32 whatever the operands (float64 for float64 operands). The queries are those of the
-    row's ``chunks``, of equal length, side by side; of the whole row where there are none.
+    Vaswani et al. 2017, arXiv 1706.03762, equation 1, with grouped key/value heads (Ainslie et al.
+    2023, arXiv 2305.13245): query head n attends with key/value head n // (heads / kv_heads). The
+    result has the type of ``query``. Scores and softmax are float32 for operands in bfloat16 or
+    float32, and float64 for float64. The queries are those of the row's ``chunks``, of equal
+    length, one after the other, or of the whole row if ``chunks`` is None.
     """
     batch, queries, heads, head_dim = query.shape
     length, kv_heads = key.shape[1:3]
     wide = jnp.promote_types(jnp.float32, query.dtype)
-    place = jnp.arange(length)
-    own, own_ids = place, segment_ids
+    position = jnp.arange(length)
+    query_position, query_ids = position, segment_ids
     if chunks is not None:
-        own = place.reshape(-1, queries // chunks.size)[chunks].reshape(-1)
-        own_ids = segment_ids[:, own]
-    visible = (own[:, None] >= place[None, :])[None] & (
-        own_ids[:, :, None] == segment_ids[:, None, :]
+        query_position = position.reshape(-1, queries // chunks.size)[chunks].reshape(-1)
+        query_ids = segment_ids[:, query_position]
+    visible = (query_position[:, None] >= position[None, :])[None] & (
+        query_ids[:, :, None] == segment_ids[:, None, :]
     )
-    # Added, not selected by: the gradient needs no mask then.
+    # The mask is added rather than selected by: the backward pass then needs no mask.
     hidden = jnp.where(visible, 0, -jnp.inf).astype(wide)[:, None, None]
-    # Heads first, a group's queries side by side: one plain matrix product for each kv head.
+    # With heads first and a group's queries in one dimension, each kv head is one plain product.
     query = query.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
     query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     scores = jnp.einsum("bkqh,bksh->bkqs", query, key, preferred_element_type=wide)
     by_head = (batch, kv_heads, heads // kv_heads, queries, length)
     scores = (scores.reshape(by_head) * head_dim**-0.5 + hidden).reshape(scores.shape)
-    # Divided after the product with the values: head_dim divisions a query, not one a key.
+    # No gradient flows through the maximum, which cancels in the quotient. The division follows the
+    # product with the values: it costs head_dim divisions per query, not one per key.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(value.dtype)

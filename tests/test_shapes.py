@@ -1,4 +1,4 @@
-"""What a signature says of shapes is checked in every test, and nothing else is."""
+"""Shapes in signatures are checked in every test, in modules that have such signatures."""
 
 import jax.numpy as jnp
 import jaxtyping
@@ -9,13 +9,13 @@ from pallas_kernels.reference import attention
 from tests.conftest import SHAPED
 
 
-def test_a_wrong_shape_is_an_error():
+def test_wrong_shape_raises():
     row = jnp.zeros((1, 8, 2, 4))
     attention(row, row, row, jnp.ones((1, 8), jnp.int32))
     with pytest.raises(jaxtyping.TypeCheckError):
         attention(row, row, row[:, 1:], jnp.ones((1, 8), jnp.int32))
 
 
-def test_modules_without_shapes_run_as_they_are():
+def test_modules_without_shapes_are_not_wrapped():
     assert "pallas_kernels.reference" in SHAPED and len(SHAPED) > 30
     assert not hasattr(say, "__wrapped__")

@@ -1,1 +1,1 @@
-"""Llama-3 and its weights."""
+"""The Llama 3 model: layers, attention, adapters and quantized products."""

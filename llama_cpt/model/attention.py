@@ -1,4 +1,4 @@
-"""Picks the attention named by the config and wraps it for the mesh."""
+"""Selection of the attention implementation that the config names, and its sharding on the mesh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,46 +14,49 @@ from pallas_kernels import reference
 from pallas_kernels.attention_parts import LANES
 from pallas_kernels.flash_attention import flash_attention, refusal
 
-# A dense mask grows with the length squared; beyond this it dwarfs the activations.
-LONGEST_CUDNN_ROW = 8192
+# A dense mask grows with the square of the length; beyond this it dwarfs the activations.
+MAX_CUDNN_LENGTH = 8192
 
 
 def resolve_attention(
     name: str, backend: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1
 ) -> str:
-    """``name``, or what ``auto`` means on ``backend`` (``cpu``, ``gpu``, ``tpu``).
+    """Return ``name``, or the implementation that ``auto`` selects on ``backend``.
 
-    ``context`` devices share a row. Raises UserError where ``name`` cannot attend there, in rows of
-    that length, with that ``head_dim`` or in ``dtype``.
+    ``backend`` is ``cpu``, ``gpu`` or ``tpu``, and ``context`` the number of devices that share a
+    row. Raises UserError if the implementation does not support the backend, the length, the
+    ``head_dim`` or the type.
     """
     if name == "auto":
         name = _automatic(backend, sequence_length, dtype, context)
     if name in ("splash", "cudnn") and context > 1:
         raise UserError(
-            f"compute.attention={name} takes whole rows: set mesh.context=1 (it is {context}), or "
-            "name pallas (on TPUs) or reference."
+            f"compute.attention={name} needs whole rows, but mesh.context={context}: set "
+            "mesh.context=1, or compute.attention=pallas (on TPUs) or reference."
         )
     if name in ("pallas", "splash") and backend != "tpu":
-        raise UserError(f"compute.attention={name} runs on TPUs; here it is {backend}: set auto.")
+        raise UserError(f"compute.attention={name} runs on TPUs, not on {backend}: set auto.")
     if name == "pallas" and (refused := refusal(sequence_length, head_dim)):
         raise UserError(
             f"compute.attention=pallas: {refused}. Change data.sequence_length (the length) or "
-            "model.head_dim, or name reference."
+            "model.head_dim, or set reference."
         )
     if name == "pallas" and context > 1 and sequence_length % (2 * LANES * context):
         raise UserError(
-            f"compute.attention=pallas with mesh.context={context} takes rows of a multiple of "
-            f"{2 * LANES * context}: data.sequence_length is {sequence_length}."
+            f"data.sequence_length={sequence_length} must be a multiple of {2 * LANES * context}: "
+            f"compute.attention=pallas requires it with mesh.context={context}."
         )
     if name == "splash" and sequence_length % BLOCKS[-1]:
         raise UserError(
-            f"compute.attention=splash takes rows of a multiple of {BLOCKS[-1]}: "
-            f"data.sequence_length is {sequence_length}."
+            f"data.sequence_length={sequence_length} must be a multiple of {BLOCKS[-1]} for "
+            "compute.attention=splash."
         )
     if name == "cudnn" and backend != "gpu":
-        raise UserError(f"compute.attention=cudnn runs on GPUs; here it is {backend}: set auto.")
+        raise UserError(f"compute.attention=cudnn runs on GPUs, not on {backend}: set auto.")
     if name == "cudnn" and dtype == "float32":
-        raise UserError("compute.attention=cudnn takes no float32: set compute.dtype=bfloat16.")
+        raise UserError(
+            "compute.attention=cudnn does not support float32: set compute.dtype=bfloat16."
+        )
     return name
 
 
@@ -62,22 +65,22 @@ def _automatic(backend: str, sequence_length: int, dtype: str, context: int) -> 
         return "pallas"
     if backend == "gpu" and context > 1:
         raise UserError(
-            f"compute.attention=auto has no choice on a GPU with mesh.context={context}: name "
+            f"compute.attention=auto selects nothing on a GPU with mesh.context={context}: set "
             "reference."
         )
     if backend == "gpu" and dtype == "bfloat16":
-        if sequence_length > LONGEST_CUDNN_ROW:
+        if sequence_length > MAX_CUDNN_LENGTH:
             raise UserError(
-                f"compute.attention=auto has no choice on a GPU for rows of {sequence_length}: "
-                f"name cudnn (its mask takes {mask_bytes(sequence_length) >> 20:,} MiB a row), "
-                f"reference, or a data.sequence_length up to {LONGEST_CUDNN_ROW}."
+                f"compute.attention=auto selects nothing on a GPU for rows of {sequence_length}: "
+                f"set cudnn (its mask takes {mask_bytes(sequence_length) >> 20:,} MiB per row), "
+                f"reference, or a data.sequence_length up to {MAX_CUDNN_LENGTH}."
             )
         return "cudnn"
     return "reference"
 
 
 def mask_bytes(sequence_length: int) -> int:
-    """Of ``cudnn``'s dense mask, a row: cuDNN takes it as a bfloat16 bias added to the scores."""
+    """Return the bytes per row of cuDNN's dense mask, a bfloat16 bias added to the scores."""
     return 2 * sequence_length**2
 
 
@@ -89,9 +92,10 @@ def attend(
     *,
     implementation: str,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """``pallas_kernels.reference.attention`` by the named implementation, on the current mesh.
+    """Compute ``pallas_kernels.reference.attention`` with ``implementation`` on the current mesh.
 
-    Where it cuts rows, all lie in zig-zag order (``model/zigzag.py``) but ``segment_ids``.
+    The result has the shape and type of ``query``. If the mesh cuts rows, all arrays but
+    ``segment_ids`` are in zigzag order (``parallel/context_parallel.py``).
     """
     if context_parallel.context_size() > 1:
         kernel = {"reference": reference.attention, "pallas": flash_attention}[implementation]
@@ -105,13 +109,17 @@ def attend(
             return _per_device(flash_attention)(query, key, value, segment_ids)
         case "splash":
             return _per_device(splash_attention)(query, key, value, segment_ids)
-    raise ValueError(f"attention {implementation!r} is not resolved or not known")
+    raise ValueError(
+        f"unknown attention {implementation!r}; resolve the name with resolve_attention"
+    )
 
 
 def _per_device(kernel: Callable) -> Callable:
-    """Each device runs ``kernel`` on its rows and heads: a kernel is opaque to the partitioner."""
+    """Run ``kernel`` on each device's rows and heads: the partitioner cannot split a kernel."""
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
+    # Rows and heads are independent of each other, so no device needs another's. Replication is not
+    # checked because a kernel does not declare how its outputs vary over the mesh.
     heads = partition_spec("batch", "length", "act_heads", None)
     return jax.shard_map(
         kernel,
@@ -124,12 +132,13 @@ def _per_device(kernel: Callable) -> Callable:
 def _gathered(
     kernel: Callable, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
-    """This device's queries with the keys of the whole row."""
+    """Attend with this device's queries to the keys of the whole row."""
     key, value = context_parallel.gather_rows(key), context_parallel.gather_rows(value)
     return kernel(query, key, value, segment_ids, chunks=context_parallel.local_chunks())
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Attend with cuDNN, whose mask is dense."""
     mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, implementation="cudnn"

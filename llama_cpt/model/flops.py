@@ -1,4 +1,4 @@
-"""What a model's shape says by hand: weights, and operations a token, behind MFU."""
+"""Analytic counts of a model's weights and of its operations per token, the numerator of MFU."""
 
 from llama_cpt.config.schema import ModelConfig
 
@@ -6,14 +6,15 @@ from llama_cpt.config.schema import ModelConfig
 def model_flops_per_token(
     config: ModelConfig, sequence_length: int, *, frozen: bool = False
 ) -> float:
-    """Floating-point operations that training on one token of such a row needs; MFU's numerator.
+    """Return the floating-point operations per token of training on rows of ``sequence_length``.
 
     6 N + 6 layers heads head_dim sequence_length, as in PaLM (Chowdhery et al. 2022,
     arXiv 2204.02311, appendix B) with two differences: N counts the weights of matrix products
-    (the head also where it is tied, the embedding lookup and norms not), and attention is counted
-    as causal, half of PaLM's 12 layers heads head_dim sequence_length. A multiply-add is 2, the
-    backward pass twice the forward; recomputation (remat) is not counted. ``frozen`` weights have
-    no gradient of their own, 4 N in place of 6 N; what adapters add is not counted.
+    (the head even if it is tied, but neither the embedding lookup nor the norms), and attention is
+    counted as causal, half of PaLM's 12 layers heads head_dim sequence_length. A multiply-add is
+    2 operations, and the backward pass costs twice the forward. Recomputation (remat) is not
+    counted. ``frozen`` weights have no gradient, so they count 4 N instead of 6 N; the operations
+    of adapters are not counted.
     """
     norms = (2 * config.num_layers + 1) * config.embed_dim
     weights = non_embedding_parameters(config) - norms + config.embed_dim * config.vocab_size
@@ -23,7 +24,7 @@ def model_flops_per_token(
 
 
 def non_embedding_parameters(config: ModelConfig) -> int:
-    """Weights of the layers and norms: neither the embedding nor the head."""
+    """Return the number of weights in the layers and norms, without the embedding and the head."""
     heads = config.num_heads + config.num_kv_heads
     attention = 2 * config.embed_dim * config.head_dim * heads
     layer = attention + 3 * config.embed_dim * config.mlp_dim + 2 * config.embed_dim

@@ -2,8 +2,8 @@
 
 Letters in einsum strings: b batch, t query position, s key position, d embed, n query heads,
 k key/value heads, g query heads per key/value head, h head size, v vocab.
-Matrices are stored (in, out), stacked over layers. Each parameter says its shape, its logical
-axes (placed by ``sharding.AXIS_RULES``) and its initial spread in one line.
+Matrices are stored (in, out), stacked over layers. The line that creates a parameter gives its
+shape, its logical axes (placed by ``parallel.mesh.AXIS_RULES``) and its initial spread.
 """
 
 from collections.abc import Callable
@@ -26,27 +26,30 @@ from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
 from llama_cpt.parallel.mesh import constrain
 
 Rotation = tuple[jax.Array, jax.Array]
-"""Cosine and sine, (batch, length, head_dim / 2)."""
+"""The cosine and sine of each position's angles, float32 (batch, length, head_dim / 2)."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""``(query, key, value) -> (out, kept)``; ``kept`` is a key/value cache, or None."""
+"""A function ``(query, key, value) -> (out, cache)``; ``cache`` is a key/value cache, or None."""
 
 
 def rms_norm(
     x: Float[Array, "*rows embed"], scale: Float[Array, " embed"], *, eps: float
 ) -> Float[Array, "*rows embed"]:
-    """x / rms(x) * scale, statistics in float32 (Zhang, Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    """Return x / rms(x) * scale in the type of ``x`` (arXiv 1910.07467, equation 4)."""
+    # The mean of squares is float32: bfloat16 has too few digits for a sum over the embedding.
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return jnp.broadcast_to(scale.astype(x.dtype), x.shape) * normed.astype(x.dtype)
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """RoPE's angle per position for each of head_dim / 2 pairs (Su et al. 2021, arXiv 2104.09864).
+    """Return RoPE's angle per position, float32 (head_dim / 2,), theta^(-2i / head_dim) for pair i.
 
-    ``scaling`` is Llama-3.1's: wavelengths beyond the original context are stretched by
-    ``factor``, those well inside it are kept, those between are blended.
+    Su et al. 2021, arXiv 2104.09864, equation 15. ``scaling`` is that of Llama 3.1: wavelengths
+    longer than the original context are stretched by ``factor``, those well inside it are kept, and
+    those between are blended.
     """
+    # Computed by NumPy in float64, because an error of a frequency is multiplied by the position.
     frequency = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return frequency.astype(np.float32)
@@ -61,15 +64,18 @@ def rotate(
     cos: Float[Array, "batch length half"],
     sin: Float[Array, "batch length half"],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Rotate pair (i, i + head_dim / 2), Hugging Face's half-split layout."""
+    """Rotate each pair (i, i + head_dim / 2) by its angle (arXiv 2104.09864, equation 34).
+
+    The pairs are those of Hugging Face's half-split layout, not the neighbors of the paper.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 class Block(nnx.Module):
-    """All layers' parameters, stacked; inside the scan, one layer's."""
+    """The parameters of all layers, stacked; inside the scan, those of one layer."""
 
     def __init__(self, config: ModelConfig, key: jax.Array) -> None:
         n, d, f = config.num_layers, config.embed_dim, config.mlp_dim
@@ -89,10 +95,11 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A Llama: parameters are float32, activations ``compute_dtype``.
+    """A Llama model with float32 parameters and activations in ``compute_dtype``.
 
-    ``remat`` names what the backward pass recomputes, ``attention`` the implementation,
-    ``matmul_precision`` the type of operands of the layers' products.
+    ``remat`` names what the backward pass recomputes (``ComputeConfig.remat``), ``attention`` the
+    implementation of attention, and ``matmul_precision`` the type of the operands of the layers'
+    matrix products.
     """
 
     def __init__(
@@ -118,7 +125,7 @@ class Llama(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "vocab embed"]:
-        """The output matrix, float32; the embedding itself where the two are tied."""
+        """The output matrix, float32; it is the embedding itself if the two are tied."""
         return (self.embedding if self.lm_head is None else self.lm_head)[...]
 
     def hidden(
@@ -129,9 +136,9 @@ class Llama(nnx.Module):
         *,
         embedding_noise: Float[Array, "batch length embed"] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """The last layer's normed output, in the compute type.
+        """Return the normalized output of the last layer, in the compute type.
 
-        ``embedding_noise``, where there is any, is added to what the first layer reads.
+        ``embedding_noise``, if given, is added to the input of the first layer.
         """
 
         def layer(context: tuple[Rotation, jax.Array], x: jax.Array, block: Block) -> jax.Array:
@@ -142,6 +149,8 @@ class Llama(nnx.Module):
 
             return self.layer(rotation, attention, x, block)[0]
 
+        # The layers see a row in zigzag order if several devices share it (context_parallel). The
+        # segment ids stay in the row's order, because attention needs them for all keys.
         x, rotation = self.embed(to_zigzag(tokens), to_zigzag(positions))
         if embedding_noise is not None:
             x = x + to_zigzag(embedding_noise).astype(x.dtype)
@@ -155,7 +164,7 @@ class Llama(nnx.Module):
         positions: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"],
     ) -> Float[Array, "batch length vocab"]:
-        """Float32 logits."""
+        """Return the logits of every position, float32."""
         x = self.hidden(tokens, positions, segment_ids)
         head = self.head.astype(self.compute_dtype)
         return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
@@ -163,13 +172,13 @@ class Llama(nnx.Module):
     def embed(
         self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
     ) -> tuple[Float[Array, "batch length embed"], Rotation]:
-        """What the first layer reads, and the rotation of every layer's queries and keys."""
+        """Return the input of the first layer and the rotation of all queries and keys."""
         config = self.config
         with jax.named_scope("embed"):
             x = lookup(self.embedding[...], tokens, self.compute_dtype)
             x = constrain(x, "batch", "length", "act_embed")
             frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-            # float32: bfloat16 rounds position 257 to 256, and the two angles differ.
+            # The angles are float32: bfloat16 would round position 257 to 256.
             angles = positions.astype(jnp.float32)[..., None] * frequency[None, None]
             return x, (jnp.cos(angles), jnp.sin(angles))
 
@@ -180,14 +189,14 @@ class Llama(nnx.Module):
         x: Float[Array, "batch length embed"],
         block: Block,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        """One layer with the parameters in ``block``; beside it, what ``attention`` kept."""
+        """Apply one layer with the parameters in ``block``; return its output and the cache."""
         x = checkpoint_name(constrain(x, "batch", "length", "act_embed"), "layer_input")
         with jax.named_scope("attention"):
-            attended, kept = self._attention(rotation, attention, x, block)
+            attended, cache = self._attention(rotation, attention, x, block)
             x = x + attended
         with jax.named_scope("mlp"):
             x = x + self._mlp(x, block)
-        return constrain(x, "batch", "length", "act_embed"), kept
+        return constrain(x, "batch", "length", "act_embed"), cache
 
     def _attention(
         self,
@@ -210,27 +219,43 @@ class Llama(nnx.Module):
             return query, key, heads(block.value, config.num_kv_heads)
 
         if self.remat == "full":
-            # The MLP's backward pass comes first: the normed input is made again after it.
+            # The backward pass of the MLP comes first. Without this, the recomputed normed input
+            # and projections of attention would stay in memory during it.
             project = jax.checkpoint(project)
-        out, kept = attention(*project(x, block))
+        out, cache = attention(*project(x, block))
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
-        return matmul(out, block.output, self.matmul_precision), kept
+        return matmul(out, block.output, self.matmul_precision), cache
 
     def _mlp(
         self, x: Float[Array, "batch length embed"], block: Block
     ) -> Float[Array, "batch length embed"]:
         x = rms_norm(x, block.mlp_norm[...], eps=self.config.norm_eps)
         matrices = block.gate, block.up, block.down
-        # Elsewhere the products that a slice computes again are kept.
-        again = self.remat in ("full", "offload")
-        if not again or has_adapters(matrices) or slices(self.config.mlp_dim) == 1:
+        # Other remat policies save the products that a slice would recompute.
+        recomputes = self.remat in ("full", "offload")
+        if not recomputes or has_adapters(matrices) or slices(self.config.mlp_dim) == 1:
             return mlp(x, *matrices, self.matmul_precision)
         return sliced_mlp(x, *(matrix[...] for matrix in matrices), self.matmul_precision)
 
 
 def abstract_llama(config: ModelConfig, **options: Any) -> Llama:
-    """A Llama of ShapeDtypeStructs: shapes and axes, no memory. ``options`` are Llama's own."""
+    """Return a Llama of ShapeDtypeStructs, without memory; ``options`` are those of ``Llama``."""
     return jax.eval_shape(lambda: Llama(config, jax.random.key(0), **options))
+
+
+def shallow_copy(model: Llama) -> Llama:
+    """Return a model of its own that shares the parameters of ``model``."""
+    return jax.tree.map(lambda leaf: leaf, model, is_leaf=lambda node: isinstance(node, nnx.Param))
+
+
+def with_precision(model: Llama, precision: str) -> Llama:
+    """Return ``model`` with the layers' products in ``precision``; the parameters are shared.
+
+    ``model`` itself is unchanged, so that a jitted function may call this on its argument.
+    """
+    copy = shallow_copy(model)
+    copy.matmul_precision = precision
+    return copy
 
 
 def _normal(

@@ -1,4 +1,4 @@
-"""Adapters of low rank beside a Llama's matrices (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
+"""Low-rank adapters of a Llama's matrices (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 from llama_cpt.config.schema import LoraConfig
 from llama_cpt.model.linear import AdaptedMatrix, Adapter
-from llama_cpt.model.llama import Llama
+from llama_cpt.model.llama import Llama, shallow_copy
 from llama_cpt.runtime.errors import UserError
 
 
 class Adapters(nnx.Module):
-    """An ``Adapter`` for each target, as its attribute: a pytree of its own, float32.
+    """The adapters of a model, a float32 pytree with one attribute, an ``Adapter``, per target.
 
-    A is uniform in +-1/sqrt(in), as PEFT draws it, and B is 0: at first nothing is added.
+    A is uniform in +-1/sqrt(in), as in PEFT, and B is 0, so that new adapters add nothing.
     """
 
     def __init__(self, config: LoraConfig, model: Llama, key: jax.Array) -> None:
@@ -28,13 +28,13 @@ class Adapters(nnx.Module):
 
 
 def abstract_adapters(config: LoraConfig, model: Llama) -> Adapters:
-    """Adapters of ShapeDtypeStructs. Raises UserError where the rank is too large."""
+    """Return adapters of ShapeDtypeStructs; raise UserError if the rank is too large."""
     return jax.eval_shape(lambda: Adapters(config, model, jax.random.key(0)))
 
 
 def with_adapters(model: Llama, adapters: Adapters) -> Llama:
-    """``model`` with the adapters beside its matrices; the arrays are those given."""
-    adapted = _shallow_copy(model)
+    """Return ``model`` with the adapters attached to its matrices; no array is copied."""
+    adapted = shallow_copy(model)
     for target in adapters.targets:
         matrix = getattr(model.layers, target)
         setattr(adapted.layers, target, AdaptedMatrix(matrix, getattr(adapters, target)))
@@ -42,14 +42,19 @@ def with_adapters(model: Llama, adapters: Adapters) -> Llama:
 
 
 def merge_adapters(model: Llama, adapters: Adapters) -> Llama:
-    """``model`` with the adapters' products added into its matrices, which are given up for it."""
-    result = _shallow_copy(model)
+    """Return ``model`` with the products of the adapters added to its matrices.
+
+    The adapted matrices of ``model`` itself are deleted one by one, so that the peak of memory is
+    one model and one matrix.
+    """
+    result = shallow_copy(model)
     for target in adapters.targets:
         matrix, adapter = getattr(model.layers, target), getattr(adapters, target)
-        whole = merge_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
-        whole = jax.device_put(whole, matrix[...].sharding)
+        merged = merge_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
+        merged = jax.device_put(merged, matrix[...].sharding)
+        # Freed at once: the matrices and their merged copies together may exceed the memory.
         matrix[...].delete()
-        setattr(result.layers, target, matrix.replace(whole))
+        setattr(result.layers, target, matrix.replace(merged))
     return result
 
 
@@ -60,19 +65,23 @@ def merge_matrix(
     b: Float[Array, "layers rank out"],
     scale: float | Float[Array, ""],
 ) -> Float[Array, "layers in out"]:
-    """W + scale A B, in the matrix's type."""
-    # Highest: float32 operands are otherwise rounded to bfloat16 on a TPU.
+    """Return W + scale A B in the type of W (arXiv 2106.09685, equation 3)."""
+    # A TPU rounds float32 operands to bfloat16 unless the highest precision is requested.
     added = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST)
     return (matrix + scale * added).astype(matrix.dtype)
 
 
 def combine(trained: Any, frozen: Any) -> Llama:
-    """The model of a state: ``trained`` itself, or ``frozen`` with the adapters ``trained``."""
+    """Return the model of a state: ``trained``, or ``frozen`` with ``trained`` as its adapters."""
     return with_adapters(frozen, trained) if isinstance(trained, Adapters) else trained
 
 
 def cast_model(model: Llama, dtype: Any) -> Llama:
-    """``model`` in another type, array after array; arrays of another type are given up for it."""
+    """Return ``model`` in the type ``dtype``.
+
+    Arrays are cast one after the other, and each array of another type is deleted, so that the peak
+    of memory is one model and one array.
+    """
     dtype = jnp.dtype(dtype)
 
     def cast(leaf: jax.Array) -> jax.Array:
@@ -86,17 +95,17 @@ def cast_model(model: Llama, dtype: Any) -> Llama:
 
 
 def cast_abstract(model: Llama, dtype: Any) -> Llama:
-    """``cast_model`` of an abstract model, without shardings."""
+    """Return an abstract model in the type ``dtype``, without shardings."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), model)
 
 
 def check_rank(rank: int, target: str, matrix: nnx.Param) -> None:
-    """Refuse factors that are larger than what they stand for."""
-    most = min(matrix.shape[1:])
-    if rank > most:
+    """Raise UserError if the rank exceeds that of the matrix."""
+    largest = min(matrix.shape[1:])
+    if rank > largest:
         raise UserError(
-            f"lora.rank={rank} is more than the matrix {target!r} has, {most}; set a smaller one "
-            "or leave it out of lora.targets."
+            f"lora.rank={rank} exceeds the rank of the matrix {target!r}, {largest}; set a smaller "
+            "rank, or remove the matrix from lora.targets."
         )
 
 
@@ -110,7 +119,3 @@ def _adapter(config: LoraConfig, matrix: nnx.Param, key: jax.Array) -> Adapter:
         nnx.Param(jnp.zeros((layers, config.rank, columns)), axes=("layers", "rank", column_axis)),
         config.scale,
     )
-
-
-def _shallow_copy(model: Llama) -> Llama:
-    return jax.tree.map(lambda leaf: leaf, model, is_leaf=lambda node: isinstance(node, nnx.Param))

@@ -1,8 +1,9 @@
-"""All layers one after the other, and what the backward pass finds of them.
+"""The scan over the layers, and what it saves for the backward pass.
 
-Remat ``full`` is by hand, in two loops each way: the second half's gradients are made before the
-first half's have room, and its layers' inputs are gone when they do. One loop would hold every
-layer's gradient beside every layer's input.
+Remat ``full`` has an explicit backward pass with two loops each way. The gradients of the second
+loop's layers are complete before those of the first need memory, and by then the inputs of the
+second loop's layers are freed. One loop would hold the gradient of every layer together with the
+input of every layer.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 
 from llama_cpt.model.linear import has_adapters
 
-# What the backward pass finds saved, by the name in ``ComputeConfig.remat``.
+# What is saved for the backward pass, by the name in ``ComputeConfig.remat``.
 REMAT_POLICIES = {
     "minimal": checkpoint_policies.save_from_both_policies(
         checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -32,37 +33,40 @@ REMAT_POLICIES = {
     ),
 }
 
-# Fewer layers are one loop: a second one costs more to compile than it saves.
+# With fewer layers there is one loop: a second one costs more to compile than it saves.
 DEEP = 16
 
 Layer = Callable[[Any, jax.Array, Any], jax.Array]
-"""``(context, x, block) -> x``; nothing is differentiated by the context."""
+"""A function ``(context, x, block) -> x``, which is not differentiated by the context."""
 
 
 def run_layers(
     layer: Layer, context: Any, x: Float[Array, "batch length embed"], layers: Any, *, remat: str
 ) -> Float[Array, "batch length embed"]:
-    """``x`` after all of ``layers``, whose arrays are stacked; ``remat`` names what is kept."""
+    """Apply all of ``layers``, whose arrays are stacked; ``remat`` names what is saved."""
     if remat == "full" and not has_adapters(layers):
         return _recomputed(layer, context, x, layers)
-    one = partial(layer, context)
+    one_layer = partial(layer, context)
     if remat != "none":
-        one = jax.checkpoint(one, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(lambda x, block: (one(x, block), None), x, layers)[0]
+        # Inside a scan the loop itself prevents common-subexpression elimination.
+        policy = REMAT_POLICIES[remat]
+        one_layer = jax.checkpoint(one_layer, policy=policy, prevent_cse=False)
+    return jax.lax.scan(lambda x, block: (one_layer(x, block), None), x, layers)[0]
 
 
+# Saves each layer's input. The backward pass recomputes a layer from it, and frees it afterwards.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recomputed(layer: Layer, context: Any, x: jax.Array, layers: Any) -> jax.Array:
     return _forward(layer, context, x, layers)[0]
 
 
 def _forward(layer: Layer, context: Any, x: jax.Array, layers: Any) -> tuple:
-    def one(x: jax.Array, number: jax.Array) -> tuple:
+    def one_layer(x: jax.Array, number: jax.Array) -> tuple:
         return layer(context, x, _at(layers, number)), x
 
     inputs = []
     for numbers in _loops(x, layers):
-        x, part = jax.lax.scan(one, x, numbers)
+        x, part = jax.lax.scan(one_layer, x, numbers)
         inputs.append(part)
     return x, (context, inputs, layers)
 
@@ -70,7 +74,7 @@ def _forward(layer: Layer, context: Any, x: jax.Array, layers: Any) -> tuple:
 def _backward(layer: Layer, saved: tuple, d_x: jax.Array) -> tuple:
     context, inputs, layers = saved
 
-    def one(d_x: jax.Array, saved: tuple) -> tuple:
+    def one_layer(d_x: jax.Array, saved: tuple) -> tuple:
         x, number = saved
         _, pull = jax.vjp(partial(layer, context), x, _at(layers, number))
         return pull(d_x)
@@ -78,9 +82,10 @@ def _backward(layer: Layer, saved: tuple, d_x: jax.Array) -> tuple:
     gradients = []
     loops = _loops(inputs[0][0], layers)
     for part, numbers in reversed(list(zip(inputs, loops, strict=True))):
-        d_x, gradient = jax.lax.scan(one, d_x, (part, numbers), reverse=True)
+        d_x, gradient = jax.lax.scan(one_layer, d_x, (part, numbers), reverse=True)
         gradients.insert(0, gradient)
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
+    # The context (rotation, segment ids) has no gradient.
     return None, d_x, joined
 
 
@@ -88,10 +93,12 @@ _recomputed.defvjp(_forward, _backward)
 
 
 def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
-    """The numbers of the layers of each loop.
+    """Return the numbers of the layers of each loop.
 
-    The peak is least where the share of the gradients that the second loop makes is the share of
-    the inputs that it frees: gradients / (gradients + inputs).
+    The backward pass starts with the second loop, which has a share s of the layers. At its end
+    memory holds all inputs and s of the gradients; at the end of the first loop, all gradients and
+    1 - s of the inputs. The larger of the two is least if they are equal, that is if
+    s = gradients / (gradients + inputs).
     """
     leaves = jax.tree.leaves(layers)
     count, gradients = leaves[0].shape[0], sum(leaf.nbytes for leaf in leaves)
@@ -103,10 +110,14 @@ def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
 
 
 def _at(layers: Any, number: jax.Array) -> Any:
-    """One layer's; hung on the loop's number, else all layers' are converted before the loop."""
+    """Return the parameters of layer ``number``.
+
+    The arrays are made to depend on the loop's counter. Otherwise the compiler moves the conversion
+    to the compute type out of the loop and holds converted copies of all layers.
+    """
 
     def take(leaf: jax.Array) -> jax.Array:
-        one = jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
-        return one + 0.0 * number.astype(one.dtype)
+        parameter = jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
+        return parameter + 0.0 * number.astype(parameter.dtype)
 
     return jax.tree.map(take, layers)

@@ -1,4 +1,4 @@
-"""JAX's splash attention behind the signature of ours: another choice, and what ours is held to."""
+"""JAX's splash attention with the signature of our kernel: an alternative and a baseline."""
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 BLOCKS = (512, 256, 128)
-"""The first that divides a row is the row's block."""
+"""Block sizes in order of preference; a row takes the first that divides its length."""
 
 
 def splash_attention(
@@ -22,13 +22,15 @@ def splash_attention(
     fused_backward: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """``reference.attention``, one kernel call a row, in tiles of ``block`` x ``block`` scores.
+    """Compute ``reference.attention`` in tiles of ``block`` x ``block`` scores, one row per call.
 
     The fused backward pass writes a partial gradient of the query for every block of keys; the
-    other computes the scores twice. ``length`` is a multiple of ``block``, of 128 where it is None.
+    other one computes the scores twice. ``length`` is a multiple of ``block``, or of 128 if
+    ``block`` is None.
     """
     length, heads, head_dim = query.shape[1:]
-    # The kernel fills whole lanes of 128: a smaller head is padded with zeros, which add nothing.
+    # The kernel works on whole registers of 128 lanes. Smaller heads are padded with zeros, which
+    # contribute nothing to scores and output.
     padding = [(0, 0)] * 3 + [(0, -head_dim % 128)]
     query, key, value = (
         jnp.pad(x, padding).swapaxes(1, 2) for x in (query * head_dim**-0.5, key, value)
@@ -38,7 +40,9 @@ def splash_attention(
     )
     kernel = splash_attention_kernel.make_splash_mha(
         causal,
-        block_sizes=_sizes(block or next(n for n in BLOCKS if length % n == 0), fused_backward),
+        block_sizes=_block_sizes(
+            block or next(n for n in BLOCKS if length % n == 0), fused_backward
+        ),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
@@ -48,7 +52,7 @@ def splash_attention(
     return out.swapaxes(1, 2)[..., :head_dim]
 
 
-def _sizes(block: int, fused_backward: bool) -> splash_attention_kernel.BlockSizes:
+def _block_sizes(block: int, fused_backward: bool) -> splash_attention_kernel.BlockSizes:
     names = ["block_q", "block_kv", "block_kv_compute"]
     names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
     if not fused_backward:

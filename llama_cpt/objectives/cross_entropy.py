@@ -1,8 +1,9 @@
-"""Output matrix and cross-entropy in chunks of tokens: the whole logits never exist.
+"""Output matrix and cross-entropy in chunks of tokens, without the whole logits in memory.
 
-The gradient is made in the forward pass, chunk by chunk, while a chunk's logits are at hand: three
-matrix products a token and no second softmax, as in the fused linear cross-entropy of Liger Kernel
-(arXiv 2410.10989, section 3.2). The loss is linear in its cotangent, so the backward pass scales.
+The gradient is computed in the forward pass, chunk by chunk, while a chunk's logits are at hand:
+three matrix products per token and no second softmax, as in the fused linear cross-entropy of Liger
+Kernel (arXiv 2410.10989, section 3.2). The loss is linear in its cotangent, so the backward pass
+only scales the saved gradients.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from llama_cpt.parallel.mesh import TOKEN_AXES, partition_spec
 from llama_cpt.parallel.vocab_parallel import VocabGroups, make_vocab_groups
 
 
+# Saves the gradients of ``hidden`` and ``head`` themselves, which have the size of the operands. An
+# ordinary backward pass would need the logits, whose size is the vocabulary times the tokens.
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def linear_cross_entropy(
     hidden: Float[Array, "batch length embed"],
@@ -25,17 +28,20 @@ def linear_cross_entropy(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
-    """Weighted loss sum and each token's negative log-likelihood, float32, in nats.
+    """Return the weighted loss sum and each token's negative log-likelihood, float32, in nats.
 
-    With l = hidden @ head.T and Z = sum exp(l), a token's loss is -log softmax(l)[target] plus
-    ``z_loss`` * (log Z)^2 (PaLM, arXiv 2204.02311, section 5). Products take operands in hidden's
-    type and add in float32. Gradients flow from the loss sum to ``hidden`` and ``head`` only.
-    ``chunk_tokens`` counts the tokens of which a device has logits. Runs under ``jax.set_mesh``.
+    With l = hidden @ head.T and Z = sum exp(l), the loss of a token is -log softmax(l)[target] plus
+    ``z_loss`` * (log Z)^2 (PaLM, arXiv 2204.02311, section 5). Products take operands in the type
+    of ``hidden`` and add in float32. Gradients flow from the loss sum, not from the second output,
+    and to ``hidden`` and ``head`` only. ``chunk_tokens`` is the number of tokens whose logits a
+    device holds at a time. Requires a mesh set by ``jax.set_mesh``.
     """
     kernel = partial(_losses, z_loss=z_loss, chunk_tokens=chunk_tokens)
     return _per_device(kernel, 2)(hidden, head, targets, weights)
 
 
+# Saves the operands only. The gradient needs each token's weight, which is the cotangent, so the
+# backward pass runs the loss with these weights and computes the logits a second time.
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_nll(
     hidden: Float[Array, "batch length embed"],
@@ -43,10 +49,10 @@ def token_nll(
     targets: Int[Array, "batch length"],
     chunk_tokens: int,
 ) -> Float[Array, "batch length"]:
-    """Each token's negative log-likelihood in nats.
+    """Return each token's negative log-likelihood, float32, in nats.
 
-    Its gradient computes the logits a second time: in a loss of whole answers a token's weight is
-    known only when all of them have been scored.
+    For losses of whole answers, in which the weight of a token is known only after all answers have
+    been scored. The gradient computes the logits a second time.
     """
     weights = jnp.ones(targets.shape, jnp.float32)
     return linear_cross_entropy(hidden, head, targets, weights, 0.0, chunk_tokens)[1]
@@ -92,8 +98,8 @@ token_nll.defvjp(_nll_forward, _nll_backward)
 def _per_device(kernel: Callable, outputs: int) -> Callable:
     """Run ``kernel`` on each device's rows and share of the vocabulary.
 
-    By hand, because the partitioner would reduce the head's gradient once a chunk: here the share
-    is gathered once and its gradient scattered once.
+    The sharding is explicit because the partitioner would reduce the gradient of the head once per
+    chunk. Here the share is gathered once and its gradient scattered once.
     """
     rows, table = partition_spec("batch", "length"), partition_spec("vocab", "embed")
     embedded = partition_spec("batch", "length", "act_embed")
@@ -114,17 +120,20 @@ def _losses(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
-    near = make_vocab_groups(head.shape[0], targets.size)
-    head = near.gather_rows(head, hidden.dtype)
+    groups = make_vocab_groups(head.shape[0], targets.size)
+    head = groups.gather_rows(head, hidden.dtype)
 
     def chunk(loss: jax.Array, rows: tuple) -> tuple:
-        hidden, ids, weights = _gathered(rows, head, near)
-        _, log_z, nll = _scores(hidden, head, ids, near)
-        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), near.local_tokens(nll)
+        hidden, ids, weights = _gathered(rows, head, groups)
+        _, log_z, nll = _scores(hidden, head, ids, groups)
+        return loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), groups.local_tokens(
+            nll
+        )
 
-    chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
+    chunks = _chunks(hidden, targets, weights, chunk_tokens // groups.size)
     loss, nll = jax.lax.scan(chunk, jnp.float32(0), chunks)
-    return jax.lax.psum(loss, TOKEN_AXES) / near.size, _unchunked(nll, targets.shape)
+    # Every device of a group has counted the tokens of the whole group.
+    return jax.lax.psum(loss, TOKEN_AXES) / groups.size, _unchunked(nll, targets.shape)
 
 
 def _losses_and_gradients(
@@ -136,62 +145,64 @@ def _losses_and_gradients(
     z_loss: float,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    near = make_vocab_groups(head.shape[0], targets.size)
-    head = near.gather_rows(head, hidden.dtype)
+    groups = make_vocab_groups(head.shape[0], targets.size)
+    head = groups.gather_rows(head, hidden.dtype)
 
     def chunk(carry: tuple, rows: tuple) -> tuple:
         loss, d_head = carry
-        hidden, ids, weights = _gathered(rows, head, near)
-        logits, log_z, nll = _scores(hidden, head, ids, near)
+        hidden, ids, weights = _gathered(rows, head, groups)
+        logits, log_z, nll = _scores(hidden, head, ids, groups)
         loss = loss + jnp.sum(weights * (nll + z_loss * jnp.square(log_z)))
-        # d loss / d logits = w (softmax (1 + 2 z log Z) - onehot)
-        pull = (weights * (1 + 2 * z_loss * log_z))[:, None]
+        # d loss / d logits = w (softmax (1 + 2 z log Z) - onehot), in float32 until the products.
+        softmax_weight = (weights * (1 + 2 * z_loss * log_z))[:, None]
         softmax = jnp.exp(logits - log_z[:, None])
         onehot = jnp.where(_is_target(ids, logits), weights[:, None], 0)
-        d_logits = (pull * softmax - onehot).astype(head.dtype)
+        d_logits = (softmax_weight * softmax - onehot).astype(head.dtype)
         products = partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_head = d_head + products("tv,td->vd", d_logits, hidden)
-        d_hidden = near.scatter_tokens(products("tv,vd->td", d_logits, head))
-        return (loss, d_head), (near.local_tokens(nll), d_hidden.astype(hidden.dtype))
+        d_hidden = groups.scatter_tokens(products("tv,vd->td", d_logits, head))
+        return (loss, d_head), (groups.local_tokens(nll), d_hidden.astype(hidden.dtype))
 
+    # The head's gradient is a sum over all tokens, so it accumulates in float32.
     start = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
-    chunks = _chunks(hidden, targets, weights, chunk_tokens // near.size)
+    chunks = _chunks(hidden, targets, weights, chunk_tokens // groups.size)
     (loss, d_head), (nll, d_hidden) = jax.lax.scan(chunk, start, chunks)
-    # The layers' backward pass waits for the scatter: the gradient of the share would otherwise
-    # live on beside their temporaries.
-    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, near.scatter_rows(d_head)))
+    # The barrier makes the layers' backward pass wait for the scatter. Otherwise the gradient of
+    # the share would stay in memory next to their temporaries.
+    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, groups.scatter_rows(d_head)))
     return (
-        jax.lax.psum(loss, TOKEN_AXES) / near.size,
+        jax.lax.psum(loss, TOKEN_AXES) / groups.size,
         _unchunked(nll, targets.shape),
         _unchunked(d_hidden, hidden.shape),
         d_head,
     )
 
 
-def _gathered(rows: tuple, head: jax.Array, near: VocabGroups) -> tuple:
-    """A chunk's (hidden, targets' ids within this device's share, weights), the neighbours' too."""
-    hidden, targets, weights = jax.tree.map(near.gather_tokens, rows)
-    return hidden, near.local_ids(targets, head.shape[0]), weights
+def _gathered(rows: tuple, head: jax.Array, groups: VocabGroups) -> tuple:
+    """Return hidden, ids of the targets in this device's share, and weights, of the group."""
+    hidden, targets, weights = jax.tree.map(groups.gather_tokens, rows)
+    return hidden, groups.local_ids(targets, head.shape[0]), weights
 
 
-def _scores(hidden: jax.Array, head: jax.Array, ids: jax.Array, near: VocabGroups) -> tuple:
-    """(Logits of this device's share of the vocabulary, log Z, nll), float32."""
+def _scores(hidden: jax.Array, head: jax.Array, ids: jax.Array, groups: VocabGroups) -> tuple:
+    """Return the logits of this device's share of the vocabulary, log Z and NLL, float32."""
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
-    top = near.max(jnp.max(logits, axis=-1))
-    log_z = top + jnp.log(near.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
-    target = near.sum(jnp.sum(jnp.where(_is_target(ids, logits), logits, 0), axis=-1))
+    # The maximum over the whole vocabulary is subtracted, so that no exponential overflows.
+    top = groups.max(jnp.max(logits, axis=-1))
+    log_z = top + jnp.log(groups.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
+    target = groups.sum(jnp.sum(jnp.where(_is_target(ids, logits), logits, 0), axis=-1))
     return logits, log_z, log_z - target
 
 
 def _is_target(ids: jax.Array, logits: jax.Array) -> jax.Array:
-    """Where, in this device's share of the vocabulary, each row's target is."""
+    """Return a mask (tokens, share) of the targets in this device's share of the vocabulary."""
     return ids[:, None] == jnp.arange(logits.shape[1])[None]
 
 
 def _chunks(
     hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk_tokens: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens in equal chunks, the last filled up with tokens of weight 0."""
+    """Return the tokens in equal chunks, the last one padded with tokens of weight 0."""
     tokens = targets.size
     chunk_tokens = min(max(chunk_tokens, 1), tokens)
 
@@ -204,5 +215,6 @@ def _chunks(
 
 
 def _unchunked(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return the chunks as an array of ``shape``, without the padding."""
     flat = chunks.reshape(-1, *chunks.shape[2:])
     return flat[: shape[0] * shape[1]].reshape(shape)

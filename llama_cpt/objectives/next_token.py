@@ -1,7 +1,7 @@
-"""What is minimised: (model, batch) -> loss sum, weight, and sums to report.
+"""Training objectives: functions (model, batch) -> (loss sum, weight, sums of the metrics).
 
-An objective returns sums; the step adds them over micro-batches and devices and divides once, so
-that accumulation is exact on ragged masks.
+An objective returns sums. The step adds them over micro-batches and devices and divides once, so
+that accumulation is exact even if micro-batches have different numbers of counted tokens.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.cross_entropy import linear_cross_entropy
 from llama_cpt.objectives.neftune import embedding_noise
 from llama_cpt.objectives.preference import Sums, kto_loss, preference_loss
+from llama_cpt.objectives.preference_losses import LOSSES
 
 Objective = Callable[[Any, Any], tuple[jax.Array, jax.Array, Sums]]
+"""``(model, batch) -> (loss sum, weight, metrics)``; gradients flow from the loss sum."""
 
 
 def make_objective(
@@ -29,10 +31,10 @@ def make_objective(
     loss_chunk_tokens: int,
     seed: int,
 ) -> Objective:
-    """The objective that the config names.
+    """Return the objective that the config names.
 
-    ``seed`` is the run's. It is a constant of the compiled step where NEFTune draws noise, and of
-    no effect on it anywhere else.
+    ``seed`` is the seed of the run. If NEFTune draws noise, it is a constant of the compiled step;
+    otherwise it has no effect, so that runs with different seeds share a compiled step.
     """
     options = {"num_corpora": num_corpora, "loss_chunk_tokens": loss_chunk_tokens}
     match config:
@@ -41,13 +43,12 @@ def make_objective(
         case NextTokenConfig(z_loss=z_loss, neftune_alpha=alpha):
             noise = partial(embedding_noise, alpha=alpha, seed=seed)
             return partial(next_token_loss, z_loss=z_loss, noise=noise, **options)
-        case PreferenceConfig(loss="kto"):
-            return partial(kto_loss, config=config, **options)
-        case PreferenceConfig():
-            return partial(preference_loss, config=config, **options)
+        case PreferenceConfig(loss=loss):
+            function = preference_loss if LOSSES[loss].takes_pairs else kto_loss
+            return partial(function, config=config, **options)
 
 
-def next_token_loss(  # noqa: PLR0913 - what is computed and how it is reported
+def next_token_loss(  # noqa: PLR0913 - inputs, options of the loss and of the report
     model: Llama,
     batch: TokenBatch,
     *,
@@ -56,11 +57,11 @@ def next_token_loss(  # noqa: PLR0913 - what is computed and how it is reported
     loss_chunk_tokens: int,
     noise: Callable[..., jax.Array] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """Cross-entropy of the next token over the masked-in targets, in nats.
+    """Return the sum of the next token's cross-entropy over the counted targets, in nats.
 
-    ``noise(batch, embed_dim)``, where there is one, is added to the embeddings. ``sums``:
-    ``train/nll`` over all targets and ``corpus_loss`` per corpus, shape (num_corpora,), without the
-    z-loss.
+    The second value is the number of counted targets. The metrics are ``train/nll`` over all
+    targets and ``corpus_loss`` per corpus, shape (num_corpora,), both without the z-loss.
+    ``noise(batch, embed_dim)``, if given, is added to the embeddings.
     """
     added = None if noise is None else noise(batch, model.config.embed_dim)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, embedding_noise=added)
@@ -68,8 +69,10 @@ def next_token_loss(  # noqa: PLR0913 - what is computed and how it is reported
         loss_sum, nll = linear_cross_entropy(
             hidden, model.head, batch.targets, batch.loss_mask, z_loss, loss_chunk_tokens
         )
+    # The metrics are not differentiated: gradients flow from the loss sum only.
     nll = jax.lax.stop_gradient(nll) * batch.loss_mask
     weight = jnp.sum(batch.loss_mask)
+    # Sums per corpus as a product with one-hot columns, which needs no scatter.
     member = jax.nn.one_hot(batch.corpus, num_corpora, dtype=jnp.float32)
     per_corpus = (
         jnp.einsum("bt,btc->c", nll, member),

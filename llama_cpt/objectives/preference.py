@@ -1,12 +1,9 @@
 """Preference objectives: log-probabilities of answers, their loss, and TRL's metrics.
 
-The weight is the number of pairs (``kto``: of answers), and every term is a mean over a pair's own
-tokens or none, so that the sums over micro-batches are exact. ``kto`` alone depends on how a batch
-is cut: its estimate of the divergence is one micro-batch's.
+The weight is the number of pairs (``kto``: of answers), and no term averages over the tokens of
+more than one pair, so that sums over micro-batches are exact. Only ``kto`` depends on how a batch
+is cut, because each micro-batch estimates the divergence from its own answers.
 """
-
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +12,20 @@ from jaxtyping import Array, Float, Int
 from llama_cpt.config.schema import PreferenceConfig
 from llama_cpt.data.batch import PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.model.llama import Llama
-from llama_cpt.objectives import preference_losses as losses
 from llama_cpt.objectives.cross_entropy import token_nll
-from llama_cpt.objectives.preference_losses import Answers
+from llama_cpt.objectives.preference_losses import LOSSES, Answers, kto_divergence
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-
-REFERENCE_FREE = ("simpo", "orpo")
-"""Losses that read no reference log-probabilities."""
+"""Metrics by name, each the sum of its values and the sum of their weights."""
 
 
 def segment_logprobs(
     model: Llama, rows: TokenBatch, num_segments: int, *, loss_chunk_tokens: int
 ) -> Float[Array, "batch segments"]:
-    """Summed log-probability, in nats, of each segment's targets that ``rows.loss_mask`` counts.
+    """Return the summed log-probability, in nats, of each segment's targets, float32.
 
-    Segment s of a row (1 to ``num_segments``) is in column s - 1. Gradients flow.
+    ``rows.loss_mask`` selects the targets. Segment s of a row (1 to ``num_segments``) is in column
+    s - 1. Gradients flow to the model.
     """
     hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)
     with jax.named_scope("loss"):
@@ -46,16 +41,20 @@ def preference_loss(
     num_corpora: int,
     loss_chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """The loss that ``config`` names, summed over the pairs that are there; their number.
+    """Return the sum of the loss over the present pairs, the number of these, and the metrics.
 
-    ``sums`` by TRL's names; ``nll`` is the NLL term, the mean over pairs of the chosen answer's
-    nats a token.
+    The loss is the entry of ``LOSSES`` that ``config`` names, plus ``nll_weight`` times the NLL of
+    the chosen answer. The metrics have TRL's names; ``nll`` is the mean over pairs of the chosen
+    answer's nats per token.
     """
     answers = _answers(model, batch, loss_chunk_tokens)
+    # The two answers of a pair are successive segments of a row, the chosen one first.
     chosen, rejected = _every_other(answers, 0), _every_other(answers, 1)
     present = batch.pair_mask
-    pair_loss = _pair_loss(config)(chosen, rejected) - config.nll_weight * chosen.mean
-    mean = config.loss in REFERENCE_FREE
+    loss = LOSSES[config.loss]
+    pair_loss = loss.bind(config)(chosen, rejected) - config.nll_weight * chosen.mean
+    # Without a reference there is no log-ratio; TRL reports means over tokens for these losses.
+    mean = loss.reference_free
     rewards = [config.beta * (part.mean if mean else part.log_ratio) for part in (chosen, rejected)]
     values = {
         "rewards/chosen": rewards[0],
@@ -65,6 +64,7 @@ def preference_loss(
         "logps/rejected": rejected.mean if mean else rejected.logprobs,
         "nll": -chosen.mean,
     }
+    # A row has room for the most pairs of any row; ``present`` leaves out the places without one.
     sums = {name: _sum(value, present) for name, value in values.items()}
     sums["corpus_loss"] = _by_corpus(pair_loss, present, batch.rows, num_corpora)
     return *_sum(pair_loss, present), sums
@@ -78,22 +78,17 @@ def kto_loss(
     num_corpora: int,
     loss_chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """KTO summed over the answers that are there; their number.
+    """Return the sum of KTO's loss over the present answers, their number, and the metrics.
 
-    ``chosen`` in the names of ``sums`` is the good answers, ``rejected`` the bad ones.
+    In the names of the metrics, ``chosen`` means good answers and ``rejected`` bad ones.
     """
     segments = _answers(model, batch, loss_chunk_tokens)
+    # Each judged answer is followed by a mismatched one, which serves the estimate of the
+    # divergence only.
     answers, mismatched = _every_other(segments, 0), _every_other(segments, 1)
     present = batch.answer_mask
-    divergence = losses.kto_divergence(mismatched, present)
-    answer_loss = losses.kto(
-        answers,
-        batch.good,
-        divergence,
-        beta=config.beta,
-        desirable_weight=config.desirable_weight,
-        undesirable_weight=config.undesirable_weight,
-    )
+    divergence = kto_divergence(mismatched, present)
+    answer_loss = LOSSES[config.loss].bind(config)(answers, batch.good, divergence)
     sums = {"kl": _sum(jnp.full(present.shape, divergence), present)}
     for name, judged in (("chosen", batch.good), ("rejected", 1 - batch.good)):
         sums[f"rewards/{name}"] = _sum(config.beta * answers.log_ratio, present * judged)
@@ -102,31 +97,10 @@ def kto_loss(
     return *_sum(answer_loss, present), sums
 
 
-def _pair_loss(config: PreferenceConfig) -> Any:
-    """``(chosen, rejected) -> losses`` of the loss that the config names."""
-    beta, smoothing = config.beta, config.label_smoothing
-    match config.loss:
-        case "sigmoid":
-            return partial(losses.sigmoid, beta=beta, label_smoothing=smoothing)
-        case "robust":
-            return partial(losses.robust, beta=beta, label_smoothing=smoothing)
-        case "simpo":
-            return partial(losses.simpo, beta=beta, gamma=config.gamma)
-        case "hinge":
-            return partial(losses.hinge, beta=beta)
-        case "ipo":
-            return partial(losses.ipo, beta=beta)
-        case "sigmoid_norm":
-            return partial(losses.sigmoid_norm, beta=beta)
-        case "orpo":
-            return partial(losses.orpo, beta=beta)
-    raise ValueError(f"{config.loss} is no loss of pairs")
-
-
 def _answers(
     model: Llama, batch: PreferenceBatch | UnpairedBatch, loss_chunk_tokens: int
 ) -> Answers:
-    """Of every segment, (batch, segments)."""
+    """Return the answers of all segments, arrays (batch, segments)."""
     rows, reference = batch.rows, batch.reference_logprobs
     num_segments = reference.shape[-1]
     logprobs = segment_logprobs(model, rows, num_segments, loss_chunk_tokens=loss_chunk_tokens)
@@ -135,13 +109,15 @@ def _answers(
 
 
 def _every_other(segments: Answers, first: int) -> Answers:
+    """Return every second segment's answer, beginning with segment ``first`` of a row."""
     return Answers(*(part[:, first::2] for part in segments))
 
 
 def _by_segment(
     values: Float[Array, "batch length"], segment_ids: Int[Array, "batch length"], num_segments: int
 ) -> Float[Array, "batch segments"]:
-    # Not a matrix product: a TPU would round its operands to bfloat16.
+    """Return the sum of ``values`` over each segment."""
+    # Not a matrix product, because a TPU would round its operands to bfloat16.
     member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=jnp.float32)
     return jnp.sum(values[..., None] * member, axis=1)
 
@@ -149,6 +125,7 @@ def _by_segment(
 def _sum(
     values: Float[Array, "batch answers"], present: Float[Array, "batch answers"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the sum of the present values and their number."""
     return jnp.sum(values * present), jnp.sum(present)
 
 
@@ -158,7 +135,7 @@ def _by_corpus(
     rows: TokenBatch,
     num_corpora: int,
 ) -> tuple[Float[Array, " corpora"], Float[Array, " corpora"]]:
-    """Sum and weight of each corpus; a row is of one."""
+    """Return the sum and the weight of each corpus; a row belongs to one corpus."""
     member = jax.nn.one_hot(rows.corpus[:, 0], num_corpora, dtype=jnp.float32)
 
     def total(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The mesh, the table that places every named axis on it, and the shardings that follow."""
+"""The device mesh, the table that maps logical axes to mesh axes, and shardings made from it."""
 
 import math
 from typing import Any
@@ -14,10 +14,13 @@ from llama_cpt.runtime.errors import UserError
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
 BATCH_AXES = ("replica", "fsdp")
+"""The mesh axes over which rows are distributed."""
 TOKEN_AXES = (*BATCH_AXES, "context")
+"""The mesh axes over which tokens are distributed, and over which a loss is summed."""
 
-# Logical axis -> mesh axis. Parameters and activations (act_) have names of their own, because
-# a parameter's embed is stored in slices and gathered for use while an activation's never is.
+# Logical axis -> mesh axis. Parameters and activations (act_) have separate names: the embed axis
+# of a parameter is stored in slices and gathered for use, and that of an activation is never cut.
+# Parameters are sliced over ``context`` too, because its devices hold the same weights.
 AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": "tensor",
@@ -37,91 +40,97 @@ AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
-    """A mesh of axes (replica, fsdp, context, tensor) over ``devices`` (default: all of them).
+    """Return a mesh with axes (replica, fsdp, context, tensor) over ``devices`` (default: all).
 
-    Where they are of several slices, ``replica`` is their number: all other axes lie within one.
+    If the devices belong to several slices, ``replica`` must be their number, because all other
+    axes lie within a slice. Raises UserError if the config does not fit the devices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).flatten()
-    sizes = _sizes(config, devices.size)
+    sizes = _axis_sizes(config, devices.size)
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(_slice(device), []).append(device)
     if len(slices) > 1 and sizes[0] != len(slices):
         raise UserError(
-            f"mesh.replica={sizes[0]} on {len(slices)} slices: set mesh.replica={len(slices)}, for "
-            "only the replicas' gradients may cross from slice to slice."
+            f"mesh.replica={sizes[0]} on {len(slices)} slices: set mesh.replica={len(slices)}, "
+            "because only the gradients of replicas may cross between slices."
         )
     copies = sizes[0] // len(slices)
-    # Neighbours in the mesh are neighbours on the chips' links, though an axis of the links be cut.
-    parts = [_laid_out((copies, *sizes[1:]), slices[number]) for number in sorted(slices)]
+    # Neighbors in the mesh are neighbors on the chips' links, even if a mesh axis takes only a part
+    # of an axis of the torus.
+    parts = [_arrange((copies, *sizes[1:]), slices[number]) for number in sorted(slices)]
     # Auto: the compiler propagates shardings from the parameters and the few constraints given.
     return Mesh(np.concatenate(parts), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _laid_out(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+def _arrange(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """Return ``devices`` as an array of ``sizes`` that follows the links of the chips."""
     try:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, TypeError, ValueError):
-        # Where a side of the slice has a factor of 5 or 7 it fails in one of many ways.
-        told = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        # JAX raises one of these if a side of the slice has a factor of 5 or 7.
+        axes = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise UserError(
-            f"mesh({told}) cannot be laid along the links of these {len(devices)} devices: take "
-            "another mesh, or a slice whose sides are 2, 4, 8, 12 or 16."
+            f"mesh({axes}) cannot be laid along the links of these {len(devices)} devices: set "
+            "another mesh, or use a slice whose sides are 2, 4, 8, 12 or 16."
         ) from None
 
 
-def _sizes(config: MeshConfig, count: int) -> list[int]:
-    """Of every mesh axis, over ``count`` devices."""
+def _axis_sizes(config: MeshConfig, count: int) -> list[int]:
+    """Return the size of every mesh axis over ``count`` devices, -1 replaced by what remains."""
     named = {axis: getattr(config, axis) for axis in MESH_AXES}
     sizes = list(named.values())
-    told = "mesh(" + ", ".join(f"{axis}={size}" for axis, size in named.items()) + ")"
+    shown = "mesh(" + ", ".join(f"{axis}={size}" for axis, size in named.items()) + ")"
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes) or count % known:
-        raise UserError(f"{told} does not divide {count} devices; use -1 for one axis.")
+        raise UserError(f"{shown} does not divide {count} devices; use -1 for one axis.")
     sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count:
-        raise UserError(f"{told} uses {math.prod(sizes)} of {count} devices; set one axis to -1.")
+        raise UserError(f"{shown} uses {math.prod(sizes)} of {count} devices; set one axis to -1.")
     return sizes
 
 
 def _slice(device: Any) -> int:
-    # Chips that are not here say theirs only where there are several. A GPU's is its host's.
+    """Return the number of the device's slice."""
+    # Devices of a described topology have the attribute only if there are several slices. The slice
+    # index of a GPU is that of its host, and hosts with GPUs form no slices.
     return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def topology_mesh(config: MeshConfig, topology: str, slices: int = 1) -> Mesh:
-    """A mesh over ``topology_devices``."""
+    """Return a mesh over ``topology_devices``."""
     return make_mesh(config, topology_devices(topology, slices))
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
-    """Of ``slices`` of ``topology`` (``v5p:4x4x8``), whose chips need not be here.
+    """Return the devices of ``slices`` of ``topology`` (``v5p:4x4x8``); no TPU is needed.
 
-    With the links from end to end that they have: where all of three sides are of whole cubes
-    (4 x 4 x 4), or a side is one of v5e's and v6e's pods (16). Without, the compiler takes gathers
-    along all chips for sums, which move twice the bytes.
+    The description includes the wrap-around links of the slice. With three sides these exist if
+    every side is a multiple of 4 (whole cubes of 4 x 4 x 4), and with two along each side of 16, a
+    full side of a v5e or v6e pod. Without them the compiler turns gathers along all chips into
+    sums, which move twice the bytes.
     """
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
     if len(sides) == 3:
-        around = [all(side % 4 == 0 for side in sides)] * 3
+        wrap = [all(side % 4 == 0 for side in sides)] * 3
     else:
-        around = [*(side == 16 for side in sides), False]
+        wrap = [*(side == 16 for side in sides), False]
     described = topologies.get_topology_desc(
-        topology, platform="tpu", num_slices=slices, wrap=tuple(around)
+        topology, platform="tpu", num_slices=slices, wrap=tuple(wrap)
     )
     return described.devices
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
-    """The PartitionSpec of an array whose dims have these logical names."""
+    """Return the PartitionSpec of an array whose dimensions have these logical names."""
     return PartitionSpec(*(AXIS_RULES[axis] if axis else None for axis in axes))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """``tree`` with a NamedSharding in place of each array.
+    """Return ``tree`` with a NamedSharding in place of each array.
 
     Every ``nnx.Param``, in a model, in gradients or in optimizer moments, is placed by its
-    ``axes``; everything else (a step count) is replicated.
+    ``axes``; everything else, such as a step count, is replicated.
     """
 
     def place(leaf: Any) -> Any:
@@ -133,7 +142,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def with_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """``abstract`` (of ShapeDtypeStructs) with the sharding of each array filled in."""
+    """Return ``abstract``, a tree of ShapeDtypeStructs, with the sharding of each array."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -142,7 +151,7 @@ def with_shardings(abstract: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Place an activation by its logical axes; nothing where no mesh is set."""
+    """Constrain an activation's sharding by its logical axes; without a mesh, return it."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(*axes))

@@ -13,12 +13,12 @@ from llama_cpt.config.fields import compiled_values
 from llama_cpt.config.schema import ComputeConfig, PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.attention import resolve_attention
-from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.model.llama import Llama, abstract_llama, with_precision
 from llama_cpt.model.lora import Adapters, abstract_adapters, cast_abstract
 from llama_cpt.model.quantized import require_qwix
 from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.objectives.preference import REFERENCE_FREE
+from llama_cpt.objectives.preference_losses import REFERENCE_FREE
 from llama_cpt.parallel.mesh import BATCH_AXES, constrain, partition_spec, with_shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.compiler_options import compiler_options
@@ -92,8 +92,8 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
 
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:
-        # As whoever loads the trained weights computes with them.
-        model.matmul_precision = "bf16"
+        # Held-out text is scored as users of the trained weights compute with them.
+        model = with_precision(model, "bf16")
         hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
         # Replicated: every process adds up the whole of it.
         return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))

@@ -15,7 +15,7 @@ from llama_cpt.checkpoint.retention import Retention
 from llama_cpt.config.schema import PreferenceConfig
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model.flops import model_flops_per_token
-from llama_cpt.objectives.preference import REFERENCE_FREE
+from llama_cpt.objectives.preference_losses import REFERENCE_FREE
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter

@@ -192,7 +192,7 @@ def test_rows_of_a_bucket_are_read_by_ranges_concurrently(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "status", "message"),
     [
-        (0, 403, "rows.*status code: 403; .*may this machine"),
+        (0, 403, "rows.*status code: 403; .*give this machine"),
         (3, 200, "no answer within 1 s"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Attention's kernels against the meaning, value and gradients, in interpret mode."""
+"""The attention kernels equal the reference in value and gradients, in interpret mode."""
 
 from dataclasses import dataclass
 import functools
@@ -28,7 +28,7 @@ class Case:
     dtype: str = "float32"
 
     def operands(self) -> list[jax.Array]:
-        """Query, key, value and the output's gradient."""
+        """Return query, key, value and the output's gradient."""
         draw = np.random.default_rng(0)
         return [
             jnp.asarray(draw.normal(size=(self.batch, self.length, n, self.head_dim)), self.dtype)
@@ -36,14 +36,14 @@ class Case:
         ]
 
 
-# Groups of 1, 2, 3 and 4; kv heads that lie two to a step; rows that are padded, that are shorter
-# than a tile, whose keys take several walks, the last of them shorter.
+# The cases cover groups of 1, 2, 3 and 4; two kv heads per step of the grid; rows that are padded,
+# that are shorter than a tile, and whose keys take several passes, the last of them shorter.
 CASES = {
-    "two kv heads a step": Case(2, 512, 4, 2, 64, BlockSizes(256, 128, 2, 128, 1, 256)),
+    "two kv heads per step": Case(2, 512, 4, 2, 64, BlockSizes(256, 128, 2, 128, 1, 256)),
     "padded": Case(1, 1152, 3, 1, 128, BlockSizes(256, 256, 1, 256)),
     "no group": Case(1, 384, 2, 2, 128, BlockSizes(256, 128, 3, 128)),
     "one tile": Case(2, 128, 4, 1, 64, BlockSizes()),
-    "several walks": Case(1, 640, 2, 1, 256, BlockSizes(128, 128, 1, 128, 0, 512)),
+    "several passes": Case(1, 640, 2, 1, 256, BlockSizes(128, 128, 1, 128, 0, 512)),
     "bfloat16": Case(1, 1024, 2, 1, 128, BlockSizes(256, 128, 1, 128), "bfloat16"),
 }
 
@@ -65,7 +65,7 @@ TRUTH = jax.jit(lambda *operands: value_and_gradients(reference.attention, *oper
 
 
 def errors(found, truth) -> list[float]:
-    """Relative, of the value and each gradient."""
+    """Return the relative errors of the value and of each gradient."""
     pairs = zip(found, truth, strict=True)
     wide = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
     return [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in wide]
@@ -73,7 +73,7 @@ def errors(found, truth) -> list[float]:
 
 @st.composite
 def segments(draw, case: Case) -> np.ndarray:
-    """One document, many short ones, one-token ones, ids that recur, padding at the end."""
+    """Draw one document, many short ones, one-token ones, recurring ids or padding at the end."""
     rows = []
     for _ in range(case.batch):
         spans = st.one_of(st.integers(1, 3), st.integers(1, case.length))
@@ -92,7 +92,7 @@ def segments(draw, case: Case) -> np.ndarray:
 
 @pytest.mark.parametrize("examples", [4, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name, examples):
+def test_kernel_equals_reference_in_value_and_gradients(name, examples):
     case = CASES[name]
     operands = case.operands()
     bound = 1e-5 if case.dtype == "float32" else 2e-2
@@ -108,13 +108,13 @@ def test_values_and_gradients(name, examples):
     check()
 
 
-@pytest.mark.parametrize("name", ["one walk", "several walks"])
-def test_chunks_are_the_whole(name):
-    """The queries of chunks (0, 3) and of (1, 2) apart: all values, and gradients that add up."""
-    keys = 1024 if name == "one walk" else 256
+@pytest.mark.parametrize("name", ["one pass", "several passes"])
+def test_chunks_add_up_to_the_whole_row(name):
+    """Chunks (0, 3) and (1, 2) apart give all values, and gradients that sum to the row's."""
+    keys = 1024 if name == "one pass" else 256
     case = Case(2, 1024, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, keys))
     query, key, value, out_gradient = case.operands()
-    # The second row's last document is of the last chunks alone: keys that (0, 3) need not see.
+    # The second row's last document lies in the last chunks: chunk 0 needs none of its keys.
     rows = [np.repeat([1, 2, 3], [200, 500, 324]), np.repeat([1, 2], [512, 512])]
     segment_ids = jnp.asarray(np.array(rows, np.int32))
     truth = TRUTH(query, key, value, out_gradient, segment_ids)
@@ -141,7 +141,7 @@ def test_chunks_are_the_whole(name):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=5)
 @given(st.data())
-def test_any_shape(data):
+def test_kernel_equals_reference_for_any_shape(data):
     tile = data.draw(st.sampled_from([128, 256, 384, 512]))
     part = st.sampled_from([n for n in (128, 256, 512) if tile % n == 0])
     sizes = BlockSizes(
@@ -166,9 +166,9 @@ def test_any_shape(data):
     assert max(errors(compiled(case)(*operands, segment_ids), truth)) < 1e-5
 
 
-def test_the_reference_is_right():
-    """Against itself in float64, which NumPy's quadratic sum of test_llama holds to the formula."""
-    case = CASES["two kv heads a step"]
+def test_reference_equals_itself_in_float64():
+    """tests/model/test_llama.py compares the reference with the formula in NumPy."""
+    case = CASES["two kv heads per step"]
     segment_ids = np.sort(np.random.default_rng(1).integers(1, 5, (2, 512)), -1).astype(np.int32)
     found = TRUTH(*case.operands(), segment_ids)
     with jax.enable_x64(True):
@@ -178,8 +178,8 @@ def test_the_reference_is_right():
     assert max(errors(found, truth)) < 1e-6
 
 
-def test_no_races():
-    """The TPU interpreter's buffers, copies and memory, with races looked for."""
+def test_kernel_has_no_races():
+    """The TPU interpreter simulates buffers and copies, and detects races between them."""
     case = Case(2, 256, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, 128))
     segment_ids = jnp.asarray(np.repeat([[1, 2, 3, 3]] * 2, 64, axis=1), jnp.int32)
 
@@ -201,11 +201,11 @@ def races_found() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-def test_no_worse_than_splash():
-    """In bfloat16, against the float32 truth of the same operands.
+def test_error_in_bfloat16_is_at_most_splash_attentions():
+    """Compare both with the float32 result of the same operands.
 
-    Interpreted, splash multiplies the weights with the values in float32; a TPU rounds them to
-    bfloat16 first, as ours always does: a tenth more for the value, which no TPU would show.
+    Interpreted, splash multiplies the weights with the values in float32. A TPU rounds them to
+    bfloat16 first, as our kernel always does, so the value is allowed a slightly larger error.
     """
     case = CASES["bfloat16"]
     operands = case.operands()
@@ -219,44 +219,47 @@ def test_no_worse_than_splash():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"query": (1, 100, 2, 64)}, "must have the batch, length and head_dim of query"),
         ({"query": (2, 256, 2, 64)}, "must have the batch, length and head_dim of query"),
         ({"query": (256, 2, 64)}, r"query must be \(batch"),
-        ({"value": (1, 256, 1, 128)}, "key and value .* they are"),
-        ({"query": (1, 256, 3, 64), "key": (1, 256, 2, 64)}, r"heads \(3\) must be a multiple"),
-        ({"key": (1, 256, 0, 64)}, "no dimension may be empty"),
-        ({"query": (1, 256, 2, 96), "key": (1, 256, 1, 96)}, "head_dim must be one of"),
-        ({"query": (1, 200, 2, 64), "key": (1, 200, 1, 64)}, "length must be a multiple of 128"),
+        ({"value": (1, 256, 1, 128)}, "key and value .* got"),
+        ({"query": (1, 256, 3, 64), "key": (1, 256, 2, 64)}, "heads=3 must be a multiple"),
+        ({"key": (1, 256, 0, 64)}, "dimensions must not be empty"),
+        ({"query": (1, 256, 2, 96), "key": (1, 256, 1, 96)}, "head_dim=96 must be one of"),
+        (
+            {"query": (1, 200, 2, 64), "key": (1, 200, 1, 64)},
+            "length=200 must be a multiple of 128",
+        ),
         (
             {"query": (1, 131200, 2, 64), "key": (1, 131200, 1, 64)},
-            "up to 131072; it is 131200",
+            "length=131200 must be a multiple of 128, at most 131072",
         ),
         ({"dtype": "float16"}, "must all be bfloat16 or all float32"),
-        ({"query dtype": "bfloat16"}, "they are bfloat16, float32 and float32"),
+        ({"query dtype": "bfloat16"}, "got bfloat16, float32 and float32"),
         ({"segment_ids": (1, 128)}, r"segment_ids must be int32 \(1, 256\)"),
         ({"segment_ids": (256,)}, r"segment_ids must be int32 \(1, 256\)"),
-        ({"ids dtype": "float32"}, "segment_ids must be int32 .* they are float32"),
-        ({"chunks": 2, "query": (1, 128, 2, 64)}, "128 queries must be 2 chunks of a multiple of"),
-        ({"chunks": 2, "query": (1, 768, 2, 64)}, "768 queries must be 2 chunks .* length, 256"),
+        ({"ids dtype": "float32"}, "segment_ids must be int32 .* got float32"),
+        ({"chunks": 2, "query": (1, 128, 2, 64)}, "128 queries must be 2 chunks of equal length"),
+        ({"chunks": 2, "query": (1, 768, 2, 64)}, "768 queries must be 2 chunks .* length 256"),
     ],
 )
-def test_what_is_not_accepted(change, told):
-    asked = {"query": (1, 256, 2, 64), "key": (1, 256, 1, 64), "segment_ids": (1, 256)} | change
-    dtype = asked.get("dtype", "float32")
-    query = jax.ShapeDtypeStruct(asked["query"], asked.get("query dtype", dtype))
-    key = jax.ShapeDtypeStruct(asked["key"], dtype)
-    value = jax.ShapeDtypeStruct(asked.get("value", asked["key"]), dtype)
-    ids = jax.ShapeDtypeStruct(asked["segment_ids"], asked.get("ids dtype", "int32"))
-    chunks = jax.ShapeDtypeStruct((asked["chunks"],), "int32") if "chunks" in asked else None
+def test_unsupported_shapes_and_types_are_rejected(change, message):
+    shapes = {"query": (1, 256, 2, 64), "key": (1, 256, 1, 64), "segment_ids": (1, 256)} | change
+    dtype = shapes.get("dtype", "float32")
+    query = jax.ShapeDtypeStruct(shapes["query"], shapes.get("query dtype", dtype))
+    key = jax.ShapeDtypeStruct(shapes["key"], dtype)
+    value = jax.ShapeDtypeStruct(shapes.get("value", shapes["key"]), dtype)
+    ids = jax.ShapeDtypeStruct(shapes["segment_ids"], shapes.get("ids dtype", "int32"))
+    chunks = jax.ShapeDtypeStruct((shapes["chunks"],), "int32") if "chunks" in shapes else None
 
     def attention(query, key, value, ids, chunks):
         return flash_attention.__wrapped__(query, key, value, ids, chunks=chunks)
 
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(attention, query, key, value, ids, chunks)
 
 
-def test_sizes_without_a_tpu():
+def test_default_block_sizes_without_a_tpu():
     assert current_block_sizes() == BlockSizes()

@@ -14,15 +14,15 @@ pytestmark = pytest.mark.libtpu
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 LENGTHS = (2048, 8192, 32768, 131072)
-# Each chip, and either head size; short rows and few heads, for the time.
+# Each chip, and each head size, with short rows and few heads to save time.
 COVERING = [
     ("v5e", 2048, 64, (4, 2)),
     ("v5p", 8192, 128, (2, 1)),
     ("v6e", 8192, 128, (2, 1)),
     ("tpu7x", 2048, 128, (2, 1)),
 ]
-# Head size and heads of Llama's 1B, 3B, 8B and 70B; every chip with every length, and both with
-# every one of these: a Latin square, for the time.
+# Head sizes and heads of Llama's 1B, 3B, 8B and 70B. A Latin square pairs every chip with every
+# length, and both with each of these, in a quarter of the combinations.
 KINDS = [(64, (32, 8)), (128, (24, 8)), (128, (32, 8)), (128, (64, 8))]
 ALL = [
     (chip, length, *KINDS[(row + column) % len(KINDS)])
@@ -52,11 +52,11 @@ def compile_attention(chip: str, length: int, head_dim: int, heads: tuple[int, i
 
 
 @pytest.mark.parametrize(("chip", "length", "head_dim", "heads"), COVERING)
-def test_compiles(chip, length, head_dim, heads):
+def test_kernels_compile_for_each_chip(chip, length, head_dim, heads):
     compile_attention(chip, length, head_dim, heads)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("chip", "length", "head_dim", "heads"), ALL)
-def test_compiles_all(chip, length, head_dim, heads):
+def test_kernels_compile_for_each_chip_length_and_head_size(chip, length, head_dim, heads):
     compile_attention(chip, length, head_dim, heads)

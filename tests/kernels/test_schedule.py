@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of the kernels stays within what was reached, beside JAX's splash."""
+"""The schedule that the TPU compiler makes of the kernels stays as short as it was measured."""
 
 from collections import Counter
 import hashlib
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.libtpu
 READER = Path(attention_schedule.__file__).read_bytes()
 SHAPE = {"length": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128, "block": 0}
 THOUSAND_SCORES = 4 * 512 * 512 / 1000
-# Of a thousand scores: splash's bundles forward, forward and backward, and its cycles of both; of
-# each, the most that ours may take: a whole tile's, and of its cycles a crossed tile's too.
+# Per thousand scores: splash's bundles forward, its bundles in both passes, and its cycles in both.
+# MOST has the largest ratio of ours to each, for a whole tile and, in cycles, a crossed tile too.
 SPLASH = {
     "v5e": (4.53, 13.42, 15.02),
     "v5p": (4.54, 13.33, 15.00),
@@ -34,7 +34,7 @@ MOST = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", SPLASH)
-def test_schedule(chip, tpu_goldens):
+def test_schedule_is_shorter_than_splash_attentions(chip, tpu_goldens):
     spec = {"chip": chip} | SHAPE
     key = f"{key_of(*lower_kernel(spec))}-{hashlib.sha256(READER).hexdigest()[:8]}"
     kernels = tpu_goldens(key, lambda: {"kernels": schedule(spec)[0]})["kernels"]

@@ -1,4 +1,4 @@
-"""The table holds what a row needs: no tile that matters is missing, none beside is visited."""
+"""The table of tiles has every tile that a row needs and, for packed rows, no other."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +14,14 @@ TABLE = jax.jit(needed_tiles, static_argnums=(1, 3))
 
 
 def visited(ids: np.ndarray, first_key: int = 0, num_keys: int | None = None) -> list[tuple]:
-    """(row, query block, key block, flags) of each entry."""
+    """Return (row, query block, key block, flags) of each entry."""
     table = TABLE(jnp.asarray(ids), BLOCK, first_key, num_keys)
     tiles = unpack(table.entries[: int(table.count)], ids.shape[1] // BLOCK)
     return list(zip(*(np.asarray(part).tolist() for part in tiles), strict=True))
 
 
 def visible(ids: np.ndarray, row: int, query: int, key: int) -> np.ndarray:
-    """Which pairs of a tile see each other."""
+    """Return which pairs of a tile see each other."""
     q, k = (np.arange(n * BLOCK, (n + 1) * BLOCK) for n in (query, key))
     return (q[:, None] >= k) & (ids[row, q][:, None] == ids[row, k])
 
@@ -62,13 +62,15 @@ def check_table(rows, packed, data):
     for first, tiles in zip(range(0, blocks, span), passes, strict=True):
         for number, (row, query, key, flags) in enumerate(tiles):
             pairs = visible(ids, row, query, key)
-            beside = [tiles[n][:2] if 0 <= n < len(tiles) else () for n in (number - 1, number + 1)]
-            assert bool(flags & FIRST) == (beside[0] != (row, query))
-            assert bool(flags & LAST) == (beside[1] != (row, query))
+            neighbors = [
+                tiles[n][:2] if 0 <= n < len(tiles) else () for n in (number - 1, number + 1)
+            ]
+            assert bool(flags & FIRST) == (neighbors[0] != (row, query))
+            assert bool(flags & LAST) == (neighbors[1] != (row, query))
             assert bool(flags & DIAGONAL) == (query == key)
             assert flags & CROSSING or query == key or pairs.all()
             assert not (packed and flags & CROSSING and query != key and pairs.all())
-        # In order: what belongs to a query block, and a row, lies side by side.
+        # In order: the tiles of a query block, and of a row, are adjacent.
         assert [t[:3] for t in tiles] == sorted(t[:3] for t in tiles)
         here = {t[:3] for t in tiles}
         for row, query, key in np.ndindex(len(ids), blocks, blocks):
@@ -80,22 +82,22 @@ def check_table(rows, packed, data):
 
 @settings(deadline=None, max_examples=8)
 @given(st.lists(st.integers(1, 4), min_size=24, max_size=24), st.permutations(range(6)), st.data())
-def test_some_queries(row, order, data):
-    """The tiles of some query blocks are the whole table's of the same blocks."""
-    ids, places = jnp.asarray([sorted(row)] * 2), order[: data.draw(st.sampled_from([1, 3]))]
+def test_table_of_some_query_blocks_is_a_part_of_the_whole(row, order, data):
+    """Each query block has the tiles that it has in the whole table."""
+    ids, query_blocks = jnp.asarray([sorted(row)] * 2), order[: data.draw(st.sampled_from([1, 3]))]
     first, span = data.draw(st.sampled_from([(0, None), (2, 2), (4, 2)]))
-    table = TABLE(ids, BLOCK, first, span, jnp.asarray(places))
+    table = TABLE(ids, BLOCK, first, span, jnp.asarray(query_blocks))
     tiles = unpack(table.entries[: int(table.count)], 6)
     found = zip(*(np.asarray(part).tolist() for part in tiles), strict=True)
     whole = visited(np.asarray(ids), first, span)
-    assert [(row, places[query], *rest) for row, query, *rest in found] == sorted(
-        (tile for tile in whole if tile[1] in places),
-        key=lambda t: (t[0], places.index(t[1]), t[2]),
+    assert [(row, query_blocks[query], *rest) for row, query, *rest in found] == sorted(
+        (tile for tile in whole if tile[1] in query_blocks),
+        key=lambda t: (t[0], query_blocks.index(t[1]), t[2]),
     )
 
 
-def test_zigzag_is_balanced():
-    """Of one document, devices that have chunks n and 7 - n visit equally many tiles."""
+def test_zigzag_order_balances_devices():
+    """In one document, devices that have chunks n and 7 - n visit equally many tiles."""
     ids = jnp.ones((1, 16 * BLOCK), jnp.int32)
     counts = [
         int(
@@ -108,6 +110,6 @@ def test_zigzag_is_balanced():
     assert set(counts) == {16 * 17 // 2 // 4}
 
 
-def test_too_many_rows():
+def test_too_many_rows_are_rejected():
     with pytest.raises(ValueError, match="too many for one call"):
         needed_tiles(jnp.zeros((2**15, 1024), jnp.int32), BLOCK)

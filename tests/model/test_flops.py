@@ -1,4 +1,4 @@
-"""Operations a token, against the model's own arrays and a published size."""
+"""Operations per token equal a count of the model's arrays and of a published size."""
 
 import math
 
@@ -26,26 +26,25 @@ TINY = ModelConfig(
 )
 
 
-def test_flops_count_the_model_s_matrices():
-    """Against the parameters that the model has, and attention counted pair by pair."""
+def test_flops_equal_a_count_of_matrices_and_visible_pairs():
     model = abstract_llama(TINY)
     matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model) if len(leaf.shape) > 1)
     norms = TINY.num_layers * TINY.embed_dim * 2
     lookup = TINY.vocab_size * TINY.embed_dim
     length = 64
-    # Two products, multiply and add, forward and twice that backward, over the pairs key < query
-    # (and half the diagonal).
+    # Two products of a multiplication and an addition, forward and twice that backward, over the
+    # pairs key < query and half the diagonal.
     pairs = sum(query + 0.5 for query in range(length))
     attention = 3 * TINY.num_layers * 2 * 2 * TINY.num_heads * TINY.head_dim * pairs / length
     expected = 6 * (matrices - norms - lookup) + attention
     assert model_flops_per_token(TINY, length) == jnp.float32(expected)
-    # Beside adapters the matrices have no gradient: forward, and backward to the activations.
+    # Frozen matrices have no gradient: what remains is forward, and backward to the activations.
     expected -= 2 * (matrices - norms - lookup)
     assert model_flops_per_token(TINY, length, frozen=True) == jnp.float32(expected)
 
 
-def test_published_size():
-    """Llama-3-8B at 8192: 6 x 7.50e9 weights of products and 6.44e9 of causal attention."""
+def test_flops_of_llama_3_8b():
+    """At 8192 tokens it has 6 x 7.50e9 weights of products and 6.44e9 of causal attention."""
     llama_8b = ModelConfig(
         128256, 4096, 14336, 32, 32, 8, 128, 5e5, None, 1e-5, False, context_length=8192
     )

@@ -1,4 +1,4 @@
-"""The model: published presets, remat, packing, and attention against float64."""
+"""The model: published presets, remat, packing, precision, and attention in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ import pytest
 from configs import models
 from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend, resolve_attention
-from llama_cpt.model.llama import Llama, inverse_frequencies
+from llama_cpt.model.llama import Llama, inverse_frequencies, with_precision
 from llama_cpt.model.scan_layers import REMAT_POLICIES
 from llama_cpt.runtime.errors import UserError
 
-# ``config.json`` of meta-llama's repositories on huggingface.co, what concerns the architecture.
+# The architecture's part of ``config.json`` in meta-llama's repositories on huggingface.co.
 LLAMA3_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -102,12 +102,12 @@ def preset_names() -> list[str]:
     return [name for name, value in vars(models).items() if isinstance(value, ModelConfig)]
 
 
-def test_every_preset_is_compared():
+def test_every_preset_has_published_values():
     assert sorted(preset_names()) == sorted(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_preset_is_as_published(name):
+def test_preset_equals_the_published_config(name):
     published = PUBLISHED[name]
     scaling = published["rope_scaling"]
     heads = published["num_attention_heads"]
@@ -134,7 +134,7 @@ def test_preset_is_as_published(name):
 
 
 def packed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row of documents: tokens, positions, segment ids."""
+    """Return one row of documents: tokens, positions, segment ids."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, sum(LENGTHS)))
     positions = np.concatenate([np.arange(n) for n in LENGTHS])[None]
     segments = np.repeat(np.arange(1, len(LENGTHS) + 1), LENGTHS)[None]
@@ -167,9 +167,9 @@ def test_a_token_does_not_see_the_next():
     assert np.abs(before[:, 20:] - after[:, 20:]).max(axis=-1).min() > 1e-6
 
 
-# ``offload`` moves to pinned host memory, which the CPU backend does not tell from its own.
+# On CPU, ``offload`` moves nothing: pinned host memory is the device's own memory.
 @pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
-def test_remat_changes_no_gradient(remat):
+def test_remat_leaves_gradients_unchanged(remat):
     batch = packed()
 
     def gradients(remat: str) -> list[jax.Array]:
@@ -182,7 +182,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def attention_in_float64(query, key, value, segments) -> np.ndarray:
-    """Query by query, head by head, over what it may see."""
+    """Compute attention query by query and head by head, over the visible keys."""
     batch, length, heads, head_dim = query.shape
     group = heads // key.shape[2]
     out = np.zeros(query.shape, np.float64)
@@ -195,7 +195,7 @@ def attention_in_float64(query, key, value, segments) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_reference_attention(kv_heads):
+def test_reference_attention_equals_the_formula_in_float64(kv_heads):
     draw = np.random.default_rng(0)
     query = draw.normal(size=(2, 12, 4, 8)).astype(np.float32)
     key, value = (draw.normal(size=(2, 12, kv_heads, 8)).astype(np.float32) for _ in range(2))
@@ -206,36 +206,53 @@ def test_reference_attention(kv_heads):
 
 
 @pytest.mark.parametrize(
-    ("name", "backend", "length", "dtype", "found"),
+    ("name", "backend", "length", "dtype", "expected"),
     [
         ("auto over 2", "cpu", 100, "bfloat16", "reference"),
         ("auto over 2", "tpu", 1024, "bfloat16", "pallas"),
-        ("auto over 2", "tpu", 640, "bfloat16", "rows of a multiple of 512"),
-        ("auto over 2", "gpu", 512, "bfloat16", "no choice on a GPU with mesh.context=2"),
-        ("splash over 2", "tpu", 512, "bfloat16", "takes whole rows: set mesh.context=1"),
-        ("cudnn over 2", "gpu", 512, "bfloat16", "takes whole rows: set mesh.context=1"),
+        ("auto over 2", "tpu", 640, "bfloat16", "=640 must be a multiple of 512"),
+        ("auto over 2", "gpu", 512, "bfloat16", "selects nothing on a GPU with mesh.context=2"),
+        ("splash over 2", "tpu", 512, "bfloat16", "needs whole rows, but mesh.context=2"),
+        ("cudnn over 2", "gpu", 512, "bfloat16", "needs whole rows, but mesh.context=2"),
         ("auto", "cpu", 100, "bfloat16", "reference"),
         ("auto", "gpu", 8192, "bfloat16", "cudnn"),
         ("auto", "gpu", 8192, "float32", "reference"),
         ("auto", "tpu", 8192, "float32", "pallas"),
         ("splash", "tpu", 8192, "float32", "splash"),
         ("reference", "tpu", 100, "float32", "reference"),
-        ("auto", "gpu", 16384, "bfloat16", r"name cudnn \(its mask takes 512 MiB"),
+        ("auto", "gpu", 16384, "bfloat16", r"set cudnn \(its mask takes 512 MiB"),
         ("cudnn", "gpu", 128, "float32", "set compute.dtype=bfloat16"),
-        ("auto", "tpu", 8200, "bfloat16", "name reference"),
-        ("splash", "tpu", 8200, "bfloat16", "multiple of 128"),
-        ("pallas", "cpu", 128, "bfloat16", "runs on TPUs; here it is cpu"),
-        ("cudnn", "tpu", 128, "bfloat16", "runs on GPUs; here it is tpu"),
+        ("auto", "tpu", 8200, "bfloat16", "set reference"),
+        ("splash", "tpu", 8200, "bfloat16", "=8200 must be a multiple of 128"),
+        ("pallas", "cpu", 128, "bfloat16", "runs on TPUs, not on cpu"),
+        ("cudnn", "tpu", 128, "bfloat16", "runs on GPUs, not on tpu"),
     ],
 )
-def test_resolve_attention(name, backend, length, dtype, found):
+def test_resolve_attention_selects_or_rejects(name, backend, length, dtype, expected):
     name, _, context = name.partition(" over ")
-    asked = (name, backend, length, 64, dtype, int(context or 1))
-    if " " not in found:
-        assert resolve_attention(*asked) == found
+    arguments = (name, backend, length, 64, dtype, int(context or 1))
+    if " " not in expected:
+        assert resolve_attention(*arguments) == expected
     else:
-        with pytest.raises(UserError, match=found):
-            resolve_attention(*asked)
+        with pytest.raises(UserError, match=expected):
+            resolve_attention(*arguments)
+
+
+def test_with_precision_leaves_the_model_unchanged_under_jit():
+    model = Llama(TINY, jax.random.key(0), matmul_precision="int8")
+
+    @jax.jit
+    def precisions_seen(model: Llama) -> None:
+        other = with_precision(model, "bf16")
+        seen.extend([model.matmul_precision, other.matmul_precision])
+        # The parameters are those of the argument, so that the program copies nothing.
+        same = zip(jax.tree.leaves(model), jax.tree.leaves(other), strict=True)
+        assert all(mine is its for mine, its in same)
+
+    seen: list[str] = []
+    precisions_seen(model)
+    assert seen == ["int8", "bf16"]
+    assert model.matmul_precision == "int8"
 
 
 def test_rope_keeps_fast_pairs_and_stretches_slow_ones():

@@ -1,4 +1,4 @@
-"""Adapters add nothing at first; merged, unmerged and in peft they are the same model."""
+"""New adapters add nothing; merged, unmerged and in PEFT they are the same model."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def model_of(dtype: str = "float32") -> Llama:
 
 
 def adapters_of(model: Llama, lora: LoraConfig = LORA, *, drawn: bool) -> Adapters:
-    """New adapters, or such as training leaves: with B drawn too."""
+    """Return new adapters, or, with B drawn too, adapters as training leaves them."""
     adapters = Adapters(lora, model, jax.random.key(1))
     for number, target in enumerate(lora.targets if drawn else ()):
         b = getattr(adapters, target).b
@@ -84,25 +84,25 @@ def loss(model: Llama) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_new_adapters_leave_the_loss_to_the_last_bit(dtype):
+def test_new_adapters_leave_the_loss_unchanged_to_the_last_bit(dtype):
     model = model_of(dtype)
     new, drawn = (with_adapters(model, adapters_of(model, drawn=d)) for d in (False, True))
     assert loss(new) == loss(model) != loss(drawn)
     np.testing.assert_array_equal(logits(new), logits(model))
 
 
-def test_weights_kept_in_the_compute_type_are_the_same_model():
+def test_weights_cast_to_the_compute_type_give_the_same_logits():
     model = model_of("bfloat16")
     adapters = adapters_of(model, drawn=True)
     before = logits(with_adapters(model, adapters))
-    # The arrays that are cast are given up.
+    # ``cast_model`` deletes the arrays that it casts.
     kept = cast_model(model_of("bfloat16"), "bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16"}
     np.testing.assert_array_equal(logits(with_adapters(kept, adapters)), before)
 
 
 @pytest.mark.parametrize("target", LORA.targets)
-def test_merged_is_unmerged(target):
+def test_merged_adapters_give_the_same_logits(target):
     model = model_of()
     adapters = adapters_of(model, LoraConfig(4, 6.0, (target,)), drawn=True)
     unmerged = logits(with_adapters(model, adapters))
@@ -110,12 +110,12 @@ def test_merged_is_unmerged(target):
     np.testing.assert_allclose(logits(merge_adapters(model, adapters)), unmerged, atol=1e-5)
 
 
-def test_a_rank_that_no_matrix_has():
-    with pytest.raises(UserError, match=r"lora.rank=25 .* 'key' has, 24; set a smaller one"):
+def test_rank_above_that_of_the_matrix_is_rejected():
+    with pytest.raises(UserError, match=r"lora.rank=25 .* 'key', 24; set a smaller rank"):
         Adapters(LoraConfig(25, 1.0, ("query", "key")), model_of(), jax.random.key(0))
 
 
-def test_a_checksum_is_of_every_value_and_its_place():
+def test_checksum_depends_on_every_value_and_its_position():
     array = jax.random.normal(jax.random.key(0), (3, 8, 16))
     seen = {int(checksum(array, "float32")), int(checksum(array, "bfloat16"))}
     seen |= {int(checksum(array.at[1, 2, 3].add(1e-6), "float32"))}
@@ -127,7 +127,7 @@ def test_a_checksum_is_of_every_value_and_its_place():
 
 
 def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
-    """What ``train`` leaves of a LoRA run beside ``model``, the weights in ``base``."""
+    """Write a LoRA run as ``train`` does, with ``model``, the weights in ``base``, as its base."""
     config = TrainConfig(
         output=str(folder),
         model=model.config,
@@ -149,7 +149,7 @@ def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
 
 @pytest.fixture
 def exported(tmp_path):
-    """A Hugging Face folder, a LoRA run beside it, and the logits of the two together."""
+    """A Hugging Face folder, a LoRA run based on it, and the logits of the two together."""
     pytest.importorskip("transformers")
     from llama_cpt.weights.hf_weights import load_hf
     from tests.weights.hf_models import save_llama
@@ -183,7 +183,7 @@ def test_peft_gives_the_same_logits(exported, tmp_path):
     assert "library_name: peft" in card and "rank 4, alpha 6, of query, key, output, up" in card
 
 
-def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
+def test_merged_folder_gives_the_same_logits(exported, tmp_path):
     import transformers
 
     _, run, expected = exported
@@ -192,7 +192,7 @@ def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
     np.testing.assert_allclose(torch_logits(model), expected, atol=2e-5)
 
 
-def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
+def test_adapters_can_be_based_on_a_run_with_adapters(exported, tmp_path):
     from llama_cpt.weights.hf_weights import load_hf
     from llama_cpt.weights.source import load_parameters
 
@@ -212,7 +212,7 @@ def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
             np.testing.assert_allclose(weights.parameter(name), part[...], atol=1e-6)
 
 
-def test_a_base_that_is_gone_or_another(exported, tmp_path):
+def test_missing_or_changed_base_is_rejected(exported, tmp_path):
     base, run, _ = exported
     from tests.weights.hf_models import save_llama
 

@@ -1,4 +1,4 @@
-"""Products in eight bits: near the exact ones, and Qwix's own to rounding, with their gradients."""
+"""Products in eight bits are close to the exact ones and equal Qwix's, with their gradients."""
 
 import sys
 
@@ -20,7 +20,8 @@ from llama_cpt.runtime.errors import UserError
 from tests.training.test_train_step import MODEL, ragged_batch
 
 PRECISIONS = list(TYPES)
-# Of a product of long rows of normal numbers: steps of 1/127 of the largest, or 3 binary digits.
+# Errors of a product of long rows of normal numbers: steps of 1/127 of the largest value, or three
+# binary digits.
 ERROR = {"int8": 0.02, "fp8": 0.05}
 
 
@@ -42,7 +43,7 @@ def distance(have: jax.Array, want: jax.Array) -> float:
 
 
 def by_qwix(precision: str, tile: float | None = None):
-    """All tokens are one dim here: the parts that devices have are tiles of it."""
+    """Return Qwix's product, whose tokens are one dimension: a device's tokens are a tile of it."""
     forward, backward = TYPES[precision]
     config = DotGeneralQtConfig(
         lhs_qtype=forward,
@@ -61,7 +62,7 @@ def by_qwix(precision: str, tile: float | None = None):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_qwix_computes_the_same(precision):
+def test_product_and_gradients_equal_qwix(precision):
     have = passes(lambda x, w: quantized_matmul(x, w, precision), X, MATRIX)
     for one, want in zip(have, passes(by_qwix(precision), X, MATRIX), strict=True):
         np.testing.assert_allclose(one, want, rtol=1e-5, atol=1e-5)
@@ -69,21 +70,21 @@ def test_qwix_computes_the_same(precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_near_the_exact_product(precision, dtype):
+def test_product_and_gradients_are_close_to_the_exact_ones(precision, dtype):
     x = X.astype(dtype)
     have = passes(lambda x, w: matmul(x, w, precision), x, MATRIX)
     want = passes(matmul, x, MATRIX)
     assert [one.dtype for one in have] == [dtype, dtype, jnp.float32]
     for place, (one, exact) in enumerate(zip(have, want, strict=True)):
         error = distance(one.astype(jnp.float32), exact.astype(jnp.float32))
-        # An e5m2 gradient has 2 binary digits.
+        # A gradient in e5m2 has two binary digits.
         assert 0 < error < (2 if place and precision == "fp8" else 1) * ERROR[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("none", [0.0, 1e-20])
-def test_zeros_drown_nothing(precision, none):
-    """A token and a column of zeros, or as good as that; their own gradients are large."""
+def test_zeros_leave_other_gradients_accurate(precision, none):
+    """A token and a column of zeros, or of tiny values, have large gradients of their own."""
     x, matrix = X.at[1, 3].set(none), (MATRIX / 64).at[:, 5].set(none)
     have = passes(lambda x, w: quantized_matmul(x, w, precision), x, matrix)
     for place, (one, exact) in enumerate(zip(have, passes(matmul, x, matrix), strict=True)):
@@ -91,8 +92,8 @@ def test_zeros_drown_nothing(precision, none):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_each_device_scales_its_tokens(precision):
-    """Four devices' gradient of the matrix is Qwix's in four tiles."""
+def test_each_device_scales_its_own_tokens(precision):
+    """The gradient of the matrix on four devices equals Qwix's in four tiles."""
     mesh = make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])
     function = jax.jit(lambda x, w: passes(lambda x, w: quantized_matmul(x, w, precision), x, w))
     with jax.set_mesh(mesh):
@@ -102,13 +103,13 @@ def test_each_device_scales_its_tokens(precision):
         )
     tiled, whole = (passes(by_qwix(precision, tile), X, MATRIX) for tile in (1 / 4, None))
     for one, want in zip(have, tiled, strict=True):
-        # A compiled quotient may round otherwise where it lies between two.
+        # A compiled quotient may round the other way if it lies halfway between two values.
         assert distance(one, want) < 2e-3
     assert distance(have[2], whole[2]) > 5e-3
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_slices_of_the_mlp(precision):
+def test_sliced_mlp_is_close_to_the_exact_gradients(precision):
     x, gate, up, down = normal(2, 8, 16), normal(16, 8192), normal(17, 8192)[1:], normal(8192, 16)
 
     def gradients(function, precision: str) -> tuple:
@@ -120,7 +121,7 @@ def test_slices_of_the_mlp(precision):
         assert 0 < distance(one, want) < 4 * ERROR[precision]
 
 
-def test_slices_go_back_in_eight_bits():
+def test_sliced_mlp_has_a_backward_pass_in_eight_bits():
     x, gate, up, down = normal(2, 8, 16), normal(16, 8192), normal(16, 8192), normal(8192, 16)
     loss = lambda *all: sliced_mlp(*all, "int8").sum()
     text = str(jax.make_jaxpr(jax.grad(loss, range(4)))(x, gate, up, down))
@@ -143,8 +144,7 @@ def loss_of(model: Llama) -> jax.Array:
         pytest.param("fp8", "none", marks=pytest.mark.slow),
     ],
 )
-def test_a_model_learns_with_its_gradients(precision, remat):
-    """They point where the exact ones do; the frozen matrices below adapters are quantised too."""
+def test_gradients_of_a_model_point_in_the_exact_direction(precision, remat):
 
     def direction(precision: str) -> jax.Array:
         model = Llama(MODEL, jax.random.key(0), remat=remat, matmul_precision=precision)
@@ -156,7 +156,7 @@ def test_a_model_learns_with_its_gradients(precision, remat):
     assert have @ want / (jnp.linalg.norm(have) * jnp.linalg.norm(want)) > 0.98
 
 
-def test_frozen_matrices_are_quantised_and_adapters_are_not():
+def test_frozen_matrices_are_quantized_and_adapters_are_not():
     model = Llama(MODEL, jax.random.key(0), matmul_precision="int8")
     adapters = Adapters(LoraConfig(2, 4.0), model, jax.random.key(1))
     text = str(jax.make_jaxpr(lambda model: loss_of(model))(model))
@@ -165,8 +165,7 @@ def test_frozen_matrices_are_quantised_and_adapters_are_not():
     assert with_them.count("preferred_element_type=int32") == 7
 
 
-def test_bf16_is_the_compute_type():
-    """Not a bit of what it was, whichever type that is."""
+def test_bf16_multiplies_in_the_compute_type():
     for dtype in (jnp.float32, jnp.bfloat16):
         x = X.astype(dtype)
         want = passes(lambda x, w: jnp.einsum("bti,io->bto", x, w.astype(x.dtype)), x, MATRIX)
@@ -174,9 +173,9 @@ def test_bf16_is_the_compute_type():
             assert jnp.array_equal(one, before)
 
 
-def test_what_cannot_be_is_told(monkeypatch):
+def test_too_many_tokens_or_missing_qwix_is_rejected(monkeypatch):
     monkeypatch.setattr(quantized, "MOST_TOKENS", 95)
-    with pytest.raises(UserError, match="96 tokens a device"):
+    with pytest.raises(UserError, match="96 tokens per device"):
         passes(lambda x, w: quantized_matmul(x, w, "int8"), X, MATRIX)
     monkeypatch.setitem(sys.modules, "qwix", None)
     require_qwix("bf16")

@@ -1,4 +1,4 @@
-"""Rows of preferences and of judged answers, small and ragged."""
+"""Small batches of preferences and of judged answers, of different lengths."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
 
 
 def random_judged(count: int, seed: int = 0) -> list[Judged]:
-    """The mismatch of an answer is the next one's, of the last the first's; most are good."""
+    """Return answers, most of them good, each with the next one's answer as its mismatch."""
     pairs = random_pairs(count, seed)
     return [
         Judged(pair.prompt, pair.chosen, pairs[(i + 1) % count].chosen, i % 3 != 1)
@@ -44,7 +44,7 @@ def random_judged(count: int, seed: int = 0) -> list[Judged]:
 
 
 def pack(rows: list[list[tuple[list[int], list[int]]]], length: int) -> TokenBatch:
-    """Rows of (prompt, answer) segments; the answers are learnt. Row r is of corpus r % 2."""
+    """Return rows of (prompt, answer) segments with a loss on answers; row r has corpus r % 2."""
     shape = len(rows), length
     fields = {
         name: np.zeros(shape, np.int32)
@@ -70,13 +70,13 @@ def pack(rows: list[list[tuple[list[int], list[int]]]], length: int) -> TokenBat
 def preference_batch(
     rows: list[list[Pair]], length: int, reference: np.ndarray | None = None
 ) -> PreferenceBatch:
-    """As many pairs a row as the fullest one has; ``reference`` (rows, 2 pairs), else zeros."""
+    """Return rows with room for the most pairs; ``reference`` is (rows, 2 pairs), or zeros."""
     most = max(len(row) for row in rows)
     segments = [[(p.prompt, a) for p in row for a in (p.chosen, p.rejected)] for row in rows]
-    there = np.array([[p < len(row) for p in range(most)] for row in rows], np.float32)
+    present = np.array([[p < len(row) for p in range(most)] for row in rows], np.float32)
     if reference is None:
         reference = np.zeros((len(rows), 2 * most), np.float32)
-    return PreferenceBatch(pack(segments, length), there, reference)
+    return PreferenceBatch(pack(segments, length), present, reference)
 
 
 def unpaired_batch(
@@ -84,10 +84,10 @@ def unpaired_batch(
 ) -> UnpairedBatch:
     most = max(len(row) for row in rows)
     segments = [[(j.prompt, a) for j in row for a in (j.answer, j.mismatch)] for row in rows]
-    there = np.array([[p < len(row) for p in range(most)] for row in rows], np.float32)
+    present = np.array([[p < len(row) for p in range(most)] for row in rows], np.float32)
     good = np.array(
         [[p < len(row) and row[p].good for p in range(most)] for row in rows], np.float32
     )
     if reference is None:
         reference = np.zeros((len(rows), 2 * most), np.float32)
-    return UnpairedBatch(pack(segments, length), there, good, reference)
+    return UnpairedBatch(pack(segments, length), present, good, reference)

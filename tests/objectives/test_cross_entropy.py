@@ -1,4 +1,4 @@
-"""The chunked loss is the plain loss: value, each token's nll and both gradients."""
+"""The chunked loss equals the plain loss: value, each token's NLL and both gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Hidden, head, targets and a ragged mask: rows differ in how much they learn."""
+    """Return hidden, head, targets and a mask that counts another number of tokens per row."""
     draw = np.random.default_rng(seed)
     hidden = draw.normal(size=(BATCH, LENGTH, EMBED)).astype(np.float32)
     head = draw.normal(size=(VOCAB, EMBED)).astype(np.float32)
@@ -34,7 +34,7 @@ def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 
 
 def plain(hidden, head, targets, weights, z_loss):
-    """Loss, nll, d loss / d hidden, d loss / d head in float64, from whole logits."""
+    """Return loss, NLL, d loss / d hidden, d loss / d head in float64, from whole logits."""
     hidden, head, weights = (np.asarray(x, np.float64) for x in (hidden, head, weights))
     logits = hidden @ head.T
     top = logits.max(-1, keepdims=True)
@@ -64,9 +64,9 @@ def ours(mesh, arrays, z_loss, chunk_tokens):
 
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-# 5 divides no device's tokens, 1000 is more than there are.
+# 5 does not divide any device's tokens, and 1000 is more than there are.
 @pytest.mark.parametrize("chunk_tokens", [5, 1000])
-def test_agrees_with_whole_logits(name, z_loss, chunk_tokens):
+def test_loss_and_gradients_equal_those_of_whole_logits(name, z_loss, chunk_tokens):
     arrays = inputs()
     expected = plain(*arrays, z_loss)
     for have, want in zip(
@@ -75,7 +75,7 @@ def test_agrees_with_whole_logits(name, z_loss, chunk_tokens):
         np.testing.assert_allclose(have, want, rtol=2e-5, atol=2e-5)
 
 
-def test_head_gradient_lies_as_the_head_does():
+def test_head_gradient_is_sharded_like_the_head():
     mesh = mesh_of(MESHES["all_axes"])
     d_head = ours(mesh, inputs(), 0.0, 5)[3]
     place = jax.NamedSharding(mesh, partition_spec("vocab", "embed"))
@@ -83,7 +83,7 @@ def test_head_gradient_lies_as_the_head_does():
     assert d_head.addressable_shards[0].data.shape == (VOCAB // 2, EMBED // 2)
 
 
-def test_large_logits_stay_finite():
+def test_loss_and_gradients_of_large_logits_are_finite():
     hidden, head, targets, weights = inputs()
     arrays = hidden * 100, head * 10, targets, weights
     value, nll, *gradients = ours(mesh_of(MESHES["tensor"]), arrays, 0.0, 5)
@@ -91,7 +91,7 @@ def test_large_logits_stay_finite():
     assert all(np.isfinite(x).all() for x in (nll, *gradients))
 
 
-def test_scales_with_its_cotangent():
+def test_gradient_scales_with_the_cotangent():
     hidden, *others = (jnp.asarray(x) for x in inputs())
 
     def half(hidden):
@@ -102,7 +102,7 @@ def test_scales_with_its_cotangent():
     np.testing.assert_allclose(gradient, plain(*inputs(), 0.0)[2] / 2, rtol=2e-5, atol=2e-5)
 
 
-def test_token_nll_is_the_same_nll():
+def test_token_nll_equals_the_loss_nll():
     hidden, head, targets, weights = inputs()
     with jax.set_mesh(mesh_of(MESHES["tensor"])):
         nll = token_nll(*(jnp.asarray(x) for x in (hidden, head, targets)), 7)

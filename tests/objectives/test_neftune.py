@@ -1,4 +1,4 @@
-"""Noise by the paper's scale, drawn by a row's number, in training only and only when asked."""
+"""NEFTune's noise has the paper's scale, depends on seed and row, and is optional."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)
 
 
 def batch() -> TokenBatch:
-    """Four rows of three conversations and padding."""
+    """Return four rows of three conversations and padding."""
     pairs = random_pairs(12)
     rows = [[(p.prompt, p.chosen) for p in pairs[3 * r : 3 * r + 3]] for r in range(4)]
     return jax.tree.map(jnp.asarray, pack(rows, LENGTH))
@@ -31,14 +31,14 @@ def noise(rows: TokenBatch, seed: int = 0) -> np.ndarray:
     return np.asarray(embedding_noise(rows, EMBED, alpha=ALPHA, seed=seed))
 
 
-def test_lengths_are_the_segments_own():
+def test_segment_lengths():
     segments = np.array([[1, 1, 2, 2, 2, 3, 0, 0]], np.int32)
     positions = np.array([[0, 1, 0, 1, 2, 0, 0, 1]], np.int32)
     found = segment_lengths(jnp.asarray(positions), jnp.asarray(segments))
     np.testing.assert_array_equal(found, [[2, 2, 3, 3, 3, 1, 2, 2]])
 
 
-def test_scale_is_the_papers():
+def test_noise_has_the_scale_of_the_paper():
     rows = batch()
     drawn = noise(rows)
     for r, segments in enumerate(np.asarray(rows.segment_ids)):
@@ -46,16 +46,16 @@ def test_scale_is_the_papers():
             here = drawn[r, segments == segment]
             bound = ALPHA / np.sqrt(here.size)
             assert 0.9 * bound < np.abs(here).max() < bound
-            # A uniform variable's spread; its mean is 0.
+            # The standard deviation of a uniform variable, whose mean is 0.
             np.testing.assert_allclose(here.std(), bound / np.sqrt(3), rtol=0.2)
             assert abs(here.mean()) < 4 * here.std() / np.sqrt(here.size)
 
 
-def test_depends_on_seed_and_row_alone():
+def test_noise_depends_on_seed_and_row_only():
     rows = batch()
     whole = noise(rows)
     assert (noise(rows, seed=1) != whole).mean() > 0.99
-    # The same row elsewhere in a batch; the same text under another number, in its high word too.
+    # The same row elsewhere in a batch, then the same text under another number, in either word.
     np.testing.assert_array_equal(noise(jax.tree.map(lambda x: x[2:], rows)), whole[2:])
     for word in (0, 1):
         other = replace(rows, row=rows.row.at[:, word].add(7))
@@ -78,20 +78,20 @@ def loss_of(alpha: float, seed: int, what: str = "value"):
         return step.lower(model, batch()).as_text() if what == "text" else step(model, batch())
 
 
-def test_enters_the_loss_by_alpha_and_seed():
+def test_loss_depends_on_alpha_and_seed():
     clean, noisy, other = (float(loss_of(*args)) for args in ((0.0, 0), (ALPHA, 0), (ALPHA, 1)))
     assert len({clean, noisy, other}) == 3
     assert float(loss_of(1e-6, 0)) == pytest.approx(clean, rel=1e-5)
     assert abs(noisy / clean - 1) > 1e-5
 
 
-def test_without_it_the_step_knows_no_seed():
+def test_step_without_noise_does_not_depend_on_the_seed():
     plain = loss_of(0.0, 0, "text")
     assert plain == loss_of(0.0, 123, "text") and "threefry" not in plain
     assert "threefry" in loss_of(ALPHA, 0, "text")
 
 
-def test_preferences_know_no_seed():
+def test_preference_objective_does_not_depend_on_the_seed():
     objectives = [
         make_objective(PreferenceConfig(loss="sigmoid"), num_corpora=1, loss_chunk_tokens=8, seed=s)
         for s in (0, 1)

@@ -1,4 +1,4 @@
-"""SFT's loss on assistant tokens: TRL's, and the same whether conversations share a row or not."""
+"""SFT's loss on assistant tokens equals TRL's, in packed rows and in rows of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ LENGTH, CHUNK = 48, 24
 
 
 def conversations() -> list[tuple[list[int], list[int]]]:
-    """(Prompt, assistant's answer) of several lengths."""
+    """Return (prompt, answer of the assistant) of several lengths."""
     draw = np.random.default_rng(3)
     return [(draw_tokens(draw, 1, 9), draw_tokens(draw, 1, 9)) for _ in range(6)]
 
@@ -59,7 +59,7 @@ PACKED = pack([conversations()[:3], conversations()[3:]], LENGTH)
 ALONE = pack([[one] for one in conversations()], LENGTH)
 
 
-def test_a_packed_token_costs_what_it_costs_alone(model):
+def test_packing_leaves_the_nll_of_a_token_unchanged(model):
     packed, alone = nll_of(model, PACKED), nll_of(model, ALONE)
     for i in range(6):
         here = PACKED.segment_ids[i // 3] == i % 3 + 1
@@ -68,7 +68,7 @@ def test_a_packed_token_costs_what_it_costs_alone(model):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_loss_agrees_with_trl(packing, model, tmp_path):
+def test_loss_equals_trl(packing, model, tmp_path):
     want = trl.sft_loss(random_llama(), conversations(), tmp_path, packing=packing)
     for rows in (PACKED, ALONE):
         np.testing.assert_allclose(loss_of(model, rows), want, rtol=1e-4)

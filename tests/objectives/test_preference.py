@@ -1,4 +1,4 @@
-"""Losses, rewards and gradients on a tiny Llama: TRL's, however rows are cut and laid out."""
+"""Losses, rewards and gradients on a tiny Llama equal TRL's for any packing and mesh."""
 
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 LENGTH, CHUNK = 64, 24
 PAIRS = random_pairs(7)
-# Rows of one, two and three pairs; one row is empty.
+# Rows of two and three pairs; one row is empty.
 CUTS = [(0, 2), (2, 5), (5, 5), (5, 7)]
 
 
@@ -45,7 +45,7 @@ def in_rows(things: list) -> list[list]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Policy and reference, ours and theirs."""
+    """The policy and the reference, in JAX (ours) and in torch (theirs)."""
     found = {}
     for name, seed in (("policy", 0), ("reference", 1)):
         folder = tmp_path_factory.mktemp(name)
@@ -81,7 +81,7 @@ def pairs_in_rows(pairs: list[Pair], reference: Llama) -> PreferenceBatch:
 
 
 def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=None):
-    """Loss, mean gradient, metrics and the sums, in ``parts`` micro-batches on ``mesh``."""
+    """Return loss, mean gradient, metrics and sums, in ``parts`` micro-batches on ``mesh``."""
     mesh = mesh or one_device()
     objective = make_objective(config, num_corpora=2, loss_chunk_tokens=CHUNK, seed=0)
     rows = jax.NamedSharding(mesh, partition_spec("microbatch", "batch", None))
@@ -96,7 +96,7 @@ def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=N
 
 
 def assert_gradient(ours: Llama, theirs, tolerance: float = 1e-4) -> None:
-    """Every parameter's gradient is what torch's backward left in ``theirs``."""
+    """Assert that every parameter's gradient equals the one that torch left in ``theirs``."""
     expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
     seen = set()
     for path, gradient in parameters_by_path(ours).items():
@@ -130,27 +130,27 @@ LOGPS = ("logps/chosen", "logps/rejected")
         pytest.param("sigmoid_norm", {}, marks=pytest.mark.slow),
     ],
 )
-def test_pairs_with_a_reference_agree_with_trl(loss, fields, models, dpo):
+def test_losses_with_a_reference_equal_trl(loss, fields, models, dpo):
     config = PreferenceConfig(loss=loss, beta=0.3, **fields)
     settings = {"beta": 0.3, "loss_types": [loss], "loss_weights": [1.0]}
-    want, told = trl.run_dpo(dpo, PAIRS, **settings, label_smoothing=config.label_smoothing)
+    want, want_metrics = trl.run_dpo(dpo, PAIRS, **settings, label_smoothing=config.label_smoothing)
     batch = pairs_in_rows(PAIRS, models.reference.ours)
     have, gradient, metrics, _ = run(config, models.policy.ours, batch)
     np.testing.assert_allclose(have, want, rtol=1e-4)
-    assert_metrics(metrics, told, *REWARDS, *LOGPS)
+    assert_metrics(metrics, want_metrics, *REWARDS, *LOGPS)
     assert_gradient(gradient, models.policy.theirs)
 
 
 def of_equal_answers(pairs: list[Pair]) -> list[Pair]:
-    """Prompts of one token and chosen answers of one length: TRL's NLL is then ours.
+    """Return prompts of one token and chosen answers of one length, for which the NLLs agree.
 
-    It is a mean over the tokens of all chosen answers, ORPO's over prompts too; ours is a mean over
-    pairs of means over answers.
+    TRL's NLL is a mean over the tokens of all chosen answers, and for ORPO of prompts too; ours is
+    a mean over pairs of means over the answer.
     """
     return [Pair(p.prompt[:1], (p.chosen * 4)[:4], p.rejected) for p in pairs]
 
 
-def test_nll_term_agrees_with_trl(models, dpo):
+def test_nll_term_equals_trl(models, dpo):
     pairs = of_equal_answers(PAIRS)
     settings = {"beta": 0.3, "loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
     want, _ = trl.run_dpo(dpo, pairs, **settings)
@@ -162,33 +162,33 @@ def test_nll_term_agrees_with_trl(models, dpo):
     assert_gradient(gradient, models.policy.theirs)
 
 
-def test_simpo_agrees_with_trl(models):
+def test_simpo_equals_trl(models):
     settings = {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.7}
     theirs = models.policy.theirs
-    want, told = trl.run_odds(trl.CPOTrainer, theirs, PAIRS, **settings)
+    want, want_metrics = trl.run_odds(trl.CPOTrainer, theirs, PAIRS, **settings)
     config = PreferenceConfig(loss="simpo", beta=2.0, gamma=0.7)
     batch = preference_batch(in_rows(PAIRS), LENGTH)
     have, gradient, metrics, _ = run(config, models.policy.ours, batch)
     np.testing.assert_allclose(have, want, rtol=1e-4)
-    assert_metrics(metrics, told, *REWARDS, *LOGPS)
+    assert_metrics(metrics, want_metrics, *REWARDS, *LOGPS)
     assert_gradient(gradient, theirs)
 
 
-def test_orpo_agrees_with_trl(models):
+def test_orpo_equals_trl(models):
     pairs, theirs = of_equal_answers(PAIRS), models.policy.theirs
-    want, told = trl.run_odds(trl.ORPOTrainer, theirs, pairs, beta=0.3)
+    want, want_metrics = trl.run_odds(trl.ORPOTrainer, theirs, pairs, beta=0.3)
     config = PreferenceConfig(loss="orpo", beta=0.3)
     batch = preference_batch(in_rows(pairs), LENGTH)
     have, gradient, metrics, _ = run(config, models.policy.ours, batch)
     np.testing.assert_allclose(have, want, rtol=1e-4)
-    np.testing.assert_allclose(metrics["nll"], told["nll_loss"], rtol=1e-4)
-    assert_metrics(metrics, told, *REWARDS, *LOGPS)
+    np.testing.assert_allclose(metrics["nll"], want_metrics["nll_loss"], rtol=1e-4)
+    assert_metrics(metrics, want_metrics, *REWARDS, *LOGPS)
     assert_gradient(gradient, theirs)
 
 
 @pytest.mark.parametrize("shift", [0.0, 40.0])
-def test_kto_agrees_with_trl(shift, models, tmp_path):
-    """A divergence above 0; and one cut at 0, the reference being ``shift`` nats likelier."""
+def test_kto_equals_trl(shift, models, tmp_path):
+    """The divergence is above 0, or clipped at 0 if the reference is ``shift`` nats likelier."""
     answers = random_judged(6)
     batch = unpaired_batch([answers[:2], answers[2:]], LENGTH)
     reference = reference_of(models.reference.ours, batch) + np.float32(shift)
@@ -196,17 +196,19 @@ def test_kto_agrees_with_trl(shift, models, tmp_path):
     trainer = trl.kto_trainer(models.policy.theirs, models.reference.theirs, tmp_path)
     trainer.precompute_ref_logps = shift > 0
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
-    want, told = trl.run_kto(trainer, answers, columns if shift else None, beta=0.05, **weights)
+    want, want_metrics = trl.run_kto(
+        trainer, answers, columns if shift else None, beta=0.05, **weights
+    )
     config = PreferenceConfig(loss="kto", beta=0.05, **weights)
     batch = replace(batch, reference_logprobs=reference)
     have, gradient, metrics, _ = run(config, models.policy.ours, batch)
     np.testing.assert_allclose(have, want, rtol=1e-4)
-    assert_metrics(metrics, told, *REWARDS[:3], *LOGPS, "kl")
-    assert (told["kl"] > 0) == (shift == 0)
+    assert_metrics(metrics, want_metrics, *REWARDS[:3], *LOGPS, "kl")
+    assert (want_metrics["kl"] > 0) == (shift == 0)
     assert_gradient(gradient, models.policy.theirs)
 
 
-def test_log_2_at_the_reference(models):
+def test_loss_is_log_2_and_margins_are_0_at_the_reference(models):
     batch = pairs_in_rows(PAIRS, models.policy.ours)
     loss, _, metrics, _ = run(PreferenceConfig(loss="sigmoid"), models.policy.ours, batch)
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
@@ -221,7 +223,7 @@ def test_log_2_at_the_reference(models):
         ({"loss": "ipo", "nll_weight": 0.2}, 2, (1, 2, 1)),
     ],
 )
-def test_microbatches_and_meshes_change_nothing(fields, parts, axes, models):
+def test_microbatches_and_meshes_leave_loss_and_gradients_unchanged(fields, parts, axes, models):
     config = PreferenceConfig(**fields)
     batch = pairs_in_rows(PAIRS, models.reference.ours)
     want = run(config, models.policy.ours, batch)
@@ -234,12 +236,12 @@ def test_microbatches_and_meshes_change_nothing(fields, parts, axes, models):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
 
 
-def test_a_pair_alone_is_a_pair_in_a_row(models):
-    """Absent pairs, other pairs of the row and padding are of no effect; corpora are told apart."""
+def test_packing_leaves_losses_unchanged(models):
+    """Absent pairs, other pairs of the row and padding have no effect; corpora are separate."""
     config = PreferenceConfig(loss="sigmoid", nll_weight=0.1)
     packed = preference_batch(in_rows(PAIRS), LENGTH)
     alone = preference_batch([[pair] for pair in PAIRS], 24)
-    # Rows of the packed batch are of corpora 0, 1, 0 (an empty row) and 1.
+    # Rows of the packed batch belong to corpora 0, 1, 0 (an empty row) and 1.
     corpus = np.repeat(np.array([[0], [0], [1], [1], [1], [1], [1]], np.int32), 24, axis=1)
     alone = replace(alone, rows=replace(alone.rows, corpus=corpus))
     have, want = (run(config, models.policy.ours, batch) for batch in (packed, alone))

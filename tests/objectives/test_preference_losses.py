@@ -1,6 +1,7 @@
-"""Each loss is its equation, in float64 by another road, and behaves at its corners."""
+"""Each loss equals its equation in float64, is finite at the limits, and is in the table."""
 
 import math
+from typing import get_args, get_type_hints
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_cpt.config.schema import PreferenceConfig
 from llama_cpt.objectives import preference_losses as losses
-from llama_cpt.objectives.preference_losses import Answers
+from llama_cpt.objectives.preference_losses import LOSSES, Answers
+from llama_cpt.runtime.errors import UserError
 
 BETA, SMOOTHING, GAMMA = 0.3, 0.2, 0.7
 
@@ -50,16 +53,49 @@ EQUATIONS = {
 
 
 def ours(name: str, chosen: Answers, rejected: Answers) -> jax.Array:
-    match name:
-        case "sigmoid":
-            return losses.sigmoid(chosen, rejected, beta=BETA, label_smoothing=0.0)
-        case "cdpo":
-            return losses.sigmoid(chosen, rejected, beta=BETA, label_smoothing=SMOOTHING)
-        case "robust":
-            return losses.robust(chosen, rejected, beta=BETA, label_smoothing=SMOOTHING)
-        case "simpo":
-            return losses.simpo(chosen, rejected, beta=BETA, gamma=GAMMA)
-    return getattr(losses, name)(chosen, rejected, beta=BETA)
+    """Compute the loss through the table, as training does."""
+    loss = {"cdpo": "sigmoid"}.get(name, name)
+    smoothing = SMOOTHING if name in ("cdpo", "robust") else 0.0
+    config = PreferenceConfig(loss, beta=BETA, label_smoothing=smoothing, gamma=GAMMA)
+    return LOSSES[loss].bind(config)(chosen, rejected)
+
+
+def test_table_and_config_name_the_same_losses():
+    named = set(get_args(get_type_hints(PreferenceConfig)["loss"]))
+    assert named == set(LOSSES), (
+        "PreferenceConfig.loss and LOSSES differ. To add a loss: enter it in LOSSES "
+        "(llama_cpt/objectives/preference_losses.py), add its name to the Literal of "
+        "PreferenceConfig.loss (llama_cpt/config/schema.py), its equation to EQUATIONS in this "
+        "file and a row to the table in docs/guide/preferences.md."
+    )
+
+
+def test_every_loss_of_pairs_has_an_equation_here():
+    pairs = {name for name, loss in LOSSES.items() if loss.takes_pairs}
+    assert pairs == EQUATIONS.keys() - {"cdpo"}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_options_of_a_loss_are_the_config_fields_that_it_accepts(name):
+    loss = LOSSES[name]
+    assert set(loss.options) <= vars(PreferenceConfig(name)).keys()
+    if "label_smoothing" in loss.options:
+        PreferenceConfig(name, label_smoothing=SMOOTHING)
+    else:
+        with pytest.raises(UserError, match=r"objective\.label_smoothing"):
+            PreferenceConfig(name, label_smoothing=SMOOTHING)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_reference_free_losses_are_those_that_ignore_the_reference(name):
+    one = jnp.ones(1)
+
+    def loss(reference: jax.Array) -> jax.Array:
+        chosen = Answers(-9 * one, reference, 4 * one)
+        return ours(name, chosen, Answers(-12 * one, -13 * one, 6 * one)).sum()
+
+    ignored = not np.any(jax.grad(loss)(-7.5 * one))
+    assert ignored == LOSSES[{"cdpo": "sigmoid"}.get(name, name)].reference_free
 
 
 logprob = st.floats(-80, -0.03125, width=32)
@@ -69,14 +105,14 @@ tokens = st.integers(1, 20).map(float)
 @pytest.mark.parametrize("name", EQUATIONS)
 @settings(max_examples=60, deadline=None)
 @given(numbers=st.tuples(logprob, logprob, tokens, logprob, logprob, tokens))
-def test_is_its_equation(name, numbers):
+def test_loss_equals_its_equation(name, numbers):
     arrays = [jnp.array([number], jnp.float32) for number in numbers]
     have = ours(name, Answers(*arrays[:3]), Answers(*arrays[3:]))
     np.testing.assert_allclose(have[0], EQUATIONS[name](*numbers), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_gradient_is_the_difference_quotient(name):
+def test_gradient_equals_the_difference_quotient(name):
     numbers = np.array([-9.0, -7.5, 4.0, -12.0, -13.0, 6.0])
 
     def loss(policy: jax.Array) -> jax.Array:
@@ -91,7 +127,7 @@ def test_gradient_is_the_difference_quotient(name):
         np.testing.assert_allclose(gradient, rise / 2e-5, rtol=1e-4, atol=1e-5)
 
 
-def test_log_2_at_the_reference():
+def test_dpo_loss_is_log_2_at_the_reference():
     same = Answers(*(jnp.array([x]) for x in (-3.0, -3.0, 4.0)))
     other = Answers(*(jnp.array([x]) for x in (-9.0, -9.0, 2.0)))
     for smoothing in (0.0, SMOOTHING):
@@ -99,8 +135,8 @@ def test_log_2_at_the_reference():
         np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
 
 
-def test_certain_and_empty_answers_stay_finite():
-    """Probability 1 has infinite odds; an answer that is not there has neither sum nor tokens."""
+def test_orpo_is_finite_for_certain_and_absent_answers():
+    """Probability 1 has infinite odds; an absent answer has neither a sum nor tokens."""
 
     def loss(logprobs: jax.Array) -> jax.Array:
         answers = Answers(logprobs, jnp.zeros(2), jnp.array([3.0, 0.0]))
@@ -111,7 +147,7 @@ def test_certain_and_empty_answers_stay_finite():
 
 
 @pytest.mark.parametrize("mean", [-2.0, 3.0])
-def test_kto_is_its_equation(mean):
+def test_kto_equals_its_equation(mean):
     draw = np.random.default_rng(0)
     policy, reference = draw.normal(-9, 4, (2, 6)).astype(np.float32)
     good = np.array([1, 0, 0, 1, 1, 0], np.float32)

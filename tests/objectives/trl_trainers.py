@@ -1,4 +1,4 @@
-"""TRL's own trainers around a tiny Llama; what they make of one batch."""
+"""Losses and metrics of one batch by TRL's trainers of a tiny Llama."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def kto_trainer(model: Any, reference: Any, folder: Path) -> KTOTrainer:
 
 
 def run_dpo(trainer: DPOTrainer, pairs: list[Pair], **settings: Any) -> tuple[float, dict]:
-    """Loss and metrics, by attributes of the trainer (``loss_types``, ``beta``...)."""
+    """Return loss and metrics with attributes of the trainer set (``loss_types``, ``beta``...)."""
     for name, value in settings.items():
         assert hasattr(trainer, name)
         setattr(trainer, name, value)
@@ -64,7 +64,10 @@ def run_dpo(trainer: DPOTrainer, pairs: list[Pair], **settings: Any) -> tuple[fl
 def run_kto(
     trainer: KTOTrainer, answers: list[Judged], columns: Any, **settings: Any
 ) -> tuple[float, dict]:
-    """``columns``: reference log-probabilities (answers, 2) of answer and mismatch, or None."""
+    """Return loss and metrics.
+
+    ``columns``: reference log-probabilities (answers, 2) of answer and mismatch, or None.
+    """
     for name, value in settings.items():
         assert hasattr(trainer, name)
         setattr(trainer, name, value)
@@ -94,7 +97,7 @@ def _run(trainer: Any, inputs: dict[str, Any]) -> tuple[float, dict]:
 
 
 def _sides(pairs: list[Pair]) -> dict[str, torch.Tensor]:
-    """Chosen and rejected sides as CPO's and ORPO's collator gives them."""
+    """Return the chosen and rejected sides as the collators of CPO and ORPO do."""
     batch = {}
     for side in ("chosen", "rejected"):
         whole = [pair.prompt + getattr(pair, side) for pair in pairs]
@@ -109,7 +112,7 @@ def _sides(pairs: list[Pair]) -> dict[str, torch.Tensor]:
 
 
 def run_odds(kind: type, model: Any, pairs: list[Pair], **settings: Any) -> tuple[float, dict]:
-    """CPO's (SimPO) or ORPO's loss and metrics: the trainer's methods, its set-up left out."""
+    """Return loss and metrics by the methods of a CPO (SimPO) or ORPO trainer without setup."""
     assert kind in (CPOTrainer, ORPOTrainer)
     trainer = object.__new__(kind)
     device = torch.device("cpu")
@@ -127,7 +130,7 @@ def run_odds(kind: type, model: Any, pairs: list[Pair], **settings: Any) -> tupl
 def sft_loss(
     model: Any, conversations: list[tuple[list[int], list[int]]], folder: Path, *, packing: bool
 ) -> float:
-    """The loss on the answers of all (prompt, answer), in one batch."""
+    """Return the loss on the answers of all (prompt, answer), in one batch."""
     rows = [
         {"input_ids": prompt + answer, "assistant_masks": [0] * len(prompt) + [1] * len(answer)}
         for prompt, answer in conversations

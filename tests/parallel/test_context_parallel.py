@@ -1,4 +1,4 @@
-"""A row over several devices is the same row: its order, and the loss and gradients of a step."""
+"""A row over several devices has the zigzag order and the loss and gradients of a whole row."""
 
 import math
 
@@ -15,7 +15,7 @@ from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
 from llama_cpt.parallel.mesh import make_mesh, partition_spec, shardings
 
 MODEL = ModelConfig(
-    # Enough rows that neighbours share them.
+    # Large enough that neighbors share the rows of the table.
     vocab_size=1024,
     embed_dim=32,
     mlp_dim=48,
@@ -41,7 +41,7 @@ def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 @pytest.mark.parametrize("context", [2, 3, 4])
-def test_order(context):
+def test_zigzag_order_and_back(context):
     row = np.arange(4 * context, dtype=np.int32).reshape(1, -1)
     chunks = row.reshape(-1, 2)
     want = [chunks[[n, 2 * context - 1 - n]] for n in range(context)]
@@ -54,7 +54,7 @@ def test_order(context):
 
 
 def packed_rows() -> TokenBatch:
-    """Rows of documents that end anywhere, and one that is a single document."""
+    """Return rows of documents of random lengths, and one that is a single document."""
     draw = np.random.default_rng(3)
     rows = draw.integers(1, MODEL.vocab_size, (4, MODEL.context_length + 1))
     rows[:3][draw.random((3, MODEL.context_length + 1)) < 0.15] = BOS
@@ -62,7 +62,7 @@ def packed_rows() -> TokenBatch:
 
 
 def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.ndarray]:
-    """With noise on the embeddings, which must find its tokens too."""
+    """Include noise on the embeddings, which must reach the right tokens too."""
     objective = make_objective(
         NextTokenConfig(z_loss=1e-3, neftune_alpha=5.0),
         num_corpora=2,
@@ -80,12 +80,12 @@ def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.
 
 @pytest.fixture(scope="module")
 def whole() -> list[np.ndarray]:
-    """On one device."""
+    """The loss and gradients on one device."""
     return loss_and_gradients(mesh_of(MeshConfig(1, 1, 1)), MODEL)
 
 
 @pytest.mark.parametrize("name", [pytest.param("context 2", marks=pytest.mark.slow), "context 4"])
-def test_a_shared_row_is_the_whole_row(name, whole):
+def test_shared_row_has_the_loss_and_gradients_of_a_whole_row(name, whole):
     found = loss_and_gradients(mesh_of(MESHES[name]), MODEL)
     for have, want in zip(found, whole, strict=True):
         assert np.linalg.norm(have - want) <= 1e-5 * np.linalg.norm(want)

@@ -1,4 +1,4 @@
-"""Meshes: over the chips' links, over slices, and which host reads which rows."""
+"""Meshes follow the chips' links and slices, and reject configs that do not fit the devices."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from llama_cpt.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         (
             MeshConfig(context=3),
@@ -26,8 +26,8 @@ from llama_cpt.runtime.errors import UserError
         (MeshConfig(context=0), "use -1 for one axis"),
     ],
 )
-def test_a_mesh_that_does_not_fit(config, told):
-    with pytest.raises(UserError, match=told):
+def test_mesh_that_does_not_fit_is_rejected(config, message):
+    with pytest.raises(UserError, match=message):
         make_mesh(config)
 
 
@@ -39,14 +39,14 @@ def test_a_mesh_that_does_not_fit(config, told):
         (MeshConfig(fsdp=2, tensor=2, context=-1), -1),
     ],
 )
-def test_whole_rows_on_the_same_devices(config, fsdp):
+def test_whole_rows_config_uses_the_same_devices(config, fsdp):
     whole = config.without_context
     assert whole == replace(config, fsdp=fsdp, context=1)
     assert make_mesh(whole).size == make_mesh(config).size == 8
 
 
 @pytest.mark.libtpu
-def test_slices_are_replicas():
+def test_each_slice_is_one_replica():
     mesh = topology_mesh(MeshConfig(replica=2, fsdp=2, context=2), "v5e:2x2", slices=2)
     assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "context": 2, "tensor": 1}
     for number, replica in enumerate(mesh.devices):
@@ -59,8 +59,8 @@ def test_slices_are_replicas():
 
 
 @pytest.mark.libtpu
-def test_an_axis_takes_part_of_a_torus():
-    """8 x 8 on 4 x 4 x 4: an axis of the links is cut; devices beside each other stay so."""
+def test_mesh_axis_can_take_part_of_a_torus_axis():
+    """On 4 x 4 x 4, a mesh of 8 x 8 cuts an axis of the links, and neighbors stay neighbors."""
     mesh = topology_mesh(MeshConfig(fsdp=8, context=8), "v5p:4x4x4")
     rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
     for row in rows:
@@ -69,8 +69,8 @@ def test_an_axis_takes_part_of_a_torus():
 
 @pytest.mark.libtpu
 @pytest.mark.parametrize("topology", ["v5p:4x4x8", "v6e:16x16"])
-def test_a_slice_has_its_links_from_end_to_end(topology):
-    """Or the compiler makes sums of zero-padded parts of a gather along all of its chips."""
+def test_topology_has_wrap_around_links(topology):
+    """Without them the compiler turns a gather along all chips into sums of zero-padded parts."""
     mesh = topology_mesh(MeshConfig(), topology)
     placed, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("fsdp", None))
     gather = jax.jit(lambda weights: weights * 1, in_shardings=placed, out_shardings=whole)

@@ -120,7 +120,7 @@ def test_other_adapters_are_another_run(lora, field, whole, lora_config):
 
 def test_a_rank_that_no_matrix_has_is_refused_before_work(lora_config, tmp_path):
     config = lora_config(tmp_path / "run", lora=replace(LORA, rank=17))
-    with pytest.raises(UserError, match="lora.rank=17 is more than the matrix 'query' has, 16"):
+    with pytest.raises(UserError, match="lora.rank=17 exceeds the rank of the matrix 'query', 16"):
         run_of(config)
 
 
