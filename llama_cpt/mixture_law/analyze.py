@@ -99,7 +99,7 @@ def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
         notes += (f"Of one size and budget, the commonest: {len(points)} runs.",)
     if len(np.unique(points.almr)) == 1:
         return _refused(law, "No size and budget has two ratios.")
-    law = replace(law, ratio_only=fit_ratio(points, law.objective, rng), points=points, notes=notes)
+    law = replace(law, ratio_only=fit_ratio(points, law.objective, rng), runs=points, notes=notes)
     peak = points.learning_rate[0]
     rate = f" ({peak:g})" if np.isfinite(peak) else ", which the table does not state"
     reason = f"All runs have one learning rate{rate}: only the ratio is fitted, "

@@ -86,9 +86,9 @@ def recommend(
             poor_fit=poor_fit(law.forms, surface, found.home, cells, goal),
             extrapolation=_extrapolation(surface),
         ),
-        ridge=fit_optimal_rate(found.home),
+        optimal_rate=fit_optimal_rate(found.home),
         predicted_front=predicted_front(surface, found.home),
-        carry=extrapolate(
+        extrapolation=extrapolate(
             found.sizes, found.by_size, found.by_tokens, aimed if is_target else None, factor
         ),
         next_runs=choose_next_runs(

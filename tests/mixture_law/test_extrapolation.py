@@ -14,7 +14,7 @@ MIDDLE = {"almr": (0.3, 0.5, 0.7), "rates": (1.5e-3, 3e-3, 6e-3)}
 
 
 def power(law, of, over):
-    return next(e for e in law.carry.exponents if (e.of, e.over) == (of, over))
+    return next(e for e in law.extrapolation.exponents if (e.of, e.over) == (of, over))
 
 
 def test_fitted_powers_carry_rate_and_losses():

@@ -67,10 +67,10 @@ def test_predictions_hold_new_runs(law):
 
 
 def test_the_ridge_is_the_best_rate_of_each_ratio(law):
-    line, ridge = law.ridge, law.ridge.learning_rate
+    line, ridge = law.optimal_rate, law.optimal_rate.learning_rate
     assert line.slope.low < line.slope.value < line.slope.high < 0
     losses = law.predict(line.almr[:, None], np.geomspace(RATES[0], RATES[-1], 300)[None])
-    value = law.objective(losses["additional"].value, losses["original"].value)
+    value = law.evaluate_objective(losses["additional"].value, losses["original"].value)
     best = np.geomspace(RATES[0], RATES[-1], 300)[np.argmin(value, axis=1)]
     np.testing.assert_allclose(np.log(ridge.value), np.log(best), atol=0.02)
 
@@ -78,11 +78,11 @@ def test_the_ridge_is_the_best_rate_of_each_ratio(law):
 def test_no_run_of_a_front_is_beaten(law):
     for front in (law.predicted_front, law.measured_front):
         assert (np.diff(front.additional) > 0).all() and (np.diff(front.original) < 0).all()
-    assert set(law.measured_front.run) <= set(law.points.run)
+    assert set(law.measured_front.run) <= set(law.runs.run)
 
 
 def test_next_runs_are_new_and_each_narrows(law):
-    measured = set(zip(law.points.almr, law.points.learning_rate, strict=True))
+    measured = set(zip(law.runs.almr, law.runs.learning_rate, strict=True))
     chosen = [(run.almr, run.learning_rate) for run in law.next_runs]
     assert len(set(chosen) - measured) == 3
     assert all(ALMR[0] <= almr <= ALMR[-1] for almr, _ in chosen)

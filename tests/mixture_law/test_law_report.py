@@ -40,7 +40,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def law(results):
-    return analyze(results.points, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
+    return analyze(results.runs, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_a_law_read_again_is_the_law(law, results, tmp_path):
     asked = (np.array([0.2, 0.5, 0.8]), np.array([2e-4, 1e-3, 2e-3]), 2e6, 5e7)
     for group, band in law.predict(*asked).items():
         np.testing.assert_array_equal(again.predict(*asked)[group], band)
-    assert again.recommendation == law.recommendation and again.objective == law.goal
-    assert again.extrapolation == law.carry and again.next_runs == law.next_runs
+    assert again.recommendation == law.recommendation and again.objective == law.objective
+    assert again.extrapolation == law.extrapolation and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
 
 
@@ -91,7 +91,7 @@ def test_law_json_is_plain_to_read(law, results):
     assert told["almr"] == found.almr.value and told["almr_interval"] == [*found.almr[1:]]
     assert told["learning_rate_interval"][0] < told["learning_rate"]
     assert told["losses"]["original"] == found.losses["original"].value
-    assert values["refusal"] is None and values["goal"] == {"forgetting": 0.03}
+    assert values["refusal"] is None and values["objective"] == {"forgetting": 0.03}
     assert values["chosen"]["original"]["held_out"]["ratio"] > 0
     assert {form["form"] for form in values["forms"]} > {values["chosen"]["original"]["form"]}
     assert values["table"]["runs"] == 40 and values["table"]["grid"]["parameters"] == [1e6, 4e6]
@@ -105,7 +105,7 @@ def test_a_law_that_cannot_be_read(law, results, tmp_path):
     values = json.loads(to_json(law, results))
     for broken, told in (
         ("{", "not a law of this version"),
-        (json.dumps(values | {"points": 3}), "not a law of this version"),
+        (json.dumps(values | {"runs": 3}), "not a law of this version"),
         (json.dumps(values | {"format": 0}), "format 0, this version reads 1"),
     ):
         place.write_text(broken)
@@ -126,7 +126,7 @@ def test_the_report_has_its_pictures(law, results, report):
 
 
 def test_weights_have_another_goal_to_show(law, results, report):
-    weighed = make_report(dataclasses.replace(law, goal=Weights(1.0, 2.0)), results)
+    weighed = make_report(dataclasses.replace(law, objective=Weights(1.0, 2.0)), results)
     assert "1 * additional + 2 * original" in weighed.text
     assert weighed.pictures["surface.png"] != report.pictures["surface.png"]
 
@@ -134,7 +134,7 @@ def test_weights_have_another_goal_to_show(law, results, report):
 def test_a_refusal_is_reported_with_what_is_known(law, results):
     refused = dataclasses.replace(
         law, recommendation=None, refusal=Refusal(("The best ALMR is at the edge.",)), surface=None,
-        ridge=None, predicted_front=None, carry=None, forms=(), next_runs=(),
+        optimal_rate=None, predicted_front=None, extrapolation=None, forms=(), next_runs=(),
     )  # fmt: skip
     report = make_report(refused, results)
     assert "- No recommendation:\n- The best ALMR is at the edge." in report.text

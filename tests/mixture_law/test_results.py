@@ -65,7 +65,7 @@ def read(tmp_path):
 
 def test_points_are_the_last_evaluations(read, rows):
     results = read(rows[::-1])
-    points = results.points
+    points = results.runs
     assert points.unit == "bits per byte" and sorted(points.almr) == [0.25, 0.5, 0.75]
     middle = points.almr.tolist().index(0.5)
     assert points.additional[middle] == pytest.approx(0.75)
@@ -80,7 +80,7 @@ def test_points_are_the_last_evaluations(read, rows):
 
 def test_a_group_is_the_mean_of_its_corpora(read, rows):
     code = [row | {"corpus": "code", "bits_per_byte": 2.0} for row in rows if row["corpus"] == "en"]
-    assert read(rows + code).points.original == pytest.approx(
+    assert read(rows + code).runs.original == pytest.approx(
         [(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2]
     )
 
@@ -106,8 +106,8 @@ def test_columns_of_others_may_be_absent(read, rows):
     few = [c for c in COLUMNS if c not in ("pair", "mixture_order", "batch_tokens", "seed")]
     few = [c for c in few if c not in ("tokenizer", "schedule", "bits_per_byte", "base_loss")]
     results = read(rows, columns=few)
-    assert results.points.unit == "nats per token"
-    assert np.isnan(results.points.base_original).all()
+    assert results.runs.unit == "nats per token"
+    assert np.isnan(results.runs.base_original).all()
     assert "base_loss of the original group is empty" in results.remarks[0]
     assert "base_bits_per_byte is there, but" in results.remarks[0]
 
@@ -127,14 +127,14 @@ def test_a_diverged_run_takes_nothing_with_it(read, rows, lost):
     else:
         gone = [{"run": "gone"}]
     results = read(rows + gone)
-    assert len(results.points) == 3
+    assert len(results.runs) == 3
     assert re.search("Run gone diverged or did not finish: no loss in .*:1", results.left_out[0])
 
 
 def test_a_run_without_a_corpus_is_left_out(read, rows):
     gone = [row for row in rows_of(1.0, "gone") if row["corpus"] == "zh" or row["tokens"] == 500]
     results = read(rows + gone)
-    assert len(results.points) == 3
+    assert len(results.runs) == 3
     assert "Run gone was measured on zh where the others were on zh, en" in results.left_out[0]
 
 
@@ -172,12 +172,12 @@ def test_a_bad_cell(read, rows, row, cells, told):
 
 def test_one_base_a_size_and_pair(read, rows):
     other = [row | {"base_bits_per_byte": 0.7, "parameters": 2e6} for row in rows_of(0.5, "large")]
-    assert len(read(rows + other).points) == 4
+    assert len(read(rows + other).runs) == 4
 
 
 def test_a_schedule_in_capitals_is_the_same(read):
     results = read(rows_of(0.25) + rows_of(0.5, schedule="WSD"))
-    assert set(results.points.schedule) == {"wsd"}
+    assert set(results.runs.schedule) == {"wsd"}
 
 
 def test_one_ratio(read):
