@@ -15,6 +15,8 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.findings import (
     aligned_table,
+    as_config,
+    as_options,
     conclusion,
     form_rows,
     format_objective,
@@ -25,10 +27,9 @@ from llama_cpt.mixture_law.findings import (
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import to_json
 from llama_cpt.mixture_law.objective import Bound, Objective, Weights
-from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import PICTURES, make_report
-from llama_cpt.mixture_law.results import Results, read_results
-from llama_cpt.mixture_law.runs_table import GROUPS
+from llama_cpt.mixture_law.runs_table import Results, read_results
+from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_local, check_writable
 

@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from llama_cpt.mixture_law.intervals import make_interval
 from llama_cpt.mixture_law.law import Exponent, Extrapolation, SizeOptimum
-from llama_cpt.mixture_law.optima import OptimumAt
+from llama_cpt.mixture_law.optimum import OptimumAt
 from llama_cpt.mixture_law.surface import widening
 
 STEP_LAW = "Step Law, arXiv 2503.04715, of runs from scratch; 90 % from no change to twice it"

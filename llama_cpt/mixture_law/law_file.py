@@ -14,7 +14,7 @@ import numpy as np
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.results import Results
+from llama_cpt.mixture_law.runs_table import Results
 from llama_cpt.runtime.errors import UserError
 
 FORMAT = 1

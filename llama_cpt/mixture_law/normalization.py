@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_cpt.mixture_law.intervals import Number
-from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
+from llama_cpt.mixture_law.runs_table import RunsTable
+from llama_cpt.mixture_law.table import GROUPS
 
 
 class Settings(NamedTuple):

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from llama_cpt.mixture_law.normalization import Normalization, Settings
+from llama_cpt.mixture_law.intervals import Interval, make_interval, quantiles
+from llama_cpt.mixture_law.law import OptimalRate, Pareto
+from llama_cpt.mixture_law.normalization import Normalization, Settings, at_reference
 from llama_cpt.mixture_law.objective import PENALTY, Bound, Objective
 from llama_cpt.mixture_law.runs_table import RunsTable
+from llama_cpt.mixture_law.surface import LARGEST_LOG, Surface
+from llama_cpt.mixture_law.table import GROUPS
 
 RATIOS, RATES, FINE_RATES = 33, 17, 97
 """Ratios and rates at which surfaces are asked, and rates of the spline between them."""
@@ -131,3 +135,123 @@ def _along_ratio(ridge: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optim
     part = step - left[..., 0]
     rate = (1 - part) * _take(ridge, left) + part * _take(ridge, left + 1)
     return Optima(place, rate, ridge)
+
+
+@dataclass(frozen=True)
+class OptimumAt:
+    """One size and budget with its optima: entry 0 is the chosen fit's, the others the draws'."""
+
+    parameters: float
+    tokens: float
+    domain: Domain
+    optima: Optima
+    middle_rate: float
+    moved: float
+    """By how much the rates of the domain are, for the chosen fit."""
+
+    @property
+    def odds(self) -> np.ndarray:
+        """Log odds of the ratios."""
+        return np.log(self.optima.almr / (1 - self.optima.almr))
+
+    @property
+    def almr(self) -> Interval:
+        """Of the optimum."""
+        return make_interval(float(self.optima.almr[0]), self.optima.almr[1:])
+
+    @property
+    def learning_rate(self) -> Interval:
+        """Of the optimum."""
+        rates = np.exp(np.clip(self.optima.rate + self.middle_rate, -LARGEST_LOG, LARGEST_LOG))
+        return make_interval(float(rates[0]), rates[1:])
+
+
+def find_optimum_at(
+    surface: Surface,
+    goal: Objective,
+    domain: Domain,
+    parameters: float,
+    tokens: float,
+    shift: np.ndarray | float = 0.0,
+) -> OptimumAt:
+    """The optima in a domain, whose rates are moved by ``shift`` (a number, or one an entry)."""
+    frame = surface.normalization
+    at = domain.settings(frame, parameters, tokens)
+    home = frame.base(frame.reference_parameters)
+    moves = np.broadcast_to(shift, 1 + surface.draws)
+    logs = {}
+    for group in GROUPS:
+        fits = surface.groups[group]
+        both = [fits.center(at, moves[:1])[None], fits.spread(at, moves[1:])]
+        logs[group] = np.concatenate(both) + np.log(home[group])
+    found = find_optima(logs, domain, goal, frame.base(parameters))
+    optima = Optima(found.almr, found.rate + moves, found.rate_by_ratio + moves[:, None])
+    return OptimumAt(parameters, tokens, domain, optima, frame.middle_rate, float(moves[0]))
+
+
+FEWEST = 5
+"""Ratios, of those searched, whose best rate is within the measured ones."""
+
+
+def fit_optimal_rate(place: OptimumAt) -> OptimalRate | None:
+    """The line through the best rates; None where hardly any lies within the measured rates."""
+    domain, ridge = place.domain, place.optima.rate_by_ratio
+    low, high = domain.measured_rate
+    inside = (ridge[0] > low) & (ridge[0] < high)
+    inside &= (domain.almr >= domain.measured_almr[0]) & (domain.almr <= domain.measured_almr[1])
+    if inside.sum() < FEWEST:
+        return None
+    almr, rates = domain.almr[inside], ridge[:, inside]
+    odds = np.log(almr / (1 - almr))
+    slope = (rates @ (odds - odds.mean())) / np.sum((odds - odds.mean()) ** 2)
+    intercept = rates.mean(axis=1) - slope * odds.mean() + place.middle_rate
+    learning_rates = np.exp(rates + place.middle_rate)
+    low_rate, high_rate = quantiles(learning_rates[1:])
+    centre = learning_rates[0]
+    return OptimalRate(
+        slope=make_interval(float(slope[0]), slope[1:]),
+        intercept=make_interval(float(intercept[0]), intercept[1:]),
+        almr=almr,
+        learning_rate=Interval(centre, np.minimum(centre, low_rate), np.maximum(centre, high_rate)),
+        parameters=place.parameters,
+    )
+
+
+CELLS = 41
+"""Ratios, and rates, of the grid that is predicted."""
+
+
+def predicted_front(surface: Surface, place: OptimumAt) -> Pareto:
+    """Of a fine grid over what was measured."""
+    domain = place.domain
+    almr, rate = np.meshgrid(
+        np.linspace(*domain.measured_almr, CELLS),
+        np.linspace(*domain.measured_rate, CELLS),
+    )
+    almr, learning_rate = almr.ravel(), np.exp(rate.ravel() + place.middle_rate)
+    at = surface.normalization.settings(almr, learning_rate, place.parameters, place.tokens)
+    home = surface.normalization.base(surface.normalization.reference_parameters)
+    additional, original = (
+        home[group] * np.exp(surface.groups[group].center(at))
+        for group in ("additional", "original")
+    )
+    return _front(almr, learning_rate, additional, original, np.full(len(almr), ""))
+
+
+def measured_front(points: RunsTable) -> Pareto:
+    """Of the runs at the home size and budget."""
+    points = points.where(at_reference(points))
+    return _front(points.almr, points.learning_rate, points.additional, points.original, points.run)
+
+
+def _front(
+    almr: np.ndarray,
+    learning_rate: np.ndarray,
+    additional: np.ndarray,
+    original: np.ndarray,
+    run: np.ndarray,
+) -> Pareto:
+    order = np.lexsort((original, additional))
+    lowest = np.minimum.accumulate(np.concatenate([[np.inf], original[order][:-1]]))
+    kept = order[original[order] < lowest]
+    return Pareto(almr[kept], learning_rate[kept], additional[kept], original[kept], run[kept])

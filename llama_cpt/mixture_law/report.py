@@ -7,7 +7,13 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from llama_cpt.mixture_law.figure_style import group_labels, png, style
-from llama_cpt.mixture_law.figures import draw_extrapolation, draw_front, draw_ratio
+from llama_cpt.mixture_law.figures import (
+    draw_extrapolation,
+    draw_fit,
+    draw_forgetting,
+    draw_front,
+    draw_ratio,
+)
 from llama_cpt.mixture_law.findings import (
     conclusion,
     extrapolation_rows,
@@ -22,9 +28,7 @@ from llama_cpt.mixture_law.findings import (
     pair_rows,
 )
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.results import Curve, Results
-from llama_cpt.mixture_law.run_figures import draw_fit, draw_forgetting
-from llama_cpt.mixture_law.runs_table import RunsTable
+from llama_cpt.mixture_law.runs_table import Curve, Results, RunsTable
 from llama_cpt.mixture_law.surface_figure import View, draw_surface
 
 PICTURES = ("surface.png", "front.png", "forgetting.png", "fit.png", "carry.png", "ratio.png")

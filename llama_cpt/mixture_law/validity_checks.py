@@ -6,9 +6,10 @@ import numpy as np
 
 from llama_cpt.mixture_law.law import FormFit
 from llama_cpt.mixture_law.objective import Bound, Objective
-from llama_cpt.mixture_law.optima import OptimumAt
-from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
+from llama_cpt.mixture_law.optimum import OptimumAt
+from llama_cpt.mixture_law.runs_table import RunsTable
 from llama_cpt.mixture_law.surface import Surface
+from llama_cpt.mixture_law.table import GROUPS
 
 TOO_LARGE, LARGE = 1 / 2, 1 / 3
 """Held-out error over the spread of the measured losses: refused, or a poor fit."""

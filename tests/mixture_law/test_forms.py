@@ -6,8 +6,8 @@ import pytest
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
 from llama_cpt.mixture_law.normalization import Settings, make_normalization
-from llama_cpt.mixture_law.runs_table import GROUPS
-from llama_cpt.mixture_law.surface_model import make_model
+from llama_cpt.mixture_law.surface import make_model
+from llama_cpt.mixture_law.table import GROUPS
 from tests.mixture_law.truths import truths
 from tests.mixture_law.worlds import plausible
 

@@ -6,12 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law import group_fit
-from llama_cpt.mixture_law.analyze import analyze
-from llama_cpt.mixture_law.filter_comparable import filter_comparable, repeated_noise
+from llama_cpt.mixture_law.analyze import analyze, compare_pairs
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.objective import Bound, Weights
-from llama_cpt.mixture_law.pairs import compare_pairs
+from llama_cpt.mixture_law.runs_table import filter_comparable, repeated_noise
 from llama_cpt.mixture_law.surface import GroupSurface
 from tests.mixture_law.worlds import (
     ALMR,
@@ -117,7 +115,7 @@ def test_an_optimum_at_the_edge(almr, rates, message):
 def test_a_bound_that_nothing_meets(target, monkeypatch):
     # A held-out size error of 10 %: the target's band holds the bound, the fitted size's does not.
     wide = lambda *parts: GroupSurface(*parts[:-1], size_error=0.1)  # noqa: E731
-    monkeypatch.setattr(group_fit, "GroupSurface", wide)
+    monkeypatch.setattr(selection, "GroupSurface", wide)
     almr, rates = grid()
     x, off = np.log(rates / 4.2e-3), almr - 0.5
     losses = {

@@ -10,13 +10,12 @@ import pytest
 
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
-from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
+from llama_cpt.mixture_law.findings import as_config, as_options, conclusion, form_rows, markdown
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load_law, to_json
 from llama_cpt.mixture_law.objective import Bound, Weights
-from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import make_report
-from llama_cpt.mixture_law.results import read_results
+from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table

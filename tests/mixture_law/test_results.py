@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.results import read_results
+from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
 
 COLUMNS = (
@@ -80,9 +80,7 @@ def test_points_are_the_last_evaluations(read, rows):
 
 def test_a_group_is_the_mean_of_its_corpora(read, rows):
     code = [row | {"corpus": "code", "bits_per_byte": 2.0} for row in rows if row["corpus"] == "en"]
-    assert read(rows + code).runs.original == pytest.approx(
-        [(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2]
-    )
+    assert read(rows + code).runs.original == pytest.approx([(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2])
 
 
 @given(order=st.permutations(range(12)), first=st.integers(1, 11))

@@ -10,9 +10,9 @@ from llama_cpt.mixture_law.forms import forms_of
 from llama_cpt.mixture_law.normalization import Settings, make_normalization
 from llama_cpt.mixture_law.objective import Bound
 from llama_cpt.mixture_law.optimum import find_optima, make_domain
-from llama_cpt.mixture_law.results import read_results
-from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
-from llama_cpt.mixture_law.surface_model import SurfaceModel, make_model
+from llama_cpt.mixture_law.runs_table import RunsTable, read_results
+from llama_cpt.mixture_law.surface import SurfaceModel, make_model
+from llama_cpt.mixture_law.table import GROUPS
 from tests.mixture_law.worlds import grid, points_of
 
 STUDY = Path(__file__).resolve().parents[2] / "docs" / "study" / "small.csv"
