@@ -130,7 +130,7 @@ def _bound_line(axes: Axes, law: Law, base: float) -> None:
 def _label_at_top(axes: Axes, position: float, text: str, side: str) -> None:
     axes.annotate(
         text, (position, 1), xycoords=("data", "axes fraction"), ha=side, va="top",
-        xytext=(3 if side == "left" else -3, -2), textcoords="offset runs",
+        xytext=(3 if side == "left" else -3, -2), textcoords="offset points",
         fontsize=8, color=DARK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     )  # fmt: skip
 
@@ -201,7 +201,7 @@ def _mark_bounds(axes: Axes, law: Law) -> None:
         axes.axhline(height, color=DARK, linewidth=1.1, linestyle=style)
         axes.annotate(
             text, (1, height), xycoords=("axes fraction", "data"), xytext=(-3, 2),
-            textcoords="offset runs", ha="right", fontsize=8, color=DARK,
+            textcoords="offset points", ha="right", fontsize=8, color=DARK,
         )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def _lower_row(panels: np.ndarray, objective: Objective) -> None:
             axes.axhline(objective.forgetting, color=DARK, linewidth=1.2, linestyle="--")
         panels[0].annotate(
             f"bound, +{100 * objective.forgetting:g}%", (1, objective.forgetting),
-            xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset runs",
+            xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
             ha="right", fontsize=8, color=DARK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip

@@ -88,7 +88,6 @@ def truths(runs: RunsTable) -> dict[str, Truth]:
     """Return truths of the four forms, and two flatter copies of the first."""
     normalization = make_normalization(runs, {})
     at = normalization.of(runs)
-    base = normalization.base(normalization.reference_parameters)
     made = {}
     for forms in zip(*map(forms_of, GROUPS), strict=True):
         fits = {}
