@@ -53,6 +53,7 @@ Exit status: 0 with a recommendation, 3 with a refusal (law.json and report.md s
 def main(arguments: list[str]) -> int:
     """Fit the law, print a summary, write the files and return the exit status."""
     options = _parser().parse_args(arguments)
+    # Everything that can fail without the table is checked before it is read.
     check_local("--output", options.output)
     check_writable(options.output)
     if options.config:
@@ -191,6 +192,7 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
     # law.json is written last: its presence means that the other files are complete.
     files["law.json"] = to_json(law, results).encode()
     for name, content in files.items():
+        # A reader sees either the earlier file or the complete new one.
         draft = folder / f"{name}.draft"
         draft.write_bytes(content)
         draft.replace(folder / name)

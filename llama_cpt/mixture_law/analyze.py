@@ -47,6 +47,7 @@ def analyze(
     names, counts = np.unique(runs.pair, return_counts=True)
     laws = {
         str(name): _analyze_pair(runs.where(runs.pair == name), objective, target, next_runs, seed)
+        # Most runs first; the stable sort keeps ties in alphabetical order.
         for name in names[np.argsort(-counts, kind="stable")]
     }
     if not laws:
@@ -126,6 +127,7 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
         return _refused(law, f"{reason}add runs that vary it.")
     known = {}
     if target.parameters and target.base:
+        # A known base fixes the level of the target's losses, which otherwise extrapolates.
         known[target.parameters] = target.base
     normalization = make_normalization(runs, known)
     # The same deviates for both groups and for the optimum: the powers of a draw belong together.
@@ -140,6 +142,7 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
     if len(surfaces) < len(GROUPS):
         return _refused(law, *_too_few(law))
     largest = float(runs.parameters.max())
+    # Without a target, the largest fitted model at its longest budget.
     budget = float(runs.tokens[runs.parameters == largest].max())
     surface = Surface(
         normalization=normalization,

@@ -39,6 +39,7 @@ def make_powers(optima: list[OptimumAt], logs: np.ndarray, prior: np.ndarray) ->
     the best rate.
     """
     if len(optima) < 2:
+        # No prior moves the ratio: arXiv 2409.06624 keeps it from 8B to 70B.
         return Powers(-prior, np.zeros(len(prior)), fitted=False)
     # Weights of the least-squares slope.
     weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
@@ -55,6 +56,7 @@ def widen(optimum_at: OptimumAt, size: float, budget: float) -> OptimumAt:
     """
     factor = float(widening(np.log(size)) * widening(np.log(budget)))
     rate, odds = optimum_at.optima.rate, optimum_at.log_odds
+    # The selected fit's optimum, entry 0, stays.
     rate = rate[0] + factor * (rate - rate[0])
     odds = odds[0] + factor * (odds - odds[0])
     optima = replace(optimum_at.optima, rate=rate, almr=expit(odds))

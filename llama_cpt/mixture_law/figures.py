@@ -104,6 +104,7 @@ def _front(view: View) -> tuple[np.ndarray, np.ndarray]:
     original, additional = view.losses["original"].ravel(), view.losses["additional"].ravel()
     order = np.argsort(original)
     best = np.minimum.accumulate(additional[order])
+    # By rising original loss, points that lower the additional loss are on the front.
     kept = order[additional[order] <= best]
     return original[kept], additional[kept]
 

@@ -261,7 +261,9 @@ config = replace(
 
 def as_config(law: Law, base: str, folder: str) -> str:
     """Return a Python config for ``folder``: ``base`` with the recommended ratio and rate."""
+    # A relative path, so that the folders can be moved together.
     path = os.path.relpath(Path(base).resolve(), Path(folder).resolve())
+    # The summary becomes a docstring: its names must not end or escape it.
     summary = "\n".join(_summary(law)).replace("\\", "/").replace('"""', "'''")
     return CONFIG.format(
         summary=summary, base=json.dumps(Path(path).as_posix(), ensure_ascii=False), **_values(law)

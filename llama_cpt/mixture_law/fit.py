@@ -49,6 +49,8 @@ class Problem:
         width = self._width()[self.model.free]
         penalty_slope = REGULARIZATION * (self._offset(theta)[..., self.model.free]) / width
         gradient = np.einsum("...np,...n->...p", weighted, error) + penalty_slope
+        # Gauss-Newton: the model's second derivatives are left out, as they are multiplied by
+        # errors.
         curvature = np.swapaxes(weighted, -1, -2) @ jacobian
         return gradient, curvature + np.diag(REGULARIZATION / width**2)
 
@@ -72,6 +74,8 @@ def fit(problem: Problem) -> np.ndarray:
     starts = refit(problem, problem.model.starts(), problem.y, weight, steps=12)
     order = np.argsort(problem.objective(starts, problem.y, weight), kind="stable")
     ends = np.array([_finish(problem, starts[start]) for start in order[:FINISHED_STARTS]])
+    # L-BFGS-B stops at a relative tolerance; Gauss-Newton steps reach the minimum itself, from
+    # which the bootstrap starts.
     ends = refit(problem, ends, problem.y, weight, steps=20)
     return ends[np.argmin(problem.objective(ends, problem.y, weight))]
 
@@ -118,6 +122,8 @@ def refit(
     for _ in range(steps):
         gradient, curvature = problem.slopes(theta, y, weight)
         diagonal = np.einsum("...pp->...p", curvature)
+        # Marquardt's scaling by the diagonal makes steps independent of the units of the
+        # parameters.
         damped = curvature + (damping[:, None] * diagonal)[:, :, None] * np.eye(free.sum())
         step = np.linalg.solve(damped, gradient[..., None])[..., 0]
         # Only vectors that improve move; the others retry with more damping.
@@ -158,10 +164,13 @@ def bootstrap(
     runs, freedom = len(fitted), len(fitted) - problem.model.free.sum()
     # A leverage near 1 would blow up one run's residual.
     residuals = (problem.y - fitted) / np.sqrt(1 - np.minimum(_leverage(problem, theta), 0.95))
+    # Huber's loss does not center the residuals; a resampled mean must not be biased.
     residuals -= residuals.mean()
     scale = SELECTION_INFLATION * np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
+    # Residuals are resampled, not runs: a run is a point of the grid, and the grid is fixed.
     y = fitted + scale * residuals[rng.integers(runs, size=(draws, runs))]
     thetas = refit(problem, np.tile(theta, (draws, 1)), y, np.ones(runs), steps=10)
+    # Undetermined powers multiply coordinates that are 0 for all runs, so the refits ignore them.
     fixed = ~problem.model.free[-len(POWERS) :]
     thetas[:, -len(POWERS) :][:, fixed] = prior_powers[:, fixed]
     return thetas
@@ -170,11 +179,14 @@ def bootstrap(
 def is_identifiable(problem: Problem, theta: np.ndarray) -> bool:
     """Return whether the runs determine all parameters that have an effect on them."""
     jacobian = _directions(problem, theta)
+    # A parameter without effect on these runs, such as a saturated one, does not count against the
+    # form.
     effective = np.linalg.norm(jacobian, axis=0) > 0
     return bool(np.linalg.matrix_rank(jacobian, tol=1e-9) == effective.sum())
 
 
 def _leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    # The diagonal of the hat matrix, from the left singular vectors of the Jacobian.
     basis, size, _ = np.linalg.svd(_directions(problem, theta), full_matrices=False)
     return np.sum(basis[:, size > 1e-6] ** 2, axis=1)
 

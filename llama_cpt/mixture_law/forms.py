@@ -127,6 +127,8 @@ class DCPT(Form):
         own, offset = np.exp(log_own), np.exp(_columns(theta)[2])
         power, shift = np.exp(_columns(theta)[3]), _columns(theta)[6]
         slope = 2 * curve * off / loss
+        # The chain rule through log(share + e), on which both the power term and the position of
+        # the parabola depend.
         by_own = -falling * power / own / loss - slope * shift / own
         by_power = -falling * power * log_own / loss
         by_theta = [floor / loss, falling / loss, by_own * offset, by_power]
@@ -164,6 +166,8 @@ class Dynamics(Form):
             "log_area": (-9.0, 9.0),
             "log_power": (-4.0, 1.5),
             "replay": (-8.0, 30.0),
+            # For the additional loss B and G are below exp(-0.7) < 1/2 each, so 1 - B h - G stays
+            # positive. The original loss may grow, so its B may be large.
             "log_shift": (-7.0, 4.0 if old else -0.7),
             "log_gain": (-12.0, -0.7),
         }
@@ -193,10 +197,13 @@ class Dynamics(Form):
         learned, shifted, area, power, replay, shift, gain = self._parts(theta, share, rate)
         loss = 1 + learned * shifted
         left = 1 - learned
+        # d(1 - (1 + E S)^-b) = (1 + E S)^-b (b dlog(1 + E S) + log(1 + E S) db), by the logs of E
+        # and b.
         by_area = shifted * left * power * area / (1 + area) / loss
         by_power = shifted * left * np.log1p(area) * power / loss
         by_replay = learned * shift * self._replay_slope(theta, share) / loss
         by_shift, by_gain = learned * shift * replay / loss, -learned * gain / loss
+        # The area is proportional to the rate: both have the same derivative in logarithms.
         return [by_area, by_power, by_replay, by_shift, by_gain], by_area
 
     def _parts(
@@ -204,6 +211,8 @@ class Dynamics(Form):
     ) -> tuple[np.ndarray, ...]:
         """Return the factors of the loss that its derivatives share."""
         area, power, strength, shift, gain = _columns(theta)
+        # S is the peak rate times the tokens; the tokens enter as a shift of the log rate
+        # (``SurfaceModel``).
         area, power, shift, gain = np.exp(area + rate), np.exp(power), np.exp(shift), np.exp(gain)
         # 1 - (1 + E S)^-b; expm1 and log1p stay accurate for small areas.
         learned = -np.expm1(-power * np.log1p(area))
@@ -273,6 +282,7 @@ class Sailor(Form):
         self, theta: np.ndarray, share: np.ndarray, rate: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         c, u, uu, *free = _columns(theta)
+        # The metric is log(share) - log(rate) as published, or with a free factor of the log rate.
         factor = free[0] if free else -np.ones(1)
         return c, u, uu, np.log(share) + factor * rate, factor
 

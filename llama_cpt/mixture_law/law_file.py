@@ -22,6 +22,7 @@ FIRST_KEYS = ("recommendation", "refusal", "objective", "chosen", "table")
 """Keys at the top of the file, for human readers."""
 WIDTH = 100
 """Values longer than this many characters get one line per entry."""
+# Laws are registered before the runs that test them, so old files must load forever.
 FORMER_NAMES = {
     "goal": "objective",
     "points": "runs",
@@ -88,6 +89,7 @@ def _with_added_fields(values: dict[str, Any]) -> dict[str, Any]:
         tokens = [count for count in runs["tokens"] if count is not None]
         surface.setdefault("longest", max(tokens, default=1.0))
         for group in surface["groups"].values():
+            # Intervals of earlier versions did not include the size error.
             group.setdefault("size_error", 0.0)
     return values
 
@@ -138,6 +140,7 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _of_union(arguments, value)
     if isinstance(kind, type) and issubclass(kind, Form):
+        # A form has no state but its group: its name is enough.
         return next(form for form in forms_of(value["group"]) if form.name == value["name"])
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -147,6 +150,7 @@ def _from_plain(kind: Any, value: Any) -> Any:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
+        # Entries with the suffix belong to the interval of the name before it.
         names = [name for name in value if not name.endswith("_interval")]
         return {name: _entry(arguments[1], value, name) for name in names}
     if kind is np.ndarray:

@@ -105,6 +105,7 @@ def make_normalization(
     sizes = np.array(sorted(known), float)
     shares = {"additional": runs.almr, "original": 1 - runs.almr}
     return Normalization(
+        # The distinct rates, not the runs: repeated runs must not move the center.
         middle_rate=float(np.mean(np.log(np.unique(runs.learning_rate[same_size])))),
         reference_parameters=float(reference_parameters),
         reference_tokens=float(reference.tokens[0]),
@@ -119,6 +120,7 @@ def at_reference(runs: RunsTable) -> np.ndarray:
 
     Unknown sizes and budgets count as one value.
     """
+    # NaN is not equal to itself: unknown values would all be different.
     settings = np.nan_to_num(np.stack([runs.parameters, runs.tokens]))
     _, setting, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
     return setting.ravel() == np.argmax(counts) if len(counts) else np.zeros(0, bool)

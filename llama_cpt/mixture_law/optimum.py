@@ -108,9 +108,11 @@ def _along_rate(
         value = np.log(objective.evaluate(np.exp(additional), np.exp(original), bases["original"]))
         return _vertex(value, rates, np.ones_like(value))
     above = original - np.log((1 + objective.forgetting) * bases["original"])
+    # The same objective as ``Bound.evaluate``, in logarithms of losses.
     rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)
     # Between two rates on either side of the bound the objective has a kink, often its minimum.
     left, right = above[..., :-1], above[..., 1:]
+    # Linear interpolation to the rate at which the bound is met exactly.
     part = np.divide(left, left - right, out=np.zeros_like(left), where=left * right < 0)
     at_kink = additional[..., :-1] + part * np.diff(additional, axis=-1)
     at_kink = np.where(left * right < 0, at_kink, np.inf)
@@ -137,6 +139,8 @@ def _vertex(
     low, mid, high = (_take(values, inner + step) for step in (-1, 0, 1))
     smooth = (_take(side, inner - 1) > 0) == (_take(side, inner + 1) > 0)
     bend = low - 2 * mid + high
+    # At the ends of the axis there is no parabola, and none with a minimum if the bend is not
+    # positive.
     smooth &= (index == inner)[..., 0] & (bend > 1e-12)
     shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=smooth)
     at = positions[index[..., 0]] + shift * (positions[1] - positions[0])
@@ -201,6 +205,7 @@ def find_optimum_at(
     logs = {}
     for group in GROUPS:
         fits = surface.groups[group]
+        # Each draw is searched on rates moved by its own shift, so that its optimum stays inside.
         both = [fits.center(at, shifts[:1])[None], fits.spread(at, shifts[1:])]
         logs[group] = np.concatenate(both) + np.log(reference_base[group])
     found = find_optima(logs, domain, objective, normalization.base(parameters))
@@ -228,6 +233,7 @@ def fit_optimal_rate(optimum_at: OptimumAt) -> OptimalRate | None:
     slope = (rates @ (odds - odds.mean())) / np.sum((odds - odds.mean()) ** 2)
     intercept = rates.mean(axis=1) - slope * odds.mean() + optimum_at.middle_rate
     learning_rates = np.exp(rates + optimum_at.middle_rate)
+    # The interval of each ratio's own best rate, not that of the line.
     low_rate, high_rate = quantiles(learning_rates[1:])
     center = learning_rates[0]
     return OptimalRate(

@@ -9,6 +9,7 @@ from llama_cpt.mixture_law.law import RatioOnly
 from llama_cpt.mixture_law.objective import Bound, Objective
 from llama_cpt.mixture_law.runs_table import RunsTable
 
+# Shapes of phi are searched on a grid and c and k follow exactly: there are no local minima.
 OFFSETS = np.geomspace(0.001, 0.3, 12)
 POWERS = np.geomspace(0.05, 3, 20)
 
@@ -125,10 +126,12 @@ def _choose(
     ratios = np.unique(almr)
     if len(ratios) < 3:
         return LINE, None
+    # A form with as many parameters as ratios leaves no ratio for a test.
     fitting = [form for form in RATIO_FORMS if form.parameters < len(ratios)]
     errors = []
     for form in fitting:
         relative = []
+        # The outermost ratios could only be extrapolated to.
         for ratio in ratios[1:-1]:
             left = almr == ratio
             predicted = form.predict(share[~left], losses[None, ~left], share[left])[0]
@@ -157,6 +160,7 @@ def _interval(
         return None
     share = 1 - runs.almr
     fitted = form.predict(share, runs.original[None], share)[0]
+    # The residual scale is uncertain for few runs: each draw has its own, as in ``fit.bootstrap``.
     scale = np.sqrt(np.sum((runs.original - fitted) ** 2) / rng.chisquare(freedom, (DRAWS, 1)))
     draws = fitted + scale * rng.standard_normal((DRAWS, len(runs)))
     above = form.predict(share, draws, 1 - almr) - bound

@@ -64,7 +64,6 @@ def recommend(
     surface, objective = law.surface, law.objective
     assert surface
     found = _find_optima(surface, runs, objective, deviates)
-    factor = surface.parameters / surface.largest
     at_target = _find_optimum_at_target(surface, objective, found)
     cells = runs.where(at_reference(runs))
     reasons = [
@@ -76,33 +75,40 @@ def recommend(
         *target_reasons(target.parameters, float(runs.parameters.min())),
     ]
     optima = np.stack([found.reference.optima.almr, found.reference.optima.rate], axis=1)[1:]
-    is_target = bool(target.parameters or target.tokens)
+    domain = search_domain(found.reference.domain, optima)
     law = replace(
         law,
-        recommendation=Recommendation(
-            almr=at_target.almr,
-            learning_rate=at_target.learning_rate,
-            losses=surface.predict(at_target.almr.value, at_target.learning_rate.value),
-            base=surface.base(),
-            parameters=surface.parameters,
-            tokens=surface.tokens,
-            poor_fit=poor_fit(law.forms, surface, found.reference, cells, objective),
-            extrapolation=_extrapolation(surface),
-        ),
+        recommendation=_recommendation(law, found, at_target, cells),
         optimal_rate=fit_optimal_rate(found.reference),
         predicted_front=predicted_front(surface, found.reference),
         extrapolation=extrapolate(
-            found.sizes, found.by_size, found.by_tokens, at_target if is_target else None, factor
+            optima=found.sizes,
+            sizes=found.by_size,
+            tokens=found.by_tokens,
+            target=at_target if target.parameters or target.tokens else None,
+            factor=surface.parameters / surface.largest,
         ),
-        next_runs=choose_next_runs(
-            surface,
-            search_domain(found.reference.domain, optima),
-            runs,
-            optima / TOLERANCE,
-            next_runs,
-        ),
+        next_runs=choose_next_runs(surface, domain, runs, optima / TOLERANCE, next_runs),
     )
     return _without_unstated(law), reasons
+
+
+def _recommendation(
+    law: Law, found: FoundOptima, at_target: OptimumAt, cells: RunsTable
+) -> Recommendation:
+    """Return the recommendation at the target; ``cells`` are the runs at the reference."""
+    surface = law.surface
+    assert surface
+    return Recommendation(
+        almr=at_target.almr,
+        learning_rate=at_target.learning_rate,
+        losses=surface.predict(at_target.almr.value, at_target.learning_rate.value),
+        base=surface.base(),
+        parameters=surface.parameters,
+        tokens=surface.tokens,
+        poor_fit=poor_fit(law.forms, surface, found.reference, cells, law.objective),
+        extrapolation=_extrapolation(surface),
+    )
 
 
 def _find_optima(
@@ -125,6 +131,7 @@ def _find_optima(
         else find_optimum_at(surface, objective, domain, parameters, float(tokens))
         for tokens in np.unique(runs.tokens[same_size])
     ]
+    # The draws of the prior that the surfaces' draws also have; entry 0 is the prior's center.
     prior = PRIOR + PRIOR_WIDTH * np.concatenate([np.zeros((1, len(PRIOR))), deviates])
     log_sizes = np.log([optimum_at.parameters for optimum_at in sizes])
     log_tokens = np.log([optimum_at.tokens for optimum_at in budgets])
@@ -132,6 +139,7 @@ def _find_optima(
         reference=reference,
         sizes=sizes,
         budgets=budgets,
+        # Columns 1 and 3 are the powers of the rate by size and by tokens (``POWERS``).
         by_size=make_powers(sizes, log_sizes, prior[:, 1]),
         by_tokens=make_powers(budgets, log_tokens, prior[:, 3]),
     )
@@ -149,6 +157,7 @@ def _find_optimum_at_target(
         return reference
     grown = np.log(surface.parameters / reference.parameters)
     longer = np.log(surface.tokens / reference.tokens)
+    # Without the shift the optimum of a remote target would be outside the searched rates.
     shift = found.by_size.rate * grown + found.by_tokens.rate * longer
     optimum_at = find_optimum_at(
         surface, objective, reference.domain, surface.parameters, surface.tokens, shift
@@ -253,6 +262,7 @@ def _candidates(domain: Domain, runs: RunsTable, surface: Surface) -> tuple[np.n
     middles = (measured[1:] + measured[:-1]) / 2
     rates = np.unique(np.round([*measured, *middles, domain.rate[0], domain.rate[-1]], 9))
     almr, rate = (values.ravel() for values in np.meshgrid(np.round(ratios, 9), rates))
+    # A candidate is new if it differs from every run in the ratio or in the rate.
     off_ratio = np.abs(almr[:, None] - reference.almr) > 1e-6
     off_rate = np.abs(rate[:, None] - reference.rate) > 1e-6
     unmeasured = np.all(off_ratio | off_rate, axis=1)

@@ -86,6 +86,7 @@ def _pictures(law: Law, results: Results) -> dict[str, bytes]:
     )
     if law.recommendation and len(sizes) > 1:
         drawn["carry.png"] = lambda: draw_extrapolation(law.extrapolation)
+    # Fonts are looked up both when drawing and when saving.
     with style():
         return {name: png(draw()) for name, draw in drawn.items()}
 

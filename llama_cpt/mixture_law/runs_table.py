@@ -181,6 +181,7 @@ def _curve(run: Run, unit: Unit) -> Curve:
     found = []
     for _, rows in groupby(run.rows, key=lambda row: row.progress):
         rows = list(rows)
+        # A mean over fewer corpora would be another quantity.
         if len(rows) == len(run.last):
             losses = (_mean(rows, LOSS_COLUMNS[unit], group) for group in GROUPS)
             found.append((rows[0].tokens, *losses))
@@ -265,6 +266,7 @@ def _commonest(values: np.ndarray) -> np.generic | str:
     if not len(values):
         return ""
     found, counts = np.unique(values, return_counts=True)
+    # ``np.unique`` sorts ascending, so the last maximum is the largest value.
     return found[len(found) - 1 - np.argmax(counts[::-1])]
 
 
@@ -288,6 +290,7 @@ def repeated_noise(runs: RunsTable) -> dict[str, float]:
     """
     runs = fill_unstated(runs)
     settings = np.stack([runs.almr, runs.learning_rate, runs.parameters, runs.tokens])
+    # Runs of one column of ``settings`` are repeats, which differ by the seed only.
     _, setting, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
     degrees_of_freedom = int(np.sum(counts - 1))
     if not degrees_of_freedom:

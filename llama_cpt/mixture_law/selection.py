@@ -58,6 +58,7 @@ def fold_count(at: Settings) -> int:
 
 
 def _distinct(axis: np.ndarray) -> np.ndarray:
+    # Rounding merges values that differ by floating-point errors only.
     return np.unique(np.round(axis, 9))
 
 
@@ -73,6 +74,7 @@ def _run_errors(problem: Problem, theta: np.ndarray, all_runs: Problem) -> np.nd
     # Row i has weight 0 for run i: all leave-one-out fits are one batched refit.
     weight = 1 - np.eye(len(indices))
     thetas = refit(problem, np.tile(theta, (len(indices), 1)), problem.y, weight, steps=15)
+    # Runs at which the form is singular were never fitted: the full fit predicts them.
     errors = all_runs.model.value(theta, all_runs.at) - all_runs.y
     own = all_runs.model.value(thetas, all_runs.at)[np.arange(len(indices)), indices]
     errors[indices] = own - all_runs.y[indices]
@@ -89,6 +91,7 @@ def _fold_errors(
     values = _distinct(scored)
     if len(values) < MIN_VALUES:
         return []
+    # Row i has weight 0 for all runs of value i.
     weight = (np.round(fitted, 9) != values[:, None]).astype(float)
     thetas = refit(problem, np.tile(theta, (len(values), 1)), problem.y, weight, steps=25)
     errors = all_runs.model.value(thetas, all_runs.at) - all_runs.y
@@ -100,11 +103,13 @@ def _size_errors(problem: Problem, theta: np.ndarray, all_runs: Problem) -> np.n
     """Return the errors of the largest size, predicted from smaller ones; None if too few."""
     largest = all_runs.at.size.max()
     smaller, left = problem.at.size < largest, all_runs.at.size == largest
+    # The smaller sizes must at least determine the form's own parameters.
     if smaller.sum() <= len(problem.model.form.bounds):
         return None
     at = problem.at.where(smaller)
     model = make_model(problem.model.form, at, problem.model.smallest_share)
     start = theta.copy()
+    # If one size remains, its powers are not determined and return to their prior.
     start[-len(POWERS) :] = np.where(model.free[-len(POWERS) :], theta[-len(POWERS) :], PRIOR)
     part = replace(problem, model=model, at=at, y=problem.y[smaller])
     found = refit(part, start[None], part.y, np.ones(len(part.y)), steps=25)[0]
@@ -138,6 +143,7 @@ def fit_group(
     count = len(prior_powers)
     ends = np.rint(np.cumsum(weights) * count).astype(int)[:-1]
     rows = np.split(rng.permutation(count), ends)
+    # Draws come from all plausible forms, so intervals include the uncertainty about the form.
     draws = tuple(
         (problem.model, bootstrap(problem, theta, prior_powers[row], rng), row)
         for (problem, theta, _), row in zip(found, rows, strict=True)
@@ -188,6 +194,7 @@ def _fit_form(
         refusal=None,
     )
     count = int(model.free.sum())
+    # Residuals need at least one degree of freedom.
     if inside.sum() <= count:
         reason = f"{int(inside.sum())} runs do not determine its {count} parameters"
         return problem, None, replace(record, refusal=reason)
@@ -211,5 +218,6 @@ def _weights(errors: np.ndarray, folds: int) -> np.ndarray:
     This is the likelihood of Gaussian held-out errors with a variance of its own for each form.
     """
     weights = (errors.min() / errors) ** folds
+    # A form with few draws would only add outliers to the intervals.
     weights = np.where(weights < MIN_WEIGHT, 0.0, weights)
     return weights / weights.sum()

@@ -52,6 +52,7 @@ class SurfaceModel:
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest values of the parameters."""
+        # The last four bounds are those of ``POWERS``, far beyond published exponents.
         pairs = [*self.form.bounds.values(), (-5.0, 5.0), (-3.0, 3.0), (-3.0, 3.0), (-3.0, 3.0)]
         low, high = np.array(pairs).T
         return low, high
@@ -71,6 +72,8 @@ class SurfaceModel:
         """Return the derivatives with respect to all parameters, on the last axis."""
         rate = self._rate(theta, at)
         by_core, by_rate = self.form.partials(self._split(theta)[0], self._share(at), rate)
+        # The powers of size and tokens act through the rate, hence the chain rule with its
+        # derivative.
         by_powers = [at.level, by_rate * at.size, at.tokens, by_rate * at.tokens]
         return np.stack(np.broadcast_arrays(*by_core, *by_powers), axis=-1)
 
@@ -85,6 +88,8 @@ class SurfaceModel:
 
     def _rate(self, theta: np.ndarray, at: Settings) -> np.ndarray:
         _, _, by_size, _, by_tokens = self._split(theta)
+        # A draw from a wide prior can move a remote target by hundreds of e-folds, whose square
+        # overflows.
         return np.clip(at.rate + by_size * at.size + by_tokens * at.tokens, -FAR_RATE, FAR_RATE)
 
     def _split(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -94,6 +99,7 @@ class SurfaceModel:
 
 def make_model(form: Form, at: Settings, smallest_share: float) -> SurfaceModel:
     """Return a model whose powers are free if the settings have two sizes, or two budgets."""
+    # Rounding merges values that differ by floating-point errors only.
     sizes, budgets = (len(np.unique(np.round(v, 9))) > 1 for v in (at.size, at.tokens))
     free = [True] * len(form.bounds) + [sizes, sizes, budgets, budgets]
     return SurfaceModel(form, np.array(free), smallest_share)
@@ -136,6 +142,7 @@ class GroupSurface:
 
     def spread(self, at: Settings, shift: np.ndarray | None = None) -> np.ndarray:
         """Return the same for every draw, (draws, settings); ``shift`` has one entry per draw."""
+        # Draws of different forms are interleaved: row i of every result is the same draw.
         count = sum(len(rows) for _, _, rows in self.draws)
         values = np.empty((count, len(at.almr)))
         for model, thetas, rows in self.draws:
@@ -184,6 +191,7 @@ class Surface:
         found = {}
         for group in GROUPS:
             logs = np.concatenate([self._log_interval(group, part) for part in parts], axis=1)
+            # Forms are relative to the base of the reference size, at every size.
             scale = self.normalization.base(self.normalization.reference_parameters)[group]
             logs = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
             found[group] = Interval(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
@@ -203,6 +211,7 @@ class Surface:
         size_error = surface.size_error * np.maximum(0, grown)
         noise = TWO_SIDED * np.hypot(surface.noise, size_error)
         longer = at.tokens - np.log(self.longest / self.normalization.reference_tokens)
+        # The fit and the noise are independent, so their half widths add in quadrature.
         wide = widening(grown) * widening(longer)
         down = np.hypot(wide * np.maximum(0, center - low), noise)
         up = np.hypot(wide * np.maximum(0, high - center), noise)

@@ -62,9 +62,7 @@ class View:
 
     @cached_property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ratios and learning rates over the measured range, but not 0 and 1, where forms are
-        singular.
-        """
+        """Ratios and learning rates over the measured range, without ratios of 0 and 1."""
         almr, lr = self.measured.almr, self.measured.learning_rate
         ratios = np.linspace(max(almr.min(), 0.01), min(almr.max(), 0.99), GRID_POINTS)
         return tuple(np.meshgrid(ratios, np.geomspace(lr.min(), lr.max(), GRID_POINTS)))
@@ -165,12 +163,14 @@ def _contours(
     if levels is None:
         low, high = np.nanmin(values), np.nanmax(values)
         levels = MaxNLocator(9, min_n_ticks=5).tick_values(low, high)
+    # As many decimals as the step between levels needs.
     digits = max(0, 1 - math.floor(math.log10(levels[-1] - levels[-2])))
     label = label or (lambda level: f"{level:.{digits}f}")
     shade = {"cmap": shades(color), "norm": BoundaryNorm(levels, 256), "alpha": 0.55}
     axes.contourf(*grid, values, levels=levels, **shade)
     lines = axes.contour(*grid, values, levels=levels, colors=color, linewidths=0.7, linestyles="-")
     for text in axes.clabel(lines, fontsize=7.5, fmt=label):
+        # Labels near the edge would otherwise extend beyond the axes.
         text.set_clip_on(True)
 
 

@@ -95,6 +95,7 @@ def read_table(path: str) -> TableFile:
     """
     content = _content(path)
     try:
+        # Spreadsheets write a byte-order mark, which would become part of the first column's name.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
@@ -319,12 +320,14 @@ def common_unit(rows: Sequence[Row]) -> Unit:
 
 def require_one_base(rows: Sequence[Row], unit: Unit) -> None:
     """Raise UserError if a corpus has two losses before training at one pair and size."""
+    # All runs of a pair and size start from one base model, so its loss must be the same.
     column = f"base_{LOSS_COLUMNS[unit]}"
     first: dict[tuple[str, str, str], tuple[float, str]] = {}
     for row in rows:
         base = getattr(row, column)
         if math.isnan(base):
             continue
+        # The size as text, in which NaN equals NaN.
         key = (row.pair, f"{row.parameters:.6g}", row.corpus)
         seen, location = first.setdefault(key, (base, row.location))
         if abs(base / seen - 1) > BASE_TOLERANCE:
@@ -351,6 +354,7 @@ def _check_same_settings(rows: Sequence[Row]) -> None:
     for row in measured:
         for name in RUN_SETTINGS:
             here, there = getattr(row, name), getattr(measured[0], name)
+            # Compared as text, in which NaN equals NaN.
             if str(here) != str(there):
                 raise UserError(
                     f"{row.location}: run {row.run!r} has {name}={here} but {there} in "

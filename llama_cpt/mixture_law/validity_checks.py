@@ -115,6 +115,7 @@ def bound_reasons(
     """
     if not isinstance(objective, Bound):
         return []
+    # ``surely`` means that even the lower end of the interval exceeds the bound.
     above, surely = _above_bound(surface, optimum_at, objective)
     beyond = (
         optimum_at.parameters > largest.parameters and _above_bound(surface, largest, objective)[1]
