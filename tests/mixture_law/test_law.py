@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from llama_cpt.mixture_law import selection
 from llama_cpt.mixture_law.analyze import analyze, compare_pairs
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.objective import Bound, Weights
