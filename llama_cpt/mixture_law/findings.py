@@ -248,9 +248,9 @@ CONFIG = '''"""{summary}
 from dataclasses import replace
 from pathlib import Path
 
-from llama_cpt.config.loading import load
+from llama_cpt.config.loading import load_config
 
-base = load(str(Path(__file__).parent / {base}))
+base = load_config(str(Path(__file__).parent / {base}))
 config = replace(
     base,
     data=replace(base.data, almr={almr}),
