@@ -157,7 +157,7 @@ def _print_summary(law: Law, results: Results) -> None:
     if law.forms:
         print(f"\nErrors of the forms:\n{aligned_table(form_rows(law))}")
     if law.one_for_all:
-        print(f"\n{law.one_for_all}")
+        print(f"\nOne optimum for all pairs: {law.one_for_all}")
     if law.next_runs:
         where = "at the size and budget with the most runs, each assuming those above it"
         print(f"\nNext runs, {where}:\n{aligned_table(next_rows(law))}")

@@ -222,7 +222,7 @@ def _compared(rows: tuple[PairOptimum, ...]) -> str:
     different = [
         row.pair
         for row in rows[1:]
-        if not (_holds_zero(row.almr_difference) and _holds_zero(row.decades_difference))
+        if not (_contains_zero(row.almr_difference) and _contains_zero(row.decades_difference))
     ]
     if different:
         return f"No: the optimum of {', '.join(different)} differs from that of {rows[0].pair}."
@@ -254,5 +254,5 @@ def _difference(one: Interval, other: Interval) -> Interval:
     return Interval(value, value - down, value + up)
 
 
-def _holds_zero(difference: Interval | None) -> bool:
+def _contains_zero(difference: Interval | None) -> bool:
     return difference is not None and bool(difference.low <= 0 <= difference.high)

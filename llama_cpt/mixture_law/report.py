@@ -175,7 +175,8 @@ def _extrapolation(law: Law) -> list[str]:
 def _pairs(law: Law) -> list[str]:
     if not law.pairs:
         return []
-    return ["## Language pairs", law.one_for_all or "", markdown(pair_rows(law))]
+    summary = f"One optimum for all pairs: {law.one_for_all}"
+    return ["## Language pairs", summary, markdown(pair_rows(law))]
 
 
 def _next(law: Law) -> list[str]:
