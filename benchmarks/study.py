@@ -22,8 +22,8 @@ from examples.shown_command import run_command
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import load_law
-from llama_cpt.mixture_law.results import read_results
-from llama_cpt.mixture_law.runs_table import GROUPS, RunsTable
+from llama_cpt.mixture_law.runs_table import RunsTable, read_results
+from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.weights.model_card import read_metrics
 

@@ -1,4 +1,4 @@
-"""From a table of runs to a choice: ``python -m llama_cpt.fit_law RESULTS.csv --output DIR``."""
+"""Fit a mixture law to runs: ``python -m llama_cpt.fit_law RESULTS.csv --output DIR``."""
 
 import argparse
 from collections.abc import Mapping
@@ -15,6 +15,8 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.findings import (
     aligned_table,
+    as_config,
+    as_options,
     conclusion,
     form_rows,
     format_objective,
@@ -25,69 +27,69 @@ from llama_cpt.mixture_law.findings import (
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.law_file import to_json
 from llama_cpt.mixture_law.objective import Bound, Objective, Weights
-from llama_cpt.mixture_law.recommended_config import as_config, as_options
-from llama_cpt.mixture_law.report import PICTURES, make_report
-from llama_cpt.mixture_law.results import Results, read_results
-from llama_cpt.mixture_law.runs_table import GROUPS
+from llama_cpt.mixture_law.report import FIGURES, make_report
+from llama_cpt.mixture_law.runs_table import Results, read_results
+from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_local, check_writable
 
-DESCRIPTION = """The mixture ratio (ALMR) and the learning rate that a table of runs recommends,
-with intervals, or in a sentence why it recommends none. docs/guide/law.md tells the format of the table,
-the forms and how they are chosen."""
+DESCRIPTION = """Recommends a mixture ratio (ALMR) and a learning rate from a table of runs, with
+90 % confidence intervals, or returns a refusal with the reason. docs/guide/law.md describes the format of
+the table, the forms and their selection."""
 EPILOG = """examples:
   python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b --config configs/cpt_1b.py
   python -m llama_cpt.fit_law sweeps/*/results.csv --output laws/70b --target-parameters 70e9
   python -m llama_cpt.fit_law others.csv --output laws/others --weights additional=1,original=2
 
-Written into DIR: law.json (read it again with llama_cpt.mixture_law.law_file.load), report.md with
-figures, and, where there is a recommendation, recommended.py, a config that train takes (with
---config), or recommended.args, options for train (without).
+Writes to DIR: law.json (load it with llama_cpt.mixture_law.law_file.load_law), report.md with
+figures and, if there is a recommendation, recommended.py, a config for train (with --config), or
+recommended.args, options for train (without --config).
 
-Exit status: 0 with a recommendation, 3 where the data carries none (law.json and report.md say
-why), 78 if the table is wrong, 2 if an option is, 130 on Ctrl-C.
+Exit status: 0 with a recommendation, 3 with a refusal (law.json and report.md state the reasons),
+78 if the table is invalid, 2 if an option is invalid, 130 on Ctrl-C.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Read, fit, write, tell; the exit status."""
+    """Fit the law, print a summary, write the files and return the exit status."""
     options = _parser().parse_args(arguments)
+    # Everything that can fail without the table is checked before it is read.
     check_local("--output", options.output)
     check_writable(options.output)
     if options.config:
         load_config(options.config)
     if options.next < 0:
         raise UsageError(f"--next {options.next} must be 0 or more runs.")
-    asked, target = [_setting(text) for text in options.predict], _target(options)
+    settings, target = [_setting(text) for text in options.predict], _target(options)
     results = read_results(options.results)
-    goal = _goal(options, results)
-    _require_said(results, options)
-    law = analyze(results.runs, goal=goal, next_runs=options.next, **target)
+    objective = _objective(options, results)
+    _check_target(results, options)
+    law = analyze(results.runs, objective=objective, next_runs=options.next, **target)
     _print_summary(law, results)
-    if asked:
-        _print_predictions(law, asked, options)
+    if settings:
+        _print_predictions(law, settings, options)
     _write(law, results, options)
     return 0 if law.recommendation else NEGATIVE_RESULT
 
 
-def _goal(options: argparse.Namespace, results: Results) -> Objective:
+def _objective(options: argparse.Namespace, results: Results) -> Objective:
     if options.weights:
         weights = _named("--weights", options.weights, *GROUPS)
         if not any(weights.values()):
-            raise UsageError(f"--weights {options.weights}: give one of the two a weight above 0.")
+            raise UsageError(f"--weights {options.weights}: at least one weight must be above 0.")
         return Weights(**weights)
     if options.forgetting <= -1 or not math.isfinite(options.forgetting):
-        raise UsageError(f"--forgetting {options.forgetting:g} must be above -1: 0.03 is 3 %.")
+        raise UsageError(f"--forgetting {options.forgetting:g} must be above -1; 0.03 means 3 %.")
     if np.isnan(results.runs.base_original).any():
         raise UserError(
-            f"{', '.join(results.files)}: {results.remarks[-1]} Give --weights "
+            f"{', '.join(results.files)}: {results.remarks[-1]} Set --weights "
             f"additional=1,original=1."
         )
     return Bound(options.forgetting)
 
 
 def _named(option: str, text: str, *names: str) -> dict[str, float]:
-    """``a=1,b=2`` as finite numbers not below 0, of all ``names`` and no other."""
+    """Return ``a=1,b=2`` as finite numbers of at least 0, with exactly the given names."""
     form = f"{option} {text}: write {option} {','.join(f'{name}=NUMBER' for name in names)}"
     found = {}
     for part in text.split(","):
@@ -104,9 +106,9 @@ def _number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UsageError(f"{name}={text!r} is no number.") from None
+        raise UsageError(f"{name}={text!r} is not a number.") from None
     if not 0 <= value < math.inf:
-        raise UsageError(f"{name}={text} must be a finite number, not below 0.")
+        raise UsageError(f"{name}={text} must be a finite number of at least 0.")
     return value
 
 
@@ -114,7 +116,7 @@ def _setting(text: str) -> dict[str, float]:
     found = _named("--predict", text, "almr", "learning_rate")
     require_above_zero("--predict learning_rate", found["learning_rate"])
     if found["almr"] > 1:
-        raise UsageError(f"--predict almr={found['almr']:g} is outside [0, 1].")
+        raise UsageError(f"--predict almr={found['almr']:g} must be in [0, 1].")
     return found
 
 
@@ -124,7 +126,7 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
             require_above_zero(f"--{name.replace('_', '-')}", getattr(options, name))
     base = options.target_base and _named("--target-base", options.target_base, *GROUPS)
     if base and options.target_parameters is None:
-        raise UsageError("--target-base says nothing without a size: add --target-parameters N.")
+        raise UsageError("--target-base requires a size; add --target-parameters N.")
     for group, loss in (base or {}).items():
         require_above_zero(f"--target-base {group}", loss)
     return {
@@ -134,47 +136,48 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _require_said(results: Results, options: argparse.Namespace) -> None:
-    """Raise UserError for a target in what the table does not tell of its runs."""
+def _check_target(results: Results, options: argparse.Namespace) -> None:
+    """Raise UserError if the target names a quantity that the table does not state."""
     for name in ("parameters", "tokens"):
-        asked = getattr(options, f"target_{name}") is not None
-        if asked and np.isnan(getattr(results.runs, name)).any():
+        is_set = getattr(options, f"target_{name}") is not None
+        if is_set and np.isnan(getattr(results.runs, name)).any():
             raise UserError(f"--target-{name}: column {name} of the table is empty; fill it in.")
     if options.target_base and options.target_parameters in results.runs.parameters:
         size = f"{options.target_parameters:g}"
         raise UserError(
-            f"--target-base: the table has the base of {size} parameters; leave it out."
+            f"--target-base: the table has the base of {size} parameters; remove the option."
         )
 
 
 def _print_summary(law: Law, results: Results) -> None:
-    print(f"{len(results.runs)} runs. Asked: {format_objective(law.objective)}.\n")
+    print(f"{len(results.runs)} runs. Objective: {format_objective(law.objective)}.\n")
     print("\n".join(conclusion(law)))
     if law.optimal_rate:
         print(format_optimal_rate(law))
     if law.forms:
         print(f"\nErrors of the forms:\n{aligned_table(form_rows(law))}")
     if law.one_for_all:
-        print(f"\n{law.one_for_all}")
+        print(f"\nOne optimum for all pairs: {law.one_for_all}")
     if law.next_runs:
-        told = "at the size and budget with the most runs, each counting on those above it"
-        print(f"\nNext runs, {told}:\n{aligned_table(next_rows(law))}")
-    for told in (*results.left_out, *results.remarks, *law.notes):
-        print(f"note: {told}")
+        where = "at the size and budget with the most runs, each assuming those above it"
+        print(f"\nNext runs, {where}:\n{aligned_table(next_rows(law))}")
+    for note in (*results.left_out, *results.remarks, *law.notes):
+        print(f"note: {note}")
 
 
 def _print_predictions(
-    law: Law, asked: list[Mapping[str, float]], options: argparse.Namespace
+    law: Law, settings: list[Mapping[str, float]], options: argparse.Namespace
 ) -> None:
     if not law.surface:
-        print("note: --predict: no form could be fitted, so nothing is predicted (see above).")
+        print("note: --predict: no form could be fitted, so there are no predictions (see above).")
         return
-    place = {"parameters": options.target_parameters, "tokens": options.target_tokens}
-    print(f"\nPredicted, 90 %:\n{aligned_table(prediction_rows(asked, law, **place))}")
+    target = {"parameters": options.target_parameters, "tokens": options.target_tokens}
+    table = aligned_table(prediction_rows(settings, law, **target))
+    print(f"\nPredicted losses with 90 % intervals:\n{table}")
 
 
 def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
-    """All files of the law, each whole; those of an earlier one that this one lacks go."""
+    """Write all files of the law, each atomically, and remove those of an earlier law."""
     folder = epath.Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     report = make_report(law, results)
@@ -184,11 +187,12 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
         files["recommended.py"] = as_config(law, options.config, options.output).encode()
     elif law.recommendation:
         files["recommended.args"] = as_options(law).encode()
-    for name in {*PICTURES, "recommended.py", "recommended.args"} - set(files):
+    for name in {*FIGURES, "recommended.py", "recommended.args"} - set(files):
         (folder / name).unlink(missing_ok=True)
-    # Last, because it says that the others are there.
+    # law.json is written last: its presence means that the other files are complete.
     files["law.json"] = to_json(law, results).encode()
     for name, content in files.items():
+        # A reader sees either the earlier file or the complete new one.
         draft = folder / f"{name}.draft"
         draft.write_bytes(content)
         draft.replace(folder / name)
@@ -212,20 +216,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("results", nargs="+", metavar="RESULTS.csv", help="one table, in one file or several")
-    add("--output", required=True, metavar="DIR", help="folder for what is written")
-    add("--config", help="config to put the recommendation on, as DIR/recommended.py")
-    goal = parser.add_mutually_exclusive_group()
-    told = "original loss at most (1 + X) times its base (default 0.03)"
-    goal.add_argument("--forgetting", type=float, default=0.03, metavar="X", help=told)
-    told = "or: lowest weighted sum of both losses, additional=1,original=1"
-    goal.add_argument("--weights", metavar="WEIGHTS", help=told)
-    add("--target-parameters", type=float, metavar="N", help="size to choose for, no embeddings")
-    add("--target-tokens", type=float, metavar="D", help="tokens to choose for")
-    told = "losses of the target's base, additional=3.1,original=2.0, where they are known"
-    add("--target-base", metavar="LOSSES", help=told)
-    add("--next", type=int, default=0, metavar="K", help="name the K most telling further runs")
-    told = "tell the losses at almr=0.7,learning_rate=1e-4 (at the target); may be repeated"
-    add("--predict", action="append", default=[], metavar="SETTINGS", help=told)
+    add("--output", required=True, metavar="DIR", help="output folder")
+    add("--config", help="base config of DIR/recommended.py")
+    objective = parser.add_mutually_exclusive_group()
+    text = "minimize the additional loss, original at most (1 + X) times its base (default 0.03)"
+    objective.add_argument("--forgetting", type=float, default=0.03, metavar="X", help=text)
+    text = "minimize a weighted sum of both losses instead: additional=1,original=1"
+    objective.add_argument("--weights", metavar="WEIGHTS", help=text)
+    text = "target size: number of parameters without embeddings"
+    add("--target-parameters", type=float, metavar="N", help=text)
+    add("--target-tokens", type=float, metavar="D", help="target budget: number of tokens")
+    text = "losses of the target's base model, if known: additional=3.1,original=2.0"
+    add("--target-base", metavar="LOSSES", help=text)
+    text = "propose the K runs that would improve the recommendation most"
+    add("--next", type=int, default=0, metavar="K", help=text)
+    text = "predict the losses at almr=0.7,learning_rate=1e-4 and the target; may be repeated"
+    add("--predict", action="append", default=[], metavar="SETTINGS", help=text)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""``python -m llama_cpt.fit_law`` as somebody uses it who has a table and wants a choice."""
+"""The command ``fit_law``: summary, files, exit status and errors."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.mixture_law.example import table, write_table
 
 BASE = str(ROOT / "configs" / "cpt_8b.py")
 TABLES = Path(__file__).parent / "mixture_law" / "tables"
-PICTURES = {"surface.png", "front.png", "forgetting.png", "fit.png"}
+FIGURES = {"surface.png", "front.png", "forgetting.png", "fit.png"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture
 def fit(tmp_path, capsys):
-    """Runs the command; its exit status, what it printed, and the folder that it wrote."""
+    """Return a function that runs the command: (exit status, output, output folder)."""
 
     def run(*arguments):
         status = main([*map(str, arguments), "--output", str(tmp_path / "law")])
@@ -37,12 +37,12 @@ def fit(tmp_path, capsys):
     return run
 
 
-def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
+def test_recommendation_and_config(fit, results, tmp_path):
     lost = write_table(tmp_path / "lost.csv", [{"run": "trial 7", "almr": 0.5}])
-    asked = ("--next", 2, "--predict", "almr=0.6,learning_rate=5e-4")
-    status, told, folder = fit(results, lost, "--config", BASE, *asked)
+    options = ("--next", 2, "--predict", "almr=0.6,learning_rate=5e-4")
+    status, printed, folder = fit(results, lost, "--config", BASE, *options)
     assert status == 0
-    names = {"law.json", "report.md", "recommended.py", *PICTURES}
+    names = {"law.json", "report.md", "recommended.py", *FIGURES}
     assert {path.name for path in folder.iterdir()} == names
     found = json.loads((folder / "law.json").read_text())["recommendation"]
     config, base = (
@@ -56,20 +56,23 @@ def test_a_recommendation_and_what_train_makes_of_it(fit, results, tmp_path):
     for group in ("additional", "original"):
         low, high = found["losses"][f"{group}_interval"]
         words = f"predicted {group} loss {found['losses'][group]:.4f} ({low:.4f} to {high:.4f})"
-        for text in (told, (folder / "recommended.py").read_text()):
+        for text in (printed, (folder / "recommended.py").read_text()):
             assert words in text
-    assert f"ALMR {found['almr']:.3f} (90 %: " in told
-    assert len(re.findall(r"^  0\.\d+ +\S+ +\d+%$", told, re.M)) == 2
+    assert f"ALMR {found['almr']:.3f} (90 % interval " in printed
+    assert len(re.findall(r"^  0\.\d+ +\S+ +\d+%$", printed, re.M)) == 2
     predicted = law_file.load_law(str(folder / "law.json")).predict(0.6, 5e-4)["original"]
-    assert "0.6   5e-4           " in told and f"{predicted.value:.4f} ({predicted.low:.4f}" in told
-    for text in (told, (folder / "report.md").read_text()):
+    assert (
+        "0.6   5e-4           " in printed
+        and f"{predicted.value:.4f} ({predicted.low:.4f}" in printed
+    )
+    for text in (printed, (folder / "report.md").read_text()):
         assert "Run trial 7 diverged or did not finish" in text
 
 
-def test_a_target_and_options_where_no_config_is_named(fit, results):
-    status, told, folder = fit(results, "--target-parameters", "1.2e7", "--target-tokens", "2e8")
-    assert status == 0 and "12M parameters, 200M tokens" in told
-    assert "Extrapolation: 12 times the largest fitted size" in told
+def test_target_and_options_without_config(fit, results):
+    status, printed, folder = fit(results, "--target-parameters", "1.2e7", "--target-tokens", "2e8")
+    assert status == 0 and "12M parameters, 200M tokens" in printed
+    assert "Extrapolation: 12 times the largest fitted size" in printed
     assert "a prior: Step Law" in (folder / "report.md").read_text()
     assert (folder / "carry.png").exists()
     lines = (folder / "recommended.args").read_text().splitlines()
@@ -77,80 +80,80 @@ def test_a_target_and_options_where_no_config_is_named(fit, results):
     config = load_config(BASE, options[0].split())
     found = json.loads((folder / "law.json").read_text())["recommendation"]
     assert len(options) == 1 and config.data.almr == pytest.approx(found["almr"], abs=5e-4)
-    assert f"$(grep -v '#' {folder / 'recommended.args'})" in told
+    assert f"$(grep -v '#' {folder / 'recommended.args'})" in printed
 
 
-def test_a_refusal_takes_an_older_recommendation_away(fit, tmp_path):
+def test_refusal_removes_earlier_recommendation(fit, tmp_path):
     few = write_table(tmp_path / "few.csv", table((1e6,), ratios=(0.2, 0.6), rates=(1e-4, 1e-3)))
     older = ("recommended.py", "recommended.args", "carry.png")
     (tmp_path / "law").mkdir()
     for name in older:
         (tmp_path / "law" / name).touch()
-    status, told, folder = fit(few)
+    status, printed, folder = fit(few)
     assert status == 3
-    assert re.search(r"No recommendation:\n- .*4 runs do not carry its \d parameters", told)
+    assert re.search(r"No recommendation:\n- .*4 runs do not determine its \d parameters", printed)
     values = json.loads((folder / "law.json").read_text(), parse_constant=pytest.fail)
     assert values["recommendation"] is None and "4 runs" in values["refusal"]["reasons"][0]
-    assert "4 runs do not carry" in (folder / "report.md").read_text()
+    assert "4 runs do not determine" in (folder / "report.md").read_text()
     assert {path.name for path in folder.iterdir()} == {"law.json", "report.md", "forgetting.png"}
 
 
-def test_a_target_below_what_was_fitted(fit, results):
-    status, told, _ = fit(results, "--target-parameters", "1e5")
-    assert status == 3 and "below the smallest fitted size" in told
+def test_target_below_fitted_sizes_is_refused(fit, results):
+    status, printed, _ = fit(results, "--target-parameters", "1e5")
+    assert status == 3 and "below the smallest fitted size" in printed
 
 
 # Ibrahim et al., Simple and Scalable Strategies (arXiv 2403.08763): replay and final losses of a
 # 405M model from the Pile to German, and of a 10B model from the Pile to SlimPajama.
 @pytest.mark.parametrize(
-    ("name", "forgetting", "told"),
+    ("name", "forgetting", "finding"),
     [
         ("german_onto_pile_405m", 0.03, r"above .* at every measured ratio.* ALMR is below 0\.5"),
         ("german_onto_pile_405m", 0.05, r"meets its bound of 2\.27\d at ALMR 0\.[56]\d+"),
         (
             "slimpajama_onto_pile_10b",
             0.03,
-            r"meets its bound of 1\.80\d at ALMR 0\.9\d+.*not valid",
+            r"meets its bound of 1\.80\d at ALMR 0\.9\d+.*not validated",
         ),
     ],
 )
-def test_published_tables_of_one_rate(fit, name, forgetting, told):
-    asked = ("--forgetting", forgetting, "--predict", "almr=0.7,learning_rate=1e-4")
-    status, printed, folder = fit(TABLES / f"{name}.csv", *asked)
+def test_published_tables_of_one_rate(fit, name, forgetting, finding):
+    options = ("--forgetting", forgetting, "--predict", "almr=0.7,learning_rate=1e-4")
+    status, printed, folder = fit(TABLES / f"{name}.csv", *options)
     assert status == 3 and "note: --predict: no form could be fitted" in printed
     report = (folder / "report.md").read_text()
-    assert re.search(told, printed) and re.search(told, report)
+    assert re.search(finding, printed) and re.search(finding, report)
     assert ("Not validated" in report) == name.startswith("slim")
     assert "ratio.png" in report and (folder / "ratio.png").exists()
     assert "nan" not in printed.lower() and "nan" not in report.lower()
 
 
-def test_what_a_table_does_not_say_cannot_be_a_target(fit):
+def test_target_needs_the_column(fit):
     with pytest.raises(UserError, match="--target-tokens: column tokens of the table is empty"):
         fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
 
 
-def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):
+def test_missing_base_loss_needs_weights(fit, tmp_path):
     rows = [row | {"base_loss": "", "base_bits_per_byte": ""} for row in table(sizes=(1e6,))]
     bare = write_table(tmp_path / "bare.csv", rows)
-    with pytest.raises(UserError, match="bound on forgetting cannot be asked.*Give --weights"):
+    with pytest.raises(UserError, match="bound on forgetting is not available.*Set --weights"):
         fit(bare)
-    status, told, folder = fit(bare, "--weights", "additional=1,original=1.5")
+    status, printed, folder = fit(bare, "--weights", "additional=1,original=1.5")
     assert status in (0, 3)
     report = (folder / "report.md").read_text()
-    assert "against its base" not in told and "nan" not in told + report
+    assert "relative to its base" not in printed and "nan" not in printed + report
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--weights", "additional=1"], "write --weights additional=NUMBER,original=NUMBER"),
         (["--weights", "aditional=1,original=1"], "did you mean 'additional'"),
         (["--weights", "additional=-1,original=1"], "--weights additional=-1 must be"),
-        (["--predict", "almr=x,learning_rate=1"], "'x' is no number"),
-        (["--predict", "almr=1.2,learning_rate=1e-4"], "almr=1.2 is outside"),
+        (["--predict", "almr=x,learning_rate=1"], "'x' is not a number"),
+        (["--predict", "almr=1.2,learning_rate=1e-4"], "almr=1.2 must be in"),
         (["--target-base", "additional=3"], "write --target-base additional=NUMBER"),
-        (["--weights", "additional=0,original=0"], "give one of the two a weight above 0"),
+        (["--weights", "additional=0,original=0"], "at least one weight must be above 0"),
         (["--target-base", "additional=3,original=2"], "add --target-parameters N"),
         (
             ["--target-base", "additional=3,original=2", "--target-parameters", "1e6"],
@@ -162,13 +165,13 @@ def test_without_a_base_only_weights_can_be_asked(fit, tmp_path):
         (["--config", "configs/nothing.py"], "no such config file"),
     ],
 )
-def test_options_that_mean_nothing(fit, results, tmp_path, arguments, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_invalid_options_are_rejected(fit, results, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         fit(results, *arguments)
     assert not (tmp_path / "law").exists()
 
 
-def test_a_mistake_is_one_line(tmp_path):
+def test_user_error_is_one_line(tmp_path):
     command = [sys.executable, "-m", "llama_cpt.fit_law", "nothing.csv", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == USER_ERROR and not done.stdout

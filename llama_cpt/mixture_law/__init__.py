@@ -1,1 +1,1 @@
-"""From a table of runs to a ratio and a learning rate, or to the reason why not."""
+"""Mixture laws: from a table of runs to a mixture ratio and a learning rate, or a refusal."""

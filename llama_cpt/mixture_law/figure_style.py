@@ -1,4 +1,4 @@
-"""What the law's figures share: colours, fonts that have the names' letters, numbers in words."""
+"""Style of figures: colors, fonts that cover the scripts of names, and short number formats."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -14,14 +14,14 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 import numpy as np
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which color-blind readers can distinguish.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, DARK = "#777777", "#222222"
-GROUP_COLOURS = {"additional": BLUE, "original": VERMILION}
-CHOICE, RIDGE = "#F0E442", "#7B3294"
+GROUP_COLORS = {"additional": BLUE, "original": VERMILION}
+CHOICE, RATE_COLOR = "#F0E442", "#7B3294"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 # Low ratios are violet, high ones green; the palest end is not used.
-RATIO_COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256)))
+RATIO_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256)))
 
 FONTS = (
     "DejaVu Sans",
@@ -38,12 +38,12 @@ FONTS = (
     "Noto Sans",
     "Arial Unicode MS",
 )
-"""Those that are installed are asked for a letter in this order."""
+"""Fonts that are searched for a character in this order, as far as they are installed."""
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw and save figures inside: fonts for all scripts, small type, light frames."""
+    """Context manager for drawing and saving figures, with fonts for all scripts."""
     settings = {
         "font.family": list(_installed()),
         "font.size": 9,
@@ -68,14 +68,14 @@ def style() -> Iterator[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture, twice as fine as it is shown."""
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=200)
-    return held.getvalue()
+    """Return the figure as PNG at 200 dpi, twice the resolution of a screen."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
 
 
 def drawable(name: str) -> bool:
-    """Whether an installed font has every letter of ``name``, and its direction can be drawn."""
+    """Return whether an installed font has every character of ``name`` in the right direction."""
     right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name)
     # Matplotlib shapes and turns such script from 3.11 on, with libraqm.
     if right_to_left and not hasattr(ft2font, "__libraqm_version__"):
@@ -84,50 +84,50 @@ def drawable(name: str) -> bool:
 
 
 def group_labels(corpora: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The groups by name with their corpora, where these are few and can be drawn."""
+    """Return labels of the groups with their corpora, if these are few and can be drawn."""
     labels = {}
     for group, names in corpora.items():
-        told = ", ".join(names)
-        short = len(told) <= 24 and drawable(told)
-        labels[group] = group.capitalize() + (f" ({told})" if short else "")
+        text = ", ".join(names)
+        short = len(text) <= 24 and drawable(text)
+        labels[group] = group.capitalize() + (f" ({text})" if short else "")
     return labels
 
 
 @cache
 def _installed() -> dict[str, frozenset[int]]:
-    """The letters of each of ``FONTS`` that is there."""
-    there = {font.name for font in font_manager.fontManager.ttflist}
+    """Return the characters of each installed font of ``FONTS``."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
     return {
         name: frozenset(font_manager.get_font(font_manager.findfont(name)).get_charmap())
         for name in FONTS
-        if name in there
+        if name in installed
     }
 
 
-def shades(colour: str) -> LinearSegmentedColormap:
-    """From nearly white to a light tone of ``colour``: contours stay readable on it."""
-    return LinearSegmentedColormap.from_list(colour, ["#ffffff", colour])
+def shades(color: str) -> LinearSegmentedColormap:
+    """Return a color map from white to ``color``, on which contour lines stay readable."""
+    return LinearSegmentedColormap.from_list(color, ["#ffffff", color])
 
 
 def ratio_norm(almr: Float[np.ndarray, " runs"]) -> Normalize:
-    """Of ``RATIO_COLOURS``."""
+    """Return the normalization of ratios for ``RATIO_COLORS``."""
     return Normalize(almr.min(), almr.max())
 
 
 def plain(axes: Axes, *, grid: bool = True) -> None:
-    """Take away the frame's upper and right side, lay a light grid."""
+    """Remove the upper and right spines and draw a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(grid, color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
 def percent(share: float, _: int | None = None) -> str:
-    """A share as percent; also what a tick's formatter calls."""
+    """Format a share as a percentage; usable as a tick formatter."""
     return f"{100 * share:.3g}%".replace("-", "\N{MINUS SIGN}")
 
 
 def rate(value: float) -> str:
-    """A learning rate: ``3e-4``, ``1.25e-5``; "?" where it is not known."""
+    """Format a learning rate: ``3e-4``, ``1.25e-5``; "?" if unknown."""
     if math.isnan(value):
         return "?"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -135,7 +135,7 @@ def rate(value: float) -> str:
 
 
 def amount(value: float) -> str:
-    """Tokens or parameters: ``1.5M``, ``70B``; "?" where it is not known."""
+    """Format tokens or parameters: ``1.5M``, ``70B``; "?" if unknown."""
     if math.isnan(value):
         return "?"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

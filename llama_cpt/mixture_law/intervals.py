@@ -1,4 +1,4 @@
-"""Values with their intervals of 90 %."""
+"""Values with their 90 % confidence intervals."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ LEVEL = 0.9
 
 
 class Interval(NamedTuple):
-    """A value and the interval of 90 % around it; numbers, or arrays of one shape."""
+    """A value and its 90 % confidence interval; numbers, or arrays of one shape."""
 
     value: Number
     low: Number
@@ -17,12 +17,12 @@ class Interval(NamedTuple):
 
 
 def quantiles(draws: np.ndarray) -> tuple[Number, Number]:
-    """Ends of the interval over the first axis."""
+    """Return the ends of the equal-tailed interval of draws along the first axis."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 
 def make_interval(value: Number, draws: np.ndarray) -> Interval:
-    """The interval of draws, widened to hold the value where it does not."""
+    """Return the interval of draws, widened to contain the value if necessary."""
     low, high = quantiles(draws)
     return Interval(value, np.minimum(value, low)[()], np.maximum(value, high)[()])

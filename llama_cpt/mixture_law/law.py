@@ -1,4 +1,7 @@
-"""What a table of runs says: a ratio and a learning rate with intervals, or why it says none."""
+"""The law of a table of runs: a recommended ratio and learning rate, or the reasons for a refusal.
+
+The field names of these dataclasses are the keys of ``law.json``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +16,20 @@ from llama_cpt.mixture_law.surface import Surface
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Root mean square error of the log loss (about a relative error) where runs were left out."""
+    """Root mean square error of the log loss (about a relative error) on held-out runs."""
 
     ratio: float | None
-    """One ratio out at a time; None where the data has fewer than three."""
+    """One ratio held out at a time; None if the data has fewer than three."""
     learning_rate: float | None
+    """One learning rate held out at a time; None if the data has fewer than three."""
     run: float
-    """One run out at a time."""
+    """One run held out at a time."""
     size: float | None
-    """The largest size out, predicted from the smaller ones."""
+    """The largest size, predicted from smaller ones."""
     inside: float
-    """Over the runs, and the ratios and rates that are not the outermost."""
+    """Held-out runs, and held-out ratios and rates except the outermost."""
     overall: float
-    """What forms are compared by: ``inside``, and the size as one more fold where there is one."""
+    """Score by which forms are compared: ``inside``, with the size as one more fold if held out."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +41,38 @@ class FormFit:
     group: str
     parameters: Mapping[str, float]
     residual: float | None
-    """Of the log loss, for the degrees of freedom left."""
+    """Residual standard deviation of the log loss, for the remaining degrees of freedom."""
     held_out: HeldOut | None
     runs: int
     left_out: int
-    """Runs at ALMR 0 or 1, where the form is singular."""
+    """Runs at ALMR 0 or 1, at which the form is singular."""
     weight: float
-    """Share of the bootstrap draws: 0 where held-out error tells the form from the best."""
+    """Share of the bootstrap draws; 0 if held-out errors exclude the form."""
     chosen: bool
     refusal: str | None
-    """Why it could not be fitted."""
+    """The reason why the form could not be fitted."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Where the goal is best met; all bands are of 90 %."""
+    """The optimum of the objective, with 90 % confidence intervals."""
 
     almr: Interval
     learning_rate: Interval
     losses: Mapping[str, Interval]
-    """By group, the noise of a run included."""
+    """Predicted losses by group; the intervals include the noise of a run."""
     base: Mapping[str, float]
     parameters: float
     tokens: float
     poor_fit: str | None
-    """Why it deserves little trust; None for a fit that is as good as its intervals say."""
+    """The reason why the recommendation is unreliable; None for a good fit."""
     extrapolation: str | None
-    """How far beyond the fitted sizes, and by how much the intervals are widened."""
+    """How far the target is beyond the fitted sizes, and by how much the intervals are widened."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the data carries no recommendation, in sentences."""
+    """The reasons why the data does not support a recommendation, one sentence each."""
 
     reasons: tuple[str, ...]
 
@@ -78,44 +82,44 @@ class Refusal:
 
 @dataclass(frozen=True)
 class OptimalRate:
-    """Best learning rate for each ALMR: log(LR) = intercept + slope * log(ALMR / (1 - ALMR))."""
+    """The best learning rate of each ALMR: log(LR) = intercept + slope * log(ALMR / (1 - ALMR))."""
 
     slope: Interval
     intercept: Interval
     almr: np.ndarray
     learning_rate: Interval
-    """Arrays, an entry for each of ``almr``; not the line but the law's own best."""
+    """Arrays with an entry for each of ``almr``: the law's own optima, not the line."""
     parameters: float
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Settings of which none is better in both losses."""
+    """Settings that no other setting dominates, i.e. beats in both losses."""
 
     almr: np.ndarray
     learning_rate: np.ndarray
     additional: np.ndarray
     original: np.ndarray
     run: np.ndarray
-    """Names where they are measured runs, "" where predicted."""
+    """Names of measured runs, "" for predictions."""
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """A power of the model's size or of the tokens: fitted, or a prior that is marked as one."""
+    """A power of the model size or of the tokens, either fitted or a prior."""
 
     of: str
-    """"learning rate", "almr odds"."""
+    """"learning rate" or "almr odds"."""
     over: str
-    """"parameters", "tokens"."""
+    """"parameters" or "tokens"."""
     power: Interval
     prior: str | None
-    """Its source; None when it is fitted."""
+    """The source of the prior; None if the power is fitted."""
 
 
 @dataclass(frozen=True)
 class SizeOptimum:
-    """The optimum at one size: fitted, or carried to the target."""
+    """The optimum at one size: fitted, or extrapolated to the target."""
 
     parameters: float
     tokens: float
@@ -126,70 +130,70 @@ class SizeOptimum:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """From the fitted sizes to the target."""
+    """The extrapolation from the fitted sizes to the target."""
 
     exponents: tuple[Exponent, ...]
     optima: tuple[SizeOptimum, ...]
     factor: float
-    """Target over the largest fitted size."""
+    """Target size over the largest fitted size."""
 
 
 @dataclass(frozen=True)
 class NextRun:
-    """A run that would narrow the recommendation."""
+    """A proposed run that would narrow the interval of the recommendation."""
 
     almr: float
     learning_rate: float
     remaining: float
-    """Share of the optimum's variance that is left after this run and those before it."""
+    """Share of the optimum's variance that remains after this run and those before it."""
 
 
 @dataclass(frozen=True)
 class RatioOnly:
-    """What one learning rate tells: a law of the ratio alone."""
+    """The law of the ratio alone, for runs of one learning rate."""
 
     learning_rate: float
     critical: float | None
-    """ALMR at which the original loss meets its bound; None outside of what was measured."""
+    """ALMR at which the original loss meets its bound; None outside the measured range."""
     interval: tuple[float, float] | None
-    """None for two ratios, or where there is no critical ratio."""
+    """90 % interval of ``critical``; None for two ratios, or without a critical ratio."""
     finding: str
-    """In words: the critical ratio, or the bound of which only one side is known."""
+    """A sentence: the critical ratio, or a bound on it from one side."""
     validated: bool
     form: str
     held_out: float | None
     almr: np.ndarray
-    """Of the curves."""
+    """Ratios of the curves."""
     additional: np.ndarray
     original: np.ndarray
 
 
 @dataclass(frozen=True)
 class PairOptimum:
-    """One pair's optimum, and how far it is from the first pair's (0 for the first itself)."""
+    """One pair's optimum, and its difference from the first pair's (0 for the first itself)."""
 
     pair: str
     almr: Interval | None
     learning_rate: Interval | None
     almr_difference: Interval | None
     decades_difference: Interval | None
-    """Of the learning rate."""
+    """Difference of log10 of the learning rate."""
     refusal: Refusal | None
 
 
 @dataclass(frozen=True)
 class Law:
-    """Everything that a table of runs says about the goal."""
+    """All results of a table of runs for one objective."""
 
     objective: Objective
     runs: RunsTable
-    """The runs that were fitted."""
+    """The fitted runs."""
     forms: tuple[FormFit, ...]
-    """Every form for both groups."""
+    """All forms for both groups."""
     noise: Mapping[str, float]
     """Standard deviation of the log loss over repeated runs, by group; empty without repeats."""
     recommendation: Recommendation | None
-    """At the target where one is given, else at the largest fitted size; or there is a refusal."""
+    """The optimum at the target, or at the largest fitted size; None if there is a refusal."""
     refusal: Refusal | None
     optimal_rate: OptimalRate | None
     predicted_front: Pareto | None
@@ -198,11 +202,11 @@ class Law:
     next_runs: tuple[NextRun, ...]
     ratio_only: RatioOnly | None
     pairs: tuple[PairOptimum, ...]
-    """Empty for one pair; ``one_for_all`` says what they mean together."""
+    """Optima by pair; empty for one pair. ``one_for_all`` summarizes them."""
     one_for_all: str | None
     notes: tuple[str, ...]
     surface: Surface | None
-    """What predicts; None where no form could be fitted."""
+    """The fitted surfaces, for predictions; None if no form could be fitted."""
 
     def predict(
         self,
@@ -211,11 +215,11 @@ class Law:
         parameters: float | None = None,
         tokens: float | None = None,
     ) -> dict[str, Interval]:
-        """Loss by group with its band of 90 %, noise included; arrays broadcast.
+        """Return the loss by group with its 90 % prediction interval; arrays broadcast.
 
-        ``parameters`` and ``tokens`` are those of the recommendation unless given.
+        ``parameters`` and ``tokens`` default to those of the recommendation.
         """
-        assert self.surface, "a law without a surface predicts nothing: see its refusal"
+        assert self.surface, "the law has no surface; see its refusal"
         return self.surface.predict(almr, learning_rate, parameters, tokens)
 
     def evaluate_objective(
@@ -224,10 +228,10 @@ class Law:
         original: Number,
         parameters: float | None = None,
     ) -> Number:
-        """What the goal minimises, of losses at a size (the recommendation's unless given)."""
+        """Return the value of the objective at a size, by default that of the recommendation."""
         return self.objective.evaluate(additional, original, self.base(parameters)["original"])
 
     def base(self, parameters: float | None = None) -> dict[str, float]:
-        """Losses before the first step, by group, at a size (the recommendation's unless given)."""
-        assert self.surface, "a law without a surface has no bases: see its points"
+        """Return the losses before the first step by group, by default of the recommendation."""
+        assert self.surface, "the law has no surface; see its runs"
         return self.surface.base(parameters)

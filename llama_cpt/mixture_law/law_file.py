@@ -1,4 +1,4 @@
-"""``law.json``: a law written so that people and programs read it, and it predicts again."""
+"""Reading and writing of ``law.json``, a law that people can read and that predicts again."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,12 +14,15 @@ import numpy as np
 from llama_cpt.mixture_law.forms import Form, forms_of
 from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.results import Results
+from llama_cpt.mixture_law.runs_table import Results
 from llama_cpt.runtime.errors import UserError
 
 FORMAT = 1
-FIRST = ("recommendation", "refusal", "objective", "chosen", "table")
+FIRST_KEYS = ("recommendation", "refusal", "objective", "chosen", "table")
+"""Keys at the top of the file, for human readers."""
 WIDTH = 100
+"""Values longer than this many characters get one line per entry."""
+# Laws are registered before the runs that test them, so old files must load forever.
 FORMER_NAMES = {
     "goal": "objective",
     "points": "runs",
@@ -28,32 +31,44 @@ FORMER_NAMES = {
     "home_parameters": "reference_parameters",
     "home_tokens": "reference_tokens",
 }
+"""Current names of the fields that earlier versions wrote under other names."""
 
 
 def to_json(law: Law, results: Results) -> str:
-    """The text of ``law.json``: what is recommended first, what it takes to predict last.
+    """Return the text of ``law.json``: the recommendation first, the surfaces for predictions last.
 
-    A band is two entries: ``almr`` and ``almr_interval``, of 90 %.
+    An interval is two entries, such as ``almr`` and ``almr_interval`` (90 %).
     """
-    values = _plain(law) | {"format": FORMAT, "chosen": _chosen(law), "table": _table(results)}
-    order = ("format", *FIRST, *(name for name in values if name not in (*FIRST, "format")))
-    return _laid_out({name: values[name] for name in order}) + "\n"
+    values = _to_plain(law) | {"format": FORMAT, "chosen": _chosen(law), "table": _table(results)}
+    order = (
+        "format",
+        *FIRST_KEYS,
+        *(name for name in values if name not in (*FIRST_KEYS, "format")),
+    )
+    return _format_json({name: values[name] for name in order}) + "\n"
 
 
 def load_law(path: str) -> Law:
-    """The law of a ``law.json``, which predicts what it did when it was written."""
+    """Return the law of a ``law.json``; it predicts the same as when it was written.
+
+    Raises UserError if the file does not exist or is not a law that this version can read.
+    """
     try:
         values = json.loads(epath.Path(path).read_text())
         if values["format"] != FORMAT:
-            raise UserError(f"{path}: format {values['format']}, this version reads {FORMAT}.")
-        return _typed(Law, _with_later_fields(_with_present_names(values)))
+            raise UserError(f"{path}: format {values['format']}, but this version reads {FORMAT}.")
+        return _from_plain(Law, _with_added_fields(_with_current_names(values)))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; fit_law writes it into its --output.") from None
+        raise UserError(
+            f"{path}: no such file; run fit_law, which writes it to its --output folder."
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a law of this version ({error!r}).") from None
+        raise UserError(
+            f"{path}: not a law that this version can read ({error!r}); run fit_law again."
+        ) from None
 
 
-def _with_present_names(values: dict[str, Any]) -> dict[str, Any]:
+def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
     """Rename the fields that earlier versions wrote under other names."""
     values = _renamed(values, FORMER_NAMES)
     if surface := values["surface"]:
@@ -66,62 +81,66 @@ def _renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return {names.get(name, name): value for name, value in values.items()}
 
 
-def _with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """A law that was written before some fields were there; it predicts as it did then."""
+def _with_added_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Add the fields that earlier versions lacked, with values that keep the predictions."""
     runs, surface = values["runs"], values["surface"]
     runs.setdefault("batch_tokens", [None] * len(runs["run"]))
     if surface:
         tokens = [count for count in runs["tokens"] if count is not None]
         surface.setdefault("longest", max(tokens, default=1.0))
         for group in surface["groups"].values():
+            # Intervals of earlier versions did not include the size error.
             group.setdefault("size_error", 0.0)
     return values
 
 
 def _chosen(law: Law) -> dict[str, Any]:
-    """Of each group, the form that was chosen."""
-    return {fit.group: {**_plain(fit)} for fit in law.forms if fit.chosen}
+    """Return the selected form of each group."""
+    return {fit.group: {**_to_plain(fit)} for fit in law.forms if fit.chosen}
 
 
 def _table(results: Results) -> dict[str, Any]:
-    points = results.runs
+    runs = results.runs
     grid = {
-        name: np.unique(getattr(points, name))
+        name: np.unique(getattr(runs, name))
         for name in ("pair", "parameters", "tokens", "almr", "learning_rate", "schedule", "seed")
     }
-    facts = {"files": results.files, "runs": len(points), "corpora": results.corpora}
-    return _plain(facts | {"grid": grid, "left_out": results.left_out, "remarks": results.remarks})
+    facts = {"files": results.files, "runs": len(runs), "corpora": results.corpora}
+    return _to_plain(
+        facts | {"grid": grid, "left_out": results.left_out, "remarks": results.remarks}
+    )
 
 
-def _plain(value: Any) -> Any:
-    """Values of JSON: what is no finite number is null, a form its name."""
+def _to_plain(value: Any) -> Any:
+    """Return a value as JSON types; numbers that are not finite become null, a form its name."""
     if isinstance(value, Form):
         return {"name": value.name, "group": value.group}
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return _plain(fields)
+        return _to_plain(fields)
     if isinstance(value, Mapping):
         found = {}
         for name, entry in value.items():
             if isinstance(entry, Interval):
-                found[name] = _plain(entry.value)
-                found[f"{name}_interval"] = [_plain(entry.low), _plain(entry.high)]
+                found[name] = _to_plain(entry.value)
+                found[f"{name}_interval"] = [_to_plain(entry.low), _to_plain(entry.high)]
             else:
-                found[name] = _plain(entry)
+                found[name] = _to_plain(entry)
         return found
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_to_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _typed(kind: Any, value: Any) -> Any:
-    """What ``_plain`` made of a value of ``kind``, as it was."""
+def _from_plain(kind: Any, value: Any) -> Any:
+    """Return the value of type ``kind`` from which ``_to_plain`` made ``value``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _of_union(arguments, value)
     if isinstance(kind, type) and issubclass(kind, Form):
+        # A form has no state but its group: its name is enough.
         return next(form for form in forms_of(value["group"]) if form.name == value["name"])
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -129,8 +148,9 @@ def _typed(kind: Any, value: Any) -> Any:
         return kind(**{name: _entry(hints[name], value, name) for name in names})
     if origin is tuple:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_typed(one, entry) for one, entry in zip(kinds, value, strict=True))
+        return tuple(_from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
+        # Entries with the suffix belong to the interval of the name before it.
         names = [name for name in value if not name.endswith("_interval")]
         return {name: _entry(arguments[1], value, name) for name in names}
     if kind is np.ndarray:
@@ -139,36 +159,43 @@ def _typed(kind: Any, value: Any) -> Any:
 
 
 def _entry(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    """An entry of an object; a band is two."""
+    """Return an entry of an object; an interval has two."""
     if kind not in (Interval, Interval | None):
-        return _typed(kind, values[name])
+        return _from_plain(kind, values[name])
     if f"{name}_interval" not in values:
         return None
     ends = [values[name], *values[f"{name}_interval"]]
-    return Interval(*(_array(end) if isinstance(end, list) else _typed(float, end) for end in ends))
+    return Interval(
+        *(_array(end) if isinstance(end, list) else _from_plain(float, end) for end in ends)
+    )
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    """The dataclass that has the value's names, None, an array for a list; else as it is."""
+    """Return the value as the member of a union that it fits.
+
+    An object becomes the dataclass whose fields it has, null becomes None (or NaN), a list an
+    array.
+    """
     if value is None:
         return None if types.NoneType in kinds else math.nan
     for kind in kinds:
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             if {f.name for f in dataclasses.fields(kind)} <= set(value):
-                return _typed(kind, value)
+                return _from_plain(kind, value)
     others = [kind for kind in kinds if kind is not types.NoneType]
     if isinstance(value, list):
-        return _array(value) if np.ndarray in others else _typed(others[0], value)
-    return _typed(others[0], value) if len(others) == 1 else value
+        return _array(value) if np.ndarray in others else _from_plain(others[0], value)
+    return _from_plain(others[0], value) if len(others) == 1 else value
 
 
 def _array(value: list[Any]) -> np.ndarray:
-    found = np.array(value)
-    return np.array(value, float) if found.dtype == object else found
+    # null stands for NaN, which NumPy reads as an object.
+    array = np.array(value)
+    return np.array(value, float) if array.dtype == object else array
 
 
-def _laid_out(value: Any, indent: int = 0) -> str:
-    """JSON with one entry a line where it is long, numbers side by side."""
+def _format_json(value: Any, indent: int = 0) -> str:
+    """Return JSON with one entry per line for long values, and numbers next to each other."""
     short = json.dumps(value, ensure_ascii=False, allow_nan=False)
     rows = value.items() if isinstance(value, dict) else value
     nested = isinstance(value, dict) or (
@@ -178,7 +205,7 @@ def _laid_out(value: Any, indent: int = 0) -> str:
         return short
     inner = " " * (indent + 1)
     if isinstance(value, dict):
-        lines = [f"{inner}{json.dumps(n)}: {_laid_out(v, indent + 1)}" for n, v in rows]
+        lines = [f"{inner}{json.dumps(n)}: {_format_json(v, indent + 1)}" for n, v in rows]
         return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
-    lines = [inner + _laid_out(entry, indent + 1) for entry in rows]
+    lines = [inner + _format_json(entry, indent + 1) for entry in rows]
     return "[\n" + ",\n".join(lines) + "\n" + " " * indent + "]"

@@ -1,4 +1,4 @@
-"""What is wanted of the two losses."""
+"""Objectives: functions of the two losses that a recommendation minimizes."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,18 @@ import numpy as np
 from llama_cpt.mixture_law.intervals import Number
 
 PENALTY = 10.0
-"""Loss of the additional language, in logs, that one of the original above its bound costs."""
+"""Cost of exceeding the bound, in units of the additional log loss per original log loss."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The lowest additional loss while the original is at most (1 + forgetting) times its base."""
+    """The lowest additional loss with the original loss at most (1 + forgetting) times its base."""
 
     forgetting: float = 0.03
 
     def evaluate(self, additional: Number, original: Number, base: float) -> Number:
-        """log(additional) + PENALTY * max(0, log(original / bound))."""
+        """Return log(additional) + PENALTY * max(0, log(original / bound))."""
+        # A steep finite penalty, not infinity: a setting slightly above the bound still has a rank.
         above = np.log(np.asarray(original) / ((1 + self.forgetting) * base))
         return np.log(additional) + PENALTY * np.maximum(0.0, above)
 
@@ -30,7 +31,7 @@ class Weights:
     original: float = 1.0
 
     def evaluate(self, additional: Number, original: Number, base: float) -> Number:
-        """The weighted sum; ``base`` plays no part."""
+        """Return the weighted sum; ``base`` is not used."""
         return self.additional * np.asarray(additional) + self.original * np.asarray(original)
 
 

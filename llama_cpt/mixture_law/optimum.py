@@ -1,4 +1,7 @@
-"""Where a goal is best met on many surfaces at once: first along the rate, then along the ratio."""
+"""Optima of the objective on fitted surfaces: the optimum, the best rate per ratio, Pareto fronts.
+
+All draws are searched at once: first along the learning rate, then along the ratio.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,49 +9,57 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from llama_cpt.mixture_law.normalization import Normalization, Settings
+from llama_cpt.mixture_law.intervals import Interval, make_interval, quantiles
+from llama_cpt.mixture_law.law import OptimalRate, Pareto
+from llama_cpt.mixture_law.normalization import Normalization, Settings, at_reference
 from llama_cpt.mixture_law.objective import PENALTY, Bound, Objective
 from llama_cpt.mixture_law.runs_table import RunsTable
+from llama_cpt.mixture_law.surface import LARGEST_LOG, Surface
+from llama_cpt.mixture_law.table import GROUPS
 
 RATIOS, RATES, FINE_RATES = 33, 17, 97
-"""Ratios and rates at which surfaces are asked, and rates of the spline between them."""
-NARROWEST_SHARE = 0.02
-"""The searched ratios stay this far from 0 and 1 where there are runs at them."""
+"""Numbers of ratios and rates at which surfaces are evaluated, and of rates after interpolation."""
+MIN_SHARE = 0.02
+"""Distance of the searched ratios from 0 and 1 if there are runs at these."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What is searched: the measured grid and half a step beyond it, so that no interval is cut."""
+    """The searched region: the measured grid and half a step beyond it.
+
+    The margin keeps the intervals of optima near the edge from being cut off.
+    """
 
     almr: np.ndarray
     rate: np.ndarray
     """log(learning rate), as in ``Settings``."""
     measured_almr: tuple[float, float]
-    """Of those searched."""
+    """Lowest and highest measured ratio that is searched."""
     measured_rate: tuple[float, float]
 
-    def within_the_grid(self) -> "Domain":
-        """The same without what lies beyond the measured settings."""
+    def within_grid(self) -> "Domain":
+        """Return the domain without the margin beyond the measured settings."""
         almr, rate = (
             np.linspace(*ends, len(values))
             for ends, values in ((self.measured_almr, self.almr), (self.measured_rate, self.rate))
         )
         return replace(self, almr=almr, rate=rate)
 
-    def settings(self, frame: Normalization, parameters: float, tokens: float) -> Settings:
-        """Every ratio with every rate, flat."""
+    def settings(self, normalization: Normalization, parameters: float, tokens: float) -> Settings:
+        """Return all pairs of a ratio and a rate, flattened."""
         almr, rate = np.meshgrid(self.almr, self.rate, indexing="ij")
-        learning_rate = np.exp(rate.ravel() + frame.middle_rate)
-        return frame.settings(almr.ravel(), learning_rate, parameters, tokens)
+        learning_rate = np.exp(rate.ravel() + normalization.middle_rate)
+        return normalization.settings(almr.ravel(), learning_rate, parameters, tokens)
 
 
-def make_domain(points: RunsTable, frame: Normalization) -> Domain:
-    """Around the settings of these runs."""
-    almr = np.unique(points.almr)
-    rate = np.unique(np.log(points.learning_rate) - frame.middle_rate)
+def make_domain(runs: RunsTable, normalization: Normalization) -> Domain:
+    """Return the domain around the settings of these runs."""
+    almr = np.unique(runs.almr)
+    rate = np.unique(np.log(runs.learning_rate) - normalization.middle_rate)
+    # Ratios stay inside (0, 1), where the log odds and the singular forms are defined.
     low, high = almr[0] - np.diff(almr)[0] / 2, almr[-1] + np.diff(almr)[-1] / 2
-    low = max(low, almr[0] / 2 or NARROWEST_SHARE)
-    high = min(high, (1 + almr[-1]) / 2 if almr[-1] < 1 else 1 - NARROWEST_SHARE)
+    low = max(low, almr[0] / 2 or MIN_SHARE)
+    high = min(high, (1 + almr[-1]) / 2 if almr[-1] < 1 else 1 - MIN_SHARE)
     return Domain(
         almr=np.linspace(low, high, RATIOS),
         rate=np.linspace(rate[0] - np.diff(rate)[0] / 2, rate[-1] + np.diff(rate)[-1] / 2, RATES),
@@ -59,40 +70,49 @@ def make_domain(points: RunsTable, frame: Normalization) -> Domain:
 
 @dataclass(frozen=True)
 class Optima:
-    """An entry a surface."""
+    """Optima of several surfaces, one entry per surface."""
 
     almr: np.ndarray
     rate: np.ndarray
     rate_by_ratio: np.ndarray
-    """(surfaces, ratios): the best rate of each ratio of the domain."""
+    """The best rate of each ratio of the domain, (surfaces, ratios)."""
 
 
 def find_optima(
-    logs: Mapping[str, np.ndarray], domain: Domain, goal: Objective, bases: Mapping[str, float]
+    logs: Mapping[str, np.ndarray], domain: Domain, objective: Objective, bases: Mapping[str, float]
 ) -> Optima:
-    """Of surfaces given as log loss by group, (surfaces, ratios * rates), at bases' losses."""
+    """Return the optima of surfaces given as log losses by group, (surfaces, ratios * rates).
+
+    ``bases`` are the base losses by group that a bound refers to.
+    """
+    # Interpolation is linear in the values, so one matrix interpolates all surfaces.
     fine = np.linspace(domain.rate[0], domain.rate[-1], FINE_RATES)
     spline = CubicSpline(domain.rate, np.eye(RATES))(fine).T
     dense = {
         group: values.reshape(-1, len(domain.almr), RATES) @ spline
         for group, values in logs.items()
     }
-    ridge, best = _along_rate(dense, fine, goal, bases)
-    return _along_ratio(ridge, best, domain.almr)
+    optimal_rates, best = _along_rate(dense, fine, objective, bases)
+    return _along_ratio(optimal_rates, best, domain.almr)
 
 
 def _along_rate(
-    logs: Mapping[str, np.ndarray], rates: np.ndarray, goal: Objective, bases: Mapping[str, float]
+    logs: Mapping[str, np.ndarray],
+    rates: np.ndarray,
+    objective: Objective,
+    bases: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best rate and its objective (in logs), for each surface and ratio."""
+    """Return the best rate and the log of the objective there, for each surface and ratio."""
     additional, original = logs["additional"], logs["original"]
-    if not isinstance(goal, Bound):
-        value = np.log(goal.evaluate(np.exp(additional), np.exp(original), bases["original"]))
+    if not isinstance(objective, Bound):
+        value = np.log(objective.evaluate(np.exp(additional), np.exp(original), bases["original"]))
         return _vertex(value, rates, np.ones_like(value))
-    above = original - np.log((1 + goal.forgetting) * bases["original"])
+    above = original - np.log((1 + objective.forgetting) * bases["original"])
+    # The same objective as ``Bound.evaluate``, in logarithms of losses.
     rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)
-    # Where the bound is met between two rates the objective has a kink, often its lowest point.
+    # Between two rates on either side of the bound the objective has a kink, often its minimum.
     left, right = above[..., :-1], above[..., 1:]
+    # Linear interpolation to the rate at which the bound is met exactly.
     part = np.divide(left, left - right, out=np.zeros_like(left), where=left * right < 0)
     at_kink = additional[..., :-1] + part * np.diff(additional, axis=-1)
     at_kink = np.where(left * right < 0, at_kink, np.inf)
@@ -107,27 +127,162 @@ def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _vertex(
-    values: np.ndarray, places: np.ndarray, side: np.ndarray
+    values: np.ndarray, positions: np.ndarray, side: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest point along the last axis, of the parabola through it and its neighbours.
+    """Return position and value of the minimum along the last axis, refined by a parabola.
 
-    The entry itself where the three are not on one ``side`` of 0: no parabola goes round a kink.
+    The parabola passes through the lowest entry and its neighbors. The entry itself is returned if
+    the three are on different sides of 0 in ``side``, as a parabola does not describe a kink.
     """
     index = np.argmin(values, axis=-1)[..., None]
     inner = np.clip(index, 1, values.shape[-1] - 2)
     low, mid, high = (_take(values, inner + step) for step in (-1, 0, 1))
     smooth = (_take(side, inner - 1) > 0) == (_take(side, inner + 1) > 0)
     bend = low - 2 * mid + high
+    # At the ends of the axis there is no parabola, and none with a minimum if the bend is not
+    # positive.
     smooth &= (index == inner)[..., 0] & (bend > 1e-12)
     shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=smooth)
-    at = places[index[..., 0]] + shift * (places[1] - places[0])
+    at = positions[index[..., 0]] + shift * (positions[1] - positions[0])
     return at, _take(values, index) - (low - high) * shift / 4
 
 
-def _along_ratio(ridge: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optima:
-    place, _ = _vertex(best, almr, np.ones_like(best))
-    step = (place - almr[0]) / (almr[1] - almr[0])
+def _along_ratio(optimal_rates: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optima:
+    """Return the optima along the ratio, with the best rate interpolated between ratios."""
+    almr_at_best, _ = _vertex(best, almr, np.ones_like(best))
+    step = (almr_at_best - almr[0]) / (almr[1] - almr[0])
     left = np.clip(step.astype(int), 0, len(almr) - 2)[..., None]
     part = step - left[..., 0]
-    rate = (1 - part) * _take(ridge, left) + part * _take(ridge, left + 1)
-    return Optima(place, rate, ridge)
+    rate = (1 - part) * _take(optimal_rates, left) + part * _take(optimal_rates, left + 1)
+    return Optima(almr_at_best, rate, optimal_rates)
+
+
+@dataclass(frozen=True)
+class OptimumAt:
+    """The optima at one size and budget: entry 0 is the selected fit's, the others the draws'."""
+
+    parameters: float
+    tokens: float
+    domain: Domain
+    optima: Optima
+    middle_rate: float
+    rate_shift: float
+    """Shift of the domain's log rates for the selected fit."""
+
+    @property
+    def log_odds(self) -> np.ndarray:
+        """log(ALMR / (1 - ALMR)) of the optima."""
+        return np.log(self.optima.almr / (1 - self.optima.almr))
+
+    @property
+    def almr(self) -> Interval:
+        """The ratio of the optimum."""
+        return make_interval(float(self.optima.almr[0]), self.optima.almr[1:])
+
+    @property
+    def learning_rate(self) -> Interval:
+        """The learning rate of the optimum."""
+        rates = np.exp(np.clip(self.optima.rate + self.middle_rate, -LARGEST_LOG, LARGEST_LOG))
+        return make_interval(float(rates[0]), rates[1:])
+
+
+def find_optimum_at(
+    surface: Surface,
+    objective: Objective,
+    domain: Domain,
+    parameters: float,
+    tokens: float,
+    shift: np.ndarray | float = 0.0,
+) -> OptimumAt:
+    """Return the optima in a domain whose log rates are moved by ``shift``.
+
+    ``shift`` is one number for all, or an entry for the selected fit and for each draw.
+    """
+    normalization = surface.normalization
+    at = domain.settings(normalization, parameters, tokens)
+    reference_base = normalization.base(normalization.reference_parameters)
+    shifts = np.broadcast_to(shift, 1 + surface.draws)
+    logs = {}
+    for group in GROUPS:
+        fits = surface.groups[group]
+        # Each draw is searched on rates moved by its own shift, so that its optimum stays inside.
+        both = [fits.center(at, shifts[:1])[None], fits.spread(at, shifts[1:])]
+        logs[group] = np.concatenate(both) + np.log(reference_base[group])
+    found = find_optima(logs, domain, objective, normalization.base(parameters))
+    optima = Optima(found.almr, found.rate + shifts, found.rate_by_ratio + shifts[:, None])
+    return OptimumAt(
+        parameters, tokens, domain, optima, normalization.middle_rate, float(shifts[0])
+    )
+
+
+MIN_RATIOS = 5
+"""Smallest number of searched ratios with their best rate inside the measured range."""
+
+
+def fit_optimal_rate(optimum_at: OptimumAt) -> OptimalRate | None:
+    """Return the line through the best rates; None if few of them are inside the measured range."""
+    domain, optimal_rates = optimum_at.domain, optimum_at.optima.rate_by_ratio
+    low, high = domain.measured_rate
+    inside = (optimal_rates[0] > low) & (optimal_rates[0] < high)
+    inside &= (domain.almr >= domain.measured_almr[0]) & (domain.almr <= domain.measured_almr[1])
+    if inside.sum() < MIN_RATIOS:
+        return None
+    almr, rates = domain.almr[inside], optimal_rates[:, inside]
+    # Least squares of log(LR) = intercept + slope * log(ALMR / (1 - ALMR)), for all draws at once.
+    odds = np.log(almr / (1 - almr))
+    slope = (rates @ (odds - odds.mean())) / np.sum((odds - odds.mean()) ** 2)
+    intercept = rates.mean(axis=1) - slope * odds.mean() + optimum_at.middle_rate
+    learning_rates = np.exp(rates + optimum_at.middle_rate)
+    # The interval of each ratio's own best rate, not that of the line.
+    low_rate, high_rate = quantiles(learning_rates[1:])
+    center = learning_rates[0]
+    return OptimalRate(
+        slope=make_interval(float(slope[0]), slope[1:]),
+        intercept=make_interval(float(intercept[0]), intercept[1:]),
+        almr=almr,
+        learning_rate=Interval(center, np.minimum(center, low_rate), np.maximum(center, high_rate)),
+        parameters=optimum_at.parameters,
+    )
+
+
+FRONT_POINTS = 41
+"""Numbers of ratios and of rates on the grid of a predicted front."""
+
+
+def predicted_front(surface: Surface, optimum_at: OptimumAt) -> Pareto:
+    """Return the Pareto front of a fine grid over the measured range."""
+    domain = optimum_at.domain
+    almr, rate = np.meshgrid(
+        np.linspace(*domain.measured_almr, FRONT_POINTS),
+        np.linspace(*domain.measured_rate, FRONT_POINTS),
+    )
+    almr, learning_rate = almr.ravel(), np.exp(rate.ravel() + optimum_at.middle_rate)
+    at = surface.normalization.settings(
+        almr, learning_rate, optimum_at.parameters, optimum_at.tokens
+    )
+    reference_base = surface.normalization.base(surface.normalization.reference_parameters)
+    additional, original = (
+        reference_base[group] * np.exp(surface.groups[group].center(at))
+        for group in ("additional", "original")
+    )
+    return _front(almr, learning_rate, additional, original, np.full(len(almr), ""))
+
+
+def measured_front(runs: RunsTable) -> Pareto:
+    """Return the Pareto front of the runs at the reference size and budget."""
+    runs = runs.where(at_reference(runs))
+    return _front(runs.almr, runs.learning_rate, runs.additional, runs.original, runs.run)
+
+
+def _front(
+    almr: np.ndarray,
+    learning_rate: np.ndarray,
+    additional: np.ndarray,
+    original: np.ndarray,
+    run: np.ndarray,
+) -> Pareto:
+    # By rising additional loss, a setting is on the front if it lowers the original loss.
+    order = np.lexsort((original, additional))
+    lowest = np.minimum.accumulate(np.concatenate([[np.inf], original[order][:-1]]))
+    kept = order[original[order] < lowest]
+    return Pareto(almr[kept], learning_rate[kept], additional[kept], original[kept], run[kept])

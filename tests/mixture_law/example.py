@@ -1,4 +1,4 @@
-"""A made-up truth, a table of runs of it, and a law that says what it is told."""
+"""A synthetic loss surface, a table of runs of it, and a law that predicts it exactly."""
 
 import csv
 
@@ -17,7 +17,7 @@ HEADER = (
 
 
 def truth(almr, learning_rate, parameters=1e6, tokens=1e8):
-    """Bits per byte by group: the new language wants a high rate, the old one a low one."""
+    """Return bits per byte by group: a high rate helps the additional and hurts the original."""
     almr, learning_rate = np.asarray(almr, float), np.asarray(learning_rate, float)
     small = (1e6 / parameters) ** 0.08
     rate = np.log10(learning_rate / 2e-3) + 0.15 * np.log10(parameters / 1e6)
@@ -31,7 +31,7 @@ def truth(almr, learning_rate, parameters=1e6, tokens=1e8):
 def table(
     sizes=(1e6, 4e6), ratios=RATIOS, rates=RATES, noise=0.002, pairs=("zh onto en",), seeds=1
 ):
-    """Rows of runs with five evaluations each."""
+    """Return rows of runs with five evaluations each."""
     random = np.random.default_rng(0)
     rows = []
     for pair in pairs:
@@ -90,7 +90,7 @@ def write_table(path, rows):
 
 
 class TruthSurface(Surface):
-    """Predicts the truth, with bands of 1 % either way."""
+    """A surface that predicts the truth, with intervals of 1 % on either side."""
 
     def __init__(self):
         pass

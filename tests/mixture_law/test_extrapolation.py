@@ -1,4 +1,4 @@
-"""From fitted sizes and budgets to a target."""
+"""Extrapolation from fitted sizes and budgets to a target."""
 
 import re
 
@@ -9,7 +9,7 @@ from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.objective import Bound, Weights
 from tests.mixture_law.worlds import BASE, joined, plausible, plausible_losses, sized
 
-GOAL = Bound(0.03)
+OBJECTIVE = Bound(0.03)
 MIDDLE = {"almr": (0.3, 0.5, 0.7), "rates": (1.5e-3, 3e-3, 6e-3)}
 
 
@@ -17,55 +17,59 @@ def power(law, of, over):
     return next(e for e in law.extrapolation.exponents if (e.of, e.over) == (of, over))
 
 
-def test_fitted_powers_carry_rate_and_losses():
-    points = joined(sized(1e6), sized(4e6, **MIDDLE))
+def test_fitted_powers_extrapolate_rate_and_losses():
+    runs = joined(sized(1e6), sized(4e6, **MIDDLE))
     base = {group: loss * 32**-0.1 for group, loss in BASE.items()}
-    law = analyze(points, goal=GOAL, target_parameters=3.2e7, target_base=base)
+    law = analyze(runs, objective=OBJECTIVE, target_parameters=3.2e7, target_base=base)
     rate = power(law, "learning rate", "parameters")
     assert rate.prior is None and rate.power.low < -0.5 < rate.power.high
     assert rate.power.value == pytest.approx(-0.5, abs=0.15)
-    found, home = law.recommendation, analyze(sized(1e6), goal=GOAL).recommendation
-    assert abs(found.almr.value - home.almr.value) < 0.07
-    decades = np.log10(found.learning_rate.value / (home.learning_rate.value * 32**-0.5))
+    found, reference = law.recommendation, analyze(sized(1e6), objective=OBJECTIVE).recommendation
+    assert abs(found.almr.value - reference.almr.value) < 0.07
+    decades = np.log10(found.learning_rate.value / (reference.learning_rate.value * 32**-0.5))
     assert abs(decades) < 0.2 and found.parameters == 3.2e7
     true = plausible_losses(found.almr.value, found.learning_rate.value * 32**0.5)
     for group, loss in true.items():
         assert found.losses[group].value == pytest.approx(loss * 32**-0.1, rel=0.01)
     missed = {form.group: form.held_out.size for form in law.forms if form.chosen}
     assert all(error < 0.05 for error in missed.values())
-    for group, band in found.losses.items():
-        carried = 1.645 * missed[group] * np.log(3.2e7 / 4e6) / np.log(4)
-        assert np.log(band.high / band.value) >= carried
+    for group, interval in found.losses.items():
+        size_error = 1.645 * missed[group] * np.log(3.2e7 / 4e6) / np.log(4)
+        assert np.log(interval.high / interval.value) >= size_error
     assert not any("a prior" in note for note in law.notes)
     assert [optimum.target for optimum in law.extrapolation.optima] == [False, False, True]
 
 
-def test_one_size_carries_by_a_prior_that_says_so():
-    near, far = (analyze(plausible(), goal=GOAL, target_parameters=n) for n in (8e6, 1.2e7))
+def test_one_size_extrapolates_by_a_marked_prior():
+    near, far = (
+        analyze(plausible(), objective=OBJECTIVE, target_parameters=n) for n in (8e6, 1.2e7)
+    )
     rate = power(near, "learning rate", "parameters")
     assert "2503.04715" in rate.prior and rate.power.value == -0.713
     assert "2409.06624" in power(near, "almr odds", "parameters").prior
-    home = analyze(plausible(), goal=GOAL).recommendation
-    ratio = near.recommendation.learning_rate.value / home.learning_rate.value
+    reference = analyze(plausible(), objective=OBJECTIVE).recommendation
+    ratio = near.recommendation.learning_rate.value / reference.learning_rate.value
     assert ratio == pytest.approx(8**-0.713, rel=1e-3)
-    assert near.recommendation.almr.value == pytest.approx(home.almr.value, abs=1e-3)
+    assert near.recommendation.almr.value == pytest.approx(reference.almr.value, abs=1e-3)
     assert near.recommendation.extrapolation is None
-    assert "losses at 8e+06 parameters go as the base's is a prior" in near.notes[-1]
-    assert "that of the table is taken" in near.notes[-1]
+    assert "losses at 8e+06 parameters are proportional to those of the base" in near.notes[-1]
+    assert "that of the table's size is used" in near.notes[-1]
     assert re.search("12 times .* here 1.08", far.recommendation.extrapolation)
     low, high = (np.ptp(np.log(law.recommendation.learning_rate)) for law in (near, far))
     assert high > 1.2 * low
 
 
-@pytest.mark.parametrize("goal", [GOAL, Weights(1.0, 1.0)])
-def test_a_target_that_no_data_reaches(goal):
-    law = analyze(plausible(), goal=goal, target_parameters=1e30, target_tokens=1e40)
-    assert re.search("1e\\+30 parameters .* learning rate may lie anywhere", str(law.refusal))
+@pytest.mark.parametrize("objective", [OBJECTIVE, Weights(1.0, 1.0)])
+def test_remote_target_is_refused(objective):
+    law = analyze(plausible(), objective=objective, target_parameters=1e30, target_tokens=1e40)
+    assert re.search(
+        "1e\\+30 parameters .* learning rate is uncertain.* wider than 2 decades", str(law.refusal)
+    )
     assert law.recommendation is None
 
 
 def test_tokens_beyond_ten_budgets_are_an_extrapolation():
-    longer = analyze(plausible(), goal=GOAL, target_tokens=4e8)
+    longer = analyze(plausible(), objective=OBJECTIVE, target_tokens=4e8)
     assert re.search(
         "20 times the largest fitted budget.* here 1.30", longer.recommendation.extrapolation
     )
@@ -73,17 +77,17 @@ def test_tokens_beyond_ten_budgets_are_an_extrapolation():
     assert far.high / far.value > near.high / near.value
 
 
-def test_a_target_below_what_was_fitted():
-    law = analyze(plausible(), goal=GOAL, target_parameters=1e5)
+def test_target_below_fitted_sizes_is_refused():
+    law = analyze(plausible(), objective=OBJECTIVE, target_parameters=1e5)
     assert "below the smallest fitted size" in str(law.refusal) and law.recommendation is None
 
 
-def test_budgets_carry_too():
+def test_fitted_budgets_extrapolate():
     longer = sized(1e6, tokens=8e7)
     shifted = longer.learning_rate * 4**0.3
-    points = joined(sized(1e6), longer.where(shifted > 0))
-    points.learning_rate[20:] = shifted
-    law = analyze(points, goal=GOAL, target_tokens=1.6e8)
+    runs = joined(sized(1e6), longer.where(shifted > 0))
+    runs.learning_rate[20:] = shifted
+    law = analyze(runs, objective=OBJECTIVE, target_tokens=1.6e8)
     rate = power(law, "learning rate", "tokens")
     assert rate.prior is None and rate.power.value == pytest.approx(0.3, abs=0.15)
     assert law.recommendation.tokens == 1.6e8

@@ -1,4 +1,4 @@
-"""Forms: slopes against finite differences, and their own surfaces found again."""
+"""Forms: derivatives against finite differences, and recovery of their own surfaces."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 from llama_cpt.mixture_law.fit import Problem, fit
 from llama_cpt.mixture_law.forms import forms_of
 from llama_cpt.mixture_law.normalization import Settings, make_normalization
-from llama_cpt.mixture_law.runs_table import GROUPS
-from llama_cpt.mixture_law.surface_model import make_model
+from llama_cpt.mixture_law.surface import make_model
+from llama_cpt.mixture_law.table import GROUPS
 from tests.mixture_law.truths import truths
 from tests.mixture_law.worlds import plausible
 
@@ -24,7 +24,7 @@ def grid(sizes=1) -> Settings:
 
 
 @each_form
-def test_slopes(form):
+def test_jacobian_matches_finite_differences(form):
     at = grid(sizes=2)
     model = make_model(form, at, 0.1)
     theta = model.starts()[-1] + 0.1 * np.cos(np.arange(len(model.names)))
@@ -35,7 +35,7 @@ def test_slopes(form):
 
 
 @each_form
-def test_gradient(form):
+def test_gradient_matches_finite_differences(form):
     at = grid()
     model = make_model(form, at, 0.1)
     theta = model.starts()[0] + 0.01
@@ -49,9 +49,9 @@ def test_gradient(form):
 
 
 @pytest.mark.parametrize("name", ["quadratic", "d-cpt", "cpt-dynamics", "sailor"])
-def test_its_own_surface_is_found_again(name):
+def test_fit_recovers_its_own_surface(name):
     truth = truths(plausible(noise=0.0))[name]
-    at = make_normalization(truth.points, {}).of(truth.points)
+    at = make_normalization(truth.runs, {}).of(truth.runs)
     for model, theta in truth.fits.values():
         y = model.value(theta, at)
         found = fit(Problem(model, at, y))
@@ -59,7 +59,7 @@ def test_its_own_surface_is_found_again(name):
 
 
 @each_form
-def test_a_singular_form_answers_for_half_the_smallest_share(form):
+def test_singular_form_is_evaluated_at_half_the_smallest_share(form):
     at = Settings(*np.array([[0.0, 0.05, 1.0, 0.95], *np.zeros((4, 4))]))
     model = make_model(form, at, 0.1)
     value = model.value(model.starts()[-1], at)

@@ -1,4 +1,4 @@
-"""What is written of a law: it can be read again, says what the law says, and can be looked at."""
+"""Files of a law: ``law.json``, the report, figures and the recommended config."""
 
 import dataclasses
 import json
@@ -10,18 +10,17 @@ import pytest
 
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
-from llama_cpt.mixture_law.findings import conclusion, form_rows, markdown
+from llama_cpt.mixture_law.findings import as_config, as_options, conclusion, form_rows, markdown
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load_law, to_json
 from llama_cpt.mixture_law.objective import Bound, Weights
-from llama_cpt.mixture_law.recommended_config import as_config, as_options
 from llama_cpt.mixture_law.report import make_report
-from llama_cpt.mixture_law.results import read_results
+from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 
-# Letters that no font has: private use, and one of a script that few machines can draw.
+# A private-use character, and one of a script that few fonts cover.
 UNDRAWABLE = "\ue123𐘀"
 
 
@@ -40,7 +39,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def law(results):
-    return analyze(results.runs, goal=Bound(0.03), target_parameters=4e7, next_runs=2)
+    return analyze(results.runs, objective=Bound(0.03), target_parameters=4e7, next_runs=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +47,26 @@ def report(law, results):
     return make_report(law, results)
 
 
-def test_a_law_read_again_is_the_law(law, results, tmp_path):
+def test_law_json_round_trip(law, results, tmp_path):
     (tmp_path / "law.json").write_text(to_json(law, results))
     again = load_law(str(tmp_path / "law.json"))
-    asked = (np.array([0.2, 0.5, 0.8]), np.array([2e-4, 1e-3, 2e-3]), 2e6, 5e7)
-    for group, band in law.predict(*asked).items():
-        np.testing.assert_array_equal(again.predict(*asked)[group], band)
+    settings = (np.array([0.2, 0.5, 0.8]), np.array([2e-4, 1e-3, 2e-3]), 2e6, 5e7)
+    for group, interval in law.predict(*settings).items():
+        np.testing.assert_array_equal(again.predict(*settings)[group], interval)
     assert again.recommendation == law.recommendation and again.objective == law.objective
     assert again.extrapolation == law.extrapolation and again.next_runs == law.next_runs
     assert to_json(again, results) == to_json(law, results)
 
 
-def test_a_law_of_before_still_predicts_what_it_registered():
+def test_earlier_law_json_loads_and_predicts_the_same():
     registered = load_law(str(ROOT / "docs" / "notes" / "study" / "law.json"))
     found = registered.recommendation
     predicted = registered.predict(found.almr.value, found.learning_rate.value)
-    for group, band in found.losses.items():
-        np.testing.assert_allclose(predicted[group], band, rtol=1e-12)
+    for group, interval in found.losses.items():
+        np.testing.assert_allclose(predicted[group], interval, rtol=1e-12)
 
 
-def test_a_poor_fit_is_the_first_word_of_a_fragment(law):
+def test_recommended_config_starts_with_poor_fit(law):
     poor = dataclasses.replace(law.recommendation, poor_fit="Poor fit: much is missed.")
     doubtful = dataclasses.replace(law, recommendation=poor)
     for text in (as_options(doubtful), as_config(doubtful, "base.py", ".")):
@@ -75,9 +74,9 @@ def test_a_poor_fit_is_the_first_word_of_a_fragment(law):
         assert text.count("Poor fit") == 1
 
 
-def test_what_a_table_does_not_say_is_null(tmp_path):
+def test_unstated_values_are_null_in_law_json(tmp_path):
     results = read_results([str(Path(__file__).parent / "tables" / "german_onto_pile_405m.csv")])
-    text = to_json(analyze(results.runs, goal=Weights(1.0, 2.0)), results)
+    text = to_json(analyze(results.runs, objective=Weights(1.0, 2.0)), results)
     (tmp_path / "law.json").write_text(text)
     again = load_law(str(tmp_path / "law.json"))
     assert np.isnan(again.runs.tokens).all() and again.runs.tokens.dtype == float
@@ -85,35 +84,35 @@ def test_what_a_table_does_not_say_is_null(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail)["table"]["grid"]["tokens"] == [None]
 
 
-def test_law_json_is_plain_to_read(law, results):
+def test_law_json_has_readable_keys(law, results):
     values = json.loads(to_json(law, results), parse_constant=pytest.fail)
-    found, told = law.recommendation, values["recommendation"]
-    assert told["almr"] == found.almr.value and told["almr_interval"] == [*found.almr[1:]]
-    assert told["learning_rate_interval"][0] < told["learning_rate"]
-    assert told["losses"]["original"] == found.losses["original"].value
-    assert values["refusal"] is None and values["goal"] == {"forgetting": 0.03}
+    found, written = law.recommendation, values["recommendation"]
+    assert written["almr"] == found.almr.value and written["almr_interval"] == [*found.almr[1:]]
+    assert written["learning_rate_interval"][0] < written["learning_rate"]
+    assert written["losses"]["original"] == found.losses["original"].value
+    assert values["refusal"] is None and values["objective"] == {"forgetting": 0.03}
     assert values["chosen"]["original"]["held_out"]["ratio"] > 0
     assert {form["form"] for form in values["forms"]} > {values["chosen"]["original"]["form"]}
     assert values["table"]["runs"] == 40 and values["table"]["grid"]["parameters"] == [1e6, 4e6]
     assert list(values["table"]["files"].values()) == list(results.files.values())
 
 
-def test_a_law_that_cannot_be_read(law, results, tmp_path):
-    place = tmp_path / "law.json"
+def test_load_law_rejects_invalid_files(law, results, tmp_path):
+    file = tmp_path / "law.json"
     with pytest.raises(UserError, match="no such file"):
-        load_law(str(place))
+        load_law(str(file))
     values = json.loads(to_json(law, results))
-    for broken, told in (
-        ("{", "not a law of this version"),
-        (json.dumps(values | {"points": 3}), "not a law of this version"),
-        (json.dumps(values | {"format": 0}), "format 0, this version reads 1"),
+    for broken, message in (
+        ("{", "not a law that this version can read"),
+        (json.dumps(values | {"runs": 3}), "not a law that this version can read"),
+        (json.dumps(values | {"format": 0}), "format 0, but this version reads 1"),
     ):
-        place.write_text(broken)
-        with pytest.raises(UserError, match=told):
-            load_law(str(place))
+        file.write_text(broken)
+        with pytest.raises(UserError, match=message):
+            load_law(str(file))
 
 
-def test_the_report_has_its_pictures(law, results, report):
+def test_report_shows_its_figures(law, results, report):
     shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report.text)
     pictures = {"surface.png", "front.png", "forgetting.png", "fit.png", "carry.png"}
     assert set(shown) == set(report.pictures) == pictures
@@ -125,13 +124,13 @@ def test_the_report_has_its_pictures(law, results, report):
     assert markdown(form_rows(law)) in report.text
 
 
-def test_weights_have_another_goal_to_show(law, results, report):
+def test_report_of_weights(law, results, report):
     weighed = make_report(dataclasses.replace(law, objective=Weights(1.0, 2.0)), results)
     assert "1 * additional + 2 * original" in weighed.text
     assert weighed.pictures["surface.png"] != report.pictures["surface.png"]
 
 
-def test_a_refusal_is_reported_with_what_is_known(law, results):
+def test_report_of_refusal(law, results):
     refused = dataclasses.replace(
         law, recommendation=None, refusal=Refusal(("The best ALMR is at the edge.",)), surface=None,
         optimal_rate=None, predicted_front=None, extrapolation=None, forms=(), next_runs=(),
@@ -139,11 +138,11 @@ def test_a_refusal_is_reported_with_what_is_known(law, results):
     report = make_report(refused, results)
     assert "- No recommendation:\n- The best ALMR is at the edge." in report.text
     assert set(report.pictures) == {"forgetting.png"}
-    told = json.loads(to_json(refused, results))["refusal"]["reasons"]
-    assert told == ["The best ALMR is at the edge."]
+    reasons = json.loads(to_json(refused, results))["refusal"]["reasons"]
+    assert reasons == ["The best ALMR is at the edge."]
 
 
-def test_names_that_no_font_has_are_left_to_the_text():
+def test_labels_omit_names_without_font():
     assert not drawable(UNDRAWABLE)
     corpora = {"additional": (UNDRAWABLE,), "original": ("en", "code")}
     assert group_labels(corpora) == {
@@ -152,7 +151,7 @@ def test_names_that_no_font_has_are_left_to_the_text():
     }
 
 
-def test_numbers_in_words():
+def test_number_formats():
     assert [rate(v) for v in (3e-4, 1.25e-5, 1e-3, 0.1)] == ["3e-4", "1.25e-5", "1e-3", "1e-1"]
     assert [amount(v) for v in (70e9, 1.5e6, 999_999_000.0, 12.0)] == ["70B", "1.5M", "1B", "12"]
     assert amount(float("nan")) == "?"

@@ -1,4 +1,4 @@
-"""The optimum of a known surface comes back, or the law says how little it knows."""
+"""Recovery of known optima, and coverage of the intervals."""
 
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from llama_cpt.mixture_law.analyze import analyze
-from tests.mixture_law.truths import GOAL, study_points, truths
+from tests.mixture_law.truths import OBJECTIVE, study_runs, truths
 
 NAMES = (
     "quadratic",
@@ -21,27 +21,27 @@ NAMES = (
     "quadratic, 0.25 as steep",
 )
 EACH_CHANGE = "d-cpt", "quadratic, 0.5 as steep"
-"""Truths that are tried for each change; the others are a proof."""
+"""Truths that run in CI; the others are proofs."""
 DRAWS = int(os.environ.get("LLAMA_CPT_DRAWS", "40"))
-"""Of each truth."""
+"""Number of draws per truth."""
 TOLERANCE = np.array([0.05, 0.1])
-"""Of ALMR, and of decades of the learning rate."""
+"""Largest error of ALMR, and of log10 of the learning rate."""
 
 
 @cache
 def truth(name):
-    return truths(study_points())[name]
+    return truths(study_runs())[name]
 
 
 def recover(name, number):
-    """(value, low, high) of ALMR and of log10 of the rate, or None where it is refused."""
-    found = analyze(truth(name).draw(number), goal=GOAL).recommendation
+    """Return (value, low, high) of ALMR and of log10 of the rate; None for a refusal."""
+    found = analyze(truth(name).draw(number), objective=OBJECTIVE).recommendation
     return found and np.array([found.almr, np.log10(found.learning_rate)])
 
 
 def judge(name, found):
-    """Share of draws that are close, wide or refused; share of intervals that hold the truth."""
-    given = np.array([bands for bands in found if bands is not None]).reshape(-1, 2, 3)
+    """Return the share of draws that are close, wide or refused, and coverage by interval."""
+    given = np.array([intervals for intervals in found if intervals is not None]).reshape(-1, 2, 3)
     optimum = np.array(truth(name).optimum())
     value, low, high = np.moveaxis(given, -1, 0)
     honest = (np.abs(value - optimum) <= TOLERANCE) | ((high - low) / 2 > TOLERANCE)

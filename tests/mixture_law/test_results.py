@@ -1,4 +1,4 @@
-"""A table of runs is read as it is meant, or refused in one sentence that names the place."""
+"""Reading of tables: valid ones give runs and curves, invalid ones an error with the line."""
 
 import csv
 import math
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from llama_cpt.mixture_law.results import read_results
+from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
 
 COLUMNS = (
@@ -22,7 +22,7 @@ BASES = {"zh": 4.0, "en": 1.0}
 
 
 def rows_of(almr, name=None, **changes):
-    """Two evaluations of one run on two corpora."""
+    """Return rows of two evaluations of one run on two corpora."""
     run = RUN | {"run": name or f"almr {almr}", "almr": almr, "learning_rate": 1e-3} | changes
     losses = {
         (500, "zh"): 3.0,
@@ -63,62 +63,60 @@ def read(tmp_path):
     return write_and_read
 
 
-def test_points_are_the_last_evaluations(read, rows):
+def test_runs_are_the_last_evaluations(read, rows):
     results = read(rows[::-1])
-    points = results.runs
-    assert points.unit == "bits per byte" and sorted(points.almr) == [0.25, 0.5, 0.75]
-    middle = points.almr.tolist().index(0.5)
-    assert points.additional[middle] == pytest.approx(0.75)
-    assert points.original[middle] == pytest.approx(0.8)
-    assert points.base_original.tolist() == [0.5] * 3
-    assert points.tokens.tolist() == [1000] * 3
+    runs = results.runs
+    assert runs.unit == "bits per byte" and sorted(runs.almr) == [0.25, 0.5, 0.75]
+    middle = runs.almr.tolist().index(0.5)
+    assert runs.additional[middle] == pytest.approx(0.75)
+    assert runs.original[middle] == pytest.approx(0.8)
+    assert runs.base_original.tolist() == [0.5] * 3
+    assert runs.tokens.tolist() == [1000] * 3
     assert results.curves[middle].tokens.tolist() == [500, 1000]
     assert results.curves[middle].original == pytest.approx([0.6, 0.8])
     assert results.corpora == {"additional": ("zh",), "original": ("en",)}
     assert not results.left_out and not results.remarks
 
 
-def test_a_group_is_the_mean_of_its_corpora(read, rows):
+def test_group_loss_is_the_mean_over_its_corpora(read, rows):
     code = [row | {"corpus": "code", "bits_per_byte": 2.0} for row in rows if row["corpus"] == "en"]
-    assert read(rows + code).points.original == pytest.approx(
-        [(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2]
-    )
+    assert read(rows + code).runs.original == pytest.approx([(0.675 + 2) / 2, 1.4, (0.925 + 2) / 2])
 
 
 @given(order=st.permutations(range(12)), first=st.integers(1, 11))
 @settings(max_examples=25, deadline=None)
-def test_rows_in_any_order_and_file_are_one_table(tmp_path_factory, order, first):
+def test_order_and_number_of_files_do_not_matter(tmp_path_factory, order, first):
     rows = rows_of(0.25) + rows_of(0.5) + rows_of(0.75)
-    mixed = [rows[place] for place in order]
+    mixed = [rows[index] for index in order]
     folder = tmp_path_factory.mktemp("tables")
     whole = read_results([write(folder / "whole.csv", rows)])
     parts = [write(folder / "a.csv", mixed[:first]), write(folder / "b.csv", mixed[first:])]
     results = read_results(parts)
-    place = np.argsort(results.runs.run)
+    order = np.argsort(results.runs.run)
     for name in ("almr", "tokens", "additional", "original", "base_original"):
         there = getattr(whole.runs, name)
-        np.testing.assert_array_equal(getattr(results.runs, name)[place], there)
+        np.testing.assert_array_equal(getattr(results.runs, name)[order], there)
     assert [len(curve.tokens) for curve in results.curves] == [2, 2, 2]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in results.files.values())
 
 
-def test_columns_of_others_may_be_absent(read, rows):
+def test_optional_columns_may_be_absent(read, rows):
     few = [c for c in COLUMNS if c not in ("pair", "mixture_order", "batch_tokens", "seed")]
     few = [c for c in few if c not in ("tokenizer", "schedule", "bits_per_byte", "base_loss")]
     results = read(rows, columns=few)
     assert results.runs.unit == "nats per token"
     assert np.isnan(results.runs.base_original).all()
     assert "base_loss of the original group is empty" in results.remarks[0]
-    assert "base_bits_per_byte is there, but" in results.remarks[0]
+    assert "base_bits_per_byte is given, but" in results.remarks[0]
 
 
-def test_a_run_may_begin_late(read, rows):
+def test_curve_may_begin_late(read, rows):
     late = [row for row in rows if row["almr"] != 0.5 or row["tokens"] == 1000]
     assert sorted(len(curve.tokens) for curve in read(late).curves) == [1, 2, 2]
 
 
 @pytest.mark.parametrize("lost", ["end", "whole", "nothing measured"])
-def test_a_diverged_run_takes_nothing_with_it(read, rows, lost):
+def test_diverged_run_is_left_out(read, rows, lost):
     empty = dict.fromkeys(("loss", "bits_per_byte", "base_loss", "base_bits_per_byte"), "")
     if lost == "end":
         gone = [row if row["tokens"] == 500 else row | empty for row in rows_of(1.0, "gone")]
@@ -131,30 +129,32 @@ def test_a_diverged_run_takes_nothing_with_it(read, rows, lost):
     assert re.search("Run gone diverged or did not finish: no loss in .*:1", results.left_out[0])
 
 
-def test_a_run_without_a_corpus_is_left_out(read, rows):
+def test_run_without_a_corpus_is_left_out(read, rows):
     gone = [row for row in rows_of(1.0, "gone") if row["corpus"] == "zh" or row["tokens"] == 500]
     results = read(rows + gone)
     assert len(results.runs) == 3
-    assert "Run gone was measured on zh where the others were on zh, en" in results.left_out[0]
+    assert (
+        "Run gone was evaluated on zh, but most runs of its pair on zh, en" in results.left_out[0]
+    )
 
 
-def test_tokenizers_need_bits_per_byte(read, rows):
+def test_several_tokenizers_need_bits_per_byte(read, rows):
     other = [row | {"tokenizer": "b"} for row in rows_of(1.0)]
-    assert "2 tokenizers: bits per byte" in read(rows + other).remarks[0]
+    assert "2 tokenizers: losses are compared in bits per byte" in read(rows + other).remarks[0]
     other[1]["bits_per_byte"] = ""
     with pytest.raises(UserError, match=r"csv:15: bits_per_byte is empty and .* 2 tokenizers"):
         read(rows + other)
 
 
-# What is changed in which row, and what is then said; line 1 is the header.
+# Row, changed cells and expected message; line 1 is the header.
 BAD_CELLS = [
-    (0, {"almr": "33"}, r"csv:2: almr=33 is outside \[0, 1\]; it is a share"),
-    (1, {"learning_rate": "1e-4x"}, r"csv:3: learning_rate='1e-4x' is no number"),
+    (0, {"almr": "33"}, r"csv:2: almr=33 must be in \[0, 1\]; give a share"),
+    (1, {"learning_rate": "1e-4x"}, r"csv:3: learning_rate='1e-4x' is not a number"),
     (1, {"learning_rate": ""}, r"csv:3: run .almr 0.25. has learning_rate=nan"),
     (2, {"loss": "-1"}, r"csv:4: loss=-1 must be above 0"),
     (2, {"bits_per_byte": "nan"}, r"csv:4: bits_per_byte=nan is not finite; leave the cell empty"),
     (3, {"group": "added"}, r"csv:5: group='added' must be 'additional' or 'original'"),
-    (0, {"schedule": "cosin"}, r"csv:2: schedule='cosin' is none of .*did you mean 'cosine'"),
+    (0, {"schedule": "cosin"}, r"csv:2: schedule='cosin' must be one of .*did you mean 'cosine'"),
     (3, {"corpus": ""}, r"csv:5: corpus is empty"),
     (3, {"run": ""}, r"csv:5: run is empty"),
     (3, {"almr": "0.3"}, r"csv:5: run 'almr 0.25' has almr=0.3 but 0.25 in .*csv:2"),
@@ -163,39 +163,41 @@ BAD_CELLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "cells", "told"), BAD_CELLS)
-def test_a_bad_cell(read, rows, row, cells, told):
+@pytest.mark.parametrize(("row", "cells", "message"), BAD_CELLS)
+def test_read_results_rejects_bad_cell(read, rows, row, cells, message):
     rows[row] |= cells
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read(rows)
 
 
-def test_one_base_a_size_and_pair(read, rows):
+def test_each_size_may_have_its_own_base(read, rows):
     other = [row | {"base_bits_per_byte": 0.7, "parameters": 2e6} for row in rows_of(0.5, "large")]
-    assert len(read(rows + other).points) == 4
+    assert len(read(rows + other).runs) == 4
 
 
-def test_a_schedule_in_capitals_is_the_same(read):
+def test_schedule_is_case_insensitive(read):
     results = read(rows_of(0.25) + rows_of(0.5, schedule="WSD"))
     assert set(results.runs.schedule) == {"wsd"}
 
 
-def test_one_ratio(read):
-    with pytest.raises(UserError, match=r"every run has almr=0.5; a ratio cannot be chosen"):
+def test_read_results_rejects_one_ratio(read):
+    with pytest.raises(UserError, match=r"every run has almr=0.5, .*; add runs at another ratio"):
         read(rows_of(0.5) + rows_of(0.5, "other", learning_rate=1e-4))
 
 
-def test_a_group_without_rows(read, rows):
-    with pytest.raises(UserError, match="no row of group 'original' with a loss"):
+def test_read_results_rejects_group_without_loss(read, rows):
+    with pytest.raises(UserError, match="no row of group 'original' has a loss; evaluate"):
         read([row for row in rows if row["corpus"] == "zh"])
-    with pytest.raises(UserError, match=r"with a loss\. Has a run finished\? A ratio"):
+    with pytest.raises(UserError, match=r"has a loss \(check that a run has finished\); evaluate"):
         read([{"run": "a"}])
 
 
-def test_missing_columns_are_found_under_near_names(read, rows):
+def test_missing_column_suggests_similar_name(read, rows):
     renamed = ["learning_rates" if name == "learning_rate" else name for name in COLUMNS]
     renamed = [name for name in renamed if "loss" not in name and "bits" not in name]
-    with pytest.raises(UserError, match=r"no column 'learning_rate' \(is it 'learning_rates'\?\)"):
+    with pytest.raises(
+        UserError, match=r"missing column 'learning_rate' \(did you mean 'learning_rates'\?\)"
+    ):
         read(rows, columns=renamed)
     with pytest.raises(UserError, match=r"'loss' or 'bits_per_byte'.*docs/guide/law.md"):
         read(rows, columns=renamed)
@@ -204,26 +206,29 @@ def test_missing_columns_are_found_under_near_names(read, rows):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"", "empty; a table starts with"),
-        (",".join(COLUMNS).encode(), "a header and no rows"),
+        (b"", "the file is empty; the first line"),
+        (",".join(COLUMNS).encode(), "a header but no rows"),
         (b"run,almr\na,\xff\n", r":2: not UTF-8"),
-        (b"run;almr;tokens\na;1;2\n", r":1: separated by ';': save with commas"),
-        (b"run\talmr\ttokens\na\t1\t2\n", r":1: separated by '.t': save with commas"),
-        (",".join(COLUMNS).encode() + b"\na" + b",1" * 20, r":2: more cells than the header"),
+        (b"run;almr;tokens\na;1;2\n", r":1: columns are separated by ';'; save"),
+        (b"run\talmr\ttokens\na\t1\t2\n", r":1: columns are separated by '.t'; save"),
+        (
+            ",".join(COLUMNS).encode() + b"\na" + b",1" * 20,
+            r":2: the row has more cells than",
+        ),
     ],
 )
-def test_not_a_table(tmp_path, content, told):
+def test_read_results_rejects_what_is_not_a_table(tmp_path, content, message):
     (tmp_path / "results.csv").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_results([str(tmp_path / "results.csv")])
 
 
-def test_no_such_file(tmp_path):
+def test_read_results_rejects_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_results([str(tmp_path / "results.csv")])
-    with pytest.raises(UserError, match="a pattern stands without quotes"):
+    with pytest.raises(UserError, match="write a pattern without quotes"):
         read_results([str(tmp_path / "*.csv")])
     with pytest.raises(UserError, match=r"a folder; name the table in it, such as .*results.csv"):
         read_results([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Tables of runs whose truth is known."""
+"""Synthetic tables of runs with known optima."""
 
 from dataclasses import fields, replace
 
@@ -11,8 +11,8 @@ RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 BASE = {"additional": 4.57, "original": 2.24}
 
 
-def points_of(almr, learning_rate, additional, original, **columns) -> RunsTable:
-    """One size, one budget, unless told otherwise."""
+def make_runs(almr, learning_rate, additional, original, **columns) -> RunsTable:
+    """Return runs of one size and budget unless ``columns`` say otherwise."""
     count = len(almr)
     values = {
         "run": np.array([f"run{i}" for i in range(count)]),
@@ -43,7 +43,7 @@ def grid(almr=ALMR, rates=RATES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
-    """Of no form; learning and forgetting are as large as in a small model's runs."""
+    """Return losses of no form, with learning and forgetting as large as in a small model."""
     almr, x = np.asarray(almr), np.log(np.asarray(learning_rate) / 3e-3)
     learned = 0.027 * np.log((almr + 0.01) / 0.15) * (1 + 0.13 * np.tanh(x)) + 0.0133 * x
     forgotten = 0.0305 * np.exp(0.4 * x) * -np.log(1.01 - almr) + 0.0082 * x - 0.0036
@@ -54,23 +54,23 @@ def plausible_losses(almr, learning_rate) -> dict[str, np.ndarray]:
 
 
 def plausible(noise=0.002, seed=0, almr=ALMR, rates=RATES, **columns) -> RunsTable:
-    """Runs of that world."""
+    """Return runs with these losses."""
     almr, rates = grid(almr, rates)
     losses = plausible_losses(almr, rates)
     return noisy(almr, rates, losses, noise, seed, **columns)
 
 
 def noisy(almr, rates, losses, noise, seed, **columns) -> RunsTable:
-    """Runs with losses of which each has noise of its own."""
+    """Return runs whose losses have independent noise."""
     rng = np.random.default_rng(seed)
     additional, original = (
         losses[group] * np.exp(noise * rng.standard_normal(len(almr))) for group in BASE
     )
-    return points_of(almr, rates, additional, original, **columns)
+    return make_runs(almr, rates, additional, original, **columns)
 
 
 def joined(*tables: RunsTable) -> RunsTable:
-    """One table of several."""
+    """Return one table of several."""
     arrays = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables])
         for field in fields(RunsTable)
@@ -80,7 +80,7 @@ def joined(*tables: RunsTable) -> RunsTable:
 
 
 def sized(parameters, exponent=0.5, level=0.1, tokens=2e7, **options) -> RunsTable:
-    """The world at another size: its rates scale as size^-exponent, its losses as size^-level."""
+    """Return runs at another size: rates scale as size^-exponent, losses as size^-level."""
     grown = parameters / 1e6
     almr, rates = grid(options.get("almr", ALMR), options.get("rates", RATES))
     losses = plausible_losses(almr, rates * grown**exponent)
