@@ -21,7 +21,7 @@ from llama_cpt.data.rows import HeldoutDocuments
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, cast_model
-from llama_cpt.parallel.global_arrays import from_local_rows, local_rows
+from llama_cpt.parallel.global_arrays import RowPlacement
 from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
@@ -85,8 +85,8 @@ class Run:
 
         Every process reads the rows of its own devices alone.
         """
-        config, sharding = self.config, batch_sharding(self.program.mesh)
-        rows = config.microbatch_rows
+        config = self.config
+        placement = RowPlacement(batch_sharding(self.program.mesh), config.microbatch_rows)
         source = batches(
             self.mixture,
             self.rows,
@@ -94,11 +94,11 @@ class Run:
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
-            rows_here=local_rows(sharding, rows),
+            rows_here=placement.local_rows,
         )
         with contextlib.closing(source):
             for batch in source:
-                yield from_local_rows(batch, rows, sharding)
+                yield placement.to_global(batch)
 
 
 def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = None) -> Run:
