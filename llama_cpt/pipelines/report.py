@@ -138,7 +138,7 @@ def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
 def _examination(stages: Sequence[StageReport], count: int) -> str:
     explanation = (
         f"{count} questions, one greedy answer each, which must match exactly. Chance: the "
-        "accuracy of guessing among the answers to that kind of question, stated in the examination."
+        "accuracy of guessing among the answers to that kind of question, by the examination."
     )
     rows = accuracy_table({stage.name: stage.accuracies for stage in stages})
     return f"## Examination\n\n{explanation}\n\n" + markdown_table(rows[0], rows[1:])
