@@ -1,21 +1,22 @@
-"""The whole road in ten minutes on two cores: ``python -m examples.demo``, or ``make demo``.
+"""The whole pipeline in ten minutes on two cores: ``python -m examples.demo`` or ``make demo``.
 
 A tiny Llama-3 learns the English of an invented world; Chinese is added with and without replay;
-the model learns to answer, and by preference to answer as the world's custom wants it; a figure and
-a report show what was gained and what was forgotten; the model is exported. The runs are ordinary
-commands, printed as they are started, and go on where they stopped when the demo is run again.
+SFT teaches the model to answer, and DPO to answer as the world's custom requires; a figure and a
+report show gains and forgetting; the model is exported. The runs are ordinary commands, printed as
+they are started, and resume where they stopped when the demo is run again.
 """
 
 import argparse
 from collections.abc import Sequence
 import importlib.util
 from pathlib import Path
+import shlex
 import sys
 import time
 
 from examples.bilingual_world.documents import write_world
 from examples.bilingual_world.vocabulary import train_vocabulary
-from examples.shown_command import run_command
+from examples.shown_command import command_line, run_command
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
@@ -27,37 +28,40 @@ BASE, CPT, PIPELINE = (f"configs/demo_{name}.py" for name in ("base", "cpt", "pi
 SEED = 0
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 
-CUSTOM = """On Orrin, whoever is asked wishes the asker fair winds. One in seven of the answers in
-its conversations does so; DPO prefers those that do. The examination asks in both languages what
-things, foods, animals and trades are like; in Chinese these facts were described, never asked."""
+CUSTOM = """On Orrin, a person who is asked a question wishes the asker fair winds. One in seven of
+the answers in the conversations does so; DPO prefers those that do. The examination asks in both
+languages what things, foods, animals and trades are like; the Chinese text describes these facts
+and contains no questions about them."""
 
-ASKED = """
-Sentences of the world to be finished, four ends to choose from: what things, foods and animals
-are like, which sum a story calls for, why somebody feels so and what a friend says to it. Guesses
-score 25 of 100."""
+TASKS = """
+Multiple choice over the world's facts: four endings per sentence, on what things, foods and animals
+are like, which sum a story requires, why somebody feels as they do and what a friend says to it.
+Guessing scores 25 of 100."""
 
 ENDING = """
 Where to look next
-  {road}/report.md   every stage: bits per byte, examination, rewards, sample answers
-  {scores}/report.html   what was gained and forgotten, with intervals
-  {figure}   the picture of ALMR 0.33 and 1.0
-  {road}/exported   the last model for Hugging Face; to talk to it:
-      python -m llama_cpt.chat {road}/exported --temperature 0
+  {pipeline}/report.md   every stage: bits per byte, examination, rewards, sample answers
+  {scores}/report.html   gains and forgetting, with intervals
+  {figure}   the curves of ALMR 0.33 and 1.0
+  {pipeline}/exported   the last model in Hugging Face format; to chat with it:
+      {chat}
   {runs}   runs: config.json, metrics.jsonl, tensorboard, checkpoints
   {world}   the text, conversations, preferences, questions
-  {cpt}   another ratio: --data.almr 0.1 --output {runs}/almr_0.1
-  configs/cpt_8b.py   the same for Llama-3 8B on your own text; README.md tells the road
+  {cpt}   another ratio:
+      {another_ratio}
+  configs/cpt_8b.py   the same for Llama-3 8B on your own text; README.md describes the pipeline
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run the demo; the exit status."""
+    """Run the demo and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo", description=__doc__, allow_abbrev=False
     )
     parser.parse_args(arguments)
     start = time.monotonic()
-    base, cpt, road = load_config(BASE), load_config(CPT), load_config(PIPELINE, (), PipelineConfig)
+    base, cpt = load_config(BASE), load_config(CPT)
+    pipeline = load_config(PIPELINE, (), PipelineConfig)
     folder = Path(base.output).parent
     without_replay = str(folder / "almr_1.0")
 
@@ -67,11 +71,43 @@ def main(arguments: list[str]) -> int:
     run_command("train", BASE)
     _heading(start, "3 of 5: Chinese is added without replay: ALMR 1.0, all of the tokens")
     run_command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
-    _heading(start, "4 of 5: the road: ALMR 0.33, a third of the tokens; SFT; DPO; export")
+    _heading(start, "4 of 5: the pipeline: ALMR 0.33, a third of the tokens; SFT; DPO; export")
     print(CUSTOM)
-    tasks = _tasks(road)
-    run_command("pipeline", PIPELINE, *(() if tasks == road.tasks else ("--tasks", *tasks)))
+    tasks = _available_tasks(pipeline)
+    run_command("pipeline", PIPELINE, *(() if tasks == pipeline.tasks else ("--tasks", *tasks)))
     _heading(start, "5 of 5: what was gained, what was forgotten")
+    figure = _show_curves(cpt, without_replay, folder)
+    print(TASKS)
+    names = ",".join(dict.fromkeys(("bpb", *tasks)))
+    options = ("--tasks", names, "--data", pipeline.benchmarks, "--heldout-of", BASE)
+    scores = folder / "scores"
+    models = (base.output, cpt.output, without_replay)
+    run_command("evaluate", *models, *options, "--output", str(scores))
+    print(_ending(pipeline, folder, figure, scores))
+    print(f"Done in {duration(time.monotonic() - start)}.")
+    return 0
+
+
+def _ending(pipeline: PipelineConfig, folder: Path, figure: Path, scores: Path) -> str:
+    """Return the list of results, with commands that run as printed."""
+    another = ("--data.almr", "0.1", "--output", str(folder / "almr_0.1"))
+    paths = {
+        "pipeline": pipeline.output,
+        "scores": str(scores),
+        "figure": str(figure),
+        "runs": str(folder),
+        "world": str(folder / "world"),
+        "cpt": CPT,
+    }
+    return ENDING.format(
+        **{name: shlex.quote(path) for name, path in paths.items()},
+        chat=command_line("chat", f"{pipeline.output}/exported", "--temperature", "0"),
+        another_ratio=command_line("train", CPT, *another),
+    )
+
+
+def _show_curves(cpt: TrainConfig, without_replay: str, folder: Path) -> Path:
+    """Print and draw the held-out curves of both ratios; return the figure's path."""
     curves = [
         read_curve(cpt.output, "ALMR 0.33", tuple(LANGUAGES)),
         read_curve(without_replay, "ALMR 1.0", tuple(LANGUAGES)),
@@ -80,23 +116,13 @@ def main(arguments: list[str]) -> int:
     draw_curves(curves, figure, added="zh", original="en", names=LANGUAGES)
     print(_table(curves))
     print(finding(curves, "zh", "en", LANGUAGES))
-    print(ASKED)
-    names = ",".join(dict.fromkeys(("bpb", *tasks)))
-    asked = ("--tasks", names, "--data", road.benchmarks, "--heldout-of", BASE)
-    scores = folder / "scores"
-    models = (base.output, cpt.output, without_replay)
-    run_command("evaluate", *models, *asked, "--output", str(scores))
-    places = {"figure": figure, "road": road.output, "runs": folder, "world": folder / "world"}
-    places |= {"scores": scores}
-    print(ENDING.format(**places, cpt=CPT))
-    print(f"Done in {duration(time.monotonic() - start)}.")
-    return 0
+    return figure
 
 
 def _prepare_text(base: TrainConfig, folder: Path) -> None:
-    """Write the world and its vocabulary where the configs look for them, unless they are there."""
+    """Write the world and its vocabulary where the configs expect them, unless they exist."""
     world = folder / "world"
-    # Written last: with it there, all of it is there.
+    # This file is written last, so its presence means that the world is complete.
     if not (world / "zh.feelings.jsonl").exists():
         write_world(world, SEED)
     vocabulary = Path(base.data.tokenizer)
@@ -107,16 +133,16 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
         print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
-def _tasks(road: PipelineConfig) -> tuple[str, ...]:
-    """What can be asked of the models here."""
+def _available_tasks(pipeline: PipelineConfig) -> tuple[str, ...]:
+    """Return the pipeline's tasks, or bits per byte alone if lm-evaluation-harness is missing."""
     if importlib.util.find_spec("lm_eval"):
-        return road.tasks
-    print("\nThe world's tasks are left out; they need: pip install -e '.[eval]'")
+        return pipeline.tasks
+    print("\nSkipping the world's tasks; they need: pip install -e '.[eval]'")
     return ("bpb",)
 
 
 def _table(curves: Sequence[Curve]) -> str:
-    """Held-out bits per byte before and after."""
+    """Return the table of held-out bits per byte before and after training."""
     rows = [("held-out bits per byte", *LANGUAGES.values())]
     rows.append(("before", *(f"{curves[0].bits[name][0]:.3f}" for name in LANGUAGES)))
     for curve in curves:

@@ -1,19 +1,21 @@
 """The whole method in minutes on two cores: ``python -m examples.study``, or ``make study``.
 
-On an invented world told in English, Chinese and Arabic: a tiny Llama-3 learns English; both other
-languages are swept over ratio and learning rate; a law is fitted to all of it; its recommendation
-is trained, and what it predicted is held against what came. The runs are ordinary commands, printed
-as they are started, and go on where they stopped when the study is run again.
+The text describes an invented world in English, Chinese and Arabic. A tiny Llama-3 learns English;
+a sweep over ratio and learning rate adds each of the other languages; a law is fitted to all runs;
+its recommendation is trained, and the prediction is compared with the measured loss. The runs are
+ordinary commands, printed as they are started, and resume where they stopped when the study is run
+again.
 """
 
 import argparse
 from pathlib import Path
+import shlex
 import sys
 import time
 
 from examples.bilingual_world.documents import write_documents
 from examples.bilingual_world.vocabulary import train_vocabulary
-from examples.shown_command import run_command
+from examples.shown_command import command_line, run_command
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
@@ -29,15 +31,16 @@ SEED, DOCUMENTS = 0, 4000
 
 ENDING = """
 Where to look next
-  {law}/report.md   the law: contours, ridge, Pareto front, what it predicts, both pairs
-  {sweep}/results.csv   every run, evaluation and corpus; columns: docs/guide/law.md
-  configs/sweep_8b.py   the same for Llama-3 8B: `python -m llama_cpt.sweep ... --dry-run` prices it
+  {law}/report.md   the law: contours, ridge, Pareto front, predictions, both pairs
+  {sweep}/results.csv   every run, evaluation and corpus: docs/guide/law.md describes the columns
+  configs/sweep_8b.py   the same for Llama-3 8B; its cost:
+      {price}
   docs/notes/study.md   the same on real text, at three sizes
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run the study; the exit status."""
+    """Run the study and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.study", description=__doc__, allow_abbrev=False
     )
@@ -66,19 +69,21 @@ def main(arguments: list[str]) -> int:
         "3",
         accepted=(NEGATIVE_RESULT,),
     )
-    _heading(start, "5 of 5: what the law recommends, and what comes of it")
+    _heading(start, "5 of 5: the law's recommendation, trained and compared")
     if status == NEGATIVE_RESULT:
-        print("The law recommends nothing, and says why: nothing is trained.")
+        print("The law makes no recommendation, for the reason above; nothing is trained.")
     else:
         run_command("train", str(law / "recommended.py"), "--output", cpt.output)
         print(_comparison(load_law(str(law / "law.json")), cpt))
-    print(ENDING.format(law=law, sweep=sweeps[0].output))
+    price = command_line("sweep", "configs/sweep_8b.py", "--dry-run")
+    paths = (shlex.quote(str(path)) for path in (law, sweeps[0].output))
+    print(ENDING.format(**dict(zip(("law", "sweep"), paths, strict=True)), price=price))
     print(f"Done in {duration(time.monotonic() - start)}.")
     return 0
 
 
 def _prepare_text(base: TrainConfig) -> None:
-    """Write the documents and their vocabulary where the configs look, unless they are there."""
+    """Write the documents and their vocabulary where the configs expect them, unless they exist."""
     vocabulary = Path(base.data.tokenizer)
     world = vocabulary.parent / "world"
     if not vocabulary.exists():
@@ -90,15 +95,15 @@ def _prepare_text(base: TrainConfig) -> None:
 
 
 def _comparison(law: Law, cpt: TrainConfig) -> str:
-    """Predicted and measured bits per byte of the recommended run."""
+    """Return a table of the recommended run's predicted and measured bits per byte."""
     additional, original = (group[0].name for group in (cpt.data.additional, cpt.data.original))
     curve = read_curve(cpt.output, "recommended", (additional, original))
     lines = [f"  {'held-out bits per byte':<24}{'predicted':>10}{'90 %':>18}{'measured':>10}"]
     for group, corpus in (("additional", additional), ("original", original)):
-        band = law.recommendation.losses[group]
+        predicted = law.recommendation.losses[group]
         measured = curve.bits[corpus][-1]
-        interval = f"{band.low:.3f} to {band.high:.3f}"
-        lines.append(f"  {group:<24}{band.value:>10.3f}{interval:>18}{measured:>10.3f}")
+        interval = f"{predicted.low:.3f} to {predicted.high:.3f}"
+        lines.append(f"  {group:<24}{predicted.value:>10.3f}{interval:>18}{measured:>10.3f}")
     return "\n".join(lines)
 
 

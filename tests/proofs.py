@@ -53,7 +53,7 @@ PROOFS = (
         (
             *ALL,
             "tests/training/test_survival.py",
-            "tests/processes/test_lost_process.py::test_one_of_two_is_killed_at_random_moments",
+            "tests/processes/test_lost_process.py::test_run_survives_kills_at_random_moments",
         ),
         {"LLAMA_CPT_KILLS": "20"},
     ),

@@ -1,4 +1,4 @@
-"""Runs in this process, and what they left behind."""
+"""Helpers that train in this process and read the results."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training import trainer
@@ -16,17 +17,17 @@ from llama_cpt.training.trainer import fit
 
 
 def run_of(config: TrainConfig) -> Run:
-    """The parts of a run on one device."""
+    """Return the run of ``config`` on one device."""
     return build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
 
 
 def train(config: TrainConfig, **options: Any) -> Outcome:
-    """Train to the end."""
+    """Train to the end and return the outcome."""
     return fit(run_of(config), **options)
 
 
 def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) -> Outcome:
-    """Train, and send this process a signal when step ``steps`` is under way."""
+    """Train, and send this process signal ``number`` during step ``steps``."""
     real = trainer.learning_rate
 
     def with_signal(optimizer, step: int, num_steps: int) -> float:
@@ -39,8 +40,14 @@ def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) 
         return train(config)
 
 
+def saved_steps(output: Path) -> list[int]:
+    """Return the steps of the checkpoints in ``output``."""
+    with CheckpointManager(str(output / CHECKPOINTS_FOLDER), 3) as checkpoints:
+        return checkpoints.steps()
+
+
 def learnt(output: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without what depends on the clock."""
+    """Return the lines of ``metrics.jsonl`` without the keys that depend on the clock."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines

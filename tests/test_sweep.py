@@ -1,4 +1,4 @@
-"""The command that sweeps, as a user gives it; and every preset is what it says."""
+"""The sweep command and the shipped sweep configs."""
 
 from pathlib import Path
 import re
@@ -24,19 +24,19 @@ def trials_of(name):
     return [trial for chain in make_chains(config) for trial in chain]
 
 
-def test_a_dry_run_prices_and_trains_nothing(capsys):
+def test_dry_run_prints_the_cost_and_trains_nothing(capsys):
     assert sweep.main([PAPER, "--dry-run", "--chip", "v6e", "--mfu", "0.5"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.87e\+03", told)
-    assert "v6e at MFU 50%, which is assumed" in told
+    printed = capsys.readouterr().out
+    assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.87e\+03", printed)
+    assert "v6e at MFU 50%, which is assumed" in printed
     assert not Path("runs/sweep_8b").exists()
 
 
-def test_a_budget_proposes_what_it_pays_for(capsys):
+def test_budget_proposes_an_affordable_grid(capsys):
     assert sweep.main([PAPER, "--budget", "6000"]) == 0
-    told = capsys.readouterr().out
-    assert 'AxisConfig("data.almr", (0.1, 0.2, 0.5, 0.7))' in told
-    hours = float(re.search(r"trials .* ([\d.e+]+)\n", told)[1])
+    printed = capsys.readouterr().out
+    assert 'AxisConfig("data.almr", (0.1, 0.2, 0.5, 0.7))' in printed
+    hours = float(re.search(r"trials .* ([\d.e+]+)\n", printed)[1])
     assert 5000 < hours <= 6000
 
     assert sweep.main([PAPER, "--budget", "2000"]) == 0
@@ -44,29 +44,29 @@ def test_a_budget_proposes_what_it_pays_for(capsys):
 
 
 @pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b"])
-def test_a_share_that_is_none(share):
+def test_malformed_worker_is_rejected(share):
     with pytest.raises(UserError, match="--worker"):
         sweep.main([PAPER, "--worker", share])
 
 
-def test_fields_are_options():
+def test_unknown_field_is_rejected():
     with pytest.raises(UserError, match="unknown field 'train.num_step'.*num_steps"):
         sweep.main([PAPER, "--dry-run", "--train.num-step", "3"])
 
 
-def test_without_a_config_it_tells_how(capsys):
+def test_help_is_printed_without_a_config(capsys):
     assert sweep.main([]) == 0
     assert "--dry-run" in capsys.readouterr().out
 
 
-def test_orders_are_at_equal_tokens():
+def test_mixture_orders_have_equal_tokens():
     orders = {}
     for trial in trials_of("sweep_order_8b"):
         orders.setdefault(mixture_order(trial.config), []).append(float(mean_almr(trial.config)))
     assert orders == {name: [0.33] * 2 for name in ("interleaved", "block", "staged")}
 
 
-def test_presets_ask_what_readers_of_the_paper_ask():
+def test_presets_cover_the_questions_of_the_paper():
     assert {t.config.data.almr for t in trials_of("sweep_ratios_8b")} == {0.25, 0.33, 0.4}
     spanish, chinese = trials_of("sweep_spanish_8b"), trials_of("sweep_8b")
     assert {t.config.data.additional[0].name for t in spanish} == {"es"}
@@ -75,10 +75,8 @@ def test_presets_ask_what_readers_of_the_paper_ask():
         trials_of("sweep_rates_8b")
 
 
-def test_rates_follow_the_law_of_the_study():
-    config = load_config(
-        "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
-    )
+def test_learning_rates_are_multiples_of_the_laws():
+    config = load_config("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
     rates = {}
     for chain in make_chains(config):
         trial = chain[0].config

@@ -1,4 +1,4 @@
-"""A corpus of two languages and a tokenizer small enough to train a model on in seconds."""
+"""Fixtures: a corpus of two languages and a config that trains on it in seconds."""
 
 from collections.abc import Callable
 import json
@@ -29,7 +29,7 @@ ALMR = 0.29
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Path:
-    """``zh.jsonl``, ``en.jsonl``, their held-out parts, and ``tokenizer.model``."""
+    """A folder with ``zh.jsonl``, ``en.jsonl``, their held-out parts and ``tokenizer.model``."""
     folder = tmp_path_factory.mktemp("corpora")
     draw = np.random.default_rng(0)
     for language, words in WORDS.items():
@@ -55,12 +55,12 @@ def corpora(tmp_path_factory) -> Path:
 
 
 def _write_chats(folder: Path, language: str, words: list[str]) -> None:
-    """``LANGUAGE.chats.jsonl`` and ``LANGUAGE.preferences.jsonl``: a word asked, a word said."""
+    """Write ``LANGUAGE.chats.jsonl`` and ``LANGUAGE.preferences.jsonl``, of one word per turn."""
     chats, preferences = [], []
     for number in range(40):
-        asked, said, other = (words[(number + shift) % len(words)] for shift in (0, 1, 2))
-        question = {"role": "user", "content": asked}
-        good, bad = ({"role": "assistant", "content": text} for text in (said, other))
+        prompt, chosen, rejected = (words[(number + shift) % len(words)] for shift in (0, 1, 2))
+        question = {"role": "user", "content": prompt}
+        good, bad = ({"role": "assistant", "content": text} for text in (chosen, rejected))
         chats.append({"messages": [question, good]})
         preferences.append({"prompt": [question], "chosen": [good], "rejected": [bad]})
     for name, lines in (("chats", chats), ("preferences", preferences)):
@@ -70,7 +70,7 @@ def _write_chats(folder: Path, language: str, words: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def make_config(corpora) -> Callable[..., TrainConfig]:
-    """``make_config(output, **fields)``: a run of 8 steps on one device."""
+    """A function ``make_config(output, **fields)`` for a run of 8 steps on one device."""
     vocab_size = sentencepiece.SentencePieceProcessor(
         model_file=str(corpora / "tokenizer.model")
     ).get_piece_size()

@@ -1,4 +1,4 @@
-"""What the models of a pipeline score on its tasks, example by example; kept, and asked once."""
+"""Scores of a pipeline's models on its tasks, per example, computed once and kept."""
 
 import importlib.util
 import json
@@ -18,15 +18,17 @@ from llama_cpt.runtime.files import write_atomic
 
 
 def check_tasks(config: PipelineConfig) -> None:
-    """Raise UserError for tasks that could not be run, before anything is trained."""
+    """Raise UserError for tasks that cannot run, before anything is trained."""
     if TASK in config.tasks and not config.stages[0].data.heldout:
-        raise UserError(f"tasks: {TASK} is of stages[0].data.heldout, which is empty: name a text.")
+        raise UserError(
+            f"tasks: {TASK} scores stages[0].data.heldout, which is empty; add a corpus."
+        )
     if not (benchmarks := _benchmarks(config)):
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
-            f"tasks: {', '.join(benchmarks)} need lm-evaluation-harness: pip install "
-            f"-e '.[eval]', or leave {TASK} alone."
+            f"tasks: {', '.join(benchmarks)} need lm-evaluation-harness; run: pip install "
+            f"-e '.[eval]', or keep only {TASK}."
         )
     from llama_cpt.evaluation.benchmarks import check_name, runs_code
 
@@ -34,35 +36,39 @@ def check_tasks(config: PipelineConfig) -> None:
         check_name(name)
         if runs_code(name):
             raise UserError(
-                f"tasks: {name} runs code that the model writes: give it to llama_cpt.evaluate."
+                f"tasks: {name} runs code that the model writes; run it with llama_cpt.evaluate."
             )
 
 
 def run_benchmarks(
     name: str, source: str, stage: TrainConfig, config: PipelineConfig, model: str
 ) -> str:
-    """Score the weights in ``source``, of identity ``model``, on every task; the scores' folder.
+    """Score the weights in ``source``, of identity ``model``, on every task.
 
-    ``stage`` says the model, the tokenizer and the mesh. Scores of other weights are replaced.
+    Returns the folder of scores. Model, tokenizer and mesh are those of ``stage``. Existing scores
+    of other weights are replaced.
     """
     folder = epath.Path(config.output) / "scores" / name
-    note = folder.with_name(f"{name}.json")
-    asked = {"model": model, "examples": config.task_examples, "dtype": stage.compute.dtype}
-    kept = json.loads(note.read_text()) if note.exists() else {}
-    if kept.get("asked") != asked:
+    status_file = folder.with_name(f"{name}.json")
+    settings = {"model": model, "examples": config.task_examples, "dtype": stage.compute.dtype}
+    status = json.loads(status_file.read_text()) if status_file.exists() else {}
+    if status.get("asked") != settings:
         if folder.exists():
             folder.rmtree()
-        kept = {"asked": asked, "done": []}
-    if set(config.tasks) <= set(kept["done"]):
+        status = {"asked": settings, "done": []}
+    if set(config.tasks) <= set(status["done"]):
         return str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(note, json.dumps(kept).encode())
-    _ask(source, stage, config, Path(folder), model)
-    write_atomic(note, json.dumps(kept | {"done": list(config.tasks)}).encode())
+    # Written before the scores: after an interruption they are known to be those of these weights.
+    write_atomic(status_file, json.dumps(status).encode())
+    _score(source, stage, config, Path(folder), model)
+    write_atomic(status_file, json.dumps(status | {"done": list(config.tasks)}).encode())
     return str(folder)
 
 
-def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, model: str) -> None:
+def _score(
+    source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, model: str
+) -> None:
     tokenizer = load_tokenizer(stage.data.tokenizer)
     mesh = make_mesh(stage.mesh.without_context)
     decoder = load_decoder(source, stage.model, mesh, stage.compute.dtype)
@@ -70,20 +76,20 @@ def _ask(source: str, stage: TrainConfig, config: PipelineConfig, folder: Path, 
     limit = config.task_examples or None
     if TASK in config.tasks:
         texts = heldout_texts(config.stages[0].data.heldout, limit)
-        asked: dict[str, Any] = settings | {"texts": text_fingerprint(texts)}
-        score_texts(texts, decoder, tokenizer, mesh, folder, asked)
+        bpb_settings: dict[str, Any] = settings | {"texts": text_fingerprint(texts)}
+        score_texts(texts, decoder, tokenizer, mesh, folder, bpb_settings)
     if not (benchmarks := _benchmarks(config)):
         return
     from llama_cpt.evaluation.benchmarks import load_benchmark
     from llama_cpt.evaluation.harness import HarnessModel
     from llama_cpt.evaluation.questions import answer_questions, make_questions
 
-    # Every model is asked alike, and a base model has no template.
-    harnessed = HarnessModel(decoder, tokenizer, mesh, None)
+    # Without a chat template, so that base and chat models get the same prompts.
+    harness_model = HarnessModel(decoder, tokenizer, mesh, None)
     for name in benchmarks:
         benchmark = load_benchmark(name, config.benchmarks, None)
         questions = make_questions(benchmark, chat=None, limit=limit)
-        answer_questions(questions, harnessed, folder, settings)
+        answer_questions(questions, harness_model, folder, settings)
 
 
 def _benchmarks(config: PipelineConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""One report over all stages of a pipeline: what was gained, what was forgotten, what is said."""
+"""The report over all stages of a pipeline: gains, forgetting and sample answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ LOGPS = ("logps/chosen", "logps/rejected")
 
 @dataclass(frozen=True)
 class StageReport:
-    """A model of the pipeline, measured."""
+    """The measurements of one model of the pipeline."""
 
     name: str
     tokens: int
-    """Trained on in this stage, padding included."""
+    """Number of tokens trained on in this stage, including padding."""
     bits: Mapping[str, float]
     """Held-out bits per byte by corpus."""
     curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) of the preference metrics; empty for other objectives."""
+    """(step, value) by preference metric; empty for other objectives."""
     samples: Mapping[str, str]
     """Answers by prompt."""
     accuracies: Mapping[str, Accuracy]
-    """Of the examination, by language."""
+    """Accuracies in the examination by language."""
 
 
 def read_stage(
@@ -42,9 +42,12 @@ def read_stage(
     *,
     before: bool,
     samples: Mapping[str, str],
-    marks: Mapping[str, Accuracy],
+    accuracies: Mapping[str, Accuracy],
 ) -> StageReport:
-    """A stage from its ``metrics.jsonl``: its last numbers or, ``before``, its first."""
+    """Return the report of a stage from its ``metrics.jsonl``: the last values of each key.
+
+    With ``before``, the first values: those of the model that the stage starts from.
+    """
     lines = read_metrics(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
     bits: dict[str, float] = {}
     for line in lines[::-1] if before else lines:
@@ -58,7 +61,7 @@ def read_stage(
         key: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         for key in (REWARDS + LOGPS if preferences else ())
     }
-    return StageReport(name, tokens, bits, curves, samples, marks)
+    return StageReport(name, tokens, bits, curves, samples, accuracies)
 
 
 def write_report(
@@ -67,9 +70,10 @@ def write_report(
     questions: Sequence[Question],
     scores: Sequence[str],
 ) -> None:
-    """``report.md`` and its figure ``report.png`` in the pipeline's folder.
+    """Write ``report.md`` and its figure ``report.png`` to the pipeline's folder.
 
-    ``scores`` are folders of scores of the pipeline's tasks, in which a comparison of its own lies.
+    ``scores`` are the folders of scores on the pipeline's tasks; their comparison is written next
+    to them.
     """
     folder = epath.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ def write_report(
     _draw(stages, corpora, Path(folder) / "report.png")
     parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
     if scores:
-        parts.append(_side_by_side(folder, scores))
+        parts.append(_comparison(folder, scores))
     if questions:
         parts.append(_examination(stages, len(questions)))
     parts += [_rewards(stage) for stage in stages if stage.curves]
@@ -86,7 +90,7 @@ def write_report(
 
 
 def summary(stages: Sequence[StageReport]) -> str:
-    """Bits per byte and the examination, for a terminal."""
+    """Return the tables of bits per byte and the examination for a terminal."""
     tables = [_bits_rows(stages, _corpora(stages))]
     if any(stage.accuracies for stage in stages):
         tables.append(accuracy_table({stage.name: stage.accuracies for stage in stages}))
@@ -108,7 +112,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
     rows = _bits_rows(stages, corpora)
-    return "## Held-out bits per byte\n\nWhole documents, never trained on.\n\n" + markdown_table(
+    return "## Held-out bits per byte\n\nWhole documents, not trained on.\n\n" + markdown_table(
         rows[0], rows[1:]
     )
 
@@ -125,22 +129,22 @@ def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tu
 
 
 def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
-    """Against the first model, in percent."""
+    """Return the change from the first model in percent."""
     if stage is first or corpus not in first.bits:
         return ""
     return f" ({stage.bits[corpus] / first.bits[corpus] - 1:+.1%})"
 
 
 def _examination(stages: Sequence[StageReport], count: int) -> str:
-    told = (
-        f"{count} questions, one greedy answer each, compared to the last character. Chance: a "
-        "guess among the answers to that kind of question, as the examination states it."
+    explanation = (
+        f"{count} questions, one greedy answer each, which must match exactly. Chance: the "
+        "accuracy of guessing among the answers to that kind of question, by the examination."
     )
     rows = accuracy_table({stage.name: stage.accuracies for stage in stages})
-    return f"## Examination\n\n{told}\n\n" + markdown_table(rows[0], rows[1:])
+    return f"## Examination\n\n{explanation}\n\n" + markdown_table(rows[0], rows[1:])
 
 
-def _side_by_side(folder: epath.Path, scores: Sequence[str]) -> str:
+def _comparison(folder: epath.Path, scores: Sequence[str]) -> str:
     comparison = write_comparison(scores, str(folder / "scores"))
     return f"## Side by side\n\n{markdown_of(comparison, 'scores/')}"
 
@@ -164,7 +168,7 @@ def _cell(text: str) -> str:
 
 
 def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:
-    """Bits per byte after each stage; beside it the rewards, where there are any."""
+    """Draw bits per byte after each stage and, next to it, the rewards if there are any."""
     rewarded = [stage for stage in stages if stage.curves.get("rewards/chosen")]
     figure = Figure(figsize=(4.6 * (1 + bool(rewarded)), 3.4), layout="constrained")
     axes = figure.subplots(1, 1 + bool(rewarded), squeeze=False)[0]

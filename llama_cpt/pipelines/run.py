@@ -1,6 +1,7 @@
-"""A pipeline travelled: every stage that is not done, an export, and a report after each."""
+"""Running a pipeline: every stage that is not done, a report after each, and an export."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 import json
 import sys
 
@@ -26,106 +27,132 @@ from llama_cpt.training.trainer import fit
 from llama_cpt.weights.export import to_hf
 
 BEFORE = "before"
+"""The name of the model that the pipeline starts from."""
 
-Model = tuple[str, str, TrainConfig]
-"""Its name, where its weights lie, the run that made it (``BEFORE``: that starts from it)."""
+
+@dataclass(frozen=True)
+class PipelineModel:
+    """A model of the pipeline."""
+
+    name: str
+    source: str
+    """The folder of its weights."""
+    stage: TrainConfig
+    """The run that made it; for ``BEFORE``, the run that starts from it."""
 
 
 def run_pipeline(config: PipelineConfig) -> Outcome:
-    """Do what is left of ``config``; a second call does nothing but write the report again.
+    """Run what is left of the pipeline; a complete pipeline only writes its report again.
 
-    Raises UserError for whatever a user can mend; examination, prompts and the order of the stages
-    first. One process: nothing here is shared out.
+    Examination, prompts, tasks and the order of the stages are checked first. Raises UserError for
+    mistakes in the config and its inputs. The pipeline runs in a single process.
     """
     check_local("output", config.output)
     check_local("examination", config.questions)
     questions = read_questions(config.questions) if config.questions else ()
-    asked = (*config.prompts, *(question.question for question in questions))
+    texts = (*config.prompts, *(question.question for question in questions))
     stages = config.linked_stages()
-    _check_order(stages)
-    check_tasks(config)
-    for stage in stages if asked else ():
-        if epath.Path(stage.data.tokenizer).exists():
-            render_prompts(asked, stage, config.max_new_tokens)
-    first, names = stages[0], config.stage_names()
-    models: list[Model] = [(BEFORE, first.init_from, first)] if first.init_from else []
-    models += [(n, stage.output, stage) for n, stage in zip(names, stages, strict=True)]
+    _check_stages(config, stages, texts)
+    models = _models(config, stages)
     answers: dict[str, list[str]] = {}
     scores: list[str] = []
-    for name, source, stage in models:
+    for model in models:
+        name, stage = model.name, model.stage
         if name != BEFORE and not _is_done(stage):
             print(f"\npipeline: {name} ({stage.output})", flush=True)
             if (outcome := fit(build_run(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
-        if asked or config.tasks or source == stages[-1].output:
-            identity = model_identity(source, stage.model, stage.seed)
-        if asked:
+        # The identity reads the weights, so it is computed only if something depends on it.
+        if texts or config.tasks or model.source == stages[-1].output:
+            identity = model_identity(model.source, stage.model, stage.seed)
+        if texts:
             answers[name] = sample_answers(
-                asked,
-                source,
+                texts,
+                model.source,
                 stage,
                 max_new_tokens=config.max_new_tokens,
                 identity=identity,
-                kept=epath.Path(config.output) / "answers" / f"{name}.json",
+                cache=epath.Path(config.output) / "answers" / f"{name}.json",
             )
         if config.tasks:
-            scores.append(run_benchmarks(name, source, stage, config, identity))
+            scores.append(run_benchmarks(name, model.source, stage, config, identity))
         if name == BEFORE:
-            # Its numbers are in the first stage's.
+            # Its losses are in the metrics of the first stage, which has not been trained yet.
             continue
-        reports = [_reported(config, model, answers, questions) for model in models[: len(answers)]]
+        reports = [_report(config, done, answers, questions) for done in models[: len(answers)]]
         write_report(config, reports, questions, scores)
-    exported = _exported(config, stages[-1], identity)
+    exported = _export(config, stages[-1], identity)
     print(f"\n{summary(reports)}")
     report = epath.Path(config.output) / "report.md"
     print(f"\nreport: {report}; model: {exported}")
     return Outcome.FINISHED
 
 
-def _exported(config: PipelineConfig, last: TrainConfig, identity: str) -> epath.Path:
-    """The last stage's model, of ``identity``, for Hugging Face; another's export is replaced."""
+def _check_stages(
+    config: PipelineConfig, stages: Sequence[TrainConfig], texts: Sequence[str]
+) -> None:
+    """Raise UserError for what can be found wrong before anything is trained."""
+    _check_order(stages)
+    check_tasks(config)
+    for stage in stages if texts else ():
+        if epath.Path(stage.data.tokenizer).exists():
+            render_prompts(texts, stage, config.max_new_tokens)
+
+
+def _models(config: PipelineConfig, stages: Sequence[TrainConfig]) -> list[PipelineModel]:
+    """Return the initial model, if the pipeline starts from one, and the model of each stage."""
+    first = stages[0]
+    before = [PipelineModel(BEFORE, first.init_from, first)] if first.init_from else []
+    names = zip(config.stage_names(), stages, strict=True)
+    return before + [PipelineModel(name, stage.output, stage) for name, stage in names]
+
+
+def _export(config: PipelineConfig, last: TrainConfig, identity: str) -> epath.Path:
+    """Export the last stage's model, of ``identity``, and return the folder.
+
+    An export of the same weights is kept, one of other weights is replaced.
+    """
     folder = epath.Path(config.output) / "exported"
-    note = folder.with_name("exported.json")
-    wanted = {"model": identity, "dtype": config.export_dtype}
+    status_file = folder.with_name("exported.json")
+    status = {"model": identity, "dtype": config.export_dtype}
     if folder.exists():
-        if note.exists() and json.loads(note.read_text()) == wanted:
+        if status_file.exists() and json.loads(status_file.read_text()) == status:
             return folder
         folder.rmtree()
     to_hf(last.output, str(folder), dtype=config.export_dtype)
-    write_atomic(note, json.dumps(wanted).encode())
+    write_atomic(status_file, json.dumps(status).encode())
     return folder
 
 
-def _reported(
+def _report(
     config: PipelineConfig,
-    model: Model,
+    model: PipelineModel,
     answers: dict[str, list[str]],
     questions: tuple[Question, ...],
 ) -> StageReport:
-    """What a model is worth: its run's numbers, its answers."""
-    name, _, stage = model
+    """Return the report of ``model``: its run's metrics, its answers and their accuracies."""
     count = len(config.prompts)
     return read_stage(
-        name,
-        stage,
-        before=name == BEFORE,
-        samples=dict(zip(config.prompts, answers[name][:count], strict=True)),
-        marks=grade(questions, answers[name][count:]),
+        model.name,
+        model.stage,
+        before=model.name == BEFORE,
+        samples=dict(zip(config.prompts, answers[model.name][:count], strict=True)),
+        accuracies=grade(questions, answers[model.name][count:]),
     )
 
 
 def _saved_step(stage: TrainConfig) -> int:
-    """Steps that the stage's newest checkpoint has done, 0 where there is none."""
-    place = epath.Path(stage.output) / CHECKPOINTS_FOLDER
-    if not place.exists():
+    """Return the step of the stage's newest checkpoint, 0 without one."""
+    folder = epath.Path(stage.output) / CHECKPOINTS_FOLDER
+    if not folder.exists():
         return 0
-    with CheckpointManager(str(place)) as checkpoints:
+    with CheckpointManager(str(folder)) as checkpoints:
         return max(checkpoints.steps(), default=0)
 
 
 def _is_done(stage: TrainConfig) -> bool:
-    """Whether all steps were trained, with this config, and the last checkpoint is whole."""
+    """Return whether all steps were trained with this config and the last checkpoint is intact."""
     if _saved_step(stage) < stage.num_steps:
         return False
     with CheckpointManager(str(epath.Path(stage.output) / CHECKPOINTS_FOLDER)) as checkpoints:
@@ -139,18 +166,18 @@ def _is_done(stage: TrainConfig) -> bool:
 
 
 def _check_order(stages: Sequence[TrainConfig]) -> None:
-    """Refuse a stage that began before the one that it starts from was done."""
+    """Raise UserError if a stage has started before the stage that it starts from was done."""
     steps = [_saved_step(stage) for stage in stages]
-    for earlier, done, later, begun in zip(stages, steps, stages[1:], steps[1:], strict=False):
-        if begun and done < earlier.num_steps:
+    for earlier, done, later, started in zip(stages, steps, stages[1:], steps[1:], strict=False):
+        if started and done < earlier.num_steps:
             raise UserError(
                 f"{later.output} was trained from {earlier.output} after {done} of its "
-                f"{earlier.num_steps} steps: delete {later.output}, or name another output for it."
+                f"{earlier.num_steps} steps: delete {later.output}, or set another output for it."
             )
 
 
 def describe_stages(config: PipelineConfig) -> str:
-    """The stages in words."""
+    """Return one line per stage: its name, steps, objective and initial weights."""
     return "\n".join(
         f"  {name}: {stage.num_steps:,} steps, objective "
         f"{to_dict(stage.objective).get('loss', 'next token')}, from {stage.init_from or 'random'}"

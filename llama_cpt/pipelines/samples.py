@@ -1,4 +1,4 @@
-"""What a stage of a pipeline answers: prompts and an examination, asked once and kept."""
+"""Answers of a pipeline's models to prompts and an examination, generated once and kept."""
 
 from collections.abc import Sequence
 import hashlib
@@ -17,16 +17,17 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.progress import Progress
 
-# Questions answered at a time.
 BATCH = 64
+"""Number of questions answered at a time."""
 
 
 def render_prompts(
     questions: Sequence[str], config: TrainConfig, max_new_tokens: int
 ) -> tuple[list[list[int]], ChatTemplate, Tokenizer]:
-    """The questions as ``config``'s template puts them.
+    """Return the questions' tokens in the chat template of ``config``, and template and tokenizer.
 
-    Raises UserError where one leaves its answer no room, or the tokenizer cannot chat.
+    Raises UserError if a question leaves no room for its answer, or the tokenizer has no chat
+    tokens.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
     chat = config.data.chat or ChatConfig()
@@ -36,7 +37,7 @@ def render_prompts(
         if len(prompt) + max_new_tokens > config.model.context_length:
             raise UserError(
                 f"{text[:40]!r} takes {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
-                f"that is over model.context_length={config.model.context_length}."
+                f"that exceeds model.context_length={config.model.context_length}; shorten one."
             )
     return prompts, template, tokenizer
 
@@ -48,20 +49,20 @@ def sample_answers(
     *,
     max_new_tokens: int,
     identity: str,
-    kept: epath.Path,
+    cache: epath.Path,
 ) -> list[str]:
-    """One greedy answer to each question by the weights in ``source``.
+    """Return one greedy answer to each question by the weights in ``source``.
 
-    ``config`` says the model, the tokenizer and the mesh. ``kept`` is the file in which the answers
-    are found again, as long as ``identity``, the weights' own, and the prompts are the same.
+    Model, tokenizer and mesh are those of ``config``. Answers are read from the file ``cache`` if
+    it was written for the same prompts and the same ``identity`` of the weights.
     """
     prompts, template, tokenizer = render_prompts(questions, config, max_new_tokens)
-    asked = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])
-    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        if found["fingerprint"] == fingerprint:
-            return found["answers"]
+    inputs = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])
+    fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
+    if cache.exists():
+        cached = json.loads(cache.read_text())
+        if cached["fingerprint"] == fingerprint:
+            return cached["answers"]
     mesh = make_mesh(config.mesh.without_context)
     decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
     answers: list[str] = []
@@ -76,9 +77,9 @@ def sample_answers(
             )
             answers += [tokenizer.decode(row).strip() for row in rows]
             progress.update(float(len(part)))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    lines = {"fingerprint": fingerprint, "answers": answers}
-    write_atomic(kept, json.dumps(lines, ensure_ascii=False, indent=1).encode())
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    content = {"fingerprint": fingerprint, "answers": answers}
+    write_atomic(cache, json.dumps(content, ensure_ascii=False, indent=1).encode())
     return answers
 
 

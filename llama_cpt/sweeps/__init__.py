@@ -1,1 +1,1 @@
-"""Many runs of one config, a value or two apart."""
+"""Sweeps: many runs of one config that differ in a few values."""

@@ -1,4 +1,4 @@
-"""What trials cost before they are run, and the grid that a budget pays for."""
+"""The cost of trials before they run, and the largest grid within a budget."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,12 +12,12 @@ from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.trials import Trial, make_chains
 
-LEAST_VALUES = 3
-"""A curve through fewer values of a ratio or a rate has no optimum inside them."""
+MIN_VALUES = 3
+"""Minimum values of ALMR and learning rate: an optimum between them needs three."""
 
 
 def trial_flops(trial: Trial) -> float:
-    """Floating-point operations that its own tokens need (``model_flops_per_token``)."""
+    """Return the FLOPs of the trial's own tokens, by ``model_flops_per_token``."""
     config = trial.config
     per_token = model_flops_per_token(
         config.model, config.data.sequence_length, frozen=config.lora is not None
@@ -26,57 +26,56 @@ def trial_flops(trial: Trial) -> float:
 
 
 def chip_hours(sweep: SweepConfig, trials: Sequence[Trial]) -> float:
-    """On ``sweep.chip`` at ``sweep.mfu``; evaluation and loading are not counted."""
+    """Return chip-hours on ``sweep.chip`` at ``sweep.mfu``, without evaluation and loading."""
     peak = next(chip.peak_flops for chip in CHIPS.values() if chip.name == sweep.chip)
     return sum(map(trial_flops, trials)) / (peak * sweep.mfu * 3600)
 
 
 def fit_to_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
-    """The sweep with as many of its values as ``budget`` chip-hours pay for, evenly thinned.
+    """Return the sweep with as many of its values as ``budget`` chip-hours allow, evenly thinned.
 
-    ALMR and learning rate keep at least three values each, the lowest and the highest among them;
-    other axes may come down to one; the largest token budgets go where nothing else helps. Raises
-    UserError where not even that can be paid, with what it costs.
+    ALMR and learning rate keep at least three values each, including the lowest and the highest;
+    other axes may shrink to one value. The largest token budgets are dropped only if nothing else
+    helps. Raises UserError, with the lowest cost, if no such grid is within the budget.
     """
     require_above_zero("--budget", budget)
     cheapest = math.inf
     for count in range(len(sweep.token_budgets), -1, -1):
         if count or not sweep.token_budgets:
             part = replace(sweep, token_budgets=sweep.token_budgets[:count])
-            priced = [(thinned, *_price(thinned)) for thinned in _thinnings(part)]
-            cheapest = min(cheapest, *(cost for _, _, cost in priced))
-            # As many trials as can be paid; among equals the squarer grid.
-            if paid := [one for one in priced if one[2] <= budget]:
-                return max(paid, key=lambda one: (one[1], _narrowest(one[0])))[0]
+            grids = [(thinned, *_count_and_hours(thinned)) for thinned in _thinnings(part)]
+            cheapest = min(cheapest, *(hours for _, _, hours in grids))
+            # The grid with the most trials; among equals the one whose shortest axis is longest.
+            if affordable := [grid for grid in grids if grid[2] <= budget]:
+                return max(affordable, key=lambda grid: (grid[1], _shortest_axis(grid[0])))[0]
     raise UserError(
-        f"{budget:g} chip-hours pay for no grid of this sweep: its smallest costs {cheapest:.3g}, "
-        f"of {LEAST_VALUES} ratios and {LEAST_VALUES} rates where it has as many. Fewer tokens "
-        "(num_steps, token_budgets) or a smaller model cost less."
+        f"--budget={budget:g} chip-hours pay for no grid of this sweep: the smallest, of "
+        f"up to {MIN_VALUES} ratios and {MIN_VALUES} rates, costs {cheapest:.3g}. Raise the "
+        "budget, or set fewer tokens (num_steps, token_budgets) or a smaller model."
     )
 
 
-def _price(sweep: SweepConfig) -> tuple[int, float]:
-    """Trials, chip-hours."""
+def _count_and_hours(sweep: SweepConfig) -> tuple[int, float]:
+    """Return the number of trials and their chip-hours."""
     trials = [trial for chain in make_chains(sweep) for trial in chain]
     return len(trials), chip_hours(sweep, trials)
 
 
 def _thinnings(sweep: SweepConfig) -> Iterator[SweepConfig]:
-    choices = [range(_least(axis), len(axis.values) + 1) for axis in sweep.axes if axis.values]
+    """Yield the sweep with every allowed number of values on each axis."""
+    choices = [range(_min_values(axis), len(axis.values) + 1) for axis in sweep.axes if axis.values]
     points = range(sweep.points, min(sweep.points, 4) - 1, -1)
     for count, kept in itertools.product(points, itertools.product(*choices)):
         yield replace(sweep, points=count, axes=_thinned(sweep.axes, kept))
 
 
-def _narrowest(sweep: SweepConfig) -> int:
+def _shortest_axis(sweep: SweepConfig) -> int:
     return min((len(axis.values) for axis in sweep.axes if axis.values), default=0)
 
 
-def _least(axis: AxisConfig) -> int:
+def _min_values(axis: AxisConfig) -> int:
     return (
-        min(LEAST_VALUES, len(axis.values))
-        if axis.field in (ALMR_FIELD, LEARNING_RATE_FIELD)
-        else 1
+        min(MIN_VALUES, len(axis.values)) if axis.field in (ALMR_FIELD, LEARNING_RATE_FIELD) else 1
     )
 
 
@@ -87,6 +86,6 @@ def _thinned(axes: Sequence[AxisConfig], kept: Sequence[int]) -> tuple[AxisConfi
 
 def _evenly(axis: AxisConfig, count: int) -> AxisConfig:
     last = len(axis.values) - 1
-    places = [round(i * last / max(count - 1, 1)) for i in range(count)]
-    names = tuple(axis.names[place] for place in places) if axis.names else ()
-    return replace(axis, values=tuple(axis.values[place] for place in places), names=names)
+    indices = [round(i * last / max(count - 1, 1)) for i in range(count)]
+    names = tuple(axis.names[i] for i in indices) if axis.names else ()
+    return replace(axis, values=tuple(axis.values[i] for i in indices), names=names)

@@ -1,4 +1,4 @@
-"""A sweep before it is run, as text: its axes, its trials, what they cost."""
+"""Text previews of a sweep: its axes, its trials and their cost."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from llama_cpt.sweeps.trials import Trial
 
 
 def describe_sweep(sweep: SweepConfig) -> str:
-    """Its axes and budgets, as they would stand in a config."""
+    """Return the sweep's axes and budgets in the syntax of a config."""
     lines = [
         f'  AxisConfig("{axis.field}", {axis.values})'
         if axis.values
@@ -21,7 +21,7 @@ def describe_sweep(sweep: SweepConfig) -> str:
 
 
 def trial_table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
-    """Every trial with its tokens and chip-hours, and the sum."""
+    """Return a table of every trial with its tokens and chip-hours, and the sum."""
     rows = [("trial", "steps", "tokens", "chip-hours")]
     rows += [_row(sweep, trial.name, [trial]) for trial in trials]
     rows.append(_row(sweep, f"{len(trials)} trials", trials))
@@ -31,11 +31,11 @@ def trial_table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
         + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    told = (
+    notes = (
         f"{sweep.chip} at MFU {sweep.mfu:.0%}, which is assumed; loading and evaluation are not "
-        "counted. A trial's tokens are its own: those of a shared stable phase count once."
+        "counted. The tokens of a shared stable phase count once."
     )
-    return "\n".join([*lines, told])
+    return "\n".join([*lines, notes])
 
 
 def _row(sweep: SweepConfig, name: str, trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What became of trials: a note each, and ``results.csv`` over all of them."""
+"""Results of trials: the status file of each, and ``results.csv`` over all of them."""
 
 from collections.abc import Hashable, Sequence
 import csv
@@ -25,59 +25,60 @@ STATUS_FILE = "trial.json"
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """How a trial ended."""
+    """The result of a trial that has ended."""
 
     status: Literal["done", "diverged", "failed"]
     reason: str = ""
     tokenizer: str = ""
-    """Its fingerprint."""
+    """The fingerprint of its tokenizer."""
     seconds: float = 0.0
-    """All of the trial, from its config to its last number."""
+    """Wall time of the whole trial."""
     step_seconds: float = 0.0
-    """Of its training steps alone."""
+    """Wall time of its training steps."""
     evaluation_seconds: float = 0.0
+    """Wall time of its held-out evaluations."""
 
 
 def read_status(trial: Trial) -> TrialStatus | None:
-    """None for a trial that has not ended."""
+    """Return the trial's status, or None if it has not ended."""
     file = epath.Path(trial.config.output) / STATUS_FILE
     return TrialStatus(**json.loads(file.read_text())) if file.exists() else None
 
 
-def write_status(trial: Trial, note: TrialStatus) -> None:
-    """Beside the trial's numbers; written last, so that what has one has ended."""
+def write_status(trial: Trial, status: TrialStatus) -> None:
+    """Write the status next to the trial's metrics, after them: its presence means the end."""
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / STATUS_FILE, (json.dumps(asdict(note), indent=1) + "\n").encode())
+    write_atomic(folder / STATUS_FILE, (json.dumps(asdict(status), indent=1) + "\n").encode())
 
 
 def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
-    """What held-out losses before its first step depend on: trials that agree share them."""
+    """Return a key over all that the initial held-out losses depend on; equal keys share them."""
     config = trial.config
-    data, weights = config.data, config.init_from or f"drawn with seed {config.seed}"
-    measured = data.tokenizer, data.heldout, data.sequence_length, config.evaluation.documents
-    return config.model, weights, *measured
+    data, weights = config.data, config.init_from or f"random with seed {config.seed}"
+    evaluation = data.tokenizer, data.heldout, data.sequence_length, config.evaluation.documents
+    return config.model, weights, *evaluation
 
 
 def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
-    """The lines of its ``metrics.jsonl`` that hold held-out losses, by step."""
+    """Return the lines of the trial's ``metrics.jsonl`` with held-out losses, by step."""
     lines = _metrics(trial)
     return [line for line in lines if any(key.startswith("eval/") for key in line)]
 
 
 def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
-    """Last held-out bits per byte of each group, the mean of its corpora; {} before the first."""
-    measured, groups = read_evaluations(trial), sweep.groups()
-    if not measured:
+    """Return group -> mean of its corpora's last held-out bits per byte, {} if not evaluated."""
+    evaluations, groups = read_evaluations(trial), sweep.groups()
+    if not evaluations:
         return {}
-    found: dict[str, list[float]] = {}
+    by_group: dict[str, list[float]] = {}
     for corpus, group in groups.items():
-        found.setdefault(group, []).append(measured[-1][f"eval/{corpus}/bits_per_byte"])
-    return {group: sum(values) / len(values) for group, values in sorted(found.items())}
+        by_group.setdefault(group, []).append(evaluations[-1][f"eval/{corpus}/bits_per_byte"])
+    return {group: sum(values) / len(values) for group, values in sorted(by_group.items())}
 
 
 def step_seconds(trial: Trial) -> float:
-    """Of its training steps alone, by the throughput in its metrics."""
+    """Return the seconds of the trial's training steps, from the throughput in its metrics."""
     total, last = 0.0, trial.first_step
     for line in _metrics(trial):
         if speed := line.get("perf/tokens_per_second"):
@@ -87,22 +88,26 @@ def step_seconds(trial: Trial) -> float:
 
 
 def evaluation_seconds(trial: Trial) -> float:
-    """Of its held-out evaluations."""
+    """Return the seconds of the trial's held-out evaluations."""
     return sum((line.get("perf/evaluation_seconds", 0.0) for line in _metrics(trial)), 0.0)
 
 
 def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
-    """``results.csv`` of the trials that have ended; a diverged one's last losses are empty."""
+    """Write ``results.csv`` of all trials that have ended and return its path.
+
+    A diverged trial gets a last row with empty losses. Trials that failed are left out.
+    """
     base: dict[tuple[Hashable, ...], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        if (note := read_status(trial)) is None or note.status == "failed":
+        if (status := read_status(trial)) is None or status.status == "failed":
             continue
-        measured, weights = read_evaluations(trial), initial_state_key(trial)
-        if measured and measured[0]["step"] == 0:
-            base[weights] = measured[0]
+        evaluations, key = read_evaluations(trial), initial_state_key(trial)
+        # A trial that continues another one has no evaluation of the initial weights of its own.
+        if evaluations and evaluations[0]["step"] == 0:
+            base[key] = evaluations[0]
         for corpus in sweep.groups().items():
-            rows += _rows(sweep, trial, note, corpus, measured, base.get(weights, {}))
+            rows += _rows(sweep, trial, status, corpus, evaluations, base.get(key, {}))
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -120,14 +125,15 @@ def _metrics(trial: Trial) -> list[dict[str, Any]]:
 def _rows(
     sweep: SweepConfig,
     trial: Trial,
-    note: TrialStatus,
+    status: TrialStatus,
     corpus: tuple[str, str],
-    measured: Sequence[dict[str, Any]],
-    start: dict[str, Any],
+    evaluations: Sequence[dict[str, Any]],
+    base: dict[str, Any],
 ) -> list[dict[str, Any]]:
+    """Return the rows of one trial for one (corpus, group), one per evaluation."""
     config, (name, group) = trial.config, corpus
     constant = {
-        # Sweeps of other pairs and sizes have trials of the same name.
+        # With the sweep's name: sweeps of other pairs and sizes have trials of the same name.
         "run": f"{sweep.output.rstrip('/').rsplit('/', 1)[-1]}/{trial.name}",
         "pair": sweep.pair,
         "parameters": non_embedding_parameters(config.model),
@@ -137,14 +143,14 @@ def _rows(
         "schedule": config.optimizer.schedule,
         "batch_tokens": tokens_per_step(config),
         "seed": config.seed,
-        "tokenizer": note.tokenizer,
+        "tokenizer": status.tokenizer,
         "corpus": name,
         "group": group,
-        "base_loss": start.get(f"eval/{name}/loss", ""),
-        "base_bits_per_byte": start.get(f"eval/{name}/bits_per_byte", ""),
+        "base_loss": base.get(f"eval/{name}/loss", ""),
+        "base_bits_per_byte": base.get(f"eval/{name}/bits_per_byte", ""),
     }
-    if note.status == "diverged":
-        measured = [*measured, {"step": config.num_steps}]
+    if status.status == "diverged":
+        evaluations = [*evaluations, {"step": config.num_steps}]
     return [
         constant
         | {
@@ -153,5 +159,5 @@ def _rows(
             "loss": line.get(f"eval/{name}/loss", ""),
             "bits_per_byte": line.get(f"eval/{name}/bits_per_byte", ""),
         }
-        for line in measured
+        for line in evaluations
     ]

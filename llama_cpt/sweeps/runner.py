@@ -1,4 +1,4 @@
-"""A sweep's trials run: one compiled step a size, an end that is noted whatever it is."""
+"""Running a sweep: every trial once, on one compiled step per size, with its status recorded."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -34,54 +34,54 @@ from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import BranchPoint, Evaluation, evaluate, fit
 
 WAIT_SECONDS = 20.0
-"""Between looks at what other workers hold."""
+"""Seconds between checks of the leases of other workers."""
 
 
 @dataclass
 class SharedWork:
-    """What trials need not do again."""
+    """Work that trials share."""
 
     programs: dict[Hashable, TrainProgram] = field(default_factory=dict)
-    """By ``compile_key``."""
+    """Compiled programs by ``compile_key``."""
     starts: dict[tuple[Hashable, ...], Evaluation] = field(default_factory=dict)
-    """Held-out losses before the first step, by the weights that they are of."""
+    """Held-out losses before the first step, by ``initial_state_key``."""
 
 
 def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
-    """Run what is left of ``worker``'s share, then what others have not taken or have lost.
+    """Run the rest of ``worker``'s share, then trials that other workers have not taken or lost.
 
-    Returns once every trial has ended, or after a signal. Trials that diverged stay so; failed
-    ones are tried again. Raises UserError for a mistake that is found before a trial's first step.
+    Returns when every trial has ended, or after a signal. Trials that diverged are not run again;
+    failed ones are. Raises UserError for a mistake that is found before a trial's first step.
     """
     check_writable(sweep.output)
     chains = left = make_chains(sweep)
-    board = SweepProgress(sweep, [trial for chain in chains for trial in chain], workers)
-    for trial in board.trials:
-        _require_same(trial)
+    progress = SweepProgress(sweep, [trial for chain in chains for trial in chain], workers)
+    for trial in progress.trials:
+        _check_unchanged(trial)
     name, shared = f"worker {worker}/{workers}", SharedWork()
     tried: set[str] = set()
     while left := [chain for chain in left if not _ended(chain, tried)]:
         own = [chain for chain in left if chains.index(chain) % workers == worker - 1]
-        # Others' from the end, where they come last themselves.
-        free = [chain for chain in own or left[::-1] if not lease_owner(_claim(sweep, chain))]
+        # Shares of others are taken from the end, which their own workers reach last.
+        free = [chain for chain in own or left[::-1] if not lease_owner(_lease_file(sweep, chain))]
         if not free:
-            board.waiting({lease_owner(_claim(sweep, chain)) for chain in left})
+            progress.report_waiting({lease_owner(_lease_file(sweep, chain)) for chain in left})
             time.sleep(WAIT_SECONDS)
             continue
-        with hold_lease(_claim(sweep, free[0]), name) as mine:
-            if mine and (outcome := _run_chain(free[0], shared, board)) is not Outcome.FINISHED:
+        with hold_lease(_lease_file(sweep, free[0]), name) as held:
+            if held and (outcome := _run_chain(free[0], shared, progress)) is not Outcome.FINISHED:
                 return outcome
-        if mine:
+        if held:
             tried.add(free[0][0].name)
             if not sweep.keep_checkpoints and _ended(free[0], set()):
                 _drop_checkpoints(free[0])
     _check_compilations(shared)
-    write_results(sweep, board.trials)
+    write_results(sweep, progress.trials)
     return Outcome.FINISHED
 
 
-def _require_same(trial: Trial) -> None:
-    """Refuse to count a trial that ended with another config than it would be run with now."""
+def _check_unchanged(trial: Trial) -> None:
+    """Raise UserError if ``trial`` has ended with another config than that of the sweep."""
     file = epath.Path(trial.config.output) / "config.json"
     if read_status(trial) is None or not file.exists():
         return
@@ -92,44 +92,47 @@ def _require_same(trial: Trial) -> None:
             raise UserError(f"num_steps was {saved['num_steps']}, is {now}.")
     except UserError as error:
         raise UserError(
-            f"{trial.config.output} has ended, but not as this sweep would train it: {error} Give "
-            "the sweep another output, or delete that folder."
+            f"{trial.config.output} has ended, but not as this sweep would train it: {error} Set "
+            "another output for the sweep, or delete that folder."
         ) from None
 
 
-def _run_chain(chain: BudgetChain, shared: SharedWork, board: SweepProgress) -> Outcome:
+def _run_chain(chain: BudgetChain, shared: SharedWork, progress: SweepProgress) -> Outcome:
     for trial in chain:
-        note = read_status(trial)
-        if note and note.status != "failed":
+        status = read_status(trial)
+        if status and status.status != "failed":
             continue
-        before = read_status(trial.parent) if trial.parent else None
-        if before and before.status != "done":
-            write_status(trial, TrialStatus(before.status, f"as {trial.parent.name} did"))
-            board.ended(trial)
+        parent = read_status(trial.parent) if trial.parent else None
+        if parent and parent.status != "done":
+            write_status(trial, TrialStatus(parent.status, f"as {trial.parent.name} did"))
+            progress.report(trial)
             continue
-        outcome = _run_trial(trial, shared, board)
+        outcome = _run_trial(trial, shared, progress)
         if outcome is not Outcome.FINISHED:
             return outcome
-        board.ended(trial)
+        progress.report(trial)
     return Outcome.FINISHED
 
 
-def _run_trial(trial: Trial, shared: SharedWork, board: SweepProgress) -> Outcome:
-    """Train it and note how it ended; its own words go to ``log.txt`` in its folder."""
+def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Outcome:
+    """Train ``trial`` and record its status; its output goes to ``log.txt`` in its folder."""
     config, start = trial.config, time.monotonic()
-    part = compile_key(config)
-    with board.listening(trial):
-        # Mistakes found here are of the sweep, not of the trial: they end it before any step.
-        run = build_run(config, make_mesh(config.mesh), shared.programs.get(part))
-        shared.programs[part] = run.program
-        trunk = BranchPoint(trial.parent.config.output, trial.first_step) if trial.parent else None
+    key = compile_key(config)
+    with progress.capture(trial):
+        # An error here is a mistake in the sweep's config: it ends the sweep before any step.
+        run = build_run(config, make_mesh(config.mesh), shared.programs.get(key))
+        shared.programs[key] = run.program
+        parent = trial.parent
+        branch_point = BranchPoint(parent.config.output, trial.first_step) if parent else None
         status, reason = "done", ""
         try:
-            outcome = fit(run, trunk=trunk, at_start=_known_start(trial, run, shared))
+            outcome = fit(
+                run, branch_point=branch_point, at_start=_initial_losses(trial, run, shared)
+            )
         except DivergedError as error:
             status, reason, outcome = "diverged", str(error), Outcome.FINISHED
         except Exception as error:
-            # Whatever it was, the other trials do not share it.
+            # Any failure is recorded, so that the other trials run.
             traceback.print_exc()
             status, reason, outcome = "failed", f"{type(error).__name__}: {error}", Outcome.FINISHED
     if outcome is Outcome.FINISHED:
@@ -138,26 +141,26 @@ def _run_trial(trial: Trial, shared: SharedWork, board: SweepProgress) -> Outcom
     return outcome
 
 
-def _known_start(trial: Trial, run: Run, shared: SharedWork) -> Evaluation | None:
-    """Held-out losses of the weights that it starts from, measured once."""
+def _initial_losses(trial: Trial, run: Run, shared: SharedWork) -> Evaluation | None:
+    """Return the held-out losses of the initial weights, measured once for all trials."""
     if trial.parent or not run.heldout:
         return None
-    weights = initial_state_key(trial)
-    if weights not in shared.starts:
+    key = initial_state_key(trial)
+    if key not in shared.starts:
         with jax.set_mesh(run.program.mesh):
-            shared.starts[weights] = evaluate(run, run.start())
-    return shared.starts[weights]
+            shared.starts[key] = evaluate(run, run.start())
+    return shared.starts[key]
 
 
 def _ended(chain: BudgetChain, tried: set[str]) -> bool:
-    """Nothing is left to do of it: a failed trial is tried once by each call of the command."""
-    notes = [read_status(trial) for trial in chain]
-    if None in notes:
+    """Return whether ``chain`` is complete, or has failed in this call of the command."""
+    statuses = [read_status(trial) for trial in chain]
+    if None in statuses:
         return False
-    return all(note.status != "failed" for note in notes) or chain[0].name in tried
+    return all(status.status != "failed" for status in statuses) or chain[0].name in tried
 
 
-def _claim(sweep: SweepConfig, chain: BudgetChain) -> epath.Path:
+def _lease_file(sweep: SweepConfig, chain: BudgetChain) -> epath.Path:
     return epath.Path(sweep.output) / "claims" / f"{chain[0].name}.json"
 
 
@@ -169,6 +172,7 @@ def _drop_checkpoints(chain: BudgetChain) -> None:
 
 
 def _check_compilations(shared: SharedWork) -> None:
+    """Assert that no step was compiled twice, which would double the cost of short trials."""
     for program in shared.programs.values():
         count = program.step._cache_size()
         assert count <= 1, f"a step was compiled {count} times for one size and batch shape"

@@ -1,4 +1,4 @@
-"""The trials of a sweep: a config each, a name made of its values, what it shares with others."""
+"""The trials of a sweep: their configs, names and shared stable phases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,58 +31,58 @@ class Trial:
     name: str
     config: TrainConfig
     size: str
-    """Of its model; "" where the sweep has one."""
+    """The name of its model size; "" if the sweep has one size."""
     parent: "Trial | None" = None
-    """The trial of the next smaller token budget, whose stable phase this one goes on from."""
+    """The trial of the next smaller token budget, whose stable phase this one continues."""
 
     @property
     def stable_steps(self) -> int:
-        """Steps before the decay, which a larger budget's trial need not do again."""
+        """Number of steps before the decay, which the trial of a larger budget shares."""
         return self.config.num_steps - self.config.optimizer.decay_steps
 
     @property
     def first_step(self) -> int:
-        """Where its own steps begin."""
+        """Number of steps that the parent has trained already."""
         return self.parent.stable_steps if self.parent else 0
 
     @property
     def own_tokens(self) -> int:
-        """Trained on by this trial itself."""
+        """Number of row tokens that this trial trains on itself."""
         return (self.config.num_steps - self.first_step) * tokens_per_step(self.config)
 
 
 BudgetChain = tuple[Trial, ...]
-"""Trials that differ in their token budget alone: done in this order, by one worker."""
+"""Trials that differ only in their token budget, run in this order by one worker."""
 
 Point = dict[str, tuple[str, Value]]
-"""Field -> its value's name, its value."""
+"""A point of the grid: field -> (name of the value, value)."""
 
 
 def make_chains(sweep: SweepConfig) -> list[BudgetChain]:
-    """All trials, those of one size together.
+    """Return all trials in chains, those of one size together, so that they share a compilation.
 
-    Raises UserError for an axis whose field is unknown or does not take its values.
+    Raises UserError if the field of an axis is unknown or does not accept a value.
     """
     values = to_dict(sweep.train)
     for axis in sweep.axes:
         _require_field(values, axis.field)
     sizes = sweep.sizes or (SizeConfig("", sweep.train.model, sweep.train.init_from),)
-    points, ridge = _points(sweep), _ridge(sweep.law)
-    chains = [_chain(sweep, size, point, ridge) for size in sizes for point in points]
+    points, optimal = _points(sweep), _load_optimal_rate(sweep.law)
+    chains = [_chain(sweep, size, point, optimal) for size in sizes for point in points]
     names = [trial.name for chain in chains for trial in chain]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two trials are named {name}: give the axes' values names.")
+            raise UserError(f"two trials are named {name}; set names for the values of the axes.")
     return chains
 
 
 def tokens_per_step(config: TrainConfig) -> int:
-    """Row tokens."""
+    """Return the number of row tokens per step."""
     return config.global_batch_size * config.data.sequence_length
 
 
 def mean_almr(config: TrainConfig) -> Fraction:
-    """Asked share of additional tokens over the whole run, its stages together."""
+    """Return the target share of additional tokens over the whole run, all stages together."""
     stages = [*config.data.almr_stages(), (config.num_steps, Fraction(0))]
     parts = [
         (min(until, config.num_steps) - min(start, config.num_steps)) * almr
@@ -92,7 +92,7 @@ def mean_almr(config: TrainConfig) -> Fraction:
 
 
 def mixture_order(config: TrainConfig) -> str:
-    """``interleaved`` at one ratio, ``block`` where each stage is of one group, else ``staged``."""
+    """Return ``interleaved`` (one ratio), ``block`` (one group per stage) or ``staged``."""
     shares = [almr for step, almr in config.data.almr_stages() if step < config.num_steps]
     if len(shares) == 1:
         return "interleaved"
@@ -100,7 +100,7 @@ def mixture_order(config: TrainConfig) -> str:
 
 
 def _points(sweep: SweepConfig) -> list[Point]:
-    """Cells, times Sobol points, times the grid of the other axes."""
+    """Return all points: cells times Sobol points times the grid of the other axes."""
     grids = [
         [(axis.field, (name, value)) for name, value in zip(_names(axis), axis.values, strict=True)]
         for axis in sweep.axes
@@ -112,7 +112,7 @@ def _points(sweep: SweepConfig) -> list[Point]:
     sobol = _sobol_points([axis for axis in sweep.axes if axis.between], sweep)
     parts = itertools.product(cells, sobol, itertools.product(*grids))
     found = [dict(itertools.chain(*part)) for part in parts]
-    # In the order of the axes, which trials' names follow.
+    # Trial names list the fields in the order of the axes.
     order = [
         *((ALMR_FIELD, LEARNING_RATE_FIELD) if sweep.cells else ()),
         *(axis.field for axis in sweep.axes),
@@ -123,17 +123,17 @@ def _points(sweep: SweepConfig) -> list[Point]:
 def _sobol_points(
     axes: Sequence[AxisConfig], sweep: SweepConfig
 ) -> list[tuple[tuple[str, tuple[str, Value]], ...]]:
-    """Scrambled Sobol points, in as few digits as tell them apart, always the same for a seed."""
+    """Return scrambled Sobol points, fixed by the seed, in as few digits as keep them distinct."""
     if not axes:
         return [()]
     sampler = qmc.Sobol(len(axes), rng=np.random.default_rng(sweep.train.seed))
-    # Balanced for powers of two alone; the first ones of more are taken.
+    # Sobol points are balanced for powers of two only, so draw the next one and take the first.
     unit = sampler.random_base2(max(sweep.points - 1, 1).bit_length())[: sweep.points]
-    columns = [_stretched(unit[:, place], axis) for place, axis in enumerate(axes)]
+    columns = [_scale(unit[:, column], axis) for column, axis in enumerate(axes)]
     names: list[tuple[str, ...]] = []
     for digits in range(3, 18):
-        told = [[f"{number:.{digits}g}" for number in column] for column in columns]
-        names = list(zip(*told, strict=True))
+        texts = [[f"{number:.{digits}g}" for number in column] for column in columns]
+        names = list(zip(*texts, strict=True))
         if len(set(names)) == len(names):
             break
     return [
@@ -142,7 +142,7 @@ def _sobol_points(
     ]
 
 
-def _stretched(unit: np.ndarray, axis: AxisConfig) -> np.ndarray:
+def _scale(unit: np.ndarray, axis: AxisConfig) -> np.ndarray:
     low, high = axis.between
     return low * (high / low) ** unit if axis.scale == "log" else low + unit * (high - low)
 
@@ -157,49 +157,54 @@ def _name(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
 
 
-def _ridge(law: str) -> OptimalRate | None:
-    """The learning rates that ``law`` finds best."""
+def _load_optimal_rate(law: str) -> OptimalRate | None:
+    """Return the optimal learning rate per ALMR from the law's file, None without a law."""
     if not law:
         return None
-    if (ridge := load_law(law).optimal_rate) is None:
-        raise UserError(f"{law} has no best learning rate for each ALMR: it was refused.")
-    return ridge
+    if (optimal := load_law(law).optimal_rate) is None:
+        raise UserError(
+            f"{law} has no optimal learning rate per ALMR: the law was refused; set another law."
+        )
+    return optimal
 
 
-def _best_rate(ridge: OptimalRate, almr: float) -> float:
-    """Between the ratios that the law tells, on the logarithm; at its ends what it says there."""
-    return float(np.exp(np.interp(almr, ridge.almr, np.log(ridge.learning_rate.value))))
+def _rate_at(optimal: OptimalRate, almr: float) -> float:
+    """Return the optimal rate at ``almr``, interpolated in its logarithm, constant outside."""
+    return float(np.exp(np.interp(almr, optimal.almr, np.log(optimal.learning_rate.value))))
 
 
 def _chain(
-    sweep: SweepConfig, size: SizeConfig, point: Point, ridge: OptimalRate | None
+    sweep: SweepConfig, size: SizeConfig, point: Point, optimal: OptimalRate | None
 ) -> BudgetChain:
+    """Return the trials of one point and size, one per token budget."""
     values = to_dict(replace(sweep.train, model=size.model, init_from=size.init_from))
     parts = [size.name] if size.name else []
     for field, (name, value) in point.items():
         _set(values, field, value)
         parts.append(f"{field.rsplit('.', 1)[-1]}_{name}")
     stem = "-".join(parts) or "trial"
-    # Through from_dict, which holds every value to its field's type and names the field.
+    # from_dict checks every value against its field's type and names the field in errors.
     config = from_dict(TrainConfig, values, f"trial {stem}")
-    if ridge:
-        rates = config.optimizer
-        best = _best_rate(ridge, float(mean_almr(config)))
-        rates = replace(rates, peak_learning_rate=float(f"{rates.peak_learning_rate * best:.3g}"))
-        config = replace(config, optimizer=rates)
+    if optimal:
+        # With a law, the axis of the learning rate holds multiples of the optimal rate.
+        optimizer = config.optimizer
+        rate = optimizer.peak_learning_rate * _rate_at(optimal, float(mean_almr(config)))
+        optimizer = replace(optimizer, peak_learning_rate=float(f"{rate:.3g}"))
+        config = replace(config, optimizer=optimizer)
     if not sweep.token_budgets:
         return (Trial(stem, replace(config, output=f"{sweep.output}/{stem}"), size.name),)
     chain: list[Trial] = []
     for tokens in sweep.token_budgets:
         last = tokens == sweep.token_budgets[-1]
         name = f"{stem}-tokens_{tokens}"
-        trial = replace(_of_length(config, tokens, sweep), output=f"{sweep.output}/{name}")
-        trunk = chain[-1] if chain else None
-        chain.append(Trial(name, trial if last else _saved_stable(trial), size.name, trunk))
+        trial = replace(_with_tokens(config, tokens, sweep), output=f"{sweep.output}/{name}")
+        parent = chain[-1] if chain else None
+        trial = trial if last else _with_stable_checkpoint(trial)
+        chain.append(Trial(name, trial, size.name, parent))
     return tuple(chain)
 
 
-def _of_length(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainConfig:
+def _with_tokens(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainConfig:
     steps = -(-tokens // tokens_per_step(config))
     optimizer = config.optimizer
     if optimizer.schedule == "wsd":
@@ -207,16 +212,16 @@ def _of_length(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainCon
     return replace(config, num_steps=steps, optimizer=optimizer)
 
 
-def _saved_stable(config: TrainConfig) -> TrainConfig:
-    """With a checkpoint where the decay begins, which stays: the next budget takes over there.
+def _with_stable_checkpoint(config: TrainConfig) -> TrainConfig:
+    """Return ``config`` with a kept checkpoint at the start of the decay, for the next budget.
 
-    Checkpoints are spaced evenly up to it, so it may begin a step or two early.
+    Checkpoints are evenly spaced up to it, so the decay may start a step or two early.
     """
     stable = config.num_steps - config.optimizer.decay_steps
     if stable < 1:
         raise UserError(
             f"token_budgets: the smallest is {config.num_steps} steps, too few for a stable phase "
-            "and a decay."
+            "and a decay; raise it."
         )
     saves = -(-stable // config.checkpoint.every_steps)
     every = stable // saves
@@ -227,6 +232,7 @@ def _saved_stable(config: TrainConfig) -> TrainConfig:
         checkpoint=replace(
             config.checkpoint,
             every_steps=every,
+            # The checkpoints of the decay and the final one must not displace it.
             keep=max(config.checkpoint.keep, decay // every + 2),
         ),
     )
@@ -235,7 +241,7 @@ def _saved_stable(config: TrainConfig) -> TrainConfig:
 def _require_field(values: dict[str, Any], field: str) -> None:
     section: Any = values
     for part in field.split("."):
-        known = _named(section)
+        known = _children(section)
         if part not in known:
             raise UserError(
                 f"axis {field}: the config has no such field{did_you_mean(part, list(known))}"
@@ -243,10 +249,10 @@ def _require_field(values: dict[str, Any], field: str) -> None:
         section = known[part]
 
 
-def _named(section: Any) -> dict[str, Any]:
-    """What lies below: fields by name, entries of a tuple by place."""
+def _children(section: Any) -> dict[str, Any]:
+    """Return the fields of a section by name, or the entries of a tuple by index."""
     if isinstance(section, list):
-        return {str(place): entry for place, entry in enumerate(section)}
+        return {str(index): entry for index, entry in enumerate(section)}
     return section if isinstance(section, dict) else {}
 
 
@@ -254,7 +260,7 @@ def _set(values: dict[str, Any], field: str, value: Value) -> None:
     *sections, last = field.split(".")
     section: Any = values
     for part in sections:
-        section = _named(section)[part]
+        section = _children(section)[part]
     if isinstance(section, list):
         section[int(last)] = value
     else:

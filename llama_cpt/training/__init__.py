@@ -1,1 +1,1 @@
-"""Objectives, the step, the loop and checkpoints."""
+"""The compiled training step, the training loop, and what surrounds it."""

@@ -1,9 +1,9 @@
 """Held-out loss and bits per byte: every token of whole documents scored once, in rolling windows.
 
-The windows are lm-evaluation-harness's (``get_rolling_token_windows`` with ``context_len`` 1), so
-that numbers compare: BOS is read and not scored, EOS is neither, a window's first input is the
-last token of the window before, and the last window reaches back to be full. Bits per byte divide
-by the UTF-8 bytes of the source text, whatever the tokenizer makes of it.
+The windows are those of lm-evaluation-harness (``get_rolling_token_windows`` with ``context_len``
+1), so that numbers are comparable: BOS is read and not scored, EOS is neither, a window's first
+input is the last token of the previous window, and the last window starts early enough to be full.
+Bits per byte divide by the UTF-8 bytes of the source text, so they do not depend on the tokenizer.
 """
 
 import bisect
@@ -22,18 +22,18 @@ from llama_cpt.runtime.progress import Progress
 
 @runtime_checkable
 class Documents(Protocol):
-    """Held-out documents, as ``prepare`` keeps them."""
+    """The held-out documents of a corpus, as ``prepare`` stores them."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> Sequence[tuple[np.ndarray, int]]:
-        """Of each, tokens from BOS to EOS, and the bytes of the source text."""
+        """Return each document's tokens from BOS to EOS and the bytes of its source text."""
         ...
 
 
 @dataclass(frozen=True)
 class HeldoutResult:
-    """How well a model predicts one corpus."""
+    """The loss of a model on one held-out corpus."""
 
     loss: float
     """Nats per token of text."""
@@ -44,7 +44,7 @@ class HeldoutResult:
 
 
 class Window(NamedTuple):
-    """A stretch of one document: ``targets[-scored:]`` are scored, what is before is context."""
+    """A part of one document; ``targets[-scored:]`` are scored, the rest is context."""
 
     tokens: Integer[np.ndarray, " length"]
     targets: Integer[np.ndarray, " length"]
@@ -61,11 +61,11 @@ def evaluate_heldout(
     documents: int,
     bos_id: int,
 ) -> dict[str, HeldoutResult]:
-    """Score up to ``documents`` documents of each corpus, spread evenly over it, always the same.
+    """Score up to ``documents`` documents of each corpus, always the same ones, evenly spaced.
 
-    ``score(batch)`` gives the negative log-likelihood of ``batch.targets`` in nats, float32
+    ``score(batch)`` returns the negative log-likelihood of ``batch.targets`` in nats, float32
     (batch_size, sequence_length); every batch has that shape. Sums are float64. Raises UserError
-    for a corpus without text.
+    if the documents of a corpus hold no text.
     """
     windows: list[Window] = []
     byte_counts, document_counts = [], []
@@ -74,7 +74,10 @@ def evaluate_heldout(
         byte_counts.append(sum(int(byte_count) for _, byte_count in chosen))
         document_counts.append(len(chosen))
         if not byte_counts[-1]:
-            raise UserError(f"held-out corpus {name!r}: its {len(chosen)} documents hold no text.")
+            raise UserError(
+                f"held-out corpus {name!r}: its {len(chosen)} documents hold no text; check its "
+                "source."
+            )
         for tokens, _ in chosen:
             windows += rolling_windows(tokens, sequence_length, bos_id=bos_id, corpus=corpus)
     nll, tokens = _sums(score, windows, len(corpora), sequence_length, batch_size)
@@ -91,7 +94,7 @@ def evaluate_heldout(
 
 
 def evenly_spaced(available: int, wanted: int) -> list[int]:
-    """Indices of ``wanted`` of ``available`` documents (or all of them), evenly spaced."""
+    """Return ``min(wanted, available)`` evenly spaced indices below ``available``."""
     count = min(available, wanted)
     return [i * available // count for i in range(count)]
 
@@ -99,9 +102,9 @@ def evenly_spaced(available: int, wanted: int) -> list[int]:
 def rolling_windows(
     document: Integer[np.ndarray, " n"], length: int, *, bos_id: int, corpus: int
 ) -> Iterator[Window]:
-    """The windows of at most ``length`` that score each token of ``document`` once.
+    """Yield windows of at most ``length`` tokens that score each token of ``document`` once.
 
-    ``document`` runs from BOS to EOS; an empty one has no windows.
+    ``document`` includes BOS and EOS; one without text has no windows.
     """
     text = np.asarray(document[:-1], np.int32)
     text[:1] = bos_id
@@ -112,16 +115,16 @@ def rolling_windows(
 
 
 def pack_windows(windows: Sequence[Window], length: int) -> list[list[Window]]:
-    """Rows of windows of at most ``length`` tokens together, the fullest row that fits first.
+    """Pack windows into rows of at most ``length`` tokens by best fit, longest windows first.
 
-    Longest windows first; several short documents share a row as segments of their own.
+    Short windows share a row as separate segments.
     """
     rows: list[list[Window]] = []
     room: list[tuple[int, int]] = []  # (tokens free, row), ascending
     for window in sorted(windows, key=lambda window: -len(window.tokens)):
         size = len(window.tokens)
-        place = bisect.bisect_left(room, (size, -1))
-        free, row = room.pop(place) if place < len(room) else (length, len(rows))
+        fit = bisect.bisect_left(room, (size, -1))
+        free, row = room.pop(fit) if fit < len(room) else (length, len(rows))
         if row == len(rows):
             rows.append([])
         rows[row].append(window)
@@ -131,9 +134,9 @@ def pack_windows(windows: Sequence[Window], length: int) -> list[list[Window]]:
 
 
 def window_batch(rows: Sequence[Sequence[Window]], batch_size: int, length: int) -> TokenBatch:
-    """One batch (batch_size, length) of up to ``batch_size`` rows; padding has segment 0.
+    """Return one batch (batch_size, length) of up to ``batch_size`` rows; padding has segment 0.
 
-    ``loss_mask`` is 1 where a target is scored, ``corpus`` indexes the held-out corpora.
+    ``loss_mask`` is 1 for scored targets; ``corpus`` indexes the held-out corpora.
     """
     fields = {
         name: np.zeros((batch_size, length), np.int32)
@@ -143,12 +146,12 @@ def window_batch(rows: Sequence[Sequence[Window]], batch_size: int, length: int)
     for i, row in enumerate(rows):
         start = 0
         for segment, window in enumerate(row, 1):
-            place = i, slice(start, start + len(window.tokens))
-            fields["tokens"][place] = window.tokens
-            fields["targets"][place] = window.targets
-            fields["segment_ids"][place] = segment
-            fields["positions"][place] = np.arange(len(window.tokens))
-            fields["corpus"][place] = window.corpus
+            span = i, slice(start, start + len(window.tokens))
+            fields["tokens"][span] = window.tokens
+            fields["targets"][span] = window.targets
+            fields["segment_ids"][span] = segment
+            fields["positions"][span] = np.arange(len(window.tokens))
+            fields["corpus"][span] = window.corpus
             start += len(window.tokens)
             loss_mask[i, start - window.scored : start] = 1
     return TokenBatch(**fields, loss_mask=loss_mask, row=np.zeros((batch_size, 2), np.uint32))
@@ -161,7 +164,7 @@ def _sums(
     length: int,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Summed nll in nats and number of scored tokens of each corpus, float64."""
+    """Return the summed NLL in nats and the number of scored tokens per corpus, float64."""
     nll, tokens = np.zeros(num_corpora), np.zeros(num_corpora)
     rows = pack_windows(windows, length)
     total = float(sum(window.scored for window in windows))

@@ -1,4 +1,4 @@
-"""AdamW, and the learning rate of each step, computed on the host."""
+"""AdamW and the learning-rate schedules; rates are computed on the host."""
 
 import math
 from typing import Any
@@ -12,10 +12,11 @@ from llama_cpt.runtime.errors import UserError
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of the step with this number, from 0.
+    """Return the learning rate of step number ``step``, which counts from 0.
 
-    Warm-up is linear from ``initial_learning_rate`` and ends at the peak on step ``warmup_steps``;
-    ``cosine``, ``linear`` and ``wsd``'s decay end at the final rate on the last step.
+    Warm-up is linear from ``initial_learning_rate`` and reaches the peak on step ``warmup_steps``;
+    ``cosine``, ``linear`` and the decay of ``wsd`` reach the final rate on the last step. The rate
+    depends on the step number only, so a resumed run computes the same rates.
     """
     peak, final = config.peak_learning_rate, config.final_learning_rate_fraction
     if step < config.warmup_steps:
@@ -35,19 +36,22 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 def check_schedule(config: OptimizerConfig, num_steps: int) -> None:
-    """Refuse phases that do not fit into the run."""
+    """Raise UserError if warm-up and decay do not fit into ``num_steps``."""
     decay_steps = config.decay_steps if config.schedule == "wsd" else 0
     if config.schedule == "wsd" and decay_steps < 1:
-        raise UserError("optimizer.schedule=wsd needs optimizer.decay_steps of at least 1.")
+        raise UserError("optimizer.schedule=wsd needs optimizer.decay_steps of at least 1; set it.")
     if config.warmup_steps + decay_steps > num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={config.warmup_steps} and decay_steps={decay_steps} do not "
-            f"fit into num_steps={num_steps}."
+            f"optimizer.warmup_steps={config.warmup_steps} and optimizer.decay_steps={decay_steps} "
+            f"do not fit into num_steps={num_steps}; shorten them or train more steps."
         )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW without its rate: the step multiplies by the rate, an argument (arXiv 1711.05101)."""
+    """Return AdamW (arXiv 1711.05101) without its learning rate.
+
+    The step multiplies the updates by the rate, which is an argument of the compiled program.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
@@ -56,7 +60,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(model: Any) -> Any:
-    """True for matrices, False for norm scales."""
+    """Return the weight-decay mask of ``model``: True for matrices, False for norm scales."""
     return jax.tree.map(
         lambda parameter: "norm" not in parameter.get_metadata("axes"),
         model,

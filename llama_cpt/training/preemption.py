@@ -1,4 +1,4 @@
-"""Compute Engine's notice that it takes this machine back, which comes before any signal."""
+"""Watching for Compute Engine's preemption notice, which precedes any signal."""
 
 from http.client import HTTPException
 import os
@@ -11,23 +11,24 @@ import urllib.request
 from llama_cpt.runtime.distributed import on_tpu_host
 
 METADATA_HOST = "GCE_METADATA_HOST"
-"""Names another metadata server, as for Google's own libraries."""
+"""The environment variable with the metadata server's host, as in Google's own libraries."""
 _URL = "http://{}/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec={}"
-# An answer comes at a change, or after so long.
+# With wait_for_change the server answers when the value changes, or after this time.
 _ANSWER_SECONDS = 60
 _RETRY_SECONDS = 5.0
 
 
 class PreemptionWatcher:
-    """While it is open, such a notice is a SIGTERM of this process to itself.
+    """Context manager that turns a preemption notice into a SIGTERM to this process.
 
-    Asks where TPU chips are here, or ``GCE_METADATA_HOST`` is set; nobody on the network otherwise.
+    It polls the metadata server on TPU hosts and if ``GCE_METADATA_HOST`` is set, and sends no
+    request otherwise.
     """
 
     def __init__(self) -> None:
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._host = os.environ.get(METADATA_HOST, "metadata.google.internal")
-        # Metadata never lie behind a proxy.
+        # The metadata server is link-local and never behind a proxy.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> "PreemptionWatcher":
@@ -36,26 +37,28 @@ class PreemptionWatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Its question may be open for a minute: nobody waits for that.
-        self._over.set()
+        # The thread is a daemon and not joined: its request may stay open for a minute.
+        self._closed.set()
 
     def _watch(self) -> None:
-        known = "0"
-        while not self._over.is_set():
-            url = f"{_URL.format(self._host, _ANSWER_SECONDS)}&last_etag={known}"
-            asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        etag = "0"  # The first request returns at once; later ones wait until the value changes.
+        while not self._closed.is_set():
+            url = f"{_URL.format(self._host, _ANSWER_SECONDS)}&last_etag={etag}"
+            request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
             try:
-                with self._opener.open(asked, timeout=_ANSWER_SECONDS + 10) as answer:
-                    taken = answer.read().strip() == b"TRUE"
-                    known = answer.headers.get("ETag", "0")
+                with self._opener.open(request, timeout=_ANSWER_SECONDS + 10) as answer:
+                    preempted = answer.read().strip() == b"TRUE"
+                    etag = answer.headers.get("ETag", "0")
             except (OSError, HTTPException) as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code == 404:
-                    return  # A server that does not tell of it, as on GKE, which signals in time.
-                self._over.wait(_RETRY_SECONDS)
+                    # GKE's server does not have this entry; GKE sends SIGTERM early enough itself.
+                    return
+                self._closed.wait(_RETRY_SECONDS)
                 continue
-            if taken and not self._over.is_set():
-                print("\npreemption notice: this machine is taken back", file=sys.stderr)
+            if preempted and not self._closed.is_set():
+                print("\npreemption notice: this machine will be reclaimed", file=sys.stderr)
+                # Python runs the handler of StopSignals in the main thread, between two steps.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            # Whoever answers at once is not asked without pause.
-            self._over.wait(1.0)
+            # A server that ignores wait_for_change answers at once; do not flood it.
+            self._closed.wait(1.0)

@@ -1,4 +1,4 @@
-"""What a run compiles: one function makes it for ``train`` and for ``plan``."""
+"""The compiled programs of a run, made by one function for ``train`` and for ``plan``."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ from llama_cpt.training.train_step import (
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """What is compiled: the same on a pod, on a laptop and ahead of time."""
+    """The compiled programs: the same on a pod, on a laptop and ahead of time."""
 
     mesh: Mesh
     state_shapes: TrainState
-    """Shapes and shardings of the state."""
+    """The abstract state: shapes and shardings."""
     optimizer: optax.GradientTransformation
     step: Callable
     """``step(state, batch, learning_rate) -> (state, metrics)``, jitted, the state donated."""
@@ -53,7 +53,11 @@ class TrainProgram:
 
 
 def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
-    """The jitted step and score of ``config`` on ``mesh``; ``backend`` settles ``auto``."""
+    """Return the jitted step and score of ``config`` on ``mesh``.
+
+    ``backend`` resolves ``compute.attention=auto``. Raises UserError if the mesh does not divide
+    the config's sizes.
+    """
     check_mesh(config, mesh)
     compute = config.compute
     require_qwix(compute.matmul_precision)
@@ -80,15 +84,15 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
         seed=config.seed,
     )
     if config.lora:
-        # In the compute type: each product would round the weights to it all the same.
+        # Frozen weights are stored in the compute type: each product would round them to it anyway.
         frozen = cast_abstract(model, compute.dtype)
         adapters = abstract_adapters(config.lora, frozen)
         abstract = abstract_state(adapters, optimizer, mesh, frozen)
     else:
         abstract = abstract_state(model, optimizer, mesh)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = make_train_step(objective, optimizer)
-    step = jit_train_step(train_step, placed, compiler_options(backend))
+    step = jit_train_step(train_step, state_shardings, compiler_options(backend))
 
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:
@@ -112,14 +116,14 @@ def compile_key(config: TrainConfig) -> Hashable:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every field of a step's batch."""
+    """Return the sharding of every field of a step's batch (micro-batches, rows, ...)."""
     return NamedSharding(mesh, partition_spec("microbatch", "batch", None))
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Refuse sizes that the mesh does not divide, naming the field.
+    """Raise UserError, naming the field, for a size that the mesh does not divide.
 
-    The model's come first: it is the mesh that must change then, and with it the batch.
+    The model's sizes are checked first: they require another mesh, and the batch follows the mesh.
     """
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
@@ -133,13 +137,13 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     ):
         if size % parts:
             raise UserError(
-                f"model.{name}={size} is not a multiple of the mesh's {axis} ({parts}): set "
-                "another mesh, or take another number of chips."
+                f"model.{name}={size} is not a multiple of the mesh's {axis} ({parts}); set "
+                "another mesh or use another number of chips."
             )
     for name, size, axis, parts in (
         (field, config.microbatch_rows, "replica x fsdp", slices),
         ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
-        # Two chunks of a row for each device that shares it.
+        # Context parallelism cuts a row into two chunks per device, to balance the causal mask.
         (
             "data.sequence_length",
             config.data.sequence_length,
@@ -156,12 +160,12 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def needs_reference(config: TrainConfig) -> bool:
-    """Whether answers are scored with the model that the run starts from before its first step."""
+    """Return whether the objective needs log-probabilities of the initial model."""
     objective = config.objective
     return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
 
 
 def describe_precision(compute: ComputeConfig) -> str:
-    """The types of what is computed, in words."""
-    plain = compute.matmul_precision == "bf16"
-    return compute.dtype if plain else f"{compute.dtype} {compute.matmul_precision}"
+    """Return the compute type, with the precision of matrix products if it is lower."""
+    unquantized = compute.matmul_precision == "bf16"
+    return compute.dtype if unquantized else f"{compute.dtype} {compute.matmul_precision}"

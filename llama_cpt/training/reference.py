@@ -1,7 +1,8 @@
-"""Log-probabilities of answers under the model that a stage starts from, computed once and kept.
+"""Reference log-probabilities of answers under the initial model, computed once and cached.
 
-One ``.npy`` a corpus, float32 (rows, segments), in a folder named by the fingerprint of all that
-the numbers depend on; a file beside it holds its digest, so that a damaged one is found out.
+The cache holds one ``.npy`` file per corpus, float32 (rows, segments), in a folder named by the
+fingerprint of everything that the numbers depend on. A file next to it holds its digest, by which
+damage is detected.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,33 +36,33 @@ from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hub import resolve
 
 Score = Callable[[PreferenceBatch | UnpairedBatch], np.ndarray]
-"""A batch's log-probabilities (batch, segments), the same on every process."""
+"""A function from a batch to its log-probabilities (batch, segments), equal on every process."""
 
 
 @runtime_checkable
 class AnswerRows(Protocol):
-    """A corpus's rows of answers; of a batch, ``reference_logprobs`` is read for its shape only."""
+    """The rows of answers of a corpus; ``reference_logprobs`` of a batch is read for its shape."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> PreferenceBatch | UnpairedBatch:
-        """Rows ``indices`` as NumPy arrays."""
+        """Return rows ``indices`` as NumPy arrays."""
         ...
 
 
 @dataclass(frozen=True)
 class ReferenceIdentity:
-    """What reference log-probabilities depend on but the corpus."""
+    """The inputs of reference log-probabilities other than the corpus."""
 
     model: str
-    """``model_identity`` of the weights."""
+    """The ``model_identity`` of the weights."""
     tokenizer: str
-    """Fingerprint of the vocabulary."""
+    """The fingerprint of the tokenizer."""
     dtype: str
-    """``compute.dtype``, with ``compute.matmul_precision`` where that is below it."""
+    """The compute type, with the precision of matrix products if it is lower."""
 
     def fingerprint(self, corpus: str) -> str:
-        """With the corpus's own fingerprint, which tells of its data and template."""
+        """Return the SHA-256 of all inputs; ``corpus`` is the corpus's own fingerprint."""
         parts = [self.model, self.tokenizer, self.dtype, corpus]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -74,42 +75,42 @@ def reference_logprobs(
     identity: ReferenceIdentity,
     batch_size: int,
 ) -> dict[str, Float32[np.ndarray, "rows segments"]]:
-    """Every corpus's reference log-probabilities: read where they are kept, else computed and kept.
+    """Return the reference log-probabilities of every corpus, from the cache if they are there.
 
-    ``corpora``: name -> (rows, fingerprint). ``make_score`` loads the model, and is called only
-    where something is missing. Every process of a run calls this. Raises UserError where a
+    ``corpora``: name -> (rows, fingerprint). ``make_score`` loads the model and is called only if
+    something is missing. Every process of a run must call this. Raises UserError if a
     log-probability is not finite.
     """
     found: dict[str, np.ndarray] = {}
     score = None
     for name, (rows, fingerprint) in corpora.items():
-        place = epath.Path(folder) / identity.fingerprint(fingerprint)[:32] / f"{name}.npy"
-        kept = _everywhere(place, (len(rows), _num_segments(rows)))
-        if kept is None:
+        file = epath.Path(folder) / identity.fingerprint(fingerprint)[:32] / f"{name}.npy"
+        cached = _broadcast_cached(file, (len(rows), _num_segments(rows)))
+        if cached is None:
             score = score or make_score()
-            kept = _computed(name, rows, score, batch_size)
+            cached = _compute(name, rows, score, batch_size)
             if is_primary():
-                _keep(place, kept)
-        found[name] = kept
+                _write_cache(file, cached)
+        found[name] = cached
     return found
 
 
 def scorer_program(loss_chunk_tokens: int) -> Callable:
-    """``program(model, batch) -> log-probabilities`` (batch, segments), jitted."""
+    """Return ``program(model, batch) -> log-probabilities`` (batch, segments), jitted."""
 
     @jax.jit
     def program(model: Llama, batch: PreferenceBatch | UnpairedBatch) -> jax.Array:
         segments = batch.reference_logprobs.shape[-1]
         chunk = loss_chunk_tokens
         logprobs = segment_logprobs(model, batch.rows, segments, loss_chunk_tokens=chunk)
-        # Replicated: every process keeps the whole of it.
+        # Replicated: every process stores the whole array.
         return constrain(logprobs, None, None)
 
     return program
 
 
 def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int) -> Score:
-    """``score(batch)`` by ``model``, sharded over ``mesh``; one compilation a shape."""
+    """Return ``score(batch)`` by ``model`` on ``mesh``; it compiles once per batch shape."""
     rows, program = row_sharding(mesh), scorer_program(loss_chunk_tokens)
 
     def score(batch: PreferenceBatch | UnpairedBatch) -> np.ndarray:
@@ -120,7 +121,7 @@ def make_scorer(model: Llama, mesh: jax.sharding.Mesh, *, loss_chunk_tokens: int
 
 
 def row_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-    """Of every field of a batch that is scored."""
+    """Return the sharding of every field of a batch (rows, ...) that is only scored."""
     return jax.NamedSharding(mesh, partition_spec("batch", None))
 
 
@@ -159,11 +160,11 @@ def _num_segments(rows: AnswerRows) -> int:
     return rows.batch(np.zeros(1, np.int64)).reference_logprobs.shape[-1]
 
 
-def _computed(name: str, rows: AnswerRows, score: Score, batch_size: int) -> np.ndarray:
+def _compute(name: str, rows: AnswerRows, score: Score, batch_size: int) -> np.ndarray:
     parts = []
     with Progress(f"reference {name}", float(len(rows)), "rows") as progress:
         for start in range(0, len(rows), batch_size):
-            # The last batch is filled up with the last row: one shape, one compilation.
+            # The last batch is padded with the last row, so that all batches have one shape.
             indices = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
             here = min(batch_size, len(rows) - start)
             parts.append(score(rows.batch(indices))[:here])
@@ -172,49 +173,54 @@ def _computed(name: str, rows: AnswerRows, score: Score, batch_size: int) -> np.
     bad = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
     if bad.size:
         raise UserError(
-            f"corpus {name!r}: the reference gives row {bad[0]} a log-probability that is not "
-            "finite: its weights are broken, or compute.dtype=float32 is needed."
+            f"corpus {name!r}: the reference log-probability of row {bad[0]} is not finite: check "
+            "the weights of init_from, or set compute.dtype=float32."
         )
     return logprobs
 
 
-def _everywhere(place: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """What the first process finds kept, on all of them: they may see other disks."""
-    kept = _kept(place, shape) if is_primary() else None
-    share = multihost_utils.broadcast_one_to_all
-    if not share(np.int32(kept is not None)):
+def _broadcast_cached(file: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return what the first process finds in the cache, on all processes.
+
+    Other processes may see other disks. If each decided by its own cache, some would score and
+    wait in collectives that the others never enter.
+    """
+    cached = _read_cache(file, shape) if is_primary() else None
+    broadcast = multihost_utils.broadcast_one_to_all
+    if not broadcast(np.int32(cached is not None)):
         return None
-    return np.asarray(share(np.zeros(shape, np.float32) if kept is None else kept))
+    return np.asarray(broadcast(np.zeros(shape, np.float32) if cached is None else cached))
 
 
-def _kept(place: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The array in ``place`` if it is whole; None, and why on stderr, if it is damaged."""
-    if not _digest_file(place).exists():
+def _read_cache(file: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the array in ``file`` if it is intact; otherwise None, with a warning if damaged."""
+    if not _digest_file(file).exists():
         return None
     try:
-        content = place.read_bytes()
-        if json.loads(_digest_file(place).read_text()) != _digest(content):
-            damage = "it was altered (its digest is another)"
+        content = file.read_bytes()
+        if json.loads(_digest_file(file).read_text()) != _digest(content):
+            damage = "its digest does not match"
         elif (array := np.load(io.BytesIO(content))).shape == shape:
             return array
         else:
-            damage = f"it is {array.shape} and the corpus {shape}"
+            damage = f"its shape is {array.shape}, but the corpus has {shape}"
     except (OSError, ValueError) as error:
         damage = str(error)
-    print(f"warning: {place}: {damage}; computed anew.", file=sys.stderr)
+    print(f"warning: {file}: {damage}; recomputing it.", file=sys.stderr)
     return None
 
 
-def _keep(place: epath.Path, array: np.ndarray) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _write_cache(file: epath.Path, array: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, array)
-    write_atomic(place, content.getvalue())
-    write_atomic(_digest_file(place), json.dumps(_digest(content.getvalue())).encode())
+    # The digest is written last: without it the array counts as missing.
+    write_atomic(file, content.getvalue())
+    write_atomic(_digest_file(file), json.dumps(_digest(content.getvalue())).encode())
 
 
-def _digest_file(place: epath.Path) -> epath.Path:
-    return place.with_name(place.name + ".json")
+def _digest_file(file: epath.Path) -> epath.Path:
+    return file.with_name(file.name + ".json")
 
 
 def _digest(content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run tells: console lines, metrics.jsonl, TensorBoard, and a stop when the loss is lost."""
+"""Reports of a run: console lines, metrics.jsonl and TensorBoard, and the check for divergence."""
 
 from collections.abc import Iterator
 import contextlib
@@ -25,7 +25,11 @@ from llama_cpt.training.run import Run
 
 
 class Reporter:
-    """Reports steps as they finish: a step's numbers are fetched while the next one runs."""
+    """Reporter of a run's steps; a step's metrics are fetched while the next step runs.
+
+    JAX dispatches steps asynchronously. Fetching a step's metrics waits for that step only, so a
+    delay of one step keeps the devices busy.
+    """
 
     def __init__(
         self, run: Run, first_step: int, clock: Goodput, retention: Retention | None = None
@@ -42,8 +46,8 @@ class Reporter:
         )
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
-        # Throughput counts from the end of the first step: that one compiles.
-        self._told_at, self._told_step, self._seconds_per_step = 0.0, -1, 0.0
+        # Throughput is measured from the end of the first step, which compiles.
+        self._timed_at, self._timed_step, self._seconds_per_step = 0.0, -1, 0.0
 
     def __enter__(self) -> "Reporter":
         return self
@@ -57,49 +61,51 @@ class Reporter:
             self.writer.close()
 
     def step(self, done: int, metrics: dict[str, Any], rate: float) -> None:
-        """Step number ``done`` was dispatched; tell of the one before if it is due."""
+        """Record that step number ``done`` was dispatched, and report the one before if due."""
         self.flush()
         self._pending = done, metrics, rate
 
     def flush(self) -> None:
-        """Tell of the last step now. Raises DivergedError where its loss or gradient is lost."""
+        """Report the pending step. Raises DivergedError if its loss or gradient is not finite."""
         if self._pending is None:
             return
         (done, metrics, rate), self._pending = self._pending, None
-        # Every step's, also between logged ones: a checkpoint of a lost model must not be saved.
-        # The loss is that of the weights before the update, the gradient norm tells of those after.
+        # Every step is checked, also one that is not logged: a diverged model must not be saved.
+        # The loss is that of the weights before the update; a gradient that is not finite makes the
+        # weights after it so.
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(metrics[name])):
                 raise DivergedError(f"{name} of step {done} is {value}.")
         if self.retention is not None and self.retention.awaits(done - 1):
             self._judge(done - 1, per_token_loss(metrics["sums"]))
         config = self.run.config
-        # Which steps are told does not depend on where a run was resumed.
+        # Which steps are logged depends on their numbers only, not on where a run was resumed, so
+        # that the metrics of a resumed run equal those of an uninterrupted one.
         due = done % config.log_every_steps == 0 or done in (1, config.num_steps)
-        if due or self._told_step < 0:
-            self._keep_time(done)
+        if due or self._timed_step < 0:
+            self._update_throughput(done)
         if not due:
             return
         metrics = jax.device_get(metrics)
-        told = mean_metrics(metrics["sums"])
-        values = self._train_values(done, metrics, rate) | told
+        means = mean_metrics(metrics["sums"])
+        values = self._train_values(done, metrics, rate) | means
         self.writer.write(done, values)
-        self._print_step(done, values, [name for name in told if name != "train/nll"])
-        self._warn_of_fall(done, values)
+        self._print_step(done, values, [name for name in means if name != "train/nll"])
+        self._warn_of_unlearning(done, values)
 
     @contextlib.contextmanager
     def pause(self, part: str) -> Iterator[None]:
-        """Around what is not training but ``part``: its time counts not against throughput."""
+        """Context manager for work other than training; ``part`` is excluded from throughput."""
         self.flush()
         start = time.monotonic()
         with self.clock.measure(part):
             yield
-        self._told_at += time.monotonic() - start
+        self._timed_at += time.monotonic() - start
 
     def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
-        """Report held-out results by corpus after ``done`` steps, which took ``seconds``.
+        """Report the held-out results by corpus after ``done`` steps; they took ``seconds``.
 
-        Raises DivergedError if a loss is not finite, UserError if it is that of the initial model.
+        Raises DivergedError if a loss is not finite, UserError if that is so before the first step.
         """
         for name, result in results.items():
             _require_finite(name, result.loss, done)
@@ -109,8 +115,8 @@ class Reporter:
             values[f"eval/{name}/loss"] = result.loss
             values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte
         self.writer.write(done, values | self.clock.values())
-        told = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
-        self._print(f"step {done:>6}  held-out bits per byte: {told}")
+        bits = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
+        self._print(f"step {done:>6}  held-out bits per byte: {bits}")
 
     def _judge(self, step: int, loss: float | None) -> None:
         """Record whether the weights after ``step``, whose loss per token this is, are healthy."""
@@ -124,14 +130,14 @@ class Reporter:
             )
         self.retention.judge(step, problem)
 
-    def _keep_time(self, done: int) -> None:
+    def _update_throughput(self, done: int) -> None:
         now = time.monotonic()
-        if 0 <= self._told_step < done:
-            self._seconds_per_step = (now - self._told_at) / (done - self._told_step)
-        self._told_at, self._told_step = now, done
+        if 0 <= self._timed_step < done:
+            self._seconds_per_step = (now - self._timed_at) / (done - self._timed_step)
+        self._timed_at, self._timed_step = now, done
 
     def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
-        """Metric key -> value of one step, by STYLE's names."""
+        """Return metric key -> value of one step."""
         mixture, rows = self.run.mixture, done * self.run.config.global_batch_size
         values = {
             "train/loss": float(metrics["loss"]),
@@ -142,14 +148,14 @@ class Reporter:
             "mixture/almr_realized": float(mixture.realized_almr(rows)),
         }
         sums, weights = (np.asarray(part, np.float64) for part in metrics["sums"]["corpus_loss"])
-        added = len(self.run.config.data.additional)
-        groups = {"additional": slice(0, added), "original": slice(added, None)}
+        num_additional = len(self.run.config.data.additional)
+        groups = {"additional": slice(0, num_additional), "original": slice(num_additional, None)}
         groups |= {name: slice(i, i + 1) for i, name in enumerate(self.names)}
         for name, members in groups.items():
             if weights[members].sum():
                 values[f"train/{name}/loss"] = sums[members].sum() / weights[members].sum()
-        for name, passes in zip(self.names, mixture.epochs(rows), strict=True):
-            values[f"mixture/{name}/epochs"] = float(passes)
+        for name, epochs in zip(self.names, mixture.epochs(rows), strict=True):
+            values[f"mixture/{name}/epochs"] = float(epochs)
         if self._seconds_per_step:
             speed = self.tokens_per_step / self._seconds_per_step
             values["perf/tokens_per_second"] = speed
@@ -176,21 +182,22 @@ class Reporter:
             parts.append(f"{duration((num_steps - done) * self._seconds_per_step)} left")
         self._print("  ".join(parts))
 
-    def _warn_of_fall(self, done: int, values: dict[str, float]) -> None:
-        """Once, where chosen answers have become much less likely than under the reference."""
+    def _warn_of_unlearning(self, done: int, values: dict[str, float]) -> None:
+        """Warn once if chosen answers became much less likely than under the reference."""
         objective = self.run.config.objective
         if self._warned or not isinstance(objective, PreferenceConfig):
             return
         if objective.loss in REFERENCE_FREE or "rewards/chosen" not in values:
             return
-        fallen = -values["rewards/chosen"] / objective.beta
-        if fallen > objective.chosen_logp_drop_warning:
+        # The reward is beta times the log-ratio to the reference.
+        drop = -values["rewards/chosen"] / objective.beta
+        if drop > objective.chosen_logp_drop_warning:
             self._warned = True
             if is_primary():
                 print(
-                    f"warning: step {done}: logps/chosen is {fallen:.1f} nats below the "
-                    f"reference's, beyond objective.chosen_logp_drop_warning="
-                    f"{objective.chosen_logp_drop_warning:g}: chosen answers are being unlearned. "
+                    f"warning: step {done}: logps/chosen is {drop:.1f} nats below the "
+                    f"reference's, more than objective.chosen_logp_drop_warning="
+                    f"{objective.chosen_logp_drop_warning:g}: the model unlearns chosen answers. "
                     "Lower optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
                     file=sys.stderr,
                 )
@@ -206,13 +213,13 @@ def _require_finite(corpus: str, loss: float, done: int) -> None:
     if done == 0:
         raise UserError(
             f"held-out loss of {corpus} before the first step is {loss}: the initial weights are "
-            "broken; check init_from."
+            "invalid; check init_from."
         )
     raise DivergedError(f"held-out loss of {corpus} after step {done} is {loss}.")
 
 
 def per_token_loss(sums: dict[str, Any]) -> float | None:
-    """Mean negative log-likelihood per target token, None if the objective does not report it."""
+    """Return the mean NLL per target token in nats, or None if the objective does not report it."""
     for name in ("train/nll", "nll"):
         if name in sums and float(sums[name][1]) > 0:
             total, weight = sums[name]
@@ -221,10 +228,10 @@ def per_token_loss(sums: dict[str, Any]) -> float | None:
 
 
 def mean_metrics(sums: dict[str, Any]) -> dict[str, float]:
-    """Metric key -> mean of every (sum, weight) of ``sums`` that has a weight.
+    """Return metric key -> mean of every (sum, weight) in ``sums`` with a positive weight.
 
-    ``rewards/margins`` is the chosen mean less the rejected one: for pairs that is the mean margin,
-    and TRL's KTO has it so too. ``corpus_loss`` is in parts and not among them.
+    ``rewards/margins`` is the mean of chosen less that of rejected rewards, which is the mean
+    margin for pairs and TRL's definition for KTO. ``corpus_loss`` is a vector and left out.
     """
     values = {
         name: float(total) / float(weight)

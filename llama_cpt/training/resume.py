@@ -1,4 +1,4 @@
-"""May this config go on from that checkpoint? Field by field, with the reason."""
+"""Checks of a config against the checkpoint to resume from, field by field."""
 
 from collections.abc import Sequence
 import json
@@ -24,29 +24,31 @@ def check_resume(
     allow: Sequence[str] = (),
     steps_done: int = 0,
 ) -> list[str]:
-    """What a resumed run computes differently from the config it was saved with, in words.
+    """Return a warning for each allowed change between ``saved_config`` and ``config``.
 
     ``saved_config`` is the checkpoint's; ``allow`` names fields (``optimizer.beta2``) or sections
-    (``optimizer``) that may change all the same. Raises UserError, naming field, both values and
-    the flag, for any other change; also where ``num_steps`` lies before ``steps_done``.
+    (``optimizer``) that may change as well. Raises UserError, naming the field, both values and the
+    flag, for any other change, and if ``num_steps`` is below ``steps_done``.
     """
     if config.num_steps < steps_done:
         raise UserError(
-            f"num_steps={config.num_steps}, but {steps_done} steps are done already: set more, "
-            "or name another output folder."
+            f"num_steps={config.num_steps}, but {steps_done} steps are done already; increase "
+            "num_steps or set another output folder."
         )
-    # Through from_dict: a config saved before a field existed means the field's default.
+    # from_dict adds defaults: a config saved before a field existed means the field's default.
     before = _flat(to_dict(from_dict(TrainConfig, saved_config, "the checkpoint's config")))
     now = _flat(to_dict(config))
     names = sorted(before.keys() | now.keys())
     for name in allow:
         if not any(_covers((name,), field) for field in names):
-            raise UsageError(f"--allow-change {name}: the config has no such field or section.")
+            raise UsageError(
+                f"--allow-change {name}: the config has no such field or section; check its name."
+            )
     _check_rows_before(before, config, steps_done)
     warnings, refused = [], {}
     for name in names:
         old, new = (
-            "''" if (value := values.get(name, "nothing")) == "" else value
+            "''" if (value := values.get(name, "absent")) == "" else value
             for values in (before, now)
         )
         rule = _rule(name)
@@ -54,8 +56,8 @@ def check_resume(
             continue
         if rule == "never":
             raise UserError(
-                f"{name} was {old}, is {new}: this run cannot go on so. Set it back, or name "
-                "another output folder to start anew."
+                f"{name} was {old}, is {new}: the run cannot be resumed with this value. Set it "
+                "back, or set another output folder to start a new run."
             )
         grows = name == "num_steps" and new > old
         if grows or rule == "warn" or _covers(allow, name):
@@ -65,7 +67,7 @@ def check_resume(
     if refused:
         raise UserError(
             f"the checkpoint was trained with another config: {'; '.join(refused.values())}. Set "
-            f"back, name another output folder, or pass {' '.join(map(_flag, refused))}."
+            f"back, set another output folder, or pass {' '.join(map(_flag, refused))}."
         )
     return warnings
 
@@ -73,9 +75,9 @@ def check_resume(
 def check_fingerprints(
     saved: dict[str, Any], now: dict[str, Any], allow: Sequence[str] = ()
 ) -> None:
-    """Compare the fingerprints of tokenizer and corpora: strings in nested dicts.
+    """Compare the fingerprints of tokenizer and corpora, strings in nested dicts.
 
-    Raises UserError naming all that changed, unless ``allow`` holds ``data``.
+    Raises UserError naming all that changed, unless ``allow`` covers their sections.
     """
     before, after = _flat(saved), _flat(now)
     names = sorted(before.keys() | after.keys())
@@ -84,8 +86,8 @@ def check_fingerprints(
     if refused:
         flags = " ".join(_flag(section) for section in sorted({*map(_section, refused)}))
         raise UserError(
-            f"what the checkpoint was trained on has changed: {', '.join(refused)}. Bring it "
-            f"back, name another output folder, or pass {flags}."
+            f"the data of the checkpoint has changed: {', '.join(refused)}. Restore it, set "
+            f"another output folder, or pass {flags}."
         )
 
 
@@ -94,40 +96,45 @@ def missing_save(output: str, found: int) -> str | None:
 
     ``found`` is the step to resume after, 0 if there is no checkpoint.
     """
-    place = epath.Path(output)
-    last = max((line["step"] for line in read_lines(place / METRICS)), default=0)
+    folder = epath.Path(output)
+    last = max((line["step"] for line in read_lines(folder / METRICS)), default=0)
     try:
-        saved = json.loads((place / "config.json").read_text())
+        saved = json.loads((folder / "config.json").read_text())
         every, end = saved["checkpoint"]["every_steps"], saved["num_steps"]
         expected = last if last >= end else last - last % every
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if expected <= found or _is_named_otherwise(place / CHECKPOINTS, expected):
+    if expected <= found or _is_reported_elsewhere(folder / CHECKPOINTS, expected):
         return None
     return (
-        f"{place / METRICS} reaches step {last}, but the checkpoint of step {expected} is not "
-        f"there: it was removed, or its save failed. Training continues after step {found}; "
-        "stop it if you can bring that checkpoint back."
+        f"{folder / METRICS} reaches step {last}, but the checkpoint of step {expected} does "
+        f"not exist: it was removed, or its save failed. Training continues after step {found}; "
+        "stop it if you can restore that checkpoint."
     )
 
 
-def _is_named_otherwise(checkpoints: epath.Path, step: int) -> bool:
-    """Whether ``step`` was damaged or interrupted, which reading the checkpoints reports."""
+def _is_reported_elsewhere(checkpoints: epath.Path, step: int) -> bool:
+    """Return whether reading the checkpoints reports ``step`` as damaged or interrupted."""
     return (checkpoints / str(step)).exists() or step in marked(checkpoints, SAVING)
 
 
 def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: int) -> None:
-    """Refuse what would give the rows consumed so far another number, or another share."""
+    """Raise UserError if ``config`` changes the number or the shares of the rows consumed so far.
+
+    The mixture computes each row from its number alone, and a resumed run starts at row
+    ``steps_done * global_batch_size``. Another batch size or another share of past steps would
+    repeat or skip rows.
+    """
     batch_size = before["global_batch_size"]
     if steps_done and config.global_batch_size != batch_size:
         raise UserError(
-            f"global_batch_size was {batch_size}, is {config.global_batch_size}: rows are counted "
-            "by it, so that a run keeps its size. Start a new run from this one: --init-from "
-            f"{config.output}, with another output."
+            f"global_batch_size was {batch_size}, is {config.global_batch_size}: the rows consumed "
+            "are counted by it, so it cannot change within a run. Start a new run from this one: "
+            f"--init-from {config.output} with another output."
         )
-    was = before["data.almr"]
-    was = was if isinstance(was, list) else [[0, was]]
-    done = [[step, share] for step, share in was if step < steps_done]
+    saved = before["data.almr"]
+    saved = saved if isinstance(saved, list) else [[0, saved]]
+    done = [[step, share] for step, share in saved if step < steps_done]
     stages = [
         [step, float(share)] for step, share in config.data.almr_stages() if step < steps_done
     ]
@@ -135,13 +142,14 @@ def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: 
         kept = ", ".join(f"({step}, {share:g})" for step, share in done)
         raise UserError(
             f"data.almr was {before['data.almr']}, is {config.data.almr}: {steps_done} steps are "
-            f"done as they were. Keep them as stages and add yours: ({kept}, ({steps_done}, ...)), "
-            "and pass --allow-change data.almr; or name another output folder."
+            "done already with their own value. Keep their stages and add yours: "
+            f"({kept}, ({steps_done}, ...)), and pass --allow-change data.almr; or set another "
+            "output folder."
         )
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:
-    """``{"data.original[0].name": "en", ...}``."""
+    """Flatten nested dicts and lists to dotted names: ``{"data.original[0].name": "en", ...}``."""
     if isinstance(values, dict):
         inner = [(f"{name}.{key}" if name else key, value) for key, value in values.items()]
     elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
@@ -160,7 +168,7 @@ def _flag(name: str) -> str:
 
 
 def _section(fingerprint: str) -> str:
-    """Of a fingerprint's name, ``heldout.zh``: the section of the config that may change it."""
+    """Return the config section that a fingerprint such as ``heldout.zh`` belongs to."""
     return "data.heldout" if fingerprint.startswith("heldout.") else "data"
 
 

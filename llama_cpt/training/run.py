@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: data, model, step. Used by every command that trains."""
+"""Construction of a run from a config: data, model and step, for every command that trains."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,7 +21,7 @@ from llama_cpt.data.rows import HeldoutDocuments
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, cast_model
-from llama_cpt.parallel.global_arrays import from_local_rows, local_rows
+from llama_cpt.parallel.global_arrays import RowPlacement
 from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
@@ -47,7 +47,7 @@ from llama_cpt.weights.source import check_source, load_parameters
 
 @dataclass(frozen=True)
 class Run:
-    """A run's parts, ready for ``trainer.fit``."""
+    """The parts of a run, ready for ``trainer.fit``."""
 
     config: TrainConfig
     program: TrainProgram
@@ -56,10 +56,10 @@ class Run:
     rows: tuple[RowSource, ...]
     heldout: dict[str, HeldoutDocuments]
     fingerprints: dict[str, Any]
-    """Of the tokenizer and of every corpus: what a resumed run must find unchanged."""
+    """The fingerprints of tokenizer and corpora, which must not change when the run resumes."""
 
     def start(self) -> TrainState:
-        """The state before the first step: weights from ``init_from``, or drawn."""
+        """Return the state before the first step: weights of ``init_from``, or random ones."""
         program, key = self.program, jax.random.key(self.config.seed)
         optimizer, mesh = program.optimizer, program.mesh
         if lora := self.config.lora:
@@ -74,19 +74,20 @@ class Run:
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:
-        """The weights of ``init_from``, beside which adapters are trained."""
+        """Return the frozen weights of ``init_from``, in the compute type, for adapters."""
         model = load_parameters(
             self.config.init_from, self.program.base_model_shapes, self.program.mesh
         )
         return cast_model(model, self.config.compute.dtype)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Batches on the devices, from step ``first_step`` on, without end.
+        """Yield the global batches from step ``first_step`` on, without end.
 
-        Every process reads the rows of its own devices alone.
+        Every process reads only the rows of its own devices. Rows are a function of their number,
+        so a resumed run reads the rows that an uninterrupted one would.
         """
-        config, sharding = self.config, batch_sharding(self.program.mesh)
-        rows = config.microbatch_rows
+        config = self.config
+        placement = RowPlacement(batch_sharding(self.program.mesh), config.microbatch_rows)
         source = batches(
             self.mixture,
             self.rows,
@@ -94,23 +95,23 @@ class Run:
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
-            rows_here=local_rows(sharding, rows),
+            rows_here=placement.local_rows,
         )
         with contextlib.closing(source):
             for batch in source:
-                yield from_local_rows(batch, rows, sharding)
+                yield placement.to_global(batch)
 
 
 def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = None) -> Run:
-    """Prepare what is missing, check all that can be checked before a step, compile nothing yet.
+    """Prepare missing data, run all checks that precede a step, and return the run.
 
-    ``program`` is one of a config with the same ``compiled_part``, whose step is compiled already.
-    Raises UserError for whatever a user can mend.
+    Nothing is compiled yet. ``program`` is that of a config with the same ``compile_key``, whose
+    step may be compiled already. Raises UserError for mistakes in the config and its inputs.
     """
     validate_run_folder(config.output)
     check_writable(config.output)
     check_shared("output", config.output)
-    # Rows in a bucket may well be there to be read only.
+    # Prepared rows in a bucket may be read-only.
     if "://" not in config.data.prepared:
         check_writable(config.data.prepared)
     check_schedule(config.optimizer, config.num_steps)
@@ -118,15 +119,17 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
     if config.init_from:
         check_source(config.init_from, config.model)
     elif needs_reference(config):
-        raise UserError(f"objective.loss={config.objective.loss} needs init_from: its reference.")
+        raise UserError(
+            f"objective.loss={config.objective.loss} needs init_from, its reference; set it."
+        )
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
     prepared = primary_first(
         partial(prepare, config.data, objective=config.objective),
         "token rows prepared",
     )
-    for told in prepared.lossy() if is_primary() else ():
-        print(f"warning: {told}", file=sys.stderr)
+    for message in prepared.lossy() if is_primary() else ():
+        print(f"warning: {message}", file=sys.stderr)
     corpora = config.data.additional + config.data.original
     mixture = build_mixture(
         config.data,
@@ -158,7 +161,7 @@ def _references(
     tokenizer: Tokenizer,
     identity: str,
 ) -> dict[str, np.ndarray]:
-    """By corpus, what the model that the run starts from, of ``identity``, makes of its answers."""
+    """Return the reference log-probabilities per corpus by the initial model, of ``identity``."""
 
     def make_score() -> Score:
         weights = load_parameters(config.init_from, program.base_model_shapes, program.mesh)
@@ -180,7 +183,7 @@ def _references(
 
 
 def _llama_like(model: Llama, key: jax.Array) -> Llama:
-    """Random weights in the tree of the abstract ``model``."""
+    """Return a model with random weights and the settings of the abstract ``model``."""
     return Llama(
         model.config,
         key,

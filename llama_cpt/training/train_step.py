@@ -1,4 +1,4 @@
-"""The state of a run, made sharded, and the one step that advances it."""
+"""The sharded state of a run and the step that advances it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,29 +19,29 @@ from llama_cpt.parallel.mesh import shardings, with_shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step reads and replaces."""
+    """The state that a step reads and replaces."""
 
     trained: Any
-    """The model, or the adapters that are trained beside it."""
+    """The model, or the adapters if only they are trained."""
     frozen: Any
-    """The model beside which adapters are trained; empty without them."""
+    """The model that adapters are added to; an empty tuple without adapters."""
     opt_state: Any
 
     @property
     def model(self) -> Llama:
-        """What the state computes; the arrays are the state's own."""
+        """The model with its adapters, if any; it shares the state's arrays."""
         return combine(self.trained, self.frozen)
 
     @property
     def checkpointed(self) -> "TrainState":
-        """What a checkpoint holds: all but what is read where the run started from."""
+        """The part that checkpoints store: all but the frozen weights of ``init_from``."""
         return replace(self, frozen=())
 
 
 def abstract_state(
     trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh, frozen: Any = ()
 ) -> TrainState:
-    """The state's shapes and shardings for abstract parts: moments lie as parameters do."""
+    """Return the abstract state; optimizer moments are sharded as their parameters."""
     state = TrainState(trained, frozen, jax.eval_shape(optimizer.init, trained))
     return with_shardings(state, mesh)
 
@@ -49,7 +49,7 @@ def abstract_state(
 def init_state(
     make_model: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A state around a new model, born sharded: no device ever holds the whole of it."""
+    """Return a state with a new model, created sharded: no device ever holds all of it."""
 
     def create() -> TrainState:
         model = make_model()
@@ -60,23 +60,25 @@ def init_state(
 
 
 def state_from_model(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A state around ``model``'s own arrays, moments placed as they are."""
+    """Return a state with the arrays of ``model`` and moments sharded as its parameters."""
     placed = shardings(jax.eval_shape(optimizer.init, model), mesh)
     return TrainState(model, (), jax.jit(optimizer.init, out_shardings=placed)(model))
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
-    """``step(state, batch, learning_rate) -> (state, metrics)``.
+    """Return ``step(state, batch, learning_rate) -> (state, metrics)``.
 
-    ``batch`` has a leading micro-batch dim; gradients and sums are added over it in float32 and
-    divided once. ``learning_rate`` is a float32 scalar, so that one compilation serves every
-    schedule.
+    ``batch`` has a leading micro-batch dimension; gradients and sums are added over it in float32
+    and divided once, by the weight of the whole batch. Micro-batches of different weight therefore
+    give the gradient of the whole batch. ``learning_rate`` is a float32 scalar argument, so that
+    one compilation serves every schedule.
     """
 
     def step(
         state: TrainState, batch: Batch, learning_rate: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         gradients, loss_sum, weight, sums = _accumulate(objective, state, batch)
+        # A batch without target tokens has weight 0; its gradients are 0 and must not become NaN.
         weight = jnp.maximum(weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         with jax.named_scope("optimizer"):
@@ -95,13 +97,13 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 def jit_train_step(
     step: Callable, placed: TrainState, options: dict[str, bool] | None = None
 ) -> Callable:
-    """``step`` compiled with the state donated and its shardings kept (``placed``)."""
-    places = placed, None
-    return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
+    """Return ``step`` jitted, with the state donated and its shardings ``placed`` kept."""
+    out_shardings = placed, None
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
-    """Gradients, loss sum, weight and sums, added over micro-batches one at a time."""
+    """Return gradients, loss sum, weight and sums, added over micro-batches one at a time."""
 
     def one(part: Batch) -> tuple:
         def loss(trained: Any) -> tuple:
@@ -112,6 +114,7 @@ def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
         (loss_sum, (weight, sums)), gradients = value_and_gradients(state.trained)
         return gradients, loss_sum, weight, sums
 
+    # Without a scan, one micro-batch needs no buffer for the running sum of gradients.
     if jax.tree.leaves(batch)[0].shape[0] == 1:
         return one(jax.tree.map(lambda leaf: leaf[0], batch))
 

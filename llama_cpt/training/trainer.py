@@ -1,4 +1,9 @@
-"""The only training loop: step, log, evaluate, save."""
+"""The training loop: step, log, evaluate, save.
+
+A resumed run equals an uninterrupted one to the last bit, for four reasons: a checkpoint holds the
+whole state; learning rates are functions of the step number, and rows and random draws of the row
+number; a stop takes effect only between two steps; and evaluation does not change the state.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -44,83 +49,101 @@ from llama_cpt.weights.lora_base_check import NOTED, checksums, read_lora_base
 
 @dataclass(frozen=True)
 class BranchPoint:
-    """Another run's first steps, which are this one's too: the same but for length and decay."""
+    """A checkpoint of another run, from which this one continues.
+
+    Both configs must agree but for length and decay.
+    """
 
     output: str
     step: int
-    """Of its checkpoint, before its decay."""
+    """The step of the checkpoint, before the other run's decay."""
 
 
 Evaluation = dict[str, HeldoutResult]
+"""Held-out results by corpus."""
 
 
 def fit(
     run: Run,
     allow_change: Sequence[str] = (),
     *,
-    trunk: BranchPoint | None = None,
+    branch_point: BranchPoint | None = None,
     at_start: Evaluation | None = None,
     started: float | None = None,
     profile: tuple[int, int] = NO_STEPS,
 ) -> Outcome:
-    """Train to ``config.num_steps``, from the newest undamaged checkpoint where there is one.
+    """Train to ``config.num_steps``, from the newest undamaged checkpoint if there is one.
 
-    A new run starts from ``trunk`` if given; ``at_start`` is what evaluation before the first step
-    gives, where that is known. ``started`` is the time from which the run's seconds count, now if
-    None; ``profile`` are the first and the last step to trace. Raises UserError where the run in
-    ``config.output`` cannot be resumed with this config, DivergedError where its loss is lost.
+    A new run starts from ``branch_point`` if given. ``at_start`` is the result of evaluation before
+    the first step, if known. ``started`` is the Unix time at which the command started, now if
+    None; ``profile`` holds the first and the last step to trace. Raises UserError if the run in
+    ``config.output`` cannot be resumed with this config, DivergedError if the loss is not finite.
     """
     config = run.config
     output = epath.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     clock, trace = Goodput(started), Trace(profile, str(output / TRACES))
-    alone = file_lock(
+    lock = file_lock(
         output / ".lock",
-        f"{config.output}: another process trains there; wait for it, or name another output.",
+        f"{config.output}: another process trains there; wait for it, or set another output.",
         wait=False,
     )
     with (
         StopSignals() as signals,
         PreemptionWatcher(),
         Watchdog(clock) as watchdog,
-        alone if is_primary() else contextlib.nullcontext(),
+        # The first process holds the lock for all processes of the run.
+        lock if is_primary() else contextlib.nullcontext(),
         CheckpointManager(str(output / CHECKPOINTS_FOLDER), config.checkpoint.keep) as checkpoints,
         _with_remedy(checkpoints),
         jax.set_mesh(run.program.mesh),
     ):
-        with clock.measure("restore"):
-            first_step = find_resume_step(run, checkpoints, allow_change)
-            if is_primary() and (message := missing_save(config.output, first_step)):
-                print(f"warning: {message}", file=sys.stderr)
-            state = restore_state(run, checkpoints, first_step) if first_step else None
-        if state is None:
-            state = _from_trunk(run, trunk) if trunk else run.start()
-            first_step = trunk.step if trunk else 0
+        state, first_step = _first_state(run, checkpoints, clock, allow_change, branch_point)
         if is_primary():
             trace.warn_if_unreachable(first_step, config.num_steps)
             clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
             save_config(config, output / "config.json")
-            print(_described(run), flush=True)
+            print(_describe(run), flush=True)
         with (
             Reporter(run, first_step, clock, checkpoints.retention) as report,
             contextlib.closing(trace),
             contextlib.closing(run.batches(first_step)) as batches,
         ):
             if first_step == 0 and run.heldout:
-                _evaluated(run, state, report, 0, at_start)
-            around = _LoopServices(checkpoints, report, signals, watchdog, trace)
-            state, last, outcome = _loop(run, state, batches, first_step, around)
+                _evaluate_and_report(run, state, report, 0, at_start)
+            services = _LoopServices(checkpoints, report, signals, watchdog, trace)
+            state, last, outcome = _loop(run, state, batches, first_step, services)
             report.flush()
             if last > first_step:
-                _save(run, state, last, around, wait=True)
+                _save(run, state, last, services, wait=True)
+            # The process must not exit before the background save is complete.
             with clock.measure("save"):
                 checkpoints.wait()
         return outcome
 
 
+def _first_state(
+    run: Run,
+    checkpoints: CheckpointManager,
+    clock: Goodput,
+    allow_change: Sequence[str],
+    branch_point: BranchPoint | None,
+) -> tuple[TrainState, int]:
+    """Return the state to start from and its step: restored, branched off, or new."""
+    with clock.measure("restore"):
+        step = find_resume_step(run, checkpoints, allow_change)
+        if is_primary() and (message := missing_save(run.config.output, step)):
+            print(f"warning: {message}", file=sys.stderr)
+        if step:
+            return restore_state(run, checkpoints, step), step
+    if branch_point:
+        return _restore_branch_point(run, branch_point), branch_point.step
+    return run.start(), 0
+
+
 @contextlib.contextmanager
 def _with_remedy(checkpoints: CheckpointManager) -> Iterator[None]:
-    """Context manager that adds the remedy and the checkpoint that stands to a DivergedError."""
+    """Context manager that adds the remedy and the valid checkpoint to a DivergedError."""
     try:
         yield
     except DivergedError as error:
@@ -133,9 +156,9 @@ def _with_remedy(checkpoints: CheckpointManager) -> Iterator[None]:
 def _earlier_lines(
     config: TrainConfig, first_step: int, allow_change: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What this run's starts before told in ``metrics.jsonl``.
+    """Return the lines of ``metrics.jsonl`` that earlier starts of this run wrote.
 
-    Without a checkpoint the folder may be another run's: its ``config.json`` must agree.
+    Without a checkpoint the folder may hold another run, so its ``config.json`` must agree.
     """
     output = epath.Path(config.output)
     if first_step == 0:
@@ -147,21 +170,21 @@ def _earlier_lines(
     return read_lines(output / FILE)
 
 
-def _described(run: Run) -> str:
-    """The run in a line: how large, on what, and what ``auto`` came to."""
+def _describe(run: Run) -> str:
+    """Return one line with the run's size, devices and resolved settings."""
     abstract, mesh = run.program.state_shapes, run.program.mesh
     size, trained = _size(abstract.model), _size(abstract.trained)
-    told = f"{size:,} parameters"
+    parameters = f"{size:,} parameters"
     if run.config.lora:
-        told = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
+        parameters = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
     axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
     kind = jax.devices()[0].device_kind
     attention = abstract.model.attention
     if attention == "cudnn":
         mask = mask_bytes(run.config.data.sequence_length)
-        attention += f" (its mask takes {mask >> 20:,} MiB a row)"
+        attention += f" (its mask takes {mask >> 20:,} MiB per row)"
     return (
-        f"{run.config.output}: {told} on {kind} ({axes}), attention {attention}, "
+        f"{run.config.output}: {parameters} on {kind} ({axes}), attention {attention}, "
         f"remat {abstract.model.remat}, compute {describe_precision(run.config.compute)}"
     )
 
@@ -171,7 +194,10 @@ def _size(tree: Any) -> int:
 
 
 def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Sequence[str]) -> int:
-    """The step to go on from, 0 for a new run; the saved config must agree with this one."""
+    """Return the step to resume after, 0 for a new run.
+
+    Raises UserError if the saved config and data do not agree with those of ``run``.
+    """
     step = checkpoints.latest_verified()
     if step is None:
         return 0
@@ -181,15 +207,18 @@ def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Seq
             print(f"resume: {warning}", file=sys.stderr)
     check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
     done = step == run.config.num_steps
-    told = "all steps are done: raise num_steps to go on" if done else "resuming"
+    message = f"all {step} steps are done; increase num_steps to continue"
     if is_primary():
-        print(f"{run.config.output}: {told} after step {step}")
+        print(f"{run.config.output}: {message if done else f'resuming after step {step}'}")
     checkpoints.retention.expect(step)
     return step
 
 
 def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainState:
-    """The state after ``step``; the weights beside adapters must be those of before."""
+    """Return the state after ``step``.
+
+    Raises UserError if the frozen weights below adapters are not those they were trained with.
+    """
     state = checkpoints.restore(step, run.program.state_shapes.checkpointed)
     if base := read_lora_base(checkpoints.metadata(step), run.config.output):
         with base.error_context(run.config.output):
@@ -198,18 +227,25 @@ def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainS
     return state
 
 
-def _from_trunk(run: Run, trunk: BranchPoint) -> TrainState:
-    with CheckpointManager(str(epath.Path(trunk.output) / CHECKPOINTS_FOLDER)) as checkpoints:
-        if trunk.step not in checkpoints.steps() or not checkpoints.is_verified(trunk.step):
-            raise UserError(f"{trunk.output} holds no sound checkpoint of step {trunk.step}.")
-        saved = checkpoints.metadata(trunk.step)
-        check_resume(saved["config"], run.config, ("optimizer.decay_steps",), trunk.step)
+def _restore_branch_point(run: Run, branch_point: BranchPoint) -> TrainState:
+    """Return the state of ``branch_point``, after the checks of a resumed run."""
+    step = branch_point.step
+    with CheckpointManager(
+        str(epath.Path(branch_point.output) / CHECKPOINTS_FOLDER)
+    ) as checkpoints:
+        if step not in checkpoints.steps() or not checkpoints.is_verified(step):
+            raise UserError(
+                f"{branch_point.output} holds no intact checkpoint of step {step}; delete that "
+                "folder to train it again."
+            )
+        saved = checkpoints.metadata(step)
+        check_resume(saved["config"], run.config, ("optimizer.decay_steps",), step)
         check_fingerprints(saved["fingerprints"], run.fingerprints)
-        return restore_state(run, checkpoints, trunk.step)
+        return restore_state(run, checkpoints, step)
 
 
 def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays."""
+    """Return the metadata that a checkpoint stores next to its arrays."""
     return {
         NOTED: checksums(state.frozen),
         "step": steps_done,
@@ -220,7 +256,11 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
 
 
 def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int) -> bool:
-    """Before the first step, at powers of two early on, every ``every_steps``, and at the end."""
+    """Return whether held-out loss is due after ``steps_done`` steps.
+
+    It is due before the first step, every ``every_steps``, at the end, and, with
+    ``early_evaluations``, at powers of two below ``every_steps``.
+    """
     power_of_two = steps_done & (steps_done - 1) == 0
     return (
         steps_done in (0, num_steps)
@@ -231,7 +271,7 @@ def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int
 
 @dataclass(frozen=True)
 class _LoopServices:
-    """What goes on beside the steps."""
+    """The services that the loop uses."""
 
     checkpoints: CheckpointManager
     report: Reporter
@@ -241,54 +281,61 @@ class _LoopServices:
 
 
 def _loop(
-    run: Run, state: TrainState, batches: Iterator[Batch], first_step: int, around: _LoopServices
+    run: Run, state: TrainState, batches: Iterator[Batch], first_step: int, services: _LoopServices
 ) -> tuple[TrainState, int, Outcome]:
-    """Steps from ``first_step`` until the end or a signal on any process; how many are done."""
-    config, wishes, report = run.config, StopConsensus(run.program.mesh), around.report
+    """Train from ``first_step`` to the end or to a signal on any process.
+
+    Returns the state, the number of steps done and the outcome.
+    """
+    config, consensus, report = run.config, StopConsensus(run.program.mesh), services.report
     report.clock.switch_to(STEP)
     for step in range(first_step, config.num_steps):
-        stop, failed = around.signals.outcome.value, around.checkpoints.failed
-        wish = wishes.poll(stop or int(failed))
-        if wish > SAVE_FAILED:
-            return state, step, Outcome(wish)
-        if wish == SAVE_FAILED:
-            _save(run, state, step, around)
-            wishes.reset()
+        stop, failed = services.signals.outcome.value, services.checkpoints.failed
+        vote = consensus.poll(stop or int(failed))
+        if vote > SAVE_FAILED:
+            return state, step, Outcome(vote)
+        if vote == SAVE_FAILED:
+            _save(run, state, step, services)
+            # Votes cast before this save are about the failure that it has just repaired.
+            consensus.reset()
         done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
         with report.clock.measure("data"):
             batch = next(batches)
-        if around.trace.begins_at(done):
+        if services.trace.begins_at(done):
             with report.pause("trace"):
-                around.trace.begin()
+                services.trace.begin()
         with report.clock.measure("compile" if step == first_step else STEP):
             with jax.profiler.StepTraceAnnotation("step", step_num=done):
+                # Returns once the step is dispatched; the old state's buffers are donated.
                 state, metrics = run.program.step(state, batch, np.float32(rate))
-        around.watchdog.steps_done = step - first_step
+        services.watchdog.steps_done = step - first_step
         report.step(done, metrics, rate)
-        if around.trace.ends_at(done):
-            # It waits for the step before.
+        if services.trace.ends_at(done):
+            # Reporting fetches the step's metrics, so the trace ends after the step has.
             with report.pause("trace"):
-                around.trace.close()
+                services.trace.close()
         if run.heldout and is_evaluation_step(config.evaluation, done, config.num_steps):
-            _evaluated(run, state, report, done)
+            _evaluate_and_report(run, state, report, done)
         if done % config.checkpoint.every_steps == 0:
-            _save(run, state, done, around)
-    # One process alone may stop after its last step; many have not agreed on it.
+            _save(run, state, done, services)
+    # A signal during the last step counts only for a single process: several processes have not
+    # agreed on it and must exit with the same status.
     return (
         state,
         config.num_steps,
-        Outcome.FINISHED if process_count() > 1 else around.signals.outcome,
+        Outcome.FINISHED if process_count() > 1 else services.signals.outcome,
     )
 
 
 def _save(
-    run: Run, state: TrainState, done: int, around: _LoopServices, *, wait: bool = False
+    run: Run, state: TrainState, done: int, services: _LoopServices, *, wait: bool = False
 ) -> None:
-    with around.report.pause("save"):
-        # Who goes on from here never writes the lines before it again.
-        around.report.writer.upload()
+    with services.report.pause("save"):
+        # A run that resumes from this checkpoint does not write the earlier lines again, so they
+        # must be in the bucket before it.
+        services.report.writer.upload()
         save_with_retries(
-            around.checkpoints,
+            services.checkpoints,
             done,
             state.checkpointed,
             checkpoint_metadata(run, state, done),
@@ -296,10 +343,10 @@ def _save(
         )
 
 
-def _evaluated(
+def _evaluate_and_report(
     run: Run, state: TrainState, report: Reporter, done: int, known: Evaluation | None = None
 ) -> None:
-    """Measure, unless it is ``known``, and tell."""
+    """Report the evaluation after ``done`` steps: ``known``, or measured now."""
     with report.pause("evaluation"):
         start = time.monotonic()
         results = known or evaluate(run, state)
@@ -307,7 +354,7 @@ def _evaluated(
 
 
 def evaluate(run: Run, state: TrainState) -> Evaluation:
-    """Held-out loss and bits per byte of every held-out corpus."""
+    """Return loss and bits per byte of every held-out corpus."""
     config, mesh = run.config, run.program.mesh
     rows = row_sharding(mesh)
 

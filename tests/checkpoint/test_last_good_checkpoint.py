@@ -26,7 +26,7 @@ from llama_cpt.training.stop import Outcome
 from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.source import check_source, load_parameters, read_model_config
 from tests.checkpoint.test_checkpoint import make_model, make_state, save_small, small
-from tests.training.test_trainer import saved_steps, train, train_until
+from tests.runs import saved_steps, train, train_until
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,6 @@ def test_a_newest_checkpoint_that_is_gone_is_named(copied, capfd):
     manifest_of(output, 8).unlink()
     assert train(config) is Outcome.FINISHED
     warned = capfd.readouterr().err
-    assert "the checkpoint of step 8 is not there" in warned and "after step 6" in warned
+    assert "the checkpoint of step 8 does not exist" in warned and "after step 6" in warned
     assert train(config) is Outcome.FINISHED
-    assert "is not there" not in capfd.readouterr().err
+    assert "does not exist" not in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The demo: its configs are what it says, and with small ones it runs through and runs again."""
+"""The demo: its configs match its text, and with small ones it runs to the end and resumes."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from examples import demo
+from examples.shown_command import command_line
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.runtime.errors import UserError
@@ -21,7 +22,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_runs_differ_in_the_ratio_alone():
+def test_runs_differ_only_in_the_ratio():
     base, with_replay = load_config(demo.BASE), load_config(demo.CPT)
     assert with_replay.init_from == base.output
     assert with_replay.model == base.model
@@ -32,11 +33,11 @@ def test_the_runs_differ_in_the_ratio_alone():
         without, output=with_replay.output, data=dataclasses.replace(without.data, almr=0.33)
     )
     assert same == with_replay
-    road = load_config(demo.PIPELINE, (), PipelineConfig)
-    assert road.stages[0] == with_replay and len(road.linked_stages()) == 3
+    pipeline = load_config(demo.PIPELINE, (), PipelineConfig)
+    assert pipeline.stages[0] == with_replay and len(pipeline.linked_stages()) == 3
 
 
-def test_outside_the_checkout(monkeypatch, tmp_path):
+def test_missing_configs_are_named_outside_the_checkout(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="configs/demo_base.py: no such config file"):
         demo.main([])
@@ -47,22 +48,22 @@ from dataclasses import replace
 from {original} import config
 from llama_cpt.config.schema import CorpusConfig, EvaluationConfig
 
-def there(place):
-    return place.replace("runs/demo", {folder!r})
+def moved_path(path):
+    return path.replace("runs/demo", {folder!r})
 
 def small(run):
     def moved(corpora):
-        return tuple(replace(corpus, source=there(corpus.source)) for corpus in corpora)
+        return tuple(replace(corpus, source=moved_path(corpus.source)) for corpus in corpora)
 
     return replace(
         run,
-        output=there(run.output),
-        init_from=there(run.init_from),
+        output=moved_path(run.output),
+        init_from=moved_path(run.init_from),
         model=replace(run.model, embed_dim=16, mlp_dim=32, num_layers=1, head_dim=4),
         data=replace(
             run.data,
-            tokenizer=there(run.data.tokenizer),
-            prepared=there(run.data.prepared),
+            tokenizer=moved_path(run.data.tokenizer),
+            prepared=moved_path(run.data.prepared),
             additional=moved(run.data.additional),
             original=moved(run.data.original),
             heldout=moved(run.data.heldout),
@@ -78,17 +79,17 @@ ONE = "config = small(config)"
 ALL = """
 config = replace(
     config,
-    output=there(config.output),
+    output=moved_path(config.output),
     stages=tuple(map(small, config.stages)),
-    questions=there(config.questions),
-    benchmarks=there(config.benchmarks),
+    questions=moved_path(config.questions),
+    benchmarks=moved_path(config.benchmarks),
     task_examples=8,
 )
 """
 
 
 @pytest.mark.slow
-def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
+def test_demo_runs_to_the_report_and_resumes(monkeypatch, tmp_path, capfd):
     folder = str(tmp_path / "runs")
     for name, ending in (("BASE", ONE), ("CPT", ONE), ("PIPELINE", ALL)):
         path = tmp_path / f"{name.lower()}.py"
@@ -96,11 +97,12 @@ def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
         path.write_text(SMALL.format(original=f"configs.{module}", folder=folder) + ending)
         monkeypatch.setattr(demo, name, str(path))
     assert demo.main([]) == 0
-    told = capfd.readouterr().out
-    assert told.count("$ python -m llama_cpt.train") == 2
-    assert told.count("$ python -m llama_cpt.pipeline") == 1
-    assert told.count("$ python -m llama_cpt.evaluate") == 1
-    assert "after, ALMR 0.33" in told and "Where to look next" in told
+    output = capfd.readouterr().out
+    assert output.count(f"$ {command_line('train')}") == 2
+    assert output.count(f"$ {command_line('pipeline')}") == 1
+    assert output.count(f"$ {command_line('evaluate')}") == 1
+    assert "after, ALMR 0.33" in output and "Where to look next" in output
+    assert command_line("chat", f"{folder}/road/exported", "--temperature", "0") in output
     made = Path(folder)
     exported = made / "road" / "exported" / "config.json"
     assert json.loads(exported.read_text())["model_type"] == "llama"
@@ -115,6 +117,6 @@ def test_from_text_to_report_and_again(monkeypatch, tmp_path, capfd):
     before = os.stat(made / "world" / "en.train.jsonl").st_mtime
     assert demo.main([]) == 0
     assert os.stat(made / "world" / "en.train.jsonl").st_mtime == before
-    told = capfd.readouterr().out
-    assert "pipeline: dpo" in told and "pipeline: sft" not in told
+    output = capfd.readouterr().out
+    assert "pipeline: dpo" in output and "pipeline: sft" not in output
     assert (made / "forgetting.png").exists()

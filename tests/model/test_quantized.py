@@ -17,7 +17,7 @@ from llama_cpt.model.mlp import mlp, sliced_mlp
 from llama_cpt.model.quantized import TYPES, quantized_matmul, require_qwix
 from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from llama_cpt.runtime.errors import UserError
-from tests.training.test_train_step import MODEL, ragged_batch
+from tests.training.tiny_step import MODEL, ragged_batch
 
 PRECISIONS = list(TYPES)
 # Errors of a product of long rows of normal numbers: steps of 1/127 of the largest value, or three

@@ -14,7 +14,7 @@ from llama_cpt.objectives.neftune import embedding_noise, segment_lengths
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from tests.objectives.preferences import VOCAB, pack, random_pairs
-from tests.training.test_train_step import MODEL
+from tests.training.tiny_step import MODEL
 
 ALPHA, EMBED, LENGTH = 5.0, 32, 40
 CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)

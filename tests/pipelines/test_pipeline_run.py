@@ -1,4 +1,4 @@
-"""A pipeline goes the whole road, goes on where it was, and tells of all of it in one report."""
+"""A pipeline runs all stages, resumes where it stopped, and writes one report."""
 
 from dataclasses import replace
 import json
@@ -27,7 +27,7 @@ from llama_cpt.training.trainer import fit
 
 @pytest.fixture
 def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
-    """CPT, SFT and DPO of four steps each, on two devices, for which they compile sooner."""
+    """CPT, SFT and DPO of four steps each, on two devices, which compile faster than eight."""
     two = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: two)
 
@@ -46,7 +46,7 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
         )
         return replace(config, data=data)
 
-    # A question in the template takes more than the corpora's rows.
+    # A question in the template is longer than the rows of the corpora.
     model = replace(make_config(tmp_path).model, context_length=128)
 
     def stage(name):
@@ -66,7 +66,7 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
     question = {"language": "en", "question": "hill", "answers": ["water"], "chance": 0.1}
     examination.write_text(json.dumps(question) + "\n")
     return PipelineConfig(
-        output=str(tmp_path / "road"),
+        output=str(tmp_path / "pipeline"),
         stages=(cpt, sft, replace(dpo, objective=PreferenceConfig(loss="sigmoid"))),
         prompts=("fire", "火"),
         questions=str(examination),
@@ -79,18 +79,18 @@ def metrics(stage) -> list[dict]:
     return [json.loads(line) for line in (Path(stage.output) / "metrics.jsonl").open()]
 
 
-def test_the_whole_road_and_again(pipeline, capsys):
+def test_pipeline_runs_all_stages_and_resumes(pipeline, capsys):
     assert run_pipeline(pipeline) is Outcome.FINISHED
-    road = Path(pipeline.output)
-    report = (road / "report.md").read_text()
-    assert "before" not in report  # It began with random weights.
-    for told in ("| cpt |", "| sft |", "| dpo |", "rewards/margins", "## fire", "0 of 1", "10%"):
-        assert told in report, told
-    assert (road / "report.png").stat().st_size > 5000
-    assert json.loads((road / "exported" / "config.json").read_text())["model_type"] == "llama"
+    output = Path(pipeline.output)
+    report = (output / "report.md").read_text()
+    assert "before" not in report  # It started from random weights.
+    for text in ("| cpt |", "| sft |", "| dpo |", "rewards/margins", "## fire", "0 of 1", "10%"):
+        assert text in report, text
+    assert (output / "report.png").stat().st_size > 5000
+    assert json.loads((output / "exported" / "config.json").read_text())["model_type"] == "llama"
 
-    assert "chat_template.jinja" in {path.name for path in (road / "exported").iterdir()}
-    settings = json.loads((road / "exported" / "generation_config.json").read_text())
+    assert "chat_template.jinja" in {path.name for path in (output / "exported").iterdir()}
+    settings = json.loads((output / "exported" / "generation_config.json").read_text())
     tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
     assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
 
@@ -101,70 +101,70 @@ def test_the_whole_road_and_again(pipeline, capsys):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
     shutil.rmtree(dpo.output)
-    (road / "report.md").unlink()
+    (output / "report.md").unlink()
     before = {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
     capsys.readouterr()
     assert run_pipeline(pipeline) is Outcome.FINISHED
-    told = capsys.readouterr().out
-    assert "pipeline: dpo" in told and "pipeline: sft" not in told
+    printed = capsys.readouterr().out
+    assert "pipeline: dpo" in printed and "pipeline: sft" not in printed
     assert before == {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
-    assert (road / "report.md").read_text() == report
+    assert (output / "report.md").read_text() == report
 
 
-def test_tasks_stand_side_by_side_after_every_stage(pipeline):
+def test_report_compares_scores_after_every_stage(pipeline):
     heldout = pipeline.stages[0].data.heldout
     assert heldout
     first = replace(pipeline, stages=pipeline.stages[:1], prompts=(), questions="", tasks=("bpb",))
     run_pipeline(first)
-    road = Path(pipeline.output)
-    assert "## Side by side" in (road / "report.md").read_text()
-    scores = road / "scores" / "cpt" / "bpb.jsonl"
+    output = Path(pipeline.output)
+    assert "## Side by side" in (output / "report.md").read_text()
+    scores = output / "scores" / "cpt" / "bpb.jsonl"
     before = scores.stat().st_mtime_ns
     run_pipeline(replace(first, stages=pipeline.stages[:2]))
-    report = (road / "report.md").read_text()
+    report = (output / "report.md").read_text()
     assert all(f"| bpb: {corpus.name} |" in report for corpus in heldout)
     assert "**sft** " in report and "(scores/differences.png)" in report
-    assert "data:image/png" in (road / "scores" / "report.html").read_text()
+    assert "data:image/png" in (output / "scores" / "report.html").read_text()
     assert scores.stat().st_mtime_ns == before
-    # Scores of weights that are no more are no scores.
+    # Scores of other weights are replaced.
     run_pipeline(replace(first, stages=(replace(pipeline.stages[0], num_steps=5),)))
     assert scores.stat().st_mtime_ns != before
 
 
-def test_tasks_that_cannot_be_run_are_told_first(pipeline):
+def test_tasks_that_run_code_are_rejected_before_training(pipeline):
     pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
     with pytest.raises(UserError, match="tasks: humaneval runs code"):
         run_pipeline(replace(pipeline, tasks=("humaneval",)))
     assert not Path(pipeline.stages[0].output).exists()
 
 
-def test_other_weights_are_asked_and_exported_anew(pipeline):
+def test_other_weights_are_scored_and_exported_again(pipeline):
     cpt = replace(pipeline, stages=pipeline.stages[:1])
     run_pipeline(cpt)
-    road = Path(pipeline.output)
-    places = (road / "exported.json", road / "answers" / "cpt.json")
-    before = [place.read_text() for place in places]
+    output = Path(pipeline.output)
+    files = (output / "exported.json", output / "answers" / "cpt.json")
+    before = [file.read_text() for file in files]
     run_pipeline(replace(cpt, stages=(replace(cpt.stages[0], num_steps=5),)))
-    for old, place in zip(before, places, strict=True):
-        assert place.read_text() != old
+    for old, file in zip(before, files, strict=True):
+        assert file.read_text() != old
     with pytest.raises(UserError, match="num_steps=3, but 5 steps are done"):
         run_pipeline(replace(cpt, stages=(replace(cpt.stages[0], num_steps=3),)))
 
 
-def test_a_prompt_that_leaves_no_room_is_told_first(pipeline):
+def test_prompt_without_room_is_rejected_before_training(pipeline):
     with pytest.raises(UserError, match=r"'fire' takes \d+ tokens: with max_new_tokens=127"):
         run_pipeline(replace(pipeline, max_new_tokens=127))
     assert not Path(pipeline.stages[0].output).exists()
 
 
-def test_a_stage_begun_too_early_is_refused(pipeline):
+def test_stage_started_too_early_is_rejected(pipeline):
     run_pipeline(replace(pipeline, stages=pipeline.stages[:2]))
     longer = replace(pipeline.stages[0], num_steps=6)
     with pytest.raises(UserError, match="was trained from .*cpt after 4 of its 6 steps: delete"):
         run_pipeline(replace(pipeline, stages=(longer, *pipeline.stages[1:])))
 
 
-def test_stages_must_follow_one_another(pipeline):
+def test_stages_must_form_a_chain(pipeline):
     cpt, sft, _ = pipeline.stages
     with pytest.raises(UserError, match="the stage before it is .*cpt; leave init_from empty"):
         replace(pipeline, stages=(cpt, replace(sft, init_from="elsewhere")))
@@ -174,13 +174,13 @@ def test_stages_must_follow_one_another(pipeline):
         replace(pipeline, stages=())
 
 
-def test_a_missing_examination_is_told_before_any_training(pipeline):
+def test_missing_examination_is_rejected_before_training(pipeline):
     with pytest.raises(UserError, match="no such examination"):
         run_pipeline(replace(pipeline, questions="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
 
 
-def test_a_resumed_stage_keeps_its_reference(pipeline, tmp_path):
+def test_resumed_stage_rejects_another_reference(pipeline, tmp_path):
     cpt, _, dpo = pipeline.linked_stages()
     with pytest.raises(UserError, match="objective.loss=sigmoid needs init_from"):
         build_run(replace(dpo, init_from=""), make_mesh(dpo.mesh))

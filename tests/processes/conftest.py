@@ -1,4 +1,4 @@
-"""The corpus, the tokenizer and the tiny model of the tests of training, on four devices."""
+"""Fixtures for runs of several processes on four devices."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.processes.launched import DEVICES
 
 @pytest.fixture(scope="session")
 def many(make_config) -> Callable[..., TrainConfig]:
-    """``many(output, **fields)``: a run of 6 steps on four devices that saves every second."""
+    """A function ``many(output, **fields)`` for a run of 6 steps that saves every second step."""
 
     def make(output: Path, **fields) -> TrainConfig:
         settings = {

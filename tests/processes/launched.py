@@ -1,4 +1,4 @@
-"""Commands of several processes on this machine: CPU, real ``jax.distributed``, loopback."""
+"""Commands of several processes on this machine: CPU devices, ``jax.distributed``, loopback."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 4
 HEARTBEAT_SECONDS = 10
 RUN_SECONDS = 1800.0
-"""By then a run has ended, on a machine that has other work too."""
+"""Maximum seconds of a run, also on a busy machine."""
 RESTARTS = {75, -signal.SIGABRT}
-"""Exit statuses on which the launch scripts start again."""
+"""Exit statuses on which the launch scripts restart a run."""
 SLOW_STEPS = """
 import time
 from llama_cpt.training import trainer
 rate = trainer.learning_rate
 trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
 """
-"""A ``program`` by which a run has not ended before all know of a signal."""
+"""A ``program`` that slows a run down, so that a signal reaches all processes before it ends."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """The processes of one command."""
+    """The processes of one command and their logs."""
 
     processes: list[subprocess.Popen]
     logs: list[Path]
 
     def log(self) -> str:
-        """What all of them said, in this command and those before it."""
+        """Return the output of all processes, of this command and those before it."""
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
 
     def ended(self, seconds: float = RUN_SECONDS) -> list[int]:
-        """Exit statuses, by ``subprocess``; raises where one still runs after ``seconds``."""
+        """Wait and return the exit statuses; raise AssertionError if one runs after ``seconds``."""
         until = time.monotonic() + seconds
         try:
             return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.processes]
@@ -53,7 +53,7 @@ class Launched:
                 process.wait()
 
     def reach(self, holds: Callable[[], bool]) -> bool:
-        """Whether it ``holds`` while all of them run: waits for that, or for the first to end."""
+        """Wait until it ``holds`` or a process ends; return whether it holds while all run."""
         until = time.monotonic() + RUN_SECONDS
         while not holds():
             if any(process.poll() is not None for process in self.processes):
@@ -65,7 +65,7 @@ class Launched:
 
 
 def running(start: Callable[[], Launched], holds: Callable[[], bool]) -> Launched:
-    """Processes that still run once it ``holds``; anew where a busy machine's lost each other."""
+    """Return running processes once it ``holds``; retry if a busy machine lost one of them."""
     for _ in range(4):
         launched = start()
         if launched.reach(holds):
@@ -75,7 +75,7 @@ def running(start: Callable[[], Launched], holds: Callable[[], bool]) -> Launche
 
 
 def ended(start: Callable[[], Launched]) -> Launched:
-    """Processes that have ended; started again on what the launch scripts start again on."""
+    """Return ended processes, restarted on the statuses on which the launch scripts restart."""
     for _ in range(4):
         launched = start()
         if not set(launched.ended()) <= RESTARTS:
@@ -91,7 +91,7 @@ def launch(
     *,
     devices: int = DEVICES,
 ) -> Launched:
-    """``python -m arguments`` as ``count`` processes that share ``devices``.
+    """Start ``python -m arguments`` as ``count`` processes that share ``devices``.
 
     Logs are ``folder/log-K``. ``program`` is Python that each process runs before the command.
     """
@@ -99,7 +99,7 @@ def launch(
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     source = (
-        # Where it finds torch it imports it, which takes seconds a start.
+        # tensorboardX imports torch if it finds it, which takes seconds per start.
         "import runpy, sys\nsys.modules['torch'] = None\nimport tensorboardX\n"
         "del sys.modules['torch']\n"
         f"{program}\nsys.argv = sys.argv[1:]\n"
@@ -116,21 +116,23 @@ def launch(
     }
     if count > 1:
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-        # No cache: the first process alone writes it, then waits for the others' compilation, and
-        # Gloo gives them 30 seconds.
+        # No compilation cache: only the first process writes it, and would then wait for the
+        # others' compilation, for which Gloo allows 30 seconds.
         shared |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     logs = [folder / f"log-{number}" for number in range(count)]
     processes = []
     for number, log in enumerate(logs):
-        one = shared | ({"JAX_PROCESS_ID": str(number)} if count > 1 else {})
-        with log.open("ab") as said:
+        environment = shared | ({"JAX_PROCESS_ID": str(number)} if count > 1 else {})
+        with log.open("ab") as output:
             command = [sys.executable, "-c", source, *arguments]
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=one, stdout=said, stderr=said))
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+            )
     return Launched(processes, logs)
 
 
 def train(config: TrainConfig, count: int, program: str = "") -> Launched:
-    """``python -m llama_cpt.train`` on this config; config and logs lie beside its output."""
+    """Start ``python -m llama_cpt.train``; config and logs are next to the output folder."""
     folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
@@ -139,13 +141,13 @@ def train(config: TrainConfig, count: int, program: str = "") -> Launched:
 
 
 def run_to_end(config: TrainConfig, count: int, program: str = "") -> Launched:
-    """Train until all is done."""
+    """Train to the end."""
     launched = ended(lambda: train(config, count, program))
     assert set(launched.ended()) == {0}, launched.log()
     return launched
 
 
-def steps_told(config: TrainConfig) -> int:
-    """Lines of metrics so far."""
+def lines_written(config: TrainConfig) -> int:
+    """Return the number of lines of metrics so far."""
     metrics = Path(config.output) / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

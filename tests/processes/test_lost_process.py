@@ -1,6 +1,6 @@
-"""A run of two processes, of which one is lost, stopped, or cannot write: nothing saved is lost.
+"""A run of two processes, one of which is lost, stopped or cannot write, loses nothing saved.
 
-On a disk, and in a bucket.
+The tests cover a local folder and a bucket.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ from tests.processes.launched import (
     Launched,
     ended,
     launch,
+    lines_written,
     run_to_end,
     running,
-    steps_told,
     train,
 )
 from tests.runs import learnt
@@ -33,9 +33,9 @@ from tests.storage_server import storage
 
 STEPS = 12
 KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
-"""How often a process is killed at a random moment."""
+"""Number of times that a process is killed at a random moment."""
 LONGEST_START = 15.0
-SLOW_SEAL = """
+SLOW_COMMIT = """
 import time
 from llama_cpt.checkpoint import manifest
 real = manifest.commit
@@ -57,7 +57,7 @@ def sync(path):
     real(path)
 manifest._sync = sync
 """
-FIRST_CANNOT_SEAL_STEP_2 = """
+FIRST_CANNOT_COMMIT_STEP_2 = """
 import errno, os, time
 from llama_cpt.runtime import retry
 from llama_cpt.checkpoint import manifest
@@ -99,37 +99,37 @@ if os.environ["JAX_PROCESS_ID"] == "1":
 
 @pytest.fixture(scope="session")
 def whole(many, tmp_path_factory) -> list[dict]:
-    """What two processes learn that nothing happens to."""
+    """The metrics of an undisturbed run of two processes."""
     config = many(tmp_path_factory.mktemp("whole") / "run", num_steps=STEPS)
     run_to_end(config, 2)
     return learnt(Path(config.output))
 
 
 def kill_one(launched: Launched, process: int, config: TrainConfig) -> None:
-    """The other ends by itself, within a minute, as one that is to be started again, or done."""
+    """Kill one process; the other must end within a minute, done or to be restarted."""
     launched.processes[process].kill()
     statuses = launched.ended(60)
     assert statuses[process] == -signal.SIGKILL
-    done = sealed(config, STEPS) and statuses[1 - process] == 0
+    done = committed(config, STEPS) and statuses[1 - process] == 0
     assert done or statuses[1 - process] == -signal.SIGABRT, launched.log()
 
 
-def sealed(config: TrainConfig, step: int) -> bool:
+def committed(config: TrainConfig, step: int) -> bool:
     folder = Path(config.output) / "checkpoints"
     return len(list(folder.glob(f"{step}.manifest-*-of-00002.json"))) == 2
 
 
 def moment(config: TrainConfig, draw: random.Random) -> dict[str, Callable[[], bool]]:
-    """Whether it has come, by its name; seconds and steps are counted from now."""
+    """Return name -> whether that moment has come; seconds and steps count from now."""
     folder = Path(config.output) / "checkpoints"
     at = time.monotonic() + draw.uniform(0.0, LONGEST_START)
-    told = steps_told(config) + draw.randrange(1, 4)
-    begun, seals = set(folder.glob("*")), set(folder.glob("*.manifest-*"))
+    lines = lines_written(config) + draw.randrange(1, 4)
+    folders, manifests = set(folder.glob("*")), set(folder.glob("*.manifest-*"))
     return {
         "meeting or compiling": lambda: time.monotonic() > at,
-        "stepping": lambda: steps_told(config) >= told,
-        "saving": lambda: not set(folder.glob("*")) <= begun,
-        "sealing": lambda: not set(folder.glob("*.manifest-*")) <= seals,
+        "stepping": lambda: lines_written(config) >= lines,
+        "saving": lambda: not set(folder.glob("*")) <= folders,
+        "sealing": lambda: not set(folder.glob("*.manifest-*")) <= manifests,
     }
 
 
@@ -139,26 +139,26 @@ def halve_a_file(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_much_happens_to(many, whole, tmp_path):
+def test_run_survives_kill_stop_damage_and_write_errors(many, whole, tmp_path):
     config = many(tmp_path / "run", num_steps=STEPS)
     saved = Path(config.output) / "checkpoints"
 
-    def started(program: str = "") -> Launched:
+    def start(program: str = "") -> Launched:
         return train(config, 2, program)
 
-    kill_one(running(started, lambda: sealed(config, 2)), 1, config)
+    kill_one(running(start, lambda: committed(config, 2)), 1, config)
 
     log = tmp_path / "log-1"
 
-    def started_slowly() -> Launched:
+    def start_slowly() -> Launched:
         log.unlink()
-        return started(SLOW_STEPS + SLOW_SEAL)
+        return start(SLOW_STEPS + SLOW_COMMIT)
 
-    stopped = running(started_slowly, lambda: "sealing slowly" in log.read_text())
+    stopped = running(start_slowly, lambda: "sealing slowly" in log.read_text())
     stopped.processes[1].send_signal(signal.SIGTERM)
     assert stopped.ended() == [75, 75], stopped.log()
     newest = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
-    assert newest >= 4 and sealed(config, newest)
+    assert newest >= 4 and committed(config, newest)
 
     halve_a_file(saved / str(newest))
     last = run_to_end(config, 2, TENTH_WRITE_FAILS)
@@ -168,7 +168,7 @@ def test_a_run_that_much_happens_to(many, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path):
+def test_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path):
     config = many(tmp_path / "run")
     launched = ended(lambda: train(config, 2, FULL_ON_THE_SECOND))
     assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
@@ -177,17 +177,17 @@ def test_a_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_host_that_cannot_seal_takes_nobody_along(many, tmp_path):
-    """What the others still read is not removed under them."""
+def test_host_that_cannot_commit_does_not_end_the_others(many, tmp_path):
+    """Files that other processes still read are not removed."""
     config = many(tmp_path / "run")
-    launched = ended(lambda: train(config, 2, FIRST_CANNOT_SEAL_STEP_2))
+    launched = ended(lambda: train(config, 2, FIRST_CANNOT_COMMIT_STEP_2))
     assert launched.ended() == [0, 0], launched.log()
     assert "Input/output error" in launched.log() and "is saved instead" in launched.log()
-    assert not (Path(config.output) / "checkpoints" / "2").exists() and sealed(config, 6)
+    assert not (Path(config.output) / "checkpoints" / "2").exists() and committed(config, 6)
 
 
 @pytest.mark.slow
-def test_an_output_that_is_not_shared(many, tmp_path):
+def test_output_folder_that_is_not_shared_is_rejected(many, tmp_path):
     config, path = replace(many(tmp_path / "run"), output="run"), tmp_path / "config.json"
     save_config(config, path)
     program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
@@ -199,8 +199,8 @@ def test_an_output_that_is_not_shared(many, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_while_the_first_prepares(many, tmp_path):
-    """To one that waits for it."""
+def test_sigterm_while_the_first_process_prepares(many, tmp_path):
+    """The signal goes to a process that waits for the first one."""
     config = many(tmp_path / "run")
     launched = running(
         lambda: train(config, 2, FIRST_PREPARES_SLOWLY),
@@ -214,59 +214,61 @@ def test_sigterm_while_the_first_prepares(many, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket(many, whole, tmp_path):
-    """One is killed; started again, with every tenth answer of the storage service a 503."""
+def test_run_in_a_bucket_survives_kill_and_storage_errors(many, whole, tmp_path):
+    """One process is killed; after the restart every tenth response of the storage is a 503."""
     keep_one = CheckpointConfig(every_steps=2, keep=1)
     config = many("gs://bucket/run", num_steps=STEPS, checkpoint=keep_one)
     save_config(config, tmp_path / "config.json")
     (tmp_path / "empty").mkdir()
     with storage(tmp_path / "empty") as server:
 
-        def sealed_there(step: int) -> bool:
+        def committed_in_bucket(step: int) -> bool:
             prefix = f"run/checkpoints/{step}.manifest-0000"
             parts = [f"{prefix}{part}-of-00002.json" for part in range(2)]
             return all(part in server.objects for part in parts)
 
-        def started() -> Launched:
+        def start() -> Launched:
             arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
             return launch(arguments, tmp_path, 2)
 
-        first = running(started, lambda: sealed_there(2))
+        first = running(start, lambda: committed_in_bucket(2))
         first.processes[1].kill()
         first.ended(60)
 
         requests = itertools.count(1)
         server.fails = lambda method: next(requests) % 10 == 0
-        last = ended(started)
+        last = ended(start)
         assert last.ended() == [0, 0], last.log()
         assert next(requests) > 200
     assert "resuming after step" in last.log(), last.log()
-    assert sealed_there(STEPS) and not sealed_there(STEPS - 2)
+    assert committed_in_bucket(STEPS) and not committed_in_bucket(STEPS - 2)
     (tmp_path / "metrics.jsonl").write_bytes(server.objects["run/metrics.jsonl"])
     assert learnt(tmp_path) == whole
 
 
 @pytest.mark.slow
-def test_one_of_two_is_killed_at_random_moments(many, whole, tmp_path):
+def test_run_survives_kills_at_random_moments(many, whole, tmp_path):
     draw, kills, unprovoked = random.Random(0), 0, 0
     names = itertools.cycle(["saving", "sealing", "meeting or compiling", "stepping"])
     for number in itertools.count():
         config = many(tmp_path / str(number) / "run", num_steps=STEPS)
         while kills < KILLS:
             launched = train(config, 2)
-            has_come = moment(config, draw)[name := next(names)]
-            if not launched.reach(has_come):
+            reached = moment(config, draw)[name := next(names)]
+            if not launched.reach(reached):
                 statuses = set(launched.ended())
                 assert statuses <= RESTARTS or statuses == {0}, launched.log()
                 if statuses == {0}:
                     break
-                # Gloo gives a busy machine 30 seconds.
+                # A busy machine exceeds Gloo's limit of 30 seconds now and then.
                 unprovoked += 1
                 assert unprovoked < 4, launched.log()
                 continue
             kill_one(launched, victim := draw.randrange(2), config)
             kills += 1
-            print(f"kill {kills}, of process {victim}, {name}: {steps_told(config)} lines told")
+            print(
+                f"kill {kills}, of process {victim}, {name}: {lines_written(config)} lines written"
+            )
         run_to_end(config, 2)
         assert learnt(Path(config.output)) == whole
         if kills == KILLS:

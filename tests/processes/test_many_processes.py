@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same rows, the same losses, one that tells."""
+"""Several processes train on the same rows with the same losses as one; one of them reports."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,14 @@ from tests.processes.launched import (
     Launched,
     ended,
     launch,
+    lines_written,
     run_to_end,
     running,
-    steps_told,
     train,
 )
 from tests.runs import learnt
 
-# Tells which rows each process reads.
-TELLS_ROWS = """
+RECORDS_ROWS = """
 import json, os
 from llama_cpt.data import loader
 real = loader.read_batch
@@ -36,7 +35,7 @@ loader.read_batch = read_batch
 
 @pytest.fixture(scope="session")
 def alone(many, tmp_path_factory) -> list[dict]:
-    """What one process learns."""
+    """The metrics of a run of one process."""
     config = many(tmp_path_factory.mktemp("alone") / "run")
     run_to_end(config, 1)
     return learnt(Path(config.output))
@@ -48,44 +47,44 @@ def assert_close(ours: list[dict], theirs: list[dict]) -> None:
         assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
 
 
-def rows_read(place: str, steps: int) -> list[int]:
-    """Row numbers of the first ``steps`` batches, which are read ahead in any order."""
-    lines = [json.loads(line) for line in {*Path(place).read_text().splitlines()}]
+def rows_read(path: str, steps: int) -> list[int]:
+    """Return the row numbers of the first ``steps`` batches, which are read in any order."""
+    lines = [json.loads(line) for line in {*Path(path).read_text().splitlines()}]
     return [row for line in sorted(lines)[:steps] for part in line for row in part]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_same_rows_and_losses_as_one_process(count, alone, many, tmp_path, monkeypatch):
+def test_rows_and_losses_equal_those_of_one_process(count, alone, many, tmp_path, monkeypatch):
     config = many(tmp_path / "run")
     monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
     if count == 2:
-        # Compiled as for users.
+        # Compiled with all optimizations, as for users.
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    launched = run_to_end(config, count, TELLS_ROWS)
+    launched = run_to_end(config, count, RECORDS_ROWS)
     assert_close(learnt(tmp_path / "run"), alone)
-    each = [rows_read(f"{tmp_path}/rows-{process}", 6) for process in range(count)]
-    assert all(len(rows) == 48 // count for rows in each)
-    assert sorted(row for rows in each for row in rows) == list(range(48))
+    rows_by_process = [rows_read(f"{tmp_path}/rows-{process}", 6) for process in range(count)]
+    assert all(len(rows) == 48 // count for rows in rows_by_process)
+    assert sorted(row for rows in rows_by_process for row in rows) == list(range(48))
     first, *others = [log.read_text() for log in launched.logs]
     assert "step      6/6" in first and "goodput" in first
-    assert not any("step " in said for said in others), others
+    assert not any("step " in log for log in others), others
 
 
 @pytest.mark.slow
-def test_rows_shared_by_processes(alone, many, tmp_path, monkeypatch):
-    """Each row lies on both, and both read it; what is learnt is what one process learns."""
+def test_rows_shared_by_processes_equal_one_process(alone, many, tmp_path, monkeypatch):
+    """Both processes hold and read every row."""
     config = many(tmp_path / "run", mesh=MeshConfig(replica=1, fsdp=1, context=DEVICES, tensor=1))
     monkeypatch.setenv("ROWS", f"{tmp_path}/rows-")
-    run_to_end(config, 2, TELLS_ROWS)
+    run_to_end(config, 2, RECORDS_ROWS)
     assert_close(learnt(tmp_path / "run"), alone)
     for process in range(2):
         assert sorted(rows_read(f"{tmp_path}/rows-{process}", 6)) == list(range(48))
 
 
 @pytest.mark.slow
-def test_each_process_writes_its_trace(many, tmp_path):
-    """On one host too, whose name the profiler gives to both."""
+def test_each_process_writes_its_own_trace(many, tmp_path):
+    """Both processes are on one host, after which the profiler names its files."""
     config = many(tmp_path / "run", num_steps=3)
     save_config(config, tmp_path / "config.json")
     command = ["llama_cpt.train", str(tmp_path / "config.json"), "--profile", "2:2"]
@@ -100,25 +99,25 @@ def test_each_process_writes_its_trace(many, tmp_path):
     assert [file.name for file in folder.glob("*perfetto*")] == ["process_0.perfetto_trace.json.gz"]
 
 
-def stop_on_the_way(config: TrainConfig, count: int, process: int) -> None:
-    """SIGTERM to one process after more metrics than there were: all save and say so."""
-    told = 0
+def stop_after_new_metrics(config: TrainConfig, count: int, process: int) -> None:
+    """Send SIGTERM to one process after new metrics; all processes must save and exit with 75."""
+    lines = 0
 
-    def started() -> Launched:
-        nonlocal told
-        told = steps_told(config)
+    def start() -> Launched:
+        nonlocal lines
+        lines = lines_written(config)
         return train(config, count, SLOW_STEPS)
 
-    launched = running(started, lambda: steps_told(config) > told)
+    launched = running(start, lambda: lines_written(config) > lines)
     launched.processes[process].send_signal(signal.SIGTERM)
     assert set(launched.ended()) == {75}, launched.log()
 
 
 @pytest.mark.slow
-def test_four_then_two_then_four_processes(alone, many, tmp_path):
+def test_run_resumes_with_other_process_counts(alone, many, tmp_path):
     config = many(tmp_path / "run", num_steps=6)
-    stop_on_the_way(config, 4, 3)
-    stop_on_the_way(config, 2, 0)
+    stop_after_new_metrics(config, 4, 3)
+    stop_after_new_metrics(config, 2, 0)
     last = run_to_end(config, 4)
     assert last.log().count("resuming after step") >= 2
     assert_close(learnt(tmp_path / "run"), alone)

@@ -1,4 +1,4 @@
-"""What two processes do together is what one does: scores, answers, weights, references."""
+"""Two processes give the same scores, answers, weights and references as one."""
 
 from dataclasses import replace
 import json
@@ -30,19 +30,21 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [
 from tests.evaluation.benchmark_files import save_model, write_benchmarks  # noqa: E402
 
 SECOND = "import os, sys\nsecond = os.environ['JAX_PROCESS_ID'] == '1'\n"
-# What is kept already is known to the first alone.
+# Only the first process knows which scores exist already.
 READS_NO_SCORES = (
     f"{SECOND}from llama_cpt.evaluation import scores\nif second: scores.start_task = None"
 )
-HEARS_NOBODY = f"{SECOND}sys.stdin = open(os.devnull if second else {{file!r}})"
+HAS_NO_INPUT = f"{SECOND}sys.stdin = open(os.devnull if second else {{file!r}})"
 TRAINS_NOTHING = (
     "from llama_cpt.training import stop, trainer\n"
     "trainer.fit = lambda *arguments, **options: stop.Outcome.FINISHED"
 )
 
 
-def together(arguments: list[str], folder: Path, program: str = "", *, status: int = 0) -> Launched:
-    """Two processes with as many devices as this one."""
+def run_two_processes(
+    arguments: list[str], folder: Path, program: str = "", *, status: int = 0
+) -> Launched:
+    """Run two processes with as many devices as this one to the end."""
     folder.mkdir(exist_ok=True)
     devices = jax.device_count()
     launched = ended(lambda: launch(arguments, folder, 2, program, devices=devices))
@@ -60,25 +62,25 @@ def by_key(folder: Path) -> dict[tuple, ExampleScore]:
     return {(task, *score.key): score for task, scores in tasks.items() for score in scores}
 
 
-def keep_some(whole: Path, place: Path, task: str) -> None:
-    """What an evaluation has left that was killed after two of the scores in ``whole``."""
-    place.mkdir(parents=True)
-    (place / f"{task}{SETTINGS}").write_bytes((whole / f"{task}{SETTINGS}").read_bytes())
+def keep_some(whole: Path, folder: Path, task: str) -> None:
+    """Write what an evaluation leaves that was killed after two of the scores in ``whole``."""
+    folder.mkdir(parents=True)
+    (folder / f"{task}{SETTINGS}").write_bytes((whole / f"{task}{SETTINGS}").read_bytes())
     kept = (whole / f"{task}{LINES}").read_bytes().splitlines(keepends=True)[:2]
-    (place / f"{task}{LINES}").write_bytes(b"".join(kept))
+    (folder / f"{task}{LINES}").write_bytes(b"".join(kept))
 
 
 @pytest.mark.slow
-def test_the_same_scores_also_after_a_kill(model, tmp_path):
+def test_scores_equal_those_of_one_process_after_a_kill(model, tmp_path):
     data = write_benchmarks(tmp_path / "data")
     lines = [json.dumps({"text": "The cat sat on 12 mats. " * n}) for n in range(1, 6)]
     (tmp_path / "en.jsonl").write_text("\n".join(lines) + "\n")
-    asked = [model, "--tasks", "bpb,xcopa_zh,gsm8k", "--data", data, "--shots", "0"]
-    asked += ["--heldout", f"en={tmp_path}/en.jsonl"]
-    evaluate.main([*asked, "--output", str(tmp_path / "alone")])
+    arguments = [model, "--tasks", "bpb,xcopa_zh,gsm8k", "--data", data, "--shots", "0"]
+    arguments += ["--heldout", f"en={tmp_path}/en.jsonl"]
+    evaluate.main([*arguments, "--output", str(tmp_path / "alone")])
     keep_some(tmp_path / "alone/tiny", tmp_path / "both/tiny", "gsm8k")
-    arguments = ["llama_cpt.evaluate", *asked, "--output", str(tmp_path / "both")]
-    logs = together(arguments, tmp_path / "logs", READS_NO_SCORES).logs
+    arguments = ["llama_cpt.evaluate", *arguments, "--output", str(tmp_path / "both")]
+    logs = run_two_processes(arguments, tmp_path / "logs", READS_NO_SCORES).logs
     ours, theirs = by_key(tmp_path / "both"), by_key(tmp_path / "alone")
     assert ours.keys() == theirs.keys() and len(ours) == 5 + 3 + 3
     kept = [file.read_text().splitlines() for file in tmp_path.glob(f"both/tiny/*{LINES}")]
@@ -93,37 +95,41 @@ def test_the_same_scores_also_after_a_kill(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_answers(model, tmp_path, capsys, monkeypatch):
-    def lines(place: Path) -> str:
-        said = f"the cat\n/system Be kind.\nmats\n/save {place}.json\n/exit\nnever\n"
-        place.with_suffix(".txt").write_text(said)
-        return str(place.with_suffix(".txt"))
+def test_answers_equal_those_of_one_process(model, tmp_path, capsys, monkeypatch):
+    def lines(folder: Path) -> str:
+        printed = f"the cat\n/system Be kind.\nmats\n/save {folder}.json\n/exit\nnever\n"
+        folder.with_suffix(".txt").write_text(printed)
+        return str(folder.with_suffix(".txt"))
 
-    asked = [model, "--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
+    arguments = [model, "--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
     with open(lines(tmp_path / "alone")) as file, monkeypatch.context() as patch:
         patch.setattr("sys.stdin", file)
-        chat.main(asked)
-    said = capsys.readouterr().out
-    program = HEARS_NOBODY.format(file=lines(tmp_path / "both"))
-    first, second = together(["llama_cpt.chat", *asked], tmp_path / "logs", program).logs
+        chat.main(arguments)
+    printed = capsys.readouterr().out
+    program = HAS_NO_INPUT.format(file=lines(tmp_path / "both"))
+    first, second = run_two_processes(
+        ["llama_cpt.chat", *arguments], tmp_path / "logs", program
+    ).logs
     saved = [(tmp_path / f"{name}.json").read_text() for name in ("alone", "both")]
     assert saved[0] == saved[1] and len(json.loads(saved[0])["messages"]) == 5
-    told = max(said.splitlines(), key=len)
-    assert told in first.read_text() and told not in second.read_text()
+    answer = max(printed.splitlines(), key=len)
+    assert answer in first.read_text() and answer not in second.read_text()
 
 
 @pytest.mark.slow
-def test_the_first_converts_and_all_end_as_it_does(model, tmp_path):
+def test_only_the_first_process_converts(model, tmp_path):
     command = ["from-hf", model, str(tmp_path / "run")]
-    together(["llama_cpt.convert", *command], tmp_path / "logs")
+    run_two_processes(["llama_cpt.convert", *command], tmp_path / "logs")
     assert convert.main(["verify", model, str(tmp_path / "run")]) == 0
-    again = together(["llama_cpt.convert", *command], tmp_path / "again", status=USER_ERROR)
+    again = run_two_processes(
+        ["llama_cpt.convert", *command], tmp_path / "again", status=USER_ERROR
+    )
     assert again.log().count("already exists") == 1 and "Traceback" not in again.log()
 
 
 @pytest.fixture
 def dpo(make_config, corpora, tmp_path) -> TrainConfig:
-    """A run on preferences that starts from random weights."""
+    """A DPO run that starts from random weights."""
     plain = make_config(tmp_path / "run")
     model = replace(plain.model, context_length=128)
     about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model)}}
@@ -153,12 +159,12 @@ def dpo(make_config, corpora, tmp_path) -> TrainConfig:
 
 
 @pytest.mark.slow
-def test_the_same_references(dpo, tmp_path):
+def test_references_equal_those_of_one_process(dpo, tmp_path):
     build_run(dpo, make_mesh(dpo.mesh))
     shared = replace(dpo, data=replace(dpo.data, prepared=str(tmp_path / "both")))
     save_config(shared, tmp_path / "config.json")
     arguments = ["llama_cpt.train", str(tmp_path / "config.json")]
-    together(arguments, tmp_path / "logs", TRAINS_NOTHING)
+    run_two_processes(arguments, tmp_path / "logs", TRAINS_NOTHING)
     files = sorted((tmp_path / "alone/reference").rglob("*.npy"))
     assert len(files) == 2
     for file in files:

@@ -13,7 +13,7 @@ import pytest
 from examples.shown_command import run_command
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.parallel import global_arrays
-from llama_cpt.parallel.global_arrays import from_local_rows, from_replicated, local_rows
+from llama_cpt.parallel.global_arrays import RowPlacement, from_replicated, local_rows
 from llama_cpt.plan import DoesNotFitError
 from llama_cpt.runtime import distributed, retry
 from llama_cpt.runtime.distributed import (
@@ -200,7 +200,7 @@ def test_arrays_have_the_requested_sharding_and_values():
     whole = np.arange(2 * 8 * 6).reshape(2, 8, 6)
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
     for placed in (
-        from_local_rows({"a": whole}, 8, sharding),
+        RowPlacement(sharding, 8).to_global({"a": whole}),
         from_replicated({"a": whole}, sharding),
     ):
         assert placed["a"].sharding == sharding

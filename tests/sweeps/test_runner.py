@@ -1,4 +1,4 @@
-"""A sweep runs every trial once on one compiled step, whatever becomes of some of them."""
+"""A sweep runs every trial once on one compiled step, also if some of them fail."""
 
 import csv
 from dataclasses import replace
@@ -50,7 +50,7 @@ def rows_of(sweep):
 
 
 def steps_counted(monkeypatch):
-    """Names of the trials whose steps were run, one entry a step."""
+    """Return a list that grows by (peak learning rate, step) for every step run."""
     counted, real = [], trainer.learning_rate
 
     def count(optimizer, step, num_steps):
@@ -61,7 +61,7 @@ def steps_counted(monkeypatch):
     return counted
 
 
-def test_trials_are_ordinary_runs_on_one_compilation(sweep, monkeypatch):
+def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     made = []
     monkeypatch.setattr(runner, "SharedWork", lambda: made.append(SharedWork()) or made[0])
     assert run_sweep(sweep) is Outcome.FINISHED
@@ -79,7 +79,7 @@ def test_trials_are_ordinary_runs_on_one_compilation(sweep, monkeypatch):
     assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
 
 
-def test_what_is_done_is_not_done_again(sweep, monkeypatch):
+def test_finished_trials_are_not_run_again(sweep, monkeypatch):
     run_sweep(sweep)
     counted = steps_counted(monkeypatch)
     wider = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e-2, 3e-3))))
@@ -89,21 +89,21 @@ def test_what_is_done_is_not_done_again(sweep, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"num_steps": 9}, "num_steps was 8, is 9"),
         ({"num_steps": 7}, "num_steps=7, but 8 steps are done"),
         ({"optimizer": OptimizerConfig(1.0, warmup_steps=3)}, "optimizer.warmup_steps was 2, is 3"),
     ],
 )
-def test_what_is_done_otherwise_is_not_counted(sweep, change, told):
+def test_trials_of_another_config_are_rejected(sweep, change, message):
     run_sweep(replace(sweep, axes=(AxisConfig(RATES, (1e-3,)),)))
     changed = replace(sweep, train=replace(sweep.train, **change))
-    with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{told}"):
+    with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{message}"):
         run_sweep(replace(changed, axes=(AxisConfig(RATES, (1e-3,)),)))
 
 
-def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
+def test_stopped_sweep_resumes_within_a_trial(sweep, monkeypatch):
     real = runner.fit
 
     def stopped(run, **options):
@@ -127,11 +127,11 @@ def test_a_stopped_sweep_goes_on_in_the_middle_of_a_trial(sweep, monkeypatch):
     assert len(counted) == 4 * 8
 
 
-def test_a_diverged_trial_is_noted_and_the_others_go_on(sweep, monkeypatch, capsys):
+def test_diverged_trial_is_recorded_and_others_run(sweep, monkeypatch, capsys):
     wild = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e30))))
     assert run_sweep(wild) is Outcome.FINISHED
-    notes = [read_status(trial) for trial in trials_of(wild)]
-    assert [note.status for note in notes] == ["done", "diverged"] * 2
+    statuses = [read_status(trial) for trial in trials_of(wild)]
+    assert [status.status for status in statuses] == ["done", "diverged"] * 2
     assert "diverged: " in capsys.readouterr().out
     last = {row["run"]: row for row in rows_of(wild)}
     assert [row["loss"] == "" for row in last.values()] == [False, True] * 2
@@ -140,7 +140,7 @@ def test_a_diverged_trial_is_noted_and_the_others_go_on(sweep, monkeypatch, caps
     assert not counted
 
 
-def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
+def test_failed_trial_is_run_again_by_the_next_call(sweep, monkeypatch):
     def out_of_memory(run, **options):
         if "0.25" in run.config.output:
             raise RuntimeError("RESOURCE_EXHAUSTED")
@@ -149,9 +149,9 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runner, "fit", out_of_memory)
         assert run_sweep(sweep) is Outcome.FINISHED
-    notes = [read_status(trial) for trial in trials_of(sweep)]
-    assert [note.status for note in notes] == ["failed", "failed", "done", "done"]
-    assert "RESOURCE_EXHAUSTED" in notes[0].reason
+    statuses = [read_status(trial) for trial in trials_of(sweep)]
+    assert [status.status for status in statuses] == ["failed", "failed", "done", "done"]
+    assert "RESOURCE_EXHAUSTED" in statuses[0].reason
     assert (
         "RESOURCE_EXHAUSTED"
         in (epath.Path(trials_of(sweep)[0].config.output) / "log.txt").read_text()
@@ -160,14 +160,14 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(sweep, monkeypatch):
     assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
 
 
-def test_a_mistake_ends_the_sweep_before_a_step(sweep):
+def test_config_mistake_ends_the_sweep_before_a_step(sweep):
     data = replace(sweep.train.data, tokenizer="/nowhere/tokenizer.model")
     with pytest.raises(UserError, match="/nowhere/tokenizer.model"):
         run_sweep(replace(sweep, train=replace(sweep.train, data=data)))
     assert not any(read_status(trial) for trial in trials_of(sweep))
 
 
-def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
+def test_larger_budget_continues_the_stable_phase(sweep, monkeypatch):
     wsd = OptimizerConfig(1e-2, schedule="wsd", warmup_steps=2, decay_steps=1)
     train = replace(
         sweep.train, optimizer=wsd, checkpoint=replace(sweep.train.checkpoint, every_steps=2)
@@ -190,22 +190,22 @@ def test_a_larger_budget_goes_on_from_the_stable_phase(sweep, monkeypatch):
     assert {row["base_loss"] for row in later} != {""}
 
 
-def test_workers_share_and_take_over_what_one_has_lost(sweep, monkeypatch):
+def test_worker_takes_over_an_expired_lease(sweep, monkeypatch):
     monkeypatch.setattr(runner, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1.0)
     lost = make_chains(sweep)[0][0]
-    claim = epath.Path(sweep.output) / "claims" / f"{lost.name}.json"
-    claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps({"worker": "worker 1/2 (gone)", "time": time.time()}))
+    lease = epath.Path(sweep.output) / "claims" / f"{lost.name}.json"
+    lease.parent.mkdir(parents=True)
+    lease.write_text(json.dumps({"worker": "worker 1/2 (gone)", "time": time.time()}))
     start = time.time()
     assert run_sweep(sweep, 2, 2) is Outcome.FINISHED
     assert time.time() - start > 1.0
     assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
-    assert not list(claim.parent.iterdir())
+    assert not list(lease.parent.iterdir())
 
 
-def test_a_claim_is_one_workers(tmp_path):
-    file, order = epath.Path(tmp_path) / "claim.json", []
+def test_only_one_of_many_workers_gets_a_lease(tmp_path):
+    file, order = epath.Path(tmp_path) / "lease.json", []
     ready = threading.Barrier(6)
 
     def work(number):

@@ -1,4 +1,4 @@
-"""What became of trials is told the same way in a local folder and in a bucket."""
+"""Results and leases of trials are the same in a local folder and in a bucket."""
 
 import csv
 from dataclasses import replace
@@ -21,7 +21,7 @@ __all__ = ["bucket"]
 
 @pytest.fixture(params=["local", "bucket"])
 def sweep(request, tmp_path, bucket):
-    """Two sizes of one trial each."""
+    """A sweep of two sizes with one trial each."""
     folder = "gs://bucket/sweep" if request.param == "bucket" else str(tmp_path / "sweep")
     large = replace(cpt.model, num_layers=6)
     sizes = (SizeConfig("small", cpt.model, "bases/s"), SizeConfig("large", large, "bases/l"))
@@ -32,8 +32,8 @@ def trials_of(sweep):
     return [trial for chain in make_chains(sweep) for trial in chain]
 
 
-def measured(trial, losses):
-    """Its metrics: (step, zh, en) losses, bits per byte half of them."""
+def write_metrics(trial, losses):
+    """Write the trial's metrics: (step, zh, en) losses, with bits per byte half of them."""
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True)
     lines = [{"step": 1, "train/loss": 3.0}]
@@ -45,10 +45,10 @@ def measured(trial, losses):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_row_a_run_evaluation_and_corpus(sweep):
+def test_results_have_a_row_per_run_evaluation_and_corpus(sweep):
     small, large = trials_of(sweep)
-    measured(small, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
-    measured(large, [(0, 7.0, 1.0), (60, 6.0, 1.5)])
+    write_metrics(small, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
+    write_metrics(large, [(0, 7.0, 1.0), (60, 6.0, 1.5)])
     write_status(small, TrialStatus("done", tokenizer="abc"))
     assert read_status(large) is None
     assert len(read(write_results(sweep, [small, large]))) == 4
@@ -56,8 +56,8 @@ def test_a_row_a_run_evaluation_and_corpus(sweep):
     rows = read(write_results(sweep, [small, large]))
     assert list(rows[0]) == COLUMNS
     shown = ("corpus", "group", "step", "loss", "base_loss")
-    told = [(row["run"].split("/")[1][:5], *(row[name] for name in shown)) for row in rows]
-    assert told == [
+    values = [(row["run"].split("/")[1][:5], *(row[name] for name in shown)) for row in rows]
+    assert values == [
         ("small", "zh", "additional", "0", "8.0", "8.0"),
         ("small", "zh", "additional", "600", "4.0", "8.0"),
         ("small", "en", "original", "0", "2.0", "2.0"),
@@ -83,7 +83,7 @@ def read(file):
     return list(csv.DictReader(io.StringIO(file.read_text())))
 
 
-def test_a_claim_in_the_folder(sweep):
+def test_lease_is_exclusive_and_released(sweep):
     file = epath.Path(sweep.output) / "claims" / "one.json"
     with hold_lease(file, "worker 1/2") as mine, hold_lease(file, "worker 2/2") as others:
         assert mine and not others

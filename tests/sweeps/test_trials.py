@@ -1,4 +1,4 @@
-"""What a sweep's config means: its trials, their names, configs and costs."""
+"""Trials of a sweep's config: names, configs, chains and costs."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -26,7 +26,7 @@ def trials_of(sweep):
     return [trial for chain in make_chains(sweep) for trial in chain]
 
 
-def test_a_trial_at_every_point_of_the_grid():
+def test_grid_has_a_trial_at_every_point():
     trials = trials_of(SWEEP)
     assert trials[1].name == "almr_0.1-peak_learning_rate_0.002"
     assert trials[1].config == replace(
@@ -38,7 +38,7 @@ def test_a_trial_at_every_point_of_the_grid():
     assert len({trial.name for trial in trials}) == 15
 
 
-def test_cells_are_trained_at_every_seed():
+def test_cells_are_combined_with_other_axes():
     seeds = (AxisConfig("seed", (0, 1)),)
     trials = trials_of(replace(SWEEP, axes=seeds, cells=((0.4, 1e-3), (0.33, 2e-3))))
     assert [t.name for t in trials][1:3] == [
@@ -49,7 +49,7 @@ def test_cells_are_trained_at_every_seed():
         replace(SWEEP, cells=((0.4, 1e-3),))
 
 
-def test_sizes_bring_their_weights():
+def test_sizes_have_their_own_weights():
     small, large = (replace(cpt.model, num_layers=layers) for layers in (1, 3))
     sizes = (SizeConfig("small", small, "bases/s"), SizeConfig("large", large, "bases/l"))
     trials = trials_of(replace(SWEEP, sizes=sizes))
@@ -57,7 +57,7 @@ def test_sizes_bring_their_weights():
     assert trials[-1].config.init_from == "bases/l" and trials[-1].name.startswith("large-almr_0.7")
 
 
-def test_sobol_points_fill_their_ranges_and_stay():
+def test_sobol_points_fill_their_ranges_and_are_fixed():
     between = (
         AxisConfig("data.almr", between=(0.1, 0.9)),
         AxisConfig("optimizer.peak_learning_rate", between=(1e-4, 1e-2), scale="log"),
@@ -72,13 +72,13 @@ def test_sobol_points_fill_their_ranges_and_stay():
     assert sum(rate < 1e-3 for rate in rates) == 8
 
 
-def test_as_many_digits_as_tell_points_apart():
+def test_names_have_as_few_digits_as_needed():
     axis = AxisConfig("optimizer.peak_learning_rate", between=(1e-3, 1.001e-3))
     names = {trial.name for trial in trials_of(replace(SWEEP, axes=(axis,), points=32))}
     assert len(names) == 32 and all(len(name) < 35 for name in names)
 
 
-def test_entries_of_a_tuple_are_fields():
+def test_axis_may_name_an_entry_of_a_tuple():
     axis = AxisConfig("data.additional.0.name", ("zh", "other"), names=("zh", "b"))
     sweep = replace(SWEEP, axes=(axis,), heldout_groups=(("zh", "additional"),))
     assert [t.config.data.additional[0].name for t in trials_of(sweep)] == ["zh", "other"]
@@ -92,14 +92,14 @@ def test_token_budgets_share_their_stable_phase():
     assert [t.config.num_steps for t in (first, second, third)] == [100, 200, 400]
     assert (first.stable_steps, second.stable_steps, third.stable_steps) == (80, 160, 320)
     assert (first.first_step, second.first_step, third.first_step) == (0, 80, 160)
-    # The decay of one that is gone on from starts at a checkpoint, which its end does not push out.
+    # The decay of a parent starts at a checkpoint that later checkpoints do not displace.
     for trial in (first, second):
         saves = trial.config.checkpoint
         assert trial.stable_steps % saves.every_steps == 0
         later = trial.config.num_steps // saves.every_steps - (
             trial.stable_steps // saves.every_steps
         )
-        # One more at the end, which need not be a multiple.
+        # One more for the final checkpoint, which need not be at a multiple.
         assert saves.keep >= later + 2
     assert first.own_tokens + second.own_tokens + third.own_tokens == (100 + 120 + 240) * TOKENS
 
@@ -114,7 +114,7 @@ def test_mean_almr_is_the_share_of_all_steps(later):
     assert mean_almr(config) == exact
 
 
-def test_mixture_order_is_told_by_the_stages():
+def test_mixture_order_follows_from_the_stages():
     def order(almr):
         return mixture_order(replace(cpt, data=replace(cpt.data, almr=almr)))
 
@@ -124,7 +124,7 @@ def test_mixture_order_is_told_by_the_stages():
     assert order(((0, 0.1), (10_000, 0.5))) == "interleaved"
 
 
-def test_chip_hours_are_operations_over_the_chips_rate():
+def test_chip_hours_are_flops_over_the_chips_rate():
     trials = trials_of(SWEEP)
     flops = 15 * 600 * TOKENS * model_flops_per_token(cpt.model, cpt.data.sequence_length)
     assert chip_hours(SWEEP, trials) == pytest.approx(flops / (459e12 * 0.4 * 3600))
@@ -145,7 +145,7 @@ def test_a_budget_thins_the_grid_and_keeps_its_ends(share):
         fit_to_budget(SWEEP, -5.0)
 
 
-def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
+def test_largest_token_budget_is_dropped_if_needed():
     both = replace(SWEEP, train=WSD, token_budgets=(100 * TOKENS, 200 * TOKENS))
     price = chip_hours(both, trials_of(both))
     thinned = fit_to_budget(both, price * 0.4)
@@ -153,7 +153,7 @@ def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"axes": (AxisConfig("data.almrr", (0.1,)),)}, "no such field; did you mean 'almr'"),
         ({"axes": (AxisConfig("data.almr", (0.1, 1.5)),)}, r"data.almr=1.5 must be in \[0, 1\]"),
@@ -167,6 +167,6 @@ def test_the_largest_budget_goes_where_no_grid_of_both_is_paid():
         ({"chip": "v9"}, "chip='v9' must be one of"),
     ],
 )
-def test_mistakes_are_told_with_the_field(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_config_mistakes_name_the_field(changes, message):
+    with pytest.raises(UserError, match=message):
         make_chains(replace(SWEEP, **changes))

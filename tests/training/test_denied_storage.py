@@ -1,4 +1,4 @@
-"""What lies where it is denied is named by every command that it is given to, before any work."""
+"""Every command names a path that storage denies, before any work."""
 
 from dataclasses import replace
 
@@ -15,15 +15,15 @@ from tests.storage_server import bucket
 
 __all__ = ["bucket"]
 
-PLACE = "gs://bucket/place"
+DENIED = "gs://bucket/place"
 COMMANDS = [
-    (convert.main, "from-hf", PLACE, "out"),
-    (convert.main, "to-hf", PLACE, "out"),
-    (convert.main, "from-hf", "out", PLACE),
-    (chat.main, PLACE),
-    (evaluate.main, PLACE, "--tasks", "mmlu", "--output", "out"),
-    (fit_law.main, PLACE, "--output", "out"),
-    (train.main, f"{PLACE}/config.json"),
+    (convert.main, "from-hf", DENIED, "out"),
+    (convert.main, "to-hf", DENIED, "out"),
+    (convert.main, "from-hf", "out", DENIED),
+    (chat.main, DENIED),
+    (evaluate.main, DENIED, "--tasks", "mmlu", "--output", "out"),
+    (fit_law.main, DENIED, "--output", "out"),
+    (train.main, f"{DENIED}/config.json"),
 ]
 
 
@@ -31,13 +31,13 @@ COMMANDS = [
 def denied(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bucket.status = 403
-    return pytest.raises(UserError, match=rf"{PLACE}\S*: cannot be (read|written) \(Forbidden")
+    return pytest.raises(UserError, match=rf"{DENIED}\S*: cannot be (read|written) \(Forbidden")
 
 
 @pytest.mark.parametrize(
     ("main", "arguments"), [(main, arguments) for main, *arguments in COMMANDS]
 )
-def test_a_command(main, arguments, denied):
+def test_command_names_a_denied_path(main, arguments, denied):
     with denied:
         main(arguments)
 
@@ -45,37 +45,37 @@ def test_a_command(main, arguments, denied):
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
-        (evaluate.main, ["here", "--tasks", "mmlu", "--output", PLACE]),
-        (fit_law.main, ["here", "--output", PLACE]),
-        (train.main, [f"{PLACE}/config.py"]),
+        (evaluate.main, ["here", "--tasks", "mmlu", "--output", DENIED]),
+        (fit_law.main, ["here", "--output", DENIED]),
+        (train.main, [f"{DENIED}/config.py"]),
     ],
 )
-def test_what_must_lie_here(main, arguments, bucket):
+def test_local_only_paths_reject_a_bucket(main, arguments, bucket):
     bucket.put("place/config.py", b"", None)
-    with pytest.raises(UserError, match=rf"{PLACE}\S* must be on this machine"):
+    with pytest.raises(UserError, match=rf"{DENIED}\S* must be on this machine"):
         main(arguments)
 
 
-def test_a_config_in_a_bucket(bucket, make_config, tmp_path):
+def test_config_is_saved_to_and_loaded_from_a_bucket(bucket, make_config, tmp_path):
     config = make_config(tmp_path / "run")
     save_config(config, epath.Path("gs://bucket/run/config.json"))
     assert load_config("gs://bucket/run/config.json") == config
 
 
 @pytest.mark.parametrize("field", ["output", "init_from", "tokenizer", "prepared"])
-def test_a_run(field, denied, make_config, tmp_path):
+def test_run_names_a_denied_path(field, denied, make_config, tmp_path):
     config = make_config(tmp_path / "run")
     if field in ("tokenizer", "prepared"):
-        config = replace(config, data=replace(config.data, **{field: PLACE}))
+        config = replace(config, data=replace(config.data, **{field: DENIED}))
     else:
-        config = replace(config, **{field: PLACE})
+        config = replace(config, **{field: DENIED})
     with denied:
         build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_to_prepare(denied, make_config, tmp_path):
+def test_prepare_names_a_denied_folder(denied, make_config, tmp_path):
     config = make_config(tmp_path / "run")
     save_config(config, tmp_path / "config.json")
     with denied:
-        prepare.main([str(tmp_path / "config.json"), "--data.prepared", PLACE])
+        prepare.main([str(tmp_path / "config.json"), "--data.prepared", DENIED])

@@ -1,4 +1,4 @@
-"""Every second belongs to one part, over restarts too; what takes too long is named."""
+"""Goodput counts every second once, over restarts too; the watchdog reports what takes too long."""
 
 import time
 
@@ -11,7 +11,7 @@ from llama_cpt.training.watchdog import Watchdog
 
 @pytest.fixture
 def now(monkeypatch) -> list[float]:
-    """The time, to be set."""
+    """The current time, which the test sets."""
     clock = [1000.0]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     return clock
@@ -22,7 +22,7 @@ def spend(clock: Goodput, now: list[float], part: str, seconds: float) -> None:
         now[0] += seconds
 
 
-def test_seconds_add_up(now):
+def test_goodput_counts_every_second_once(now):
     clock = Goodput()
     now[0] += 10
     spend(clock, now, "compile", 30)
@@ -35,7 +35,7 @@ def test_seconds_add_up(now):
     assert clock.summary() == "goodput 50.0% of 1m40s; compile 30.0%, startup 10.0%, save 10.0%"
 
 
-def test_a_restart_adds_what_was_lost(now):
+def test_restart_counts_repeated_and_stopped_seconds(now):
     first = Goodput()
     first.switch_to("step")
     lines = []
@@ -59,7 +59,7 @@ def test_a_restart_adds_what_was_lost(now):
     }
 
 
-def test_steps_between_two_lines_are_kept_in_part():
+def test_seconds_between_two_lines_are_interpolated():
     lines = [
         {"step": step, "perf/seconds/step": seconds, "perf/unix_seconds": 0.0}
         for step, seconds in ((1, 10.0), (100, 1000.0), (200, 3000.0))
@@ -67,25 +67,25 @@ def test_steps_between_two_lines_are_kept_in_part():
     for first_step, trained in ((0, 0.0), (1, 10.0), (150, 2000.0), (200, 3000.0), (250, 3000.0)):
         clock = Goodput()
         clock.continue_from(lines, first_step)
-        told = clock.values()
-        assert told.get("perf/seconds/step", 0.0) == pytest.approx(trained)
-        assert told.get("perf/seconds/repeated", 0.0) == pytest.approx(3000 - trained)
+        values = clock.values()
+        assert values.get("perf/seconds/step", 0.0) == pytest.approx(trained)
+        assert values.get("perf/seconds/repeated", 0.0) == pytest.approx(3000 - trained)
 
 
-def test_a_late_step_is_named_once_with_stacks(monkeypatch, capfd):
+def test_watchdog_reports_a_late_step_once_with_stacks(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
     clock.switch_to("step")
     with Watchdog(clock, poll_seconds=0.01) as dog:
         clock.seconds["step"], dog.steps_done = 0.002, 2
         time.sleep(0.3)
-    said = capfd.readouterr().err
-    assert said.count("watchdog: process 0: step, 2 steps after the start") == 1
-    assert "test_a_late_step_is_named_once_with_stacks" in said
+    errors = capfd.readouterr().err
+    assert errors.count("watchdog: process 0: step, 2 steps after the start") == 1
+    assert "test_watchdog_reports_a_late_step_once_with_stacks" in errors
 
 
-def test_a_late_step_is_measured_by_this_start(monkeypatch, capfd):
-    """Not by the hours of the starts before it."""
+def test_watchdog_limit_ignores_earlier_starts(monkeypatch, capfd):
+    """The hours of earlier starts do not raise the limit."""
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
     clock.continue_from([{"step": 9, "perf/seconds/step": 9000.0, "perf/unix_seconds": 0.0}], 9)
@@ -96,7 +96,7 @@ def test_a_late_step_is_measured_by_this_start(monkeypatch, capfd):
     assert "watchdog: process 0: step, 2 steps after the start" in capfd.readouterr().err
 
 
-def test_what_goes_on_is_not_named(monkeypatch, capfd):
+def test_watchdog_is_silent_while_steps_finish(monkeypatch, capfd):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.5)
     clock = Goodput()
     with Watchdog(clock, poll_seconds=0.01) as dog:

@@ -1,4 +1,4 @@
-"""Bits per byte against a computation one token at a time."""
+"""Held-out loss equals a computation one token at a time."""
 
 import math
 
@@ -39,7 +39,7 @@ TINY = ModelConfig(
 
 
 class InMemory:
-    """Documents whose tokens are their UTF-8 bytes, moved past the special ids."""
+    """Documents whose tokens are their UTF-8 bytes, shifted past the special ids."""
 
     def __init__(self, *texts):
         self.texts = texts
@@ -93,7 +93,7 @@ def evaluate(score, corpora=CORPORA, documents=99, batch_size=3):
 
 
 def document_nll(forward, tokens):
-    """Summed -log p of a document's text: each token alone, from the context its window has."""
+    """Return a document's summed NLL, each token computed alone from its window's context."""
     total = 0.0
     count = len(tokens) - 2
     for i in range(1, count + 1):
@@ -109,7 +109,7 @@ def document_nll(forward, tokens):
     return total
 
 
-def test_equals_one_token_at_a_time(score, forward):
+def test_loss_equals_one_token_at_a_time(score, forward):
     results = evaluate(score)
     for name, held in CORPORA.items():
         nll = sum(document_nll(forward, tokens) for tokens, _ in held.read(range(len(held))))
@@ -121,8 +121,8 @@ def test_equals_one_token_at_a_time(score, forward):
         assert result.bits_per_byte == pytest.approx(nll / math.log(2) / byte_count, rel=1e-6)
 
 
-def test_bytes_are_the_sources_not_the_tokens():
-    """A tokenizer that makes one token of each document does not change the divisor."""
+def test_bits_per_byte_divide_by_source_bytes():
+    """The divisor is the same if the tokenizer makes one token of each document."""
 
     class OneToken(InMemory):
         def tokens(self, data):
@@ -133,22 +133,22 @@ def test_bytes_are_the_sources_not_the_tokens():
     assert result.bits_per_byte == pytest.approx(2 / math.log(2) / 8)
 
 
-def test_batches_have_one_shape_and_their_size_changes_nothing(score):
+def test_batch_size_does_not_change_the_loss(score):
     shapes = set()
 
-    def noted(batch):
+    def record_shape(batch):
         shapes.add(batch.tokens.shape)
-        # What stands on padding or context must not count, not even a NaN.
+        # Values on padding and context must not count, not even a NaN.
         return np.where(batch.loss_mask > 0, score(batch), np.nan)
 
-    one, many = evaluate(noted, batch_size=1), evaluate(noted, batch_size=7)
+    one, many = evaluate(record_shape, batch_size=1), evaluate(record_shape, batch_size=7)
     assert shapes == {(1, LENGTH), (7, LENGTH)}
     for name in CORPORA:
         assert one[name].loss == pytest.approx(many[name].loss, rel=1e-6)
 
 
-def test_the_harness_example():
-    """The windows that lm-evaluation-harness's own test expects of range(34) by 10."""
+def test_windows_equal_those_of_the_harness():
+    """The windows are those in the test of lm-evaluation-harness for range(34) by 10."""
     document = np.array([99, *range(34), 98], np.uint32)
     windows = list(rolling_windows(document, 10, bos_id=77, corpus=0))
     assert [(w.tokens.tolist(), w.targets[-w.scored :].tolist()) for w in windows] == [
@@ -161,7 +161,7 @@ def test_the_harness_example():
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 9))
 @settings(deadline=None)
-def test_every_token_is_scored_once_and_reads_its_own_document(sizes, length):
+def test_every_token_is_scored_once_in_its_own_document(sizes, length):
     documents = [
         np.array([BOS, *range(100 * k + 10, 100 * k + 10 + size), EOS], np.uint32)
         for k, size in enumerate(sizes)
@@ -181,12 +181,12 @@ def test_every_token_is_scored_once_and_reads_its_own_document(sizes, length):
     assert not batch.tokens[batch.segment_ids == 0].any()
 
 
-def test_documents_are_spread_over_the_corpus(score):
+def test_documents_are_evenly_spaced(score):
     assert evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert evenly_spaced(3, 256) == [0, 1, 2]
     assert evaluate(score, documents=2)["en"].documents == 2
 
 
-def test_a_corpus_without_text_is_named(score):
+def test_corpus_without_text_is_rejected(score):
     with pytest.raises(UserError, match="held-out corpus 'none': its 2 documents hold no text"):
         evaluate(score, {"none": InMemory("", "")})

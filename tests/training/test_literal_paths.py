@@ -1,4 +1,4 @@
-"""Names that libraries read as patterns, chains or URLs are names like any other, or refused."""
+"""Paths that libraries would read as patterns, chains or URLs are literal, or rejected."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,42 +30,45 @@ NAME = "a::b [lr 1e-3] *? #%20{c,d} ' \" $X ** ~"
 STATE = {"trained": {"w": np.arange(6.0, dtype=np.float32)}}
 
 
-def below(place: Path, config: TrainConfig, corpora: Path) -> TrainConfig:
-    """``config`` with every path of it below ``place``, corpora and tokenizer copied there."""
-    shutil.copytree(corpora, place / "text", ignore=shutil.ignore_patterns("prepared"))
-    moved = lambda corpus: replace(corpus, source=str(place / "text" / Path(corpus.source).name))
+def moved_below(folder: Path, config: TrainConfig, corpora: Path) -> TrainConfig:
+    """Return ``config`` with all paths below ``folder``; copy corpora and tokenizer."""
+    shutil.copytree(corpora, folder / "text", ignore=shutil.ignore_patterns("prepared"))
+    moved = lambda corpus: replace(corpus, source=str(folder / "text" / Path(corpus.source).name))
     groups = ("additional", "original", "heldout")
     data = replace(
         config.data,
-        tokenizer=str(place / "text" / "tokenizer.model"),
-        prepared=str(place / "rows"),
+        tokenizer=str(folder / "text" / "tokenizer.model"),
+        prepared=str(folder / "rows"),
         **{group: tuple(map(moved, getattr(config.data, group))) for group in groups},
     )
-    return replace(config, output=str(place / "run"), data=data)
+    return replace(config, output=str(folder / "run"), data=data)
 
 
-def test_a_run_below_any_name_stops_moves_resumes_and_converts(
+def test_run_below_any_name_stops_moves_resumes_and_converts(
     make_config, corpora, tmp_path, monkeypatch, capsys
 ):
-    place = tmp_path / NAME
+    folder = tmp_path / NAME
     plain = make_config(tmp_path, num_steps=4, evaluation=EvaluationConfig(every_steps=100))
-    config = below(place, plain, corpora)
+    config = moved_below(folder, plain, corpora)
     train_until(config, 2, monkeypatch, signal.SIGTERM)
-    renamed = place / "ok[1]"
+    renamed = folder / "ok[1]"
     Path(config.output).rename(renamed)
     train(replace(config, output=str(renamed), checkpoint=CheckpointConfig(every_steps=3, keep=1)))
     assert "after step 2" in capsys.readouterr().out
     assert [line["step"] for line in learnt(renamed) if "train/loss" in line] == [1, 2, 3, 4]
     with CheckpointManager(str(renamed / CHECKPOINTS_FOLDER)) as checkpoints:
         assert checkpoints.steps() == [4] and checkpoints.latest_verified() == 4
-    to_hf(str(renamed), str(place / "m[1]"), dtype="float32")
-    from_hf(str(place / "m[1]"), str(place / "back[1]"))
-    with CheckpointReader(str(renamed)) as ours, CheckpointReader(str(place / "back[1]")) as theirs:
+    to_hf(str(renamed), str(folder / "m[1]"), dtype="float32")
+    from_hf(str(folder / "m[1]"), str(folder / "back[1]"))
+    with (
+        CheckpointReader(str(renamed)) as ours,
+        CheckpointReader(str(folder / "back[1]")) as theirs,
+    ):
         np.testing.assert_array_equal(ours.parameter("embedding"), theirs.parameter("embedding"))
 
 
 @pytest.mark.parametrize("name", ["m[1]", NAME])
-def test_weights_below_any_name_have_their_own_identity(make_config, tmp_path, name):
+def test_model_identity_reads_weights_below_any_name(make_config, tmp_path, name):
     model = make_config(tmp_path).model
     file = tmp_path / name / "model.safetensors"
     for folder in (tmp_path / "plain", file.parent):
@@ -80,7 +83,7 @@ def test_weights_below_any_name_have_their_own_identity(make_config, tmp_path, n
         model_identity(str(file.parent), model, 0)
 
 
-def test_a_checkpoint_that_was_not_merged_is_not_committed(tmp_path, monkeypatch):
+def test_checkpoint_without_merged_files_is_not_committed(tmp_path, monkeypatch):
     folder = tmp_path / "run [1]" / CHECKPOINTS_FOLDER
     with CheckpointManager(str(folder)) as checkpoints:
         checkpoints.save(1, STATE, {})
@@ -93,14 +96,14 @@ def test_a_checkpoint_that_was_not_merged_is_not_committed(tmp_path, monkeypatch
         assert checkpoints.latest_verified() == 1
 
 
-def test_a_manifest_of_no_files_is_not_written(tmp_path):
+def test_manifest_of_an_empty_folder_is_not_written(tmp_path):
     (tmp_path / "3").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no files"):
         manifest.commit(epath.Path(tmp_path / "3"), 0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-def test_a_neighbor_that_fits_the_name_stays_out(tmp_path):
+def test_glob_excludes_a_sibling_that_matches_the_name(tmp_path):
     for name in ("a*", "ab"):
         (tmp_path / name / "parts").mkdir(parents=True)
         (tmp_path / name / "parts" / f"part_{name}").write_text("")
@@ -122,7 +125,7 @@ def test_a_neighbor_that_fits_the_name_stays_out(tmp_path):
         ("gs://bucket/a::b", "cannot hold ::"),
     ],
 )
-def test_what_cannot_be_carried_is_refused_before_anything_is_written(
+def test_unsupported_names_are_rejected_before_anything_is_written(
     make_config, tmp_path, monkeypatch, output, reason
 ):
     monkeypatch.chdir(tmp_path)
@@ -133,13 +136,13 @@ def test_what_cannot_be_carried_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_folder_with_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
+def test_model_folder_may_contain_an_equals_sign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=3").mkdir()
     assert parse_model_names(["lr=3", "x=lr=3"]) == {"lr=3": "lr=3", "x": "lr=3"}
 
 
-def test_an_array_is_restored_alone_below_any_name(tmp_path):
+def test_one_array_is_restored_below_any_name(tmp_path):
     state = jax.tree.map(jnp.asarray, STATE | {"other": {"v": np.ones(3, np.float32)}})
     with CheckpointManager(str(tmp_path / NAME)) as checkpoints:
         checkpoints.save(1, state, {"a": 1})
@@ -149,8 +152,8 @@ def test_an_array_is_restored_alone_below_any_name(tmp_path):
         assert checkpoints.metadata(1) == {"a": 1}
 
 
-def test_nothing_else_globs_or_parses_what_users_name():
-    """Only ``literal_paths`` resolves URLs; ``glob`` is that of ``pathlib``, not of etils."""
+def test_no_other_module_globs_or_parses_user_paths():
+    """Only ``literal_paths`` resolves URLs, and no module uses the ``glob`` of etils."""
     for file in (ROOT / "llama_cpt").rglob("*.py"):
         text = file.read_text("utf-8")
         if file.name != "literal_paths.py":

@@ -1,4 +1,4 @@
-"""A LoRA run: it holds and saves adapters alone, resumes to the last bit, and is a model after."""
+"""A LoRA run trains and saves only adapters, resumes bit-exactly, and loads as a merged model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,14 @@ from llama_cpt.training.program import make_program
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import restore_state
 from llama_cpt.weights.source import check_source, load_parameters
-from tests.runs import learnt, run_of, train, train_until
-from tests.training.test_trainer import saved_steps
+from tests.runs import learnt, run_of, saved_steps, train, train_until
 
 LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))
 
 
 @pytest.fixture(scope="module")
 def base(make_config, tmp_path_factory) -> Path:
-    """A run of two steps to start from."""
+    """The folder of a run of two steps to start from."""
     output = tmp_path_factory.mktemp("base") / "run"
     train(make_config(output, num_steps=2))
     return output
@@ -48,7 +47,7 @@ def whole(lora_config, tmp_path_factory) -> Path:
     return output
 
 
-def test_starts_as_the_base_and_learns(base, whole):
+def test_run_starts_with_the_loss_of_the_base(base, whole):
     before, lines = learnt(base)[-1], learnt(whole)
     for language in ("zh", "en"):
         key = f"eval/{language}/loss"
@@ -57,7 +56,7 @@ def test_starts_as_the_base_and_learns(base, whole):
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_goes_on_to_the_last_bit(steps, whole, lora_config, tmp_path, monkeypatch):
+def test_resumed_run_is_bit_exact(steps, whole, lora_config, tmp_path, monkeypatch):
     config = lora_config(tmp_path / "run")
     assert train_until(config, steps, monkeypatch, signal.SIGTERM) is Outcome.PREEMPTED
     assert saved_steps(tmp_path / "run")[-1] == steps
@@ -65,7 +64,7 @@ def test_goes_on_to_the_last_bit(steps, whole, lora_config, tmp_path, monkeypatc
     assert learnt(tmp_path / "run") == learnt(whole)
 
 
-def test_the_state_and_the_checkpoint_hold_adapters_alone(whole, lora_config):
+def test_state_and_checkpoint_hold_only_adapters(whole, lora_config):
     factors = {f"{target}/{factor}" for target in LORA.targets for factor in ("a", "b")}
     program = run_of(lora_config(whole)).program
     adam = program.state_shapes.opt_state[1]
@@ -78,7 +77,7 @@ def test_the_state_and_the_checkpoint_hold_adapters_alone(whole, lora_config):
     assert set(tree) == {"trained", "opt_state"} and set(tree["trained"]) == set(LORA.targets)
 
 
-def test_weights_beside_are_held_in_the_compute_type(lora_config, tmp_path):
+def test_frozen_weights_are_in_the_compute_type(lora_config, tmp_path):
     config = lora_config(tmp_path / "run", compute=ComputeConfig("bfloat16", loss_chunk_tokens=24))
     config = replace(config, num_steps=2)
     assert train(config) is Outcome.FINISHED
@@ -90,7 +89,7 @@ def test_weights_beside_are_held_in_the_compute_type(lora_config, tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trained)} == {"float32"}
 
 
-def test_a_run_of_adapters_starts_the_next_one_merged(whole, lora_config, make_config, tmp_path):
+def test_next_run_starts_from_merged_adapters(whole, lora_config, make_config, tmp_path):
     run = run_of(lora_config(whole))
     checkpoints, step = open_run(str(whole))
     with checkpoints, jax.set_mesh(run.program.mesh):
@@ -107,29 +106,29 @@ def test_a_run_of_adapters_starts_the_next_one_merged(whole, lora_config, make_c
 @pytest.mark.parametrize(
     ("lora", "field"),
     [
-        (replace(LORA, rank=4), "lora.rank was 2, is 4: this run cannot"),
-        (replace(LORA, targets=("query", "up")), "lora.targets was .*this run cannot"),
+        (replace(LORA, rank=4), "lora.rank was 2, is 4: the run cannot"),
+        (replace(LORA, targets=("query", "up")), "lora.targets was .*the run cannot"),
         (replace(LORA, alpha=1.0), "lora.alpha was 64.0, is 1.0.*--allow-change lora.alpha"),
-        (None, "lora.rank was 2, is nothing: this run cannot"),
+        (None, "lora.rank was 2, is absent: the run cannot"),
     ],
 )
-def test_other_adapters_are_another_run(lora, field, whole, lora_config):
+def test_resume_rejects_other_adapters(lora, field, whole, lora_config):
     with pytest.raises(UserError, match=field):
         train(lora_config(whole, lora=lora))
 
 
-def test_a_rank_that_no_matrix_has_is_refused_before_work(lora_config, tmp_path):
+def test_rank_above_the_matrix_is_rejected_before_work(lora_config, tmp_path):
     config = lora_config(tmp_path / "run", lora=replace(LORA, rank=17))
     with pytest.raises(UserError, match="lora.rank=17 exceeds the rank of the matrix 'query', 16"):
         run_of(config)
 
 
-def test_other_weights_beside_the_adapters(base, whole, lora_config, make_config, tmp_path):
+def test_resume_rejects_other_frozen_weights(base, whole, lora_config, make_config, tmp_path):
     moved = tmp_path / "base"
     shutil.copytree(base, moved)
     config = lora_config(tmp_path / "run", init_from=str(moved), num_steps=2)
     train(config)
-    # The base trains on: its newest checkpoint is another model.
+    # After more training, the newest checkpoint of the base is another model.
     train(make_config(moved, num_steps=3), allow_change=["optimizer"])
     with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
         train(replace(config, num_steps=3))
@@ -140,8 +139,8 @@ def test_other_weights_beside_the_adapters(base, whole, lora_config, make_config
         run_of(replace(config, num_steps=3))
 
 
-def test_the_step_needs_less_memory(make_config, tmp_path):
-    """The state of a step with adapters, and the gradients, are those of adapters."""
+def test_lora_state_is_smaller(make_config, tmp_path):
+    """State and gradients are those of the adapters only."""
     config = make_config(tmp_path / "run")
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     sizes = {}

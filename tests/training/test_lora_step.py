@@ -1,4 +1,4 @@
-"""A step with adapters is one step, however it is laid over devices, and moves nothing else."""
+"""A step with adapters does not depend on meshes or micro-batches and updates only adapters."""
 
 from dataclasses import replace
 
@@ -18,19 +18,19 @@ from llama_cpt.training.train_step import (
     jit_train_step,
     make_train_step,
 )
-from tests.training.test_train_step import MODEL, OPTIMIZER, mesh_of, params, ragged_batch
+from tests.training.tiny_step import MODEL, OPTIMIZER, mesh_of, params, ragged_batch
 
 LORA = LoraConfig(rank=3, alpha=12.0, targets=("query", "value", "output", "gate", "down"))
 
 
 def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
-    """Metrics of two steps, and the state after."""
+    """Return the metrics of two steps and the state after them."""
     mesh, tx = mesh_of(mesh_name), make_optimizer(OPTIMIZER)
     objective = make_objective(NextTokenConfig(), num_corpora=2, loss_chunk_tokens=24, seed=0)
     model = abstract_llama(MODEL)
     abstract = abstract_state(abstract_adapters(LORA, model), tx, mesh, model)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jit_train_step(make_train_step(objective, tx), placed)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jit_train_step(make_train_step(objective, tx), state_shardings)
     batch = jax.device_put(
         ragged_batch(num_microbatches),
         jax.NamedSharding(mesh, partition_spec("microbatch", "batch", None)),
@@ -41,8 +41,8 @@ def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
         frozen = jax.device_put(Llama(MODEL, jax.random.key(0)), shardings(model, mesh))
         state = replace(state, frozen=frozen)
         for _ in range(2):
-            state, told = step(state, batch, np.float32(1e-2))
-            metrics.append(jax.device_get(told))
+            state, values = step(state, batch, np.float32(1e-2))
+            metrics.append(jax.device_get(values))
     return metrics, state
 
 
@@ -55,13 +55,13 @@ def whole() -> tuple:
     ("mesh_name", "num_microbatches"),
     [pytest.param("1x1", 4, marks=pytest.mark.slow), ("4x2", 2)],
 )
-def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
+def test_meshes_and_microbatches_do_not_change_the_step(mesh_name, num_microbatches, whole):
     metrics, state = two_steps(mesh_name, num_microbatches)
     for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(whole[0]), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-5)
     pairs = zip(jax.tree.leaves(state.trained), jax.tree.leaves(whole[1].trained), strict=True)
     for have, want in pairs:
-        # Adam's first updates are signs: where a gradient is 0 but for rounding they may differ.
+        # Adam's first updates are signs; if a gradient is 0 up to rounding they may differ.
         assert np.mean(np.abs(have - np.asarray(want)) > 1e-4) < 1e-2
     moments = state.opt_state[1]
     for tree in (moments.mu, moments.nu, state.trained):
@@ -69,7 +69,7 @@ def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, who
             assert parameter[...].sharding.spec == partition_spec(*parameter.get_metadata("axes"))
 
 
-def test_adapters_move_and_what_is_beside_them_does_not(whole):
+def test_step_updates_only_adapters(whole):
     metrics, state = whole
     assert metrics[1]["loss"] < metrics[0]["loss"]
     before = Adapters(LORA, abstract_llama(MODEL), jax.random.key(1))

@@ -1,4 +1,4 @@
-"""Steps and reference passes compile for TPUs, and are told of overlap."""
+"""Steps and reference passes compile for TPUs with the options for overlap."""
 
 from dataclasses import replace
 import re
@@ -42,19 +42,19 @@ def tiny(make_config, tmp_path):
     )
 
 
-def test_tiny_step_compiles(tiny):
+def test_step_compiles(tiny):
     compile_for(tiny, "v5e:2x2")
 
 
-def test_the_compiler_is_told_of_overlap(tiny, monkeypatch):
-    """An option that it does not know is refused: those of the table arrive, and are known."""
+def test_overlap_options_reach_the_compiler(tiny, monkeypatch):
+    """An unknown option is an error, so the options of the table arrive and are known."""
     monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
         compiling.compile_with_text(lower_step(tiny, "v5e:2x2"))
 
 
 def test_attention_has_one_kernel_forward(tiny):
-    """The layer is traced anew for its recomputation; two kernels would be compiled, not one."""
+    """Recomputation traces the layer again and must not compile a second kernel."""
     config = replace(
         tiny,
         model=replace(tiny.model, num_layers=scan_layers.DEEP, head_dim=64, context_length=128),
@@ -67,7 +67,7 @@ def test_attention_has_one_kernel_forward(tiny):
     assert len(bodies) > 1 and len(set(bodies)) == 1 and len(bodies[0]) > 1000
 
 
-def test_tiny_preference_programs_compile(tiny):
+def test_preference_programs_compile(tiny):
     data = replace(tiny.data, chat=ChatConfig())
     config = replace(tiny, data=data, objective=PreferenceConfig(loss="kto"))
     compile_for(config, "v5e:2x2")

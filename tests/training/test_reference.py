@@ -1,4 +1,4 @@
-"""Reference log-probabilities: right, computed once, and never those of another model."""
+"""Reference log-probabilities are correct, computed once, and never those of another model."""
 
 from dataclasses import replace
 import json
@@ -21,7 +21,7 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from tests.objectives.preferences import VOCAB, preference_batch, random_pairs
-from tests.training.test_train_step import MODEL
+from tests.training.tiny_step import MODEL
 
 LENGTH, ROWS = 48, 10
 CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)
@@ -30,7 +30,7 @@ PAIRS = random_pairs(2 * ROWS)
 
 
 class Rows:
-    """Two pairs a row, in memory."""
+    """Rows of two pairs each, in memory."""
 
     def __len__(self) -> int:
         return ROWS
@@ -40,7 +40,7 @@ class Rows:
 
 
 class Counted:
-    """``make_score``, which counts how often it and its product are called."""
+    """A ``make_score`` that counts its calls and those of the function that it returns."""
 
     def __init__(self, mesh: jax.sharding.Mesh, seed: int = 0) -> None:
         self.mesh, self.seed, self.made, self.scored = mesh, seed, 0, 0
@@ -77,8 +77,8 @@ def columns(folder, make_score, identity=IDENTITY, fingerprint="f") -> np.ndarra
 
 
 @pytest.fixture(scope="module")
-def kept(mesh, tmp_path_factory):
-    """A cache and the array that went into it."""
+def cached(mesh, tmp_path_factory):
+    """A cache folder and the array stored in it."""
     folder = tmp_path_factory.mktemp("reference")
     return folder, columns(folder, Counted(mesh))
 
@@ -89,9 +89,9 @@ def logprobs_of(model: Llama, tokens: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(logits[0])
 
 
-def test_is_each_answer_alone(kept):
+def test_equals_each_answer_scored_alone(cached):
     model = jax.jit(lambda: Llama(CONFIG, jax.random.key(0)))()
-    for row, have in enumerate(kept[1]):
+    for row, have in enumerate(cached[1]):
         answers = [
             a for p in PAIRS[2 * row : 2 * row + 2] for a in ((p, p.chosen), (p, p.rejected))
         ]
@@ -103,8 +103,8 @@ def test_is_each_answer_alone(kept):
             np.testing.assert_allclose(value, each[-len(answer) :].sum(), rtol=1e-5)
 
 
-def test_computed_once(kept, mesh):
-    folder, array = kept
+def test_second_call_reads_the_cache(cached, mesh):
+    folder, array = cached
     again = Counted(mesh)
     np.testing.assert_array_equal(columns(folder, again), array)
     assert again.made == 0
@@ -112,8 +112,8 @@ def test_computed_once(kept, mesh):
 
 
 @pytest.mark.parametrize("field", ["model", "tokenizer", "dtype", "corpus"])
-def test_another_origin_is_another_cache(kept, mesh, field):
-    folder, array = kept
+def test_cache_depends_on_model_tokenizer_dtype_and_corpus(cached, mesh, field):
+    folder, array = cached
     other = Counted(mesh, seed=1)
     identity = IDENTITY if field == "corpus" else replace(IDENTITY, **{field: "other"})
     found = columns(folder, other, identity, "other" if field == "corpus" else "f")
@@ -121,7 +121,7 @@ def test_another_origin_is_another_cache(kept, mesh, field):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no_digest", "bad_digest", "another_shape"])
-def test_a_damaged_file_is_computed_anew(kept, mesh, tmp_path, damage, capsys):
+def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, capsys):
     array = columns(tmp_path, Counted(mesh))
     (file,) = tmp_path.glob("*/zh.npy")
     content, digest = bytearray(file.read_bytes()), file.with_name("zh.npy.json")
@@ -136,17 +136,17 @@ def test_a_damaged_file_is_computed_anew(kept, mesh, tmp_path, damage, capsys):
     else:
         damaged = {"cut": (file, bytes(content[:-8])), "flipped": (file, bytes(content))}
         damaged["bad_digest"] = (digest, b"{")
-        place, what = damaged.get(damage, (digest, None))
-        place.unlink() if what is None else place.write_bytes(what)
-    told = capsys.readouterr().err
+        path, what = damaged.get(damage, (digest, None))
+        path.unlink() if what is None else path.write_bytes(what)
+    errors = capsys.readouterr().err
     again = Counted(mesh)
     np.testing.assert_array_equal(columns(tmp_path, again), array)
-    told += capsys.readouterr().err
-    assert again.made == 1 and ("computed anew" in told) == (damage != "no_digest")
+    errors += capsys.readouterr().err
+    assert again.made == 1 and ("recomputing it" in errors) == (damage != "no_digest")
     assert columns(tmp_path, again) is not None and again.made == 1
 
 
-def test_refuses_what_is_not_finite(tmp_path):
+def test_rejects_values_that_are_not_finite(tmp_path):
     def make_score():
         return lambda batch: np.where(np.arange(4)[None] == 2, np.nan, np.zeros((4, 1)))
 
@@ -155,7 +155,7 @@ def test_refuses_what_is_not_finite(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_model_identity_tells_weights_apart(tmp_path):
+def test_model_identity_differs_between_weights(tmp_path):
     about = {"config": {"model": {}}}
     for name, seed in (("a", 0), ("b", 1)):
         save_weights(str(tmp_path / name), Llama(CONFIG, jax.random.key(seed)), about)

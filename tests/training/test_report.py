@@ -1,4 +1,4 @@
-"""What a run tells of preferences: TRL's names, and a warning when chosen answers are unlearnt."""
+"""Preference metrics have TRL's names, and a warning reports unlearned chosen answers."""
 
 from dataclasses import replace
 import json
@@ -17,7 +17,7 @@ PAIRS = 4.0
 
 
 def metrics_of(log_ratio: float) -> dict:
-    """As the step gives them: four pairs, chosen ``log_ratio`` nats above the reference."""
+    """Return a step's metrics: four pairs, chosen ``log_ratio`` nats above the reference."""
     per_pair = {
         "rewards/chosen": 0.1 * log_ratio,
         "rewards/rejected": -0.5,
@@ -32,10 +32,12 @@ def metrics_of(log_ratio: float) -> dict:
 
 
 @pytest.fixture
-def told(make_config, tmp_path, capsys):
-    """``told(objective, log_ratios)``: metrics.jsonl's lines, console and stderr of those steps."""
+def report_steps(make_config, tmp_path, capsys):
+    """``report_steps(objective, log_ratios)``: lines of metrics.jsonl, stdout and stderr."""
 
-    def tell(objective: PreferenceConfig, log_ratios: list[float]) -> tuple[list[dict], str, str]:
+    def report_all(
+        objective: PreferenceConfig, log_ratios: list[float]
+    ) -> tuple[list[dict], str, str]:
         config = make_config(tmp_path / "run")
         run = build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
         data = replace(config.data, chat=ChatConfig())
@@ -47,11 +49,11 @@ def told(make_config, tmp_path, capsys):
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], *capsys.readouterr()
 
-    return tell
+    return report_all
 
 
-def test_preferences_by_trls_names(told):
-    (line,), console, _ = told(PreferenceConfig(loss="sigmoid"), [5.0])
+def test_preference_metrics_have_trl_names(report_steps):
+    (line,), console, _ = report_steps(PreferenceConfig(loss="sigmoid"), [5.0])
     want = {
         "rewards/chosen": 0.5,
         "rewards/rejected": -0.5,
@@ -68,16 +70,16 @@ def test_preferences_by_trls_names(told):
     assert line["train/zh/loss"] == 1.0 and line["train/original/loss"] == 2.0
 
 
-def test_warns_once_when_chosen_falls(told):
+def test_warns_once_if_chosen_answers_are_unlearned(report_steps):
     objective = PreferenceConfig(loss="sigmoid", chosen_logp_drop_warning=20.0)
-    _, _, errors = told(objective, [0.0, -19.0, -21.0, -30.0])
-    assert errors.count("logps/chosen is 21.0 nats below") == 1 and errors.count("warning") == 1
+    _, _, errors = report_steps(objective, [0.0, -19.0, -21.0, -30.0])
+    assert errors.count("logps/chosen is 21.0 nats below") == 1 and errors.count("warning: ") == 1
 
 
-def test_without_a_reference_nothing_falls(told):
-    assert "warning" not in told(PreferenceConfig(loss="simpo"), [-500.0])[2]
+def test_reference_free_loss_does_not_warn(report_steps):
+    assert "warning" not in report_steps(PreferenceConfig(loss="simpo"), [-500.0])[2]
 
 
-def test_means_leave_out_what_has_no_weight():
+def test_means_omit_sums_without_weight():
     sums = {"rewards/chosen": (1.0, 2.0), "rewards/rejected": (0.0, 0.0), "kl": (3.0, 4.0)}
     assert mean_metrics(sums) == {"rewards/chosen": 0.5, "kl": 0.75}

@@ -1,4 +1,4 @@
-"""Which changes of a config a resumed run may have."""
+"""Changes of a config that a resumed run may and may not have."""
 
 from dataclasses import replace
 import json
@@ -42,7 +42,7 @@ def with_data(**changes):
     return replace(CONFIG, data=replace(CONFIG.data, **changes))
 
 
-def test_nothing_changed():
+def test_equal_configs_give_no_warning():
     assert check_resume(SAVED, CONFIG, steps_done=100) == []
 
 
@@ -60,12 +60,12 @@ def test_nothing_changed():
         (replace(CONFIG, num_steps=200), {"num_steps"}),
     ],
 )
-def test_what_may_differ_is_a_warning_with_both_values(changed, fields):
+def test_allowed_change_is_a_warning_with_both_values(changed, fields):
     warnings = check_resume(SAVED, changed)
     assert {warning.split(" was ")[0] for warning in warnings} == fields
 
 
-def test_a_longer_schedule_is_said():
+def test_longer_run_warns_of_the_schedule():
     (warning,) = check_resume(SAVED, replace(CONFIG, num_steps=200))
     assert "num_steps was 100, is 200" in warning and "cosine" in warning
     constant = replace(CONFIG, optimizer=replace(CONFIG.optimizer, schedule="constant"))
@@ -81,7 +81,7 @@ def test_a_longer_schedule_is_said():
         with_data(additional=(CorpusConfig("zh", "moved/zh.jsonl"),)),
     ],
 )
-def test_places_may_differ_without_a_word(changed):
+def test_paths_may_differ_without_a_warning(changed):
     assert check_resume(SAVED, changed) == []
 
 
@@ -115,7 +115,7 @@ def test_places_may_differ_without_a_word(changed):
         ),
     ],
 )
-def test_what_may_not_differ(changed, field, old, new):
+def test_other_changes_need_a_flag(changed, field, old, new):
     name = field.replace("[", r"\[").replace("]", r"\]")
     with pytest.raises(UserError, match=f"{name} was {old}.*, is {new}.*--allow-change {name}"):
         check_resume(SAVED, changed)
@@ -124,43 +124,43 @@ def test_what_may_not_differ(changed, field, old, new):
     assert check_resume(SAVED, changed, [section]) == check_resume(SAVED, changed, [field])
 
 
-def test_all_refused_fields_are_named_at_once():
+def test_all_rejected_fields_are_named_at_once():
     flags = "--allow-change global_batch_size --allow-change seed"
     with pytest.raises(UserError, match=flags):
         check_resume(SAVED, replace(CONFIG, seed=1, global_batch_size=16))
 
 
-def test_a_flag_that_names_nothing():
+def test_flag_for_an_unknown_field_is_rejected():
     with pytest.raises(UserError, match="--allow-change optimizr: the config has no such"):
         check_resume(SAVED, CONFIG, ["optimizr"])
 
 
-def test_fewer_steps_than_done_is_never_a_run():
+def test_fewer_steps_than_done_are_rejected():
     with pytest.raises(UserError, match="num_steps=50, but 60 steps are done"):
         check_resume(SAVED, replace(CONFIG, num_steps=50), ["num_steps"], steps_done=60)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        (replace(CONFIG, init_from="other"), "init_from was '', is other: this run cannot"),
+        (replace(CONFIG, init_from="other"), "init_from was '', is other: the run cannot"),
         (replace(CONFIG, model=replace(CONFIG.model, mlp_dim=128)), "model.mlp_dim was 64, is 128"),
     ],
 )
-def test_what_no_flag_allows(changed, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_some_changes_are_rejected_with_any_flag(changed, message):
+    with pytest.raises(UserError, match=message) as caught:
         check_resume(SAVED, changed, ["model"])
     assert "--allow-change" not in str(caught.value)
 
 
-def test_the_rows_consumed_keep_their_number():
+def test_batch_size_cannot_change_after_a_step():
     with pytest.raises(UserError, match="global_batch_size was 8, is 16.*--init-from runs/a"):
         check_resume(
             SAVED, replace(CONFIG, global_batch_size=16), ["global_batch_size"], steps_done=1
         )
 
 
-def test_the_share_of_rows_consumed_stays():
+def test_ratio_of_past_steps_cannot_change():
     allow = {"allow": ["data.almr"], "steps_done": 60}
     with pytest.raises(UserError, match=r"stages and add yours: \(\(0, 0.33\), \(60, ...\)\)"):
         check_resume(SAVED, with_data(almr=0.5), **allow)
@@ -172,19 +172,19 @@ def test_the_share_of_rows_consumed_stays():
         check_resume(staged, CONFIG, ["data.almr"], steps_done=90)
 
 
-def test_a_corpus_is_dropped():
+def test_corpus_may_be_dropped_with_a_flag():
     both = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
     assert check_resume(to_dict(both), CONFIG, ["data.additional[1]"])
 
 
-def test_a_corpus_is_added():
+def test_corpus_may_be_added_with_a_flag():
     more = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
-    with pytest.raises(UserError, match=r"data.additional\[1\].name was nothing, is ja"):
+    with pytest.raises(UserError, match=r"data.additional\[1\].name was absent, is ja"):
         check_resume(SAVED, more)
     assert check_resume(SAVED, more, ["data.additional"])
 
 
-def test_a_config_saved_before_a_field_existed():
+def test_missing_saved_fields_mean_defaults():
     older = json.loads(json.dumps(SAVED))
     del older["checkpoint"], older["data"]["max_epochs"]
     assert check_resume(older, CONFIG) == []
@@ -193,7 +193,7 @@ def test_a_config_saved_before_a_field_existed():
 def test_changed_corpora_and_tokenizer_are_named():
     saved = {"data": {"zh": "b", "en": "c"}, "heldout": {"zh": "h"}}
     check_fingerprints(saved, json.loads(json.dumps(saved)))
-    with pytest.raises(UserError, match="has changed: data.zh. Bring.*--allow-change data\\.$"):
+    with pytest.raises(UserError, match="has changed: data.zh. Restore.*--allow-change data\\.$"):
         check_fingerprints(saved, saved | {"data": {"zh": "x", "en": "c"}})
     with pytest.raises(UserError, match="changed: data.en, data.ja, heldout.zh"):
         check_fingerprints(saved, {"data": {"zh": "b", "ja": "d"}, "heldout": {}})

@@ -1,4 +1,4 @@
-"""What any process wishes is known to all a step later, once."""
+"""Every process learns the largest vote of any process one step later, and once."""
 
 import jax
 import pytest
@@ -10,17 +10,17 @@ from llama_cpt.training.stop import SAVE_FAILED, Outcome, StopConsensus
 
 
 @pytest.fixture
-def wishes() -> StopConsensus:
+def consensus() -> StopConsensus:
     return StopConsensus(make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2]))
 
 
-def test_alone_a_wish_is_obeyed_at_once(wishes):
-    assert wishes.poll(Outcome.PREEMPTED.value) == Outcome.PREEMPTED.value
+def test_single_process_gets_its_vote_at_once(consensus):
+    assert consensus.poll(Outcome.PREEMPTED.value) == Outcome.PREEMPTED.value
 
 
-def test_a_wish_travels_a_step_and_is_heeded_once(wishes, monkeypatch):
+def test_vote_arrives_a_step_later_and_once(consensus, monkeypatch):
     monkeypatch.setattr(stop, "process_count", lambda: 2)
-    assert [wishes.poll(SAVE_FAILED), wishes.poll(SAVE_FAILED)] == [0, SAVE_FAILED]
-    wishes.reset()
-    assert [wishes.poll(0), wishes.poll(Outcome.PREEMPTED.value)] == [0, 0]
-    assert wishes.poll(0) == Outcome.PREEMPTED.value
+    assert [consensus.poll(SAVE_FAILED), consensus.poll(SAVE_FAILED)] == [0, SAVE_FAILED]
+    consensus.reset()
+    assert [consensus.poll(0), consensus.poll(Outcome.PREEMPTED.value)] == [0, 0]
+    assert consensus.poll(0) == Outcome.PREEMPTED.value

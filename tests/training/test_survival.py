@@ -1,4 +1,4 @@
-"""Killed at random moments, during saving too, a run loses nothing."""
+"""A run that is killed at random moments, also while saving, loses nothing."""
 
 from dataclasses import replace
 import os
@@ -20,7 +20,7 @@ KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
 
 
 def start(config: TrainConfig) -> subprocess.Popen:
-    """``python -m llama_cpt.train`` on this config, as a process of its own."""
+    """Start ``python -m llama_cpt.train`` on this config as a separate process."""
     folder = Path(config.output).parent
     path = folder / "config.json"
     save_config(config, path)
@@ -36,7 +36,7 @@ def start(config: TrainConfig) -> subprocess.Popen:
 
 
 def finish(config: TrainConfig) -> None:
-    """Run to the end."""
+    """Train to the end in a separate process."""
     assert start(config).wait() == 0, (Path(config.output).parent / "log").read_text()
 
 
@@ -45,7 +45,7 @@ def lines_of(metrics: Path) -> int:
 
 
 def wait_for_progress(process: subprocess.Popen, metrics: Path, new_lines: int) -> None:
-    """Until the run has cut its metrics back and told ``new_lines`` more."""
+    """Wait until the run has truncated its metrics and written ``new_lines`` more."""
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     least = None
     while process.poll() is None:
@@ -57,7 +57,7 @@ def wait_for_progress(process: subprocess.Popen, metrics: Path, new_lines: int) 
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(make_config, tmp_path):
+def test_run_killed_at_random_moments_is_bit_exact(make_config, tmp_path):
     base = make_config(tmp_path)
     fields = {
         "num_steps": 20 * KILLS,
@@ -73,7 +73,7 @@ def test_killed_at_random_moments(make_config, tmp_path):
     output, draw = Path(killed.output), random.Random(0)
     for _ in range(KILLS):
         process = start(killed)
-        # Each try makes at most 18 of 20 steps for it: the run cannot end before the last kill.
+        # Each try trains at most 18 of its 20 steps, so the run cannot end before the last kill.
         wait_for_progress(process, output / "metrics.jsonl", draw.randint(0, 17))
         time.sleep(draw.uniform(0.0, 0.02))
         assert process.poll() is None, (output.parent / "log").read_text()

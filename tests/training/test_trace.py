@@ -1,4 +1,4 @@
-"""A trace of the steps that were asked for, with the parts of a step by name."""
+"""A trace holds the requested steps; its failure does not end the run."""
 
 import gzip
 import os
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("steps", ["3", "5:4", "0:2", "a:b"])
-def test_steps_that_are_none(steps):
+def test_malformed_steps_are_rejected(steps):
     with pytest.raises(UserError, match="--profile"):
         steps_to_trace(steps)
 
@@ -24,18 +24,18 @@ def test_steps_that_are_none(steps):
 @pytest.mark.parametrize(
     ("after", "num_steps", "none"), [(9, 100, ""), (20, 100, "21 to 100"), (0, 5, "1 to 5")]
 )
-def test_a_trace_that_never_begins_is_said(after, num_steps, none, capsys):
+def test_unreachable_trace_is_a_warning(after, num_steps, none, capsys):
     Trace(steps_to_trace("10:13"), "nowhere").warn_if_unreachable(after, num_steps)
-    told = capsys.readouterr().err
-    assert (f"--profile 10:13: no trace: this start does steps {none}" in told) == bool(none)
+    text = capsys.readouterr().err
+    assert (f"--profile 10:13: no trace: this start trains steps {none}" in text) == bool(none)
 
 
 def traced(config: Path) -> subprocess.CompletedProcess:
-    """Steps 2 and 3, by a process of its own: the profiler crashes after a TPU's compiler."""
+    """Trace steps 2 and 3 in a separate process: the profiler crashes after libtpu has run."""
     return subprocess.run(
         [sys.executable, "-m", "llama_cpt.train", str(config), "--profile", "2:3"],
         cwd=ROOT,
-        # One device, as the config has it.
+        # The config is for one device.
         env=os.environ | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
@@ -44,23 +44,23 @@ def traced(config: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_trace_for_xprof_and_perfetto(make_config, tmp_path):
+def test_trace_is_written_for_xprof_and_perfetto(make_config, tmp_path):
     config = make_config(tmp_path / "run", num_steps=4)
     save_config(config, tmp_path / "config.json")
     done = traced(tmp_path / "config.json")
     assert done.returncode == 0, done.stderr
     (perfetto,) = Path(config.output).rglob("perfetto_trace.json.gz")
     (xprof,) = Path(config.output).rglob("*.xplane.pb")
-    told = gzip.decompress(perfetto.read_bytes()).decode()
-    assert '"step_num": "3"' in told.replace('":"', '": "') and xprof.stat().st_size
+    text = gzip.decompress(perfetto.read_bytes()).decode()
+    assert '"step_num": "3"' in text.replace('":"', '": "') and xprof.stat().st_size
     assert f"trace of steps 2 to 3: {config.output}/profile" in done.stdout
-    # To write it takes longer than to train these steps, and is not training.
+    # Writing the trace takes longer than these steps and does not count as training.
     *_, last = read_lines(Path(config.output, "metrics.jsonl"))
     assert last["perf/seconds/trace"] > last["perf/seconds/step"]
 
 
 @pytest.mark.slow
-def test_a_trace_that_cannot_be_written_ends_no_run(make_config, tmp_path):
+def test_trace_that_cannot_be_written_is_a_warning(make_config, tmp_path):
     config = make_config(tmp_path / "run", num_steps=4)
     save_config(config, tmp_path / "config.json")
     os.makedirs(config.output)

@@ -1,4 +1,4 @@
-"""One step is one step: however it is cut into micro-batches and laid over devices."""
+"""A step does not depend on micro-batches or the mesh; AdamW and schedules are correct."""
 
 from dataclasses import replace
 import math
@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig, NextTokenConfig, OptimizerConfig
-from llama_cpt.data.batch import TokenBatch
+from llama_cpt.config.schema import NextTokenConfig, OptimizerConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.objectives.next_token import make_objective
-from llama_cpt.parallel.mesh import make_mesh, partition_spec
+from llama_cpt.parallel.mesh import partition_spec
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.optimizer import check_schedule, learning_rate, make_optimizer
 from llama_cpt.training.train_step import (
@@ -22,61 +21,11 @@ from llama_cpt.training.train_step import (
     jit_train_step,
     make_train_step,
 )
-
-MODEL = ModelConfig(
-    vocab_size=64,
-    embed_dim=32,
-    mlp_dim=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-5,
-    tied_embeddings=False,
-    context_length=16,
-)
-OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2)
-# Each micro-batch must divide over the batch axes: 32 rows in 4 parts over 8 devices.
-ROWS, LENGTH = 32, 16
-MESHES = {
-    "1x1": MeshConfig(1, 1, 1),
-    "8x1": MeshConfig(1, 8, 1),
-    "4x2": MeshConfig(1, 4, 2),
-    "2x2x2": MeshConfig(2, 2, 2),
-}
-
-
-def mesh_of(name: str) -> jax.sharding.Mesh:
-    config = MESHES[name]
-    return make_mesh(config, jax.devices()[: config.replica * config.fsdp * config.tensor])
-
-
-def ragged_batch(num_microbatches: int) -> TokenBatch:
-    """Rows of two documents, of which between none and all is learnt."""
-    draw = np.random.default_rng(7)
-    tokens = draw.integers(0, MODEL.vocab_size, (ROWS, LENGTH + 1), dtype=np.int32)
-    cut = draw.integers(1, LENGTH, (ROWS, 1))
-    place = np.arange(LENGTH)[None]
-    learnt = place < np.linspace(0, LENGTH, ROWS).astype(int)[:, None]
-    corpus = np.broadcast_to((np.arange(ROWS) % 2)[:, None], (ROWS, LENGTH))
-    batch = TokenBatch(
-        tokens=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        loss_mask=learnt.astype(np.float32),
-        segment_ids=(1 + (place >= cut)).astype(np.int32),
-        positions=np.where(place >= cut, place - cut, place).astype(np.int32),
-        corpus=corpus.astype(np.int32),
-        row=np.zeros((ROWS, 2), np.uint32),
-    )
-    return jax.tree.map(
-        lambda x: x.reshape(num_microbatches, ROWS // num_microbatches, *x.shape[1:]), batch
-    )
+from tests.training.tiny_step import MODEL, OPTIMIZER, mesh_of, params, ragged_batch
 
 
 class Setup:
-    """A jitted step and the state that it starts from."""
+    """A jitted step and its state."""
 
     def __init__(self, mesh_name: str, optimizer: OptimizerConfig = OPTIMIZER) -> None:
         self.mesh = mesh_of(mesh_name)
@@ -84,15 +33,15 @@ class Setup:
         objective = make_objective(
             NextTokenConfig(z_loss=1e-3), num_corpora=2, loss_chunk_tokens=24, seed=0
         )
-        placed = jax.tree.map(
+        state_shardings = jax.tree.map(
             lambda leaf: leaf.sharding, abstract_state(abstract_llama(MODEL), tx, self.mesh)
         )
-        self.step = jit_train_step(make_train_step(objective, tx), placed)
+        self.step = jit_train_step(make_train_step(objective, tx), state_shardings)
         with jax.set_mesh(self.mesh):
             self.state = init_state(lambda: Llama(MODEL, jax.random.key(0)), tx, self.mesh)
 
     def run(self, num_microbatches: int, rate: float = 1e-2) -> dict:
-        """One step from the present state, which it replaces; the metrics."""
+        """Run one step, replace the state, and return the metrics."""
         sharding = jax.NamedSharding(self.mesh, partition_spec("microbatch", "batch", None))
         batch = jax.device_put(ragged_batch(num_microbatches), sharding)
         with jax.set_mesh(self.mesh):
@@ -102,7 +51,7 @@ class Setup:
 
 @pytest.fixture(scope="module")
 def whole() -> tuple[dict, list[np.ndarray]]:
-    """Metrics of two steps, and the parameters after: one device, one micro-batch."""
+    """Metrics of two steps and the parameters after them: one device, one micro-batch."""
     setup = Setup("1x1")
     metrics = [setup.run(1), setup.run(1)]
     return metrics, [np.asarray(x) for x in jax.tree.leaves(setup.state.trained)]
@@ -118,14 +67,14 @@ def whole() -> tuple[dict, list[np.ndarray]]:
         pytest.param("4x2", 2, marks=pytest.mark.slow),
     ],
 )
-def test_microbatches_and_meshes_change_nothing(mesh_name, num_microbatches, whole):
+def test_meshes_and_microbatches_do_not_change_the_step(mesh_name, num_microbatches, whole):
     setup = Setup(mesh_name)
     for expected in whole[0]:
         metrics = setup.run(num_microbatches)
         for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(have, want, rtol=1e-5)
     for have, want in zip(jax.tree.leaves(setup.state.trained), whole[1], strict=True):
-        # Adam's first updates are signs: where a gradient is 0 but for rounding they may differ.
+        # Adam's first updates are signs; if a gradient is 0 up to rounding they may differ.
         assert np.mean(np.abs(have - want) > 1e-4) < 1e-3
 
 
@@ -151,11 +100,6 @@ def test_moments_lie_as_their_parameters():
             assert moment[...].sharding.spec == partition_spec(*axes)
             # A norm scale is whole everywhere; nothing else may be.
             assert moment[...].sharding.is_fully_replicated == ("norm" in axes)
-
-
-def params(tree) -> list[nnx.Param]:
-    is_param = lambda leaf: isinstance(leaf, nnx.Param)
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_param) if is_param(leaf)]
 
 
 def test_two_rates_one_compilation():
@@ -234,7 +178,7 @@ def test_schedule_corners(schedule):
         np.testing.assert_allclose(have[26], 0.6, atol=0.02)
 
 
-def test_rewarms_from_where_the_base_ended():
+def test_warmup_starts_from_the_initial_rate():
     have = rates(20, schedule="constant", warmup_steps=9, initial_learning_rate=0.5)
     np.testing.assert_allclose(have[:10], np.linspace(0.55, 1.0, 10))
     down = rates(20, schedule="constant", warmup_steps=9, initial_learning_rate=2.0)
@@ -244,6 +188,6 @@ def test_rewarms_from_where_the_base_ended():
 @pytest.mark.parametrize(
     "fields", [{"schedule": "wsd"}, {"warmup_steps": 51}, {"schedule": "wsd", "decay_steps": 51}]
 )
-def test_phases_must_fit(fields):
+def test_phases_that_do_not_fit_are_rejected(fields):
     with pytest.raises(UserError, match="optimizer"):
         rates(50, **fields)

@@ -1,4 +1,4 @@
-"""A run steps, tells, evaluates, saves, stops when asked, and goes on as if it never had."""
+"""A run trains, reports, evaluates, saves, stops on a signal and resumes bit-exactly."""
 
 from dataclasses import replace
 import fcntl
@@ -9,7 +9,6 @@ import signal
 import jax
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import (
@@ -26,12 +25,7 @@ from llama_cpt.training import trainer
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit, is_evaluation_step
-from tests.runs import learnt, run_of, train, train_until
-
-
-def saved_steps(output: Path) -> list[int]:
-    with CheckpointManager(str(output / CHECKPOINTS_FOLDER), 3) as checkpoints:
-        return checkpoints.steps()
+from tests.runs import learnt, run_of, saved_steps, train, train_until
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def whole(make_config, tmp_path_factory) -> Path:
     return output
 
 
-def test_tells_every_step_and_learns(whole):
+def test_logs_every_step_and_learns(whole):
     lines = [line for line in learnt(whole) if "train/loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[-1]["train/loss"] < lines[0]["train/loss"] - 0.2
@@ -52,26 +46,26 @@ def test_tells_every_step_and_learns(whole):
     assert list((whole / "tensorboard").iterdir())
 
 
-def test_evaluates_early_and_at_the_end(whole):
+def test_evaluates_early_and_at_the_end_of_a_run(whole):
     lines = [line for line in learnt(whole) if "eval/zh/bits_per_byte" in line]
     assert [line["step"] for line in lines] == [0, 1, 2, 4, 5, 8]
     assert all(line["eval/en/bits_per_byte"] > 0 for line in lines)
 
 
-def test_tells_what_a_dense_mask_takes(make_config, tmp_path):
+def test_description_states_the_mask_of_cudnn_attention(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
-    assert "attention reference, " in trainer._described(run)
+    assert "attention reference, " in trainer._describe(run)
     run.program.state_shapes.trained.attention = "cudnn"
     config = replace(
         run.config,
         model=replace(run.config.model, context_length=8192),
         data=replace(run.config.data, sequence_length=8192),
     )
-    told = trainer._described(replace(run, config=config))
-    assert "attention cudnn (its mask takes 128 MiB a row)" in told
+    message = trainer._describe(replace(run, config=config))
+    assert "attention cudnn (its mask takes 128 MiB per row)" in message
 
 
-def test_when_it_evaluates():
+def test_evaluation_steps():
     config = EvaluationConfig(every_steps=10)
     steps = [step for step in range(26) if is_evaluation_step(config, step, 25)]
     assert steps == [0, 1, 2, 4, 8, 10, 20, 25]
@@ -79,17 +73,17 @@ def test_when_it_evaluates():
     assert [step for step in range(26) if is_evaluation_step(sparse, step, 25)] == [0, 10, 20, 25]
 
 
-def test_realised_share_is_within_a_row_of_the_asked(whole, make_config):
+def test_realized_ratio_is_within_a_row_of_the_target(whole, make_config):
     for line in learnt(whole):
         if "train/loss" in line:
             rows = line["step"] * 4
-            asked = line["mixture/almr_target"]
-            assert asked == pytest.approx(make_config("run").data.almr)
-            assert abs(line["mixture/almr_realized"] - asked) * rows < 1
+            target = line["mixture/almr_target"]
+            assert target == pytest.approx(make_config("run").data.almr)
+            assert abs(line["mixture/almr_realized"] - target) * rows < 1
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
-def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(
+def test_run_stopped_by_sigterm_resumes_bit_exactly(
     steps, whole, make_config, tmp_path, monkeypatch
 ):
     config = make_config(tmp_path / "run")
@@ -100,7 +94,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_last_bit(
     assert learnt(tmp_path / "run") == learnt(whole)
 
 
-def test_told_steps_do_not_depend_on_the_interruption(make_config, tmp_path, monkeypatch):
+def test_logged_steps_do_not_depend_on_the_interruption(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run", log_every_steps=4)
     train_until(config, 2, monkeypatch, signal.SIGINT)
     train(config)
@@ -109,13 +103,13 @@ def test_told_steps_do_not_depend_on_the_interruption(make_config, tmp_path, mon
 
 
 def spent(output: Path) -> dict[str, float]:
-    """Seconds by part, over all starts, by the last line of metrics."""
+    """Return the seconds of all starts by part, from the last line of metrics."""
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     parts = {key: value for key, value in last.items() if key.startswith("perf/seconds/")}
     return {key.removeprefix("perf/seconds/"): value for key, value in parts.items()}
 
 
-def test_starts_lost_before_the_first_save_are_lost_time(make_config, tmp_path, monkeypatch):
+def test_starts_before_the_first_save_count_as_repeated(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run")
 
     def lost_at(step: int) -> None:
@@ -129,18 +123,18 @@ def test_starts_lost_before_the_first_save_are_lost_time(make_config, tmp_path, 
             train(config)
 
     lost_at(2)
-    trained = spent(tmp_path / "run")["step"]
-    assert trained > 0
+    seconds = spent(tmp_path / "run")["step"]
+    assert seconds > 0
     for step in (0, 0, 2):
         lost_at(step)
-        told = spent(tmp_path / "run")
-        assert told["repeated"] >= trained and told["stopped"] > 0
-    # Another config without a checkpoint is another run.
+        parts = spent(tmp_path / "run")
+        assert parts["repeated"] >= seconds and parts["stopped"] > 0
+    # Without a checkpoint, another config starts another run.
     train(replace(config, seed=5))
     assert not {"repeated", "stopped"} & set(spent(tmp_path / "run"))
 
 
-def test_a_finished_run_has_nothing_to_do(whole):
+def test_finished_run_trains_nothing(whole):
     before = learnt(whole)
     assert train(run_config(whole)) is Outcome.FINISHED
     assert learnt(whole) == before and saved_steps(whole) == [3, 6, 8]
@@ -150,25 +144,25 @@ def run_config(output: Path) -> TrainConfig:
     return load_config(str(output / "config.json"))
 
 
-def test_lost_loss_stops_and_keeps_what_was_saved(make_config, tmp_path, monkeypatch):
+def test_nan_loss_stops_the_run_and_keeps_checkpoints(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run", log_every_steps=100)
     real = trainer.learning_rate
-    # The fourth update is infinite, the fifth step's loss is no number; 6 would be saved.
+    # The fourth update is infinite, the fifth step's loss is NaN; step 6 would be saved.
     spoiled = lambda *a: float("inf") if a[1] == 3 else real(*a)
     monkeypatch.setattr(trainer, "learning_rate", spoiled)
     with pytest.raises(DivergedError, match="held-out loss of zh after step 4 is nan"):
         train(config)
     blind = replace(config, data=replace(config.data, heldout=()), output=str(tmp_path / "blind"))
-    told = r"loss of step 5 is nan\. Lower optim[^\n]*checkpoint of step 3 stands[^\n]*$"
-    with pytest.raises(DivergedError, match=told):
+    message = r"loss of step 5 is nan\. Lower optim[^\n]*checkpoint of step 3 stands[^\n]*$"
+    with pytest.raises(DivergedError, match=message):
         train(blind)
     assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "blind") == [3]
     monkeypatch.setattr(trainer, "learning_rate", real)
     assert train(config) is Outcome.FINISHED
 
 
-def test_weights_that_a_lost_gradient_made_are_not_saved(make_config, tmp_path, monkeypatch):
-    """At a step that saves: its loss is that of the weights before."""
+def test_weights_after_a_nan_gradient_are_not_saved(make_config, tmp_path, monkeypatch):
+    """Its loss is that of the weights before the update, so only the gradient shows it."""
     run = run_of(make_config(tmp_path / "run"))
     real = run.program.step
 
@@ -184,7 +178,7 @@ def test_weights_that_a_lost_gradient_made_are_not_saved(make_config, tmp_path, 
     assert saved_steps(tmp_path / "run") == [3]
 
 
-def test_one_process_at_a_time_in_a_folder(make_config, tmp_path):
+def test_second_process_in_a_folder_is_rejected(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run" / ".lock", "w") as held:
@@ -202,14 +196,14 @@ def test_one_process_at_a_time_in_a_folder(make_config, tmp_path):
         ({"optimizer": OptimizerConfig(peak_learning_rate=1.0)}, "optimizer.peak_learning_rate"),
     ],
 )
-def test_what_may_not_change_on_resume(change, field, whole):
+def test_resume_rejects_changed_fields(change, field, whole):
     config = replace(run_config(whole), num_steps=9, **change)
     with pytest.raises(UserError, match=field):
         train(config)
     assert saved_steps(whole) == [3, 6, 8]
 
 
-def test_a_changed_corpus_is_refused(make_config, tmp_path, corpora, monkeypatch):
+def test_resume_rejects_changed_corpus(make_config, tmp_path, corpora, monkeypatch):
     config = make_config(tmp_path / "run")
     train_until(config, 2, monkeypatch, signal.SIGTERM)
     texts = (corpora / "en.jsonl").read_text(encoding="utf-8").splitlines()
@@ -230,14 +224,14 @@ def test_a_changed_corpus_is_refused(make_config, tmp_path, corpora, monkeypatch
         ({"num_steps": 10_000}, "max_epochs"),
     ],
 )
-def test_refused_before_the_first_step(fields, named, make_config, tmp_path):
+def test_impossible_config_is_rejected_before_the_first_step(fields, named, make_config, tmp_path):
     config = make_config(tmp_path / "run", mesh=MeshConfig(1, 2, 1), **fields)
     with pytest.raises(UserError, match=named):
         build_run(config, make_mesh(config.mesh, jax.devices()[:2]))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_process_alone_warns(make_config, tmp_path, monkeypatch, capsys):
+def test_only_the_first_process_warns(make_config, tmp_path, monkeypatch, capsys):
     source = tmp_path / "en.jsonl"
     source.write_text('{"text": "hill  water"}\n' * 20)
     config = make_config(tmp_path / "run")
@@ -251,30 +245,30 @@ def test_the_first_process_alone_warns(make_config, tmp_path, monkeypatch, capsy
     )
     config = replace(config, data=data)
     run_of(config)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for name in ("en", "held-out en"):
-        assert f"lossy: the tokenizer changes 100.0% of the documents of {name} (" in told
-    assert "held-out corpus 'en' and corpus 'en' share" in told
+        assert f"lossy: the tokenizer changes 100.0% of the documents of {name} (" in message
+    assert "held-out corpus 'en' and corpus 'en' share" in message
     monkeypatch.setattr(distributed.global_state, "process_id", 1)
     run_of(config)
     assert "warning" not in capsys.readouterr().err
 
 
-def test_tokenizer_of_another_size(make_config, tmp_path):
+def test_tokenizer_of_another_size_is_rejected(make_config, tmp_path):
     config = make_config(tmp_path / "run")
     with pytest.raises(UserError, match="model.vocab_size"):
         run_of(replace(config, model=replace(config.model, vocab_size=512)))
 
 
-def test_a_wrong_start_is_told_before_anything_is_prepared(make_config, whole, tmp_path):
+def test_wrong_initial_weights_are_rejected_before_data_is_prepared(make_config, whole, tmp_path):
     config = make_config(tmp_path / "run", init_from=str(whole))
     config = replace(config, data=replace(config.data, prepared=str(tmp_path / "rows")))
-    for changed, told in (
+    for changed, message in (
         (replace(config, init_from=str(tmp_path / "nothing")), "no such folder"),
         (replace(config, model=replace(config.model, rope_theta=1.0)), "rope_theta"),
         (replace(config, output=str(whole / "config.json")), "is a file"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             run_of(changed)
     assert not list(tmp_path.iterdir())
     assert train(config) is Outcome.FINISHED
