@@ -23,7 +23,7 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.weights.source import find_tokenizer, read_model_config
+from llama_cpt.weights.source import open_source
 
 HELP = """\
 /system TEXT  set the system message (without TEXT: none)
@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
-    config = read_model_config(options.model)
-    tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(options.model))
+    source = open_source(options.model)
+    config = source.architecture
+    tokenizer = load_tokenizer(options.tokenizer or source.tokenizer)
     tokenizer.require_size(config.vocab_size)
     session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
     session.set_system(options.system)

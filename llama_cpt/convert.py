@@ -17,12 +17,11 @@ from llama_cpt.runtime.atomic_dir import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
 from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.runtime.literal_paths import validate_run_folder
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
-from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.provenance import LICENSE_FILES, TOKENIZER_FILES, copy_files, write_origin
+from llama_cpt.weights.source import HfFolder, RunFolder
 from llama_cpt.weights.verify import (
     LogitsDifference,
     TensorDifference,
@@ -96,17 +95,17 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def from_hf(source: str, output: str) -> None:
-    """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
+    """Write the weights of ``source`` as a checkpoint, next to its tokenizer and license."""
     validate_run_folder(output)
     check_new(output)
-    folder = resolve(source)
-    with atomic_dir(output) as place:
-        model = load_hf(folder)
-        copy_files(folder, place, ("config.json", "generation_config.json"))
-        copy_files(folder, place, LICENSE_FILES + TOKENIZER_FILES)
-        write_origin(source, place)
-        about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
-        save_weights(str(place), model, about)
+    source_folder = HfFolder(source).folder()
+    with atomic_dir(output) as folder:
+        model = load_hf(source_folder)
+        copy_files(source_folder, folder, ("config.json", "generation_config.json"))
+        copy_files(source_folder, folder, LICENSE_FILES + TOKENIZER_FILES)
+        write_origin(source, folder)
+        metadata = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
+        save_weights(str(folder), model, metadata)
     print(f"{output}: {source} as a checkpoint; train with init_from={output!r}")
 
 
@@ -116,8 +115,8 @@ def verify(source: str, checkpoint: str) -> bool:
     It agrees if all weights are finite and, rounded to the type of ``source``, the same bits, and
     if the logits, where they can be computed, agree within LOGITS_TOLERANCE.
     """
-    folder = resolve(source)
-    with CheckpointReader(checkpoint) as weights:
+    folder = HfFolder(source).folder()
+    with RunFolder(checkpoint).reader() as weights:
         differences = compare_weights(folder, weights)
         _print_differences(differences)
         logits = compare_logits(folder, weights)

@@ -23,7 +23,7 @@ from llama_cpt.runtime.errors import USER_ERROR, UserError
 from llama_cpt.weights.hf_config import config_json
 from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
 from llama_cpt.weights.safetensors import file_header
-from llama_cpt.weights.source import find_tokenizer, read_model_config
+from llama_cpt.weights.source import open_source
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
 
@@ -96,16 +96,16 @@ def test_pieces_break_no_character_and_show_no_special_token(session_parts):
 
 def test_answers_are_remembered_and_forgotten(session):
     session.set_system("Be brief.")
-    answer = "".join(session.ask("hi"))
+    answer = "".join(session.reply("hi"))
     assert [m.role for m in session.messages] == ["system", "user", "assistant"]
     assert session.messages[2].content == answer
     session.reset()
     assert session.messages == [Message("system", "Be brief.")]
-    assert "".join(session.ask("hi")) == answer
+    assert "".join(session.reply("hi")) == answer
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
-    answer = session.ask("hi")
+    answer = session.reply("hi")
     first = next(answer)
     answer.close()
     assert session.messages[-1] == Message("assistant", first)
@@ -114,12 +114,12 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
 def test_the_oldest_turns_go_when_the_context_is_full(session):
     session.set_system("S")
     for text in ("one", "two", "three", "four"):
-        "".join(session.ask(text))
+        "".join(session.reply(text))
     assert session.dropped in (4, 6)
     assert len(session.messages) == 9
     before = list(session.messages)
     with pytest.raises(UserError, match="over the model's context of 128"):
-        next(session.ask("x" * 200))
+        next(session.reply("x" * 200))
     assert session.messages == before
 
 
@@ -163,7 +163,7 @@ def test_a_pipe_of_lines(hf_folder, tmp_path, session):
     assert "no command /nonsense" in result.stderr and "<|" not in result.stdout
     session.max_new_tokens = 9
     session.set_system("Be kind.")
-    assert "".join(session.ask("hi")) == messages[2]["content"]
+    assert "".join(session.reply("hi")) == messages[2]["content"]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
@@ -174,8 +174,7 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_a_missing_tokenizer_is_one_sentence(hf_folder, tmp_path):
     (tmp_path / "config.json").write_text((hf_folder / "config.json").read_text())
-    assert read_model_config(str(tmp_path)).num_layers == 1
+    source = open_source(str(tmp_path))
+    assert source.architecture.num_layers == 1
     with pytest.raises(UserError, match="--tokenizer"):
-        find_tokenizer(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"data": {"tokenizer": "there"}}))
-    assert find_tokenizer(str(tmp_path)) == "there"
+        _ = source.tokenizer

@@ -208,7 +208,10 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, str(source), "/gone/tokenizer.model")
     to_hf(str(run), str(tmp_path / "out"))
-    assert "no tokenizer is written: data.tokenizer=/gone" in capsys.readouterr().err
+    assert (
+        "run: data.tokenizer=/gone/tokenizer.model: no such folder. Name its"
+        in capsys.readouterr().err
+    )
     assert stored(tmp_path / "out")
     to_hf(str(run), str(tmp_path / "again"), tokenizer=str(source))
     assert (tmp_path / "again" / "tokenizer.json").exists()

@@ -382,7 +382,7 @@ def save_weights(folder: str, model: Any, about: dict[str, Any]) -> None:
 def is_run_folder(folder: str) -> bool:
     """Whether ``folder``, local or ``gs://``, holds a folder of checkpoints."""
     check_reachable(folder)
-    return (epath.Path(folder) / CHECKPOINTS_FOLDER).exists()
+    return (epath.Path(folder).expanduser() / CHECKPOINTS_FOLDER).exists()
 
 
 def open_run(folder: str, step: int | None = None) -> tuple[CheckpointManager, int]:

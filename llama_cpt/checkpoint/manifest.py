@@ -98,8 +98,8 @@ def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
 def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
 
-    Reads every byte; the shares need not be those of ``commit``. Raises StorageError for a file that
-    cannot be read now, which may be intact.
+    Reads every byte; the shares need not be those of ``commit``. Raises StorageError for a
+    file that cannot be read now, which may be intact.
     """
     sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:

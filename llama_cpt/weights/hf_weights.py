@@ -74,9 +74,9 @@ def load_hf(
 
 
 class HfWeights:
-    """A Hugging Face folder read parameter by parameter, as float32 on this machine's CPU.
+    """A Hugging Face folder read one parameter at a time, as float32 on this machine's CPU.
 
-    Raises UserError for whatever is wrong with the folder.
+    Raises UserError if the folder is missing, damaged or not a supported model.
     """
 
     def __init__(self, path: str) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
 from llama_cpt.weights.hf_weights import convert
+from llama_cpt.weights.parameter_reader import ParameterReader
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
 
 BLOCK_BYTES = 16 << 20
@@ -56,7 +56,7 @@ class LogitsDifference:
         return self.max_abs <= self.tolerance < math.inf
 
 
-def compare_weights(folder: str, weights: CheckpointReader) -> list[TensorDifference]:
+def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDifference]:
     """Every tensor of ``folder`` against ``weights``, streamed: one parameter is held at a time.
 
     Raises UserError where the two are different architectures.
@@ -79,7 +79,7 @@ def compare_weights(folder: str, weights: CheckpointReader) -> list[TensorDiffer
     return differences
 
 
-def compare_logits(folder: str, weights: CheckpointReader) -> LogitsDifference | str:
+def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | str:
     """Ours and transformers' on the same tokens; or the reason why that cannot be done here."""
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
         return "transformers and torch are not installed"
@@ -126,7 +126,7 @@ def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> Te
     return TensorDifference(tensor.name, rows * width, differing, float(largest))
 
 
-def _our_logits(weights: CheckpointReader, tokens: np.ndarray) -> np.ndarray:
+def _our_logits(weights: ParameterReader, tokens: np.ndarray) -> np.ndarray:
     abstract: Llama = abstract_llama(weights.config)
     names = parameters_by_path(abstract)
     model = with_parameters(abstract, {name: weights.parameter(name) for name in names})

@@ -194,17 +194,17 @@ def test_the_merged_folder_gives_the_same_logits(exported, tmp_path):
 
 def test_adapters_of_a_run_on_a_run_on_a_run(exported, tmp_path):
     from llama_cpt.weights.hf_weights import load_hf
-    from llama_cpt.weights.source import load_parameters
+    from llama_cpt.weights.source import open_source
 
     _, run, _ = exported
     model = load_hf(str(exported[0]))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    first = load_parameters(str(run), model, mesh)
+    first = open_source(str(run)).load(model, mesh)
     second = lora_run(tmp_path / "second", str(run), first, adapters_of(first, drawn=True))
     expected = logits(with_adapters(first, adapters_of(first, drawn=True)))
-    loaded = load_parameters(str(second), model, mesh)
+    loaded = open_source(str(second)).load(model, mesh)
     np.testing.assert_allclose(logits(loaded), expected, atol=2e-5)
-    with CheckpointReader(str(second)) as weights:
+    with open_source(str(second)).reader() as weights:
         for name in ("embedding", "layers/key", "layers/down"):
             part = loaded
             for attribute in name.split("/"):

@@ -17,7 +17,7 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import make_program
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import restore_state
-from llama_cpt.weights.source import check_source, load_parameters
+from llama_cpt.weights.source import open_source
 from tests.runs import learnt, run_of, train, train_until
 from tests.training.test_trainer import saved_steps
 
@@ -95,7 +95,7 @@ def test_a_run_of_adapters_starts_the_next_one_merged(whole, lora_config, make_c
     checkpoints, step = open_run(str(whole))
     with checkpoints, jax.set_mesh(run.program.mesh):
         state = restore_state(run, checkpoints, step)
-    loaded = load_parameters(str(whole), run.program.state_shapes.frozen, run.program.mesh)
+    loaded = open_source(str(whole)).load(run.program.state_shapes.frozen, run.program.mesh)
     expected = merge_adapters(state.frozen, state.trained)
     for have, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(have, want)
@@ -135,7 +135,7 @@ def test_other_weights_beside_the_adapters(base, whole, lora_config, make_config
         train(replace(config, num_steps=3))
     shutil.rmtree(moved)
     with pytest.raises(UserError, match=f"run holds adapters.*lay at '{moved}': put them, or a"):
-        check_source(config.output, config.model)
+        open_source(config.output).check(config.model)
     with pytest.raises(UserError, match=f"{moved}: no such folder"):
         run_of(replace(config, num_steps=3))
 

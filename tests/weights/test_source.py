@@ -12,7 +12,7 @@ from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.source import load_parameters
+from llama_cpt.weights.source import open_source
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=1), jax.devices()[:4])
-    model = load_parameters(str(run), abstract_llama(CONFIG, remat="full"), mesh)
+    model = open_source(str(run)).load(abstract_llama(CONFIG, remat="full"), mesh)
     assert model.remat == "full"
     assert model.layers.query.get_value().sharding.mesh == mesh
     drawn = Llama(CONFIG, jax.random.key(0))
@@ -52,4 +52,4 @@ def test_another_constant_is_another_model(run: Path):
     other = abstract_llama(replace(CONFIG, rope_theta=5e5))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
-        load_parameters(str(run), other, mesh)
+        open_source(str(run)).load(other, mesh)
