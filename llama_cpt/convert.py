@@ -1,4 +1,4 @@
-"""The command that brings weights in and out: ``python -m llama_cpt.convert --help``."""
+"""The command that converts weights: ``python -m llama_cpt.convert --help``."""
 
 import argparse
 from functools import partial
@@ -29,7 +29,7 @@ from llama_cpt.weights.verify import (
     compare_weights,
 )
 
-DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
+DESCRIPTION = "Convert weights between Hugging Face's format and checkpoints, and compare them."
 EXAMPLES = """examples:
   python -m llama_cpt.convert from-hf meta-llama/Llama-3.2-1B weights/llama-3.2-1b
   python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
@@ -37,13 +37,13 @@ EXAMPLES = """examples:
   python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
-what from-hf wrote. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
-init_from as well: from-hf serves where its float32 checkpoint is to be kept or copied.
+the output of from-hf. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
+init_from as well, so from-hf is only needed to keep or copy the float32 checkpoint.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Parse and convert; the exit status."""
+    """Parse the arguments and convert; return the exit status."""
     options = _parser().parse_args(arguments)
     _on_cpu()
     with distributed_session():
@@ -53,14 +53,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _in_child(options: argparse.Namespace) -> int:
-    """The status of ``_convert`` in a process whose JAX and Orbax know of no others."""
-    child = get_context("spawn").Process(target=_as_child, args=(options,))
+    """Return the status of ``_convert`` in a child whose JAX and Orbax form a single process."""
+    child = get_context("spawn").Process(target=_child_main, args=(options,))
     child.start()
     child.join()
     return child.exitcode if child.exitcode >= 0 else 128 - child.exitcode
 
 
-def _as_child(options: argparse.Namespace) -> None:
+def _child_main(options: argparse.Namespace) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     _on_cpu()
     with one_line_errors():
@@ -68,13 +68,13 @@ def _as_child(options: argparse.Namespace) -> None:
 
 
 def _follow_parent() -> None:
-    """However it ends, nobody waits for this process then."""
+    """Exit as soon as the parent has ended, however it ended."""
     parent_process().join()
     os._exit(1)
 
 
 def _on_cpu() -> None:
-    """Weights pass through the host; an accelerator that another process uses is left alone."""
+    """Use the CPU only, so that an accelerator stays free for other processes."""
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -83,12 +83,12 @@ def _convert(options: argparse.Namespace) -> int:
         case "from-hf":
             from_hf(options.source, options.output)
         case "to-hf":
-            given = {"base": options.base, "tokenizer": options.tokenizer}
-            given |= {"dtype": options.dtype} if options.dtype else {}
+            chosen = {"base": options.base, "tokenizer": options.tokenizer}
+            chosen |= {"dtype": options.dtype} if options.dtype else {}
             if options.adapters:
-                to_peft(options.checkpoint, options.output, **given)
+                to_peft(options.checkpoint, options.output, **chosen)
             else:
-                to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **given)
+                to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **chosen)
         case "verify":
             return 0 if verify(options.source, options.checkpoint) else CHECK_FAILED
     return 0
@@ -112,8 +112,8 @@ def from_hf(source: str, output: str) -> None:
 def verify(source: str, checkpoint: str) -> bool:
     """Print how a checkpoint differs from ``source``; return whether it agrees.
 
-    It agrees if all weights are finite and, rounded to the type of ``source``, the same bits, and
-    if the logits, where they can be computed, agree within LOGITS_TOLERANCE.
+    It agrees if all weights are finite and have the same bits once rounded to the type of
+    ``source``, and if the logits, when they can be computed, agree within LOGITS_TOLERANCE.
     """
     folder = HfFolder(source).folder()
     with RunFolder(checkpoint).reader() as weights:
@@ -144,7 +144,7 @@ def _print_logits(logits: LogitsDifference | str) -> None:
 def _print_differences(differences: list[TensorDifference]) -> None:
     values = sum(d.values for d in differences)
     differing = sum(d.differing for d in differences)
-    # A NaN is above all numbers here, so that it is shown.
+    # NaN sorts above all numbers, so that it is printed.
     largest = max(differences, key=lambda d: (math.isnan(d.max_abs), d.max_abs))
     print(
         f"{len(differences)} tensors, {values:,} values: {differing:,} differ once rounded to the "
@@ -172,13 +172,15 @@ def _parser() -> argparse.ArgumentParser:
     out = commands.add_parser("to-hf", help="checkpoint -> Hugging Face", epilog=EXAMPLES, **raw)
     out.add_argument("checkpoint", metavar="CHECKPOINT")
     out.add_argument("output", metavar="OUTPUT", help="a new folder")
-    told = "bfloat16 unless given, float32 for adapters"
-    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=told)
-    told = "of a LoRA run: write the adapters alone, in PEFT's format, instead of a merged model"
-    out.add_argument("--adapters", action="store_true", help=told)
-    out.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default 5)")
-    out.add_argument("--base", help="where the first model of the line lies, if it was moved")
-    out.add_argument("--tokenizer", help="where the tokenizer lies, if it was moved")
+    help_text = "type of the weights (default bfloat16, float32 for adapters)"
+    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=help_text)
+    help_text = "write only the adapters of a LoRA run, in PEFT's format, instead of a merged model"
+    out.add_argument("--adapters", action="store_true", help=help_text)
+    out.add_argument(
+        "--shard-gb", type=float, default=5.0, help="maximum size of a file in GB (default 5)"
+    )
+    out.add_argument("--base", help="folder of the base model, if it was moved")
+    out.add_argument("--tokenizer", help="path of the tokenizer, if it was moved")
     check = commands.add_parser(
         "verify",
         help="compare every tensor, and logits; exit status 65 if they differ or are not finite",

@@ -217,10 +217,14 @@ def test_a_base_that_is_gone_or_another(exported, tmp_path):
     from tests.weights.hf_models import save_llama
 
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="run holds adapters.* lay at .*base': put them, or a link"):
+    with pytest.raises(
+        UserError, match="run holds adapters.* were at .*base'; restore them, or a link"
+    ):
         to_hf(str(run), str(tmp_path / "out"))
     save_llama(base, seed=1)
-    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+    with pytest.raises(
+        UserError, match="embedding differs from the weights that the adapters were"
+    ):
         to_hf(str(run), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     main(["to-hf", str(run), str(tmp_path / "out"), "--adapters"])

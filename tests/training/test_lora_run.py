@@ -131,10 +131,12 @@ def test_other_weights_beside_the_adapters(base, whole, lora_config, make_config
     train(config)
     # The base trains on: its newest checkpoint is another model.
     train(make_config(moved, num_steps=3), allow_change=["optimizer"])
-    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+    with pytest.raises(
+        UserError, match="embedding differs from the weights that the adapters were"
+    ):
         train(replace(config, num_steps=3))
     shutil.rmtree(moved)
-    with pytest.raises(UserError, match=f"run holds adapters.*lay at '{moved}': put them, or a"):
+    with pytest.raises(UserError, match=f"run holds adapters.*were at '{moved}'; restore them"):
         open_source(config.output).check(config.model)
     with pytest.raises(UserError, match=f"{moved}: no such folder"):
         run_of(replace(config, num_steps=3))
