@@ -51,7 +51,7 @@ def source(tmp_path):
     return folder
 
 
-BESIDE = (
+COMPANIONS = (
     "LICENSE.txt",
     "USE_POLICY.md",
     "generation_config.json",
@@ -84,9 +84,9 @@ def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokeni
     )
     folder.mkdir(parents=True)
     save_config(config, folder / "config.json")
-    about = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
+    metadata = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
     with CheckpointManager(str(folder / CHECKPOINTS_FOLDER)) as checkpoints:
-        checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, about)
+        checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, metadata)
     lines = [
         {"step": step, "eval/zh/bits_per_byte": value, "train/loss": 1.0}
         for step, value in ((0, 2.5), (4, 1.25), (8, 0.5))
@@ -99,16 +99,18 @@ def test_there_compared_and_back(source, tmp_path, capsys):
     checkpoint, output = tmp_path / "deep" / "checkpoint", tmp_path / "out"
     assert main(["from-hf", str(source), str(checkpoint)]) == 0
     assert main(["verify", str(source), str(checkpoint)]) == 0
-    said = capsys.readouterr().out
-    assert "30 tensors" in said and ": 0 differ" in said and "max abs difference 0 (" in said
-    assert "logits: max abs difference" in said and "KL" in said
-    assert float(said.split("logits: max abs difference ")[1].split(" ")[0]) < 1e-4
+    printed = capsys.readouterr().out
+    assert (
+        "30 tensors" in printed and ": 0 differ" in printed and "max abs difference 0 (" in printed
+    )
+    assert "logits: max abs difference" in printed and "KL" in printed
+    assert float(printed.split("logits: max abs difference ")[1].split(" ")[0]) < 1e-4
     assert main(["to-hf", str(checkpoint), str(output), "--shard-gb", "0.00006"]) == 0
     before, after = stored(source), stored(output)
     assert before.keys() == after.keys()
     for name in before:
         assert torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))
-    for name in BESIDE:
+    for name in COMPANIONS:
         assert (output / name).read_bytes() == (source / name).read_bytes(), name
     config = json.loads((output / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (126, [127, 125])
@@ -131,9 +133,9 @@ def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, ca
     monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.non_finite", lambda arrays: [])
     assert main(["from-hf", str(source), checkpoint]) == 0
     assert main(["verify", str(source), checkpoint]) == CHECK_FAILED
-    said = capsys.readouterr()
-    assert "  model.norm.weight: 0 of 48, max abs difference nan" in said.out
-    assert f"error: {checkpoint}: differs from {source}" in said.err
+    printed = capsys.readouterr()
+    assert "  model.norm.weight: 0 of 48, max abs difference nan" in printed.out
+    assert f"error: {checkpoint}: differs from {source}" in printed.err
 
 
 @pytest.mark.parametrize(("added", "status"), [(1e-4, 0), (2.45, 65), (np.nan, 65), (np.inf, 65)])
@@ -178,8 +180,8 @@ def test_a_run_that_started_from_another(source, tmp_path, capsys):
     ):
         assert fact in card, fact
     assert main(["verify", str(source), str(second)]) == CHECK_FAILED
-    said = capsys.readouterr().out
-    assert ": 1 differ" in said and "model.layers.1.self_attn.k_proj.weight: 1 of" in said
+    printed = capsys.readouterr().out
+    assert ": 1 differ" in printed and "model.layers.1.self_attn.k_proj.weight: 1 of" in printed
     reloaded = load_hf(str(output))
     np.testing.assert_array_equal(reloaded.layers.key[...], changed.layers.key[...])
 
@@ -219,7 +221,7 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["from-hf", "absent", "OUT"], "absent: no such folder"),
         (["to-hf", "absent", "OUT"], "absent: no such folder"),
@@ -234,9 +236,9 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes(arguments, said, source, tmp_path):
+def test_mistakes(arguments, message, source, tmp_path):
     places = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         main([places.get(argument, argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
 

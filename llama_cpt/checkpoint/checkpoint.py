@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from llama_cpt.checkpoint import manifest, state_dict, step_marks
 from llama_cpt.checkpoint.errors import SaveError, save_error
 from llama_cpt.checkpoint.health import DivergedError, non_finite
-from llama_cpt.checkpoint.orbax_handler import orbax_handler
+from llama_cpt.checkpoint.orbax_handler import orbax_handler, require_merged
 from llama_cpt.checkpoint.retention import Retention
 from llama_cpt.checkpoint.verification import find_damage, warn_once
 from llama_cpt.runtime.distributed import (
@@ -46,9 +46,6 @@ _TRANSIENT = "transient "
 
 _EXIT_SECONDS = 60.0
 """Maximum wait for the save in progress when a process ends alone."""
-
-_MERGED_FILES = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
-"""Files that Orbax writes when it merges the parts of all processes."""
 
 
 class CheckpointManager:
@@ -92,6 +89,7 @@ class CheckpointManager:
             self._prepare(step)
         self._raise_on_all("checkpoint folder prepared")
         try:
+            # Returns once the arrays are copied to the host, so that a step may then donate them.
             self._orbax.save(
                 self.folder / str(step),
                 args=ocp.args.PyTreeSave(arrays),
@@ -142,6 +140,7 @@ class CheckpointManager:
         their manifests.
         """
         self._warn_uncommitted()
+        # The primary chooses, because another process may see a shared folder with a delay.
         step = broadcast_from_primary(max(self.steps(), default=-1), "newest checkpoint")
         while step >= 0:
             if self.is_verified(step):
@@ -280,6 +279,8 @@ class CheckpointManager:
             self._failure = SaveError(message, transient=is_transient(error))
 
     def _finish(self, step: int) -> None:
+        # Runs in the background thread. Agreement of the processes is left to ``wait``, because
+        # gathers from two threads could interleave in a different order on each process.
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
@@ -287,7 +288,7 @@ class CheckpointManager:
             return
         try:
             path = self.folder / str(step)
-            _require_merged(path)
+            require_merged(path)
             manifest.commit(path, process_index(), process_count())
             self._damaged.discard(step)
             self.retention.mark(step)
@@ -383,13 +384,6 @@ def open_run(folder: str, step: int | None = None) -> tuple[CheckpointManager, i
     if step is None:
         raise UserError(f"{folder} holds no checkpoint.")
     return checkpoints, step
-
-
-def _require_merged(checkpoint: epath.Path) -> None:
-    """Raise FileNotFoundError if Orbax skipped the merge, for which it prints only a warning."""
-    for name in _MERGED_FILES:
-        if not (checkpoint / name).exists():
-            raise FileNotFoundError(f"Orbax did not write {checkpoint / name}")
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

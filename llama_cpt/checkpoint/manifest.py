@@ -45,6 +45,8 @@ def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
         commit_file = lambda name: with_retries(partial(_commit_file, checkpoint / name))
         digests = pool.map(commit_file, names)
         entries = dict(zip(names, digests, strict=True))
+    # A file survives a power failure only if its folder entry is on disk too. The manifest comes
+    # last, so that it never vouches for files that could still be lost.
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
         with_retries(partial(_sync, folder))
     with_retries(partial(_sync, checkpoint.parent))

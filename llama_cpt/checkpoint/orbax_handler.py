@@ -8,6 +8,9 @@ import orbax.checkpoint as ocp
 
 from llama_cpt.runtime.literal_paths import LiteralPath
 
+_MERGED_FILES = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
+"""Files that Orbax writes when it merges the parts of all processes."""
+
 # Orbax logs a traceback for every exception that it raises. Here each becomes a one-line error.
 logging.getLogger("absl").addFilter(
     lambda record: not ("orbax" in record.pathname and record.levelno >= logging.ERROR)
@@ -19,6 +22,13 @@ def orbax_handler() -> ocp.PyTreeCheckpointHandler:
     # Compression takes seven times as long and saves a tenth of the size of float weights.
     implementation = _LiteralHandler(use_compression=False)
     return ocp.PyTreeCheckpointHandler(use_compression=False, handler_impl=implementation)
+
+
+def require_merged(checkpoint: epath.Path) -> None:
+    """Raise FileNotFoundError if Orbax skipped the merge, for which it prints only a warning."""
+    for name in _MERGED_FILES:
+        if not (checkpoint / name).exists():
+            raise FileNotFoundError(f"Orbax did not write {checkpoint / name}")
 
 
 class _LiteralHandler(ocp.BasePyTreeCheckpointHandler):

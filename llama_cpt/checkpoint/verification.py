@@ -42,6 +42,7 @@ def _state_of_files(checkpoint: epath.Path) -> Any:
         os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names
     ]
     files += [str(path) for path in manifest.parts_of(checkpoint)]
+    # The inode and the change time catch a replaced file whose modification time was restored.
     try:
         with ThreadPoolExecutor(manifest.THREADS) as pool:
             stats = list(pool.map(os.stat, files))

@@ -93,14 +93,15 @@ def prefill(
     Returns the normalized output at every token, for ``compute_logits``, and the cache.
     """
     length = tokens.shape[1]
-    place = jnp.arange(length)[None]
-    segment_ids = (place < lengths[:, None]).astype(jnp.int32)
+    index = jnp.arange(length)[None]
+    # Padding is segment 0, which no other token attends to.
+    segment_ids = (index < lengths[:, None]).astype(jnp.int32)
 
     def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
         out = attend(query, key, value, segment_ids, implementation=decoder.ends.attention)
         return out, tuple(_in_cache(x, columns) for x in (key, value))
 
-    positions = jnp.broadcast_to(place, tokens.shape)
+    positions = jnp.broadcast_to(index, tokens.shape)
     x, layers = run_decoder_layers(decoder, tokens, positions, [attention] * len(decoder.layers))
     visible = jnp.arange(columns)[None] < lengths[:, None]
     return x, Cache(layers, visible, lengths, jnp.int32(length))
@@ -115,6 +116,7 @@ def decode(
 
     def attention_of(keys: jax.Array, values: jax.Array) -> Callable:
         def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+            # All rows write to the same column, so that this is one slice and no scatter.
             start = (0, 0, cache.column, 0)
             kept = tuple(
                 _placed(jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), start))
@@ -144,6 +146,7 @@ def attend_to_cache(
 ) -> Float[Array, "batch 1 heads head_dim"]:
     """Attend from one query per row to its visible columns, as in ``pallas_kernels.reference``."""
     batch, _, heads, head_dim = query.shape
+    # Query heads that share a key-value head are grouped, so that keys are never repeated.
     grouped = query.reshape(batch, keys.shape[1], -1, head_dim)
     scores = jnp.einsum("bkgh,bksh->bkgs", grouped, keys, preferred_element_type=jnp.float32)
     hidden = jnp.where(visible, 0.0, -jnp.inf)[:, None, None]

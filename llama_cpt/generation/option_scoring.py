@@ -78,9 +78,9 @@ def score_options(
 
     Both are zero beyond ``rows.count``.
     """
-    place = jnp.arange(rows.tokens.shape[1])
+    index = jnp.arange(rows.tokens.shape[1])
     mine, theirs = rows.options[:, :, None], rows.options[:, None, :]
-    visible = (place[:, None] >= place[None])[None] & ((theirs == 0) | (theirs == mine))
+    visible = (index[:, None] >= index[None])[None] & ((theirs == 0) | (theirs == mine))
     before = jnp.arange(prefix.layers[0][0].shape[1]) < prefix.length
 
     def attention_of(layer: Layer) -> partial:
@@ -122,12 +122,14 @@ def _attend(
     grouped = query.reshape(batch, length, key.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
     wide = {"preferred_element_type": jnp.float32}
     # The prefix has no batch dimension, so that its keys are not copied for every row.
-    there = jnp.einsum("bkgth,ksh->bkgts", grouped, keys, **wide)
-    here = jnp.einsum("bkgth,bskh->bkgts", grouped, key, **wide)
-    scale, unseen = head_dim**-0.5, -jnp.inf
-    there = jnp.where(before[None, None, None, None], there * scale, unseen)
-    here = jnp.where(visible[:, None, None], here * scale, unseen)
-    weights = jax.nn.softmax(jnp.concatenate([there, here], -1), axis=-1).astype(value.dtype)
+    prefix_scores = jnp.einsum("bkgth,ksh->bkgts", grouped, keys, **wide)
+    row_scores = jnp.einsum("bkgth,bskh->bkgts", grouped, key, **wide)
+    scale, masked = head_dim**-0.5, -jnp.inf
+    prefix_scores = jnp.where(before[None, None, None, None], prefix_scores * scale, masked)
+    row_scores = jnp.where(visible[:, None, None], row_scores * scale, masked)
+    # One softmax over both parts, as if the prefix were the start of the row.
+    scores = jnp.concatenate([prefix_scores, row_scores], -1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     columns = keys.shape[1]
     out = jnp.einsum("bkgts,ksh->btkgh", weights[..., :columns], values, **wide)
     out = out + jnp.einsum("bkgts,bskh->btkgh", weights[..., columns:], value, **wide)
@@ -144,9 +146,9 @@ def _scores(
     def one(number: jax.Array, carried: tuple) -> tuple:
         # The last chunk overlaps the one before if the chunk size does not divide the total.
         start = jnp.minimum(number * chunk, total - chunk)
-        place = jax.lax.dynamic_slice(rows.target_indices, (start,), (chunk,))
+        indices = jax.lax.dynamic_slice(rows.target_indices, (start,), (chunk,))
         target = jax.lax.dynamic_slice(rows.targets, (start,), (chunk,))
-        logits = compute_logits(decoder, hidden[place])
+        logits = compute_logits(decoder, hidden[indices])
         found = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
         logprob = found - jax.nn.logsumexp(logits, axis=-1)
         new = logprob, jnp.argmax(logits, axis=-1) == target

@@ -36,7 +36,7 @@ BLOCK_BYTES = 4 << 20
 TILE = 128
 # On CPU, XLA uses a NumPy buffer of this alignment without a copy.
 ALIGNMENT = 64
-MOST_THREADS = 16
+MAX_THREADS = 16
 
 
 def load_hf(
@@ -132,6 +132,7 @@ def _plan(
     owned = {device: _bounds(index, like.shape) for device, index in indices.items()}
     layers = sorted({i for bounds in owned.values() for i in _layers(name, bounds)})
     matrices = [_matrix_bounds(name, bounds) for bounds in owned.values()]
+    # Devices that share rows or columns (replicas, the same shard of one axis) share the read.
     rows, columns = (_merged(side) for side in zip(*matrices, strict=True))
     blocks = []
     for layer in layers:
@@ -156,7 +157,8 @@ def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
                 _copy_overlap(plan.name, block, values, bounds, buffer)
         return block.size_bytes
 
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+    # Blocks are disjoint, so that threads write to disjoint parts of the buffers without a lock.
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for count in pool.map(run, plan.blocks):
             progress.update(count / 1e9)
     # On CPU the buffers become the arrays. Elsewhere they are released after the transfer.

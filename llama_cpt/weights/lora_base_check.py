@@ -92,6 +92,8 @@ def checksum(array: jax.Array, dtype: str) -> jax.Array:
     for dim in range(array.ndim):
         stride = math.prod(array.shape[dim + 1 :])
         position += jax.lax.broadcasted_iota(jnp.uint32, array.shape, dim) * jnp.uint32(stride)
+    # 0x9E3779B1, a prime near 2^32 divided by the golden ratio, spreads consecutive positions.
+    # The shifts and factors below are those of fmix32 in MurmurHash3.
     mixed = bits.astype(jnp.uint32) + position * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)

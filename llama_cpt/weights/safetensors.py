@@ -29,7 +29,8 @@ DTYPES = {
 }
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-LONGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
+"""Limit of the reference implementation, against allocations that a broken file requests."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
     length_bytes = np.empty(8, np.uint8)
     reader.read(file, 0, length_bytes)
     length = struct.unpack("<Q", length_bytes.tobytes())[0]
-    if length > min(size - 8, LONGEST_HEADER):
+    if length > min(size - 8, MAX_HEADER_BYTES):
         raise UserError(f"{broken}, its header claims a length of {length}); download it again.")
     header_bytes = np.empty(length, np.uint8)
     reader.read(file, 8, header_bytes)

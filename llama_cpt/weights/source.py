@@ -190,9 +190,9 @@ class RunFolder:
         path = (config.get("data") or {}).get("tokenizer")
         if not path:
             raise _no_tokenizer(self.path)
-        place = epath.Path(path).expanduser()
+        file = epath.Path(path).expanduser()
         try:
-            return str(place) if place.exists() else resolve(path, weights=False)
+            return str(file) if file.exists() else resolve(path, weights=False)
         except UserError as error:
             raise UserError(
                 f"{self.path}: data.tokenizer={error} Name its tokenizer with --tokenizer."

@@ -39,7 +39,7 @@ TINY = ModelConfig(
     tied_embeddings=False,
     context_length=128,
 )
-ABOUT = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
+METADATA = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
 
 
 @functools.cache
@@ -99,12 +99,12 @@ def biggest_file(folder):
 def test_restores_to_the_bit_on_any_mesh(tmp_path, sizes):
     state = make_state(make_mesh(MeshConfig(1, 8, 1)))
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
-        checkpoints.save(3, state, ABOUT)
+        checkpoints.save(3, state, METADATA)
         checkpoints.wait()
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
         abstract = abstract_of(state, mesh)
         restored = checkpoints.restore(checkpoints.latest_verified(), abstract)
-        assert checkpoints.metadata(3) == ABOUT
+        assert checkpoints.metadata(3) == METADATA
     assert_same_bits(restored, state)
     for array, want in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
         assert array.sharding == want.sharding
@@ -205,9 +205,9 @@ def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd,
     harm(bad)
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         assert checkpoints.latest_verified() == 1
-        said = capfd.readouterr().err
-        assert str(bad) in said and words in said
-        assert "falling back to the checkpoint of step 1" in said
+        printed = capfd.readouterr().err
+        assert str(bad) in printed and words in printed
+        assert "falling back to the checkpoint of step 1" in printed
         # The run comes by step 2 again: the damaged one makes room, only then does 1 go.
         checkpoints.save(2, small(2), {})
         checkpoints.wait()
@@ -331,12 +331,12 @@ def test_two_processes_write_one_checkpoint(tmp_path):
         for process in range(2)
     ]
     try:
-        said = [child.communicate(timeout=120)[1] for child in children]
+        printed = [child.communicate(timeout=120)[1] for child in children]
     finally:
         for child in children:
             child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
-    assert sum("was altered" in text for text in said) == 1
+    assert [child.returncode for child in children] == [0, 0], printed
+    assert sum("was altered" in text for text in printed) == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         f"{step}.manifest-0000{part}-of-00002.json" for step in (2, 3) for part in (0, 1)
     ]

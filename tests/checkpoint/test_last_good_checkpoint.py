@@ -79,8 +79,8 @@ def test_weights_lost_by_the_update_before_a_save(step, make_config, tmp_path, m
     config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
     spoil(monkeypatch, step, float("inf"))
     before = 3 if step == 6 else 6
-    told = rf"step {step} was not saved.*Lower optimizer.*checkpoint of step {before} stands"
-    with pytest.raises(DivergedError, match=told):
+    message = rf"step {step} was not saved.*Lower optimizer.*checkpoint of step {before} stands"
+    with pytest.raises(DivergedError, match=message):
         train(replace(config, data=replace(config.data, heldout=())))
     assert saved_steps(tmp_path / "run") == [before]
 
@@ -200,8 +200,8 @@ def test_a_checkpoint_under_the_name_of_another_step(earlier_version, copied, ca
     manifest_of(output, 9).write_text(json.dumps(content))
     with CheckpointManager(str(output / "checkpoints")) as checkpoints:
         assert checkpoints.latest_verified() == 8
-    told = "holds the state of step 6" if earlier_version else "its manifest is that of step 6"
-    assert told in capfd.readouterr().err
+    message = "holds the state of step 6" if earlier_version else "its manifest is that of step 6"
+    assert message in capfd.readouterr().err
 
 
 def test_manifests_of_earlier_versions_are_read(copied):

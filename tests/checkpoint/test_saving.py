@@ -46,9 +46,9 @@ def test_what_passes_is_tried_again(tmp_path, fail, capfd):
         save_with_retries(checkpoints, 1, STATE, {})
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [2] and len(tries) == 3
-    said = capfd.readouterr().err
-    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in said
-    assert said.count("Step 2 is saved instead, in 0 s.") == 2
+    printed = capfd.readouterr().err
+    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in printed
+    assert printed.count("Step 2 is saved instead, in 0 s.") == 2
 
 
 def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
@@ -107,9 +107,11 @@ def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
         if reads < 4:
             assert checkpoints.latest_verified() == 2
         else:
-            with pytest.raises(StorageError, match="cannot be read .* move its checkpoint") as told:
+            with pytest.raises(
+                StorageError, match="cannot be read .* move its checkpoint"
+            ) as failed:
                 checkpoints.latest_verified()
-            assert told.value.status == 75
+            assert failed.value.status == 75
         assert checkpoints.steps() == [1, 2]
 
 

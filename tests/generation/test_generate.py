@@ -159,7 +159,7 @@ def test_the_mesh_changes_no_token(model, decoder):
 
 
 @pytest.mark.parametrize(
-    ("rows", "count", "told"),
+    ("rows", "count", "message"),
     [
         ([[1], []], 5, "prompt 1 is empty"),
         ([[1] * 60], 5, "context of 64"),
@@ -167,8 +167,8 @@ def test_the_mesh_changes_no_token(model, decoder):
         ([[1]], 0, "max_new_tokens"),
     ],
 )
-def test_refused(decoder, rows, count, told):
-    with pytest.raises(UserError, match=told):
+def test_refused(decoder, rows, count, message):
+    with pytest.raises(UserError, match=message):
         generate(decoder, rows, max_new_tokens=count)
 
 

@@ -94,7 +94,7 @@ def test_what_is_written_reads_back(changes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "MistralForCausalLM"),
         ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "Qwen2ForCausalLM"),
@@ -120,17 +120,19 @@ def test_what_is_written_reads_back(changes, tmp_path):
         ({"num_key_value_heads": 5}, "num_kv_heads=5"),
     ],
 )
-def test_refused_by_name(changes, said, tmp_path):
+def test_refused_by_name(changes, message, tmp_path):
     with pytest.raises(UserError) as error:
         read_config(write(tmp_path, {**LLAMA31_8B, **changes}))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("{", "not JSON"), ("3", "no")])
-def test_unreadable(text, said, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no such file"), ("{", "not JSON"), ("3", "must be a JSON object")]
+)
+def test_unreadable(text, message, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_config(str(tmp_path))
 
 

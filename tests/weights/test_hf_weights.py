@@ -80,8 +80,8 @@ def test_transformers_loads_an_export_without_a_word(tmp_path, caplog, capfd):
         tokens = torch.tensor(token_rows(128, 1, 8)).long()
         model.generate(tokens, max_new_tokens=2, pad_token_id=0, attention_mask=tokens >= 0)
     transformers.utils.logging.disable_propagation()
-    said = re.sub(r"Loading weights:[^\r\n]*", "", capfd.readouterr().err).strip()
-    assert not caplog.records and not said
+    printed = re.sub(r"Loading weights:[^\r\n]*", "", capfd.readouterr().err).strip()
+    assert not caplog.records and not printed
     assert not any(info.values())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
     with torch.no_grad():
@@ -235,26 +235,26 @@ def good_folder(tmp_path_factory):
 def test_broken_folders(case, good_folder, tmp_path, monkeypatch):
     folder = tmp_path / "broken"
     shutil.copytree(good_folder, folder)
-    breaks, said = BREAK[case]
+    breaks, message = BREAK[case]
     breaks(folder)
     monkeypatch.setattr(hf_weights, "_read", None)  # Found before any weight is read.
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_hf(str(folder))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"dtype": "F8_E4M3"}, "is F8_E4M3"),
         ({"shape": [1]}, "takes 4 bytes"),
         ({"data_offsets": [0]}, "its header is broken"),
     ],
 )
-def test_broken_headers(change, said, tmp_path):
+def test_broken_headers(change, message, tmp_path):
     path = Path(save_llama(tmp_path))
     rewrite_header(path / "model.safetensors", lambda header: header[QUERY].update(change))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_hf(str(path))
 
 

@@ -112,8 +112,8 @@ def test_only_what_lies_beside_the_weights(hub, tmp_path):
 
 
 def test_no_network(tmp_path):
-    [said] = call("http://localhost:9", tmp_path, "org/model")
-    assert said.startswith("75 org/model: no such folder here, and the hub cannot be reached")
+    [printed] = call("http://localhost:9", tmp_path, "org/model")
+    assert printed.startswith("75 org/model: no such folder here, and the hub cannot be reached")
 
 
 def test_folders(tmp_path):
