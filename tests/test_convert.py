@@ -1,4 +1,4 @@
-"""The command: there, back, compared, with what belongs to a model beside it."""
+"""The convert command: import, export and verification, with companion files."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ from tests.weights.hf_models import save_llama
 
 @pytest.fixture
 def source(tmp_path):
-    """A Hugging Face folder as one finds them: tokenizer, license, policy, settings."""
+    """A Hugging Face folder with tokenizer, license, policy and generation settings."""
     folder = tmp_path / "tiny-llama"
     save_llama(folder, torch.bfloat16, "60KB", bos_token_id=126, eos_token_id=[127, 125])
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(126)}
@@ -65,7 +65,7 @@ def stored(folder):
 
 
 def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokenizer: str) -> Path:
-    """What ``train`` leaves after 4 of 9 steps of 8 rows of 16 tokens."""
+    """Write a run folder as ``train`` does after 4 of 9 steps of 8 rows of 16 tokens."""
     config = TrainConfig(
         output=str(folder),
         model=model,
@@ -95,7 +95,7 @@ def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokeni
     return folder
 
 
-def test_there_compared_and_back(source, tmp_path, capsys):
+def test_round_trip_through_a_checkpoint_verifies(source, tmp_path, capsys):
     checkpoint, output = tmp_path / "deep" / "checkpoint", tmp_path / "out"
     assert main(["from-hf", str(source), str(checkpoint)]) == 0
     assert main(["verify", str(source), str(checkpoint)]) == 0
@@ -121,7 +121,7 @@ def test_there_compared_and_back(source, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, capsys, monkeypatch):
-    """The bits are the same on both sides: a comparison alone finds nothing."""
+    """Both sides have the same bits, so that a comparison alone finds nothing."""
     (file, *_) = (f for f in source.glob("*.safetensors") if "model.norm.weight" in load_file(f))
     tensors = load_file(file)
     tensors["model.norm.weight"][3] = value
@@ -153,7 +153,7 @@ def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_
     assert main(["verify", str(source), checkpoint]) == status
 
 
-def test_a_run_that_started_from_another(source, tmp_path, capsys):
+def test_export_names_the_line_of_runs(source, tmp_path, capsys):
     model = load_hf(str(source))
     changed = jax.tree.map(lambda leaf: leaf, model)
     changed.layers.key[...] = changed.layers.key[...].at[1, 2, 3].add(0.5)
@@ -186,7 +186,7 @@ def test_a_run_that_started_from_another(source, tmp_path, capsys):
     np.testing.assert_array_equal(reloaded.layers.key[...], changed.layers.key[...])
 
 
-def test_a_base_that_is_gone(source, tmp_path, capsys):
+def test_export_without_its_base_prints_a_warning(source, tmp_path, capsys):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(source))
     to_hf(str(run), str(tmp_path / "out"))
@@ -196,8 +196,8 @@ def test_a_base_that_is_gone(source, tmp_path, capsys):
     assert (tmp_path / "again" / "LICENSE.txt").exists()
 
 
-def test_a_tokenizer_that_no_tokenizer_json_equals(source, tmp_path, capsys, shared_data):
-    """The weights come out all the same, the tokenizer as it is."""
+def test_unconvertible_tokenizer_is_copied(source, tmp_path, capsys, shared_data):
+    """The weights are exported all the same, with an unchanged copy of the tokenizer."""
     model = load_hf(str(source))
     vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
@@ -207,7 +207,7 @@ def test_a_tokenizer_that_no_tokenizer_json_equals(source, tmp_path, capsys, sha
     assert not (tmp_path / "out/tokenizer.json").exists() and stored(tmp_path / "out")
 
 
-def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
+def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, str(source), "/gone/tokenizer.model")
     to_hf(str(run), str(tmp_path / "out"))
@@ -236,14 +236,14 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes(arguments, message, source, tmp_path):
+def test_user_errors_write_nothing(arguments, message, source, tmp_path):
     places = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
     with pytest.raises(UserError, match=message):
         main([places.get(argument, argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_ends_in_one_line(tmp_path):
+def test_user_error_is_one_line(tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
     root = Path(__file__).parents[1]

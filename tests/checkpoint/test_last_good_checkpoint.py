@@ -54,7 +54,7 @@ def spoil(monkeypatch, step: int, rate: float) -> None:
 
 @pytest.mark.parametrize("where", ["trained", "moments"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_state_that_is_not_finite_is_never_committed(tmp_path, where, value):
+def test_non_finite_state_is_never_committed(tmp_path, where, value):
     state = make_state(make_mesh(MeshConfig(1, 8, 1)))
     part = state.trained if where == "trained" else state.opt_state[0].mu
     part.layers.down[...] = part.layers.down[...].at[1, 2, 3].set(value)
@@ -66,7 +66,7 @@ def test_a_state_that_is_not_finite_is_never_committed(tmp_path, where, value):
     assert not list(tmp_path.glob("2*"))
 
 
-def test_converted_weights_that_are_not_finite(tmp_path):
+def test_save_weights_rejects_non_finite_weights(tmp_path):
     model = make_model()
     model.embedding[...] = model.embedding[...].at[0, 0].set(jnp.nan)
     with pytest.raises(UserError, match="held NaN or infinity. Get the weights again"):
@@ -74,8 +74,10 @@ def test_converted_weights_that_are_not_finite(tmp_path):
 
 
 @pytest.mark.parametrize("step", [6, 8])
-def test_weights_lost_by_the_update_before_a_save(step, make_config, tmp_path, monkeypatch):
-    """No loss of them was computed yet: at an interval, at the end."""
+def test_non_finite_update_before_a_save_keeps_the_last_checkpoint(
+    step, make_config, tmp_path, monkeypatch
+):
+    """Their loss is not computed before the save, at an interval or at the end."""
     config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
     spoil(monkeypatch, step, float("inf"))
     before = 3 if step == 6 else 6
@@ -85,7 +87,9 @@ def test_weights_lost_by_the_update_before_a_save(step, make_config, tmp_path, m
     assert saved_steps(tmp_path / "run") == [before]
 
 
-def test_weights_lost_before_a_preemption(make_config, tmp_path, monkeypatch):
+def test_non_finite_update_before_a_preemption_keeps_the_last_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
     config = make_config(tmp_path / "run")
     config = replace(config, data=replace(config.data, heldout=()))
     spoil(monkeypatch, 5, float("inf"))
@@ -95,7 +99,7 @@ def test_weights_lost_before_a_preemption(make_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [4, 6])
-def test_a_dead_model_does_not_delete_the_last_good_one(
+def test_diverged_run_keeps_the_last_healthy_checkpoint(
     step, make_config, tmp_path, monkeypatch, capfd
 ):
     """Update ``step`` makes finite weights worse than guessing; 6 is saved before that is known."""
@@ -108,7 +112,7 @@ def test_a_dead_model_does_not_delete_the_last_good_one(
     assert len(warned) == 1 and "the checkpoint of step 3" in warned[0]
 
 
-def test_a_later_start_knows_which_checkpoints_are_dead(tmp_path):
+def test_unhealthy_marks_outlast_a_restart(tmp_path):
     with CheckpointManager(str(tmp_path), keep=9) as checkpoints:
         for step, problem in ((1, ""), (2, "the loss is 99"), (3, "the loss is 99")):
             checkpoints.save(step, small(step), {})
@@ -120,7 +124,7 @@ def test_a_later_start_knows_which_checkpoints_are_dead(tmp_path):
         assert checkpoints.steps() == [1, 4]
 
 
-def test_a_healthy_run_keeps_what_was_asked_for(make_config, tmp_path):
+def test_healthy_run_keeps_the_configured_number(make_config, tmp_path):
     config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
     assert train(config) is Outcome.FINISHED
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
@@ -147,16 +151,16 @@ def test_checkpoints_without_manifests_are_not_deleted(copied):
     assert (contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()) == before
 
 
-def test_a_first_save_that_was_interrupted_makes_room(tmp_path, monkeypatch):
-    """The folder as a kill leaves it while sealing starts, and as an earlier version left it."""
-    seal = manifest.commit
+def test_interrupted_first_save_can_be_repeated(tmp_path, monkeypatch):
+    """The folder as a kill during the commit leaves it, and as an earlier version left it."""
+    commit = manifest.commit
 
-    def copy_and_seal(checkpoint, *share):
+    def copy_and_commit(checkpoint, *share):
         shutil.copytree(checkpoint.parent, tmp_path / "killed")
-        seal(checkpoint, *share)
+        commit(checkpoint, *share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "commit", copy_and_seal)
+        patch.setattr(manifest, "commit", copy_and_commit)
         save_small(tmp_path / "whole", 1)
     assert (tmp_path / "killed/1/_METADATA").exists()
     older = tmp_path / "older"
@@ -173,7 +177,7 @@ def test_a_first_save_that_was_interrupted_makes_room(tmp_path, monkeypatch):
         assert len(list((tmp_path / folder).iterdir())) == 2
 
 
-def test_a_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
+def test_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
     save_small(tmp_path, 1, 2)
     real, calls = manifest.size_and_digest, itertools.count()
     monkeypatch.setattr(manifest, "size_and_digest", lambda path: (next(calls), real(path))[1])
@@ -191,7 +195,7 @@ def test_a_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_a_checkpoint_under_the_name_of_another_step(earlier_version, copied, capfd):
+def test_checkpoint_under_another_step_is_damaged(earlier_version, copied, capfd):
     output, config = copied
     shutil.copytree(output / "checkpoints/6", output / "checkpoints/9")
     content = json.loads(manifest_of(output, 6).read_text())
@@ -214,7 +218,7 @@ def test_manifests_of_earlier_versions_are_read(copied):
     assert saved_steps(output) == [3, 6, 8]
 
 
-def test_a_newest_checkpoint_that_is_gone_is_named(copied, capfd):
+def test_missing_newest_checkpoint_is_reported(copied, capfd):
     output, config = copied
     shutil.rmtree(output / "checkpoints/8")
     manifest_of(output, 8).unlink()

@@ -51,7 +51,7 @@ def leaves(tree: Any) -> list[np.ndarray]:
 
 
 def read(source: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What each consumer makes of the run in ``source``; ``folder`` is empty."""
+    """Return the result of each consumer of the run in ``source``; writes into ``folder``."""
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     weights = open_source(source)
     weights.check(config.model)
@@ -86,7 +86,7 @@ def talk(source: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
 @pytest.fixture(scope="module")
 def without_newest(run, tmp_path_factory) -> tuple[str, dict[str, Any]]:
-    """The run without its newest checkpoint, and what each consumer makes of it."""
+    """The run without its newest checkpoint, and the result of each consumer."""
     folder = tmp_path_factory.mktemp("removed")
     source = folder / "run"
     shutil.copytree(run, source)

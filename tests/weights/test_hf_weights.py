@@ -1,4 +1,4 @@
-"""Weights in and out: the same bytes, on any mesh, and whatever can be wrong with a folder."""
+"""Import and export keep all bytes on any mesh, and broken folders are rejected."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def export(model, output, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shard_in", "shard_out"), [("1GB", 10**9), ("100KB", 60_000)])
-def test_there_and_back_is_the_same_bytes(dtype, shard_in, shard_out, tmp_path):
+def test_round_trip_keeps_all_bytes(dtype, shard_in, shard_out, tmp_path):
     fields = {"tie_word_embeddings": dtype == "float16", "rope_parameters": LLAMA3_ROPE}
     source = save_llama(tmp_path / "in", DTYPES[dtype], shard_in, **fields)
     # Blocks smaller than a matrix, tiles smaller than a block.
@@ -67,7 +67,7 @@ def test_there_and_back_is_the_same_bytes(dtype, shard_in, shard_out, tmp_path):
     assert not (tmp_path / "out.incomplete").exists()
 
 
-def test_transformers_loads_an_export_without_a_word(tmp_path, caplog, capfd):
+def test_transformers_loads_an_export_without_warnings(tmp_path, caplog, capfd):
     source = save_llama(tmp_path / "in", rope_parameters=LLAMA3_ROPE)
     export(load_hf(source), tmp_path / "out", dtype="float32", shard_bytes=60_000, bos_id=1)
     transformers.utils.logging.enable_propagation()
@@ -106,7 +106,7 @@ def test_sharded_over_a_mesh(tmp_path):
 
 
 def test_mesh_of_one_device_without_copies(tmp_path):
-    """XLA takes the buffers as they are: a copy would double the memory."""
+    """XLA uses the buffers without a copy, which would double the memory."""
     model = load_hf(save_llama(tmp_path))
     buffer = hf_weights._aligned_empty(((0, 3), (0, 5)))
     assert jax.device_put(buffer).unsafe_buffer_pointer() == buffer.ctypes.data
@@ -258,14 +258,14 @@ def test_broken_headers(change, message, tmp_path):
         load_hf(str(path))
 
 
-def test_another_config(good_folder):
+def test_load_rejects_another_config(good_folder):
     config = load_hf(good_folder).config
     load_hf(good_folder, config)
     with pytest.raises(UserError, match=r"model\.rope_theta=10001"):
         load_hf(good_folder, config.__class__(**{**vars(config), "rope_theta": 10001.0}))
 
 
-def test_export_keeps_what_is_there(good_folder, tmp_path):
+def test_export_does_not_overwrite(good_folder, tmp_path):
     model = load_hf(good_folder)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
@@ -274,7 +274,7 @@ def test_export_keeps_what_is_there(good_folder, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_export_that_does_not_fit_leaves_nothing(good_folder, tmp_path):
+def test_export_out_of_range_leaves_nothing(good_folder, tmp_path):
     model = load_hf(good_folder)
     model.norm[...] = model.norm[...].at[3].set(70000.0)
     with pytest.raises(UserError, match=r"model\.norm\.weight: a value does not fit float16"):

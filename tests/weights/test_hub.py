@@ -1,4 +1,4 @@
-"""Names on the hub, against a small hub of our own on this machine."""
+"""Hub names, tested against a small hub on this machine."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -92,7 +92,7 @@ def call(endpoint: str, home: Path, *names: str) -> list[str]:
     return done.stdout.decode().splitlines()
 
 
-def test_names_on_the_hub(hub, tmp_path):
+def test_hub_names_are_downloaded(hub, tmp_path):
     light, whole, gated, absent, busy = call(
         hub, tmp_path, "org/model:light", "org/model", "org/gated", "org/absent", "org/busy"
     )
@@ -106,7 +106,7 @@ def test_names_on_the_hub(hub, tmp_path):
     assert busy.startswith("75 ") and gated.startswith("1 ") and absent.startswith("1 ")
 
 
-def test_only_what_lies_beside_the_weights(hub, tmp_path):
+def test_download_without_weights(hub, tmp_path):
     [folder] = call(hub, tmp_path, "org/model:light")
     assert not list(Path(folder).glob("*.safetensors")) and (Path(folder) / "LICENSE.txt").exists()
 

@@ -1,4 +1,4 @@
-"""Weights of a run start another run only where the architectures are the same."""
+"""Weights of a run are loaded only into the same architecture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
+def test_load_keeps_the_options_of_the_shapes(run: Path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=1), jax.devices()[:4])
     model = open_source(str(run)).load(abstract_llama(CONFIG, remat="full"), mesh)
     assert model.remat == "full"
@@ -48,7 +48,7 @@ def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
         assert (ours == jax.device_put(theirs, ours.sharding)).all()
 
 
-def test_another_constant_is_another_model(run: Path):
+def test_load_rejects_another_constant(run: Path):
     other = abstract_llama(replace(CONFIG, rope_theta=5e5))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
