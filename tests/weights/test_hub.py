@@ -102,8 +102,8 @@ def test_hub_names_are_downloaded(hub, tmp_path):
     assert found == {file: FILES[file] for file in FILES.keys() - pickles}
     assert "https://huggingface.co/org/gated" in gated and "hf auth login" in gated
     assert "org/absent" in absent and "hf auth login" in absent
-    # What a new start may mend, and what it will not.
-    assert busy.startswith("75 ") and gated.startswith("1 ") and absent.startswith("1 ")
+    # A restart may help only the first.
+    assert busy.startswith("75 ") and gated.startswith("78 ") and absent.startswith("78 ")
 
 
 def test_download_without_weights(hub, tmp_path):
