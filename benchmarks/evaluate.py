@@ -31,13 +31,13 @@ from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import make_questions  # noqa: E402
 from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
-from llama_cpt.weights.source import read_model_config  # noqa: E402
+from llama_cpt.weights.source import open_source  # noqa: E402
 
 NAMES = ("llama_cpt", "harness")
 
 
 def ours(folder: str) -> HarnessModel:
-    config, mesh = read_model_config(folder), make_mesh(MeshConfig(1, -1, 1))
+    config, mesh = open_source(folder).architecture, make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
 

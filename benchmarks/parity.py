@@ -28,7 +28,7 @@ from llama_cpt.evaluation.questions import make_questions  # noqa: E402
 from llama_cpt.generation.chat_session import find_chat_template  # noqa: E402
 from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
-from llama_cpt.weights.source import read_model_config  # noqa: E402
+from llama_cpt.weights.source import open_source  # noqa: E402
 
 LANGUAGES = ("en", "zh")
 TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in LANGUAGES)
@@ -36,7 +36,7 @@ TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in L
 
 def ours(folder: str) -> HarnessModel:
     mesh = make_mesh(MeshConfig(1, -1, 1))
-    decoder = load_decoder(folder, read_model_config(folder), mesh, "float32")
+    decoder = load_decoder(folder, open_source(folder).architecture, mesh, "float32")
     tokenizer = load_tokenizer(folder)
     # Not to ask in it: it knows what ends an answer.
     return HarnessModel(decoder, tokenizer, mesh, find_chat_template(tokenizer))

@@ -1,4 +1,4 @@
-"""The command that talks: ``python -m llama_cpt.chat MODEL``."""
+"""The chat command: ``python -m llama_cpt.chat MODEL``."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 import sys
+import unicodedata
 
 import jax
 
@@ -23,18 +24,18 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
-from llama_cpt.weights.source import find_tokenizer, read_model_config
+from llama_cpt.weights.source import open_source
 
 HELP = """\
-/system TEXT  set the system message (without TEXT: none)
-/reset        forget the conversation
+/system TEXT  set the system message; without TEXT, remove it
+/reset        start a new conversation with the same system message
 /save FILE    write the messages as JSON
-/help         this
-/exit         leave (or Ctrl-D); Ctrl-C stops an answer, of several processes the command"""
+/help         print this list
+/exit         leave (or Ctrl-D); Ctrl-C stops an answer, or all processes if there are several"""
 
 
 def main(arguments: list[str]) -> int:
-    """Load, talk; the exit status."""
+    """Load the model and run the conversation; return the exit status."""
     options = _parse(arguments)
     if options.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
@@ -47,18 +48,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
-    config = read_model_config(options.model)
-    tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(options.model))
+    source = open_source(options.model)
+    config = source.architecture
+    tokenizer = load_tokenizer(options.tokenizer or source.tokenizer)
     tokenizer.require_size(config.vocab_size)
     session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
     session.set_system(options.system)
     if session.template is None:
-        _tell("a base model: its tokenizer has no tokens for a chat; it continues your text.")
+        _print_notice("a base model: its tokenizer has no chat tokens, so it continues your text.")
     talk(session)
 
 
 def talk(session: ChatSession) -> None:
-    """Answer the lines of the first process's stdin, a terminal or not, until it ends."""
+    """Answer each line of the first process's stdin, a terminal or not, until the end."""
     sys.stdin.reconfigure(errors="replace")
     sys.stdout.reconfigure(errors="replace")
     while (line := run_on_primary(_next_line, "line of a chat")) is not None:
@@ -66,20 +68,20 @@ def talk(session: ChatSession) -> None:
             if line == "/exit":
                 return
             if line.startswith("/"):
-                _obey(session, line)
+                _run_command(session, line)
             elif line:
                 _answer(session, line)
         except UserError as error:
-            _tell(str(error))
+            _print_notice(str(error))
         except OSError as error:
-            # Of an answer the others are at the next tokens already.
+            # The other processes have gone on to the next tokens, so this one cannot continue.
             if process_count() > 1:
                 raise
-            _tell(str(error))
+            _print_notice(str(error))
 
 
 def _next_line() -> str | None:
-    """What is said next; None at the end."""
+    """Return the next line of the user, None at the end."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "").strip()
@@ -93,37 +95,37 @@ def _answer(session: ChatSession, line: str) -> None:
     answer = session.reply(line)
     try:
         for piece in answer:
-            _show(piece)
+            _print_text(piece)
     except KeyboardInterrupt:
-        # The others are at the next tokens already.
+        # The other processes have gone on to the next tokens, so this one cannot stop alone.
         if process_count() > 1:
             raise
         answer.close()
-    _show("\n")
+    _print_text("\n")
     if session.dropped:
-        _tell(f"the context is full: the oldest {session.dropped} messages were left out.")
+        _print_notice(f"the context is full: the oldest {session.dropped} messages were left out.")
 
 
-def _obey(session: ChatSession, line: str) -> None:
+def _run_command(session: ChatSession, line: str) -> None:
     command, _, value = line.partition(" ")
     value = value.strip()
     match command:
         case "/system":
             session.set_system(value)
-            _tell("system message set." if value else "no system message.")
+            _print_notice("system message set." if value else "no system message.")
         case "/reset":
             session.reset()
-            _tell("conversation forgotten.")
+            _print_notice("the conversation was reset.")
         case "/save" if value:
             if is_primary():
                 _save(session, value)
-            _tell(f"{len(session.messages)} messages written to {value}.")
+            _print_notice(f"{len(session.messages)} messages written to {value}.")
         case "/save":
-            _tell("/save needs a file's name.")
+            _print_notice("/save needs a file name.")
         case "/help":
-            _tell(HELP)
+            _print_notice(HELP)
         case _:
-            _tell(f"no command {command}; /help lists them.")
+            _print_notice(f"no command {command}; /help lists them.")
 
 
 def _save(session: ChatSession, file: str) -> None:
@@ -139,7 +141,7 @@ def _session(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> ChatSession:
-    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
+    """Load the weights: tensor parallelism over as many devices as divide the heads, else FSDP."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
     decoder = load_decoder(source, config, mesh, dtype)
@@ -148,22 +150,28 @@ def _session(
     )
 
 
-def _show(text: str) -> None:
-    """What the model says."""
+def _print_text(text: str) -> None:
+    """Print a piece of the model's answer."""
     if is_primary():
-        print(text, end="", flush=True)
+        # A terminal would obey control characters such as ESC; a pipe gets the exact text.
+        print(_visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def _tell(text: str) -> None:
-    """What is no part of the conversation."""
+def _print_notice(text: str) -> None:
+    """Print a message that is not part of the conversation."""
     if is_primary():
         print(text, file=sys.stderr, flush=True)
+
+
+def _visible(text: str) -> str:
+    """Return ``text`` without control characters, except newlines and tabs."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.chat",
-        description="Talk to a model in the terminal, or pipe one message a line into it.",
+        description="Chat with a model in the terminal, or pipe in one message per line.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -175,8 +183,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
-    parser.add_argument("--tokenizer", default="", help="where MODEL has none of its own")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, help="maximum length of an answer"
+    )
+    parser.add_argument("--tokenizer", default="", help="tokenizer to use if MODEL has none")
     return parser.parse_args(arguments)
 
 

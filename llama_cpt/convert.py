@@ -1,4 +1,4 @@
-"""The command that brings weights in and out: ``python -m llama_cpt.convert --help``."""
+"""The command that converts weights: ``python -m llama_cpt.convert --help``."""
 
 import argparse
 from functools import partial
@@ -17,12 +17,11 @@ from llama_cpt.runtime.atomic_dir import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
 from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.runtime.literal_paths import validate_run_folder
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
-from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.provenance import LICENSE_FILES, TOKENIZER_FILES, copy_files, write_origin
+from llama_cpt.weights.source import HfFolder, RunFolder
 from llama_cpt.weights.verify import (
     LogitsDifference,
     TensorDifference,
@@ -30,7 +29,7 @@ from llama_cpt.weights.verify import (
     compare_weights,
 )
 
-DESCRIPTION = "Weights from Hugging Face's format to checkpoints, back, and compared."
+DESCRIPTION = "Convert weights between Hugging Face's format and checkpoints, and compare them."
 EXAMPLES = """examples:
   python -m llama_cpt.convert from-hf meta-llama/Llama-3.2-1B weights/llama-3.2-1b
   python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
@@ -38,13 +37,13 @@ EXAMPLES = """examples:
   python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
-what from-hf wrote. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
-init_from as well: from-hf serves where its float32 checkpoint is to be kept or copied.
+the output of from-hf. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
+init_from as well, so from-hf is only needed to keep or copy the float32 checkpoint.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Parse and convert; the exit status."""
+    """Parse the arguments and convert; return the exit status."""
     options = _parser().parse_args(arguments)
     _on_cpu()
     with distributed_session():
@@ -54,14 +53,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _in_child(options: argparse.Namespace) -> int:
-    """The status of ``_convert`` in a process whose JAX and Orbax know of no others."""
-    child = get_context("spawn").Process(target=_as_child, args=(options,))
+    """Return the status of ``_convert`` in a child whose JAX and Orbax form a single process."""
+    child = get_context("spawn").Process(target=_child_main, args=(options,))
     child.start()
     child.join()
     return child.exitcode if child.exitcode >= 0 else 128 - child.exitcode
 
 
-def _as_child(options: argparse.Namespace) -> None:
+def _child_main(options: argparse.Namespace) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     _on_cpu()
     with one_line_errors():
@@ -69,13 +68,13 @@ def _as_child(options: argparse.Namespace) -> None:
 
 
 def _follow_parent() -> None:
-    """However it ends, nobody waits for this process then."""
+    """Exit as soon as the parent has ended, however it ended."""
     parent_process().join()
     os._exit(1)
 
 
 def _on_cpu() -> None:
-    """Weights pass through the host; an accelerator that another process uses is left alone."""
+    """Use the CPU only, so that an accelerator stays free for other processes."""
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -84,40 +83,40 @@ def _convert(options: argparse.Namespace) -> int:
         case "from-hf":
             from_hf(options.source, options.output)
         case "to-hf":
-            given = {"base": options.base, "tokenizer": options.tokenizer}
-            given |= {"dtype": options.dtype} if options.dtype else {}
+            chosen = {"base": options.base, "tokenizer": options.tokenizer}
+            chosen |= {"dtype": options.dtype} if options.dtype else {}
             if options.adapters:
-                to_peft(options.checkpoint, options.output, **given)
+                to_peft(options.checkpoint, options.output, **chosen)
             else:
-                to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **given)
+                to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **chosen)
         case "verify":
             return 0 if verify(options.source, options.checkpoint) else CHECK_FAILED
     return 0
 
 
 def from_hf(source: str, output: str) -> None:
-    """Write the weights of ``source`` as a checkpoint, its tokenizer and licence beside it."""
+    """Write the weights of ``source`` as a checkpoint, next to its tokenizer and license."""
     validate_run_folder(output)
     check_new(output)
-    folder = resolve(source)
-    with atomic_dir(output) as place:
-        model = load_hf(folder)
-        copy_files(folder, place, ("config.json", "generation_config.json"))
-        copy_files(folder, place, LICENSE_FILES + TOKENIZER_FILES)
-        write_origin(source, place)
-        about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
-        save_weights(str(place), model, about)
+    source_folder = HfFolder(source).folder()
+    with atomic_dir(output) as folder:
+        model = load_hf(source_folder)
+        copy_files(source_folder, folder, ("config.json", "generation_config.json"))
+        copy_files(source_folder, folder, LICENSE_FILES + TOKENIZER_FILES)
+        write_origin(source, folder)
+        metadata = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model.config)}}
+        save_weights(str(folder), model, metadata)
     print(f"{output}: {source} as a checkpoint; train with init_from={output!r}")
 
 
 def verify(source: str, checkpoint: str) -> bool:
     """Print how a checkpoint differs from ``source``; return whether it agrees.
 
-    It agrees if all weights are finite and, rounded to the type of ``source``, the same bits, and
-    if the logits, where they can be computed, agree within LOGITS_TOLERANCE.
+    It agrees if all weights are finite and have the same bits once rounded to the type of
+    ``source``, and if the logits, when they can be computed, agree within LOGITS_TOLERANCE.
     """
-    folder = resolve(source)
-    with CheckpointReader(checkpoint) as weights:
+    folder = HfFolder(source).folder()
+    with RunFolder(checkpoint).reader() as weights:
         differences = compare_weights(folder, weights)
         _print_differences(differences)
         logits = compare_logits(folder, weights)
@@ -145,7 +144,7 @@ def _print_logits(logits: LogitsDifference | str) -> None:
 def _print_differences(differences: list[TensorDifference]) -> None:
     values = sum(d.values for d in differences)
     differing = sum(d.differing for d in differences)
-    # A NaN is above all numbers here, so that it is shown.
+    # NaN sorts above all numbers, so that it is printed.
     largest = max(differences, key=lambda d: (math.isnan(d.max_abs), d.max_abs))
     print(
         f"{len(differences)} tensors, {values:,} values: {differing:,} differ once rounded to the "
@@ -173,13 +172,15 @@ def _parser() -> argparse.ArgumentParser:
     out = commands.add_parser("to-hf", help="checkpoint -> Hugging Face", epilog=EXAMPLES, **raw)
     out.add_argument("checkpoint", metavar="CHECKPOINT")
     out.add_argument("output", metavar="OUTPUT", help="a new folder")
-    told = "bfloat16 unless given, float32 for adapters"
-    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=told)
-    told = "of a LoRA run: write the adapters alone, in PEFT's format, instead of a merged model"
-    out.add_argument("--adapters", action="store_true", help=told)
-    out.add_argument("--shard-gb", type=float, default=5.0, help="size of a file (default 5)")
-    out.add_argument("--base", help="where the first model of the line lies, if it was moved")
-    out.add_argument("--tokenizer", help="where the tokenizer lies, if it was moved")
+    help_text = "type of the weights (default bfloat16, float32 for adapters)"
+    out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=help_text)
+    help_text = "write only the adapters of a LoRA run, in PEFT's format, instead of a merged model"
+    out.add_argument("--adapters", action="store_true", help=help_text)
+    out.add_argument(
+        "--shard-gb", type=float, default=5.0, help="maximum size of a file in GB (default 5)"
+    )
+    out.add_argument("--base", help="folder of the base model, if it was moved")
+    out.add_argument("--tokenizer", help="path of the tokenizer, if it was moved")
     check = commands.add_parser(
         "verify",
         help="compare every tensor, and logits; exit status 65 if they differ or are not finite",

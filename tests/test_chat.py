@@ -1,4 +1,4 @@
-"""The chat command: piped through a process, and its session alone."""
+"""The chat command in a process, and its session."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from llama_cpt.runtime.errors import USER_ERROR, UserError
 from llama_cpt.weights.hf_config import config_json
 from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
 from llama_cpt.weights.safetensors import file_header
-from llama_cpt.weights.source import find_tokenizer, read_model_config
+from llama_cpt.weights.source import open_source
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
 
@@ -64,9 +64,7 @@ def session(session_parts) -> ChatSession:
     )
 
 
-def test_a_tokenizer_without_the_tokens_of_a_chat_is_a_base_models(
-    session_parts, corpora_tokenizer
-):
+def test_tokenizer_without_chat_tokens_has_no_template(session_parts, corpora_tokenizer):
     assert find_chat_template(session_parts[1]).fingerprint == "llama3"
     assert find_chat_template(corpora_tokenizer) is None
 
@@ -85,7 +83,7 @@ def corpora_tokenizer(tmp_path) -> Tokenizer:
     return load_tokenizer(str(tmp_path / "tokenizer.model"))
 
 
-def test_pieces_break_no_character_and_show_no_special_token(session_parts):
+def test_pieces_hold_whole_characters_and_no_special_tokens(session_parts):
     _, tokenizer, _ = session_parts
     ids = [*tokenizer.encode("a你🙂b"), tokenizer.special_id("<|python_tag|>")]
     pieces = list(stream_text(tokenizer, iter([[one] for one in ids])))
@@ -94,7 +92,7 @@ def test_pieces_break_no_character_and_show_no_special_token(session_parts):
     assert cut == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
-def test_answers_are_remembered_and_forgotten(session):
+def test_reset_forgets_answers(session):
     session.set_system("Be brief.")
     answer = "".join(session.reply("hi"))
     assert [m.role for m in session.messages] == ["system", "user", "assistant"]
@@ -104,14 +102,14 @@ def test_answers_are_remembered_and_forgotten(session):
     assert "".join(session.reply("hi")) == answer
 
 
-def test_an_interrupted_answer_is_kept_as_far_as_it_came(session):
+def test_interrupted_answer_is_kept(session):
     answer = session.reply("hi")
     first = next(answer)
     answer.close()
     assert session.messages[-1] == Message("assistant", first)
 
 
-def test_the_oldest_turns_go_when_the_context_is_full(session):
+def test_oldest_turns_are_dropped_when_the_context_is_full(session):
     session.set_system("S")
     for text in ("one", "two", "three", "four"):
         "".join(session.reply(text))
@@ -152,7 +150,7 @@ def hf_folder(session_parts) -> Path:
     return folder
 
 
-def test_a_pipe_of_lines(hf_folder, tmp_path, session):
+def test_lines_of_a_pipe_are_answered(hf_folder, tmp_path, session):
     saved = tmp_path / "talk.json"
     lines = f"/system Be kind.\nhi\n/save {saved}\n/nonsense\n/exit\nnever read\n"
     result = talk(str(hf_folder), lines, "--temperature", "1", "--top-p", "1", "--seed", "3")
@@ -166,16 +164,15 @@ def test_a_pipe_of_lines(hf_folder, tmp_path, session):
     assert "".join(session.reply("hi")) == messages[2]["content"]
 
 
-def test_a_missing_model_is_one_sentence(tmp_path):
+def test_missing_model_is_one_line(tmp_path):
     result = talk(str(tmp_path / "nothing"), "")
     assert result.returncode == USER_ERROR
     assert result.stderr == f"error: {tmp_path / 'nothing'}: no such folder.\n"
 
 
-def test_a_missing_tokenizer_is_one_sentence(hf_folder, tmp_path):
+def test_missing_tokenizer_is_one_line(hf_folder, tmp_path):
     (tmp_path / "config.json").write_text((hf_folder / "config.json").read_text())
-    assert read_model_config(str(tmp_path)).num_layers == 1
+    source = open_source(str(tmp_path))
+    assert source.architecture.num_layers == 1
     with pytest.raises(UserError, match="--tokenizer"):
-        find_tokenizer(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"data": {"tokenizer": "there"}}))
-    assert find_tokenizer(str(tmp_path)) == "there"
+        _ = source.tokenizer

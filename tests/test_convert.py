@@ -1,4 +1,4 @@
-"""The command: there, back, compared, with what belongs to a model beside it."""
+"""The convert command: import, export and verification, with companion files."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ from tests.weights.hf_models import save_llama
 
 @pytest.fixture
 def source(tmp_path):
-    """A Hugging Face folder as one finds them: tokenizer, licence, policy, settings."""
+    """A Hugging Face folder with tokenizer, license, policy and generation settings."""
     folder = tmp_path / "tiny-llama"
     save_llama(folder, torch.bfloat16, "60KB", bos_token_id=126, eos_token_id=[127, 125])
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(126)}
@@ -46,12 +46,12 @@ def source(tmp_path):
     values |= dict(zip(("bos_token", "eos_token"), names, strict=True))
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
     (folder / "generation_config.json").write_text('{"temperature": 0.6}')
-    (folder / "LICENSE.txt").write_text("the licence")
+    (folder / "LICENSE.txt").write_text("the license")
     (folder / "USE_POLICY.md").write_text("the policy")
     return folder
 
 
-BESIDE = (
+COMPANIONS = (
     "LICENSE.txt",
     "USE_POLICY.md",
     "generation_config.json",
@@ -65,7 +65,7 @@ def stored(folder):
 
 
 def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokenizer: str) -> Path:
-    """What ``train`` leaves after 4 of 9 steps of 8 rows of 16 tokens."""
+    """Write a run folder as ``train`` does after 4 of 9 steps of 8 rows of 16 tokens."""
     config = TrainConfig(
         output=str(folder),
         model=model,
@@ -84,9 +84,9 @@ def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokeni
     )
     folder.mkdir(parents=True)
     save_config(config, folder / "config.json")
-    about = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
+    metadata = {"step": 4, "rows_consumed": 32, "config": to_dict(config), "fingerprints": {}}
     with CheckpointManager(str(folder / CHECKPOINTS_FOLDER)) as checkpoints:
-        checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, about)
+        checkpoints.save(4, {"trained": weights, "opt_state": {"mu": np.ones(3)}}, metadata)
     lines = [
         {"step": step, "eval/zh/bits_per_byte": value, "train/loss": 1.0}
         for step, value in ((0, 2.5), (4, 1.25), (8, 0.5))
@@ -95,20 +95,22 @@ def run_folder(folder: Path, model: ModelConfig, weights, init_from: str, tokeni
     return folder
 
 
-def test_there_compared_and_back(source, tmp_path, capsys):
+def test_round_trip_through_a_checkpoint_verifies(source, tmp_path, capsys):
     checkpoint, output = tmp_path / "deep" / "checkpoint", tmp_path / "out"
     assert main(["from-hf", str(source), str(checkpoint)]) == 0
     assert main(["verify", str(source), str(checkpoint)]) == 0
-    said = capsys.readouterr().out
-    assert "30 tensors" in said and ": 0 differ" in said and "max abs difference 0 (" in said
-    assert "logits: max abs difference" in said and "KL" in said
-    assert float(said.split("logits: max abs difference ")[1].split(" ")[0]) < 1e-4
+    printed = capsys.readouterr().out
+    assert (
+        "30 tensors" in printed and ": 0 differ" in printed and "max abs difference 0 (" in printed
+    )
+    assert "logits: max abs difference" in printed and "KL" in printed
+    assert float(printed.split("logits: max abs difference ")[1].split(" ")[0]) < 1e-4
     assert main(["to-hf", str(checkpoint), str(output), "--shard-gb", "0.00006"]) == 0
     before, after = stored(source), stored(output)
     assert before.keys() == after.keys()
     for name in before:
         assert torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))
-    for name in BESIDE:
+    for name in COMPANIONS:
         assert (output / name).read_bytes() == (source / name).read_bytes(), name
     config = json.loads((output / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (126, [127, 125])
@@ -118,18 +120,22 @@ def test_there_compared_and_back(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, capsys):
-    """The bits are the same on both sides: a comparison alone finds nothing."""
+def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, capsys, monkeypatch):
+    """Both sides have the same bits, so that a comparison alone finds nothing."""
     (file, *_) = (f for f in source.glob("*.safetensors") if "model.norm.weight" in load_file(f))
     tensors = load_file(file)
     tensors["model.norm.weight"][3] = value
     save_file(tensors, file, metadata={"format": "pt"})
     checkpoint = str(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="norm held NaN or infinity"):
+        main(["from-hf", str(source), checkpoint])
+    # Earlier versions wrote such checkpoints.
+    monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.non_finite", lambda arrays: [])
     assert main(["from-hf", str(source), checkpoint]) == 0
     assert main(["verify", str(source), checkpoint]) == CHECK_FAILED
-    said = capsys.readouterr()
-    assert "  model.norm.weight: 0 of 48, max abs difference nan" in said.out
-    assert f"error: {checkpoint}: differs from {source}" in said.err
+    printed = capsys.readouterr()
+    assert "  model.norm.weight: 0 of 48, max abs difference nan" in printed.out
+    assert f"error: {checkpoint}: differs from {source}" in printed.err
 
 
 @pytest.mark.parametrize(("added", "status"), [(1e-4, 0), (2.45, 65), (np.nan, 65), (np.inf, 65)])
@@ -147,7 +153,7 @@ def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_
     assert main(["verify", str(source), checkpoint]) == status
 
 
-def test_a_run_that_started_from_another(source, tmp_path, capsys):
+def test_export_names_the_line_of_runs(source, tmp_path, capsys):
     model = load_hf(str(source))
     changed = jax.tree.map(lambda leaf: leaf, model)
     changed.layers.key[...] = changed.layers.key[...].at[1, 2, 3].add(0.5)
@@ -159,7 +165,7 @@ def test_a_run_that_started_from_another(source, tmp_path, capsys):
     output = tmp_path / "out"
     tokenizer = transformers.AutoTokenizer.from_pretrained(output)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (126, 127)
-    assert (output / "LICENSE.txt").read_text() == "the licence"
+    assert (output / "LICENSE.txt").read_text() == "the license"
     card = (output / "README.md").read_text()
     for fact in (
         "Started from `tiny-llama`, then run `first`.",
@@ -168,54 +174,54 @@ def test_a_run_that_started_from_another(source, tmp_path, capsys):
         "| tokens | 512 (32 rows of 16) |",
         "| peak learning rate | 0.00025 |",
         # 16 rows at 0.5 and 16 at 0.33: 13.28 rows asked, 13 whole ones trained on.
-        "asked 0.415, realised 0.40625",
+        "target 0.415, realized 0.40625",
         "| additional | zh-web | 208 |",
         "| zh/bits_per_byte | 2.5000 | 1.2500 |",
     ):
         assert fact in card, fact
     assert main(["verify", str(source), str(second)]) == CHECK_FAILED
-    said = capsys.readouterr().out
-    assert ": 1 differ" in said and "model.layers.1.self_attn.k_proj.weight: 1 of" in said
+    printed = capsys.readouterr().out
+    assert ": 1 differ" in printed and "model.layers.1.self_attn.k_proj.weight: 1 of" in printed
     reloaded = load_hf(str(output))
     np.testing.assert_array_equal(reloaded.layers.key[...], changed.layers.key[...])
 
 
-def test_a_base_that_is_gone(source, tmp_path, capsys):
+def test_export_without_its_base_prints_a_warning(source, tmp_path, capsys):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(source))
     to_hf(str(run), str(tmp_path / "out"))
-    assert "licence" in capsys.readouterr().err
+    assert "license" in capsys.readouterr().err
     assert not (tmp_path / "out" / "LICENSE.txt").exists()
     to_hf(str(run), str(tmp_path / "again"), base=str(source))
     assert (tmp_path / "again" / "LICENSE.txt").exists()
 
 
-def test_a_tokenizer_that_no_tokenizer_json_equals(source, tmp_path, capsys, shared_data):
-    """The weights come out all the same, the tokenizer as it is."""
+def test_unconvertible_tokenizer_is_copied(source, tmp_path, capsys, shared_data):
+    """The weights are exported all the same, with an unchanged copy of the tokenizer."""
     model = load_hf(str(source))
     vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
     to_hf(str(run), str(tmp_path / "out"))
-    assert (
-        "its normalizer changes text, it removes spaces. It is copied as it is."
-        in capsys.readouterr().err
-    )
+    assert "it removes spaces. It is copied unchanged." in capsys.readouterr().err
     assert (tmp_path / "out/tokenizer.model").read_bytes() == vocabulary.read_bytes()
     assert not (tmp_path / "out/tokenizer.json").exists() and stored(tmp_path / "out")
 
 
-def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
+def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, str(source), "/gone/tokenizer.model")
     to_hf(str(run), str(tmp_path / "out"))
-    assert "no tokenizer is written: data.tokenizer=/gone" in capsys.readouterr().err
+    assert (
+        "run: data.tokenizer=/gone/tokenizer.model: no such folder. Name its"
+        in capsys.readouterr().err
+    )
     assert stored(tmp_path / "out")
     to_hf(str(run), str(tmp_path / "again"), tokenizer=str(source))
     assert (tmp_path / "again" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["from-hf", "absent", "OUT"], "absent: no such folder"),
         (["to-hf", "absent", "OUT"], "absent: no such folder"),
@@ -230,14 +236,14 @@ def test_a_tokenizer_that_is_gone(source, tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes(arguments, said, source, tmp_path):
+def test_user_errors_write_nothing(arguments, message, source, tmp_path):
     places = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         main([places.get(argument, argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_ends_in_one_line(tmp_path):
+def test_user_error_is_one_line(tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
     root = Path(__file__).parents[1]

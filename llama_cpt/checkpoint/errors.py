@@ -1,4 +1,4 @@
-"""Why a checkpoint was not saved or not read, and whether that may pass."""
+"""Errors of checkpoint storage, transient or permanent."""
 
 import errno
 import os
@@ -8,30 +8,33 @@ from llama_cpt.runtime.retry import is_permanent
 
 
 class StorageError(UserError):
-    """Storage failed a checkpoint; ``passing`` where trying again may help."""
+    """Error of the storage of a checkpoint; ``transient`` if another attempt may succeed."""
 
-    def __init__(self, told: str, *, passing: bool) -> None:
-        super().__init__(told)
-        self.transient = passing
-        # What passes is worth a new start.
-        self.status = PREEMPTED if passing else USER_ERROR
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+        # A scheduler restarts a command that ends with the status of a preemption.
+        self.status = PREEMPTED if transient else USER_ERROR
 
 
 class SaveError(StorageError):
-    """A checkpoint could not be saved."""
+    """Error for a checkpoint that could not be saved."""
 
     local_only = False
-    """Whether the other processes do not know, and wait for this one's share of the save."""
+    """Whether only this process failed while the others wait for its share of the save."""
 
 
-def save_error(place: str, step: int, error: Exception, keep: int, kept: list[int]) -> SaveError:
-    """What to tell of ``error``, which ended the save of ``step`` in ``place``."""
+def save_error(folder: str, step: int, error: Exception, keep: int, kept: list[int]) -> SaveError:
+    """Return the error of the save of ``step`` in ``folder``, with its cause and remedy.
+
+    ``keep`` is the number of checkpoints that the run keeps, ``kept`` the steps that are left.
+    """
     full = os.strerror(errno.ENOSPC) in str(error)
     reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
     smaller = " or set a smaller checkpoint.keep" if keep > 1 else ""
     remedy = f" Free some space{smaller}." if full else ""
     return SaveError(
-        f"{place}: the checkpoint of step {step} was not saved: {reason}.{remedy} Earlier "
+        f"{folder}: the checkpoint of step {step} was not saved: {reason}.{remedy} Earlier "
         f"checkpoints are untouched (steps: {kept}).",
-        passing=not is_permanent(error),
+        transient=not is_permanent(error),
     )

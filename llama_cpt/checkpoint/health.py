@@ -17,7 +17,7 @@ class DivergedError(UserError):
 
 
 def dead_loss(vocab_size: int) -> float:
-    """Loss per token, in nats, from which a model predicts no better than a uniform distribution.
+    """Return the loss per token, in nats, from which a model is no better than uniform guesses.
 
     A model that was trained at all is far below it, whatever its language. One destroyed by a
     learning rate that is far too large is at or above it.
@@ -26,7 +26,7 @@ def dead_loss(vocab_size: int) -> float:
 
 
 def non_finite(arrays: dict[str, Any]) -> list[str]:
-    """Names, such as ``trained/layers/query``, of the arrays that hold NaN or infinity.
+    """Return the names, such as ``trained/layers/query``, of arrays that hold NaN or infinity.
 
     The reduction runs on the devices that hold the arrays, and every process gets the same names.
     """

@@ -1,8 +1,9 @@
-"""Size and digest of every file of a checkpoint, kept beside it: what a checkpoint is sealed with.
+"""Manifests: size and digest of every file of a checkpoint, which commit the checkpoint.
 
-Orbax restores flipped bits without a word, and its commit says nothing of what reached the disk.
-A checkpoint in ``STEP`` is sealed once ``STEP.manifest-00000-of-0000N.json`` and its N - 1 sisters
-exist; each process digests and writes one share of the files, whatever wrote them.
+Orbax restores flipped bits without an error, and its own commit does not show what reached the
+disk. The checkpoint ``STEP`` is committed once ``STEP.manifest-00000-of-0000N.json`` and the other
+N - 1 parts exist. Each of N processes digests one share of the files, no matter which process wrote
+them, and writes one part.
 """
 
 from collections.abc import Callable
@@ -32,42 +33,44 @@ _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
 
 
 def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
-    """Bring share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
+    """Sync share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
 
-    Every one of ``parts`` processes calls it once the folder is complete. Raises OSError.
+    Each of ``parts`` processes must call this once the folder is complete. Raises OSError.
     """
-    everything = files_below(str(checkpoint))
-    if not everything:
+    all_files = files_below(str(checkpoint))
+    if not all_files:
         raise FileNotFoundError(f"{checkpoint} holds no files")
-    names = everything[part::parts]
+    names = all_files[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
-        seal_file = lambda name: with_retries(partial(_seal_file, checkpoint / name))
-        digests = pool.map(seal_file, names)
+        commit_file = lambda name: with_retries(partial(_commit_file, checkpoint / name))
+        digests = pool.map(commit_file, names)
         entries = dict(zip(names, digests, strict=True))
+    # A file survives a power failure only if its folder entry is on disk too. The manifest comes
+    # last, so that it never vouches for files that could still be lost.
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
         with_retries(partial(_sync, folder))
     with_retries(partial(_sync, checkpoint.parent))
-    content = {"step": int(checkpoint.name), "all_files": len(everything), "files": entries}
+    content = {"step": int(checkpoint.name), "all_files": len(all_files), "files": entries}
     path = checkpoint.parent / f"{checkpoint.name}.manifest-{part:05}-of-{parts:05}.json"
     with_retries(partial(_write, path, json.dumps(content, indent=1)))
 
 
 def committed_steps(folder: epath.Path) -> list[int]:
-    """Steps in ``folder`` of which all parts of the manifest exist, ascending."""
+    """Return the steps in ``folder`` whose manifests are complete, ascending."""
     return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
 
 
 def uncommitted(folder: epath.Path) -> list[epath.Path]:
-    """Folders of steps of which parts of the manifest are missing."""
-    sealed = committed_steps(folder)
-    steps = (path for path in _listed(folder) if path.name.isdigit())
-    return [path for path in steps if int(path.name) not in sealed]
+    """Return the folders of steps whose manifests are missing or incomplete."""
+    committed = committed_steps(folder)
+    steps = (path for path in _entries(folder) if path.name.isdigit())
+    return [path for path in steps if int(path.name) not in committed]
 
 
 def without_manifest(folder: epath.Path) -> list[epath.Path]:
-    """Complete checkpoints whose manifest was lost, rather than not written yet.
+    """Return the complete checkpoints whose manifest was lost rather than not written yet.
 
-    The folder of a save that was interrupted has a mark, or Orbax has not noted its commit.
+    An interrupted save differs from these: it left a mark, or Orbax did not record its commit.
     """
     marks = step_marks.marked(folder, step_marks.SAVING)
     return [
@@ -78,7 +81,10 @@ def without_manifest(folder: epath.Path) -> list[epath.Path]:
 
 
 def unverifiable(folder: epath.Path) -> str:
-    """The reason why nothing in ``folder`` may be deleted, if all checkpoints lost manifests."""
+    """Return an error message if all checkpoints in ``folder`` lost their manifests, else ''.
+
+    Nothing in such a folder may be deleted.
+    """
     if committed_steps(folder):
         return ""
     if not (lost := sorted(int(path.name) for path in without_manifest(folder))):
@@ -91,20 +97,20 @@ def unverifiable(folder: epath.Path) -> str:
 
 
 def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
-    """The files of the manifest of ``checkpoint``."""
+    """Return the files of the manifest of ``checkpoint``."""
     return list(_parts(checkpoint.parent).get(checkpoint.name, {}).values())
 
 
 def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with share ``part`` of ``parts`` of a sealed checkpoint's files, or None.
+    """Return what is wrong with share ``part`` of ``parts`` of a committed checkpoint, or None.
 
-    Reads every byte; the shares need not be those of ``commit``. Raises StorageError if a file
-    cannot be read now: it may be intact.
+    Reads every byte; the shares need not be those of ``commit``. Raises StorageError for a
+    file that cannot be read now, which may be intact.
     """
-    sealed = _parts(checkpoint.parent).get(checkpoint.name, {})
+    manifests = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:
-        contents = [json.loads(_read(path, path.read_text)) for path in sealed.values()]
-        # Manifests written by earlier versions do not have the step.
+        contents = [json.loads(_read(path, path.read_text)) for path in manifests.values()]
+        # Manifests of earlier versions do not record the step.
         steps = {content.get("step", int(checkpoint.name)) for content in contents}
         if steps - {int(checkpoint.name)}:
             return f"{checkpoint}: its manifest is that of step {min(steps)}"
@@ -132,7 +138,7 @@ def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | 
 
 
 def manifest_digest(checkpoint: epath.Path) -> str:
-    """SHA-256 over the digests of a sealed checkpoint's files: of another model it is another."""
+    """Return the SHA-256 of the digests of a committed checkpoint's files: its identity."""
     parts = sorted(_parts(checkpoint.parent)[checkpoint.name].items())
     contents = [json.loads(path.read_text())["files"] for _, path in parts]
     files = {name: entry for content in contents for name, entry in content.items()}
@@ -140,31 +146,31 @@ def manifest_digest(checkpoint: epath.Path) -> str:
 
 
 def discard(folder: epath.Path, step: int) -> None:
-    """Remove all that belongs to ``step``, the manifest first: what is left is never sealed."""
+    """Remove all files of ``step``, the manifest first, so that no part is ever committed."""
     pattern = re.compile(rf"{step}(\..*)?")
-    names = [path.name for path in _listed(folder) if pattern.fullmatch(path.name)]
+    names = [path.name for path in _entries(folder) if pattern.fullmatch(path.name)]
     for name in sorted(names, key=lambda name: ".manifest-" not in name):
         path = folder / name
         path.rmtree() if path.is_dir() else path.unlink()
 
 
 def discard_uncommitted(folder: epath.Path) -> None:
-    """Remove what interrupted saves left: unsealed steps, temporary folders, drafts.
+    """Remove the files of interrupted saves: uncommitted steps, temporary folders, drafts.
 
-    Checkpoints that lost their manifests stay if no other is there: they may be the only copy.
+    Checkpoints that lost their manifests stay if there is no other: they may be the only copy.
     """
-    sealed = set(committed_steps(folder))
-    spared = set() if sealed else {int(path.name) for path in without_manifest(folder)}
-    for path in _listed(folder):
+    committed = set(committed_steps(folder))
+    spared = set() if committed else {int(path.name) for path in without_manifest(folder)}
+    for path in _entries(folder):
         step = re.match(r"(\d+)(\.|$)", path.name)
-        if step and int(step[1]) not in sealed | spared:
+        if step and int(step[1]) not in committed | spared:
             discard(folder, int(step[1]))
         elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
             path.rmtree() if path.is_dir() else path.unlink()
 
 
 def size_and_digest(path: epath.Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256, the fastest of hashlib where the processor has it built in."""
+    """Return the size in bytes and the SHA-256, hashlib's fastest on processors that support it."""
     size, digest = 0, hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -174,9 +180,9 @@ def size_and_digest(path: epath.Path) -> tuple[int, str]:
 
 
 def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
-    """``{step: {(part, parts): manifest}}`` of every step of which the folder exists."""
+    """Return ``{step: {(part, parts): manifest}}`` for every step whose folder exists."""
     found: dict[str, dict[tuple[int, int], epath.Path]] = {}
-    paths = _listed(folder)
+    paths = _entries(folder)
     names = {path.name for path in paths}
     for path in paths:
         match = _PART.fullmatch(path.name)
@@ -185,8 +191,8 @@ def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
     return found
 
 
-def _listed(folder: epath.Path) -> list[epath.Path]:
-    """What lies in ``folder``; an object store knows of no folder in which nothing lies."""
+def _entries(folder: epath.Path) -> list[epath.Path]:
+    """Return the entries of ``folder``. An object store has no empty folders: they are missing."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -194,12 +200,12 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
 
 
 def _may_be_committed(checkpoint: epath.Path) -> bool:
-    """Whether Orbax has committed ``checkpoint``, or its note of that cannot be read."""
-    note = checkpoint / "_CHECKPOINT_METADATA"
+    """Return whether Orbax committed ``checkpoint``, True if its record cannot be read."""
+    record = checkpoint / "_CHECKPOINT_METADATA"
     try:
-        return json.loads(note.read_text()).get("commit_timestamp_nsecs") is not None
+        return json.loads(record.read_text()).get("commit_timestamp_nsecs") is not None
     except FileNotFoundError:
-        # Orbax writes this file first: without it there is nothing, or the file was lost.
+        # Orbax writes this file first. Without it the save barely began, or the file was lost.
         return (checkpoint / "_METADATA").exists()
     except (ValueError, AttributeError):
         return True
@@ -218,7 +224,7 @@ def _write(path: epath.Path, content: str) -> None:
     _sync(path.parent)
 
 
-def _seal_file(path: epath.Path) -> tuple[int, str]:
+def _commit_file(path: epath.Path) -> tuple[int, str]:
     _sync(path)
     return size_and_digest(path)
 
@@ -230,13 +236,13 @@ def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
         return f"{path} is missing"
     if found_size != size:
         return f"{path} has {found_size:,} bytes instead of {size:,}"
-    return None if found_digest == digest else f"{path} was altered (its digest is another)"
+    return None if found_digest == digest else f"{path} was altered (its digest differs)"
 
 
 def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
-    """``read()`` of ``path``, patiently; what storage still fails then is a StorageError.
+    """Return ``read()`` of ``path``, with retries; raise StorageError if storage still fails.
 
-    A missing file is none.
+    A missing file raises FileNotFoundError, because it is damage and not a failure of storage.
     """
     try:
         return with_retries(read)
@@ -244,14 +250,14 @@ def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
         if isinstance(error, FileNotFoundError) or not is_storage_error(error):
             raise
         raise StorageError(
-            f"{path} cannot be read ({error}). If that stays so, move its checkpoint away: the one "
-            "before is taken then.",
-            passing=is_transient(error),
+            f"{path} cannot be read ({error}). If this persists, move its checkpoint away "
+            "to use the one before it.",
+            transient=is_transient(error),
         ) from error
 
 
 def _sync(path: epath.Path) -> None:
-    """Wait until a local file or folder is on disk; object stores answer only then anyway."""
+    """Wait until a local file or folder is on disk; object stores do so by themselves."""
     if "://" in str(path):
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
 """Retention: which checkpoints stay when newer ones are saved.
 
-The newest ``keep`` stay. So does the newest healthy one before them, unless one of them is known
-to be healthy: a diverged run never deletes its last good checkpoint.
+The newest ``keep`` stay. The newest healthy one before them stays as well, unless one of them is
+known to be healthy. A diverged run therefore never deletes its last good checkpoint.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ class Retention:
             self._unproven.add(step)
 
     def awaits(self, step: int) -> bool:
-        """Whether ``step`` is unproven."""
+        """Return whether ``step`` is unproven."""
         return step in self._unproven
 
     def judge(self, step: int, problem: str = "") -> None:
         """Record that the state after ``step`` is healthy, or the ``problem`` that it has."""
-        self._judged = {step: problem} | {s: told for s, told in self._judged.items() if told}
+        self._judged = {step: problem} | {s: found for s, found in self._judged.items() if found}
         self._unproven.discard(step)
         if problem:
             self.mark(step)
 
     def mark(self, step: int) -> None:
-        """Keep the problem of ``step`` on disk, for later starts, once its checkpoint is there."""
+        """Write the problem of ``step`` to disk for later starts, if its checkpoint is there."""
         problem = self._judged.get(step)
         if not problem or not is_primary() or not (self.folder / str(step)).exists():
             return
@@ -52,7 +52,7 @@ class Retention:
             step_marks.put(self.folder, step, UNHEALTHY, problem)
 
     def kept(self, steps: list[int]) -> list[int]:
-        """The members of ``steps``, ascending, that must stay."""
+        """Return the members of ``steps`` (ascending) that must stay."""
         newest, older = steps[-self.keep :], steps[: -self.keep]
         if not older:
             return newest

@@ -1,4 +1,4 @@
-"""Saves that outlast a storage error which passes."""
+"""Saves with retries after transient storage errors."""
 
 import sys
 import time
@@ -14,20 +14,20 @@ def save_with_retries(
     checkpoints: CheckpointManager,
     step: int,
     state: Any,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     *,
     wait: bool = False,
 ) -> None:
     """Save ``state``, in the background unless ``wait``; its health is unproven until judged.
 
-    Where this save or the one before was ended by what may pass, tell and try again; training
-    pauses for it. Raises SaveError for what does not pass, or has not passed by the last try, and
-    where the other processes cannot try again with this one.
+    If a transient error ended this save or the previous one, print a warning and try again;
+    training pauses meanwhile. Raises SaveError if the error is permanent, if the last attempt
+    failed, or if the other processes cannot try again together with this one.
     """
     checkpoints.retention.expect(step)
     for pause in (*retry.RETRY_DELAYS, None):
         try:
-            checkpoints.save(step, state, about)
+            checkpoints.save(step, state, metadata)
             if wait:
                 checkpoints.wait()
             return
@@ -35,6 +35,6 @@ def save_with_retries(
             if pause is None or not error.transient or error.local_only:
                 raise
             if is_primary():
-                told = f"warning: {error} Step {step} is saved instead, in {pause:g} s."
-                print(told, file=sys.stderr)
+                retry_note = f"Step {step} is saved instead, in {pause:g} s."
+                print(f"warning: {error} {retry_note}", file=sys.stderr)
             time.sleep(pause)

@@ -1,4 +1,4 @@
-"""A state as a nested dict of arrays by name, and back: what a checkpoint holds."""
+"""Conversion between a state and the nested dict of arrays that a checkpoint holds."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from llama_cpt.runtime.errors import UserError
 
 
 def to_state_dict(state: Any) -> dict[str, Any]:
-    """``state``'s leaves by their names: ``{"trained": {"layers": {"query": array, ...}}}``.
+    """Return the leaves of ``state`` by name: ``{"trained": {"layers": {"query": array, ...}}}``.
 
-    Flax's wrapping of an array leaves no trace, so that any reader can open the result.
+    Flax variables are unwrapped, so that any reader can open the result.
     """
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(state):
-        place = tree
+        node = tree
         for name in path[:-1]:
-            place = place.setdefault(name, {})
-        place[path[-1]] = leaf
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
     return tree
 
 
 def from_state_dict(values: dict[str, Any], like: Any) -> Any:
-    """``to_state_dict`` undone: the leaves of ``values`` in the tree of ``like``."""
+    """Return the leaves of ``values`` in the tree of ``like``, the inverse of ``to_state_dict``."""
     by_name = dict(_leaves(values))
     leaves = [by_name[name] for name, _ in _leaves(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -47,7 +47,7 @@ def check_compatible(where: str, saved: dict[str, Any], wanted: dict[str, Any]) 
 
 
 def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """``[(path, leaf), ...]`` in the order of jax.tree.leaves."""
+    """Return ``[(path, leaf), ...]`` in the order of ``jax.tree.leaves``."""
     nodes = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
     )

@@ -7,13 +7,13 @@ from etils import epath
 from llama_cpt.runtime.files import write_atomic
 
 SAVING = "saving"
-"""Mark of a save that has started; removed once the checkpoint is sealed."""
+"""Mark of a save that has started; removed once the checkpoint is committed."""
 UNHEALTHY = "unhealthy"
-"""Mark of a checkpoint whose loss was measured to be no better than guessing."""
+"""Mark of a checkpoint whose measured loss is no better than guessing."""
 
 
 def put(folder: epath.Path, step: int, kind: str, text: str = "") -> None:
-    """Write the mark ``kind`` of ``step``; ``text`` is for a person who looks at it."""
+    """Write the mark ``kind`` of ``step``; ``text`` is an explanation for readers."""
     write_atomic(folder / f"{step}.{kind}", f"{text}\n".encode())
 
 
@@ -23,7 +23,7 @@ def remove(folder: epath.Path, step: int, kind: str) -> None:
 
 
 def marked(folder: epath.Path, kind: str) -> set[int]:
-    """Steps in ``folder`` that have the mark ``kind``."""
+    """Return the steps in ``folder`` that have the mark ``kind``."""
     if not folder.exists():
         return set()
     found = (re.fullmatch(rf"(\d+)\.{kind}", path.name) for path in folder.iterdir())

@@ -11,13 +11,14 @@ import fsspec
 from llama_cpt.checkpoint import manifest
 
 _results: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
-"""(checkpoint, share, shares) -> state of the files, what was wrong with them."""
+"""State of the files and the damage found in them, by (checkpoint, share, shares)."""
 
 _printed: set[str] = set()
+"""Messages that this process has printed."""
 
 
 def find_damage(checkpoint: epath.Path, part: int, parts: int) -> str | None:
-    """``manifest.damage``, from memory if no file has changed since the last call."""
+    """Return ``manifest.find_damage``, from memory if no file has changed since the last call."""
     key, before = (str(checkpoint), part, parts), _state_of_files(checkpoint)
     if before is not None and key in _results and _results[key][0] == before:
         return _results[key][1]
@@ -34,13 +35,14 @@ def warn_once(message: str) -> None:
 
 
 def _state_of_files(checkpoint: epath.Path) -> Any:
-    """What changes when a file of ``checkpoint`` or of its manifest does; None if unknown."""
+    """Return the state of the files of ``checkpoint`` and its manifest, None if unknown."""
     if "://" in str(checkpoint):
         return _state_of_objects(checkpoint)
     files = [
         os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names
     ]
     files += [str(path) for path in manifest.parts_of(checkpoint)]
+    # The inode and the change time catch a replaced file whose modification time was restored.
     try:
         with ThreadPoolExecutor(manifest.THREADS) as pool:
             stats = list(pool.map(os.stat, files))
@@ -53,7 +55,7 @@ def _state_of_files(checkpoint: epath.Path) -> Any:
 
 
 def _state_of_objects(checkpoint: epath.Path) -> Any:
-    """Generation or tag of every object, None if the store has neither."""
+    """Return the generation or tag of every object, None if the store has neither."""
     storage, root = fsspec.core.url_to_fs(str(checkpoint.parent))
     storage.invalidate_cache()
     inside, names = f"{root}/{checkpoint.name}/", {p.name for p in manifest.parts_of(checkpoint)}

@@ -19,7 +19,7 @@ from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import model_identity
-from llama_cpt.weights.source import find_tokenizer, read_model_config
+from llama_cpt.weights.source import open_source
 
 RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
 """What else is written into the folder of scores."""
@@ -72,8 +72,9 @@ def parse_model_names(given: Sequence[str]) -> dict[str, str]:
 
 def check_model(label: str, source: str, options: argparse.Namespace) -> ModelSpec:
     """Raises UserError for what would end the evaluation of this model, after hours of others."""
-    config = read_model_config(source)
-    tokenizer = load_tokenizer(options.tokenizer or find_tokenizer(source))
+    weights = open_source(source)
+    config = weights.architecture
+    tokenizer = load_tokenizer(options.tokenizer or weights.tokenizer)
     tokenizer.require_size(config.vocab_size)
     template = find_chat_template(tokenizer)
     if options.chat_template and template is None:

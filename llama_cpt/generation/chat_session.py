@@ -1,4 +1,4 @@
-"""A conversation with a model: what is sent, what comes back as text, what no longer fits."""
+"""A conversation with a model: prompts, answers as streamed text, and removal of old turns."""
 
 from collections.abc import Iterator
 import contextlib
@@ -24,39 +24,40 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass
 class ChatSession:
-    """One conversation; ``messages`` is all that it remembers."""
+    """One conversation, whose whole memory is ``messages``."""
 
     decoder: Decoder
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    """None: text is continued as it is."""
+    """The chat template; None for a base model, which continues the text."""
     mesh: Mesh
     sampling: Sampling
     max_new_tokens: int
     messages: list[Message] = field(default_factory=list)
     dropped: int = 0
-    """Turns left out of the last prompt, the oldest, because the context is full."""
+    """Number of oldest turns left out of the last prompt because the context was full."""
 
     def set_system(self, text: str) -> None:
-        """The system message from now on; none where ``text`` is empty."""
+        """Set the system message; an empty ``text`` removes it."""
         turns = [message for message in self.messages if message.role != "system"]
         self.messages = [Message("system", text)] * bool(text) + turns
 
     def reset(self) -> None:
-        """Forget every turn, not the system message."""
+        """Remove all messages except the system message."""
         self.messages = [message for message in self.messages if message.role == "system"]
 
     def reply(self, text: str) -> Iterator[str]:
-        """Pieces of the answer to ``text``; both are remembered, an interrupted answer as well.
+        """Yield pieces of the answer to ``text``, and add both to ``messages``.
 
-        Raises UserError, and remembers nothing, where ``text`` alone is over the context.
+        An interrupted answer is added as far as it came. Raises UserError, and adds nothing, if
+        ``text`` alone exceeds the context.
         """
-        asked = [*self.messages, Message("user", text)]
-        prompt = self._fitted(asked) if self.template else self._plain(text)
+        messages = [*self.messages, Message("user", text)]
+        prompt = self._chat_prompt(messages) if self.template else self._plain_prompt(text)
         room = self.decoder.ends.config.context_length - len(prompt)
         if room < 1:
             raise UserError(
-                f"this message takes {len(prompt)} tokens: with its answer that is over the "
+                f"this message has {len(prompt)} tokens: with its answer that is over the "
                 f"model's context of {room + len(prompt)}; shorten it."
             )
         answer: list[str] = []
@@ -66,19 +67,19 @@ class ChatSession:
                     answer.append(piece)
                     yield piece
             finally:
-                self.messages = [*asked, Message("assistant", "".join(answer))]
+                self.messages = [*messages, Message("assistant", "".join(answer))]
 
-    def _plain(self, text: str) -> list[int]:
+    def _plain_prompt(self, text: str) -> list[int]:
         return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
 
-    def _fitted(self, messages: list[Message]) -> list[int]:
-        """The prompt without as many of the oldest turns as leave room for an answer."""
+    def _chat_prompt(self, messages: list[Message]) -> list[int]:
+        """Return the prompt, without the oldest turns if they leave no room for an answer."""
         context = self.decoder.ends.config.context_length
         limit = context - min(self.max_new_tokens, context // 2)
         first = int(messages[0].role == "system")
         self.dropped = 0
         prompt = self.template.prompt(messages)
-        # A question goes together with its answer.
+        # A question is dropped together with its answer.
         while len(prompt) > limit and first + self.dropped + 2 < len(messages):
             self.dropped += 2
             kept = messages[:first] + messages[first + self.dropped :]
@@ -86,7 +87,7 @@ class ChatSession:
         return prompt
 
     def _answer(self, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
-        new = stream(
+        batches = stream(
             self.decoder,
             [prompt],
             max_new_tokens=max_new_tokens,
@@ -94,28 +95,28 @@ class ChatSession:
             sampling=self.sampling,
             mesh=self.mesh,
         )
-        return stream_text(self.tokenizer, (rows[0] for rows in new))
+        return stream_text(self.tokenizer, (rows[0] for rows in batches))
 
 
 def find_chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The template to talk by; None for a base model, whose tokenizer has no tokens for a chat."""
+    """Return the chat template; None for a base model, whose tokenizer has no chat tokens."""
     if find_template(tokenizer.path) is None and tokenizer.special_id(LLAMA3_TOKENS[0]) is None:
         return None
     return load_chat_template(tokenizer, "auto")
 
 
 def stream_text(tokenizer: Tokenizer, batches: Iterator[list[int]]) -> Iterator[str]:
-    """The text of ids as they come: no half character, no special token."""
+    """Yield the text of ids as they arrive, without partial characters and special tokens."""
     special = {*tokenizer.special_tokens.values(), tokenizer.bos_id, tokenizer.eos_id}
     ids: list[int] = []
-    told = ""
+    emitted = ""
     for batch in batches:
         ids += [one for one in batch if one not in special]
-        # What ends in the middle of a character waits for the rest of it.
+        # A partial character at the end is held back until its other bytes arrive.
         text = tokenizer.decode(ids).rstrip(BROKEN)
-        if len(text) > len(told) and text.startswith(told):
-            yield text[len(told) :]
-            told = text
-    rest = tokenizer.decode(ids)
-    if len(rest) > len(told):
-        yield rest[len(told) :]
+        if len(text) > len(emitted) and text.startswith(emitted):
+            yield text[len(emitted) :]
+            emitted = text
+    text = tokenizer.decode(ids)
+    if len(text) > len(emitted):
+        yield text[len(emitted) :]

@@ -1,11 +1,11 @@
-"""A Llama laid out for generation: prefill of a batch of prompts, then a token at a time.
+"""A Llama arranged for generation: prefill of a batch of prompts, then one token at a time.
 
-Prompts are padded on the right to a common length; what is generated goes into the columns behind
-it, the same for every row, so that one slice of the cache is written a step. Between a short
-prompt and these columns lie columns that nobody sees; positions count tokens, not columns.
+Prompts are padded on the right to a common length. Generated tokens go into the columns after it,
+the same column for every row, so that each step writes one slice of the cache. The columns between
+a short prompt and these are masked; positions count tokens, not columns.
 
-Layers are apart from each other, not stacked: a loop over a stack copies a layer's weights before
-each use, and for one token that is most of the work.
+Layers are separate rather than stacked: a loop over a stack copies a layer's weights before each
+use, and for a single token that is most of the work.
 """
 
 from collections.abc import Callable
@@ -31,42 +31,43 @@ Layer = tuple[Leaf, Leaf]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Decoder:
-    """Weights in the compute type."""
+    """The weights of a model in its compute type, layer by layer."""
 
     ends: Llama
-    """The embedding, the last norm and the output matrix; it has no layers."""
+    """A model with the embedding, the last norm and the output matrix, but no layers."""
     layers: tuple[Block, ...]
-    """One layer's parameters each."""
+    """The parameters of each layer."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of what was read so far, and which of it each row sees."""
+    """Keys and values of the tokens read so far, and the columns that each row attends to."""
 
     layers: tuple[Layer, ...]
     visible: Leaf
     """bool (batch, columns)."""
     lengths: Leaf
-    """int32 (batch,): tokens of each row, the position of its next token."""
+    """int32 (batch,): number of tokens in each row, which is the position of its next token."""
     column: Leaf
-    """int32: where the next token of every row goes."""
+    """int32: the column of every row's next token."""
 
 
 def make_decoder(model: Llama, mesh: Mesh | None = None) -> Decoder:
-    """A copy of ``model``'s weights in its compute type, layer by layer, placed as they are.
+    """Return a copy of ``model``'s weights in its compute type, layer by layer, sharded as before.
 
-    ``mesh`` is the one that ``model`` lies on; None is one device.
+    ``mesh`` is the mesh of ``model``; None means one device. Raises ValueError for a mesh with a
+    context axis.
     """
     if mesh is not None and mesh.shape["context"] > 1:
-        raise ValueError("generation takes whole rows: no mesh with a context axis")
+        raise ValueError("generation needs whole rows; set the mesh's context axis to 1")
     placed = None if mesh is None else shardings(jax.eval_shape(decoder_from_model, model), mesh)
     return jax.jit(decoder_from_model, out_shardings=placed)(model)
 
 
 def decoder_from_model(model: Llama) -> Decoder:
-    """``make_decoder`` inside a compiled program."""
-    # A tree of its own: the caller's model keeps its layers.
+    """Return the decoder of ``model``, for use inside a compiled program."""
+    # tree.map copies the tree, so that the caller's model keeps its layers.
     ends = jax.tree.map(lambda x: x.astype(model.compute_dtype), model)
     stacked, ends.layers = ends.layers, None
 
@@ -87,19 +88,20 @@ def prefill(
     *,
     columns: int,
 ) -> tuple[Float[Array, "batch length embed"], Cache]:
-    """Read prompts padded on the right, each of ``lengths`` tokens, into a cache of ``columns``.
+    """Read prompts of ``lengths`` tokens, padded on the right, into a cache of ``columns``.
 
-    The result beside the cache is the normed output at every token, for ``compute_logits``.
+    Returns the normalized output at every token, for ``compute_logits``, and the cache.
     """
     length = tokens.shape[1]
-    place = jnp.arange(length)[None]
-    segment_ids = (place < lengths[:, None]).astype(jnp.int32)
+    index = jnp.arange(length)[None]
+    # Padding is segment 0, which no other token attends to.
+    segment_ids = (index < lengths[:, None]).astype(jnp.int32)
 
     def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
         out = attend(query, key, value, segment_ids, implementation=decoder.ends.attention)
         return out, tuple(_in_cache(x, columns) for x in (key, value))
 
-    positions = jnp.broadcast_to(place, tokens.shape)
+    positions = jnp.broadcast_to(index, tokens.shape)
     x, layers = run_decoder_layers(decoder, tokens, positions, [attention] * len(decoder.layers))
     visible = jnp.arange(columns)[None] < lengths[:, None]
     return x, Cache(layers, visible, lengths, jnp.int32(length))
@@ -108,12 +110,13 @@ def prefill(
 def decode(
     decoder: Decoder, cache: Cache, tokens: Int[Array, " batch"]
 ) -> tuple[Float[Array, "batch embed"], Cache]:
-    """Read one more token of each row; the normed output there and the cache with it."""
+    """Read one more token of each row; return its normalized output and the extended cache."""
     here = jnp.arange(cache.visible.shape[1])[None] == cache.column
     visible = cache.visible | here
 
     def attention_of(keys: jax.Array, values: jax.Array) -> Callable:
         def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+            # All rows write to the same column, so that this is one slice and no scatter.
             start = (0, 0, cache.column, 0)
             kept = tuple(
                 _placed(jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), start))
@@ -131,7 +134,7 @@ def decode(
 def compute_logits(
     decoder: Decoder, hidden: Float[Array, "batch embed"]
 ) -> Float[Array, "batch vocab"]:
-    """Float32 logits of normed outputs."""
+    """Return the float32 logits of normalized outputs."""
     return jnp.einsum("bd,vd->bv", hidden, decoder.ends.head, preferred_element_type=jnp.float32)
 
 
@@ -141,8 +144,9 @@ def attend_to_cache(
     values: Float[Array, "batch kv_heads columns head_dim"],
     visible: Bool[Array, "batch columns"],
 ) -> Float[Array, "batch 1 heads head_dim"]:
-    """``pallas_kernels.reference.attention`` of one query a row to its visible columns."""
+    """Attend from one query per row to its visible columns, as in ``pallas_kernels.reference``."""
     batch, _, heads, head_dim = query.shape
+    # Query heads that share a key-value head are grouped, so that keys are never repeated.
     grouped = query.reshape(batch, keys.shape[1], -1, head_dim)
     scores = jnp.einsum("bkgh,bksh->bkgs", grouped, keys, preferred_element_type=jnp.float32)
     hidden = jnp.where(visible, 0.0, -jnp.inf)[:, None, None]
@@ -154,7 +158,7 @@ def attend_to_cache(
 def run_decoder_layers(
     decoder: Decoder, tokens: jax.Array, positions: jax.Array, attentions: list[Callable]
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """All layers and the last norm; what each layer's attention kept."""
+    """Run all layers and the last norm; return the output and the cache entry of each attention."""
     ends = decoder.ends
     x, rotation = ends.embed(tokens, positions)
     kept = []
@@ -165,7 +169,7 @@ def run_decoder_layers(
 
 
 def _in_cache(x: jax.Array, columns: int) -> jax.Array:
-    """Keys or values (batch, length, kv_heads, head_dim) at the start of a layer's cache."""
+    """Return keys or values (batch, length, kv_heads, head_dim) as the start of a layer's cache."""
     padding = [(0, 0), (0, 0), (0, columns - x.shape[1]), (0, 0)]
     return _placed(jnp.pad(x.swapaxes(1, 2), padding))
 

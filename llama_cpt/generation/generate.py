@@ -1,7 +1,7 @@
-"""Text from a model: batches of ragged prompts, a few tokens a call, streamed.
+"""Streamed generation for batches of ragged prompts, a few tokens per call.
 
-Shapes come from a few buckets, so a batch size and a bucket of lengths are compiled once, whatever
-the prompts, the sampling and the number of tokens asked for.
+Lengths are rounded up to a few buckets. Each batch size and bucket is compiled once, whatever the
+prompts, the sampling and the number of requested tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,25 +22,26 @@ from llama_cpt.parallel.mesh import BATCH_AXES, constrain
 from llama_cpt.runtime.errors import UserError
 
 MIN_BUCKET = 128
-"""Columns of the smallest bucket; the attention kernels for TPUs take multiples of it."""
+"""Columns of the smallest bucket; the attention kernels for TPUs require multiples of it."""
 TOKENS_PER_CALL = 8
-"""Tokens a row that one call of the compiled program makes, at most."""
+"""Maximum number of tokens per row that one call of the compiled program generates."""
 STOP_IDS = 8
-"""Stop tokens are padded to a multiple of this: their number is no part of the program."""
+"""Stop tokens are padded to a multiple of this, so that their number rarely recompiles."""
 NO_TOKEN = -1
+"""Filler for rows that have stopped, and for unused stop tokens."""
 GREEDY = Sampling()
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GenerationState:
-    """A batch between two calls."""
+    """The state of a batch between two calls."""
 
     cache: Cache
     logits: Leaf
-    """float32 (batch, vocab): of the next token."""
+    """float32 (batch, vocab): logits of the next token."""
     stopped: Leaf
-    """bool (batch,)."""
+    """bool (batch,): rows that have reached a stop token."""
 
 
 def generate(
@@ -52,14 +53,14 @@ def generate(
     sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
-    """What follows each prompt, up to its first stop token, which is left out.
+    """Return the continuation of each prompt, up to but without its first stop token.
 
-    ``mesh`` is the one that the weights lie on; None is one device. Raises UserError for an empty
-    prompt and for one that leaves the model's context no room.
+    ``mesh`` is the mesh of the weights; None means one device. Raises UserError for an empty prompt
+    and for one that leaves no room in the model's context.
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    asked = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampling": sampling}
-    for new in stream(decoder, prompts, **asked, mesh=mesh):
+    options = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampling": sampling}
+    for new in stream(decoder, prompts, **options, mesh=mesh):
         for row, tokens in zip(rows, new, strict=True):
             row += tokens
     return rows
@@ -74,7 +75,7 @@ def stream(
     sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> Iterator[list[list[int]]]:
-    """``generate`` as it goes: each row's new tokens, up to ``TOKENS_PER_CALL`` at a time."""
+    """Yield each row's new tokens, up to ``TOKENS_PER_CALL`` at a time, as in ``generate``."""
     require_context_room(decoder, prompts, max_new_tokens)
     tokens, lengths = pad_prompts(prompts, row_multiple=_row_multiple(mesh))
     columns = bucket_length(tokens.shape[1] + max_new_tokens)
@@ -87,9 +88,9 @@ def stream(
         count = np.int32(min(TOKENS_PER_CALL, max_new_tokens - done))
         with context():
             state, new = advance(decoder, state, count, stops, sampling.settings())
-        new, over = np.asarray(new)[: len(prompts)], np.asarray(state.stopped).all()
+        new, finished = np.asarray(new)[: len(prompts)], np.asarray(state.stopped).all()
         yield [[int(token) for token in row if token != NO_TOKEN] for row in new]
-        if over:
+        if finished:
             return
 
 
@@ -101,7 +102,7 @@ def start(
     *,
     columns: int,
 ) -> GenerationState:
-    """Read the prompts."""
+    """Read the prompts; return the state before the first generated token."""
     hidden, cache = prefill(decoder, tokens, lengths, columns=columns)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     return GenerationState(cache, compute_logits(decoder, last), jnp.zeros(lengths.shape, bool))
@@ -115,9 +116,9 @@ def advance(
     stop_ids: Int[Array, " stops"],
     settings: Settings,
 ) -> tuple[GenerationState, Int[Array, "batch call"]]:
-    """Up to ``count`` (at most ``TOKENS_PER_CALL``) more tokens of each row.
+    """Generate up to ``count`` (at most ``TOKENS_PER_CALL``) more tokens for each row.
 
-    ``NO_TOKEN`` from a row's stop token on. Ends early where all rows have stopped.
+    A row holds ``NO_TOKEN`` from its stop token on. Ends early if all rows have stopped.
     """
     batch = state.stopped.shape[0]
     rows = jnp.arange(batch)
@@ -136,21 +137,21 @@ def advance(
 
     new = jnp.full((batch, TOKENS_PER_CALL), NO_TOKEN, jnp.int32)
     _, state, new = jax.lax.while_loop(unfinished, one, (jnp.int32(0), state, new))
-    # Replicated: every process reads all of it.
+    # Replicated, because every process reads the whole array.
     return replace(state, stopped=constrain(state.stopped)), constrain(new)
 
 
 def bucket_length(length: int) -> int:
-    """The power of two from ``MIN_BUCKET`` on that holds ``length``."""
+    """Return the smallest power of two, at least ``MIN_BUCKET``, that is not below ``length``."""
     return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
 def pad_prompts(
     prompts: Sequence[Sequence[int]], *, row_multiple: int = 1
 ) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, " batch"]]:
-    """Prompts padded on the right to a bucket's length, and their lengths.
+    """Return the prompts, padded on the right to a bucket's length, and their lengths.
 
-    Rows of one token are added up to a multiple of ``row_multiple``.
+    Rows of one token are added until their number is a multiple of ``row_multiple``.
     """
     rows = -(-len(prompts) // row_multiple) * row_multiple
     lengths = np.ones(rows, np.int32)
@@ -164,20 +165,23 @@ def pad_prompts(
 def require_context_room(
     decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
-    """Raise UserError unless every prompt has a token and room behind it in the context."""
+    """Raise UserError unless every prompt is valid and leaves ``max_new_tokens`` in the context."""
     if not prompts or max_new_tokens < 1:
         raise UserError("generation needs a prompt and max_new_tokens of 1 or more.")
     config = decoder.ends.config
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise UserError(f"prompt {number} is empty: begin it with BOS.")
+            raise UserError(f"prompt {number} is empty; begin it with BOS.")
         if len(prompt) + max_new_tokens > config.context_length:
             raise UserError(
                 f"prompt {number} has {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
-                f"that is over the model's context of {config.context_length}."
+                f"that is over the model's context of {config.context_length}; shorten it."
             )
         if not all(0 <= token < config.vocab_size for token in prompt):
-            raise UserError(f"prompt {number} holds an id outside [0, {config.vocab_size}).")
+            raise UserError(
+                f"prompt {number} holds an id outside [0, {config.vocab_size}); check the "
+                "tokenizer."
+            )
 
 
 def _row_multiple(mesh: Mesh | None) -> int:
@@ -185,6 +189,6 @@ def _row_multiple(mesh: Mesh | None) -> int:
 
 
 def stop_array(stop_ids: Sequence[int]) -> Int[np.ndarray, " stops"]:
-    """``stop_ids`` as ``advance`` takes them."""
+    """Return ``stop_ids`` padded for ``advance``."""
     size = -(-max(len(stop_ids), 1) // STOP_IDS) * STOP_IDS
     return np.array([*stop_ids, *[NO_TOKEN] * (size - len(stop_ids))], np.int32)

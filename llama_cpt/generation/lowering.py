@@ -1,4 +1,4 @@
-"""Prefill and decode ahead of time, for TPUs that are not there."""
+"""Ahead-of-time lowering of prefill and decode for TPUs that are not attached."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ DTYPE = "bfloat16"
 def lower_prefill(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, length: int, columns: int
 ) -> jax.stages.Lowered:
-    """The call that reads ``rows`` prompts of ``length`` tokens, lowered for ``topology``."""
+    """Lower the call that reads ``rows`` prompts of ``length`` tokens for ``topology``."""
     placed = topology_mesh(mesh, topology)
     attention = resolve_attention("auto", "tpu", length, config.head_dim, DTYPE)
     decoder = _abstract_decoder(config, attention, placed)
@@ -33,7 +33,7 @@ def lower_prefill(
 def lower_decode(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, columns: int
 ) -> jax.stages.Lowered:
-    """The call that makes tokens of ``rows`` rows in a cache of ``columns``, for ``topology``."""
+    """Lower the call that decodes ``rows`` rows in a cache of ``columns`` for ``topology``."""
     placed = topology_mesh(mesh, topology)
     decoder = _abstract_decoder(config, "reference", placed)
     state = _abstract_state(config, placed, rows, columns)

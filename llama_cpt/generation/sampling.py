@@ -1,4 +1,4 @@
-"""The next token drawn from logits: greedy, temperature, top-k, top-p, min-p."""
+"""Sampling of the next token from logits: greedy, temperature, top-k, top-p, min-p."""
 
 from dataclasses import dataclass
 
@@ -11,32 +11,35 @@ from llama_cpt.data.batch import Leaf
 from llama_cpt.runtime.errors import UserError
 
 Settings = tuple[Leaf, Leaf, Leaf, Leaf, Leaf]
-"""Temperature, top-k, top-p, min-p, seed: arguments of a compiled program, not part of it."""
+"""Temperature, top-k, top-p, min-p and seed, which are arguments of the compiled program."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; the default is greedy.
+    """Options of the choice of a token; the default is greedy.
 
     The filters apply in the order of the fields, as in transformers; each is off by default.
     """
 
     temperature: float = 0.0
-    """0 is greedy: the likeliest token, whatever else is set."""
+    """Temperature; 0 is greedy: the likeliest token, whatever the other options."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0 keeps all."""
+    """Number of likeliest tokens to keep; 0 keeps all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together reach this probability (arXiv 1904.09751)."""
+    """Total probability that the likeliest tokens must reach (nucleus, arXiv 1904.09751)."""
     min_p: float = 0.0
-    """Only tokens at least this share as likely as the likeliest (arXiv 2407.01082)."""
+    """Minimum probability of a kept token relative to the likeliest (arXiv 2407.01082)."""
     seed: int = 0
+    """Seed of the random draws."""
 
     def __post_init__(self) -> None:
-        """Refuse what would leave no token."""
+        """Validate the options, so that at least one token is left."""
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or above.")
+            raise UserError(
+                f"temperature={self.temperature} must be finite and at least 0; 0 is greedy."
+            )
         if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be 0 (all) or above.")
+            raise UserError(f"top_k={self.top_k} must be at least 0; 0 keeps all.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1.")
         if not 0 <= self.min_p <= 1:
@@ -45,7 +48,7 @@ class Sampling:
             raise UserError(f"seed={self.seed} must be in [0, 2**32).")
 
     def settings(self) -> Settings:
-        """What ``sample`` takes."""
+        """Return the options as arguments of ``sample``."""
         return (
             np.float32(self.temperature),
             np.int32(min(self.top_k, 2**31 - 1)),
@@ -61,10 +64,10 @@ def sample(
     rows: Int[Array, " batch"],
     positions: Int[Array, " batch"],
 ) -> Int[Array, " batch"]:
-    """A token for each row.
+    """Return one sampled token per row.
 
-    Its randomness is a function of the seed, the row's number and the position in the row: not of
-    the other rows, of padding, or of the mesh.
+    The randomness depends on the seed, the row's number and the position in the row, but not on the
+    other rows, on padding or on the mesh.
     """
     temperature, *_, seed = settings
 
@@ -73,7 +76,7 @@ def sample(
         keys = jax.vmap(lambda row, at: jax.random.fold_in(jax.random.fold_in(key, row), at))(
             rows, positions
         )
-        # Gumbel-max: the argmax of log-probabilities plus this noise is a sample of them.
+        # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample of them.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         return jnp.argmax(filter_logits(logits / temperature, settings) + noise, axis=-1)
 
@@ -84,12 +87,12 @@ def sample(
 def filter_logits(
     logits: Float[Array, "batch vocab"], settings: Settings
 ) -> Float[Array, "batch vocab"]:
-    """``logits`` (divided by the temperature) with -inf where a filter forbids the token.
+    """Return ``logits`` (already divided by the temperature) with -inf for filtered tokens.
 
-    Tokens exactly as likely as the last one allowed are allowed too.
+    Tokens exactly as likely as the last kept one are kept as well.
     """
     _, top_k, top_p, min_p, _ = settings
-    # Sorting is most of the work: not without need.
+    # Sorting is most of the work, so it is skipped if neither filter needs it.
     logits = jax.lax.cond(
         (top_k > 0) | (top_p < 1),
         lambda: jnp.where(logits < _threshold(logits, top_k, top_p), -jnp.inf, logits),
@@ -100,13 +103,13 @@ def filter_logits(
 
 
 def _threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The least logit that top-k, then top-p allow, (batch, 1)."""
+    """Return the smallest logit that top-k and then top-p keep, (batch, 1)."""
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(vocab)[None]
     kept = jnp.where(rank < jnp.where(top_k > 0, top_k, vocab), ordered, -jnp.inf)
     probability = jax.nn.softmax(kept, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    # At 1 everything stays: the rounded sum reaches 1 before the last of the tail.
+    # top_p = 1 must keep all tokens, but the rounded sum reaches 1 before the end of the tail.
     allowed = (kept > -jnp.inf) & ((before < top_p) | (top_p >= 1) | (rank == 0))
     return jnp.min(jnp.where(allowed, kept, jnp.inf), axis=-1, keepdims=True)

@@ -19,8 +19,6 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 import numpy as np
 
-from llama_cpt.checkpoint.checkpoint import is_run_folder, open_run
-from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.batch import PreferenceBatch, UnpairedBatch
@@ -31,9 +29,8 @@ from llama_cpt.parallel.mesh import constrain, partition_spec
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.files import write_atomic
-from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hub import resolve
+from llama_cpt.weights.source import open_source
 
 Score = Callable[[PreferenceBatch | UnpairedBatch], np.ndarray]
 """A function from a batch to its log-probabilities (batch, segments), equal on every process."""
@@ -133,27 +130,8 @@ def model_identity(source: str, config: ModelConfig, seed: int) -> str:
     of a run calls this: a checkpoint is verified by all, as when it is loaded.
     """
     architecture = json.dumps(to_dict(config), sort_keys=True)
-    if not source:
-        weights = f"seed {seed}"
-    elif is_run_folder(source):
-        checkpoints, step = open_run(source)
-        with checkpoints:
-            weights = manifest_digest(checkpoints.folder / str(step))
-    else:
-        weights = _files_digest(epath.Path(resolve(source)))
+    weights = open_source(source).fingerprint() if source else f"seed {seed}"
     return hashlib.sha256(f"{architecture}\n{weights}".encode()).hexdigest()
-
-
-def _files_digest(folder: epath.Path) -> str:
-    files = matching(folder, "*.safetensors")
-    if not files:
-        raise UserError(f"{folder}: holds no *.safetensors files to tell its weights by.")
-    with Progress(f"digest {folder.name}", float(len(files)), "files") as progress:
-        digests = []
-        for file in files:
-            digests.append((file.name, *size_and_digest(file)))
-            progress.update(1.0)
-    return json.dumps(digests)
 
 
 def _num_segments(rows: AnswerRows) -> int:

@@ -42,7 +42,7 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from llama_cpt.training.train_step import TrainState, init_state, state_from_model
-from llama_cpt.weights.source import check_source, load_parameters
+from llama_cpt.weights.source import open_source
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Run:
         model = program.state_shapes.trained
         if self.config.init_from:
             return state_from_model(
-                load_parameters(self.config.init_from, model, mesh), optimizer, mesh
+                open_source(self.config.init_from).load(model, mesh), optimizer, mesh
             )
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:
         """Return the frozen weights of ``init_from``, in the compute type, for adapters."""
-        model = load_parameters(
-            self.config.init_from, self.program.base_model_shapes, self.program.mesh
+        model = open_source(self.config.init_from).load(
+            self.program.base_model_shapes, self.program.mesh
         )
         return cast_model(model, self.config.compute.dtype)
 
@@ -117,7 +117,7 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
     if config.init_from:
-        check_source(config.init_from, config.model)
+        open_source(config.init_from).check(config.model)
     elif needs_reference(config):
         raise UserError(
             f"objective.loss={config.objective.loss} needs init_from, its reference; set it."
@@ -164,7 +164,7 @@ def _references(
     """Return the reference log-probabilities per corpus by the initial model, of ``identity``."""
 
     def make_score() -> Score:
-        weights = load_parameters(config.init_from, program.base_model_shapes, program.mesh)
+        weights = open_source(config.init_from).load(program.base_model_shapes, program.mesh)
         chunk = config.compute.loss_chunk_tokens
         return make_scorer(weights, program.mesh, loss_chunk_tokens=chunk)
 

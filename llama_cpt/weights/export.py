@@ -1,4 +1,4 @@
-"""A run as a folder that others load: weights, tokenizer, licence, card."""
+"""Export of a run to a folder that transformers or peft loads, with tokenizer and model card."""
 
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,8 @@ from llama_cpt.data.tokenizer.export import export_tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.atomic_dir import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
-from llama_cpt.weights.hub import HUB_NAME, resolve
+from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.model_card import model_card, read_metrics, training_sections
 from llama_cpt.weights.peft import export_peft
 from llama_cpt.weights.provenance import (
@@ -26,6 +25,7 @@ from llama_cpt.weights.provenance import (
     copy_files,
     find_origin,
 )
+from llama_cpt.weights.source import RunFolder
 
 
 def to_hf(
@@ -37,33 +37,33 @@ def to_hf(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the newest checkpoint of a run as a Hugging Face folder, adapters merged.
+    """Write the newest verified checkpoint of a run as a Hugging Face folder, adapters merged.
 
-    Config, tokenizer, model card and the base's licence come with it; ``base`` says where that
-    one lies (a folder or hub name) if it is no longer where the run started from, ``tokenizer``
-    where the tokenizer lies if it was moved.
+    Config, tokenizer, model card and the base model's license are written next to the weights.
+    ``base`` is the folder or hub name of the base model if it is no longer where the run started
+    from, ``tokenizer`` the path of the tokenizer if it was moved.
     """
     require_above_zero("--shard-gb", shard_gb)
     check_new(output)
-    with CheckpointReader(checkpoint) as weights:
-        run = weights.about["config"]
-        config = from_dict(TrainConfig, run, checkpoint) if "init_from" in run else None
+    run = RunFolder(checkpoint)
+    with run.reader() as weights:
+        config = _train_config(run)
         origin = _origin(config, checkpoint) if base is None else find_origin(base)
-        theirs = origin.config()
-        if theirs.get("vocab_size") != weights.config.vocab_size:
-            theirs = {}
-        place = tokenizer or _tokenizer_place(config, checkpoint)
-        read = load_tokenizer(place) if place and (tokenizer or not theirs) else None
-        ends = _ends_of_answers(config, place)
+        base_config = origin.config()
+        if base_config.get("vocab_size") != weights.config.vocab_size:
+            base_config = {}
+        path = tokenizer or _find_tokenizer(run)
+        loaded = load_tokenizer(path) if path and (tokenizer or not base_config) else None
+        stop_ids = _stop_ids(config, path)
         export = ExportOptions(
             dtype,
             int(shard_gb * 1e9),
-            bos_id=theirs.get("bos_token_id", read and read.bos_id),
-            eos_id=ends or theirs.get("eos_token_id", read and read.eos_id),
-            write_others=partial(_write_others, weights, config, origin, place, "transformers"),
+            bos_id=base_config.get("bos_token_id", loaded and loaded.bos_id),
+            eos_id=stop_ids or base_config.get("eos_token_id", loaded and loaded.eos_id),
+            write_others=partial(_write_others, run, config, origin, path, "transformers"),
         )
         export_hf(weights.parameter, weights.config, output, export)
-    print(f"{output}: step {weights.step} of {checkpoint} in {dtype}")
+    print(f"{output}: step {run.step} of {checkpoint} in {dtype}")
 
 
 def to_peft(
@@ -74,17 +74,18 @@ def to_peft(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the newest checkpoint of a LoRA run as a folder of adapters that ``peft`` loads.
+    """Write the newest verified checkpoint of a LoRA run as a folder of adapters for ``peft``.
 
-    What comes with it, and ``base`` and ``tokenizer``, are as in ``to_hf``.
+    ``base``, ``tokenizer`` and the other files that are written are as in ``to_hf``.
     """
     check_new(output)
-    with CheckpointReader(checkpoint) as weights:
+    run = RunFolder(checkpoint)
+    with run.reader() as weights:
         if weights.lora_base is None:
             raise UserError(f"{checkpoint} holds a whole model, no adapters: drop --adapters.")
-        config = from_dict(TrainConfig, weights.about["config"], checkpoint)
+        config = from_dict(TrainConfig, run.metadata["config"], checkpoint)
         origin = _origin(config, checkpoint) if base is None else find_origin(base)
-        place = tokenizer or _tokenizer_place(config, checkpoint)
+        path = tokenizer or _find_tokenizer(run)
         on_hub = HUB_NAME.fullmatch(origin.base) and not origin.runs
         export_peft(
             weights.stored_array,
@@ -93,9 +94,15 @@ def to_peft(
             num_layers=weights.config.num_layers,
             dtype=EXPORT_DTYPES[dtype],
             base=origin.base if on_hub else config.init_from,
-            write_others=partial(_write_others, weights, config, origin, place, "peft"),
+            write_others=partial(_write_others, run, config, origin, path, "peft"),
         )
-    print(f"{output}: adapters of step {weights.step} of {checkpoint} in {dtype}")
+    print(f"{output}: adapters of step {run.step} of {checkpoint} in {dtype}")
+
+
+def _train_config(run: RunFolder) -> TrainConfig | None:
+    """Return the config of a run, None for a folder that ``convert from-hf`` wrote."""
+    config = run.metadata["config"]
+    return from_dict(TrainConfig, config, run.path) if "init_from" in config else None
 
 
 def _origin(config: TrainConfig | None, source: str) -> Origin:
@@ -104,34 +111,24 @@ def _origin(config: TrainConfig | None, source: str) -> Origin:
     except UserError as error:
         base = config.init_from if config else ""
         print(
-            f"warning: the base's licence and settings are not copied: {error} Name its place with "
-            "--base.",
+            f"warning: the license and settings of the base model are not copied: {error} Name its "
+            "folder with --base.",
             file=sys.stderr,
         )
         return Origin(base, None)
 
 
-def _tokenizer_place(config: TrainConfig | None, checkpoint: str) -> str | None:
-    """Where the tokenizer lies: what the run was given, or beside what from-hf wrote."""
-    if config is None:
-        files = (epath.Path(checkpoint) / name for name in ("tokenizer.json", "tokenizer.model"))
-        return checkpoint if any(file.exists() for file in files) else None
-    place = config.data.tokenizer
-    if epath.Path(place).exists():
-        return place
+def _find_tokenizer(run: RunFolder) -> str | None:
+    """Return the path of the run's tokenizer; if there is none, print a warning."""
     try:
-        return resolve(place, weights=False)
+        return run.tokenizer
     except UserError as error:
-        print(
-            f"warning: no tokenizer is written: data.tokenizer={error} Name its place with "
-            "--tokenizer.",
-            file=sys.stderr,
-        )
+        print(f"warning: no tokenizer is written: {error}", file=sys.stderr)
         return None
 
 
-def _ends_of_answers(config: TrainConfig | None, tokenizer: str | None) -> list[int] | None:
-    """What ends an answer of a model that was taught to chat; None for any other."""
+def _stop_ids(config: TrainConfig | None, tokenizer: str | None) -> list[int] | None:
+    """Return the ids that end an answer of a model trained on chats; None for any other model."""
     if config is None or config.data.chat is None or tokenizer is None:
         return None
     template = load_chat_template(load_tokenizer(tokenizer), config.data.chat.template)
@@ -139,18 +136,18 @@ def _ends_of_answers(config: TrainConfig | None, tokenizer: str | None) -> list[
 
 
 def _write_others(
-    weights: CheckpointReader,
+    run: RunFolder,
     config: TrainConfig | None,
     origin: Origin,
     tokenizer: str | None,
     library: str,
     folder: epath.Path,
 ) -> None:
-    """Tokenizer, licence, generation settings and card."""
-    licences = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
+    """Write tokenizer, license, generation settings and model card into ``folder``."""
+    licenses = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
     chats = config is not None and config.data.chat is not None
-    same = origin.folder and origin.config().get("vocab_size") == weights.config.vocab_size
-    if same and not chats:
+    same_vocab = origin.folder and origin.config().get("vocab_size") == run.architecture.vocab_size
+    if same_vocab and not chats:
         copy_files(origin.folder, folder, ("generation_config.json",))
     if tokenizer is not None:
         _write_tokenizer(tokenizer, folder)
@@ -158,24 +155,24 @@ def _write_others(
             (folder / "chat_template.jinja").write_text(LLAMA3_JINJA, encoding="utf-8")
     sections = []
     if config is not None:
-        metrics = read_metrics(epath.Path(weights.folder) / "metrics.jsonl", weights.step)
-        sections = training_sections(config, weights.about["rows_consumed"], metrics)
+        metrics = read_metrics(epath.Path(run.path) / "metrics.jsonl", run.step)
+        sections = training_sections(config, run.metadata["rows_consumed"], metrics)
     name = folder.name.removesuffix(INCOMPLETE)
     (folder / "README.md").write_text(
-        model_card(name, origin, licences, sections, library), encoding="utf-8"
+        model_card(name, origin, licenses, sections, library), encoding="utf-8"
     )
 
 
 def _write_tokenizer(source: str, folder: epath.Path) -> None:
-    """A Hugging Face tokenizer is copied as it is, with its template; any other is turned."""
-    place = epath.Path(source)
-    if (place / "tokenizer.json").exists() and (place / "tokenizer_config.json").exists():
+    """Copy a Hugging Face tokenizer with its template; convert any other tokenizer."""
+    path = epath.Path(source)
+    if (path / "tokenizer.json").exists() and (path / "tokenizer_config.json").exists():
         copy_files(source, folder, TOKENIZER_FILES)
     else:
-        with tempfile.TemporaryDirectory() as written:
+        with tempfile.TemporaryDirectory() as converted:
             try:
-                export_tokenizer(source, written)
+                export_tokenizer(source, converted)
             except UserError as error:
-                print(f"warning: {error} It is copied as it is.", file=sys.stderr)
-                epath.Path(load_tokenizer(source).path).copy(Path(written) / "tokenizer.model")
-            copy_files(written, folder, ("*",))
+                print(f"warning: {error} It is copied unchanged.", file=sys.stderr)
+                epath.Path(load_tokenizer(source).path).copy(Path(converted) / "tokenizer.model")
+            copy_files(converted, folder, ("*",))

@@ -1,7 +1,7 @@
-"""Hugging Face ``config.json`` <-> ModelConfig.
+"""Conversion between Hugging Face's ``config.json`` and ModelConfig.
 
-What is read means what transformers' LlamaForCausalLM would compute from the same file; a field
-that would change the mathematics and is not supported here is refused by name.
+A config that is read means the same computation as in transformers' LlamaForCausalLM. A field that
+would change the mathematics and is not supported raises an error that names it.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.safetensors import read_json
 
-# Our field -> theirs, both ways. The rest (head_dim, RoPE) needs more than a name.
+# Our field -> Hugging Face's, used both ways. head_dim and RoPE need more than a name.
 FIELDS = {
     "vocab_size": "vocab_size",
     "embed_dim": "hidden_size",
@@ -22,7 +22,7 @@ FIELDS = {
     "tied_embeddings": "tie_word_embeddings",
     "context_length": "max_position_embeddings",
 }
-# What an absent field means to transformers, where that is another field or a plain no.
+# Defaults of transformers for absent fields: the value of another field, or False.
 ABSENT = {"num_key_value_heads": "num_attention_heads", "tie_word_embeddings": False}
 
 ROPE_SCALING = {
@@ -32,8 +32,8 @@ ROPE_SCALING = {
     "original_context_length": "original_max_position_embeddings",
 }
 
-# Fields that change the mathematics, and the values at which they do not. Names beyond Llama's own
-# are those by which relatives of Llama are told from it.
+# Fields that change the mathematics, with the values at which they do not. Fields that Llama itself
+# lacks are those that distinguish its relatives.
 NEUTRAL: dict[str, tuple] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -67,19 +67,19 @@ NEUTRAL: dict[str, tuple] = {
 
 
 def read_config(folder: str) -> ModelConfig:
-    """The architecture of a Hugging Face folder (local or ``gs://``).
+    """Return the architecture of a Hugging Face folder (local or ``gs://``).
 
-    Raises UserError for an architecture that is not Llama and for every field that changes the
-    mathematics and is not supported, each by its name.
+    Raises UserError for an architecture other than Llama, and for a field that changes the
+    mathematics and is not supported, by its name.
     """
     path = f"{folder}/config.json"
     values = read_json(path)
-    _refuse_others(values, path)
+    _require_llama(values, path)
     for name, neutral in NEUTRAL.items():
         if name in values and values[name] not in neutral:
             raise UserError(
-                f"{path}: {name}={_shown(values[name])} changes what the model computes and is "
-                f"not supported; only {_shown(neutral[0])} is."
+                f"{path}: {name}={_short(values[name])} changes what the model computes and is "
+                f"not supported; only {_short(neutral[0])} is."
             )
     fields = {ours: _field(values, theirs, path) for ours, theirs in FIELDS.items()}
     if values.get("head_dim") is None:
@@ -96,7 +96,7 @@ def read_config(folder: str) -> ModelConfig:
 def config_json(
     config: ModelConfig, dtype: str, *, bos_id: int | None, eos_id: int | list[int] | None
 ) -> dict[str, Any]:
-    """The ``config.json`` that transformers, 4 and 5, reads as this model; ``dtype`` as stored."""
+    """Return the ``config.json`` for transformers 4 and 5 of a model stored in ``dtype``."""
     rope: dict[str, Any] | None = None
     if config.rope_scaling:
         rope = {ROPE_SCALING[k]: v for k, v in vars(config.rope_scaling).items()}
@@ -122,26 +122,29 @@ def config_json(
 
 
 def generation_config_json(bos_id: int | None, eos_id: int | list[int] | None) -> dict[str, Any]:
-    """The ``generation_config.json`` of a model that ends at ``eos_id``."""
+    """Return the ``generation_config.json`` of a model whose answers end at ``eos_id``."""
     return {"_from_model_config": True, "bos_token_id": bos_id, "eos_token_id": eos_id}
 
 
-def require_same_architecture(asked: ModelConfig, found: ModelConfig, where: str) -> None:
-    """Raise a UserError that names the first field in which ``where``'s model is another."""
-    for name, value in vars(asked).items():
+def require_same_architecture(expected: ModelConfig, found: ModelConfig, where: str) -> None:
+    """Raise UserError, naming the first field that differs, unless the two are equal.
+
+    ``where`` is the file or folder of ``found``, for the message.
+    """
+    for name, value in vars(expected).items():
         if value != getattr(found, name):
             raise UserError(f"model.{name}={value}, but {where} has {getattr(found, name)}.")
 
 
-def _refuse_others(values: dict[str, Any], path: str) -> None:
+def _require_llama(values: dict[str, Any], path: str) -> None:
     architectures = values.get("architectures")
     if architectures is not None and architectures != ["LlamaForCausalLM"]:
         raise UserError(
-            f"{path}: architectures={_shown(architectures)}; only LlamaForCausalLM is supported."
+            f"{path}: architectures={_short(architectures)}; only LlamaForCausalLM is supported."
         )
     if values.get("model_type") != "llama":
         raise UserError(
-            f"{path}: model_type={_shown(values.get('model_type'))}; only 'llama' is supported."
+            f"{path}: model_type={_short(values.get('model_type'))}; only 'llama' is supported."
         )
 
 
@@ -152,7 +155,7 @@ def _field(values: dict[str, Any], name: str, path: str) -> Any:
     if isinstance(absent, bool):
         value = values.get(name, absent)
         if not isinstance(value, bool):
-            raise UserError(f"{path}: {name}={_shown(value)} must be true or false.")
+            raise UserError(f"{path}: {name}={_short(value)} must be true or false.")
         return value
     return _number(values, name, path)
 
@@ -160,31 +163,35 @@ def _field(values: dict[str, Any], name: str, path: str) -> Any:
 def _number(values: dict[str, Any], name: str, path: str) -> Any:
     value = values.get(name)
     if value is None:
-        raise UserError(f"{path}: {name!r} is missing; without it this would be another model.")
+        raise UserError(
+            f"{path}: {name!r} is missing; copy it from the original model's config.json."
+        )
     whole = name not in ("rms_norm_eps", "rope_theta", *list(ROPE_SCALING.values())[:3])
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-        kind = "whole number" if whole else "number"
-        raise UserError(f"{path}: {name}={_shown(value)} must be a {kind} above 0.")
+        kind = "integer" if whole else "number"
+        raise UserError(f"{path}: {name}={_short(value)} must be a positive {kind}.")
     return value
 
 
 def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from ``rope_theta`` and ``rope_scaling`` or from ``rope_parameters``."""
-    spelt = [n for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
-    for name in spelt:
+    """Return base and scaling, from ``rope_theta`` and ``rope_scaling`` or ``rope_parameters``."""
+    present = [n for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
+    for name in present:
         if not isinstance(values[name], dict):
-            raise UserError(f"{path}: {name}={_shown(values[name])} must hold fields.")
-    ropes = [dict(values[name]) for name in spelt]
+            raise UserError(f"{path}: {name}={_short(values[name])} must be a JSON object.")
+    ropes = [dict(values[name]) for name in present]
     thetas = [values.get("rope_theta"), *(rope.pop("rope_theta", None) for rope in ropes)]
     thetas = [theta for theta in thetas if theta is not None]
     if any(theta != thetas[0] for theta in thetas) or any(rope != ropes[0] for rope in ropes):
-        raise UserError(f"{path}: rope_theta, {' and '.join(spelt)} contradict each other.")
+        raise UserError(
+            f"{path}: rope_theta and {' and '.join(present)} disagree; keep one of them."
+        )
     rope = ropes[0] if ropes else {}
     if not thetas:
         raise UserError(
-            f"{path}: 'rope_theta' is missing; write down the one that the model was trained with "
-            "(transformers would take 10000)."
+            f"{path}: 'rope_theta' is missing; set the value that the model was trained with "
+            "(transformers would use 10000)."
         )
     theta = float(_number({"rope_theta": thetas[0]}, "rope_theta", path))
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -195,7 +202,7 @@ def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | 
         raise UserError(f"{path}: rope type {kind!r} is not supported; default and llama3 are.")
     for name, value in rope.items():
         if name not in allowed or (name == "partial_rotary_factor" and value != 1):
-            raise UserError(f"{path}: RoPE's {name}={_shown(value)} is not supported.")
+            raise UserError(f"{path}: RoPE's {name}={_short(value)} is not supported.")
     if kind == "default":
         return theta, None
     scaling = {ours: _number(rope, theirs, path) for ours, theirs in ROPE_SCALING.items()}
@@ -204,6 +211,6 @@ def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | 
     return theta, RopeScaling(**floats, original_context_length=length)
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

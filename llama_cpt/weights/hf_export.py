@@ -1,4 +1,4 @@
-"""Parameters -> a Hugging Face folder, streamed: one parameter is held at a time."""
+"""Export of parameters to a Hugging Face folder, with one parameter in memory at a time."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,19 +34,19 @@ THREADS = min(16, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What of an export is the user's to choose, and what lies beside the weights."""
+    """Options of an export, and the files next to the weights."""
 
     dtype: str = "bfloat16"
     shard_bytes: int = 5_000_000_000
     bos_id: int | None = None
     eos_id: int | list[int] | None = None
     write_others: Callable[[epath.Path], None] | None = None
-    """Writes tokenizer, licence and card into the folder, before the weights are."""
+    """Function that writes tokenizer, license and card into the folder before the weights."""
 
 
 @dataclass(frozen=True)
 class OutTensor:
-    """One tensor to write: theirs by name, a layer of ours."""
+    """One tensor to write: a parameter, or one layer of a stacked parameter."""
 
     name: TensorName
     layer: int
@@ -54,7 +54,7 @@ class OutTensor:
 
     @property
     def key(self) -> str:
-        """Its name in the file."""
+        """Name of the tensor in the file."""
         return self.name.tensor(self.layer)
 
 
@@ -66,10 +66,10 @@ def export_hf(
 ) -> None:
     """Write the folder ``output`` (local or ``gs://``), which transformers loads.
 
-    ``parameter(path)`` gives an array of ours, such as ``layers/query``; each is asked for once,
-    in turn, and must lie wholly on this process's devices. Tensors are stored parameter by
-    parameter, so that no more than one is needed at a time. Raises UserError where ``output``
-    exists, cannot be written, or a value does not fit the dtype.
+    ``parameter(path)`` returns an array of the model, such as ``layers/query``, on devices of this
+    process. It is called once per parameter, in the order of the files, so that only one parameter
+    is needed at a time. Raises UserError if ``output`` exists or cannot be written, or if a value
+    does not fit the dtype.
     """
     if options.dtype not in EXPORT_DTYPES:
         raise UserError(f"dtype={options.dtype!r} must be one of {', '.join(EXPORT_DTYPES)}.")
@@ -87,12 +87,12 @@ def export_hf(
         ids = {"bos_id": options.bos_id, "eos_id": options.eos_id}
         if not (folder / "generation_config.json").exists():
             _write_json(folder / "generation_config.json", generation_config_json(**ids))
-        # Last: without it the folder is no model.
+        # Written last: without this file the folder is not a model.
         _write_json(folder / "config.json", config_json(config, options.dtype, **ids))
 
 
 def _tensors(config: ModelConfig) -> list[OutTensor]:
-    """Every tensor, parameter by parameter."""
+    """Return all tensors, parameter by parameter."""
     tensors = []
     for ours, parameter in parameters_by_path(abstract_llama(config)).items():
         name = BY_OURS[ours]
@@ -104,7 +104,7 @@ def _tensors(config: ModelConfig) -> list[OutTensor]:
 
 
 def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list[list[OutTensor]]:
-    """``tensors`` in order, cut so that no file is larger, unless by one tensor alone."""
+    """Split ``tensors`` into files of at most ``shard_bytes``, or of one larger tensor each."""
     shards: list[list[OutTensor]] = [[]]
     room = shard_bytes
     for tensor in tensors:
@@ -118,19 +118,19 @@ def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list
 
 
 class _Parameters:
-    """Holds one parameter on the host while its tensors are asked for in turn."""
+    """One parameter on the host at a time, from which its tensors are taken."""
 
     def __init__(self, parameter: Callable[[str], jax.Array]) -> None:
         self._parameter = parameter
         self._cpu = jax.local_devices(backend="cpu")[0]
-        self._held, self._array = "", np.zeros(0)
+        self._path, self._array = "", np.zeros(0)
 
     def matrix(self, tensor: OutTensor) -> np.ndarray:
-        """Float32, in their orientation; a vector is one row."""
+        """Return a float32 matrix in Hugging Face's orientation; a vector is one row."""
         name = tensor.name
-        if self._held != name.path:
-            # The last one is released before the next one comes.
-            self._held, self._array = name.path, np.zeros(0)
+        if self._path != name.path:
+            # The previous parameter is released before the next one is loaded.
+            self._path, self._array = name.path, np.zeros(0)
             self._array = np.asarray(jax.device_put(self._parameter(name.path), self._cpu))
         array = self._array[tensor.layer] if name.stacked else self._array
         return array.T if name.transposed else array.reshape(-1, array.shape[-1])
@@ -143,7 +143,7 @@ def _write_shards(
     dtype: np.dtype,
     progress: Progress,
 ) -> dict[str, str]:
-    """Tensor name -> file."""
+    """Write the files; return the file of each tensor, by tensor name."""
     weight_map = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -159,7 +159,7 @@ def _write_shards(
 
 
 def _as_dtype(tensor: OutTensor, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy in ``dtype``, by all cores."""
+    """Return a contiguous copy in ``dtype``, converted on all cores."""
     out = np.empty(matrix.shape, dtype)
     height = max(1, -(-matrix.shape[0] // THREADS))
     stripes = [slice(top, top + height) for top in range(0, matrix.shape[0], height)]
@@ -171,7 +171,7 @@ def _as_dtype(tensor: OutTensor, matrix: np.ndarray, dtype: np.dtype) -> np.ndar
 
 
 def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:
-    with np.errstate(over="ignore"):  # The caller looks at the result.
+    with np.errstate(over="ignore"):  # The caller checks the result.
         convert(matrix[rows], out[rows])
 
 

@@ -1,4 +1,4 @@
-"""The one table of names, read both ways: our parameters <-> Hugging Face's tensors."""
+"""The table of names of our parameters and Hugging Face's tensors, used for import and export."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,21 @@ from llama_cpt.weights.safetensors import ByteReader, StoredTensor, read_block, 
 
 @dataclass(frozen=True)
 class TensorName:
-    """One parameter of ours and the tensor, or one tensor a layer, that it is made of."""
+    """A parameter of the model, and the Hugging Face tensor or tensors (one per layer) for it."""
 
     path: str
     hf_name: str
-    """``{}`` stands for the layer."""
+    """Name of the tensor; ``{}`` stands for the layer."""
     transposed: bool
-    """Theirs is (out, in), ours (in, out)."""
+    """Whether Hugging Face stores (out, in), where ours is (in, out)."""
 
     @property
     def stacked(self) -> bool:
-        """Whether ours has a leading dim of layers."""
+        """Whether our parameter has a leading dimension of layers."""
         return "{}" in self.hf_name
 
     def tensor(self, layer: int) -> str:
-        """Their name of one layer's tensor."""
+        """Return the name of one layer's tensor."""
         return self.hf_name.format(layer)
 
 
@@ -49,12 +49,12 @@ TENSOR_NAMES = (
 )
 BY_OURS = {name.path: name for name in TENSOR_NAMES}
 
-# Tables that old exports saved and that transformers leaves unread, too.
+# Tables in old exports, which transformers ignores as well.
 IGNORED_TENSORS = "rotary_emb.inv_freq"
 
 
 def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
-    """A model's parameters (or what stands for them) by path, such as ``layers/query``."""
+    """Return a model's parameters, concrete or abstract, by path such as ``layers/query``."""
     parameters = {}
     for ours in BY_OURS:
         holder, _, attribute = ours.rpartition("/")
@@ -65,7 +65,7 @@ def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each of their tensors by name, in the order in which a model uses them."""
+    """Return the shapes of the Hugging Face tensors by name, in the order of their use."""
     parameters = parameters_by_path(abstract_llama(config))
     shapes = {}
     for name, layer in tensor_order(config):
@@ -76,14 +76,14 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_order(config: ModelConfig) -> list[tuple[TensorName, int]]:
-    """(name, layer) of every tensor: the embedding, layer after layer, the output."""
+    """Return (name, layer) of every tensor: the embedding, layer after layer, the output."""
     stacked = [name for name in TENSOR_NAMES if name.stacked]
     layers = [(name, layer) for layer in range(config.num_layers) for name in stacked]
     return [(TENSOR_NAMES[0], 0), *layers, (TENSOR_NAMES[-2], 0), (TENSOR_NAMES[-1], 0)]
 
 
 def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
-    """``model`` (abstract or not) with these values, by path, in its parameters."""
+    """Return ``model`` (concrete or abstract) with the values of ``arrays``, by path."""
 
     def fill(path: tuple, parameter: nnx.Param) -> nnx.Param:
         return parameter.replace(arrays[jax.tree_util.keystr(path, simple=True, separator="/")])
@@ -96,7 +96,7 @@ def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
 def checked_tensors(
     folder: str, config: ModelConfig, reader: ByteReader
 ) -> dict[str, StoredTensor]:
-    """The stored tensors that ``config`` asks for, by name; headers alone are read.
+    """Return the stored tensors that ``config`` requires, by name; only headers are read.
 
     Raises UserError for a tensor that is missing, unexpected or of another shape.
     """
@@ -104,11 +104,11 @@ def checked_tensors(
     expected = tensor_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:
-            raise UserError(f"{folder}: no tensor {name!r}, which config.json asks for.")
+            raise UserError(f"{folder}: no tensor {name!r}, which config.json requires.")
         if tensors[name].shape != shape:
             raise UserError(
                 f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}; "
-                f"config.json makes it {list(shape)}."
+                f"config.json requires {list(shape)}."
             )
     for name in tensors.keys() - expected.keys():
         if name == "lm_head.weight":
@@ -122,7 +122,7 @@ def checked_tensors(
 
 
 def _require_same(head: StoredTensor, embedding: StoredTensor, reader: ByteReader) -> None:
-    """A tied model may hold its output matrix a second time, but not another one."""
+    """Raise UserError unless a tied model's second copy of the output matrix is the embedding."""
     rows = 1 << 10
     same = head.shape == embedding.shape and head.dtype == embedding.dtype
     for start in range(0, head.shape[0] if same else 0, rows):

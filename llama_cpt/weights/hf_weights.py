@@ -1,7 +1,7 @@
-"""Hugging Face safetensors -> a sharded Llama, streamed.
+"""Streamed loading of Hugging Face safetensors into a sharded Llama.
 
-Each process reads the bytes of its own slices alone, in blocks, and writes them as float32 where
-they will stay: host memory peaks at the arrays and a few blocks.
+Each process reads only the bytes of its own slices, in blocks, and converts them to float32
+directly into the final buffers. Host memory peaks at the arrays and a few blocks.
 """
 
 from collections.abc import Iterable
@@ -32,11 +32,11 @@ from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
 
 BLOCK_BYTES = 4 << 20
-# A tile of both layouts stays in a core's first caches while it is transposed.
+# A tile of both layouts fits into a core's first caches while it is transposed.
 TILE = 128
-# XLA takes a NumPy buffer of this alignment as it is, without a copy, on CPU.
+# On CPU, XLA uses a NumPy buffer of this alignment without a copy.
 ALIGNMENT = 64
-MOST_THREADS = 16
+MAX_THREADS = 16
 
 
 def load_hf(
@@ -48,11 +48,11 @@ def load_hf(
     remat: str = "none",
     attention: str = "reference",
 ) -> Llama:
-    """A Hugging Face folder, ``gs://`` URL or hub name as a float32 Llama sharded over ``mesh``.
+    """Load a Hugging Face folder, ``gs://`` URL or hub name as a float32 Llama on ``mesh``.
 
-    ``config``, where given, must be the folder's. ``mesh=None`` is one device, and the model can
-    then be called without a mesh context. Raises UserError for whatever is wrong with the folder,
-    before any large read.
+    ``config``, if given, must equal the folder's. ``mesh=None`` means one device; the model can
+    then be called without a mesh context. Raises UserError, before any large read, if the folder
+    is missing, damaged or not a supported model.
     """
     folder = resolve(path)
     found = read_config(folder)
@@ -74,9 +74,9 @@ def load_hf(
 
 
 class HfWeights:
-    """A Hugging Face folder read parameter by parameter, as float32 on this machine's CPU.
+    """A Hugging Face folder read one parameter at a time, as float32 on this machine's CPU.
 
-    Raises UserError for whatever is wrong with the folder.
+    Raises UserError if the folder is missing, damaged or not a supported model.
     """
 
     def __init__(self, path: str) -> None:
@@ -88,7 +88,7 @@ class HfWeights:
             self._tensors = checked_tensors(folder, self.config, reader)
 
     def parameter(self, path: str) -> jax.Array:
-        """One array, such as ``layers/query``; nothing else is read."""
+        """Return one array, such as ``layers/query``; nothing else is read."""
         plan = _plan(BY_OURS[path], self._shapes[path].get_value(), self._tensors)
         total = sum(block.size_bytes for block in plan.blocks)
         with byte_reader() as reader, Progress(f"read {path}", total / 1e9, "GB") as progress:
@@ -96,12 +96,12 @@ class HfWeights:
 
 
 Bounds = tuple[tuple[int, int], ...]
-"""(start, stop) in each dim."""
+"""(start, stop) in each dimension."""
 
 
 @dataclass(frozen=True)
 class ReadBlock:
-    """A rectangle of a stored matrix, read at once."""
+    """A rectangle of a stored matrix, read in one call."""
 
     tensor: StoredTensor
     layer: int
@@ -110,14 +110,14 @@ class ReadBlock:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes to read."""
+        """Number of bytes to read."""
         (top, bottom), (left, right) = self.rows, self.columns
         return (bottom - top) * (right - left) * self.tensor.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What this process reads of one parameter, and what each of its devices holds of it."""
+    """The blocks of one parameter that this process reads, and the slice on each of its devices."""
 
     name: TensorName
     like: jax.ShapeDtypeStruct
@@ -128,10 +128,11 @@ class ReadPlan:
 def _plan(
     name: TensorName, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTensor]
 ) -> ReadPlan:
-    places = like.sharding.addressable_devices_indices_map(like.shape)
-    owned = {device: _bounds(index, like.shape) for device, index in places.items()}
+    indices = like.sharding.addressable_devices_indices_map(like.shape)
+    owned = {device: _bounds(index, like.shape) for device, index in indices.items()}
     layers = sorted({i for bounds in owned.values() for i in _layers(name, bounds)})
     matrices = [_matrix_bounds(name, bounds) for bounds in owned.values()]
+    # Devices that share rows or columns (replicas, the same shard of one axis) share the read.
     rows, columns = (_merged(side) for side in zip(*matrices, strict=True))
     blocks = []
     for layer in layers:
@@ -146,31 +147,32 @@ def _plan(
 
 
 def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
-    """The parameter as a sharded float32 array."""
+    """Return the parameter as a sharded float32 array."""
     buffers = {bounds: _aligned_empty(bounds) for bounds in plan.owned.values()}
 
     def run(block: ReadBlock) -> int:
         values = read_block(reader, block.tensor, slice(*block.rows), slice(*block.columns))
         for bounds, buffer in buffers.items():
             if block.layer in _layers(plan.name, bounds):
-                _place(plan.name, block, values, bounds, buffer)
+                _copy_overlap(plan.name, block, values, bounds, buffer)
         return block.size_bytes
 
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+    # Blocks are disjoint, so that threads write to disjoint parts of the buffers without a lock.
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for count in pool.map(run, plan.blocks):
             progress.update(count / 1e9)
-    # On CPU the buffers become the arrays; elsewhere they are released once they are sent.
+    # On CPU the buffers become the arrays. Elsewhere they are released after the transfer.
     shards = [jax.device_put(buffers[bounds], device) for device, bounds in plan.owned.items()]
     whole = jax.make_array_from_single_device_arrays(plan.like.shape, plan.like.sharding, shards)
     return jax.block_until_ready(whole)
 
 
-def _place(
+def _copy_overlap(
     name: TensorName, block: ReadBlock, values: np.ndarray, bounds: Bounds, buffer: np.ndarray
 ) -> None:
-    """Copy what ``block`` and the slice of ours at ``bounds`` have in common."""
+    """Copy the values that ``block`` shares with our slice at ``bounds`` into ``buffer``."""
     matrix = buffer[block.layer - bounds[0][0]] if name.stacked else buffer
-    # Shaped as theirs: a vector is one row, a transposed matrix a view.
+    # Shaped as in the file: a vector is one row, a transposed matrix is a view.
     view = matrix.T if name.transposed else matrix.reshape(-1, matrix.shape[-1])
     rows, columns = _matrix_bounds(name, bounds)
     from_rows, to_rows = _overlap(block.rows, rows)
@@ -179,7 +181,7 @@ def _place(
 
 
 def convert(values: np.ndarray, out: np.ndarray) -> None:
-    """``out[...] = values`` in ``out``'s dtype; fast where one of the two is a transposed view."""
+    """Set ``out[...] = values`` in the dtype of ``out``; fast if one is a transposed view."""
     for top in range(0, values.shape[0], TILE):
         for left in range(0, values.shape[1], TILE):
             tile = slice(top, top + TILE), slice(left, left + TILE)
@@ -191,7 +193,7 @@ def _layers(name: TensorName, bounds: Bounds) -> range:
 
 
 def _matrix_bounds(name: TensorName, bounds: Bounds) -> Bounds:
-    """Rows and columns of their matrix that a slice of ours covers."""
+    """Return the rows and columns of the stored matrix that our slice covers."""
     matrix = bounds[1:] if name.stacked else bounds
     if len(matrix) == 1:
         return ((0, 1), *matrix)
@@ -203,7 +205,7 @@ def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
 
 
 def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs in order, those that touch or overlap joined."""
+    """Return the runs in order, with those that touch or overlap joined."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(set(runs)):
         if merged and start <= merged[-1][1]:
@@ -214,14 +216,14 @@ def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> tuple[slice, slice]:
-    """What two runs share, counted from the start of each; empty where they share nothing."""
+    """Return the overlap of two runs, relative to the start of each; empty if there is none."""
     start = max(a[0], b[0])
     stop = max(start, min(a[1], b[1]))
     return slice(start - a[0], stop - a[0]), slice(start - b[0], stop - b[0])
 
 
 def _aligned_empty(bounds: Bounds) -> np.ndarray:
-    """Uninitialised float32 of a slice's shape."""
+    """Return an uninitialized, aligned float32 array with the shape of a slice."""
     shape = tuple(stop - start for start, stop in bounds)
     size_bytes = 4 * math.prod(shape)
     raw = np.empty(size_bytes + ALIGNMENT, np.uint8)

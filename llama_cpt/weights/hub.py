@@ -1,4 +1,4 @@
-"""Where a model named by a user lies: a folder, a ``gs://`` URL or a name on the hub."""
+"""Resolution of a model name to a folder: a local folder, a ``gs://`` URL or a name on the hub."""
 
 import re
 
@@ -13,20 +13,20 @@ from llama_cpt.runtime.storage import UnreachableError, check_reachable
 COMPANION_FILES = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-# What a broken connection or a full disk raises; the HTTP library's own error is hidden in a base.
+# Errors of a broken connection or a full disk. The hub's base classes include the HTTP library's.
 DOWNLOAD_ERRORS = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
 
 
 def resolve(source: str, *, weights: bool = True) -> str:
-    """The folder or URL that holds ``source``; a hub name is downloaded first, resumably.
+    """Return the folder or URL that holds ``source``; download a hub model first, resumably.
 
-    ``weights=False`` leaves the weights on the hub: tokenizer, config and licence come alone.
-    Raises UserError where there is nothing of that name or no right to it, with the remedy.
+    ``weights=False`` downloads only tokenizer, config and license. Raises UserError, with the
+    remedy, if nothing has that name or access to it is denied.
     """
     check_reachable(source)
-    place = epath.Path(source).expanduser()
-    if place.is_dir():
-        return str(place)
+    path = epath.Path(source).expanduser()
+    if path.is_dir():
+        return str(path)
     if not HUB_NAME.fullmatch(source):
         raise UserError(f"{source}: no such folder.")
     return _download(source, [*COMPANION_FILES, *(["*.safetensors"] if weights else [])])
@@ -38,7 +38,7 @@ def _download(name: str, patterns: list[str]) -> str:
         return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
     except errors.GatedRepoError:
         raise UserError(
-            f"{name} is gated: accept its licence at {page}, then run `hf auth login`."
+            f"{name} is gated: accept its license at {page}, then run `hf auth login`."
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
@@ -52,12 +52,14 @@ def _download(name: str, patterns: list[str]) -> str:
         ) from None
     except DOWNLOAD_ERRORS as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
-        kind = UnreachableError if _passes(error) else UserError
-        raise kind(f"{name}: the download stopped: {reason}. Run again to go on.") from None
+        kind = UnreachableError if _is_transient(error) else UserError
+        raise kind(
+            f"{name}: the download stopped: {reason}. Run the command again to resume it."
+        ) from None
 
 
-def _passes(error: Exception) -> bool:
-    """Whether the hub, or what lies between, may do better the next time."""
+def _is_transient(error: Exception) -> bool:
+    """Return whether a later attempt may succeed."""
     if (response := getattr(error, "response", None)) is not None:
         return response.status_code in (408, 429) or response.status_code >= 500
     return not isinstance(error, ValueError) and not is_permanent(error)

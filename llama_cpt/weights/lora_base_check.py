@@ -1,6 +1,7 @@
-"""The weights beside which adapters were trained: where they lie, and whether they are the same.
+"""Base weights of a LoRA run: their location, and a check that they have not changed.
 
-A checkpoint of a LoRA run holds adapters and notes one checksum for each array beside them.
+A checkpoint of a LoRA run holds only adapters. Its metadata records one checksum for each array of
+the base weights that they were trained on.
 """
 
 from collections.abc import Iterator
@@ -19,75 +20,81 @@ from llama_cpt.config.schema import LoraConfig
 from llama_cpt.runtime.errors import UserError
 
 NOTED = "trained_beside"
-"""Under which name a checkpoint notes the checksums."""
+"""Key of the checksums in a checkpoint's metadata."""
 
 
 @dataclass(frozen=True)
 class LoraBase:
-    """What a checkpoint of adapters says of the weights that they go beside."""
+    """The base weights of a checkpoint of adapters, as its metadata describes them."""
 
     lora: LoraConfig
     source: str
-    """The run's ``init_from``."""
+    """The ``init_from`` of the run."""
     dtype: str
-    """In which the run held the weights."""
+    """Type in which the run held the weights."""
     checksums: dict[str, int]
-    """Checksums in that type, by path such as ``layers/query``."""
+    """Checksums of the arrays in that type, by path such as ``layers/query``."""
 
     def require(self, path: str, array: jax.Array) -> None:
-        """Raise UserError unless ``array`` is, in the run's type, what the run held there."""
+        """Raise UserError unless ``array``, in the run's type, equals the array in the run."""
         if self.checksums.get(path) != int(checksum(array, self.dtype)):
             raise UserError(
-                f"{self.source}: {path} is not what the adapters were trained beside. Put the "
-                "weights back that were there, or start a new run."
+                f"{self.source}: {path} differs from the weights that the adapters were trained "
+                "on. Restore those weights, or start a new run."
             )
 
     def require_all(self, model: Any) -> None:
-        """``require`` of every parameter of ``model``."""
+        """Check every parameter of ``model`` as in ``require``."""
         for path, parameter in _parameters(model).items():
             self.require(path, parameter)
 
     @contextlib.contextmanager
     def error_context(self, folder: str) -> Iterator[None]:
-        """Around reading it: an error says why the run in ``folder`` needs it."""
+        """Context manager that adds to a UserError why the run in ``folder`` needs the base."""
         try:
             yield
         except UserError as error:
             raise UserError(
-                f"{folder} holds adapters, and the weights beside them cannot be read: {error} "
-                f"They lay at {self.source!r}: put them, or a link to them, there again."
+                f"{folder} holds adapters, and their base weights cannot be read: {error} "
+                f"They were at {self.source!r}; restore them, or a link to them, there."
             ) from error
 
 
-def read_lora_base(about: dict[str, Any], where: str) -> LoraBase | None:
-    """What ``about``, a checkpoint's, says of it; None where the checkpoint holds a whole model."""
-    config = about["config"]
+def read_lora_base(metadata: dict[str, Any], where: str) -> LoraBase | None:
+    """Return the base weights in a checkpoint's metadata; None if it holds a whole model.
+
+    ``where`` names the checkpoint in error messages.
+    """
+    config = metadata["config"]
     if config.get("lora") is None:
         return None
     lora = from_dict(LoraConfig, config["lora"], f"{where}: lora")
-    return LoraBase(lora, config["init_from"], config["compute"]["dtype"], about[NOTED])
+    return LoraBase(lora, config["init_from"], config["compute"]["dtype"], metadata[NOTED])
 
 
 def checksums(model: Any) -> dict[str, int]:
-    """The checksum of every parameter of ``model`` (or of none), by its path."""
+    """Return the checksum of every parameter of ``model`` by path; empty if it has none."""
     sums = {path: checksum(x, str(x.dtype)) for path, x in _parameters(model).items()}
     return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
 @partial(jax.jit, static_argnums=1)
 def checksum(array: jax.Array, dtype: str) -> jax.Array:
-    """Sum over places of a hash of the place and the bits there in ``dtype``, modulo 2^32.
+    """Return the sum over positions of a hash of the position and its bits in ``dtype``, mod 2^32.
 
-    Integers add up to the same in any order, so slices may be summed wherever they lie. The hash is
-    MurmurHash3's finaliser (Appleby 2011), one to one: no single value can change unseen.
+    An integer sum does not depend on the order, so each device can sum its own slice. The hash is
+    the finalizer of MurmurHash3 (Appleby 2011), a bijection: a change of a single value is always
+    detected.
     """
     array = array.astype(dtype)
     bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
-    place = jnp.zeros(array.shape, jnp.uint32)
+    position = jnp.zeros(array.shape, jnp.uint32)
     for dim in range(array.ndim):
         stride = math.prod(array.shape[dim + 1 :])
-        place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, dim) * jnp.uint32(stride)
-    mixed = bits.astype(jnp.uint32) + place * jnp.uint32(0x9E3779B1)
+        position += jax.lax.broadcasted_iota(jnp.uint32, array.shape, dim) * jnp.uint32(stride)
+    # 0x9E3779B1, a prime near 2^32 divided by the golden ratio, spreads consecutive positions.
+    # The shifts and factors below are those of fmix32 in MurmurHash3.
+    mixed = bits.astype(jnp.uint32) + position * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""The README of an exported model: what it started from, what it was trained on, how it did."""
+"""The README of an exported model: base model, training, data and evaluation."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -25,7 +25,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 """,
     "peft": """## Use
 
-Adapters: `base_model_name_or_path` in `adapter_config.json` is where the model beside them lies.
+Adapters: `base_model_name_or_path` in `adapter_config.json` names their base model.
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -39,24 +39,25 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")
 def model_card(
     name: str,
     origin: Origin,
-    licences: Sequence[str],
+    licenses: Sequence[str],
     sections: Sequence[str],
     library: str = "transformers",
 ) -> str:
-    """The card of a model called ``name``, which ``library`` (of ``USES``) loads.
+    """Return the card of a model called ``name``, which ``library`` (a key of ``USES``) loads.
 
-    ``licences`` are the names of the base's licence files beside it, ``sections`` Markdown.
+    ``licenses`` are the names of the base model's license files, copied next to the card;
+    ``sections`` are Markdown.
     """
     header = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if HUB_NAME.fullmatch(origin.base):
         header.append(f"base_model: {origin.base}")
-    licence = next((file for file in licences if file.startswith("LICENSE")), None)
-    if licence:
-        header += ["license: other", f"license_link: {licence}"]
+    license_file = next((file for file in licenses if file.startswith("LICENSE")), None)
+    if license_file:
+        header += ["license: other", f"license_link: {license_file}"]
     started = f"Started from {f'`{origin.base}`' if origin.base else 'random weights'}"
     started += "".join(f", then run `{run}`" for run in origin.runs) + "."
-    if licences:
-        started += f" The base's terms apply: {', '.join(f'[{f}]({f})' for f in licences)}."
+    if licenses:
+        started += f" The base's terms apply: {', '.join(f'[{f}]({f})' for f in licenses)}."
     body = [f"# {name}", started, *sections, USES[library].format(name=name)]
     return "\n".join(["---", *header, "---", ""]) + "\n" + "\n\n".join(body)
 
@@ -64,7 +65,7 @@ def model_card(
 def training_sections(
     config: TrainConfig, rows_consumed: int, metrics: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Data, realised ALMR, learning rate, tokens and evaluation of one run, as Markdown."""
+    """Return data, realized ALMR, learning rate, tokens and evaluation of a run, as Markdown."""
     sections = [_training(config, rows_consumed)]
     if config.data.additional or config.data.original:
         sections.append(_data(config, rows_consumed))
@@ -73,7 +74,7 @@ def training_sections(
 
 
 def read_metrics(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` up to ``last_step``; none where there is no file."""
+    """Return the lines of a run's ``metrics.jsonl`` up to ``last_step``; none without a file."""
     if not path.exists():
         return []
     lines = []
@@ -91,7 +92,7 @@ def _training(config: TrainConfig, rows: int) -> str:
     cells = [
         ("steps", f"{steps:,} of {config.num_steps:,}"),
         ("tokens", f"{rows * length:,} ({rows:,} rows of {length:,})"),
-        ("tokens a step", f"{config.global_batch_size * length:,}"),
+        ("tokens per step", f"{config.global_batch_size * length:,}"),
         ("peak learning rate", f"{optimizer.peak_learning_rate:g}"),
         ("schedule", f"{optimizer.schedule}, {optimizer.warmup_steps:,} warm-up steps"),
         ("weight decay", f"{optimizer.weight_decay:g}"),
@@ -110,14 +111,14 @@ def _data(config: TrainConfig, rows: int) -> str:
     counts: dict[str, int] = {}
     text = ""
     if rows:
-        # How many rows a corpus has changes which of them are read, not how many.
+        # The number of rows in a corpus changes which rows are read, but not how many.
         sizes = {corpus.name: 1 for _, corpora in groups for corpus in corpora}
         batch = config.global_batch_size
         mixture = build_mixture(data, sizes, seed=config.seed, global_batch_size=batch)
         counts = dict(zip(sizes, mixture.row_counts(rows), strict=True))
         text = (
-            f"Additional-language mixture ratio (ALMR), share of the tokens trained on that are "
-            f"additional: asked {_share(mixture.target_almr(rows))}, realised "
+            "Additional-language mixture ratio (ALMR), the share of additional tokens in training: "
+            f"target {_share(mixture.target_almr(rows))}, realized "
             f"{_share(mixture.realized_almr(rows))}.\n\n"
         )
     cells = [
@@ -133,7 +134,7 @@ def _corpus_row(group: str, corpus: CorpusConfig, tokens: int) -> tuple[str, ...
 
 
 def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
-    """Each held-out number before training (the first that was written) and last."""
+    """Return a table of the first and last value of each held-out metric, if any."""
     measured: dict[str, list[float]] = {}
     for line in metrics:
         for key, value in line.items():
@@ -146,7 +147,7 @@ def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its header first."""
+    """Return a Markdown table of ``cells``, which must be escaped, below ``header``."""
     rows = [header, ("---",) * len(header), *cells]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -1,4 +1,4 @@
-"""Adapters as a folder that ``peft`` loads beside a Hugging Face model."""
+"""Export of adapters to a folder that ``peft`` loads on top of a Hugging Face model."""
 
 from collections.abc import Callable
 import json
@@ -29,8 +29,8 @@ def export_peft(
 ) -> None:
     """Write the folder ``output``: the factors in ``dtype`` and peft's settings.
 
-    ``stored(path)`` gives a factor, such as ``query/a``; ``base`` is the model that peft is to load
-    beside them, ``write_others`` writes what lies beside the weights. Raises UserError where
+    ``stored(path)`` returns a factor, such as ``query/a``; ``base`` is the model into which peft
+    loads the adapters; ``write_others`` writes the files next to the weights. Raises UserError if
     ``output`` exists or cannot be written.
     """
     tensors = {}
@@ -46,18 +46,18 @@ def export_peft(
             for tensor in tensors.values():
                 out.write(tensor.tobytes())
         text = json.dumps(adapter_config(lora, base), indent=2) + "\n"
-        # Last: without it the folder holds no adapters.
+        # Written last: without this file the folder does not hold adapters.
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def tensor_name(target: str, factor: str, layer: int) -> str:
-    """Theirs: ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``."""
+    """Return peft's name: ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``."""
     matrix = BY_OURS[f"layers/{target}"].tensor(layer).removesuffix(".weight")
     return f"base_model.model.{matrix}.lora_{factor.upper()}.weight"
 
 
 def adapter_config(lora: LoraConfig, base: str) -> dict[str, Any]:
-    """The fields of peft's ``LoraConfig`` that say what the adapters are."""
+    """Return the fields of peft's ``LoraConfig`` that describe the adapters."""
     modules = [BY_OURS[f"layers/{target}"].hf_name.split(".")[-2] for target in lora.targets]
     return {
         "peft_type": "LORA",

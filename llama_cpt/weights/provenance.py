@@ -1,4 +1,4 @@
-"""Where a model's weights came from first, and the files that go with them."""
+"""Provenance of a model: the base model of a line of runs, and the files that belong to it."""
 
 from dataclasses import dataclass
 import fnmatch
@@ -21,69 +21,77 @@ TOKENIZER_FILES = (
     "chat_template.*",
 )
 ORIGIN_FILE = "origin.json"
-"""What ``convert from-hf`` writes beside its checkpoint: ``{"base": SOURCE}``."""
+"""File that ``convert from-hf`` writes next to its checkpoint: ``{"base": SOURCE}``."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The first model of a line of runs, each of which started from the one before."""
+    """The base model of a line of runs, each of which started from the previous one."""
 
     base: str
-    """The hub name or the folder's name; empty where the line began with random weights."""
+    """The hub name or the folder's name; empty if the line began with random weights."""
     folder: str | None
-    """Where its config, licence and tokenizer lie, if they can be had."""
+    """Folder of its config, license and tokenizer, if available."""
     runs: tuple[str, ...] = ()
-    """Names of the runs between it and the one asked about, the earliest first."""
+    """Names of the runs between the base model and the given one, earliest first."""
 
     def config(self) -> dict[str, Any]:
-        """Its Hugging Face ``config.json``; empty where there is none."""
+        """Return its Hugging Face ``config.json``; empty if there is none."""
         if self.folder is None or not (epath.Path(self.folder) / "config.json").exists():
             return {}
         return read_json(f"{self.folder}/config.json")
 
 
 def find_origin(source: str) -> Origin:
-    """Follow ``init_from`` from ``source`` (a folder or hub name) to where it began."""
-    places: list[epath.Path] = []
+    """Follow ``init_from`` from ``source`` (a folder or hub name) to the base model.
+
+    Reads only ``config.json`` of each run, so that runs whose checkpoints were deleted can still be
+    followed. Raises UserError if a folder is missing or the line is a cycle.
+    """
+    runs: list[epath.Path] = []
     while source:
-        place = epath.Path(source).expanduser()
-        if not place.is_dir():
-            return Origin(source, resolve(source, weights=False), _between(places))
-        if place in places:
-            raise UserError(f"{place}/config.json: init_from leads back to itself.")
-        values = read_json(f"{place}/config.json")
+        folder = epath.Path(source).expanduser()
+        if not folder.is_dir():
+            return Origin(source, resolve(source, weights=False), _names_between(runs))
+        if folder in runs:
+            raise UserError(
+                f"{folder}/config.json: init_from leads back to the same run; correct it."
+            )
+        values = read_json(f"{folder}/config.json")
         if "init_from" not in values:
-            return Origin(_base_name(place), str(place), _between(places))
-        places.append(place)
+            return Origin(_base_name(folder), str(folder), _names_between(runs))
+        runs.append(folder)
         source = values["init_from"]
-    return Origin("", None, _between(places))
+    return Origin("", None, _names_between(runs))
 
 
 def write_origin(source: str, folder: epath.Path) -> None:
-    """Note in ``folder`` that its weights are those of ``source``."""
+    """Record in ``folder`` that its weights are those of ``source``."""
     base = source if HUB_NAME.fullmatch(source) else _base_name(epath.Path(source))
     (folder / ORIGIN_FILE).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
 
 
 def copy_files(folder: str, output: epath.Path, patterns: tuple[str, ...]) -> list[str]:
-    """Copy the files of ``folder`` whose name fits one of ``patterns``; their names."""
+    """Copy the files of ``folder`` whose names match one of ``patterns``; return the names."""
     copied = []
     for file in sorted(epath.Path(folder).iterdir(), key=lambda path: path.name):
-        fits = any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
-        if fits and not file.is_dir():
+        matches = any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
+        if matches and not file.is_dir():
             (output / file.name).write_bytes(file.read_bytes())
             copied.append(file.name)
     return copied
 
 
-def _between(places: list[epath.Path]) -> tuple[str, ...]:
-    return tuple(place.name for place in reversed(places[1:]))
+def _names_between(runs: list[epath.Path]) -> tuple[str, ...]:
+    return tuple(folder.name for folder in reversed(runs[1:]))
 
 
-def _base_name(place: epath.Path) -> str:
-    if (place / ORIGIN_FILE).exists():
-        base = read_json(f"{place}/{ORIGIN_FILE}").get("base")
+def _base_name(folder: epath.Path) -> str:
+    if (folder / ORIGIN_FILE).exists():
+        base = read_json(f"{folder}/{ORIGIN_FILE}").get("base")
         if not isinstance(base, str):
-            raise UserError(f"{place}/{ORIGIN_FILE}: names no base.")
+            raise UserError(
+                f"{folder}/{ORIGIN_FILE}: has no 'base'; set it to the base model's name."
+            )
         return base
-    return place.name or str(place)
+    return folder.name or str(folder)

@@ -1,8 +1,8 @@
-"""Safetensors by byte ranges: every header checked before any data is read.
+"""Reading of safetensors by byte ranges, with all headers checked before any data is read.
 
-A file is 8 bytes of header length, a JSON header, then the tensors' bytes
-(https://huggingface.co/docs/safetensors). Ranges are read with ``pread``: mapped pages would count
-as resident memory. Files lie on local disk or behind a URL such as ``gs://``.
+A file consists of 8 bytes of header length, a JSON header and the bytes of the tensors
+(https://huggingface.co/docs/safetensors). Ranges are read with ``pread``, because mapped pages
+would count as resident memory. Files are local or behind a URL such as ``gs://``.
 """
 
 from collections.abc import Iterator
@@ -29,23 +29,24 @@ DTYPES = {
 }
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-LONGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
+"""Limit of the reference implementation, against allocations that a broken file requests."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes lie."""
+    """Location of a tensor's bytes."""
 
     name: str
     file: str
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
-    """Offset of its first byte in ``file``."""
+    """Offset of the first byte in ``file``."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in the file."""
+        """Number of bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -55,7 +56,7 @@ class StoredTensor:
 
 
 class ByteReader:
-    """Reads byte ranges of local files and URLs; used by many threads at once."""
+    """A reader of byte ranges of local files and URLs; safe for many threads at once."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -70,7 +71,9 @@ class ByteReader:
         else:
             done = self._read_local(file, start, out)
         if done != out.size:
-            raise UserError(f"{file}: ended at byte {start + done} while it was read.")
+            raise UserError(
+                f"{file}: ended at byte {start + done} while it was read; download it again."
+            )
 
     def _read_local(self, file: str, start: int, out: np.ndarray) -> int:
         descriptor = self._descriptors.get(file)
@@ -88,7 +91,7 @@ class ByteReader:
         return done
 
     def close(self) -> None:
-        """Close every file."""
+        """Close all files."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -96,7 +99,7 @@ class ByteReader:
 
 @contextlib.contextmanager
 def byte_reader() -> Iterator[ByteReader]:
-    """A ByteReader whose files are closed at the end."""
+    """Context manager that returns a ByteReader and closes its files at the end."""
     reader = ByteReader()
     try:
         yield reader
@@ -105,10 +108,10 @@ def byte_reader() -> Iterator[ByteReader]:
 
 
 def read_block(reader: ByteReader, tensor: StoredTensor, rows: slice, columns: slice) -> np.ndarray:
-    """``tensor[rows, columns]`` in its own dtype; of a local file, no byte outside them is read."""
+    """Return ``tensor[rows, columns]`` in its own dtype; reads no other bytes of a local file."""
     width = tensor.matrix_shape[1]
     if "://" in tensor.file and (columns.start, columns.stop) != (0, width):
-        # A request for each row would take far longer than the bytes between them.
+        # One request per row would take far longer than reading whole rows.
         return read_block(reader, tensor, rows, slice(0, width))[:, columns]
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     out = np.empty(shape, tensor.dtype)
@@ -124,9 +127,9 @@ def read_block(reader: ByteReader, tensor: StoredTensor, rows: slice, columns: s
 
 
 def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
-    """Every tensor of a folder's safetensors by name, each file's header checked.
+    """Return all tensors of a folder's safetensors by name, after a check of each file's header.
 
-    Raises UserError for pickles, a missing shard, a truncated file, an index that does not agree.
+    Raises UserError for pickles, a missing or truncated shard, or an index that disagrees.
     """
     tensors: dict[str, StoredTensor] = {}
     index = _read_index(folder)
@@ -134,18 +137,20 @@ def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
         for tensor in _read_header(f"{folder}/{file}", reader):
             if index and index.get(tensor.name) != file:
                 raise UserError(
-                    f"{folder}/{file}: holds {tensor.name!r}, which {INDEX_FILE} places in "
+                    f"{folder}/{file}: holds {tensor.name!r}, which {INDEX_FILE} assigns to "
                     f"{index.get(tensor.name)}; download the folder again."
                 )
             tensors[tensor.name] = tensor
     absent = sorted(set(index) - set(tensors))
     if absent:
-        raise UserError(f"{folder}/{index[absent[0]]}: lacks {absent[0]!r}, which the index names.")
+        raise UserError(
+            f"{folder}/{index[absent[0]]}: has no {absent[0]!r}, which the index lists."
+        )
     return tensors
 
 
 def _read_index(folder: str) -> dict[str, str]:
-    """Tensor name -> file; empty where one file holds everything."""
+    """Return the file of each tensor, by tensor name; empty if there is only one file."""
     path = epath.Path(folder)
     if not (path / INDEX_FILE).exists():
         if (path / SINGLE_FILE).exists():
@@ -153,24 +158,28 @@ def _read_index(folder: str) -> dict[str, str]:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         if pickles:
             raise UserError(
-                f"{folder}/{pickles[0]}: a pickle runs whatever code it holds when it is opened; "
-                "only safetensors are read. Ask for the model's safetensors, or convert it where "
-                "you trust it: transformers' save_pretrained(folder)."
+                f"{folder}/{pickles[0]}: a pickle can run code when it is opened, so only "
+                "safetensors are read. Get the model's safetensors, or convert a model that you "
+                "trust with transformers' save_pretrained(folder)."
             )
-        raise UserError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}.")
+        raise UserError(
+            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; name a model's folder."
+        )
     index = read_json(f"{folder}/{INDEX_FILE}").get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise UserError(f"{folder}/{INDEX_FILE}: has no weight_map.")
+        raise UserError(f"{folder}/{INDEX_FILE}: has no weight_map; download it again.")
     for file in sorted(set(index.values())):
         if Path(file).name != file:
             raise UserError(f"{folder}/{INDEX_FILE}: names a file outside the folder, {file!r}.")
         if not (path / file).exists():
-            raise UserError(f"{folder}/{file}: missing, but {INDEX_FILE} names it.")
+            raise UserError(
+                f"{folder}/{file}: missing, but {INDEX_FILE} lists it; download it again."
+            )
     return index
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """A JSON object from a local file or URL."""
+    """Return the JSON object in a local file or behind a URL. Raises UserError if there is none."""
     try:
         values = json.loads(epath.Path(path).read_text("utf-8"))
     except FileNotFoundError:
@@ -178,7 +187,7 @@ def read_json(path: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no JSON object.")
+        raise UserError(f"{path}: must be a JSON object.")
     return values
 
 
@@ -190,8 +199,8 @@ def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
     length_bytes = np.empty(8, np.uint8)
     reader.read(file, 0, length_bytes)
     length = struct.unpack("<Q", length_bytes.tobytes())[0]
-    if length > min(size - 8, LONGEST_HEADER):
-        raise UserError(f"{broken}, its header says that it is {length} long); download it again.")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise UserError(f"{broken}, its header claims a length of {length}); download it again.")
     header_bytes = np.empty(length, np.uint8)
     reader.read(file, 8, header_bytes)
     try:
@@ -211,14 +220,14 @@ def _stored_tensor(file: str, size: int, data_start: int, entry: tuple) -> Store
     name, dtype, shape, start, stop = entry
     if dtype not in DTYPES:
         raise UserError(
-            f"{file}: {name!r} is {dtype}; {', '.join(DTYPES)} can be read. A quantised model "
-            "must be turned back first."
+            f"{file}: {name!r} is {dtype}; {', '.join(DTYPES)} can be read. Dequantize the model "
+            "first."
         )
     tensor = StoredTensor(name, file, DTYPES[dtype], shape, data_start + start)
     if stop - start != tensor.size_bytes or start < 0:
         raise UserError(
-            f"{file}: {name!r} of shape {list(shape)} takes {tensor.size_bytes} bytes, its header "
-            f"gives it {stop - start}; download it again."
+            f"{file}: {name!r} of shape {list(shape)} takes {tensor.size_bytes} bytes, but its "
+            f"header assigns {stop - start}; download it again."
         )
     if data_start + stop > size:
         raise UserError(
@@ -229,7 +238,7 @@ def _stored_tensor(file: str, size: int, data_start: int, entry: tuple) -> Store
 
 
 def file_header(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
-    """The header of a file that holds these tensors in this order, without gaps."""
+    """Return the header of a file that holds these tensors in this order, without gaps."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0

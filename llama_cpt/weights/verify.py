@@ -1,4 +1,4 @@
-"""Is a checkpoint what a Hugging Face folder holds? Tensor by tensor, then by the logits."""
+"""Comparison of a checkpoint with a Hugging Face folder, tensor by tensor and by logits."""
 
 from dataclasses import dataclass
 import importlib.util
@@ -11,44 +11,45 @@ import numpy as np
 
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
 from llama_cpt.weights.hf_weights import convert
+from llama_cpt.weights.parameter_reader import ParameterReader
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
 
 BLOCK_BYTES = 16 << 20
 LOGITS_TOLERANCE = 1e-3
-"""The largest difference of logits that passes, as a share of the largest logit. Both models
-compute in float32, whose rounding leaves about 1e-6 per layer."""
+"""Maximum difference of logits that passes, as a fraction of the largest logit. Both models compute
+in float32, whose rounding contributes about 1e-6 per layer."""
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How a stored tensor differs from the checkpoint's."""
+    """Differences between a stored tensor and the checkpoint."""
 
     name: str
     values: int
+    """Number of values."""
     differing: int
-    """Values of the checkpoint that, rounded to the tensor's dtype, are other bits."""
+    """Number of values of the checkpoint whose bits differ once rounded to the tensor's dtype."""
     max_abs: float
-    """The largest difference in float32, before rounding; NaN if any value is not finite."""
+    """Maximum difference in float32, before rounding; NaN if any value is not finite."""
 
     @property
     def agrees(self) -> bool:
-        """Whether every value is finite and, once rounded, the same bits."""
+        """Whether all values are finite and, once rounded, have the same bits."""
         return not self.differing and math.isfinite(self.max_abs)
 
 
 @dataclass(frozen=True)
 class LogitsDifference:
-    """Ours against transformers', both float32, on random tokens."""
+    """Differences between our logits and transformers', both float32, on random tokens."""
 
     max_abs: float
     kl: float
     """Mean over positions of KL(theirs || ours), in nats."""
     tolerance: float
-    """The largest ``max_abs`` that passes: LOGITS_TOLERANCE of their largest logit."""
+    """Maximum ``max_abs`` that passes: LOGITS_TOLERANCE times their largest logit."""
 
     @property
     def agrees(self) -> bool:
@@ -56,10 +57,10 @@ class LogitsDifference:
         return self.max_abs <= self.tolerance < math.inf
 
 
-def compare_weights(folder: str, weights: CheckpointReader) -> list[TensorDifference]:
-    """Every tensor of ``folder`` against ``weights``, streamed: one parameter is held at a time.
+def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDifference]:
+    """Compare every tensor of ``folder`` with ``weights``, with one parameter in memory at a time.
 
-    Raises UserError where the two are different architectures.
+    Raises UserError if the architectures differ.
     """
     config = read_config(folder)
     require_same_architecture(weights.config, config, folder)
@@ -79,14 +80,14 @@ def compare_weights(folder: str, weights: CheckpointReader) -> list[TensorDiffer
     return differences
 
 
-def compare_logits(folder: str, weights: CheckpointReader) -> LogitsDifference | str:
-    """Ours and transformers' on the same tokens; or the reason why that cannot be done here."""
+def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | str:
+    """Compare logits on the same tokens; return the reason if that is not possible here."""
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
         return "transformers and torch are not installed"
     if "://" in folder:
-        return f"transformers reads no {folder.split('://')[0]}:// URL"
+        return f"transformers cannot read {folder.split('://')[0]}:// URLs"
     abstract = parameters_by_path(abstract_llama(weights.config))
-    # Both models in float32, and what transformers needs besides while it reads.
+    # Both models in float32, and the extra memory of transformers while it loads.
     needed = 12 * sum(parameter.get_value().size for parameter in abstract.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory // 2:
@@ -98,7 +99,7 @@ def compare_logits(folder: str, weights: CheckpointReader) -> LogitsDifference |
 
 
 def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:
-    """Max absolute difference, and the mean KL(theirs || ours) over positions."""
+    """Return the maximum absolute difference and the mean KL(theirs || ours) over positions."""
     logp, logq = (np.asarray(jax.nn.log_softmax(logits)) for logits in (theirs, ours))
     with np.errstate(invalid="ignore"):
         kl = np.sum(np.exp(logp) * (logp - logq), axis=-1, dtype=np.float64).mean()
@@ -120,13 +121,13 @@ def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> Te
             convert(ours, rounded)
         bits = np.dtype(f"u{tensor.dtype.itemsize}")
         differing += int(np.count_nonzero(rounded.view(bits) != theirs.view(bits)))
-        # maximum, not max: a NaN on either side must not pass unseen.
+        # np.maximum propagates NaN, which Python's max could drop.
         with np.errstate(invalid="ignore"):
             largest = np.maximum(largest, np.abs(ours - theirs.astype(np.float32)).max())
     return TensorDifference(tensor.name, rows * width, differing, float(largest))
 
 
-def _our_logits(weights: CheckpointReader, tokens: np.ndarray) -> np.ndarray:
+def _our_logits(weights: ParameterReader, tokens: np.ndarray) -> np.ndarray:
     abstract: Llama = abstract_llama(weights.config)
     names = parameters_by_path(abstract)
     model = with_parameters(abstract, {name: weights.parameter(name) for name in names})
@@ -136,7 +137,7 @@ def _our_logits(weights: CheckpointReader, tokens: np.ndarray) -> np.ndarray:
 
 
 def _their_logits(folder: str, tokens: np.ndarray) -> np.ndarray:
-    # Here alone: a user who converts weights need not have them.
+    # Imported here because conversion does not need these optional packages.
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, sealed, verified, whole or not there at all."""
+"""Checkpoints are exact, verified, and committed whole or not at all."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ TINY = ModelConfig(
     tied_embeddings=False,
     context_length=128,
 )
-ABOUT = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
+METADATA = {"step": 3, "rows_consumed": 24, "config": {"seed": 0, "almr": 0.33, "empty": None}}
 
 
 @functools.cache
@@ -96,21 +96,21 @@ def biggest_file(folder):
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 1)])
-def test_restores_to_the_bit_on_any_mesh(tmp_path, sizes):
+def test_restore_is_exact_on_any_mesh(tmp_path, sizes):
     state = make_state(make_mesh(MeshConfig(1, 8, 1)))
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
-        checkpoints.save(3, state, ABOUT)
+        checkpoints.save(3, state, METADATA)
         checkpoints.wait()
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
         abstract = abstract_of(state, mesh)
         restored = checkpoints.restore(checkpoints.latest_verified(), abstract)
-        assert checkpoints.metadata(3) == ABOUT
+        assert checkpoints.metadata(3) == METADATA
     assert_same_bits(restored, state)
     for array, want in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
         assert array.sharding == want.sharding
 
 
-def test_a_save_holds_the_state_of_its_moment(tmp_path):
+def test_save_is_a_snapshot_of_the_state(tmp_path):
     """Donating and overwriting the buffers right after ``save`` must not reach the disk."""
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = jax.device_put({"trained": {"w": np.arange(4_000_000, dtype=np.float32)}})
@@ -124,7 +124,7 @@ def test_a_save_holds_the_state_of_its_moment(tmp_path):
     np.testing.assert_array_equal(restored["trained"]["w"], before)
 
 
-def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
+def test_checkpoint_has_no_flax_names(tmp_path):
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(0, {"trained": make_model()}, {})
     tree = json.loads((tmp_path / "0" / "_METADATA").read_text())["tree_metadata"]
@@ -132,7 +132,7 @@ def test_names_in_the_checkpoint_do_not_know_flax(tmp_path):
     assert "('trained', 'lm_head')" in tree
 
 
-def test_parameters_alone_from_a_run_folder(tmp_path):
+def test_restore_trained_reads_parameters_of_a_run(tmp_path):
     mesh = make_mesh(MeshConfig(1, 8, 1))
     state = make_state(mesh)
     with CheckpointManager(str(tmp_path / "checkpoints"), keep=2) as checkpoints:
@@ -150,7 +150,7 @@ def test_parameters_alone_from_a_run_folder(tmp_path):
         load_trained(str(tmp_path), abstract, step=5)
 
 
-def test_a_model_saved_alone(tmp_path):
+def test_save_weights_writes_a_model_without_optimizer(tmp_path):
     model = make_model()
     save_weights(str(tmp_path / "run"), model, {"step": 0})
     assert_same_bits(load_trained(str(tmp_path / "run"), model_shapes()), model)
@@ -160,7 +160,7 @@ def test_a_model_saved_alone(tmp_path):
         load_trained(str(tmp_path / "nowhere"), model_shapes())
 
 
-def test_another_model_is_refused_by_name(tmp_path):
+def test_restore_rejects_another_model_by_name(tmp_path):
     save_weights(str(tmp_path), make_model(), {})
     wide = dataclasses.replace(TINY, mlp_dim=128)
     with pytest.raises(UserError, match=r"trained/layers/down is float32\[2, 64, 32\].*128"):
@@ -174,7 +174,7 @@ def test_another_model_is_refused_by_name(tmp_path):
             checkpoints.restore(0, wanted)
 
 
-def test_keeps_the_newest_and_a_repeated_save_changes_nothing(tmp_path):
+def test_repeated_save_of_a_step_changes_nothing(tmp_path):
     with CheckpointManager(str(tmp_path), keep=2) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, small(step), {})
@@ -199,16 +199,16 @@ def flip(path):
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes instead of"),
     ],
 )
-def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd, harm, words):
+def test_damaged_file_falls_back_to_previous_checkpoint(tmp_path, capfd, harm, words):
     save_small(tmp_path, 1, 2)
     bad = biggest_file(tmp_path / "2")
     harm(bad)
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         assert checkpoints.latest_verified() == 1
-        said = capfd.readouterr().err
-        assert str(bad) in said and words in said
-        assert "falling back to the checkpoint of step 1" in said
-        # The run comes by step 2 again: the damaged one makes room, only then does 1 go.
+        printed = capfd.readouterr().err
+        assert str(bad) in printed and words in printed
+        assert "falling back to the checkpoint of step 1" in printed
+        # The run saves step 2 again: the damaged one is replaced, and only then is 1 removed.
         checkpoints.save(2, small(2), {})
         checkpoints.wait()
         assert checkpoints.latest_verified() == 2
@@ -216,7 +216,7 @@ def test_a_bad_file_is_named_and_the_checkpoint_before_is_taken(tmp_path, capfd,
     assert load_trained(str(tmp_path), {"w": small(0)["trained"]["w"]})["w"][0] == 2
 
 
-def test_a_damaged_manifest_and_a_run_with_nothing_sound(tmp_path, capfd):
+def test_damaged_manifest_falls_back_until_nothing_is_left(tmp_path, capfd):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").write_text('{"all_files": 3')
     with CheckpointManager(str(tmp_path)) as checkpoints:
@@ -228,7 +228,7 @@ def test_a_damaged_manifest_and_a_run_with_nothing_sound(tmp_path, capfd):
             checkpoints.latest_verified()
 
 
-def test_folders_near_and_far(monkeypatch, tmp_path):
+def test_folders_may_be_relative_or_remote(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert (
         str(CheckpointManager("gs://bucket/run/checkpoints").folder)
@@ -238,25 +238,25 @@ def test_folders_near_and_far(monkeypatch, tmp_path):
     assert load_trained("runs/a", {"w": small(0)["trained"]["w"]})["w"][0] == 1
 
 
-def test_a_step_that_is_sealed_while_old_ones_are_removed_stays(tmp_path, monkeypatch):
-    """Another process writes its manifest of step 2 after the first has looked what is there."""
+def test_step_committed_during_a_removal_is_kept(tmp_path, monkeypatch):
+    """Another process writes its manifest of step 2 after the first has listed the steps."""
     save_small(tmp_path, 1)
-    sealed_steps, seal, looks = manifest.committed_steps, manifest.commit, itertools.count()
+    committed_steps, commit, looks = manifest.committed_steps, manifest.commit, itertools.count()
 
     def at_first_without_2(folder):
         late = next(looks) == 0
-        return [step for step in sealed_steps(folder) if not (late and step == 2)]
+        return [step for step in committed_steps(folder) if not (late and step == 2)]
 
-    def sealed(*arguments):
-        seal(*arguments)
+    def commit_then_hide(*arguments):
+        commit(*arguments)
         monkeypatch.setattr(manifest, "committed_steps", at_first_without_2)
 
-    monkeypatch.setattr(manifest, "commit", sealed)
+    monkeypatch.setattr(manifest, "commit", commit_then_hide)
     save_small(tmp_path, 2, keep=1)
-    assert sealed_steps(tmp_path) == [2]
+    assert committed_steps(tmp_path) == [2]
 
 
-def test_manifests_of_several_processes(tmp_path):
+def test_manifest_is_complete_once_all_processes_wrote_theirs(tmp_path):
     save_small(tmp_path, 1)
     (tmp_path / "1.manifest-00000-of-00001.json").unlink()
     step = epath.Path(tmp_path / "1")
@@ -331,12 +331,12 @@ def test_two_processes_write_one_checkpoint(tmp_path):
         for process in range(2)
     ]
     try:
-        said = [child.communicate(timeout=120)[1] for child in children]
+        printed = [child.communicate(timeout=120)[1] for child in children]
     finally:
         for child in children:
             child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
-    assert sum("was altered" in text for text in said) == 1
+    assert [child.returncode for child in children] == [0, 0], printed
+    assert sum("was altered" in text for text in printed) == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         f"{step}.manifest-0000{part}-of-00002.json" for step in (2, 3) for part in (0, 1)
     ]

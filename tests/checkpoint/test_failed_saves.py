@@ -1,4 +1,4 @@
-"""Saves that fail or are cut short: each leaves what was sealed before, and nothing half there."""
+"""Saves that fail or are interrupted leave earlier checkpoints and nothing partial."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from llama_cpt.runtime.errors import UserError
 from tests.checkpoint.test_checkpoint import load_trained, save_small, small
 
 
-def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
+def test_interrupted_save_is_never_restored(tmp_path, capfd):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").unlink()
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
@@ -41,7 +41,7 @@ def test_what_an_interrupted_save_left_is_never_restored(tmp_path, capfd):
     ]
 
 
-def test_a_removal_cut_short_leaves_nothing_sealed(tmp_path, monkeypatch):
+def test_interrupted_removal_leaves_nothing_committed(tmp_path, monkeypatch):
     save_small(tmp_path, 1)
     folder = epath.Path(tmp_path)
 
@@ -84,13 +84,13 @@ def check_failed_save(folder, reason):
     assert sorted(p.name for p in Path(folder).iterdir()) == ["3", "3.manifest-00000-of-00001.json"]
 
 
-def test_disk_full_while_saving(full_disk):
+def test_full_disk_during_a_save_keeps_earlier_checkpoints(full_disk):
     with CheckpointManager(str(full_disk)) as checkpoints:
         checkpoints.save(1, random_state(1), {})
     check_failed_save(full_disk, "the disk is full")
 
 
-def test_a_write_that_the_system_refuses(tmp_path):
+def test_failed_write_keeps_earlier_checkpoints(tmp_path):
     with CheckpointManager(str(tmp_path)) as checkpoints:
         checkpoints.save(1, random_state(1), {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -101,7 +101,7 @@ def test_a_write_that_the_system_refuses(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_disk_full_while_sealing(tmp_path, monkeypatch):
+def test_full_disk_during_a_commit_keeps_earlier_checkpoints(tmp_path, monkeypatch):
     save_small(tmp_path, 1)
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints, monkeypatch.context() as patch:
 
@@ -134,15 +134,15 @@ KILLED = textwrap.dedent("""
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    """Whatever is restored after SIGKILL is one whole step, and no sealed one is ever lost."""
+def test_kill_at_any_moment_keeps_committed_steps(tmp_path):
+    """After SIGKILL a whole step is restored, and no committed step is lost."""
     rng = np.random.default_rng(0)
     newest = 0
     for _ in range(12):
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
-        # Saving step n + 1 begins only when step n is sealed.
+        # Saving step n + 1 begins only when step n is committed.
         started = 0
         for _ in range(rng.integers(1, 4)):
             started = int(child.stdout.readline())

@@ -1,4 +1,4 @@
-"""A save that a storage error ends is tried again, unless the error will not pass."""
+"""Saves are retried after transient storage errors, and only after those."""
 
 import errno
 import itertools
@@ -21,38 +21,38 @@ STATE = {"trained": {"w": jnp.ones(8)}}
 
 @pytest.fixture
 def fail(monkeypatch):
-    """``fail(number, times)``: so many seals end in the system's error ``number``."""
+    """``fail(number, times)``: the first ``times`` commits raise the error ``number``."""
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     real = manifest.commit
 
     def set_up(number: int, times: int) -> list[int]:
         tries: list[int] = []
 
-        def seal(*arguments: object) -> None:
+        def commit(*arguments: object) -> None:
             tries.append(0)
             if len(tries) <= times:
                 raise OSError(number, os.strerror(number))
             real(*arguments)
 
-        monkeypatch.setattr(manifest, "commit", seal)
+        monkeypatch.setattr(manifest, "commit", commit)
         return tries
 
     return set_up
 
 
-def test_what_passes_is_tried_again(tmp_path, fail, capfd):
+def test_transient_error_is_retried(tmp_path, fail, capfd):
     tries = fail(errno.EIO, 2)
     with CheckpointManager(str(tmp_path), 9) as checkpoints:
         save_with_retries(checkpoints, 1, STATE, {})
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [2] and len(tries) == 3
-    said = capfd.readouterr().err
-    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in said
-    assert said.count("Step 2 is saved instead, in 0 s.") == 2
+    printed = capfd.readouterr().err
+    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in printed
+    assert printed.count("Step 2 is saved instead, in 0 s.") == 2
 
 
-def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
-    """They wait inside Orbax for this process's share: only a new start brings all together."""
+def test_local_error_is_not_retried(tmp_path, monkeypatch):
+    """The other processes wait inside Orbax, so that only a restart can help."""
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     with CheckpointManager(str(tmp_path), 9) as checkpoints:
         tries = []
@@ -69,7 +69,7 @@ def test_what_others_do_not_know_of_is_not_tried_again(tmp_path, monkeypatch):
     assert failed.value.status == 75 and len(tries) == 1
 
 
-def test_what_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
+def test_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
     real = manifest.discard
 
     def fails(folder: object, step: int) -> None:
@@ -89,8 +89,8 @@ def test_what_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("reads", [2, 99])
-def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
-    """The first tries fail: the newest is taken, or the start ends, to be started again."""
+def test_unreadable_checkpoint_is_not_damaged(reads, tmp_path, monkeypatch):
+    """After the retries the newest checkpoint is read, or the start ends with a transient error."""
     with CheckpointManager(str(tmp_path), 2) as checkpoints:
         save_with_retries(checkpoints, 1, STATE, {}, wait=True)
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
@@ -107,9 +107,11 @@ def test_what_cannot_be_read_is_not_damaged(reads, tmp_path, monkeypatch):
         if reads < 4:
             assert checkpoints.latest_verified() == 2
         else:
-            with pytest.raises(StorageError, match="cannot be read .* move its checkpoint") as told:
+            with pytest.raises(
+                StorageError, match="cannot be read .* move its checkpoint"
+            ) as failed:
                 checkpoints.latest_verified()
-            assert told.value.status == 75
+            assert failed.value.status == 75
         assert checkpoints.steps() == [1, 2]
 
 
@@ -132,8 +134,8 @@ with CheckpointManager("gs://bucket/run/checkpoints") as checkpoints:
 """
 
 
-def test_a_bucket_has_no_folders_and_others_write_to_it(tmp_path):
-    """What another process changes there is seen at once."""
+def test_changes_by_others_in_a_bucket_are_seen(tmp_path):
+    """A change by another process is seen at once."""
     with storage(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", BUCKET], capture_output=True, text=True, check=False
@@ -142,7 +144,7 @@ def test_a_bucket_has_no_folders_and_others_write_to_it(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 4), (errno.ENOSPC, 1)])
-def test_what_does_not_pass_is_told(number, tries, tmp_path, fail):
+def test_permanent_error_is_raised(number, tries, tmp_path, fail):
     tried = fail(number, 99)
     with CheckpointManager(str(tmp_path), 9) as checkpoints:
         with pytest.raises(SaveError, match="step 1 was not saved"):

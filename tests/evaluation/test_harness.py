@@ -14,7 +14,7 @@ from llama_cpt.evaluation.question_rows import (
 from llama_cpt.generation.load_decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.source import read_model_config
+from llama_cpt.weights.source import open_source
 from tests.evaluation.benchmark_files import TEXT, save_model, write_benchmarks
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-    config = read_model_config(folder)
+    config = open_source(folder).architecture
     mesh = make_mesh(MeshConfig(1, 4, 2))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)

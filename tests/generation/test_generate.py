@@ -1,4 +1,4 @@
-"""Generation: ids of transformers, logits of the full forward, rows apart from each other."""
+"""Generation equals transformers and the full forward pass, row by row."""
 
 import importlib.util
 
@@ -61,7 +61,7 @@ def names() -> list:
 
 
 @pytest.mark.parametrize("name", names())
-def test_greedy_ids_are_those_of_transformers(name, tmp_path):
+def test_greedy_ids_equal_transformers(name, tmp_path):
     from tests.weights.hf_models import SMALL, save_llama
     from tests.weights.test_hf_parity import VARIANTS
 
@@ -92,7 +92,7 @@ def transformers_greedy(path: str, rows: list[list[int]], count: int) -> list[li
     return out[:, longest:].tolist()
 
 
-def test_decode_gives_the_logits_of_the_full_forward(model, decoder):
+def test_decode_logits_equal_the_full_forward(model, decoder):
     rows = np.random.default_rng(4).integers(0, TINY.vocab_size, (4, 60), dtype=np.int32)
     every = jnp.broadcast_to(jnp.arange(60), rows.shape)
     full = np.asarray(jax.jit(Llama.__call__)(model, rows, every, jnp.ones_like(every)))
@@ -114,14 +114,14 @@ def test_decode_gives_the_logits_of_the_full_forward(model, decoder):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
-def test_rows_do_not_depend_on_their_company(decoder, sampling):
+def test_rows_are_independent(decoder, sampling):
     first, second, *others = prompts(TINY.vocab_size)
     together = generate(decoder, [first, second, *others], max_new_tokens=20, sampling=sampling)
     assert generate(decoder, [first], max_new_tokens=20, sampling=sampling) == together[:1]
     assert generate(decoder, [first, second], max_new_tokens=20, sampling=sampling) == together[:2]
 
 
-def test_the_seed_is_all_the_randomness(decoder):
+def test_randomness_depends_on_the_seed_only(decoder):
     rows = prompts(TINY.vocab_size)
     texts = [
         generate(decoder, rows, max_new_tokens=20, sampling=Sampling(temperature=1.0, seed=seed))
@@ -142,7 +142,7 @@ def test_a_row_ends_before_its_stop_token(decoder):
     assert len(calls) == free[1].index(stop) // TOKENS_PER_CALL + 1
 
 
-def test_one_compilation_for_a_batch_and_a_bucket(decoder):
+def test_batch_size_and_bucket_compile_once(decoder):
     rows = prompts(TINY.vocab_size)[:3]
     generate(decoder, rows, max_new_tokens=20)
     before = start._cache_size(), advance._cache_size()
@@ -150,7 +150,7 @@ def test_one_compilation_for_a_batch_and_a_bucket(decoder):
     assert (start._cache_size(), advance._cache_size()) == before
 
 
-def test_the_mesh_changes_no_token(model, decoder):
+def test_tokens_do_not_depend_on_the_mesh(model, decoder):
     rows = prompts(TINY.vocab_size)[:3]
     expected = generate(decoder, rows, max_new_tokens=16, sampling=WARM)
     mesh = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
@@ -159,7 +159,7 @@ def test_the_mesh_changes_no_token(model, decoder):
 
 
 @pytest.mark.parametrize(
-    ("rows", "count", "told"),
+    ("rows", "count", "message"),
     [
         ([[1], []], 5, "prompt 1 is empty"),
         ([[1] * 60], 5, "context of 64"),
@@ -167,8 +167,8 @@ def test_the_mesh_changes_no_token(model, decoder):
         ([[1]], 0, "max_new_tokens"),
     ],
 )
-def test_refused(decoder, rows, count, told):
-    with pytest.raises(UserError, match=told):
+def test_refused(decoder, rows, count, message):
+    with pytest.raises(UserError, match=message):
         generate(decoder, rows, max_new_tokens=count)
 
 

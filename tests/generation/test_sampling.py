@@ -1,4 +1,4 @@
-"""The filters against plain NumPy, and the distribution of what is drawn."""
+"""Sampling filters equal plain NumPy, and draws follow the distribution."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ FILTER, DRAW = jax.jit(filter_logits), jax.jit(sample)
 
 
 def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:
-    """Ids that top-k, then top-p, then min-p leave, one sorted list at a time."""
+    """Return the ids that top-k, then top-p, then min-p keep."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     order = order[: sampling.top_k or None]
     shares = np.exp(logits[order] - logits[order[0]])
@@ -38,7 +38,7 @@ def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:
     st.floats(0.0, 1.0),
     st.floats(0.2, 2.0),
 )
-def test_filters_are_those_of_numpy(order, top_k, top_p, min_p, spread):
+def test_filters_equal_numpy(order, top_k, top_p, min_p, spread):
     # Steps that differ: no ties, and no sum of shares that falls on a limit.
     logits = (spread * np.cumsum(1 + 0.1 * np.arange(VOCAB)))[list(order)].astype(np.float32)
     sampling = Sampling(1.0, top_k, top_p, min_p)
@@ -60,11 +60,11 @@ def drawn(logits: np.ndarray, sampling: Sampling, count: int) -> np.ndarray:
     )
 
 
-def test_greedy_is_the_first_of_the_likeliest():
+def test_greedy_takes_the_first_of_the_likeliest():
     assert set(drawn([0.0, 3.0, 3.0, 1.0], Sampling(top_k=2, seed=5), 8)) == {1}
 
 
-def test_tokens_come_as_often_as_they_should():
+def test_token_frequencies_follow_the_distribution():
     logits, count = np.array([0.0, 1.0, 2.0, -1.0]), 20_000
     shares = (
         np.bincount(drawn(logits, Sampling(temperature=2.0, seed=3), count), minlength=4) / count
@@ -74,7 +74,7 @@ def test_tokens_come_as_often_as_they_should():
     np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / count**0.5)
 
 
-def test_a_draw_depends_on_row_and_position():
+def test_draw_depends_on_row_and_position():
     logits = jnp.zeros((1, 1000))
     values = Sampling(temperature=1.0).settings()
     tokens = {

@@ -194,17 +194,17 @@ def test_merged_folder_gives_the_same_logits(exported, tmp_path):
 
 def test_adapters_can_be_based_on_a_run_with_adapters(exported, tmp_path):
     from llama_cpt.weights.hf_weights import load_hf
-    from llama_cpt.weights.source import load_parameters
+    from llama_cpt.weights.source import open_source
 
     _, run, _ = exported
     model = load_hf(str(exported[0]))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    first = load_parameters(str(run), model, mesh)
+    first = open_source(str(run)).load(model, mesh)
     second = lora_run(tmp_path / "second", str(run), first, adapters_of(first, drawn=True))
     expected = logits(with_adapters(first, adapters_of(first, drawn=True)))
-    loaded = load_parameters(str(second), model, mesh)
+    loaded = open_source(str(second)).load(model, mesh)
     np.testing.assert_allclose(logits(loaded), expected, atol=2e-5)
-    with CheckpointReader(str(second)) as weights:
+    with open_source(str(second)).reader() as weights:
         for name in ("embedding", "layers/key", "layers/down"):
             part = loaded
             for attribute in name.split("/"):
@@ -217,10 +217,14 @@ def test_missing_or_changed_base_is_rejected(exported, tmp_path):
     from tests.weights.hf_models import save_llama
 
     base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="run holds adapters.* lay at .*base': put them, or a link"):
+    with pytest.raises(
+        UserError, match="run holds adapters.* were at .*base'; restore them, or a link"
+    ):
         to_hf(str(run), str(tmp_path / "out"))
     save_llama(base, seed=1)
-    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+    with pytest.raises(
+        UserError, match="embedding differs from the weights that the adapters were"
+    ):
         to_hf(str(run), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     main(["to-hf", str(run), str(tmp_path / "out"), "--adapters"])

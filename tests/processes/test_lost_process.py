@@ -62,15 +62,16 @@ import errno, os, time
 from llama_cpt.runtime import retry
 from llama_cpt.checkpoint import manifest
 retry.RETRY_DELAYS = 0.01, 0.01, 0.01
-sync, seal_file, is_first = manifest._sync, manifest._seal_file, os.environ["JAX_PROCESS_ID"] == "0"
+sync, commit_file = manifest._sync, manifest._commit_file
+is_first = os.environ["JAX_PROCESS_ID"] == "0"
 def failing(path):
     if is_first and "/2/" in str(path):
         raise OSError(errno.EIO, "Input/output error")
     sync(path)
 def slow(path):
     time.sleep(0 if is_first else 2)
-    return seal_file(path)
-manifest._sync, manifest._seal_file = failing, slow
+    return commit_file(path)
+manifest._sync, manifest._commit_file = failing, slow
 """
 FIRST_PREPARES_SLOWLY = """
 import os, time

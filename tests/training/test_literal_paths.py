@@ -21,8 +21,8 @@ from llama_cpt.evaluation.named_models import parse_model_names
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import LiteralPath, files_below
 from llama_cpt.training.reference import model_identity
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.export import to_hf
+from llama_cpt.weights.source import open_source
 from tests.conftest import ROOT
 from tests.runs import learnt, train, train_until
 
@@ -60,10 +60,8 @@ def test_run_below_any_name_stops_moves_resumes_and_converts(
         assert checkpoints.steps() == [4] and checkpoints.latest_verified() == 4
     to_hf(str(renamed), str(folder / "m[1]"), dtype="float32")
     from_hf(str(folder / "m[1]"), str(folder / "back[1]"))
-    with (
-        CheckpointReader(str(renamed)) as ours,
-        CheckpointReader(str(folder / "back[1]")) as theirs,
-    ):
+    sources = open_source(str(renamed)), open_source(str(folder / "back[1]"))
+    with sources[0].reader() as ours, sources[1].reader() as theirs:
         np.testing.assert_array_equal(ours.parameter("embedding"), theirs.parameter("embedding"))
 
 

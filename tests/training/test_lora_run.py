@@ -17,7 +17,7 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import make_program
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import restore_state
-from llama_cpt.weights.source import check_source, load_parameters
+from llama_cpt.weights.source import open_source
 from tests.runs import learnt, run_of, saved_steps, train, train_until
 
 LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))
@@ -94,7 +94,7 @@ def test_next_run_starts_from_merged_adapters(whole, lora_config, make_config, t
     checkpoints, step = open_run(str(whole))
     with checkpoints, jax.set_mesh(run.program.mesh):
         state = restore_state(run, checkpoints, step)
-    loaded = load_parameters(str(whole), run.program.state_shapes.frozen, run.program.mesh)
+    loaded = open_source(str(whole)).load(run.program.state_shapes.frozen, run.program.mesh)
     expected = merge_adapters(state.frozen, state.trained)
     for have, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(have, want)
@@ -130,11 +130,13 @@ def test_resume_rejects_other_frozen_weights(base, whole, lora_config, make_conf
     train(config)
     # After more training, the newest checkpoint of the base is another model.
     train(make_config(moved, num_steps=3), allow_change=["optimizer"])
-    with pytest.raises(UserError, match="embedding is not what the adapters were trained beside"):
+    with pytest.raises(
+        UserError, match="embedding differs from the weights that the adapters were"
+    ):
         train(replace(config, num_steps=3))
     shutil.rmtree(moved)
-    with pytest.raises(UserError, match=f"run holds adapters.*lay at '{moved}': put them, or a"):
-        check_source(config.output, config.model)
+    with pytest.raises(UserError, match=f"run holds adapters.*were at '{moved}'; restore them"):
+        open_source(config.output).check(config.model)
     with pytest.raises(UserError, match=f"{moved}: no such folder"):
         run_of(replace(config, num_steps=3))
 

@@ -1,4 +1,4 @@
-"""``config.json`` read, written, and refused where it is another model."""
+"""``config.json`` is read and written, and rejected for other architectures."""
 
 from dataclasses import replace
 import json
@@ -63,18 +63,18 @@ def write(folder, values):
     return str(folder)
 
 
-def test_published(tmp_path):
+def test_published_config_is_read(tmp_path):
     assert read_config(write(tmp_path, LLAMA31_8B)) == EXPECTED
 
 
-def test_newer_spelling_of_rope(tmp_path):
+def test_rope_parameters_are_read(tmp_path):
     values = {k: v for k, v in LLAMA31_8B.items() if not k.startswith("rope")}
     rope = {**LLAMA31_8B["rope_scaling"], "rope_theta": 500000.0}
     path = write(tmp_path, {**values, "rope_parameters": rope})
     assert read_config(path) == EXPECTED
 
 
-def test_older_fields_left_out(tmp_path):
+def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
     values = dict(LLAMA31_8B)
     for name in ("num_key_value_heads", "tie_word_embeddings", "rope_scaling", "architectures"):
         del values[name]
@@ -86,7 +86,7 @@ def test_older_fields_left_out(tmp_path):
     "changes",
     [{}, {"rope_scaling": None, "rope_theta": 1e4}, {"head_dim": 64, "tied_embeddings": True}],
 )
-def test_what_is_written_reads_back(changes, tmp_path):
+def test_written_config_reads_back(changes, tmp_path):
     config = replace(EXPECTED, **changes)
     values = config_json(config, "float16", bos_id=1, eos_id=[2, 3])
     assert read_config(write(tmp_path, values)) == config
@@ -94,7 +94,7 @@ def test_what_is_written_reads_back(changes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "MistralForCausalLM"),
         ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "Qwen2ForCausalLM"),
@@ -120,17 +120,19 @@ def test_what_is_written_reads_back(changes, tmp_path):
         ({"num_key_value_heads": 5}, "num_kv_heads=5"),
     ],
 )
-def test_refused_by_name(changes, said, tmp_path):
+def test_refused_by_name(changes, message, tmp_path):
     with pytest.raises(UserError) as error:
         read_config(write(tmp_path, {**LLAMA31_8B, **changes}))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("{", "not JSON"), ("3", "no")])
-def test_unreadable(text, said, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no such file"), ("{", "not JSON"), ("3", "must be a JSON object")]
+)
+def test_unreadable_config_is_rejected(text, message, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_config(str(tmp_path))
 
 

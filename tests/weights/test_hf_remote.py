@@ -1,4 +1,4 @@
-"""The same through ``gs://``."""
+"""Import and export through ``gs://``."""
 
 import fsspec
 import numpy as np

@@ -1,4 +1,4 @@
-"""Weights in and out: the same bytes, on any mesh, and whatever can be wrong with a folder."""
+"""Import and export keep all bytes on any mesh, and broken folders are rejected."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def export(model, output, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shard_in", "shard_out"), [("1GB", 10**9), ("100KB", 60_000)])
-def test_there_and_back_is_the_same_bytes(dtype, shard_in, shard_out, tmp_path):
+def test_round_trip_keeps_all_bytes(dtype, shard_in, shard_out, tmp_path):
     fields = {"tie_word_embeddings": dtype == "float16", "rope_parameters": LLAMA3_ROPE}
     source = save_llama(tmp_path / "in", DTYPES[dtype], shard_in, **fields)
     # Blocks smaller than a matrix, tiles smaller than a block.
@@ -67,7 +67,7 @@ def test_there_and_back_is_the_same_bytes(dtype, shard_in, shard_out, tmp_path):
     assert not (tmp_path / "out.incomplete").exists()
 
 
-def test_transformers_loads_an_export_without_a_word(tmp_path, caplog, capfd):
+def test_transformers_loads_an_export_without_warnings(tmp_path, caplog, capfd):
     source = save_llama(tmp_path / "in", rope_parameters=LLAMA3_ROPE)
     export(load_hf(source), tmp_path / "out", dtype="float32", shard_bytes=60_000, bos_id=1)
     transformers.utils.logging.enable_propagation()
@@ -80,8 +80,8 @@ def test_transformers_loads_an_export_without_a_word(tmp_path, caplog, capfd):
         tokens = torch.tensor(token_rows(128, 1, 8)).long()
         model.generate(tokens, max_new_tokens=2, pad_token_id=0, attention_mask=tokens >= 0)
     transformers.utils.logging.disable_propagation()
-    said = re.sub(r"Loading weights:[^\r\n]*", "", capfd.readouterr().err).strip()
-    assert not caplog.records and not said
+    printed = re.sub(r"Loading weights:[^\r\n]*", "", capfd.readouterr().err).strip()
+    assert not caplog.records and not printed
     assert not any(info.values())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_sharded_over_a_mesh(tmp_path):
 
 
 def test_mesh_of_one_device_without_copies(tmp_path):
-    """XLA takes the buffers as they are: a copy would double the memory."""
+    """XLA uses the buffers without a copy, which would double the memory."""
     model = load_hf(save_llama(tmp_path))
     buffer = hf_weights._aligned_empty(((0, 3), (0, 5)))
     assert jax.device_put(buffer).unsafe_buffer_pointer() == buffer.ctypes.data
@@ -235,37 +235,37 @@ def good_folder(tmp_path_factory):
 def test_broken_folders(case, good_folder, tmp_path, monkeypatch):
     folder = tmp_path / "broken"
     shutil.copytree(good_folder, folder)
-    breaks, said = BREAK[case]
+    breaks, message = BREAK[case]
     breaks(folder)
     monkeypatch.setattr(hf_weights, "_read", None)  # Found before any weight is read.
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_hf(str(folder))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"dtype": "F8_E4M3"}, "is F8_E4M3"),
         ({"shape": [1]}, "takes 4 bytes"),
         ({"data_offsets": [0]}, "its header is broken"),
     ],
 )
-def test_broken_headers(change, said, tmp_path):
+def test_broken_headers(change, message, tmp_path):
     path = Path(save_llama(tmp_path))
     rewrite_header(path / "model.safetensors", lambda header: header[QUERY].update(change))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_hf(str(path))
 
 
-def test_another_config(good_folder):
+def test_load_rejects_another_config(good_folder):
     config = load_hf(good_folder).config
     load_hf(good_folder, config)
     with pytest.raises(UserError, match=r"model\.rope_theta=10001"):
         load_hf(good_folder, config.__class__(**{**vars(config), "rope_theta": 10001.0}))
 
 
-def test_export_keeps_what_is_there(good_folder, tmp_path):
+def test_export_does_not_overwrite(good_folder, tmp_path):
     model = load_hf(good_folder)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
@@ -274,7 +274,7 @@ def test_export_keeps_what_is_there(good_folder, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_export_that_does_not_fit_leaves_nothing(good_folder, tmp_path):
+def test_export_out_of_range_leaves_nothing(good_folder, tmp_path):
     model = load_hf(good_folder)
     model.norm[...] = model.norm[...].at[3].set(70000.0)
     with pytest.raises(UserError, match=r"model\.norm\.weight: a value does not fit float16"):

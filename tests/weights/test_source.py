@@ -1,4 +1,4 @@
-"""Weights of a run start another run only where the architectures are the same."""
+"""Weights of a run are loaded only into the same architecture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.source import load_parameters
+from llama_cpt.weights.source import open_source
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -38,9 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
+def test_load_keeps_the_options_of_the_shapes(run: Path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=1), jax.devices()[:4])
-    model = load_parameters(str(run), abstract_llama(CONFIG, remat="full"), mesh)
+    model = open_source(str(run)).load(abstract_llama(CONFIG, remat="full"), mesh)
     assert model.remat == "full"
     assert model.layers.query.get_value().sharding.mesh == mesh
     drawn = Llama(CONFIG, jax.random.key(0))
@@ -48,8 +48,8 @@ def test_parameters_of_a_run_in_the_options_asked_for(run: Path):
         assert (ours == jax.device_put(theirs, ours.sharding)).all()
 
 
-def test_another_constant_is_another_model(run: Path):
+def test_load_rejects_another_constant(run: Path):
     other = abstract_llama(replace(CONFIG, rope_theta=5e5))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
-        load_parameters(str(run), other, mesh)
+        open_source(str(run)).load(other, mesh)
