@@ -12,18 +12,17 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.planning import compiling
-from llama_cpt.planning.memory import PassMemory, device_bytes
-from llama_cpt.planning.out_of_memory import OutOfMemory
-from llama_cpt.planning.remedies import first_remedy
+from llama_cpt.planning.compiling import OutOfMemory
 from llama_cpt.planning.search import (
     Candidate,
     CompiledCandidate,
     candidates,
     explain_no_candidates,
+    first_remedy,
     next_to_try,
     smallest_topology,
 )
-from llama_cpt.planning.step_plan import Plan, describe_target, make_plan
+from llama_cpt.planning.step_plan import PassMemory, Plan, describe_target, device_bytes, make_plan
 from llama_cpt.planning.text import format_plan, format_refusal, format_search, format_trial
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError, one_line_errors
 from llama_cpt.training.lowering import (

@@ -4,8 +4,14 @@ The compiler tells the peak but not what makes it. This walks the program in the
 was scheduled, so its own peak is an estimate: it does not know all the arrays that share a place.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+import itertools
+import operator
 import re
+from typing import Any
+
+import jax
 
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
 from llama_cpt.planning.program import HloModule
@@ -169,3 +175,38 @@ def _numbers(held: Held) -> frozenset:
 
 def _part(held: Held, place: int) -> Held:
     return held[place] if isinstance(held, tuple) and place < len(held) else _numbers(held)
+
+
+@dataclass(frozen=True)
+class PeakBreakdown:
+    """Bytes of one device."""
+
+    gradients: int
+    saved: int
+    """Layers' inputs, and what else the remat policy keeps."""
+    others: int
+    """Gathered weights, logits, activations of one layer."""
+
+
+def break_down_peak(peak: Peak, trained: Any, *, layers: int, tokens: int) -> PeakBreakdown:
+    """Of a step that trains the abstract ``trained`` on ``tokens`` of a device at a time."""
+    leaves = jax.tree.leaves(trained)
+    parts = {_without_ones(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves}
+    found = {"gradients": 0, "saved": 0, "others": 0}
+    for one in peak.buffers:
+        found[_part(one, parts, layers, tokens)] += one.bytes
+    return PeakBreakdown(**found)
+
+
+def _part(one: Buffer, parts: Iterable[tuple[int, ...]], layers: int, tokens: int) -> str:
+    dims = _without_ones(one.shape.dims)
+    stacked = one.carried and bool(dims) and dims[0] <= layers
+    for whole in parts:
+        if dims == whole or (stacked and whole[0] == layers and dims[1:] == whole[1:]):
+            return "gradients" if one.shape.dtype == "f32" else "others"
+    rows = itertools.accumulate(dims[1:], operator.mul) if stacked else ()
+    return "saved" if tokens in rows else "others"
+
+
+def _without_ones(dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in dims if size > 1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+import re
 import tempfile
 
 import jax
@@ -11,8 +12,9 @@ from llama_cpt.planning.buffers import Peak, peak_of
 from llama_cpt.planning.collectives import Collective, collectives
 from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
-from llama_cpt.planning.out_of_memory import OutOfMemory, parse_out_of_memory
 from llama_cpt.planning.program import read_module
+
+UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class CompiledProgram:
     peak: int
     """The most at once, arguments included."""
     program: ProgramFigures
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """What did not fit, in bytes."""
+
+    used: int
+    """At least: of some programs the compiler tells temporaries alone, and of no array."""
+    available: int
+    arrays: tuple[tuple[int, str, str], ...]
+    """The largest: bytes, shape, the model's operation that made it."""
 
 
 def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | OutOfMemory:
@@ -93,3 +106,25 @@ def read_step(text: str, mesh: dict[str, int]) -> ProgramFigures:
         peak_of(program),
         tuple(program.uncounted_loops),
     )
+
+
+def parse_out_of_memory(message: str) -> OutOfMemory | None:
+    """From an error's text; None where it tells of something else."""
+    told = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message) or re.search(
+        r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
+    )
+    if "RESOURCE_EXHAUSTED" not in message or not told:
+        return None
+    arrays = []
+    for part in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
+        size = re.match(r"[\d.]+\w", part)
+        shape = re.search(r"Shape: (\w+\[[\d,]*\])", part)
+        origin = re.search(r'op_name="([^"]*)"', part)
+        if size and shape:
+            arrays.append((_bytes(size[0]), shape[1], origin[1] if origin else ""))
+    return OutOfMemory(_bytes(told[1]), _bytes(told[2]), tuple(arrays))
+
+
+def _bytes(text: str) -> int:
+    """``15.75G``."""
+    return round(float(text[:-1]) * UNITS[text[-1].upper()])

@@ -1,7 +1,8 @@
 """All that a compiled step tells, gathered."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+import math
 from typing import Any
 
 import jax
@@ -10,10 +11,8 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch
 from llama_cpt.hardware.topologies import Topology
 from llama_cpt.model.flops import model_flops_per_token
-from llama_cpt.planning.buffers import Peak
+from llama_cpt.planning.buffers import Peak, PeakBreakdown, break_down_peak
 from llama_cpt.planning.compiling import CompiledProgram, ProgramFigures
-from llama_cpt.planning.memory import Memory, memory_of
-from llama_cpt.planning.peak_breakdown import PeakBreakdown, break_down_peak
 from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
 from llama_cpt.training.train_step import TrainState
 
@@ -32,6 +31,60 @@ class Workload:
     """Of one device in one micro-batch."""
     num_microbatches: int
     sequence_length: int
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Of one device, for what is done between the steps or before them, in bytes."""
+
+    peak: int
+    """The most at once, with what else is there."""
+    refused: bool = False
+    """Whether the compiler refuses it; it needs more than ``peak`` then."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one device, in bytes."""
+
+    parameters: int
+    """Trained and frozen."""
+    optimizer: int
+    batch: int
+    arguments: int
+    """All of the above as the compiler lays them out: padding included."""
+    temporaries: int
+    """Gradients, activations, gathered weights: what the compiler reserves beside arguments."""
+    code: int
+    peak: int
+    """The most at once, arguments included."""
+    available: int
+    """What the chip has; the runtime keeps some of it."""
+    loading: PassMemory | None = None
+    """Of the weights beside adapters as they are read, in float32, before any step."""
+    reference: PassMemory | None = None
+    """Of the pass that scores preferences before the first step, where there is one."""
+    evaluation: PassMemory | None = None
+    """Of the pass over held-out text, the optimizer's moments beside it, where there is one."""
+
+    @property
+    def left(self) -> int:
+        """What no program of the run needs of the chip's memory; below 0 where it does not fit."""
+        return self.available - max([self.peak + self.code, *(one.peak for one in self._passes)])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run is within the chip's memory."""
+        return self.left >= 0 and not any(one.refused for one in self._passes)
+
+    @property
+    def fits_but_for_evaluation(self) -> bool:
+        """Whether only the pass over held-out text is too large."""
+        return not self.fits and replace(self, evaluation=None).fits
+
+    @property
+    def _passes(self) -> list[PassMemory]:
+        return [one for one in (self.loading, self.reference, self.evaluation) if one]
 
 
 @dataclass(frozen=True)
@@ -183,6 +236,28 @@ def make_plan(
             mesh=mesh,
             slices=topology.slices,
         ),
+    )
+
+
+def memory_of(compiled: CompiledProgram, state: Any, batch: Any, available: int) -> Memory:
+    """Of a compiled step whose arguments are the abstract ``state`` and ``batch``."""
+    return Memory(
+        parameters=device_bytes((state.trained, state.frozen)),
+        optimizer=device_bytes(state.opt_state),
+        batch=device_bytes(batch),
+        arguments=compiled.arguments,
+        temporaries=compiled.temporaries,
+        code=compiled.code,
+        peak=compiled.peak,
+        available=available,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Of arrays, or their shapes and shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 

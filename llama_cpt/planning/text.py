@@ -4,13 +4,10 @@ from collections.abc import Iterator
 import math
 
 from llama_cpt.hardware.topologies import Topology
-from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import ProgramFigures
-from llama_cpt.planning.memory import Memory
-from llama_cpt.planning.out_of_memory import OutOfMemory
-from llama_cpt.planning.peak_breakdown import PeakBreakdown
+from llama_cpt.planning.buffers import Peak, PeakBreakdown
+from llama_cpt.planning.compiling import OutOfMemory, ProgramFigures
 from llama_cpt.planning.search import Candidate, CompiledCandidate
-from llama_cpt.planning.step_plan import Plan, largest_buffers
+from llama_cpt.planning.step_plan import Memory, Plan, largest_buffers
 
 GB = 1e9
 SHOWN_ARRAYS = 6

@@ -12,13 +12,11 @@ from llama_cpt import plan
 from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import ProgramFigures
+from llama_cpt.planning.compiling import OutOfMemory, ProgramFigures
 from llama_cpt.planning.matrix_flops import MatrixFlops
-from llama_cpt.planning.memory import Memory
-from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
-from llama_cpt.planning.step_plan import Plan, workload
+from llama_cpt.planning.step_plan import Memory, Plan, workload
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError
 from tests.conftest import ROOT
 
