@@ -6,37 +6,38 @@ import re
 
 from llama_cpt.planning.hlo import Computation, Instruction, read_computations
 
-# They run the computations that they name; others name small ones, such as a sum's addition.
+# Instructions that run the computations that they name. Others, such as a reduction, name a scalar
+# computation, which is not a step of its own.
 CALLERS = ("fusion", "call", "while", "conditional", "async-start")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SAME = ("copy", "bitcast", "convert", "reshape")
 
-# A whole number, or the loop's counter and a whole number: (times the counter, plus).
+# A value (factor, offset) that stands for factor * counter + offset; a constant has factor 0.
 Linear = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class HloStep:
-    """An instruction where it stands, and how often a run of the program comes by."""
+    """An instruction in its computation, with the number of times that it runs per step."""
 
     instruction: Instruction
     computation: Computation = field(repr=False)
     times: int
     fused: bool
-    """Part of a larger operation: what it makes never lies in memory."""
+    """Whether it is part of a fusion, so that its result is never written to memory."""
 
 
 @dataclass
 class HloModule:
-    """A compiled module."""
+    """A compiled HLO module."""
 
     computations: dict[str, Computation] = field(repr=False)
     entry: str
     uncounted_loops: list[str] = field(default_factory=list)
-    """Loops of unknown length, taken once."""
+    """Loops with an unknown trip count, which are counted as one trip."""
 
     def steps(self) -> list[HloStep]:
-        """Every instruction that runs, loops and called computations opened."""
+        """Return every instruction that runs, those in loops and called computations included."""
         self.uncounted_loops.clear()
         return list(self._inside(self.entry, 1, False))
 
@@ -58,18 +59,20 @@ class HloModule:
 
 
 def read_module(text: str) -> HloModule:
-    """From ``compiled.as_text()``."""
+    """Parse the text of a compiled module, as ``compiled.as_text()`` returns it."""
     return HloModule(*read_computations(text))
 
 
 def trip_count(
     loop: Instruction, around: Computation, computations: Mapping[str, Computation]
 ) -> int | None:
-    """Of a while loop that stands in ``around``; None where its counter cannot be followed.
+    """Return the trip count of a while loop in computation ``around``, or None if it is unknown.
 
-    A counter starts at a constant (0 where none is found), is held to a constant and grows by a
-    constant: by 2 in a loop that the compiler unrolled twice.
+    The counter must be compared with a constant and grow by a constant, which is 2 in a loop that
+    the compiler unrolled twice. Its initial value is 0 unless a constant is found.
     """
+    # Most loops carry the count in their backend_config; those that the compiler made by unrolling
+    # or pipelining another loop do not.
     if known := _TRIPS.search(loop.attributes):
         return int(known[1])
     condition, body = (
@@ -77,32 +80,39 @@ def trip_count(
         for part in ("condition", "body")
     )
     names = around.instructions
-    given = names[loop.operands[0]].operands if loop.operands[0] in names else ()
-    compared = _comparison(condition, computations)
-    if compared is None:
+    initial = names[loop.operands[0]].operands if loop.operands[0] in names else ()
+    comparison = _comparison(condition, computations)
+    if comparison is None:
         return None
-    counter, limit, inclusive = compared
+    counter, limit, inclusive = comparison
     if isinstance(limit, str):
-        limit = _constant(around, given, int(limit), computations)
-    grown = _linear(body, body.root.operands[counter], counter, computations)
-    if limit is None or grown is None or grown[0] != 1 or grown[1] < 1:
+        limit = _constant(around, initial, int(limit), computations)
+    updated = _linear(body, body.root.operands[counter], counter, computations)
+    if limit is None or updated is None or updated[0] != 1 or updated[1] < 1:
         return None
-    start = _constant(around, given, counter, computations) or 0
-    return max(-(-(limit + inclusive - start) // grown[1]), 0)
+    start = _constant(around, initial, counter, computations) or 0
+    return max(-(-(limit + inclusive - start) // updated[1]), 0)
 
 
 def _constant(
-    around: Computation, given: tuple[str, ...], place: int, computations: Mapping[str, Computation]
+    around: Computation,
+    initial: tuple[str, ...],
+    index: int,
+    computations: Mapping[str, Computation],
 ) -> int | None:
-    """What a loop is given at ``place``, if that is a constant."""
-    found = _linear(around, given[place], None, computations) if place < len(given) else None
+    """Return element ``index`` of the initial loop state if it is a constant."""
+    found = _linear(around, initial[index], None, computations) if index < len(initial) else None
     return found[1] if found and found[0] == 0 else None
 
 
 def _comparison(
     condition: Computation, computations: Mapping[str, Computation]
 ) -> tuple[int, int | str, bool] | None:
-    """(place of the counter in the state, limit, or its place as text, whether it is reached)."""
+    """Parse a loop condition into (index of the counter in the state, limit, inclusive).
+
+    The limit is text if it is an element of the state: the index of that element. The comparison
+    may be inside a fusion, whose parameters are then mapped back to its operands.
+    """
     root, names = condition.root, condition.instructions
     operands = [names[name] for name in root.operands]
     direction = root
@@ -130,14 +140,15 @@ def _linear(
     computations: Mapping[str, Computation],
     bound: Mapping[int, Linear | None] | None = None,
 ) -> Linear | None:
-    """A value as a multiple of the counter, at ``counter`` in the state, and a constant.
+    """Return the value ``name`` as a linear function of the counter, or None if it is not one.
 
-    ``bound`` are the values of a fusion's parameters.
+    The counter is element ``counter`` of the loop state. ``bound`` has the values of the parameters
+    of a fusion by number.
     """
     one = computation.instructions[name]
 
-    def of(place: int) -> Linear | None:
-        return _linear(computation, one.operands[place], counter, computations, bound)
+    def operand(index: int) -> Linear | None:
+        return _linear(computation, one.operands[index], counter, computations, bound)
 
     if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.inside):
         return 0, int(one.inside)
@@ -146,13 +157,13 @@ def _linear(
     if one.opcode == "parameter" and bound is not None:
         return bound.get(int(one.inside))
     if one.opcode in _SAME:
-        return of(0)
+        return operand(0)
     if one.opcode in ("add", "subtract"):
-        left, right = of(0), of(1)
+        left, right = operand(0), operand(1)
         sign = 1 if one.opcode == "add" else -1
         return (left[0] + sign * right[0], left[1] + sign * right[1]) if left and right else None
     if one.opcode == "fusion":
         inner = computations[one.called[0]]
-        values = {place: of(place) for place in range(len(one.operands))}
+        values = {index: operand(index) for index in range(len(one.operands))}
         return _linear(inner, inner.root.name, counter, computations, values)
     return None

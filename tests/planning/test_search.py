@@ -89,7 +89,7 @@ def test_search_learns_from_what_was_compiled():
     doubtful = [one for one in left if one.config.compute.remat == "full"][-1]
     needed = int(available * (1 + DOUBT) / 2)
     unlike = next(one for one in every if one.mesh != doubtful.mesh and one.analytic.saved)
-    unlike = replace(unlike, config=doubtful.config, hand=doubtful.analytic)
+    unlike = replace(unlike, config=doubtful.config, analytic=doubtful.analytic)
     tried = [CompiledCandidate(unlike, needed, False)]
     assert next_to_try([doubtful], tried, available) is doubtful
     assert (
