@@ -65,8 +65,8 @@ def _title(plan: Plan) -> Iterator[str]:
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     yield f"{_slices(plan.topology)}; mesh: {axes or 'one device'}"
     yield (
-        f"{work.rows} x {work.sequence_length} tokens per device at a time, micro-batches per step: "
-        f"{work.num_microbatches}, remat: {plan.remat}"
+        f"{work.rows} x {work.sequence_length} tokens per device at a time, micro-batches per "
+        f"step: {work.num_microbatches}, remat: {plan.remat}"
     )
 
 

@@ -210,7 +210,7 @@ def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
     told(tasks="humaneval", match="--run-generated-code")
     told(tasks="bpb", match="--heldout NAME=GLOB")
     told("--chat-template", match="no chat template")
-    told(model, match="two models are called tiny: tell them apart as NAME=")
+    told(model, match="two models are named tiny: set another name with NAME=")
     file = tmp_path / "changed/cmmlu/test/arts.csv"
     for split in ("dev", "test"):
         (tmp_path / "changed/cmmlu" / split).mkdir(parents=True)
@@ -220,7 +220,7 @@ def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["..", "", "report.md", "conversations"])
 def test_names_that_are_no_folders_of_scores(name, tmp_path):
-    with pytest.raises(UserError, match="a name of its own"):
+    with pytest.raises(UserError, match="cannot be a folder in --output"):
         main([f"{name}=folder", "--tasks", "bpb", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,5 @@
 """Blind comparison: fair, resumable, and bounded whatever the endpoint does."""
 
-import argparse
 import contextlib
 import json
 
@@ -13,7 +12,7 @@ from llama_cpt.evaluation.judge.prompts import read_prompts
 from llama_cpt.evaluation.judge.results import summary_lines
 from llama_cpt.evaluation.judge.session import (
     Candidate,
-    add_conversation_arguments,
+    JudgeOptions,
     check_conversations,
     judge_conversations,
 )
@@ -46,7 +45,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr(judging_endpoint, "FIRST_WAIT", 0.01)
 
 
-def contestant(name, answers):
+def candidate(name, answers):
     """Says ``answers(prompt's text)``; None once it was asked more often than it should be."""
 
     def answer(prompts):
@@ -55,17 +54,14 @@ def contestant(name, answers):
     return Candidate(name, f"{name}'s weights", answer)
 
 
-GOOD = contestant("tuned", lambda asked: f"good answer to {asked}")
-BAD = contestant("base", lambda asked: f"bad answer to {asked}")
+GOOD = candidate("tuned", lambda asked: f"good answer to {asked}")
+BAD = candidate("base", lambda asked: f"bad answer to {asked}")
 
 
-def options_of(tmp_path, judge, *more):
+def options_of(tmp_path, judge):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(PROMPTS)))
-    parser = argparse.ArgumentParser()
-    add_conversation_arguments(parser)
-    given = ["--conversations", str(file), "--judge", judge, "--judge-model", "j", *more]
-    return parser.parse_args(given)
+    return JudgeOptions(str(file), judge, model="j")
 
 
 def prefers(word):
@@ -107,7 +103,7 @@ def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
     lines = kept.read_text().splitlines(keepends=True)
     # Killed in the middle of a line.
     kept.write_text("".join(lines[:5]) + lines[5][:20])
-    unable = contestant("tuned", None), contestant("base", None)
+    unable = candidate("tuned", None), candidate("base", None)
     assert judge_conversations(unable, tmp_path, options) == whole
     assert len(server.asked) == 4 * PROMPTS - 5
     assert len(kept.read_text().splitlines()) == 2 * PROMPTS
@@ -123,7 +119,7 @@ def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint,
 
 def test_ties_and_answers_that_do_not_differ(tmp_path, endpoint):
     server = endpoint(prefers("good"))
-    alike = contestant("alike", lambda asked: BAD_WHERE_ODD(asked))
+    alike = candidate("alike", lambda asked: BAD_WHERE_ODD(asked))
     found = judge_conversations((alike, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.wins, found.losses, found.same) == (0, 0, PROMPTS // 2)
     assert found.rate == 0.5 and found.prompts == PROMPTS
@@ -201,6 +197,20 @@ def test_urls_that_cannot_work(tmp_path, judge, told):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"max_prompts": 0}, "--prompts=0 must be at least 1"),
+        ({"max_answer_tokens": 0}, "--answer-tokens=0 must be at least 1"),
+        ({"timeout_seconds": float("nan")}, "--judge-timeout=nan must be at least 0.001"),
+        ({"timeout_seconds": float("inf")}, "--judge-timeout=inf must .* finite"),
+    ],
+)
+def test_options_reject_limits_that_are_not_positive_and_finite(limit, message):
+    with pytest.raises(UserError, match=message):
+        JudgeOptions("prompts.jsonl", **limit)
+
+
 def test_a_person_stops_and_goes_on(tmp_path, monkeypatch):
     options = options_of(tmp_path, "person")
     screen = _says(monkeypatch, ["good", "?", "good", "q"])
@@ -262,7 +272,7 @@ def test_the_command_lets_models_answer(tmp_path, endpoint, models):
     assert any(by_prompt["Who?"] in question for question in server.asked)
     before = len(server.asked)
     assert main(command) == 0 and len(server.asked) == before
-    with pytest.raises(UserError, match="mute cannot take part in conversations"):
+    with pytest.raises(UserError, match="mute cannot answer conversations"):
         main([str(models / "mute"), *command[1:]])
     with pytest.raises(UserError, match="compares two models, not 1"):
         main(command[1:])
