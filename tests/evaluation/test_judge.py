@@ -114,7 +114,7 @@ def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint,
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.rate, found.disagreements, found.shown_first) == (0.5, PROMPTS, 1.0)
     assert found.finding == "not told apart"
-    assert "favours the answer that is shown first" in capsys.readouterr().out
+    assert "favors the answer that is shown first" in capsys.readouterr().out
 
 
 def test_ties_and_answers_that_do_not_differ(tmp_path, endpoint):
@@ -186,9 +186,9 @@ def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
 @pytest.mark.parametrize(
     ("judge", "told"),
     [
-        ("localhost:8000", "name a URL"),
-        ("https://me:secret@host/v1", "holds more than a place"),
-        ("https://host/v1?key=secret", "holds more than a place"),
+        ("localhost:8000", "must be a URL"),
+        ("https://me:secret@host/v1", "has a user, a password"),
+        ("https://host/v1?key=secret", "set the key in the environment"),
     ],
 )
 def test_urls_that_cannot_work(tmp_path, judge, told):

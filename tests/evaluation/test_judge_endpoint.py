@@ -140,7 +140,7 @@ def test_the_key_is_not_sent_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "set OPENAI_API_KEY"), (404, "see its URL and model")]
+    ("status", "told"), [(401, "set OPENAI_API_KEY"), (404, "check the URL and model")]
 )
 def test_a_refusal_is_told_at_once(status, told):
     with serving(lambda body, number: (status, {}, f"no {KEY}".encode())) as server:
