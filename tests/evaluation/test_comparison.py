@@ -136,7 +136,7 @@ def test_models_that_were_not_asked_alike(tmp_path):
         settings = {"model": name, "shots": shots}
         (tmp_path / name / "quiz.settings.json").write_text(json.dumps(settings))
     (remark,) = compare([str(tmp_path / name) for name in "abc"]).remarks
-    assert remark.startswith("quiz: b was not asked as a was (shots differ)")
+    assert remark.startswith("quiz: b and a were evaluated with different settings (shots)")
 
 
 def test_mistakes(tmp_path):
@@ -146,11 +146,11 @@ def test_mistakes(tmp_path):
     write(tmp_path / "c", "quiz", [[0, 1]], metric="f1")
     write(tmp_path / "d", "quiz", [[0, math.nan]])
     told = {
-        "x/a": "two models are called a",
+        "x/a": "two models are named a",
         "b": "quiz: a, b have no example in common",
-        "c": "quiz is measured by acc and f1",
-        "d": "quiz: holds scores that are no numbers",
-        "nowhere": "holds no scores",
+        "c": "quiz: the models have different metrics .acc, f1",
+        "d": "quiz: has scores that are not finite",
+        "nowhere": "has no scores",
     }
     for name, message in told.items():
         with pytest.raises(UserError, match=message):
@@ -179,4 +179,15 @@ def test_names_are_text(tmp_path):
         write(tmp_path / name, "<i>", [[0, 1]])
     write_comparison([str(tmp_path / "a<b>"), str(tmp_path / "c|d & e")], str(tmp_path / "out"))
     page, text = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
-    assert "<b>a" not in page and "<i>" not in page + text and "c\\|d &amp; e" in text
+    assert "<b>a" not in page + text and "<i>" not in page + text and "c\\|d &amp; e" in text
+
+
+def test_report_shows_markdown_in_names_as_text(tmp_path):
+    for name in ("*a*", "`b` [c](d)"):
+        write(tmp_path / name, "quiz_en", [[0, 1]])
+    folders = [str(tmp_path / name) for name in ("*a*", "`b` [c](d)")]
+    write_comparison(folders, str(tmp_path / "out"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith("# Comparison of \\*a\\*, \\`b\\` \\[c\\](d)\n")
+    assert "Differences are to \\*a\\*, on the same examples" in text
+    assert "[c](d)" not in text and "| quiz_en |" in text
