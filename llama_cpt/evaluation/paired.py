@@ -35,8 +35,8 @@ def ratio_intervals(
     ratios, with their distances to the ratio scaled by t / z: Student's t at the level, with the
     number of units less one as degrees of freedom, over the normal at 95 %. Percentiles at the
     corrected levels would need more draws, and plain percentiles of few units are too narrow
-    (Hesterberg 2015, The American Statistician 69, section 5.3). A single unit has an interval from
-    minus infinity to infinity.
+    (Hesterberg 2015, The American Statistician 69, 371-386, on expanded percentile intervals). A
+    single unit has an interval from minus infinity to infinity.
     """
     pairs, units = change.shape
     if units < 2:

@@ -113,7 +113,7 @@ def unscored(
     examples or settings, and as ``start_task`` does.
     """
     digest = hashlib.sha256(json.dumps([keys, settings]).encode()).hexdigest()
-    if len(set(allgather_strings(digest, "what is scored"))) > 1:
+    if len(set(allgather_strings(digest, "examples to score"))) > 1:
         raise UserError(
             f"{task}: the processes read different models or examples; put the same files at the "
             "same path on every host."
@@ -123,7 +123,7 @@ def unscored(
         done = {score.key for score in start_task(folder, task, settings)}
         return "".join("1" if key in done else "0" for key in keys)
 
-    scored = run_on_primary(scored_flags, "what is known")
+    scored = run_on_primary(scored_flags, "existing scores")
     return [number for number, one in enumerate(scored) if one == "0"]
 
 

@@ -205,8 +205,8 @@ def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
             main(command)
 
     told(tasks="cmlu", match="unknown task 'cmlu'; did you mean 'cmmlu'")
-    told(folder=tmp_path / "nowhere", match="nowhere/cmmlu/test holds no .*csv: give --data")
-    told(tasks="eq_bench", match="eq_bench_v2_questions_171.json .or .gz. is not there")
+    told(folder=tmp_path / "nowhere", match="nowhere/cmmlu/test has no .*csv; set --data")
+    told(tasks="eq_bench", match="eq_bench_v2_questions_171.json .or .gz. does not exist")
     told(tasks="humaneval", match="--run-generated-code")
     told(tasks="bpb", match="--heldout NAME=GLOB")
     told("--chat-template", match="no chat template")
@@ -287,9 +287,9 @@ QUESTION = {"prompt": "?", "reference_answer_fullscale": {"emotion1": "joy"}}
             "Question,A,B,C,D,Answer\nq,a,b,c,d,E\n",
             "arts.csv: the answer of question 1, 'E'",
         ),
-        (CMMLU, f"Question,A,B,C,D,Answer\n{'q' * 140000},a,b,c,d,A\n", "arts.csv is no table"),
+        (CMMLU, f"Question,A,B,C,D,Answer\n{'q' * 140000},a,b,c,d,A\n", "arts.csv is not a table"),
         (f"{CMMLU}.gz", b"\x1f\x8b\x08\x00\0\0\0\0\0\xff\xff\xff\xff", "arts.csv.gz is damaged"),
-        ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not fields"),
+        ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not an object"),
         (
             "xcopa/test.zh.jsonl",
             '{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": "1"}',

@@ -37,7 +37,7 @@ def test_curve_from_a_run(tmp_path):
 
 
 def test_a_run_without_enough_to_draw(tmp_path):
-    with pytest.raises(UserError, match="no run to draw"):
+    with pytest.raises(UserError, match="not a run folder"):
         read_curve(str(tmp_path / "nothing"), "x", ("zh",))
     run = write_run(tmp_path / "run", [(0, 4.0, 0.5)])
     with pytest.raises(UserError, match="1 held-out evaluations of zh"):

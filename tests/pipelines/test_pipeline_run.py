@@ -175,7 +175,7 @@ def test_stages_must_follow_one_another(pipeline):
 
 
 def test_a_missing_examination_is_told_before_any_training(pipeline):
-    with pytest.raises(UserError, match="no such examination"):
+    with pytest.raises(UserError, match="file of questions does not exist"):
         run_pipeline(replace(pipeline, questions="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
 
