@@ -1,4 +1,4 @@
-"""Blind comparison: fair, resumable, and bounded whatever the endpoint does."""
+"""Blind comparison: fair, resumable, and limited whatever the endpoint does."""
 
 import contextlib
 import json
@@ -80,7 +80,7 @@ def all_text(tmp_path):
     return "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
+def test_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     server = endpoint(prefers("good"))
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.wins, found.losses, found.rate, found.unjudged) == (PROMPTS, 0, 1.0, 0)
@@ -95,7 +95,7 @@ def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     assert KEY not in repr(EndpointJudge(server.url, "j", 1.0))
 
 
-def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
+def test_second_call_requests_only_missing_verdicts(tmp_path, endpoint):
     server = endpoint(prefers("good"))
     options = options_of(tmp_path, server.url)
     whole = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -109,7 +109,7 @@ def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
     assert len(kept.read_text().splitlines()) == 2 * PROMPTS
 
 
-def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint, capsys):
+def test_judge_that_follows_the_position_gives_ties(tmp_path, endpoint, capsys):
     server = endpoint(lambda body, number: "VERDICT: A")
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.rate, found.disagreements, found.shown_first) == (0.5, PROMPTS, 1.0)
@@ -117,7 +117,7 @@ def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint,
     assert "favors the answer that is shown first" in capsys.readouterr().out
 
 
-def test_ties_and_answers_that_do_not_differ(tmp_path, endpoint):
+def test_equal_answers_are_ties_without_a_request(tmp_path, endpoint):
     server = endpoint(prefers("good"))
     alike = candidate("alike", lambda asked: BAD_WHERE_ODD(asked))
     found = judge_conversations((alike, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -130,7 +130,7 @@ def BAD_WHERE_ODD(asked):
     return f"bad answer to {asked}" if int(asked.split()[-1]) % 2 else f"another to {asked}"
 
 
-def test_refused_for_now_then_fine(tmp_path, endpoint):
+def test_transient_errors_are_retried(tmp_path, endpoint):
     later = {1: (429, {"Retry-After": "0"}, b""), 2: (503, {}, b"busy"), 3: (200, {}, b"<html>")}
     server = endpoint(lambda body, n: later.get(n) or prefers("good")(body, n))
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -138,7 +138,7 @@ def test_refused_for_now_then_fine(tmp_path, endpoint):
     assert len(server.asked) == 2 * PROMPTS + 3
 
 
-def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
+def test_failing_endpoint_ends_the_command_and_keeps_verdicts(tmp_path, endpoint):
     server = endpoint(lambda body, n: "VERDICT: A" if n <= 5 else (500, {}, KEY.encode()))
     options = options_of(tmp_path, server.url)
     with pytest.raises(UserError, match=r"no reply after \d attempts \(HTTP 500\)") as caught:
@@ -152,7 +152,7 @@ def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
     assert len(server.asked) - before == 2 * PROMPTS - 5
 
 
-def test_rubbish_is_counted(tmp_path, endpoint):
+def test_replies_without_a_verdict_are_counted(tmp_path, endpoint):
     def reply(body, number):
         return "I like both." if "question 3\n" in body["messages"][1]["content"] else "VERDICT: A"
 
@@ -167,7 +167,7 @@ def test_rubbish_is_counted(tmp_path, endpoint):
     assert len(server.asked) - before == 2
 
 
-def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
+def test_questions_without_a_verdict_do_not_end_a_later_call(tmp_path, endpoint):
     server = endpoint(lambda body, n: prefers("good")(body, n).replace("VERDICT: B", "Who knows?"))
     options = options_of(tmp_path, server.url)
     found = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -175,7 +175,7 @@ def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
     assert judge_conversations((GOOD, BAD), tmp_path, options) == found
 
 
-def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
+def test_only_invalid_replies_end_the_command(tmp_path, endpoint):
     server = endpoint(lambda body, n: f"VERDICT: A or B, {KEY}")
     with pytest.raises(UserError, match="10 questions in a row without a verdict") as caught:
         judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -184,15 +184,15 @@ def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
 
 
 @pytest.mark.parametrize(
-    ("judge", "told"),
+    ("judge", "message"),
     [
         ("localhost:8000", "must be a URL"),
         ("https://me:secret@host/v1", "has a user, a password"),
         ("https://host/v1?key=secret", "set the key in the environment"),
     ],
 )
-def test_urls_that_cannot_work(tmp_path, judge, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_invalid_urls_are_rejected(tmp_path, judge, message):
+    with pytest.raises(UserError, match=message) as caught:
         check_conversations(["a", "b"], options_of(tmp_path, judge))
     assert "secret" not in str(caught.value)
 
@@ -211,7 +211,7 @@ def test_options_reject_limits_that_are_not_positive_and_finite(limit, message):
         JudgeOptions("prompts.jsonl", **limit)
 
 
-def test_a_person_stops_and_goes_on(tmp_path, monkeypatch):
+def test_person_can_quit_and_resume(tmp_path, monkeypatch):
     options = options_of(tmp_path, "person")
     screen = _says(monkeypatch, ["good", "?", "good", "q"])
     found = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -254,7 +254,7 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_the_command_lets_models_answer(tmp_path, endpoint, models):
+def test_command_generates_answers_once(tmp_path, endpoint, models):
     server = endpoint(lambda body, n: "VERDICT: A")
     file = tmp_path / "prompts.jsonl"
     asked = ["Who?", "猫?", "What " * 100]
@@ -278,7 +278,7 @@ def test_the_command_lets_models_answer(tmp_path, endpoint, models):
         main(command[1:])
 
 
-def test_prompts_of_all_formats(tmp_path):
+def test_prompts_are_read_from_all_formats(tmp_path):
     file = tmp_path / "prompts.json"
     turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     messages = [{"role": role, "content": text} for role, text in turns]
