@@ -20,7 +20,7 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.plan import compiled_plan
-from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.planning.compiling import OutOfMemory
 from llama_cpt.planning.step_plan import Plan
 from llama_cpt.runtime.errors import one_line_errors
 from llama_cpt.training.lowering import topology_program

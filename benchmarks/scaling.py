@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--chip v5p]
 
-No compiler runs here: ``planning.hand_sum`` counts what the step cannot avoid. In each micro-batch
+No compiler runs here: ``planning.analytic`` counts what the step cannot avoid. In each micro-batch
 weights are gathered forward and backward, in bfloat16, and gradients scattered and summed over
 slices, in float32. Last come the rows of docs/guide/plan.md's table that were compiled, the
 compiler's figures beside this arithmetic of the same step.

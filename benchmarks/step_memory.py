@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 
 from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
-from llama_cpt.planning.compiling import compile_program
-from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.planning.compiling import OutOfMemory, compile_program
 from llama_cpt.training.lowering import lower_program, topology_program
 
 SHAPES = (

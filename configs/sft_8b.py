@@ -1,8 +1,8 @@
 """SFT of the ``cpt_8b`` model on conversations of both languages, mixed like its text.
 
-The conversations can be in any format of docs/guide/chat.md; train for one to three epochs. 2e-5 is a
-common rate, the default of TRL for SFT. A batch of 32 rows of 8,192 tokens is about 1,000 short
-conversations.
+The conversations can be in any format of docs/guide/chat.md; train for one to three epochs. 2e-5
+is a common rate, the default of TRL for SFT. A batch of 32 rows of 8,192 tokens is about
+1,000 short conversations.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The command that compares models: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
+"""The ``evaluate`` command: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
 
 import argparse
 from collections.abc import Iterator
@@ -30,13 +30,15 @@ from llama_cpt.evaluation.bits_per_byte import (
 from llama_cpt.evaluation.comparison.page import write_comparison
 from llama_cpt.evaluation.comparison.text import terminal_lines
 from llama_cpt.evaluation.judge.answers import ChatModel, make_answerer
+from llama_cpt.evaluation.judge.endpoint import KEY_VARIABLE
 from llama_cpt.evaluation.judge.session import (
+    PERSON,
     Candidate,
-    add_conversation_arguments,
+    JudgeOptions,
     check_conversations,
     judge_conversations,
 )
-from llama_cpt.evaluation.named_models import LoadedModel, ModelSpec
+from llama_cpt.evaluation.named_models import LoadedModel, ModelOptions, ModelSpec
 from llama_cpt.evaluation.sandbox.sandbox import ENFORCED
 from llama_cpt.evaluation.summary import table, write_summary
 from llama_cpt.runtime.distributed import (
@@ -50,59 +52,76 @@ from llama_cpt.runtime.output_folder import check_local, check_writable, file_lo
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate each model on each task; the exit status."""
+    """Evaluate every model on every task; return the exit status."""
     options = _parse(arguments)
-    # The harness shows a bar for every part of a benchmark.
+    # The harness would show a progress bar for each part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     with distributed_session():
-        _compare(options)
+        _evaluate_all(options)
     return 0
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _evaluate_all(options: argparse.Namespace) -> None:
     check_local("--output", options.output)
     if is_primary():
         check_writable(options.output)
     sources = named_models.parse_model_names(options.models)
-    if options.conversations:
+    judging = _judge_options(options) if options.conversations else None
+    if judging:
         if process_count() > 1:
-            raise UserError("--conversations is one process's work: start evaluate once for them.")
-        check_conversations(list(sources), options)
+            raise UserError("--conversations runs in one process; start evaluate once for it.")
+        check_conversations(list(sources), judging)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
-    # Before the benchmarks, which may be fetched from the hub.
-    given = {
-        label: named_models.check_model(label, source, options) for label, source in sources.items()
+    # Models are checked before benchmarks are loaded, which may download them.
+    requirements = ModelOptions(options.tokenizer, options.chat_template, judging is not None)
+    specs = {
+        label: named_models.check_model(label, source, requirements)
+        for label, source in sources.items()
     }
     benchmarks = _benchmarks(options, [name for name in names if name != TASK])
-    contestants = ()
-    if options.conversations:
-        contestants = tuple(_contestant(label, one, options) for label, one in given.items())
+    output = Path(options.output)
+    candidates = (
+        [_candidate(label, spec, output, judging) for label, spec in specs.items()]
+        if judging
+        else []
+    )
     if names:
-        _score_all(given, texts, benchmarks, options)
-    if contestants:
-        judge_conversations(contestants, Path(options.output), options)
+        _score_all(specs, texts, benchmarks, options)
+    if judging:
+        judge_conversations((candidates[0], candidates[1]), output, judging)
+
+
+def _judge_options(options: argparse.Namespace) -> JudgeOptions:
+    return JudgeOptions(
+        prompts=options.conversations,
+        judge=options.judge,
+        model=options.judge_model,
+        timeout_seconds=options.judge_timeout,
+        max_prompts=options.prompts,
+        max_answer_tokens=options.answer_tokens,
+    )
 
 
 def _score_all(
-    models: dict[str, ModelSpec],
+    specs: dict[str, ModelSpec],
     texts: list[HeldoutText],
     benchmarks: list[Any],
     options: argparse.Namespace,
 ) -> None:
-    """Score one model after the other; several are then compared with the first."""
+    """Score one model after the other, then compare all others with the first."""
     summaries = []
-    for label, one in models.items():
+    for label, spec in specs.items():
         folder = Path(options.output) / label
-        with _alone_in(folder) if is_primary() else contextlib.nullcontext():
-            _evaluate(named_models.load_model(one, folder), texts, benchmarks, options)
+        with _locked(folder) if is_primary() else contextlib.nullcontext():
+            _evaluate(named_models.load_model(spec, folder), texts, benchmarks, options)
             summaries.append(run_on_primary(partial(write_summary, folder), "summary"))
     run_on_primary(partial(_report, summaries, options.output), "report")
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """``folder``, made where it is not there, is no other command's."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Create ``folder`` if it does not exist and keep other evaluations out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process scores there; wait for it, or set another --output."
     with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
@@ -110,7 +129,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _report(summaries: list[dict[str, Any]], output: str) -> None:
-    """Print the scores; compare several models with the first."""
+    """Print the scores and, if there are several models, write and print their comparison."""
     rows = table(summaries)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -122,15 +141,15 @@ def _report(summaries: list[dict[str, Any]], output: str) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> list[str]:
-    """The names asked for; raises UserError for what could not be run, before anything is."""
+    """Return the names of the tasks; raise UserError for one that could not be run."""
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
     if not names and not options.conversations:
-        raise UsageError("nothing to do: name tasks with --tasks, or a file with --conversations.")
-    for name, value in (("--limit", options.limit), ("--shots", options.shots)):
-        if value is not None and value < (name == "--limit"):
-            raise UsageError(f"{name}={value} is too few.")
+        raise UsageError("nothing to do: set --tasks, or --conversations.")
+    for name, value, least in (("--limit", options.limit, 1), ("--shots", options.shots, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{name}={value} must be at least {least}.")
     if options.no_counterpart and TASK not in names:
-        raise UsageError(f"--no-counterpart sets documents of {TASK} apart: add it to --tasks.")
+        raise UsageError(f"--no-counterpart selects documents of {TASK}; add {TASK} to --tasks.")
     benchmarks = [name for name in names if name != TASK]
     if not benchmarks:
         return names
@@ -142,7 +161,7 @@ def _tasks(options: argparse.Namespace) -> list[str]:
         check_name(name)
         if runs_code(name) and not options.run_generated_code:
             raise UserError(
-                f"{name} runs code that the model writes ({ENFORCED}): allow it with "
+                f"{name} runs code that the model generates ({ENFORCED}); allow it with "
                 "--run-generated-code."
             )
     return names
@@ -153,18 +172,18 @@ def _texts(options: argparse.Namespace) -> list[HeldoutText]:
     if options.heldout_of:
         corpora += load_config(options.heldout_of).data.heldout
     if not corpora:
-        raise UsageError(f"{TASK} needs text: give --heldout NAME=GLOB or --heldout-of CONFIG.")
+        raise UsageError(f"{TASK} needs text: set --heldout NAME=GLOB or --heldout-of CONFIG.")
     texts = heldout_texts(corpora, options.limit)
     if options.no_counterpart:
         require_known(read_source_names(options.no_counterpart), texts, options.no_counterpart)
     return texts
 
 
-def _corpus(given: str) -> CorpusConfig:
-    name, equals, place = given.partition("=")
-    if not (name and equals and place):
-        raise UsageError(f"--heldout {given}: give it as NAME=GLOB.")
-    return CorpusConfig(name, place)
+def _corpus(argument: str) -> CorpusConfig:
+    name, equals, source = argument.partition("=")
+    if not (name and equals and source):
+        raise UsageError(f"--heldout {argument}: must be NAME=GLOB.")
+    return CorpusConfig(name, source)
 
 
 def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
@@ -175,15 +194,16 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
     return [load_benchmark(name, options.data, options.shots) for name in names]
 
 
-def _contestant(label: str, given: ModelSpec, options: argparse.Namespace) -> Candidate:
-    """The model as one that answers; its weights are loaded if an answer is missing."""
+def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions) -> Candidate:
+    """Return the model as a candidate whose weights are loaded only if an answer is missing."""
 
-    def load_talker() -> ChatModel:
-        model = named_models.load_model(given, Path(options.output) / label)
+    def load_chat_model() -> ChatModel:
+        model = named_models.load_model(spec, output / label)
         return ChatModel(model.decoder, model.tokenizer, model.mesh, model.template)
 
-    made_by = json.dumps(named_models.model_settings(given) | {"tokens": options.answer_tokens})
-    return Candidate(label, made_by, make_answerer(load_talker, options.answer_tokens))
+    tokens = options.max_answer_tokens
+    model_id = json.dumps(named_models.model_settings(spec) | {"tokens": tokens})
+    return Candidate(label, model_id, make_answerer(load_chat_model, tokens))
 
 
 def _evaluate(
@@ -192,7 +212,7 @@ def _evaluate(
     if texts:
         _score_texts(model, texts, options.no_counterpart)
     if benchmarks:
-        _ask(model, benchmarks, options)
+        _score_benchmarks(model, benchmarks, options)
 
 
 def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: str) -> None:
@@ -202,7 +222,9 @@ def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: s
         write_no_counterpart(model.folder, read_source_names(no_counterpart), settings)
 
 
-def _ask(model: LoadedModel, benchmarks: list[Any], options: argparse.Namespace) -> None:
+def _score_benchmarks(
+    model: LoadedModel, benchmarks: list[Any], options: argparse.Namespace
+) -> None:
     from llama_cpt.evaluation.harness import HarnessModel
     from llama_cpt.evaluation.questions import answer_questions, make_questions
 
@@ -216,29 +238,47 @@ def _ask(model: LoadedModel, benchmarks: list[Any], options: argparse.Namespace)
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llama_cpt.evaluate",
-        description="Compare models over languages and benchmarks, example by example.",
+        description="Compare models on languages and benchmarks, example by example.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a Hugging Face or run folder, or NAME=FOLDER")
-    add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, files *.yaml")
-    add("--output", required=True, metavar="DIR", help="scores go to DIR/MODEL/TASK.jsonl")
-    add("--data", default="", metavar="DIR", help="benchmarks on disk; without it, the hub")
-    add("--limit", type=int, metavar="N", help="examples of each part of a task, at most")
+    add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, task files *.yaml")
+    add("--output", required=True, metavar="DIR", help="scores are written to DIR/MODEL/TASK.jsonl")
+    add("--data", default="", metavar="DIR", help="benchmarks on disk (default: from the hub)")
+    add("--limit", type=int, metavar="N", help="maximum number of examples per part of a task")
     add("--shots", type=int, metavar="N", help="worked examples before each question")
     add("--chat-template", action="store_true", help="ask in the model's chat template")
     add("--run-generated-code", action="store_true", help=f"within limits: {ENFORCED}")
     add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=f"text for {TASK}")
-    add("--heldout-of", default="", metavar="CONFIG", help="the same, of a config")
+    add("--heldout-of", default="", metavar="CONFIG", help=f"text for {TASK}, from a config")
     add(
         "--no-counterpart",
         default="",
         metavar="FILE",
-        help=f"sources that {NO_COUNTERPART} is made of",
+        help=f"sources of the documents of {NO_COUNTERPART}",
     )
-    add("--tokenizer", default="", help="where MODEL has none of its own")
-    add_conversation_arguments(parser)
+    add("--tokenizer", default="", help="tokenizer of a MODEL without one")
+    _add_conversation_arguments(parser)
     return parser.parse_args(arguments)
+
+
+def _add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "conversations", "Answers of two models, compared blindly pair by pair, in both orders."
+    )
+    add = group.add_argument
+    message = "prompts in any chat format; needs a single process"
+    add("--conversations", default="", metavar="FILE", help=message)
+    message = f"an OpenAI-compatible endpoint (key: ${KEY_VARIABLE}), or person: you, here"
+    add("--judge", default=PERSON, metavar="URL|person", help=message)
+    add("--judge-model", default="", metavar="NAME", help="the model that judges at URL")
+    message = "maximum time for one reply (default 60)"
+    add("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help=message)
+    message = "number of prompts, spread over FILE (default 100)"
+    add("--prompts", type=int, default=100, metavar="N", help=message)
+    message = "maximum length of an answer (default 512)"
+    add("--answer-tokens", type=int, default=512, metavar="N", help=message)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one
 from llama_cpt.runtime.output_folder import check_local, check_writable
 
 DESCRIPTION = """Recommends a mixture ratio (ALMR) and a learning rate from a table of runs, with
-90 % confidence intervals, or returns a refusal with the reason. docs/guide/law.md describes the format of
-the table, the forms and their selection."""
+90 % confidence intervals, or returns a refusal with the reason. docs/guide/law.md describes the
+format of the table, the forms and their selection."""
 EPILOG = """examples:
   python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b --config configs/cpt_1b.py
   python -m llama_cpt.fit_law sweeps/*/results.csv --output laws/70b --target-parameters 70e9

@@ -1,4 +1,4 @@
-"""Before a pod is booked: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
+"""The ``plan`` command: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
 
 import argparse
 from dataclasses import asdict, replace
@@ -12,18 +12,17 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import Topology, find_topology
 from llama_cpt.planning import compiling
-from llama_cpt.planning.memory import PassMemory, device_bytes
-from llama_cpt.planning.out_of_memory import OutOfMemory
-from llama_cpt.planning.remedies import first_remedy
+from llama_cpt.planning.compiling import OutOfMemory
 from llama_cpt.planning.search import (
     Candidate,
     CompiledCandidate,
     candidates,
     explain_no_candidates,
+    first_remedy,
     next_to_try,
     smallest_topology,
 )
-from llama_cpt.planning.step_plan import Plan, describe_target, make_plan
+from llama_cpt.planning.step_plan import PassMemory, Plan, describe_target, device_bytes, make_plan
 from llama_cpt.planning.text import format_plan, format_refusal, format_search, format_trial
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError, one_line_errors
 from llama_cpt.training.lowering import (
@@ -35,34 +34,35 @@ from llama_cpt.training.lowering import (
 )
 from llama_cpt.training.program import TrainProgram, needs_reference
 
-DESCRIPTION = """Compile the very step that train runs, with the TPU compiler and no TPU, and tell
-what it needs: memory and what decides it, operations, collectives, the time it cannot beat, tokens
-a day and chip-hours."""
+DESCRIPTION = """Compile the step that train runs, with the TPU compiler and without a TPU, and
+print its requirements: memory and the largest arrays, FLOPs, collectives, a lower bound on the
+time, tokens per day and chip-hours."""
 EPILOG = """examples:
   python -m llama_cpt.plan configs/cpt_70b.py --topology v5p:4x4x8
   python -m llama_cpt.plan configs/cpt_8b.py --topology v5e-32 --compute.remat minimal
   python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
 
 Every field of the config is an option, as for train. docs/guide/plan.md explains each line.
-Exit status: 0 it fits, 3 it does not, 78 the config is wrong, 2 an option is.
+Exit status: 0 fits, 3 does not fit, 78 the config is wrong, 2 an option is wrong.
 """
 ENOUGH_FOUND = 5
 
 
 class DoesNotFitError(UserError):
-    """Of a search: no setting fits."""
+    """No setting of a search fits."""
 
     status = NEGATIVE_RESULT
 
 
 def main(arguments: list[str]) -> int:
-    """Compile and tell; the exit status."""
+    """Plan a config and print the result; return the exit status."""
     options, overrides = _parser().parse_known_args(arguments)
     topology = find_topology(options.topology, options.slices)
     config = load_config(options.config, overrides)
-    # A TPU that is here is left alone, and one that is not is not looked for.
+    # Ahead-of-time compilation needs no TPU. Do not take one that another process may use, and do
+    # not wait for one that does not exist.
     jax.config.update("jax_platforms", "cpu")
-    # What is made for a TPU cannot be read back where there is none.
+    # An executable for a TPU cannot be read back from the cache without a TPU.
     jax.config.update("jax_enable_compilation_cache", False)
     if options.search:
         return _search(config, topology, options.json)
@@ -88,17 +88,17 @@ def main(arguments: list[str]) -> int:
 def compiled_plan(
     config: TrainConfig, topology: Topology, program: TrainProgram
 ) -> Plan | OutOfMemory:
-    """Of the step of ``config`` in ``program``, whose mesh is of ``topology``.
+    """Compile the step of ``config`` in ``program``, whose mesh is of ``topology``, and plan it.
 
-    Its memory counts what comes before the first step: reading the weights beside adapters, the
-    passes over held-out text and over preferences.
+    The memory of the plan includes the passes outside the steps: reading the base weights of a LoRA
+    run, the reference pass over preferences, and the pass over held-out text.
     """
     mesh = program.mesh
-    made = compiling.compile_program(lower_program(config, program), mesh)
-    if isinstance(made, OutOfMemory):
-        return made
+    compiled = compiling.compile_program(lower_program(config, program), mesh)
+    if isinstance(compiled, OutOfMemory):
+        return compiled
     batch = abstract_batch(config, mesh)
-    plan = make_plan(config, topology, made, state=program.state_shapes, batch=batch)
+    plan = make_plan(config, topology, compiled, state=program.state_shapes, batch=batch)
     memory = plan.memory
     if config.lora:
         memory = replace(memory, loading=PassMemory(device_bytes(program.base_model_shapes)))
@@ -106,20 +106,21 @@ def compiled_plan(
         memory = replace(memory, reference=_pass_memory(lower_reference(config, program), mesh))
     if config.data.heldout:
         moments = device_bytes(program.state_shapes.opt_state)
-        evaluation = _pass_memory(lower_evaluation(config, program), mesh, beside=moments)
+        evaluation = _pass_memory(lower_evaluation(config, program), mesh, live=moments)
         memory = replace(memory, evaluation=evaluation)
     return replace(plan, memory=memory)
 
 
-def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, beside: int = 0) -> PassMemory:
-    made = compiling.compile_program(lowered, mesh)
-    if isinstance(made, OutOfMemory):
-        return PassMemory(made.used + beside, refused=True)
-    return PassMemory(made.peak + beside)
+def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, live: int = 0) -> PassMemory:
+    """Compile a pass and return its memory; ``live`` bytes are held during the pass too."""
+    compiled = compiling.compile_program(lowered, mesh)
+    if isinstance(compiled, OutOfMemory):
+        return PassMemory(compiled.used + live, refused=True)
+    return PassMemory(compiled.peak + live)
 
 
 def bytes_needed(plan: Plan | OutOfMemory) -> int:
-    """Of one device: by the steps, or by a pass beside them where that needs more."""
+    """Return the bytes that one device needs: the maximum of the steps and the other passes."""
     return plan.used if isinstance(plan, OutOfMemory) else plan.memory.available - plan.memory.left
 
 
@@ -144,8 +145,8 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         raise _nothing_fits(config, topology, every)
     found.sort(key=lambda pair: pair[1].roofline.serial_seconds)
     if as_json:
-        told = [{"fits": True, "options": one.options, **plan.to_json()} for one, plan in found]
-        print(json.dumps(told, indent=1))
+        plans = [{"fits": True, "options": one.options, **plan.to_json()} for one, plan in found]
+        print(json.dumps(plans, indent=1))
     else:
         print(format_search(found, len(tried), topology))
     return 0
@@ -153,21 +154,21 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
 
 def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> UserError:
     if not every:
-        why = explain_no_candidates(config, topology)
-        return UserError(f"{topology.text}: no mesh divides it and the config: {why}.")
+        reason = explain_no_candidates(config, topology)
+        return UserError(f"{topology.text}: no mesh divides both it and the config: {reason}.")
     least = min(every, key=lambda one: one.analytic.total)
     larger = smallest_topology(config, topology)
-    # Several slices hold a copy of the parameters each.
+    # More slices do not help: each of them holds a copy of the parameters.
     remedy = (
-        f"the smallest that may is {larger}"
+        f"the smallest slice that may fit is {larger}"
         if larger
-        else f"no slice of {topology.family} is enough: use LoRA (docs/guide/lora.md) or another chip"
+        else f"no slice of {topology.family} suffices: use LoRA (docs/guide/lora.md) or another chip"
     )
     available = topology.chip.memory_bytes
-    beside = ", and more once compiled" if least.analytic.total < available else ""
+    compiled = ", and more when compiled" if least.analytic.total < available else ""
     return DoesNotFitError(
-        f"{topology.text}: no mesh, remat policy or micro-batch fits; the least needs "
-        f"{least.analytic.total / 1e9:.1f} GB a device of {available / 1e9:.1f} by hand{beside} "
+        f"{topology.text}: no mesh, remat policy or micro-batch fits; the smallest needs at least "
+        f"{least.analytic.total / 1e9:.1f} GB per device of {available / 1e9:.1f}{compiled} "
         f"({least.options}); {remedy}."
     )
 
@@ -180,16 +181,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("config", help="a config in Python, or a run's config.json")
+    parser.add_argument("config", help="a Python config, or a run's config.json")
     parser.add_argument(
         "--topology", required=True, metavar="NAME", help="v5p:4x4x8, or v5p-256, v5e-32, v6e-64"
     )
-    parser.add_argument("--slices", type=int, default=1, help="slices joined by the network (1)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of words")
+    parser.add_argument(
+        "--slices", type=int, default=1, help="slices joined by the data-center network (default 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--search",
         action="store_true",
-        help=f"try meshes, remat policies and micro-batches until {ENOUGH_FOUND} fit",
+        help=f"try meshes, remat policies and micro-batches until {ENOUGH_FOUND} settings fit",
     )
     return parser
 

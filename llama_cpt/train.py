@@ -20,8 +20,8 @@ def _parser() -> argparse.ArgumentParser:
         "first; a run whose output folder exists resumes from its last checkpoint.",
         epilog="Every field of the config is an option; `CONFIG --help` lists them with their "
         "values. Exit status: 0 done, 2 wrong option, 75 stopped by SIGTERM and saved, 78 user "
-        "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; docs/guide/many_hosts.md "
-        "has the full list.",
+        "error, 130 stopped by Ctrl-C and saved, 134 another host was lost; the full list is in "
+        "docs/guide/many_hosts.md.",
         add_help=False,
         allow_abbrev=False,
     )

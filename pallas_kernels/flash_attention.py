@@ -1,7 +1,8 @@
 """Flash attention for packed rows on TPUs: causal inside each segment, over the needed tiles only.
 
 The entry point ``flash_attention`` checks shapes, fits the block sizes and pads short rows. The
-kernels are in ``attention_forward`` and ``attention_backward``; docs/notes/kernels.md has their schedule.
+kernels are in ``attention_forward`` and ``attention_backward``; docs/notes/kernels.md has the
+schedule.
 """
 
 from dataclasses import replace

@@ -1,1 +1,1 @@
-"""What was gained and what was forgotten."""
+"""Evaluation of models: benchmarks, bits per byte, comparison and judging."""

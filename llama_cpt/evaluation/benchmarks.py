@@ -1,4 +1,4 @@
-"""Benchmarks by name: task files of ours over a folder of data, or the harness's own tasks."""
+"""Benchmarks by name: this package's task files over local data, or tasks of the harness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,68 +21,69 @@ FOLDER, YAML = Path(__file__).with_name("tasks"), ".yaml"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Tasks of the harness that are one benchmark together."""
+    """The tasks of the harness that make up one benchmark."""
 
     name: str
     parts: dict[str, Task]
-    """By subject; by "" where there are no subjects."""
+    """Tasks by subject; the key is "" if there are no subjects."""
 
 
-# A file of each subject: the split that is asked, and how its files end.
+# Benchmarks with one file per subject: the split that is evaluated, and the ending of its files.
 _SUBJECTS = {"cmmlu": ("test", ".csv"), "ceval": ("val", "_val.csv"), "mmlu": ("test", "_test.csv")}
 LOCAL = tuple(sorted(file.stem for file in FOLDER.glob(f"*{YAML}")))
-"""What a folder of data can hold."""
+"""Benchmarks that ``--data`` may contain."""
 WORLD = tuple(name for name in LOCAL if name.startswith("world_"))
-"""Of the demo's world, which no hub has."""
+"""Benchmarks of the demo's world, which are not on the hub."""
 HUB = {"ceval": "ceval-valid", "mgsm_zh": "mgsm_direct_zh"}
-"""Names of the harness where they are not ours."""
+"""Names in the harness of benchmarks that it names differently."""
 
 
 def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
-    """``name`` over the folder ``data``; by the harness's own where ``data`` is empty.
+    """Load a benchmark from the folder ``data``, or from the harness if ``data`` is empty.
 
-    ``shots``: worked examples before each question, None as the task says. A ``name`` that ends in
-    ``.yaml`` is a task file. Raises UserError for what is not known or not there.
+    ``shots`` is the number of worked examples before each question; None takes the task's own. A
+    ``name`` that ends in ``.yaml`` is a task file. Raises UserError if the name is unknown or the
+    data is missing.
     """
-    # The harness tells of every task that it builds.
+    # The harness logs every task that it builds.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if name.endswith(YAML):
-        alone = TaskManager(include_defaults=False)
-        benchmark = _from_harness(alone, Path(name).stem, name)
+        manager = TaskManager(include_defaults=False)
+        benchmark = _from_harness(manager, Path(name).stem, name)
     elif data and name in LOCAL:
         benchmark = _local(name, data)
     elif runs_code(name) or name in WORLD:
-        raise UserError(f"{name} needs --data: a folder with its questions.")
+        raise UserError(f"{name} needs --data: set it to a folder with its questions.")
     else:
         benchmark = _from_harness(_manager(), name, HUB.get(name, name))
     for task in benchmark.parts.values():
         if task.config.repeats > 1:
             raise UserError(
-                f"task {name} asks each question {task.config.repeats} times: that is not done "
-                "here; ask it with lm_eval, which takes the exported model."
+                f"task {name} asks each question {task.config.repeats} times, which is not "
+                "supported; run it with lm_eval on the exported model."
             )
-        given = task.config.num_fewshot or 0
-        # What a task says is without worked examples (0) stays so, as in the harness.
-        asked = given if shots is None or task.config.num_fewshot == 0 else shots
-        task.set_config("num_fewshot", asked)
+        default = task.config.num_fewshot or 0
+        # A task that sets 0 worked examples keeps them, as in the harness.
+        num_fewshot = default if shots is None or task.config.num_fewshot == 0 else shots
+        task.set_config("num_fewshot", num_fewshot)
     return benchmark
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a benchmark that nobody knows, with names near to it."""
+    """Raise UserError, with similar names, for an unknown benchmark."""
     if name in LOCAL or Path(name).is_file():
         return
     if name.endswith(YAML):
-        raise UserError(f"{name}: no such task file.")
+        raise UserError(f"{name}: task file does not exist; check --tasks.")
     known = [*LOCAL, *_manager().all_tasks]
     if name not in known:
         raise UserError(
-            f"unknown task {name!r}{did_you_mean(name, known)} (ours: {', '.join(LOCAL)})."
+            f"unknown task {name!r}{did_you_mean(name, known)} (built in: {', '.join(LOCAL)})."
         )
 
 
 def runs_code(name: str) -> bool:
-    """Whether a benchmark runs what the model writes."""
+    """Return whether a benchmark runs code that the model generates."""
     return name == "humaneval"
 
 
@@ -103,21 +104,21 @@ def _task(config: dict[str, Any], name: str, data: str, part: str) -> Configurab
     )
 
 
-def _from_harness(manager: TaskManager, name: str, theirs: str) -> Benchmark:
-    """``theirs``: a name of the harness's, or a task file."""
+def _from_harness(manager: TaskManager, name: str, harness_name: str) -> Benchmark:
+    """Load a benchmark by its name in the harness, or from a task file."""
     try:
-        tasks = manager.load([theirs])["tasks"]
-    # Whatever the hub's client, the network, a task's code or its data's loader raises.
+        tasks = manager.load([harness_name])["tasks"]
+    # The hub client, the network, a task's code and its data loader may raise anything.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"task {name} could not be loaded ({reason[0]}); without the hub, give --data a folder "
-            "with a copy of a benchmark of ours."
+            f"task {name} could not be loaded ({reason[0]}); without the hub, set --data to a "
+            "folder with a copy of a built-in benchmark."
         ) from None
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"task {name} runs generated code without limits: take our humaneval.")
-    names = {one: one.removeprefix(f"{theirs}_") for one in tasks}
+            raise UserError(f"task {name} runs generated code without limits; use humaneval.")
+    names = {one: one.removeprefix(f"{harness_name}_") for one in tasks}
     return Benchmark(
         name, {"" if len(tasks) == 1 else names[one]: task for one, task in tasks.items()}
     )
@@ -129,7 +130,7 @@ def _manager() -> TaskManager:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A task file of the harness's format; ``!function MODULE.NAME`` is in a module beside it."""
+    """Read a task file in the harness's format, with ``!function MODULE.NAME`` in this package."""
 
     class Loader(yaml.SafeLoader):
         pass

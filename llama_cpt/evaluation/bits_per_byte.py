@@ -1,7 +1,7 @@
-"""Languages: bits per byte of whole held-out documents, each kept as soon as it is scored.
+"""Bits per byte of whole held-out documents.
 
-A document whose source has a translation in the training text may be easy for that alone: those
-from sources without such a counterpart are a task of their own, ``bpb_no_counterpart``.
+A document whose source has a translation in the training text may be easy because of it. Documents
+of sources without such a counterpart are a second task, ``bpb_no_counterpart``.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -39,8 +39,9 @@ from llama_cpt.training.heldout import evenly_spaced
 
 TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
-"""Of one device, padding counted."""
+"""Tokens of one device per batch, padding included."""
 KEEP_SECONDS = 2.0
+"""Maximum time between writes of new scores."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,38 @@ class HeldoutText:
 
     corpus: str
     id: str
-    """The file's name, with its folders as far as they differ, and the document's number in it."""
+    """File name, with the folders that differ between files, and number of the document."""
     text: str
     source: str
-    """Its field ``source``; its file's name where it has none."""
+    """Field ``source`` of the document, or its file name if it has none."""
     corpus_digest: str
-    """Of all documents of the corpus, taken or not."""
+    """Hash of all documents of the corpus, whether selected or not."""
 
 
 def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[HeldoutText]:
-    """The documents of all ``corpora``, up to ``limit`` of each, spread evenly over it.
+    """Return up to ``limit`` documents of each corpus, spread evenly over it.
 
-    Raises UserError for a corpus without text, and for the first document that cannot be read.
+    Raises UserError for a corpus without text and for a document that cannot be read.
     """
     found = []
     for corpus in corpora:
         sources = find_sources(corpus)
         texts = _fields(sources, corpus.text_field)
         origins = _fields(sources, "source") if _are_lines(sources) else {}
-        places, names = list(texts), _names({path for path, _ in texts})
-        digest = _digest([str(texts[place]) for place in places])
-        for place in evenly_spaced(len(places), limit or len(places)):
-            (path, number), text = places[place], texts[places[place]]
+        keys, names = list(texts), _names({path for path, _ in texts})
+        digest = _digest([str(texts[key]) for key in keys])
+        for index in evenly_spaced(len(keys), limit or len(keys)):
+            (path, number), text = keys[index], texts[keys[index]]
             if isinstance(text, BadDocument):
                 raise UserError(f"held-out corpus {corpus.name!r}: {text}.")
             origin = origins.get((path, number))
-            known = origin if isinstance(origin, str) else Path(path).name
-            number = f"{names[path]}:{number}"
-            found.append(HeldoutText(corpus.name, number, text, known, digest))
+            source = origin if isinstance(origin, str) else Path(path).name
+            example_id = f"{names[path]}:{number}"
+            found.append(HeldoutText(corpus.name, example_id, text, source, digest))
         if not any(one.corpus == corpus.name and one.text for one in found):
-            raise UserError(f"held-out corpus {corpus.name!r} holds no text ({corpus.source}).")
+            raise UserError(
+                f"held-out corpus {corpus.name!r} has no text ({corpus.source}); set other files."
+            )
     return found
 
 
@@ -90,28 +93,28 @@ def score_texts(
     folder: Path,
     settings: Mapping[str, Any],
 ) -> None:
-    """Score what has no score in ``folder`` yet; scores are added as they come."""
+    """Score the texts without a score in ``folder``; append scores as they are computed."""
     keys = [(text.corpus, text.id) for text in texts]
-    left = [texts[number] for number in unscored(keys, folder, TASK, settings)]
-    if not left:
+    pending = [texts[number] for number in unscored(keys, folder, TASK, settings)]
+    if not pending:
         return
-    ids = tokenizer.encode_batch([one.text for one in left])
+    ids = tokenizer.encode_batch([one.text for one in pending])
     documents = [np.array([tokenizer.bos_id, *one], np.int32) for one in ids]
     nats = rolling_loglikelihood(
         decoder, documents, mesh=mesh, bos_id=tokenizer.bos_id, batch_tokens=BATCH_TOKENS
     )
     waiting: list[ExampleScore] = []
-    kept = time.monotonic()
+    written = time.monotonic()
     total = float(sum(len(one) for one in ids))
     with Progress(f"{folder.name} {TASK}", total, "tokens") as progress:
         try:
             for number, nll in nats:
                 if is_primary():
-                    waiting.append(_score(left[number], nll, len(ids[number])))
+                    waiting.append(_score(pending[number], nll, len(ids[number])))
                 progress.update(float(len(ids[number])))
-                if time.monotonic() - kept > KEEP_SECONDS:
+                if time.monotonic() - written > KEEP_SECONDS:
                     append_scores(folder / f"{TASK}{LINES}", waiting)
-                    waiting, kept = [], time.monotonic()
+                    waiting, written = [], time.monotonic()
         finally:
             append_scores(folder / f"{TASK}{LINES}", waiting)
 
@@ -119,7 +122,7 @@ def score_texts(
 def write_no_counterpart(
     folder: Path, sources: Collection[str], settings: Mapping[str, Any]
 ) -> None:
-    """The scores of ``bpb`` of documents from ``sources``, once more as a task of their own."""
+    """Write the ``bpb`` scores of documents from ``sources`` as the task ``bpb_no_counterpart``."""
     chosen = [
         replace(score, task=NO_COUNTERPART)
         for score in start_task(folder, TASK, settings)
@@ -131,25 +134,25 @@ def write_no_counterpart(
 
 
 def read_source_names(file: str) -> frozenset[str]:
-    """The sources that ``file`` names, one a line; raises UserError where it names none."""
+    """Return the sources in ``file``, one per line; raise UserError if there are none."""
     if not Path(file).is_file():
-        raise UserError(f"{file}: no such file of names of sources.")
+        raise UserError(f"{file}: file does not exist; check --no-counterpart.")
     lines = (line.partition("#")[0].strip() for line in Path(file).read_text("utf-8").splitlines())
     if not (names := frozenset(filter(None, lines))):
-        raise UserError(f"{file} names no source: one a line, as in the documents' field 'source'.")
+        raise UserError(f"{file} has no sources; write one 'source' field per line.")
     return names
 
 
 def require_known(names: Collection[str], texts: Sequence[HeldoutText], file: str) -> None:
-    """Raise UserError where no held-out document is from any of ``names``."""
-    there = {text.source for text in texts}
-    if not there & set(names):
-        told = ", ".join(sorted(there)[:5])
-        raise UserError(f"{file}: no held-out document is from a source it names (but: {told}).")
+    """Raise UserError if no held-out document is from any of ``names``."""
+    sources = {text.source for text in texts}
+    if not sources & set(names):
+        examples = ", ".join(sorted(sources)[:5])
+        raise UserError(f"{file}: no held-out document has one of its sources; use: {examples}.")
 
 
 def text_fingerprint(texts: Sequence[HeldoutText]) -> str:
-    """Of all documents of the corpora: the same whatever the limit."""
+    """Return a hash of all documents of the corpora, which does not depend on the limit."""
     return _digest(sorted({f"{one.corpus} {one.corpus_digest}" for one in texts}))
 
 
@@ -163,7 +166,7 @@ def _score(text: HeldoutText, nats: float, tokens: int) -> ExampleScore:
 
 
 def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocument]:
-    """A field of every document, by file and number."""
+    """Return a field of every document by file and number."""
     return {
         (one.path, one.number): one if isinstance(one, BadDocument) else one.text
         for block in read_blocks(sources, field, 1 << 20)
@@ -172,7 +175,7 @@ def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocu
 
 
 def _names(paths: Collection[str]) -> dict[str, str]:
-    """Each path without the folders that all have in common."""
+    """Return each path without the leading folders that all of them share."""
     parts = [path.split("/") for path in paths]
     common = len(os.path.commonprefix([one[:-1] for one in parts]))
     return {path: "/".join(one[common:]) for path, one in zip(paths, parts, strict=True)}

@@ -1,4 +1,4 @@
-"""Questions with right answers: how many are answered exactly, beside chance."""
+"""Exact-match accuracy on questions with known answers, with intervals and chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,48 +12,48 @@ from llama_cpt.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Question:
-    """One question of an examination."""
+    """A question with its accepted answers."""
 
     language: str
     question: str
     answers: tuple[str, ...]
-    """All that is right; compared to the last character, spaces at the ends aside."""
+    """Accepted answers, compared exactly but for surrounding whitespace."""
     optional_suffix: str = option("", former_name="closing")
-    """What may stand behind the answer, and is counted."""
+    """Text that may follow the answer; answers with it are counted."""
     chance: float = 0.0
-    """How often a guess is right that knows the kind of question only."""
+    """Probability that a guess among plausible answers is right."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The outcome for one language."""
+    """The accuracy on the questions of one language."""
 
     questions: int
     correct: int
     with_suffix: int
-    """Answers that end with the closing."""
+    """Number of answers that end with the optional suffix."""
     chance: float
 
     @property
     def share(self) -> float:
-        """Of the questions, answered right."""
+        """Share of questions with a correct answer."""
         return self.correct / self.questions
 
     def interval(self) -> tuple[float, float]:
-        """95 % of the share (Wilson 1927, JASA 22, eq. 6)."""
+        """Return the 95 % Wilson score interval of the share (Wilson 1927, JASA 22, eq. 6)."""
         z, n, p = 1.959964, self.questions, self.share
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        spread = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - spread), min(1.0, middle + spread)
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
 def read_questions(path: str) -> tuple[Question, ...]:
-    """The questions of a JSON Lines file, fields as in ``Question``.
+    """Return the questions of a JSON Lines file with the fields of ``Question``.
 
-    Raises UserError, naming the line, for what is no question.
+    Raises UserError, with the line number, for a line that is not a question.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such examination.")
+        raise UserError(f"{path}: file of questions does not exist; check the path.")
     questions = []
     for number, line in enumerate(Path(path).read_text("utf-8").strip().split("\n"), 1):
         try:
@@ -61,15 +61,15 @@ def read_questions(path: str) -> tuple[Question, ...]:
         except (ValueError, UserError) as error:
             raise UserError(f"{path}:{number}: not a question ({error}).") from None
         if not found.question or not found.answers:
-            raise UserError(f"{path}:{number}: not a question (it asks or answers nothing).")
+            raise UserError(f"{path}:{number}: not a question (question or answers are empty).")
         questions.append(found)
     if not questions:
-        raise UserError(f"{path}: holds no question.")
+        raise UserError(f"{path}: has no questions; write one JSON object per line.")
     return tuple(questions)
 
 
 def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Accuracy]:
-    """By language, the mark of ``answers``, one to each question."""
+    """Return the accuracy of ``answers``, one per question, by language."""
     found: dict[str, Accuracy] = {}
     for language in dict.fromkeys(question.language for question in questions):
         pairs = [
@@ -79,7 +79,9 @@ def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Ac
         ]
         found[language] = Accuracy(
             questions=len(pairs),
-            correct=sum(_bare(answer, q.optional_suffix) in q.answers for q, answer in pairs),
+            correct=sum(
+                _without_suffix(answer, q.optional_suffix) in q.answers for q, answer in pairs
+            ),
             with_suffix=sum(
                 bool(q.optional_suffix) and answer.endswith(q.optional_suffix)
                 for q, answer in pairs
@@ -90,23 +92,23 @@ def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Ac
 
 
 def accuracy_table(by_stage: Mapping[str, Mapping[str, Accuracy]]) -> list[tuple[str, ...]]:
-    """Rows of text: stage, language, right, its interval, chance, closing."""
-    rows = [("stage", "language", "right", "95 % interval", "chance", "with the closing")]
+    """Return rows of text: stage, language, correct, its interval, chance, with suffix."""
+    rows = [("stage", "language", "correct", "95 % interval", "chance", "with suffix")]
     for stage, by_language in by_stage.items():
-        for language, mark in by_language.items():
-            low, high = mark.interval()
+        for language, accuracy in by_language.items():
+            low, high = accuracy.interval()
             rows.append(
                 (
                     stage,
                     language,
-                    f"{mark.correct} of {mark.questions} ({mark.share:.0%})",
+                    f"{accuracy.correct} of {accuracy.questions} ({accuracy.share:.0%})",
                     f"{low:.0%} to {high:.0%}",
-                    f"{mark.chance:.0%}",
-                    f"{mark.with_suffix / mark.questions:.0%}",
+                    f"{accuracy.chance:.0%}",
+                    f"{accuracy.with_suffix / accuracy.questions:.0%}",
                 )
             )
     return rows
 
 
-def _bare(answer: str, closing: str) -> str:
-    return answer.removesuffix(closing).strip() if closing else answer
+def _without_suffix(answer: str, suffix: str) -> str:
+    return answer.removesuffix(suffix).strip() if suffix else answer

@@ -1,9 +1,10 @@
-"""Our model as lm-evaluation-harness sees one: requests in, log-likelihoods and text out.
+"""A decoder as a model of lm-evaluation-harness: requests in, log-likelihoods and text out.
 
-Texts become tokens as the harness's Hugging Face backend makes them (BOS first; a context's tokens
-are its own, the continuation's those of the whole text behind as many), so that scores are the same
-to rounding. Unlike there, the name of a special token in a text is text, and a continuation that
-adds no token to its context is scored by the last one, not by none.
+Texts are tokenized as in the Hugging Face backend of the harness, so that scores are equal up to
+rounding: BOS comes first, a context is tokenized alone, and the tokens of a continuation are those
+of the whole text after the length of the context's. There are two differences. The name of a
+special token in a text stays text, and a continuation that adds no token to its context is scored
+by the last token of the whole.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,13 +41,13 @@ Kind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 Answer = tuple[float, bool] | float | str
 
 BATCH_TOKENS = 2048
-"""Of one device's rows, padding counted."""
+"""Tokens of one device per batch, padding included."""
 SLAB = 8192
-"""Requests that are tokenised and put into batches together."""
+"""Number of requests that are tokenized and batched together."""
 
 
 class HarnessModel(LM):
-    """A decoder with its tokenizer; ``template`` is None for a base model."""
+    """A model of the harness; ``template`` is None for a base model."""
 
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, mesh: Mesh, template: ChatTemplate | None
@@ -55,26 +56,26 @@ class HarnessModel(LM):
         self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
         self.template = template
         self.cut: set[int] = set()
-        """Numbers of the requests, of the call under way, that lost their beginning."""
+        """Numbers of the requests of the current call whose beginning was truncated."""
         self._start = 0
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._bos = tokenizer.decode([tokenizer.bos_id])
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Of each continuation behind its context, in nats, and whether it is the likeliest."""
+        """Return the log-likelihood of each continuation, in nats, and whether greedy picks it."""
         return self._all("loglikelihood", requests)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Of each whole text, in nats, in windows of the model's context."""
+        """Return the log-likelihood of each text, in nats, in windows of the model's context."""
         return self._all("loglikelihood_rolling", requests)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What follows each context, up to the first of its stop strings."""
+        """Return a continuation of each context, up to the first of its stop strings."""
         return self._all("generate_until", requests)
 
     def answers(self, kind: Kind, requests: Sequence[Instance]) -> Iterator[tuple[int, Answer]]:
-        """Number and answer of each request, as soon as it is known, in whatever order."""
+        """Yield the number and answer of each request, in any order, as soon as it is known."""
         self.cut = set()
         for self._start in range(0, len(requests), SLAB):
             slab = [request.args for request in requests[self._start : self._start + SLAB]]
@@ -84,23 +85,26 @@ class HarnessModel(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation; the last message goes on where no answer is asked for."""
+        """Return the prompt of a conversation.
+
+        Without a generation prompt, the model continues the last message.
+        """
         if self.template is None:
             raise UserError(
                 f"{self.tokenizer.path}: this model has no chat template (a base model): evaluate "
                 "it without --chat-template."
             )
         messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
-        begun = "" if add_generation_prompt else messages.pop().content
-        return self.template.prompt_text(messages) + begun
+        prefix = "" if add_generation_prompt else messages.pop().content
+        return self.template.prompt_text(messages) + prefix
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """What tells the template from others."""
+        """Return the fingerprint of the template, which is part of the harness's cache key."""
         return self.template.fingerprint if self.template and chat_template else ""
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells the tokenizer from others."""
+        """Fingerprint of the tokenizer, which is part of the harness's cache key."""
         return self.tokenizer.fingerprint
 
     def _all(self, kind: Kind, requests: list[Instance]) -> list[Any]:
@@ -113,20 +117,21 @@ class HarnessModel(LM):
 
     def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
         pairs = self._pairs(slab)
+        # The last token of an option is predicted, not read.
         self._note_cut(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
         rows = make_rows(pairs, self.context_length)
         for group in merge_ungrouped(group_by_prefix(rows)):
             prefix = self._prefix(group.rows[0].context[: group.prefix])
             budget = BATCH_TOKENS * self._row_multiple
-            for together, size, number in make_batches(group, budget, self._row_multiple):
-                batch = make_option_tokens(together, group.prefix, size, number)
+            for batch_rows, size, number in make_batches(group, budget, self._row_multiple):
+                batch = make_option_tokens(batch_rows, group.prefix, size, number)
                 with jax.set_mesh(self.mesh):
                     logprobs, likeliest = score_options(self.decoder, prefix, batch)
                 logprobs, likeliest = np.asarray(logprobs, np.float64), np.asarray(likeliest)
-                at = 0
-                for request, option in (one for row in together for one in row.options):
-                    here = slice(at, at := at + len(option))
-                    yield request, (float(logprobs[here].sum()), bool(likeliest[here].all()))
+                start = 0
+                for request, option in (one for row in batch_rows for one in row.options):
+                    span = slice(start, start := start + len(option))
+                    yield request, (float(logprobs[span].sum()), bool(likeliest[span].all()))
 
     def _prefix(self, tokens: Tokens) -> Prefix:
         if not len(tokens):
@@ -138,7 +143,7 @@ class HarnessModel(LM):
     def _rolled(self, slab: Sequence[tuple]) -> Iterator[tuple[int, float]]:
         ids = self.tokenizer.encode_batch([text for (text,) in slab])
         bos = self.tokenizer.bos_id
-        # As there, a text is its tokens with BOS, behind a BOS that is read: the second is scored.
+        # As in the Hugging Face backend, BOS is also scored: a BOS is read before it.
         documents = [np.array([bos, bos, *one], np.int32) for one in ids]
         nats = rolling_loglikelihood(
             self.decoder,
@@ -152,13 +157,13 @@ class HarnessModel(LM):
 
     def _written(self, slab: Sequence[tuple]) -> Iterator[tuple[int, str]]:
         contexts = self._encoded([context for context, _ in slab])
-        orders = [make_answer_spec(options, self.context_length) for _, options in slab]
-        rooms = [self.context_length - order.max_new_tokens for order in orders]
-        both = list(zip(contexts, rooms, strict=True))
-        self._note_cut(len(context) > room for context, room in both)
-        prompts = [context[-room:] for context, room in both]
+        specs = [make_answer_spec(options, self.context_length) for _, options in slab]
+        limits = [self.context_length - spec.max_new_tokens for spec in specs]
+        limited = list(zip(contexts, limits, strict=True))
+        self._note_cut(len(context) > limit for context, limit in limited)
+        prompts = [context[-limit:] for context, limit in limited]
         yield from written_answers(
-            self.decoder, self.tokenizer, self.mesh, prompts, orders, self._stop_ids()
+            self.decoder, self.tokenizer, self.mesh, prompts, specs, self._stop_ids()
         )
 
     def _note_cut(self, over: Iterable[bool]) -> None:
@@ -168,22 +173,24 @@ class HarnessModel(LM):
         return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
 
     def _pairs(self, slab: Sequence[tuple]) -> list[tuple[Tokens, Tokens]]:
-        """Tokens of contexts and of continuations, spaces between the two with the latter."""
+        """Return the tokens of contexts and continuations; spaces between belong to the latter."""
         split = [len(context.rstrip()) for context, _ in slab]
         contexts = [context[:end] for (context, _), end in zip(slab, split, strict=True)]
         ids = self._encoded([c + t for c, t in slab] + list(dict.fromkeys(contexts)))
         before = dict(zip(dict.fromkeys(contexts), ids[len(slab) :], strict=True))
         pairs = []
         for whole, context in zip(ids, contexts, strict=False):
-            # As there: the context's own tokens, though the text's first be others where a token
-            # reaches from one into the other.
+            # As in the Hugging Face backend, the context's tokens are those of the context alone,
+            # even if a token of the whole text spans the boundary.
             size = len(before[context])
-            cut = size < len(whole)
-            pairs.append((before[context], whole[size:]) if cut else (whole[:-1], whole[-1:]))
+            has_own_tokens = size < len(whole)
+            pairs.append(
+                (before[context], whole[size:]) if has_own_tokens else (whole[:-1], whole[-1:])
+            )
         return pairs
 
     def _encoded(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokens of each text, BOS first; of what a template made, special tokens too."""
+        """Return the tokens of each text, BOS first; a rendered template has special tokens."""
         plain = [text for text in texts if not self._is_rendered(text)]
         ids = iter(self.tokenizer.encode_batch(plain) if plain else ())
         return [

@@ -1,4 +1,4 @@
-"""The picture of continual pre-training: what was gained and what was forgotten, by tokens."""
+"""Learning curves of continual pre-training: bits per byte gained and forgotten, by tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ import numpy as np
 
 from llama_cpt.runtime.errors import UserError
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; line styles differ besides.
+# The palette of Okabe and Ito (2008), which color-blind readers can distinguish; line styles differ
+# too.
 _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 _GREY = "#555555"
 
@@ -26,26 +27,26 @@ class Curve:
 
     label: str
     tokens: Float[np.ndarray, " points"]
-    """Trained on by then, from 0."""
+    """Tokens trained on at each point, from 0."""
     bits: Mapping[str, Float[np.ndarray, " points"]]
     """Bits per byte by held-out corpus."""
 
     def change(self, corpus: str) -> float:
-        """What the last measurement is to the first: 1.5 is half as much again."""
+        """Return the ratio of the last to the first measurement."""
         return float(self.bits[corpus][-1] / self.bits[corpus][0])
 
 
 def read_curve(folder: str, label: str, corpora: Sequence[str]) -> Curve:
-    """The evaluations in a run's ``metrics.jsonl``.
+    """Read the evaluations in a run's ``metrics.jsonl``.
 
-    Raises UserError where the run has fewer than two evaluations of one of ``corpora``.
+    Raises UserError if the run has fewer than two evaluations of all ``corpora``.
     """
-    place = epath.Path(folder)
+    run = epath.Path(folder)
     try:
-        config = json.loads((place / "config.json").read_text())
-        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        config = json.loads((run / "config.json").read_text())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no run to draw ({error}).") from None
+        raise UserError(f"{folder}: not a run folder ({error}).") from None
     points = [p for p in lines if all(f"eval/{name}/bits_per_byte" in p for name in corpora)]
     if len(points) < 2:
         raise UserError(
@@ -66,9 +67,9 @@ def draw_curves(
     original: str,
     names: Mapping[str, str],
 ) -> None:
-    """A PNG of two panels: corpus ``added`` is learnt, corpus ``original`` is kept or forgotten.
+    """Draw a PNG with a panel for the ``added`` corpus and one for the ``original`` corpus.
 
-    ``names`` are the languages' names in words. The title is the finding.
+    ``names`` has the names of the languages for the labels. The title is ``finding``.
     """
     figure = Figure(figsize=(8, 4.3), layout="constrained")
     figure.suptitle(finding(curves, added, original, names), fontsize=10, fontweight="bold")
@@ -80,21 +81,21 @@ def draw_curves(
 
 
 def save_figure(figure: Figure, output: Path, *, dpi: int) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically: under another name, then renamed."""
     partial = output.with_name(f"{output.name}.partial")
     figure.savefig(partial, format="png", dpi=dpi)
     os.replace(partial, output)
 
 
 def finding(curves: Sequence[Curve], added: str, original: str, names: Mapping[str, str]) -> str:
-    """The figure in words, a line a run."""
+    """Return the finding in words, one line per run."""
     lines = []
     for curve in curves:
-        learnt = "learns" if curve.change(added) < 0.95 else "does not learn"
+        learned = "learns" if curve.change(added) < 0.95 else "does not learn"
         change = curve.change(original)
         kept = "keeps" if change < 1.05 else "loses some" if change < 1.25 else "forgets"
         lines.append(
-            f"{curve.label} {learnt} {names[added]} ({_from_to(curve.bits[added])} bits per byte) "
+            f"{curve.label} {learned} {names[added]} ({_from_to(curve.bits[added])} bits per byte) "
             f"and {kept} {names[original]} ({_from_to(curve.bits[original])})"
         )
     return "\n".join(lines)
@@ -108,30 +109,31 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
     before = curves[0].bits[corpus][0]
     axes.axhline(before, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))
     labels = [(before, f"before: {before:.2f}", _GREY, "normal")]
-    for curve, (colour, style) in zip(curves, _STYLES, strict=False):
+    for curve, (color, style) in zip(curves, _STYLES, strict=False):
         end = curve.bits[corpus][-1]
-        axes.plot(curve.tokens, curve.bits[corpus], style, color=colour, linewidth=2)
-        axes.plot(curve.tokens[-1], end, "o", color=colour, markersize=4)
-        labels.append((end, f"{curve.label}\n{end:.2f}", colour, "bold"))
+        axes.plot(curve.tokens, curve.bits[corpus], style, color=color, linewidth=2)
+        axes.plot(curve.tokens[-1], end, "o", color=color, markersize=4)
+        labels.append((end, f"{curve.label}\n{end:.2f}", color, "bold"))
     _scale(axes, curves, corpus)
     _label_ends(axes, labels, max(curve.tokens[-1] for curve in curves))
 
 
 def _label_ends(axes: Axes, labels: list[tuple[float, str, str, str]], end: float) -> None:
-    """Each line's name and value beside its end, in its colour, kept apart."""
+    """Write the name and value of each line next to its end, without overlap."""
     low, high = np.log(axes.get_ylim())
     previous = -np.inf
-    for value, text, colour, weight in sorted(labels):
-        place = max(np.log(value), previous + 0.11 * (high - low))
-        previous = place
+    for value, text, color, weight in sorted(labels):
+        # Labels need 11 % of the height of the logarithmic axis.
+        position = max(np.log(value), previous + 0.11 * (high - low))
+        previous = position
         axes.annotate(
             text,
-            (end, np.exp(place)),
+            (end, np.exp(position)),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=colour,
+            color=color,
             fontweight=weight,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )

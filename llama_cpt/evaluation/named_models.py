@@ -1,6 +1,5 @@
-"""The models that a command names: checked together before any is loaded."""
+"""The models that a command names, all of them checked before any is loaded."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
@@ -22,12 +21,24 @@ from llama_cpt.training.reference import model_identity
 from llama_cpt.weights.source import open_source
 
 RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
-"""What else is written into the folder of scores."""
+"""Names in the output folder that are not folders of models."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Requirements on every named model."""
+
+    tokenizer: str = ""
+    """Tokenizer to use instead of the model's own; empty uses the model's own."""
+    chat_template: bool = False
+    """Whether questions are asked in the model's chat template."""
+    conversations: bool = False
+    """Whether the model answers conversations, which needs a chat template."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that was named; its weights are not loaded yet."""
+    """A named model that was checked; its weights are not loaded yet."""
 
     source: str
     config: ModelConfig
@@ -37,41 +48,47 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to evaluate, its weights on the devices."""
+    """A model to evaluate, with its weights on the devices."""
 
     folder: Path
-    """Where its scores go."""
+    """The folder of its scores."""
     decoder: Decoder
     tokenizer: Tokenizer
     template: ChatTemplate | None
     mesh: Mesh
     identity: dict[str, str]
-    """What its scores depend on."""
+    """The settings that its scores depend on, as in ``model_settings``."""
 
 
-def parse_model_names(given: Sequence[str]) -> dict[str, str]:
-    """Name -> place of each model; ``NAME=PLACE`` where the folder's own name will not do.
+def parse_model_names(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the source folder of each model by name.
 
-    Raises UserError for names that are no folders of scores, or not told apart.
+    An argument is ``FOLDER``, whose last part is the name, or ``NAME=FOLDER``. Raises UserError for
+    a name that cannot be a folder of scores or that two models share.
     """
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, place = one.partition("=")
-        if not equals or "/" in name or Path(one).exists():
-            name, place = Path(one).resolve().name, one
-        if not (name and place) or name.startswith(".") or name in RESERVED_NAMES:
+    sources: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, source = argument.partition("=")
+        # A path may contain an equals sign itself.
+        if not equals or "/" in name or Path(argument).exists():
+            name, source = Path(argument).resolve().name, argument
+        if not (name and source) or name.startswith(".") or name in RESERVED_NAMES:
             raise UserError(
-                f"{one}: NAME=FOLDER gives a model a name of its own, which is a folder's in "
-                f"--output: not empty, not with a dot in front, not {' or '.join(RESERVED_NAMES)}."
+                f"{argument}: the name cannot be a folder in --output; set another one with "
+                f"NAME=FOLDER, not empty, without a leading dot, not {' or '.join(RESERVED_NAMES)}."
             )
-        if name in found:
-            raise UserError(f"two models are called {name}: tell them apart as NAME={place}.")
-        found[name] = place
-    return found
+        if name in sources:
+            raise UserError(f"two models are named {name}: set another name with NAME={source}.")
+        sources[name] = source
+    return sources
 
 
-def check_model(label: str, source: str, options: argparse.Namespace) -> ModelSpec:
-    """Raises UserError for what would end the evaluation of this model, after hours of others."""
+def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
+    """Check that a model can be evaluated and return it without its weights.
+
+    Raises UserError for anything that would otherwise end the evaluation after other models have
+    run for hours.
+    """
     weights = open_source(source)
     config = weights.architecture
     tokenizer = load_tokenizer(options.tokenizer or weights.tokenizer)
@@ -83,25 +100,28 @@ def check_model(label: str, source: str, options: argparse.Namespace) -> ModelSp
         )
     if options.conversations and template is None:
         raise UserError(
-            f"{label} cannot take part in conversations: its tokenizer has no chat template and no "
+            f"{label} cannot answer conversations: its tokenizer has no chat template and no "
             "tokens for one; name a model that was trained on chats."
         )
     return ModelSpec(source, config, tokenizer, template)
 
 
-def load_model(given: ModelSpec, folder: Path) -> LoadedModel:
-    """The weights on every device: heads apart as far as they go, the rest of the devices fsdp."""
-    config = given.config
+def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
+    """Load the weights of a model onto all devices.
+
+    The ``tensor`` axis takes as many devices as divide the key-value heads, ``fsdp`` the others.
+    """
+    config = spec.config
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
-    identity = model_settings(given)
-    decoder = load_decoder(given.source, config, mesh, identity["dtype"])
-    return LoadedModel(folder, decoder, given.tokenizer, given.template, mesh, identity)
+    identity = model_settings(spec)
+    decoder = load_decoder(spec.source, config, mesh, identity["dtype"])
+    return LoadedModel(folder, decoder, spec.tokenizer, spec.template, mesh, identity)
 
 
-def model_settings(given: ModelSpec) -> dict[str, str]:
-    """What the scores of a model depend on."""
+def model_settings(spec: ModelSpec) -> dict[str, str]:
+    """Return the settings that the scores of a model depend on."""
     return {
-        "model": model_identity(given.source, given.config, 0)[:16],
-        "tokenizer": given.tokenizer.fingerprint[:16],
+        "model": model_identity(spec.source, spec.config, 0)[:16],
+        "tokenizer": spec.tokenizer.fingerprint[:16],
         "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
     }

@@ -1,4 +1,4 @@
-"""A benchmark's questions put to a model, each scored and kept as soon as it is answered."""
+"""Questions of a benchmark, answered by a model, scored, and saved as they are answered."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,66 +23,66 @@ from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
-# The harness compiles a task's templates anew for every question: a minute for CMMLU.
+# The harness compiles a task's templates again for every question, which takes a minute for CMMLU.
 env.from_string = lru_cache(env.from_string)
 
 SEED = 1234
-"""Of worked examples that are drawn; the harness's own."""
+"""Seed of randomly drawn worked examples, as in the harness."""
 KEEP_SECONDS = 2.0
-"""What is lost of an evaluation that is killed, at most, beside the batch under way."""
+"""Maximum time between writes of new scores, which a kill would lose with the current batch."""
 
 
 @runtime_checkable
 class AnswerModel(Protocol):
-    """``HarnessModel``, as far as questions need one."""
+    """The part of ``HarnessModel`` that questions need."""
 
     cut: set[int]
-    """Numbers of the requests, of the call under way, that lost their beginning."""
+    """Numbers of the requests of the current call whose beginning was truncated."""
 
     def answers(
         self, kind: str, requests: Sequence[Instance]
     ) -> Iterator[tuple[int, tuple[float, bool] | float | str]]:
-        """Number and answer of each request, as soon as it is known."""
+        """Yield the number and answer of each request as soon as it is known."""
         ...
 
 
 @dataclass
 class Question:
-    """One example and what is asked of the model for it."""
+    """An example of a benchmark with the requests to the model."""
 
     benchmark: str
     part: str
     task: Task
     instances: list[Instance]
     cut: bool = False
-    """It was longer than the model's context."""
+    """Whether it was longer than the model's context and lost its beginning."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """As in ``ExampleScore``."""
+        """Key of the example, as in ``ExampleScore``."""
         return self.part, str(self.instances[0].doc_id)
 
     @property
     def shots(self) -> int:
-        """Worked examples before the question."""
+        """Number of worked examples before the question."""
         return self.task.config.num_fewshot or 0
 
     @property
     def answered(self) -> bool:
-        """Whether the model has answered all of it."""
+        """Whether the model has answered all requests."""
         return all(instance.resps for instance in self.instances)
 
 
 def make_questions(
     benchmark: Benchmark, *, chat: HarnessModel | None, limit: int | None
 ) -> list[Question]:
-    """The examples of all parts, in order, ``limit`` of each part at most.
+    """Return the examples of all parts in order, at most ``limit`` of each part.
 
-    ``chat`` is the model in whose chat template they are asked; None asks in plain text.
+    ``chat`` is the model whose chat template is used; None asks in plain text.
     """
     found = []
     for part, task in benchmark.parts.items():
-        # For each model anew, so that all are asked the same.
+        # Seed again for each model, so that all get the same worked examples.
         task.set_fewshot_seed(SEED)
         task.build_all_requests(
             limit=limit,
@@ -94,53 +94,55 @@ def make_questions(
         by_example: dict[int, list[Instance]] = {}
         for instance in task.instances:
             by_example.setdefault(instance.doc_id, []).append(instance)
-        for together in by_example.values():
-            together.sort(key=lambda instance: instance.idx)
-            found.append(Question(benchmark.name, part, task, together))
+        for instances in by_example.values():
+            instances.sort(key=lambda instance: instance.idx)
+            found.append(Question(benchmark.name, part, task, instances))
     return found
 
 
 def answer_questions(
     questions: list[Question], model: AnswerModel, folder: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Put to ``model`` what has no score in ``folder`` yet; scores are added as they come."""
+    """Answer the questions without a score in ``folder``; append scores as they are computed."""
     name = questions[0].benchmark
-    asked = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
-    left = unscored([question.key for question in questions], folder, name, asked)
-    open_questions = [questions[number] for number in left]
-    if not open_questions:
+    settings = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
+    numbers = unscored([question.key for question in questions], folder, name, settings)
+    pending = [questions[number] for number in numbers]
+    if not pending:
         return
     file = folder / f"{name}{LINES}"
     waiting: list[ExampleScore] = []
-    kept, cut = time.monotonic(), 0
-    with Progress(f"{folder.name} {name}", float(len(open_questions)), "examples") as progress:
+    written, cut = time.monotonic(), 0
+    with Progress(f"{folder.name} {name}", float(len(pending)), "examples") as progress:
         try:
-            for question in _answered(open_questions, model):
+            for question in _answered(pending, model):
                 cut += question.cut
                 if is_primary():
                     waiting.append(score_question(question))
                 if runs_code(name):
-                    # Not inside a collective: for the first it may take long.
-                    allgather_strings("", "code was run")
+                    # Only the primary process runs the code, which may take long. The others wait
+                    # here, because a collective of the next batch would time out.
+                    allgather_strings("", "generated code")
                 progress.update(1.0)
-                if time.monotonic() - kept > KEEP_SECONDS:
+                if time.monotonic() - written > KEEP_SECONDS:
                     append_scores(file, waiting)
-                    waiting, kept = [], time.monotonic()
+                    waiting, written = [], time.monotonic()
         finally:
             append_scores(file, waiting)
     if cut and is_primary():
-        remedy = "; fewer --shots leave more room" if questions[0].shots else ""
+        remedy = "; set fewer --shots" if questions[0].shots else ""
         print(
-            f"warning: {name}: {cut} of {len(open_questions)} questions were longer than the "
-            f"model's context and lost their beginning{remedy}.",
+            f"warning: {name}: {cut} of {len(pending)} questions were longer than the model's "
+            f"context and lost their beginning{remedy}.",
             file=sys.stderr,
         )
 
 
 def score_question(question: Question) -> ExampleScore:
-    """By the task's first filter and first metric that is a mean of examples; the rest are details.
+    """Score a question by the task's first metric that is a mean over examples.
 
-    Raises UserError where there is none.
+    The first filter of the task counts; all other values go into ``detail``. Raises UserError if no
+    metric is a mean over examples.
     """
     values: dict[str, Any] = {}
     for one in question.task._filters:
@@ -162,7 +164,7 @@ def score_question(question: Question) -> ExampleScore:
     if metric is None:
         raise UserError(
             f"task {question.benchmark} has no metric that is a mean of its examples "
-            f"({', '.join(values)}): it cannot be compared example by example."
+            f"({', '.join(values)}) and cannot be compared example by example; run it with lm_eval."
         )
     score = numbers.pop(metric)
     detail: dict[str, Any] = {"answers": answers} | ({"metrics": numbers} if numbers else {})
@@ -185,7 +187,7 @@ def _is_mean(task: Task, metric: str) -> bool:
 
 
 def _chance(question: Question, metric: str) -> float | None:
-    """What a guess among the options scores."""
+    """Return the expected score of a guess among the options, or None without options."""
     task = question.task
     if not metric.startswith("acc") or task.config.doc_to_choice is None:
         return None
@@ -193,16 +195,16 @@ def _chance(question: Question, metric: str) -> float | None:
 
 
 def fingerprint(questions: list[Question]) -> str:
-    """Of each part's first question as it is asked, and of the data that it is from.
+    """Return a hash of the data of each part and of its first question as it is asked.
 
-    Not of how many are asked: a higher limit goes on where a lower one ended.
+    The number of questions is left out, so that a higher limit resumes where a lower one ended.
     """
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for part, question in {q.part: q for q in reversed(questions)}.items():
         documents = list(question.task.eval_docs)
-        asked = [part, [instance.args for instance in question.instances], documents]
-        told.update(json.dumps(asked, default=str, sort_keys=True).encode())
-    return told.hexdigest()[:16]
+        content = [part, [instance.args for instance in question.instances], documents]
+        digest.update(json.dumps(content, default=str, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def _answered(questions: list[Question], model: AnswerModel) -> Iterator[Question]:

@@ -1,4 +1,4 @@
-"""How surprising whole documents are: negative log-likelihoods in nats, in rolling windows."""
+"""Negative log-likelihoods of whole documents, in nats, in rolling windows."""
 
 from collections.abc import Iterator, Sequence
 import math
@@ -14,7 +14,7 @@ from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.training.heldout import Window, pack_windows, rolling_windows, window_batch
 
 LOGIT_TOKENS = 1024
-"""Tokens of one device whose logits exist at a time."""
+"""Number of tokens of one device whose logits are in memory at a time."""
 
 
 def rolling_loglikelihood(
@@ -25,30 +25,31 @@ def rolling_loglikelihood(
     bos_id: int,
     batch_tokens: int,
 ) -> Iterator[tuple[int, float]]:
-    """Number and nats of each document, as soon as all its windows are scored.
+    """Yield the number and nats of each document as soon as all its windows are scored.
 
-    Documents begin with BOS, which is read and not scored, and end without EOS. ``batch_tokens``
-    are one device's.
+    Documents begin with BOS, which is read but not scored, and end without EOS. ``batch_tokens`` is
+    the size of a batch on one device.
     """
     length = decoder.ends.config.context_length
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     batch_size = max(batch_tokens // length, 1) * slices
     windows: list[Window] = []
     for number, tokens in enumerate(documents):
-        # The windows leave the last token out: a document's EOS.
+        # rolling_windows does not score the last token, which is EOS in prepared rows. Append one.
         ended = np.append(tokens, bos_id)
         windows += rolling_windows(ended, length, bos_id=bos_id, corpus=number)
-    nats, left = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
-    np.add.at(left, [window.corpus for window in windows], 1)
-    yield from ((int(number), 0.0) for number in np.flatnonzero(left == 0))
+    nats, pending = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+    np.add.at(pending, [window.corpus for window in windows], 1)
+    yield from ((int(number), 0.0) for number in np.flatnonzero(pending == 0))
     rows = pack_windows(windows, length)
     for start in range(0, len(rows), batch_size):
-        together = rows[start : start + batch_size]
-        batch = window_batch(together, batch_size, length)
+        batch_rows = rows[start : start + batch_size]
+        batch = window_batch(batch_rows, batch_size, length)
         with jax.set_mesh(mesh):
             nll = score_segments(decoder, batch, chunk_tokens=LOGIT_TOKENS)
         scored = batch.loss_mask > 0
         np.add.at(nats, batch.corpus[scored], np.asarray(nll, np.float64)[scored])
-        here = np.array([window.corpus for row in together for window in row])
-        np.subtract.at(left, here, 1)
-        yield from ((int(n), float(nats[n])) for n in np.unique(here) if not left[n])
+        scored_documents = np.array([window.corpus for row in batch_rows for window in row])
+        np.subtract.at(pending, scored_documents, 1)
+        done = (n for n in np.unique(scored_documents) if not pending[n])
+        yield from ((int(n), float(nats[n])) for n in done)

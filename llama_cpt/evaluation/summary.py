@@ -1,4 +1,4 @@
-"""What a model scored, in one file and in one table."""
+"""Summary of a model's scores: one JSON file, and a table of several models."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -13,11 +13,11 @@ from llama_cpt.runtime.files import write_atomic
 
 FILE = "summary.json"
 READ = ("parseable", "percent_parseable")
-"""Whether an answer could be read: in our task, in the harness's."""
+"""Metrics that tell whether an answer could be parsed: of this package's task, of the harness's."""
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of all scores in a model's ``folder``."""
+    """Summarize all scores in a model's ``folder``, write ``summary.json`` and return it."""
     tasks = {name: summary_of(scores) for name, scores in read_scores(str(folder)).items()}
     summary = {"model": folder.name, "tasks": tasks}
     content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
@@ -26,40 +26,40 @@ def write_summary(folder: Path) -> dict[str, Any]:
 
 
 def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
-    """One task: its score over all examples, and that of each group."""
+    """Return the score of a task over all examples and by group, as JSON values."""
     groups: dict[str, list[ExampleScore]] = {}
     for score in scores:
         groups.setdefault(score.group, []).append(score)
-    told: dict[str, Any] = {"metric": scores[0].metric, "examples": len(scores)}
+    summary: dict[str, Any] = {"metric": scores[0].metric, "examples": len(scores)}
     by_group = {name: mean_score(of) for name, of in sorted(groups.items())}
-    # Languages have no mean.
+    # A mean over languages has no meaning: their bits per byte do not compare.
     if scores[0].metric != BITS_PER_BYTE:
-        told["score"] = mean_score(scores)
+        summary["score"] = mean_score(scores)
     if "" not in groups:
-        told["groups"] = by_group
+        summary["groups"] = by_group
     if scores[0].metric == "eqbench":
-        told |= _eq_bench(scores)
+        summary |= _eq_bench(scores)
     if cut := sum(bool(score.detail.get("cut")) for score in scores):
-        told["cut"] = cut
+        summary["cut"] = cut
     if all("characters" in score.detail for score in scores):
-        told["tokens_per_character"] = {
+        summary["tokens_per_character"] = {
             name: _total(of, "tokens") / max(_total(of, "characters"), 1)
             for name, of in sorted(groups.items())
         }
-    return told
+    return summary
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows of text: a task and, where it has no score of its own, a group; a column a model."""
+    """Return rows of text: a row per task, or per group if it has no score; a column per model."""
     rows = [("task", *(str(summary["model"]) for summary in summaries))]
     lines: dict[tuple[str, str], dict[str, float | None]] = {}
     for summary in summaries:
-        for task, told in summary["tasks"].items():
-            found = {"": told["score"]} if "score" in told else dict(told["groups"])
-            for name, count in told.get("tokens_per_character", {}).items():
-                found[f"{name} tokens a character"] = count
-            if "published_score" in told:
-                found["published"] = told["published_score"]
+        for task, values in summary["tasks"].items():
+            found = {"": values["score"]} if "score" in values else dict(values["groups"])
+            for name, count in values.get("tokens_per_character", {}).items():
+                found[f"{name} tokens per character"] = count
+            if "published_score" in values:
+                found["published"] = values["published_score"]
             for group, score in found.items():
                 lines.setdefault((task, group), {})[summary["model"]] = score
     for (task, group), by_model in lines.items():
@@ -70,10 +70,10 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _eq_bench(scores: Sequence[ExampleScore]) -> dict[str, Any]:
-    """The published score: the mean of answers that can be read, if enough of them can."""
-    read = [score for score in scores if any(map(score.detail["metrics"].get, READ))]
-    share = len(read) / len(scores)
-    published = mean_score(read) if share >= LEAST_PARSEABLE else None
+    """Return the score as published: the mean of the parseable answers, if they are enough."""
+    parseable = [score for score in scores if any(map(score.detail["metrics"].get, READ))]
+    share = len(parseable) / len(scores)
+    published = mean_score(parseable) if share >= LEAST_PARSEABLE else None
     return {"parseable": share, "published_score": published}
 
 

@@ -1,4 +1,4 @@
-"""What a program sends between chips, by kind and by the mesh axes that it crosses."""
+"""Collectives of a compiled program: bytes received, by kind and by the mesh axes they cross."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,30 +11,32 @@ from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import HloStep
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-# The compiler writes a reduce-scatter as this fusion of an all-reduce and a slice of it.
-SCATTERED = "all-reduce-scatter"
+# The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice of its result;
+# the name of the fused computation begins so.
+FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 SLICES_AXIS = "replica"
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind over one set of axes, of one device, a step."""
+    """All collectives of one kind over the same mesh axes: the total of one device per step."""
 
     kind: str
     axes: tuple[str, ...]
     """Mesh axes along which the devices of a group differ."""
     group: int
-    """Devices that take part together."""
+    """Number of devices in a group."""
     times: int
     bytes: float
-    """That each device receives: (group - 1) / group of the gathered array, twice for a sum that
-    all get, all of it for a permutation."""
+    """Bytes that each device receives: (group - 1) / group of the full array, twice that for an
+    all-reduce, the whole array for a permutation."""
 
 
 def collectives(steps: list[HloStep], mesh: Mapping[str, int]) -> list[Collective]:
-    """Of ``steps`` on a mesh of these axis sizes, the most bytes first; starts count, ends do not.
+    """Return the collectives in ``steps``, the largest first.
 
-    Groups name devices by their place in the mesh, the last axis fastest.
+    ``mesh`` has the sizes of the mesh axes, the last axis fastest, in the order in which the groups
+    number the devices. An asynchronous collective counts at its start, not at its done instruction.
     """
     found: dict[tuple, list[float]] = {}
     for step in steps:
@@ -52,28 +54,30 @@ def collectives(steps: list[HloStep], mesh: Mapping[str, int]) -> list[Collectiv
         total = found.setdefault(key, [0, 0.0])
         total[0] += step.times
         total[1] += step.times * received_bytes(kind, step.instruction, key[2])
-    made = [Collective(*key, int(times), amount) for key, (times, amount) in found.items()]
-    return sorted(made, key=lambda one: -one.bytes)
+    totals = [Collective(*key, int(times), amount) for key, (times, amount) in found.items()]
+    return sorted(totals, key=lambda one: -one.bytes)
 
 
 def kind_of(step: HloStep) -> str | None:
-    """One of KINDS where ``step`` begins a collective, else None."""
+    """Return the kind of the collective that ``step`` starts, one of KINDS, or None."""
     if step.instruction.opcode == "recv":
-        # Between slices the network's runtime does it: what it sends is received summed or whole.
-        told = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.instruction.attributes)
-        return told[1].lower().replace("_", "-") if told else None
+        # Collectives between slices run in the Megascale runtime: the program has send and recv
+        # instructions, and the attribute of the recv names the collective.
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.instruction.attributes)
+        return kind[1].lower().replace("_", "-") if kind else None
     opcode = step.instruction.opcode.removesuffix("-start")
-    if opcode not in KINDS or _goes_on(step):
+    if opcode not in KINDS or _is_continuation(step):
         return None
-    if opcode == "all-reduce" and step.computation.name.startswith(SCATTERED):
+    if opcode == "all-reduce" and step.computation.name.startswith(FUSED_REDUCE_SCATTER):
         return "reduce-scatter"
     return opcode
 
 
-def _goes_on(step: HloStep) -> bool:
-    """Whether ``step`` is a later part of a collective that was begun elsewhere.
+def _is_continuation(step: HloStep) -> bool:
+    """Return whether ``step`` is a later part of a collective that another fusion starts.
 
-    A TPU writes one that overlaps products as a chain of fusions, each naming it anew.
+    The TPU compiler splits a collective that overlaps matrix products into a chain of fusions. Each
+    of them contains the same collective instruction; only the one that starts it counts.
     """
     if not step.fused or "chain_id=" not in step.instruction.attributes:
         return False
@@ -81,10 +85,11 @@ def _goes_on(step: HloStep) -> bool:
 
 
 def received_bytes(kind: str, one: Instruction, group: int) -> float:
-    """Bytes that one device must receive, by the best of algorithms."""
+    """Return the bytes that one device receives with a bandwidth-optimal (ring) algorithm."""
     shapes = one.shapes
     if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
-        # Its result is (what goes in, what comes out, contexts): of equal numbers of arrays.
+        # The result is (inputs, outputs, contexts), with as many outputs as inputs. A context is a
+        # scalar u32 or s32. An all-reduce-start has its outputs only.
         arrays = [shape for shape in shapes if shape.dtype not in ("u32", "s32") or shape.dims]
         half = max(len(arrays) // 2, 1)
         shapes = arrays[half : 2 * half] or arrays
@@ -96,31 +101,36 @@ def received_bytes(kind: str, one: Instruction, group: int) -> float:
         case "all-reduce":
             return 2 * share * amount
         case "reduce-scatter" if one.opcode.startswith(("reduce-scatter", "recv")):
+            # Here the result is the scattered part; in a fused all-reduce it is the full array.
             return share * amount * group
     return share * amount
 
 
 def device_groups(one: Instruction, devices: int) -> np.ndarray:
-    """(groups, devices of each), in each way that the compiler writes them.
+    """Parse the device groups of a collective: an array of shape (groups, devices per group).
 
-    ``{{0,1},{2,3}}``; ``[2,2]<=[4]``; ``mesh['a'=2,'b'=2] {'b'}``; a permutation's pairs.
+    The compiler has several notations: lists ``{{0,1},{2,3}}``, iota ``[2,2]<=[4]`` (reshaped and
+    transposed counting), axes of a mesh ``mesh['a'=2,'b'=2] {'b'}``, and the source-target pairs of
+    a permutation. Without any of them all devices form one group.
     """
     if pairs := re.search(r"source_target_pairs=(\{\{.*?\}\})", one.attributes):
-        return _listed(pairs[1])
+        return _parse_list(pairs[1])
     if listed := re.search(r"replica_groups=(\{\{.*?\}\})", one.attributes):
-        return _listed(listed[1])
+        return _parse_list(listed[1])
     mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=(\(.*?\)))? \{([^}]*)\}"
     named = re.search(mesh, one.attributes)
     if named:
-        return _along(*named.groups())
-    made = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", one.attributes)
-    if not made:
+        return _parse_mesh_axes(*named.groups())
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", one.attributes)
+    if not iota:
         return np.arange(devices)[None]
-    return _counted(made[2]).reshape(_numbers(made[1]))
+    return _parse_iota(iota[2]).reshape(_numbers(iota[1]))
 
 
-def _along(mesh: str, order: str | None, axes: str) -> np.ndarray:
-    """Groups along some axes of a mesh; an axis may be a part of one, ``'a':(before)size``."""
+def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> np.ndarray:
+    """Return the groups along some mesh axes; ``'a':(before)size`` is a part of axis ``a``."""
+    # A sub-axis ``'a':(p)s`` has size s, with p positions of axis a before it; each axis is split
+    # into its named sub-axes and the rest, and groups run along the named ones.
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     dims: list[int] = []
     crossed: list[int] = []
@@ -133,32 +143,34 @@ def _along(mesh: str, order: str | None, axes: str) -> np.ndarray:
             done = before * of
         dims.append(size // done)
     kept = [dim for dim in range(len(dims)) if dim not in crossed]
-    ids = _counted(order or f"[{math.prod(dims)}]").reshape(dims).transpose(kept + crossed)
+    ids = _parse_iota(order or f"[{math.prod(dims)}]").reshape(dims).transpose(kept + crossed)
     return ids.reshape(-1, math.prod(dims[dim] for dim in crossed))
 
 
-def _counted(text: str) -> np.ndarray:
-    """``[2,4]T(1,0)``: 0 to 7 in these dims, transposed, flat; or the ids themselves."""
-    made = re.match(r"\(?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if not made:
+def _parse_iota(text: str) -> np.ndarray:
+    """Return the flat device ids of ``[2,4]T(1,0)``, iota reshaped and transposed, or of a list."""
+    iota = re.match(r"\(?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not iota:
         return np.asarray(_numbers(text))
-    dims = _numbers(made[1])
+    dims = _numbers(iota[1])
     ids = np.arange(math.prod(dims)).reshape(dims)
-    return (ids.transpose(_numbers(made[2])) if made[2] else ids).flatten()
+    return (ids.transpose(_numbers(iota[2])) if iota[2] else ids).flatten()
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
 
 
-def _listed(text: str) -> np.ndarray:
+def _parse_list(text: str) -> np.ndarray:
     groups = [re.findall(r"\d+", group) for group in re.findall(r"\{([\d, ]+)\}", text)]
+    # A group of one device receives nothing; groups of other sizes are dropped so that the result
+    # is rectangular.
     longest = max(map(len, groups))
     return np.asarray([group for group in groups if len(group) == longest], dtype=int)
 
 
 def crossed_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Names of the axes along which some group's devices differ."""
-    at = np.stack(np.unravel_index(groups, tuple(mesh.values())))
-    differ = (at != at[:, :, :1]).any(axis=(1, 2))
+    """Return the names of the axes along which the devices of some group differ."""
+    coordinates = np.stack(np.unravel_index(groups, tuple(mesh.values())))
+    differ = (coordinates != coordinates[:, :, :1]).any(axis=(1, 2))
     return tuple(axis for axis, crossed in zip(mesh, differ, strict=True) if crossed)

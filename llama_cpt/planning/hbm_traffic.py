@@ -1,11 +1,11 @@
-"""Bytes that a program's operations read from and write to a chip's memory."""
+"""HBM traffic of a compiled program: bytes that its operations read and write."""
 
 import math
 
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
 from llama_cpt.planning.program import HloModule, HloStep
 
-# They move nothing: names for memory, or what stands around operations that count.
+# Instructions without traffic: names for memory, or callers of instructions that are counted.
 _FREE = {
     "parameter",
     "constant",
@@ -23,23 +23,24 @@ _FREE = {
     "opt-barrier",
 }
 _READS_PART = ("dynamic-slice", "slice", "gather")
-# Within a fusion: the same numbers, of which only some may be read later.
+# Inside a fusion these pass values on unchanged; a later slice may read only a part of them.
 _VIEWS = ("bitcast", "pad")
 
 
 def hbm_bytes(program: HloModule, steps: list[HloStep]) -> int:
-    """Of one device a step: each operation's operands once and its result once.
+    """Return the HBM bytes of one device per step: operands once and results once per operation.
 
-    A fusion is one operation; of an operand that it only slices, the slices count, and of a result
-    that it updates in place, the update. Padding, and what a kernel reads twice, come on top.
+    A fusion is one operation. An operand that it only slices counts as the slices, and a result
+    that it updates in place counts as the update. Padding and repeated reads of a kernel are not
+    counted.
     """
     total = 0
     for step in steps:
         one = step.instruction
-        # What is done was counted at its start.
+        # An asynchronous operation is counted at its start.
         if step.fused or one.opcode in _FREE or one.opcode.endswith("-done"):
             continue
-        total += step.times * (_read(program, step) + _written(program, step))
+        total += step.times * (_read_bytes(program, step) + _written_bytes(program, step))
     return total
 
 
@@ -47,7 +48,7 @@ def _in_hbm(shapes: tuple[Shape, ...]) -> int:
     return sum(shape.bytes for shape in shapes if shape.in_hbm)
 
 
-def _read(program: HloModule, step: HloStep) -> int:
+def _read_bytes(program: HloModule, step: HloStep) -> int:
     one = step.instruction
     known = step.computation.instructions
     operands = [known[name] for name in one.operands if name in known]
@@ -60,52 +61,57 @@ def _read(program: HloModule, step: HloStep) -> int:
     inner = program.computations[one.called[0]]
     parameters = _parameters(inner)
     return sum(
-        int(min(_in_hbm(operand.shapes), _part_read(program, inner, parameters[place].name)))
-        for place, operand in enumerate(operands)
-        if place in parameters
+        int(min(_in_hbm(operand.shapes), _sliced_bytes(program, inner, parameters[index].name)))
+        for index, operand in enumerate(operands)
+        if index in parameters
     )
 
 
 def _parameters(inner: Computation) -> dict[int, Instruction]:
+    """Return the parameters of a computation by number."""
     every = inner.instructions.values()
     return {int(one.inside): one for one in every if one.opcode == "parameter"}
 
 
-def _part_read(program: HloModule, inner: Computation, name: str) -> float:
-    """Of an array within a fusion: the slices taken where nothing else reads it, else no end."""
+def _sliced_bytes(program: HloModule, inner: Computation, name: str) -> float:
+    """Return the bytes of the slices that a fusion takes of the array ``name``.
+
+    Infinity if any other operation reads it, which then reads all of it.
+    """
     amount = 0.0
     for user in (each for each in inner.instructions.values() if name in each.operands):
         first = user.operands[0] == name
         if first and user.opcode in _READS_PART:
             amount += user.bytes
         elif first and user.opcode in _VIEWS and not user.root:
-            amount += _part_read(program, inner, user.name)
+            amount += _sliced_bytes(program, inner, user.name)
         elif user.opcode == "fusion":
             called = program.computations[user.called[0]]
             amount += sum(
-                _part_read(program, called, parameter.name)
-                for place, parameter in _parameters(called).items()
-                if user.operands[place] == name
+                _sliced_bytes(program, called, parameter.name)
+                for index, parameter in _parameters(called).items()
+                if user.operands[index] == name
             )
-        elif not (first and user.opcode == "dynamic-update-slice") and not _hands_on(user):
+        # An array that is updated in place, or returned as it is, is not read.
+        elif not (first and user.opcode == "dynamic-update-slice") and not _is_root_tuple(user):
             return math.inf
     return amount
 
 
-def _hands_on(user: Instruction) -> bool:
-    """A result that is an operand as it was."""
+def _is_root_tuple(user: Instruction) -> bool:
+    """Return whether ``user`` is the result tuple of a fusion, which returns operands unchanged."""
     return user.root and user.opcode == "tuple"
 
 
-def _written(program: HloModule, step: HloStep) -> int:
+def _written_bytes(program: HloModule, step: HloStep) -> int:
     one = step.instruction
     if one.opcode == "dynamic-update-slice":
         return _in_hbm(step.computation.operand(one, 1).shapes)
     if one.opcode == "copy-start":
-        # (what comes out, what goes in, ...), unlike the others.
+        # Its result is (output, input, context), unlike that of the other start instructions.
         return _in_hbm(one.shapes[:1])
     if one.opcode.endswith("-start"):
-        # (what goes in, what comes out, ...), as many of each.
+        # Its result is (inputs, outputs, contexts), with as many outputs as inputs.
         count = len(one.operands)
         return _in_hbm(one.shapes[count : 2 * count] or one.shapes)
     if one.opcode != "fusion":
@@ -113,12 +119,13 @@ def _written(program: HloModule, step: HloStep) -> int:
     inner = program.computations[one.called[0]]
     results = inner.root
     if results.opcode == "tuple":
-        made = [inner.instructions[name] for name in results.operands]
+        roots = [inner.instructions[name] for name in results.operands]
     else:
-        made = [results]
+        roots = [results]
     total = 0
-    for shape, each in zip(one.shapes, made, strict=False):
+    for shape, each in zip(one.shapes, roots, strict=False):
         if each.opcode == "dynamic-update-slice":
+            # The rest of the array keeps its values; only the update is written.
             shape = inner.operand(each, 1).shape if shape.in_hbm else shape
         total += 0 if each.opcode == "parameter" else _in_hbm((shape,))
     return total

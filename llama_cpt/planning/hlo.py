@@ -1,12 +1,19 @@
-"""The compiler's program read back from its text."""
+"""Parser of compiled HLO text into computations, instructions and shapes.
+
+XLA gives no other access to a scheduled program. The parser reads only what the plan counts:
+shapes with their layouts, operands, called computations and attributes. The syntax is that of
+XLA's HLO printer (``xla/hlo/ir/hlo_instruction.cc``).
+"""
 
 from dataclasses import dataclass, field
 import functools
 import math
 import re
 
+# Bits per element. The width of any other dtype is the first number in its name: s8, f8e4m3fn.
 BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0, "bf16": 16}
 
+# Whether names begin with "%" depends on the printer's options, so it is optional everywhere.
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
@@ -16,7 +23,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Shape:
-    """An array of a program: ``bf16[8,128]{1,0:T(8,128)S(1)}``."""
+    """The shape of an array with its layout: ``bf16[8,128]{1,0:T(8,128)S(1)}``."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -24,30 +31,32 @@ class Shape:
 
     @functools.cached_property
     def elements(self) -> int:
-        """How many."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @functools.cached_property
     def bytes(self) -> int:
-        """Without padding."""
+        """Bytes without padding."""
         bits = BITS.get(self.dtype) or int((re.search(r"\d+", self.dtype) or ["0"])[0])
         return -(-self.elements * bits // 8) if self.dtype not in ("token", "opaque") else 0
 
     @functools.cached_property
     def padded_bytes(self) -> int:
-        """As it lies in memory: the tile of its layout, ``T(8,128)``, pads its innermost dims."""
+        """Bytes in memory: the tile of the layout, ``T(8,128)``, pads the innermost dimensions."""
         order, tile = re.match(r"[\d,]*", self.layout)[0], re.search(r"T\(([\d,]+)\)", self.layout)
         if not tile or not order:
             return self.bytes
         dims = list(self.dims)
-        sides = [int(side) for side in tile[1].split(",")]
-        for dim, side in zip(map(int, order.split(",")), reversed(sides), strict=False):
-            dims[dim] = -(-dims[dim] // side) * side
+        # A layout lists dimensions from the innermost to the outermost, a tile the other way round.
+        sizes = [int(size) for size in tile[1].split(",")]
+        for dim, size in zip(map(int, order.split(",")), reversed(sizes), strict=False):
+            dims[dim] = -(-dims[dim] // size) * size
         return Shape(self.dtype, tuple(dims)).bytes
 
     @property
     def in_hbm(self) -> bool:
-        """Not in one of the chip's smaller memories, nor on the host."""
+        """Whether it is in HBM, not in VMEM, SMEM or host memory."""
+        # A memory space other than HBM, which is 0, is printed as S(number).
         return "S(" not in self.layout
 
     def __str__(self) -> str:
@@ -56,67 +65,67 @@ class Shape:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """One instruction: a line of a computation."""
 
     name: str
     opcode: str
     shapes: tuple[Shape, ...]
-    """Of its result: several where that is a tuple."""
+    """Shapes of the result; more than one if it is a tuple, nested tuples flattened."""
     operands: tuple[str, ...]
     attributes: str
-    """What follows the operands."""
+    """The text after the operands."""
     root: bool = False
     inside: str = ""
-    """The text between the parentheses: a constant's value, a parameter's number."""
+    """The text between the parentheses: the value of a constant, the number of a parameter."""
 
     @property
     def shape(self) -> Shape:
-        """Of a result that is one array, else its first part's."""
+        """Shape of the result, or of its first element if it is a tuple."""
         return self.shapes[0] if self.shapes else Shape("opaque", ())
 
     @property
     def bytes(self) -> int:
-        """Of the whole result."""
+        """Bytes of the whole result without padding."""
         return sum(shape.bytes for shape in self.shapes)
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that it names."""
+        """Names of the computations that it calls."""
         branches = _BRANCHES.search(self.attributes)
         names = [name.strip(" %") for name in branches[1].split(",")] if branches else []
         return (*_CALLED.findall(self.attributes), *names)
 
     def attribute(self, name: str) -> str:
-        """The text of ``name={...}`` or ``name=word``; empty where there is none."""
+        """Return the text of ``name={...}`` or ``name=word``, or an empty string."""
         match = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
         return match[1].strip("{}") if match else ""
 
     @property
     def origin(self) -> str:
-        """The operation of the model that it came from, as ``jax.named_scope`` names it."""
+        """The JAX operation that it was compiled from, with the path of ``jax.named_scope``."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions in the order in which they run."""
+    """A computation: its instructions by name, in the order of the schedule."""
 
     name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
 
     @property
     def root(self) -> Instruction:
-        """Its result."""
+        """The instruction whose result is that of the computation."""
         return next(one for one in self.instructions.values() if one.root)
 
-    def operand(self, instruction: Instruction, place: int) -> Instruction:
-        """An instruction's operand."""
-        return self.instructions[instruction.operands[place]]
+    def operand(self, instruction: Instruction, index: int) -> Instruction:
+        """Return the instruction that computes operand ``index`` of ``instruction``."""
+        return self.instructions[instruction.operands[index]]
 
 
 def read_computations(text: str) -> tuple[dict[str, Computation], str]:
-    """``compiled.as_text()`` taken apart: computations by name, and the name of the entry."""
+    """Parse the text of a compiled module; return computations by name and the entry's name."""
     computations: dict[str, Computation] = {}
     current, entry = None, ""
     results: dict[str, str] = {}
@@ -126,26 +135,30 @@ def read_computations(text: str) -> tuple[dict[str, Computation], str]:
             results.clear()
             entry = header[2] if header[1] else entry
         elif current is not None and (match := _INSTRUCTION.match(line)):
-            text = match[3]
-            result, rest = _until_closed(text) if text.startswith("(") else text.split(" ", 1)
+            definition = match[3]
+            if definition.startswith("("):
+                result, rest = _split_after_parenthesis(definition)
+            else:
+                result, rest = definition.split(" ", 1)
             one = _instruction(match[2], result, rest, bool(match[1]))
             for part in one.operands:
-                # %x#1, for the second of the tuple %x: as XLA writes it since JAX 0.12.
+                # The XLA of JAX 0.12 and later prints operand %x#1 for element 1 of the tuple %x,
+                # without a get-tuple-element instruction. Add that instruction.
                 if "#" in part and part not in current.instructions:
-                    current.instructions[part] = _element(part, results)
+                    current.instructions[part] = _tuple_element(part, results)
             current.instructions[one.name], results[one.name] = one, result
     return computations, entry
 
 
-def _element(name: str, results: dict[str, str]) -> Instruction:
+def _tuple_element(name: str, results: dict[str, str]) -> Instruction:
     whole, _, index = name.partition("#")
-    shapes = _shapes(_parts(results[whole])[int(index)])
+    shapes = _shapes(_split_tuple(results[whole])[int(index)])
     return Instruction(name, "get-tuple-element", shapes, (whole,), f", index={index}")
 
 
 @functools.lru_cache(64)
-def _parts(result: str) -> list[str]:
-    """A tuple's text taken apart, but not the tuples within it."""
+def _split_tuple(result: str) -> list[str]:
+    """Split the text of a tuple shape into its elements; nested tuples stay whole."""
     parts, depth = [""], 0
     for letter in result:
         depth += (letter in "([{") - (letter in ")]}")
@@ -157,6 +170,7 @@ def _parts(result: str) -> list[str]:
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
+    # A bounded dynamic dimension is printed as <=8; its bound is what memory is reserved for.
     return tuple(
         Shape(dtype, tuple(int(n.strip("<=")) for n in dims.split(",") if n), layout)
         for dtype, dims, layout in _ARRAY.findall(text)
@@ -165,14 +179,14 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 def _instruction(name: str, result: str, rest: str, root: bool) -> Instruction:
     opcode, _, rest = rest.strip().partition("(")
-    inside, attributes = _until_closed("(" + rest)
+    inside, attributes = _split_after_parenthesis("(" + rest)
     inside = inside[1:-1]
     operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", inside))
     return Instruction(name, opcode, _shapes(result), operands, attributes, root, inside)
 
 
-def _until_closed(text: str) -> tuple[str, str]:
-    """``text``, which opens with a parenthesis, split after the one that closes it."""
+def _split_after_parenthesis(text: str) -> tuple[str, str]:
+    """Split ``text``, which begins with a parenthesis, after the matching closing parenthesis."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""Operations of a program's matrix products: what the matrix units are asked to do."""
+"""FLOPs of the matrix products of a compiled program: the work of the matrix units."""
 
 from dataclasses import dataclass, field
 import itertools
@@ -9,38 +9,38 @@ from llama_cpt.hardware.chips import Chip
 from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import HloStep
 
-# Kernel's name in the program -> matrix products of a tile of scores, each 2 * head_dim operations
-# a score and head. Their sum is over causal pairs of one document a row: with several documents a
-# row fewer tiles are visited.
+# Number of matrix products per tile of attention scores, by kernel name. Each product takes
+# 2 * head_dim operations per score and head. The formula counts the causal pairs of a row that is
+# one document; rows of several documents need less, since the kernel skips tiles.
 ATTENTION_PRODUCTS = {"flash_attention_forward": 2, "flash_attention_backward": 5}
-# How the compiler writes int8 and both kinds of fp8.
+# Prefixes of the compiler's names for int8 and the two fp8 formats.
 EIGHT_BITS = ("s8", "f8")
 BY_FORMULA = "by formula, one document a row"
 
 
 @dataclass
 class MatrixFlops:
-    """Floating-point operations of one device a step."""
+    """Floating-point operations of one device per step."""
 
     products: float = 0.0
-    """Of the compiler's own products, counted exactly."""
+    """Operations of the compiler's own products, counted exactly."""
     narrow: dict[str, float] = field(default_factory=dict)
-    """Of them, those of ``EIGHT_BITS``, by their operands' type."""
+    """The part of ``products`` with 8-bit operands, by the operands' dtype prefix."""
     kernels: float = 0.0
-    """Of Pallas kernels, by their cost estimate or by formula."""
+    """Operations of Pallas kernels, by their cost estimate or by formula."""
     by_kernel: dict[str, float] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
-    """Of each kernel's figure."""
+    """How each kernel's operations were counted."""
     unknown_kernels: list[str] = field(default_factory=list)
-    """Kernels without estimate or formula: not counted."""
+    """Kernels without a cost estimate or formula, which are not counted."""
 
     @property
     def total(self) -> float:
-        """All that was counted."""
+        """Operations of products and kernels."""
         return self.products + self.kernels
 
     def as_bfloat16(self, chip: Chip) -> float:
-        """So many operations in bfloat16 take ``chip`` as long as all of these."""
+        """Return the bfloat16 operations that take ``chip`` as long as all of these."""
         saved = (
             flops * (1 - chip.peak_flops / chip.peak_of(dtype))
             for dtype, flops in self.narrow.items()
@@ -49,7 +49,7 @@ class MatrixFlops:
 
 
 def matrix_flops(steps: list[HloStep]) -> MatrixFlops:
-    """Of every product in ``steps``, loop bodies times their trips."""
+    """Sum the operations of all products in ``steps``, each times the trips of its loops."""
     found = MatrixFlops()
     for step in steps:
         match step.instruction.opcode:
@@ -63,7 +63,7 @@ def matrix_flops(steps: list[HloStep]) -> MatrixFlops:
 
 
 def kernel_name(kernel: Instruction) -> str:
-    """The name that ``pallas_call`` was given, or the instruction's own."""
+    """Return the name that ``pallas_call`` was given, or that of the instruction."""
     known = [name for name in ATTENTION_PRODUCTS if name in kernel.name + kernel.origin]
     return known[0] if known else re.sub(r"\.\d+$", "", kernel.name)
 
@@ -90,17 +90,20 @@ def _add_kernel(found: MatrixFlops, step: HloStep) -> None:
 
 
 def _scores_flops(step: HloStep) -> float:
-    """Of one product of all causal scores; queries and keys are the first (batch, length, width).
+    """Return the operations of one product over all causal scores of an attention kernel.
 
-    Where a row lies on several devices, each has as many early queries as late ones: they see half
-    of the row's keys. A kernel that walks a long row in several calls says in how many.
+    Queries and keys are the first two operands of shape (batch, length, width). With context
+    parallelism each device has as many early queries as late ones, so that its queries see half of
+    the keys on average. A kernel that processes a long row in several calls has the number of calls
+    in its name, ``_N_walks``; all of them together visit every score once.
     """
     known, kernel = step.computation.instructions, step.instruction
     shapes = (known[name].shape.dims for name in kernel.operands)
     query, key = itertools.islice((dims for dims in shapes if len(dims) == 3), 2)
     batch, queries, width = query
-    walks = re.search(r"_(\d+)_walks", kernel.name + kernel.origin)
-    return batch * width * queries * (key[1] + 1) / (int(walks[1]) if walks else 1)
+    calls = re.search(r"_(\d+)_walks", kernel.name + kernel.origin)
+    # 2 * width operations per score, and queries * (keys + 1) / 2 causal scores.
+    return batch * width * queries * (key[1] + 1) / (int(calls[1]) if calls else 1)
 
 
 def _dot(step: HloStep) -> float:
@@ -111,37 +114,42 @@ def _dot(step: HloStep) -> float:
 
 
 def _convolution(step: HloStep) -> float:
-    """As XLA's own cost analysis: pairs of input and kernel that meet, padding not counted.
+    """Count multiply-adds of input and kernel positions as XLA's HloCostAnalysis does.
 
-    On a TPU every product is a convolution; a batch dim can be a spatial one, dilated so that each
-    output place meets one kernel place.
+    Positions in the padding do not count. The TPU compiler writes every matrix product as a
+    convolution; a batch dimension can then be a spatial one, dilated so that each output position
+    meets exactly one kernel position.
     """
     one = step.instruction
     left, right = (step.computation.operand(one, n).shape.dims for n in range(2))
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-    at = [{letter: dim for dim, letter in enumerate(part)} for part in labels.groups()]
+    dims = [{letter: dim for dim, letter in enumerate(part)} for part in labels.groups()]
     window = _window(one.attributes, len(left) - 2)
-    met = math.prod(
-        _meetings(
-            left[at[0][str(n)]], right[at[1][str(n)]], one.shape.dims[at[2][str(n)]], window[n]
+    positions = math.prod(
+        _valid_positions(
+            left[dims[0][str(n)]],
+            right[dims[1][str(n)]],
+            one.shape.dims[dims[2][str(n)]],
+            window[n],
         )
         for n in range(len(left) - 2)
     )
-    batches = int(one.attribute("batch_group_count") or 1)
-    batch = left[at[0]["b"]] // batches
-    return 2.0 * right[at[1]["i"]] * right[at[1]["o"]] * batch * met
+    groups = int(one.attribute("batch_group_count") or 1)
+    batch = left[dims[0]["b"]] // groups
+    return 2.0 * right[dims[1]["i"]] * right[dims[1]["o"]] * batch * positions
 
 
 @dataclass(frozen=True)
 class _Window:
     stride: int = 1
     low: int = 0
-    """Padding before the first place; below 0 cuts places off."""
+    """Padding before the first position; a negative one removes positions."""
     left_dilation: int = 1
     right_dilation: int = 1
 
 
 def _window(attributes: str, dims: int) -> list[_Window]:
+    """Parse ``window={size=3x1 pad=1_1x0_0 lhs_dilate=2x1}``, one window per spatial dimension."""
     match = re.search(r"window=\{([^}]*)\}", attributes)
     words = dict(word.split("=") for word in match[1].split()) if match else {}
 
@@ -158,13 +166,15 @@ def _window(attributes: str, dims: int) -> list[_Window]:
     return [_Window(int(s), int(p.split("_")[0]), int(lo), int(ro)) for s, p, lo, ro in columns]
 
 
-def _meetings(left: int, right: int, out: int, window: _Window) -> int:
-    """Pairs (output place, kernel place) of one spatial dim that fall on an input place."""
+def _valid_positions(left: int, right: int, out: int, window: _Window) -> int:
+    """Count pairs (output, kernel position) of a spatial dimension that meet an input position."""
     if window == _Window() and right == 1:
         return out
     count = 0
     for kernel in range(right):
-        for place in range(out):
-            at = place * window.stride - window.low + kernel * window.right_dilation
-            count += at % window.left_dilation == 0 and 0 <= at // window.left_dilation < left
+        for position in range(out):
+            source = position * window.stride - window.low + kernel * window.right_dilation
+            inside = 0 <= source // window.left_dilation < left
+            # A dilated input has zeros between its elements.
+            count += source % window.left_dilation == 0 and inside
     return count

@@ -1,4 +1,4 @@
-"""The least time that a step can take on a chip, by each of what it needs."""
+"""Roofline of a step: the least time that each resource of a chip needs for it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import math
 from llama_cpt.hardware.chips import Chip
 from llama_cpt.planning.collectives import SLICES_AXIS, Collective
 
-# Model FLOPs utilisation that published TPU runs of Llama-3 reach, causal attention counted once
-# as in model_flops_per_token: v6e 0.40 (8B) to 0.47 (70B), v5p 0.68 (405B), from
-# AI-Hypercomputer's tpu-recipes.
+# Model FLOPs utilization of published TPU runs of Llama 3, causal attention counted as in
+# model_flops_per_token: v6e 0.40 (8B) to 0.47 (70B), v5p 0.68 (405B), from
+# github.com/AI-Hypercomputer/tpu-recipes.
 MFU_RANGE = (0.40, 0.60)
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds a step, each as if nothing else took any time."""
+    """Seconds per step of each resource, as if the others took no time."""
 
     matrix: float
     hbm: float
@@ -24,22 +24,22 @@ class Roofline:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By what is needed."""
+        """Seconds per step by resource."""
         return {"matrix": self.matrix, "HBM": self.hbm, "ICI": self.ici, "DCN": self.dcn}
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource that takes longest."""
         return max(self.seconds, key=self.seconds.get)
 
     @property
     def overlapped_seconds(self) -> float:
-        """No step is faster, were all of it done at once."""
+        """Lower bound on the seconds per step: everything overlaps."""
         return max(self.seconds.values())
 
     @property
     def serial_seconds(self) -> float:
-        """Nothing done at once."""
+        """Seconds per step if nothing overlaps."""
         return sum(self.seconds.values())
 
 
@@ -52,10 +52,10 @@ def roofline(
     mesh: Mapping[str, int],
     slices: int,
 ) -> Roofline:
-    """Of one device's ``flops``, ``hbm`` bytes and collectives.
+    """Return the roofline of one device's ``flops``, ``hbm`` bytes and collectives ``sent``.
 
-    Links between chips are taken as all busy: a slice without wrap-around, or an axis that lies
-    along some of the links only, takes longer.
+    The time on the links assumes that all links of a chip are in use; a slice without wrap-around,
+    or a mesh axis along some of the links only, takes longer.
     """
     dcn = sum(across_slices(one, mesh, slices) for one in sent)
     ici = sum(one.bytes for one in sent if one.axes != (SLICES_AXIS,) or slices == 1)
@@ -68,10 +68,10 @@ def roofline(
 
 
 def across_slices(one: Collective, mesh: Mapping[str, int], slices: int) -> float:
-    """Bytes of a collective that a device receives from other slices.
+    """Return the bytes of a collective that a device receives from other slices.
 
-    ``replica`` is the axis across slices. Where other axes are crossed with it, each device of a
-    slice brings its part, once the slice has settled its own.
+    ``replica`` is the mesh axis across slices. If the collective also crosses other axes, it is
+    hierarchical: it runs inside each slice first, and each device then exchanges its own part.
     """
     if slices == 1 or SLICES_AXIS not in one.axes:
         return 0.0

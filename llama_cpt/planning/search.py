@@ -1,6 +1,6 @@
-"""Meshes, remat policies and micro-batches that could serve a config on a topology."""
+"""Settings of a config that may fit a topology: meshes, remat policies, micro-batch sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 import itertools
 import math
@@ -9,8 +9,9 @@ from llama_cpt.config.schema import MeshConfig, TrainConfig
 from llama_cpt.hardware.topologies import Topology, shapes_of
 from llama_cpt.model.quantized import MOST_TOKENS
 from llama_cpt.planning.analytic import AnalyticMemory, analytic_memory, analytic_seconds
+from llama_cpt.planning.step_plan import Memory
 
-# Each remat policy, and those that are sure to keep no more.
+# Remat policies that are certain to save no more activations, by remat policy.
 REMATS = {
     "none": ("none", "dots", "minimal", "full", "offload"),
     "dots": ("dots", "full"),
@@ -20,50 +21,52 @@ REMATS = {
 }
 TENSORS = (1, 2, 4, 8)
 CONTEXTS = (1, 2, 4, 8, 16)
-# Of a row that several devices share, each takes at least so many tokens.
+# Minimum tokens per device of a row that several devices share.
 CONTEXT_TOKENS = 8192
-# Where nothing fits yet, what is expected to need so much of the memory is compiled all the same.
+# While nothing fits yet, settings are compiled up to this multiple of the available memory: the
+# expectation is an estimate, and one that fits makes the search useful.
 DOUBT = 1.25
+HELD = "parameters, moments and gradients"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config with its mesh, remat policy and micro-batch set, and the batch of evaluation."""
+    """A config with mesh, remat policy, micro-batch and evaluation batch set."""
 
     config: TrainConfig
     mesh: dict[str, int]
     analytic: AnalyticMemory
-    """Bytes of one device: at least."""
+    """Lower bound on the bytes of one device."""
     seconds: float
-    """Of a step, by hand."""
+    """Analytic estimate of the seconds per step."""
     fitted: bool
-    """Whether the config's own ``evaluation.batch_size`` is more than a micro-batch, or not
-    divided by the mesh."""
+    """Whether ``evaluation.batch_size`` was changed, because it exceeded the micro-batch or the
+    mesh does not divide it."""
 
     @property
     def options(self) -> str:
-        """As ``train`` takes them."""
+        """The settings as options of ``train``."""
         mesh, config = self.config.mesh, self.config
-        fitted = f" --evaluation.batch-size {config.evaluation.batch_size}" if self.fitted else ""
+        batch = f" --evaluation.batch-size {config.evaluation.batch_size}" if self.fitted else ""
         return (
             f"--mesh.replica {mesh.replica} --mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} "
             f"--mesh.tensor {mesh.tensor} --compute.remat {config.compute.remat} "
-            f"--microbatch-size {config.microbatch_size}{fitted}"
+            f"--microbatch-size {config.microbatch_size}{batch}"
         )
 
 
 @dataclass(frozen=True)
 class CompiledCandidate:
-    """A candidate that was compiled."""
+    """The outcome of compiling a candidate."""
 
     candidate: Candidate
     used: int
-    """Bytes of one device that it asked for."""
+    """Bytes that one device needs."""
     fits: bool
 
 
 def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
-    """All that the mesh divides, what is likely to be fastest first, whether or not it fits."""
+    """Return all settings that the mesh divides, likely fastest first, whether or not they fit."""
     found = [
         Candidate(
             one,
@@ -78,7 +81,7 @@ def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
 
 
 def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
-    """What hinders where there are no ``candidates``: the model, or the batch."""
+    """Return why there are no ``candidates``: the model or the batch does not divide."""
     parts = {mesh["replica"] * mesh["fsdp"] for mesh in _meshes(config, topology)}
     if parts:
         counts = ", ".join(map(str, sorted(parts)))
@@ -96,9 +99,10 @@ def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
 
 
 def smallest_topology(config: TrainConfig, topology: Topology) -> str:
-    """Of the same family, where the least of all settings fits by hand, in words; empty if none is.
+    """Return the smallest slice of the same family on which the analytic memory may fit.
 
-    Where none that does divides ``global_batch_size``, whatever the batch.
+    Returns a phrase for a message, empty if no slice is large enough. Slices whose mesh divides
+    ``global_batch_size`` are preferred; otherwise the phrase names the batch that is needed.
     """
     compute = replace(config.compute, remat="offload")
     larger = [
@@ -120,23 +124,23 @@ def smallest_topology(config: TrainConfig, topology: Topology) -> str:
 def next_to_try(
     left: list[Candidate], tried: list[CompiledCandidate], available: int
 ) -> Candidate | None:
-    """The first of ``left`` that is likely to fit ``available`` bytes.
+    """Return the first of ``left`` that is likely to fit ``available`` bytes.
 
-    None where it is idle to go on: what is left keeps as much as what failed, or is far from
-    fitting by what the compiled ones of the same remat policy needed.
+    None ends the search: every remaining setting needs at least as much as one that failed, or is
+    far from fitting by what compiled settings of the same remat policy needed.
     """
     failed = [one.candidate for one in tried if not one.fits]
-    enough = available * (DOUBT if len(failed) == len(tried) else 1)
-    still = [(expected_bytes(one, tried), one) for one in left if may_fit(one, failed)]
-    likely = [one for needs, one in still if needs < available]
+    limit = available * (DOUBT if len(failed) == len(tried) else 1)
+    remaining = [(expected_bytes(one, tried), one) for one in left if may_fit(one, failed)]
+    likely = [one for needs, one in remaining if needs < available]
     if likely:
         return likely[0]
-    needs, least = min(still, key=lambda pair: pair[0], default=(math.inf, None))
-    return least if needs < enough else None
+    needs, smallest = min(remaining, key=lambda pair: pair[0], default=(math.inf, None))
+    return smallest if needs < limit else None
 
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
-    """Whether no other failed on the same mesh that kept no more, of no more rows at a time."""
+    """Return False if a setting that needs no more memory failed on the same mesh."""
     return not any(
         one.mesh == other.mesh
         and other.config.compute.remat in REMATS[one.config.compute.remat]
@@ -146,17 +150,59 @@ def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
 
 
 def expected_bytes(one: Candidate, tried: list[CompiledCandidate]) -> float:
-    """Bytes of one device: by hand, and what others of the same remat policy needed beside that.
+    """Return the bytes that one device is expected to need.
 
-    Of what keeps less, so much less.
+    This is the analytic memory plus the largest excess over it among compiled settings of the same
+    remat policy. The excess is scaled by the saved activations, with which it grows.
     """
-    beside = [0.0]
+    excess = [0.0]
     for other in tried:
-        hand = other.candidate.analytic
+        analytic = other.candidate.analytic
         if other.candidate.config.compute.remat == one.config.compute.remat:
-            share = min(1.0, one.analytic.saved / hand.saved) if hand.saved else 1.0
-            beside.append(share * (other.used - hand.total))
-    return one.analytic.total + max(beside)
+            share = min(1.0, one.analytic.saved / analytic.saved) if analytic.saved else 1.0
+            excess.append(share * (other.used - analytic.total))
+    return one.analytic.total + max(excess)
+
+
+def first_remedy(
+    config: TrainConfig,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    memory: Memory | None = None,
+) -> str:
+    """Return the first change to try if a step does not fit: an option if there is one.
+
+    ``memory`` is None if the compiler refused the step.
+    """
+    microbatch = config.microbatch_rows
+    if memory and memory.fits_but_for_evaluation and config.evaluation.batch_size > microbatch:
+        return f"--evaluation.batch-size {microbatch}: as many rows as a step has at a time"
+    available, alone = topology.chip.memory_bytes, analytic_memory(config, mesh).alone
+    if alone > available:
+        copies = mesh.get("replica", 1) // topology.slices
+        if copies > 1 and alone / copies <= available:
+            return (
+                f"--mesh.replica {topology.slices} --mesh.fsdp {mesh['fsdp'] * copies}: one copy "
+                f"of the parameters on a slice, not {copies}"
+            )
+        larger = smallest_topology(config, topology)
+        phrase = f": {larger} at least" if larger else " than one slice has"
+        return (
+            f"more chips{phrase}; {'weights as they are read' if config.lora else HELD} alone take "
+            f"{alone / 1e9:.1f} GB per device of {available / 1e9:.1f}"
+        )
+    if config.compute.remat not in ("full", "offload"):
+        return "--compute.remat full: the backward pass recomputes all but the layers' inputs"
+    parts = math.prod(size for axis, size in mesh.items() if axis not in ("tensor", "context"))
+    rows = microbatch // parts
+    smaller = [
+        count
+        for count in range(1, rows // 2 + 1)
+        if rows % count == 0 and count * parts >= config.min_microbatch_rows
+    ]
+    if smaller:
+        return f"--microbatch-size {smaller[-1] * parts}: {smaller[-1]} rows per device at a time"
+    return "--search: another mesh (mesh.tensor) or compute.remat=offload; otherwise more chips"
 
 
 def _settings(
@@ -170,8 +216,8 @@ def _settings(
                 continue
             if microbatch < config.min_microbatch_rows:
                 continue
-            asked = math.ceil(config.evaluation.batch_size / parts) * parts
-            evaluated = min(asked, microbatch)
+            rounded = math.ceil(config.evaluation.batch_size / parts) * parts
+            evaluated = min(rounded, microbatch)
             for remat in REMATS:
                 yield (
                     replace(
@@ -197,16 +243,16 @@ def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]
 
 
 def _contexts(config: TrainConfig) -> Iterator[int]:
-    """Devices that may share a row; splash and cudnn take whole ones."""
-    shared = config.compute.attention not in ("splash", "cudnn")
-    most = config.data.sequence_length // CONTEXT_TOKENS if shared else 1
+    """Yield numbers of devices that may share a row; splash and cudnn need whole rows."""
+    can_share = config.compute.attention not in ("splash", "cudnn")
+    most = config.data.sequence_length // CONTEXT_TOKENS if can_share else 1
     for context in CONTEXTS:
         if context == 1 or context <= most and config.data.sequence_length % (256 * context) == 0:
             yield context
 
 
 def _microbatches(rows: int, parts: int) -> Iterator[int]:
-    """Parts of ``rows`` that a mesh of ``parts`` divides: 1, 2, 4... rows a device."""
+    """Yield micro-batches that divide ``rows`` with 1, 2, 4, ... rows on each of ``parts``."""
     microbatch = parts
     while microbatch <= rows:
         if rows % microbatch == 0:

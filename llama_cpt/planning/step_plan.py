@@ -1,7 +1,8 @@
-"""All that a compiled step tells, gathered."""
+"""The plan of a step: workload, memory, compiled figures, roofline and throughput."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+import math
 from typing import Any
 
 import jax
@@ -10,44 +11,96 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch
 from llama_cpt.hardware.topologies import Topology
 from llama_cpt.model.flops import model_flops_per_token
-from llama_cpt.planning.buffers import Peak
+from llama_cpt.planning.buffers import Peak, PeakBreakdown, break_down_peak
 from llama_cpt.planning.compiling import CompiledProgram, ProgramFigures
-from llama_cpt.planning.memory import Memory, memory_of
-from llama_cpt.planning.peak_breakdown import PeakBreakdown, break_down_peak
 from llama_cpt.planning.roofline import MFU_RANGE, Roofline, roofline
 from llama_cpt.training.train_step import TrainState
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a config asks for, counted by hand."""
+    """The work that a config defines, computed from the config alone."""
 
     tokens_per_step: int
     tokens: int
-    """Of all steps."""
+    """Tokens of the whole run."""
     flops_per_token: float
-    """``model_flops_per_token``: 6 N, or 4 N beside adapters, and attention."""
+    """``model_flops_per_token``: 6 N (4 N with LoRA) and causal attention."""
     per_weight: int
     rows: int
-    """Of one device in one micro-batch."""
+    """Rows per device and micro-batch."""
     num_microbatches: int
     sequence_length: int
 
 
 @dataclass(frozen=True)
+class PassMemory:
+    """Memory of one device during a pass between the steps or before them, in bytes."""
+
+    peak: int
+    """Peak bytes, whatever else is live included."""
+    refused: bool = False
+    """Whether the compiler refused the pass; ``peak`` is then a lower bound."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one device, in bytes."""
+
+    parameters: int
+    """Trained and frozen parameters."""
+    optimizer: int
+    batch: int
+    arguments: int
+    """All of the above in the compiler's layout, padding included."""
+    temporaries: int
+    """Gradients, activations, gathered weights: memory that the compiler allocates."""
+    code: int
+    peak: int
+    """The most at once, arguments included."""
+    available: int
+    """Memory of the chip; the runtime reserves a part of it."""
+    loading: PassMemory | None = None
+    """Reading the base weights of a LoRA run, in float32, before the first step."""
+    reference: PassMemory | None = None
+    """The reference pass over preferences before the first step, if there is one."""
+    evaluation: PassMemory | None = None
+    """The pass over held-out text, the optimizer's moments included, if there is one."""
+
+    @property
+    def left(self) -> int:
+        """Memory of the chip that no program of the run needs; negative if the run does not fit."""
+        return self.available - max([self.peak + self.code, *(one.peak for one in self._passes)])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits the chip's memory."""
+        return self.left >= 0 and not any(one.refused for one in self._passes)
+
+    @property
+    def fits_but_for_evaluation(self) -> bool:
+        """Whether only the pass over held-out text does not fit."""
+        return not self.fits and replace(self, evaluation=None).fits
+
+    @property
+    def _passes(self) -> list[PassMemory]:
+        return [one for one in (self.loading, self.reference, self.evaluation) if one]
+
+
+@dataclass(frozen=True)
 class Throughput:
-    """Of the steps at some share of the chips' peak."""
+    """Throughput of the steps at one utilization of the chips."""
 
     mfu: float
     tokens_per_day: float
     days: float
-    """For the config's tokens."""
+    """Days for all tokens of the run."""
     chip_hours: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One config on one topology."""
+    """The plan of one config on one topology."""
 
     topology: Topology
     mesh: dict[str, int]
@@ -56,38 +109,39 @@ class Plan:
     memory: Memory
     program: ProgramFigures
     peak_breakdown: PeakBreakdown
-    """Of the arrays at the program's peak."""
+    """The arrays at the program's peak, by purpose."""
     roofline: Roofline
 
     @property
     def model_flops(self) -> float:
-        """Of one device a step."""
+        """Model FLOPs of one device per step, recomputation not included."""
         return self.work.tokens_per_step * self.work.flops_per_token / self.topology.devices
 
     @property
     def mfu_serial(self) -> float:
-        """Model FLOPs utilisation where nothing is done at once."""
+        """Model FLOPs utilization (MFU) if nothing overlaps."""
         return self.model_flops / self.topology.chip.peak_flops / self.roofline.serial_seconds
 
     @property
     def mfu_overlapped(self) -> float:
-        """The most that the roofline allows."""
+        """Upper bound on the MFU by the roofline: everything overlaps."""
         return self.model_flops / self.topology.chip.peak_flops / self.roofline.overlapped_seconds
 
     @property
     def throughputs(self) -> list[Throughput]:
-        """At ``MFU_RANGE``, or the most that the roofline allows where that is less.
+        """Throughput at each MFU of ``MFU_RANGE``, or at the roofline's bound if that is lower.
 
-        The range is of products in bfloat16: what narrower ones save comes off a step's time.
+        The range was measured with bfloat16 products; the time that 8-bit products save is
+        subtracted from the time of a step.
         """
         chip, matrix = self.topology.chip, self.program.matrix
         saved = (matrix.total - matrix.as_bfloat16(chip)) / chip.peak_flops
         least = self.model_flops / chip.peak_flops
         seconds = {max(least / mfu - saved, self.roofline.overlapped_seconds) for mfu in MFU_RANGE}
-        return [self._pace(one) for one in sorted(seconds, reverse=True)]
+        return [self._throughput(one) for one in sorted(seconds, reverse=True)]
 
-    def _pace(self, seconds: float) -> Throughput:
-        """Of steps that take so long."""
+    def _throughput(self, seconds: float) -> Throughput:
+        """Return the throughput of steps of ``seconds`` each."""
         mfu = self.model_flops / self.topology.chip.peak_flops / seconds
         steps = 86400 / seconds
         days = self.work.tokens / self.work.tokens_per_step / steps
@@ -96,7 +150,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values: what ``--json`` prints."""
+        """Return the plan as JSON values, as ``plan --json`` prints it."""
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
         program["live"] = {
@@ -117,12 +171,12 @@ class Plan:
             "roofline": self.roofline.seconds,
             "bound": self.roofline.bound,
             "mfu": {"in_turn": self.mfu_serial, "overlapped": self.mfu_overlapped},
-            "paces": [asdict(pace) for pace in self.throughputs],
+            "paces": [asdict(one) for one in self.throughputs],
         }
 
 
 def describe_target(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
-    """The chips that a config is planned for, as plain values."""
+    """Return the chips and the mesh of a plan as JSON values."""
     return {
         "topology": topology.text,
         "name": topology.name,
@@ -134,7 +188,7 @@ def describe_target(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
 
 
 def workload(config: TrainConfig, rows: int) -> Workload:
-    """Of ``config`` where a device has ``rows`` of a micro-batch."""
+    """Return the workload of ``config`` with ``rows`` rows per device and micro-batch."""
     length = config.data.sequence_length
     tokens = config.global_batch_size * length
     frozen = config.lora is not None
@@ -158,7 +212,8 @@ def make_plan(
     state: TrainState,
     batch: Batch,
 ) -> Plan:
-    """Of a compiled step; its arguments are the abstract ``state`` and ``batch``."""
+    """Return the plan of a compiled step with the abstract arguments ``state`` and ``batch``."""
+    # Every array of a batch has shape (micro-batches, rows, ...).
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
     chip, work, program = topology.chip, workload(config, rows), compiled.program
@@ -186,8 +241,30 @@ def make_plan(
     )
 
 
+def memory_of(compiled: CompiledProgram, state: Any, batch: Any, available: int) -> Memory:
+    """Return the memory of a compiled step with abstract arguments ``state`` and ``batch``."""
+    return Memory(
+        parameters=device_bytes((state.trained, state.frozen)),
+        optimizer=device_bytes(state.opt_state),
+        batch=device_bytes(batch),
+        arguments=compiled.arguments,
+        temporaries=compiled.temporaries,
+        code=compiled.code,
+        peak=compiled.peak,
+        available=available,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Return the bytes of a tree of arrays, or of shapes with shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
 def largest_buffers(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
-    """The largest arrays of a peak, alike ones together: (bytes, how many, shape, origin)."""
+    """Return the ``most`` largest groups of equal arrays: (bytes, count, shape, origin)."""
     counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
     rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]
     return sorted(rows, reverse=True)[:most]

@@ -1,8 +1,8 @@
 """Exit statuses and error types: user errors, transient errors, bugs.
 
-The launch scripts decide by these numbers alone whether a job is started again (docs/guide/many_hosts.md
-has the table). Signals add 134 (SIGABRT: another process was lost), 137 (SIGKILL) and 143 (SIGTERM
-before the processes are connected).
+The launch scripts decide by these numbers alone whether a job is started again
+(docs/guide/many_hosts.md has the table). Signals add 134 (SIGABRT: another process was lost),
+137 (SIGKILL) and 143 (SIGTERM before the processes are connected).
 """
 
 from collections.abc import Iterator

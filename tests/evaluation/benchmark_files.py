@@ -1,4 +1,4 @@
-"""A tiny random model and tiny benchmarks on disk, laid out as real ones are."""
+"""A tiny random model and tiny benchmarks on disk, in the layout of the real ones."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""A local endpoint that answers as a test wants."""
+"""A local endpoint with replies defined by a test."""
 
 from collections.abc import Callable, Iterator
 import contextlib

@@ -1,4 +1,4 @@
-"""One table of several models: whose examples, in which direction, and what may be said of it."""
+"""Comparison of models: common examples, direction of metrics, findings and reports."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def folders(tmp_path):
     return [str(place) for place in places]
 
 
-def test_marks(folders):
+def test_findings_follow_the_intervals(folders):
     found = compare(folders)
     assert [row.name for row in found.rows] == ["bpb: zh", "bpb: en", "hard", "quiz"]
     assert found.differences == 8
@@ -60,8 +60,8 @@ def test_marks(folders):
     assert found.rows_with("again", "not told apart") == ["hard"]
 
 
-def test_bits_per_byte_weigh_by_bytes(tmp_path):
-    """The long document's, whatever the short ones do; told relative to the first model."""
+def test_bits_per_byte_weight_documents_by_bytes(tmp_path):
+    """The long document decides; the difference is relative to the first model."""
     sizes = [10_000, *[10] * 9]
     write_bits(tmp_path / "a", "zh", [size * math.log(2) for size in sizes], sizes)
     doubled = [math.log(2) * size * (1.1 if size == 10_000 else 2) for size in sizes]
@@ -72,7 +72,7 @@ def test_bits_per_byte_weigh_by_bytes(tmp_path):
     assert cells[1].difference.value == pytest.approx(cells[1].score - 1)
 
 
-def test_many_groups_are_resampled_whole(tmp_path):
+def test_bootstrap_resamples_whole_groups(tmp_path):
     """Subjects that a model gains or loses as a whole say less than their examples would."""
     rng = np.random.default_rng(1)
     first = np.zeros((40, 50))
@@ -92,7 +92,7 @@ def test_many_groups_are_resampled_whole(tmp_path):
     assert widths[0] > 4 * widths[1]
 
 
-def test_fewer_errors_are_a_gain(tmp_path):
+def test_fewer_errors_count_as_a_gain(tmp_path):
     write(tmp_path / "a", "errors", [[5.0, 6.0] * 40], metric="wer", less_is_better=True)
     write(tmp_path / "b", "errors", [[1.0, 2.0] * 40], metric="wer", less_is_better=True)
     found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
@@ -101,7 +101,7 @@ def test_fewer_errors_are_a_gain(tmp_path):
     assert "errors (less is better)" in (tmp_path / "out/report.md").read_text()
 
 
-def test_a_share_stays_one_and_points_stay_points(tmp_path):
+def test_interval_of_a_share_stays_in_range_and_points_are_not_scaled(tmp_path):
     for name, values in (("a", [[0, 1, 0]]), ("b", [[1, 1, 0]])):
         write(tmp_path / name, "quiz", values)
         write(tmp_path / name, "eq_bench", [[0, 0, 0]], metric="eqbench")
@@ -113,14 +113,14 @@ def test_a_share_stays_one_and_points_stay_points(tmp_path):
     assert rows["eq_bench"].cells[1].difference.interval == (0, 0)
 
 
-def test_questions_that_lost_their_beginning_are_told(tmp_path):
+def test_comparison_reports_truncated_questions(tmp_path):
     write(tmp_path / "a", "quiz", [[0, 1]])
     write(tmp_path / "b", "quiz", [[0, 1]], detail={"cut": True})
     (remark,) = compare([str(tmp_path / name) for name in "ab"]).remarks
     assert remark.startswith("quiz: 2 of 2 questions were longer than the context of b")
 
 
-def test_what_not_all_have(tmp_path):
+def test_comparison_uses_common_examples_only(tmp_path):
     write(tmp_path / "a", "quiz", [[0, 1] * 20])
     write(tmp_path / "b", "quiz", [[1, 1] * 15])
     write(tmp_path / "c", "other", [[1, 1] * 15])
@@ -130,41 +130,41 @@ def test_what_not_all_have(tmp_path):
     assert other.cells[:2] == (None, None) and other.cells[2].difference is None
 
 
-def test_models_that_were_not_asked_alike(tmp_path):
+def test_comparison_reports_different_settings(tmp_path):
     for name, shots in (("a", 0), ("b", 5), ("c", 0)):
         write(tmp_path / name, "quiz", [[0, 1]])
         settings = {"model": name, "shots": shots}
         (tmp_path / name / "quiz.settings.json").write_text(json.dumps(settings))
     (remark,) = compare([str(tmp_path / name) for name in "abc"]).remarks
-    assert remark.startswith("quiz: b was not asked as a was (shots differ)")
+    assert remark.startswith("quiz: b and a were evaluated with different settings (shots)")
 
 
-def test_mistakes(tmp_path):
+def test_compare_rejects_scores_that_do_not_compare(tmp_path):
     write(tmp_path / "a", "quiz", [[0, 1]])
     write(tmp_path / "x" / "a", "quiz", [[0, 1]])
     write(tmp_path / "b", "quiz", [[0, 1]], groups=["else"])
     write(tmp_path / "c", "quiz", [[0, 1]], metric="f1")
     write(tmp_path / "d", "quiz", [[0, math.nan]])
-    told = {
-        "x/a": "two models are called a",
+    messages = {
+        "x/a": "two models are named a",
         "b": "quiz: a, b have no example in common",
-        "c": "quiz is measured by acc and f1",
-        "d": "quiz: holds scores that are no numbers",
-        "nowhere": "holds no scores",
+        "c": "quiz: the models have different metrics .acc, f1",
+        "d": "quiz: has scores that are not finite",
+        "nowhere": "has no scores",
     }
-    for name, message in told.items():
+    for name, message in messages.items():
         with pytest.raises(UserError, match=message):
             compare([str(tmp_path / "a"), str(tmp_path / name)])
 
 
-def test_the_report_stands_alone(folders, tmp_path):
+def test_report_is_self_contained(folders, tmp_path):
     output = tmp_path / "report"
     write_comparison(folders, str(output))
     page, text = ((output / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert not re.findall(r"https?://", page) and page.count("data:image/png;base64,") == 2
-    for told in (page, text):
-        assert all(word in told for word in ("gained", "forgotten", "kept", "not told apart"))
-        assert "8 differences" in told
+    for content in (page, text):
+        assert all(word in content for word in ("gained", "forgotten", "kept", "not told apart"))
+        assert "8 differences" in content
     for name in re.findall(r"\]\((\S+?)\)", text):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
     # Without bits per byte there is no picture of them, not even an old one.
@@ -174,9 +174,20 @@ def test_the_report_stands_alone(folders, tmp_path):
     assert not (output / "languages.png").exists()
 
 
-def test_names_are_text(tmp_path):
+def test_report_escapes_html_in_names(tmp_path):
     for name in ("a<b>", "c|d & e"):
         write(tmp_path / name, "<i>", [[0, 1]])
     write_comparison([str(tmp_path / "a<b>"), str(tmp_path / "c|d & e")], str(tmp_path / "out"))
     page, text = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
-    assert "<b>a" not in page and "<i>" not in page + text and "c\\|d &amp; e" in text
+    assert "<b>a" not in page + text and "<i>" not in page + text and "c\\|d &amp; e" in text
+
+
+def test_report_escapes_markdown_in_names(tmp_path):
+    for name in ("*a*", "`b` [c](d)"):
+        write(tmp_path / name, "quiz_en", [[0, 1]])
+    folders = [str(tmp_path / name) for name in ("*a*", "`b` [c](d)")]
+    write_comparison(folders, str(tmp_path / "out"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith("# Comparison of \\*a\\*, \\`b\\` \\[c\\](d)\n")
+    assert "Differences are to \\*a\\*, on the same examples" in text
+    assert "[c](d)" not in text and "| quiz_en |" in text

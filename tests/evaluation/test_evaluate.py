@@ -1,4 +1,4 @@
-"""The command: scores as they come, taken up again, and the user's mistakes."""
+"""The evaluate command: incremental scores, resuming, and errors of the user."""
 
 import contextlib
 from dataclasses import replace
@@ -69,7 +69,7 @@ def asked_of(guesser, data, folder, **settings):
     return read_scores(str(folder))["cmmlu"]
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(data, tmp_path):
+def test_killed_evaluation_resumes(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         asked_of(Guesser(most=9), data, tmp_path / "a")
     file = tmp_path / "a" / "cmmlu.jsonl"
@@ -85,13 +85,13 @@ def test_a_killed_evaluation_goes_on_where_it_was(data, tmp_path):
     assert [score.score for score in whole if score.group == "arts"] == [1.0, 0.0, 0.0]
 
 
-def test_scores_of_another_model_are_not_taken_for_this_one_s(data, tmp_path):
+def test_evaluation_rejects_scores_of_another_model(data, tmp_path):
     asked_of(Guesser(), data, tmp_path, model="a")
     with pytest.raises(UserError, match="model was 'a', is 'b'.*another output"):
         asked_of(Guesser(), data, tmp_path, model="b")
 
 
-def test_a_higher_limit_goes_on(data, tmp_path):
+def test_higher_limit_keeps_existing_scores(data, tmp_path):
     for limit, asked in ((1, 2 * 4), (3, 4 * 4)):
         guesser, benchmark = Guesser(), load_benchmark("cmmlu", data, 0)
         questions.answer_questions(
@@ -116,7 +116,7 @@ metric_list:
 
 
 @pytest.mark.parametrize(
-    ("better", "aggregation", "repeats", "told"),
+    ("better", "aggregation", "repeats", "message"),
     [
         (True, "mean", 1, ""),
         (False, "mean", 1, ""),
@@ -124,14 +124,16 @@ metric_list:
         (True, "mean", 3, "asks each question 3 times"),
     ],
 )
-def test_direction_and_mean_of_a_task_file(better, aggregation, repeats, told, tmp_path):
+def test_task_file_sets_direction_and_must_have_a_mean(
+    better, aggregation, repeats, message, tmp_path
+):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"q": "one"}\n{"q": "two"}\n')
     place = tmp_path / "mine.yaml"
     place.write_text(
         TASK.format(file=file, repeats=repeats, aggregation=aggregation, better=better)
     )
-    with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
         found = questions.make_questions(
             load_benchmark(str(place), "", None), chat=None, limit=None
         )
@@ -141,7 +143,7 @@ def test_direction_and_mean_of_a_task_file(better, aggregation, repeats, told, t
         assert [score.less_is_better for score in scores] == [not better] * 2
 
 
-def test_answers_that_cannot_be_read_are_left_out_of_the_published_score():
+def test_published_score_leaves_out_answers_that_do_not_parse():
     def scores(read):
         return [
             ExampleScore("e", "", str(n), "eqbench", 60.0 * r, detail={"metrics": {"parseable": r}})
@@ -152,7 +154,7 @@ def test_answers_that_cannot_be_read_are_left_out_of_the_published_score():
     assert summary_of(scores([1.0] * 8 + [0.0] * 2))["published_score"] is None
 
 
-def test_how_an_answer_is_to_be_written():
+def test_generation_options_are_read_as_in_the_harness():
     order = make_answer_spec({"until": "x", "max_new_tokens": 9, "temperature": 0.5}, 64)
     assert (order.stops, order.max_new_tokens, order.sampling.temperature) == (("x",), 9, 0.5)
     assert make_answer_spec({"temperature": 0.0}, 512).sampling == Sampling()
@@ -160,12 +162,12 @@ def test_how_an_answer_is_to_be_written():
     assert make_answer_spec({"max_gen_toks": 1024}, 512).max_new_tokens == 256
 
 
-def test_an_option_longer_than_the_context_is_told():
+def test_option_longer_than_the_context_is_rejected():
     with pytest.raises(UserError, match="option of 9 tokens"):
         make_rows([(np.arange(3, dtype=np.int32), np.arange(9, dtype=np.int32))], 8)
 
 
-def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
+def test_command_scores_text_and_questions_once(model, data, tmp_path, monkeypatch, capsys):
     for module in (harness_model, bits_per_byte):
         monkeypatch.setattr(module, "BATCH_TOKENS", 128)
     lines = [{"text": "猫坐在垫子上", "source": "a"}, {"text": "The cat", "source": "b"}]
@@ -193,39 +195,39 @@ def test_the_command_scores_text_and_questions_once(model, data, tmp_path, monke
     assert "cmmlu" in capsys.readouterr().out
 
 
-def test_mistakes_are_told_in_a_sentence(model, data, tmp_path, monkeypatch):
+def test_command_rejects_mistakes_with_a_remedy(model, data, tmp_path, monkeypatch):
     # The harness's own takes seconds to look through its tasks.
     harness = SimpleNamespace(all_tasks=["hellaswag"])
     monkeypatch.setattr(benchmarks, "_manager", lambda: harness)
 
-    def told(*more, tasks="cmmlu", folder=data, match):
+    def fails(*more, tasks="cmmlu", folder=data, match):
         command = [model, *more, "--output", str(tmp_path), "--tasks", tasks]
         command += ["--data", str(folder)]
         with pytest.raises(UserError, match=match):
             main(command)
 
-    told(tasks="cmlu", match="unknown task 'cmlu'; did you mean 'cmmlu'")
-    told(folder=tmp_path / "nowhere", match="nowhere/cmmlu/test holds no .*csv: give --data")
-    told(tasks="eq_bench", match="eq_bench_v2_questions_171.json .or .gz. is not there")
-    told(tasks="humaneval", match="--run-generated-code")
-    told(tasks="bpb", match="--heldout NAME=GLOB")
-    told("--chat-template", match="no chat template")
-    told(model, match="two models are called tiny: tell them apart as NAME=")
+    fails(tasks="cmlu", match="unknown task 'cmlu'; did you mean 'cmmlu'")
+    fails(folder=tmp_path / "nowhere", match="nowhere/cmmlu/test has no .*csv; set --data")
+    fails(tasks="eq_bench", match="eq_bench_v2_questions_171.json .or .gz. does not exist")
+    fails(tasks="humaneval", match="--run-generated-code")
+    fails(tasks="bpb", match="--heldout NAME=GLOB")
+    fails("--chat-template", match="no chat template")
+    fails(model, match="two models are named tiny: set another name with NAME=")
     file = tmp_path / "changed/cmmlu/test/arts.csv"
     for split in ("dev", "test"):
         (tmp_path / "changed/cmmlu" / split).mkdir(parents=True)
         (tmp_path / "changed/cmmlu" / split / "arts.csv").write_text(",Question,A\n0,a,b\n")
-    told(folder=tmp_path / "changed", match=f"{file.name}: question 1 has no 'B' .it has: ")
+    fails(folder=tmp_path / "changed", match=f"{file.name}: question 1 has no 'B' .it has: ")
 
 
 @pytest.mark.parametrize("name", ["..", "", "report.md", "conversations"])
-def test_names_that_are_no_folders_of_scores(name, tmp_path):
-    with pytest.raises(UserError, match="a name of its own"):
+def test_names_that_cannot_be_folders_are_rejected(name, tmp_path):
+    with pytest.raises(UserError, match="cannot be a folder in --output"):
         main([f"{name}=folder", "--tasks", "bpb", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_scores_has_one_writer(model, data, tmp_path):
+def test_folder_of_scores_has_one_writer(model, data, tmp_path):
     place = tmp_path / "tiny"
     place.mkdir()
     with file_lock(epath.Path(place / ".lock"), "", wait=False):
@@ -233,7 +235,7 @@ def test_a_folder_of_scores_has_one_writer(model, data, tmp_path):
             main([model, "--tasks", "xcopa_zh", "--data", data, "--output", str(tmp_path)])
 
 
-def test_readers_leave_a_line_that_is_being_written(tmp_path):
+def test_reader_ignores_an_incomplete_line(tmp_path):
     file = tmp_path / "bpb.jsonl"
     score = ExampleScore("bpb", "zh", "a:1", "acc", 1.0)
     append_scores(file, [score])
@@ -246,7 +248,7 @@ def test_readers_leave_a_line_that_is_being_written(tmp_path):
     assert [found.id for found in read_task(file)] == ["a:1", "a:2"]
 
 
-def test_documents_are_told_apart_and_guarded(tmp_path):
+def test_documents_have_unique_ids_and_a_fingerprint(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "valid.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
@@ -261,7 +263,7 @@ def test_documents_are_told_apart_and_guarded(tmp_path):
     assert bits_per_byte.text_fingerprint(changed) != fingerprint
 
 
-def test_sources_set_apart_follow_their_file(tmp_path):
+def test_no_counterpart_scores_follow_the_list_of_sources(tmp_path):
     scores = [
         ExampleScore("bpb", "en", f"a:{n}", "bits_per_byte", 1.0, 8.0, 8, detail={"source": source})
         for n, source in enumerate("ab")
@@ -287,9 +289,9 @@ QUESTION = {"prompt": "?", "reference_answer_fullscale": {"emotion1": "joy"}}
             "Question,A,B,C,D,Answer\nq,a,b,c,d,E\n",
             "arts.csv: the answer of question 1, 'E'",
         ),
-        (CMMLU, f"Question,A,B,C,D,Answer\n{'q' * 140000},a,b,c,d,A\n", "arts.csv is no table"),
+        (CMMLU, f"Question,A,B,C,D,Answer\n{'q' * 140000},a,b,c,d,A\n", "arts.csv is not a table"),
         (f"{CMMLU}.gz", b"\x1f\x8b\x08\x00\0\0\0\0\0\xff\xff\xff\xff", "arts.csv.gz is damaged"),
-        ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not fields"),
+        ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not an object"),
         (
             "xcopa/test.zh.jsonl",
             '{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": "1"}',
@@ -300,7 +302,7 @@ QUESTION = {"prompt": "?", "reference_answer_fullscale": {"emotion1": "joy"}}
         (EQ, json.dumps({"1": QUESTION}), "question 1 has no 'emotion1_score'"),
     ],
 )
-def test_changed_data_is_told_by_file_and_question(file, content, match, data, tmp_path):
+def test_damaged_data_is_rejected_with_file_and_question(file, content, match, data, tmp_path):
     place = tmp_path / file
     place.parent.mkdir(parents=True)
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -310,7 +312,7 @@ def test_changed_data_is_told_by_file_and_question(file, content, match, data, t
         load_benchmark(name, str(tmp_path), 0)
 
 
-def test_real_benchmarks_are_read(shared_data):
+def test_real_benchmarks_load_and_score(shared_data):
     folder = str(shared_data / "eval")
     rows = eq_bench(folder, "")["test"]
     assert len(rows) == 171 and len(humaneval(folder, "")["test"]) == 164

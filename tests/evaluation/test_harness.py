@@ -1,4 +1,4 @@
-"""Our scores beside the harness's own Hugging Face backend, in float32."""
+"""Scores compared with the Hugging Face backend of the harness, in float32."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def requests(kind, *arguments):
     return [Instance(kind, {}, one, 0, ("task", n, 1)) for n, one in enumerate(arguments)]
 
 
-def test_log_likelihoods_are_the_harness_s(ours, theirs):
+def test_loglikelihoods_equal_the_harness(ours, theirs):
     shots = TEXT + "Question: 1? Answer: A\n\n" * 3
     asked = requests(
         "loglikelihood",
@@ -76,13 +76,13 @@ def test_log_likelihoods_are_the_harness_s(ours, theirs):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
 
 
-def test_rolling_log_likelihoods_are_the_harness_s(ours, theirs):
+def test_rolling_loglikelihoods_equal_the_harness(ours, theirs):
     asked = requests("loglikelihood_rolling", (TEXT * 9,), ("猫",), (TEXT,))
     wanted, found = theirs.loglikelihood_rolling(asked), ours.loglikelihood_rolling(asked)
     np.testing.assert_allclose(found, wanted, atol=1e-4 * 9, rtol=1e-6)
 
 
-def test_answers_are_the_harness_s(ours, theirs):
+def test_generated_text_equals_the_harness(ours, theirs):
     free = theirs.generate_until(requests("generate_until", (TEXT, {"max_gen_toks": 24})))[0]
     asked = requests(
         "generate_until",
@@ -95,7 +95,7 @@ def test_answers_are_the_harness_s(ours, theirs):
     assert len(found[0]) <= 5
 
 
-def test_benchmarks_score_as_the_harness_scores_them(ours, theirs, tmp_path):
+def test_benchmark_scores_equal_the_harness(ours, theirs, tmp_path):
     data = write_benchmarks(tmp_path / "data")
     for name in ("cmmlu", "xcopa_zh", "gsm8k"):
         benchmark = load_benchmark(name, data, None)
@@ -121,12 +121,12 @@ def test_benchmarks_score_as_the_harness_scores_them(ours, theirs, tmp_path):
                 assert score.detail["answers"] == wanted
 
 
-def test_a_base_model_has_no_chat(ours):
+def test_base_model_rejects_chat(ours):
     with pytest.raises(UserError, match="no chat template"):
         ours.apply_chat_template([{"role": "user", "content": "a"}])
 
 
-def test_every_request_is_in_one_batch_and_shares_what_is_common():
+def test_every_request_is_batched_once_with_its_shared_prefix():
     rng = np.random.default_rng(0)
     shots = [rng.integers(0, 9, 200) for _ in range(2)]
     pairs = [

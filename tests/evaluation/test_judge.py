@@ -1,6 +1,5 @@
-"""Blind comparison: fair, resumable, and bounded whatever the endpoint does."""
+"""Blind comparison: fair, resumable, and limited whatever the endpoint does."""
 
-import argparse
 import contextlib
 import json
 
@@ -13,7 +12,7 @@ from llama_cpt.evaluation.judge.prompts import read_prompts
 from llama_cpt.evaluation.judge.results import summary_lines
 from llama_cpt.evaluation.judge.session import (
     Candidate,
-    add_conversation_arguments,
+    JudgeOptions,
     check_conversations,
     judge_conversations,
 )
@@ -46,7 +45,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr(judging_endpoint, "FIRST_WAIT", 0.01)
 
 
-def contestant(name, answers):
+def candidate(name, answers):
     """Says ``answers(prompt's text)``; None once it was asked more often than it should be."""
 
     def answer(prompts):
@@ -55,17 +54,14 @@ def contestant(name, answers):
     return Candidate(name, f"{name}'s weights", answer)
 
 
-GOOD = contestant("tuned", lambda asked: f"good answer to {asked}")
-BAD = contestant("base", lambda asked: f"bad answer to {asked}")
+GOOD = candidate("tuned", lambda asked: f"good answer to {asked}")
+BAD = candidate("base", lambda asked: f"bad answer to {asked}")
 
 
-def options_of(tmp_path, judge, *more):
+def options_of(tmp_path, judge):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(PROMPTS)))
-    parser = argparse.ArgumentParser()
-    add_conversation_arguments(parser)
-    given = ["--conversations", str(file), "--judge", judge, "--judge-model", "j", *more]
-    return parser.parse_args(given)
+    return JudgeOptions(str(file), judge, model="j")
 
 
 def prefers(word):
@@ -84,7 +80,7 @@ def all_text(tmp_path):
     return "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
+def test_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     server = endpoint(prefers("good"))
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.wins, found.losses, found.rate, found.unjudged) == (PROMPTS, 0, 1.0, 0)
@@ -99,7 +95,7 @@ def test_the_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     assert KEY not in repr(EndpointJudge(server.url, "j", 1.0))
 
 
-def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
+def test_second_call_requests_only_missing_verdicts(tmp_path, endpoint):
     server = endpoint(prefers("good"))
     options = options_of(tmp_path, server.url)
     whole = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -107,23 +103,23 @@ def test_a_second_call_asks_for_what_is_missing_only(tmp_path, endpoint):
     lines = kept.read_text().splitlines(keepends=True)
     # Killed in the middle of a line.
     kept.write_text("".join(lines[:5]) + lines[5][:20])
-    unable = contestant("tuned", None), contestant("base", None)
+    unable = candidate("tuned", None), candidate("base", None)
     assert judge_conversations(unable, tmp_path, options) == whole
     assert len(server.asked) == 4 * PROMPTS - 5
     assert len(kept.read_text().splitlines()) == 2 * PROMPTS
 
 
-def test_a_judge_that_looks_at_the_place_alone_finds_nothing(tmp_path, endpoint, capsys):
+def test_judge_that_follows_the_position_gives_ties(tmp_path, endpoint, capsys):
     server = endpoint(lambda body, number: "VERDICT: A")
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.rate, found.disagreements, found.shown_first) == (0.5, PROMPTS, 1.0)
     assert found.finding == "not told apart"
-    assert "favours the answer that is shown first" in capsys.readouterr().out
+    assert "favors the answer that is shown first" in capsys.readouterr().out
 
 
-def test_ties_and_answers_that_do_not_differ(tmp_path, endpoint):
+def test_equal_answers_are_ties_without_a_request(tmp_path, endpoint):
     server = endpoint(prefers("good"))
-    alike = contestant("alike", lambda asked: BAD_WHERE_ODD(asked))
+    alike = candidate("alike", lambda asked: BAD_WHERE_ODD(asked))
     found = judge_conversations((alike, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.wins, found.losses, found.same) == (0, 0, PROMPTS // 2)
     assert found.rate == 0.5 and found.prompts == PROMPTS
@@ -134,7 +130,7 @@ def BAD_WHERE_ODD(asked):
     return f"bad answer to {asked}" if int(asked.split()[-1]) % 2 else f"another to {asked}"
 
 
-def test_refused_for_now_then_fine(tmp_path, endpoint):
+def test_transient_errors_are_retried(tmp_path, endpoint):
     later = {1: (429, {"Retry-After": "0"}, b""), 2: (503, {}, b"busy"), 3: (200, {}, b"<html>")}
     server = endpoint(lambda body, n: later.get(n) or prefers("good")(body, n))
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -142,7 +138,7 @@ def test_refused_for_now_then_fine(tmp_path, endpoint):
     assert len(server.asked) == 2 * PROMPTS + 3
 
 
-def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
+def test_failing_endpoint_ends_the_command_and_keeps_verdicts(tmp_path, endpoint):
     server = endpoint(lambda body, n: "VERDICT: A" if n <= 5 else (500, {}, KEY.encode()))
     options = options_of(tmp_path, server.url)
     with pytest.raises(UserError, match=r"no reply after \d attempts \(HTTP 500\)") as caught:
@@ -156,7 +152,7 @@ def test_an_endpoint_out_of_order_ends_it_and_loses_nothing(tmp_path, endpoint):
     assert len(server.asked) - before == 2 * PROMPTS - 5
 
 
-def test_rubbish_is_counted(tmp_path, endpoint):
+def test_replies_without_a_verdict_are_counted(tmp_path, endpoint):
     def reply(body, number):
         return "I like both." if "question 3\n" in body["messages"][1]["content"] else "VERDICT: A"
 
@@ -171,7 +167,7 @@ def test_rubbish_is_counted(tmp_path, endpoint):
     assert len(server.asked) - before == 2
 
 
-def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
+def test_questions_without_a_verdict_do_not_end_a_later_call(tmp_path, endpoint):
     server = endpoint(lambda body, n: prefers("good")(body, n).replace("VERDICT: B", "Who knows?"))
     options = options_of(tmp_path, server.url)
     found = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -179,7 +175,7 @@ def test_what_stays_without_a_verdict_ends_no_later_call(tmp_path, endpoint):
     assert judge_conversations((GOOD, BAD), tmp_path, options) == found
 
 
-def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
+def test_only_invalid_replies_end_the_command(tmp_path, endpoint):
     server = endpoint(lambda body, n: f"VERDICT: A or B, {KEY}")
     with pytest.raises(UserError, match="10 questions in a row without a verdict") as caught:
         judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
@@ -188,20 +184,34 @@ def test_nothing_but_rubbish_ends_it(tmp_path, endpoint):
 
 
 @pytest.mark.parametrize(
-    ("judge", "told"),
+    ("judge", "message"),
     [
-        ("localhost:8000", "name a URL"),
-        ("https://me:secret@host/v1", "holds more than a place"),
-        ("https://host/v1?key=secret", "holds more than a place"),
+        ("localhost:8000", "must be a URL"),
+        ("https://me:secret@host/v1", "has a user, a password"),
+        ("https://host/v1?key=secret", "set the key in the environment"),
     ],
 )
-def test_urls_that_cannot_work(tmp_path, judge, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_invalid_urls_are_rejected(tmp_path, judge, message):
+    with pytest.raises(UserError, match=message) as caught:
         check_conversations(["a", "b"], options_of(tmp_path, judge))
     assert "secret" not in str(caught.value)
 
 
-def test_a_person_stops_and_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"max_prompts": 0}, "--prompts=0 must be at least 1"),
+        ({"max_answer_tokens": 0}, "--answer-tokens=0 must be at least 1"),
+        ({"timeout_seconds": float("nan")}, "--judge-timeout=nan must be at least 0.001"),
+        ({"timeout_seconds": float("inf")}, "--judge-timeout=inf must .* finite"),
+    ],
+)
+def test_options_reject_limits_that_are_not_positive_and_finite(limit, message):
+    with pytest.raises(UserError, match=message):
+        JudgeOptions("prompts.jsonl", **limit)
+
+
+def test_person_can_quit_and_resume(tmp_path, monkeypatch):
     options = options_of(tmp_path, "person")
     screen = _says(monkeypatch, ["good", "?", "good", "q"])
     found = judge_conversations((GOOD, BAD), tmp_path, options)
@@ -244,7 +254,7 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_the_command_lets_models_answer(tmp_path, endpoint, models):
+def test_command_generates_answers_once(tmp_path, endpoint, models):
     server = endpoint(lambda body, n: "VERDICT: A")
     file = tmp_path / "prompts.jsonl"
     asked = ["Who?", "猫?", "What " * 100]
@@ -262,13 +272,13 @@ def test_the_command_lets_models_answer(tmp_path, endpoint, models):
     assert any(by_prompt["Who?"] in question for question in server.asked)
     before = len(server.asked)
     assert main(command) == 0 and len(server.asked) == before
-    with pytest.raises(UserError, match="mute cannot take part in conversations"):
+    with pytest.raises(UserError, match="mute cannot answer conversations"):
         main([str(models / "mute"), *command[1:]])
     with pytest.raises(UserError, match="compares two models, not 1"):
         main(command[1:])
 
 
-def test_prompts_of_all_formats(tmp_path):
+def test_prompts_are_read_from_all_formats(tmp_path):
     file = tmp_path / "prompts.json"
     turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     messages = [{"role": role, "content": text} for role, text in turns]

@@ -1,4 +1,4 @@
-"""One question to an endpoint: bounded in time, tried again where that may help."""
+"""One question to an endpoint: a deadline, and retries of transient errors."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def dripping(begun, drop):
 
 
 @pytest.mark.parametrize(
-    ("begun", "drop", "told"),
+    ("begun", "drop", "message"),
     [
         (b"", b"H", "timed out"),
         (OK, b"X", "timed out"),
@@ -69,15 +69,15 @@ def dripping(begun, drop):
     ],
     ids=["status", "headers", "continue", "body", "chunk", "error"],
 )
-def test_what_comes_drop_by_drop(begun, drop, told):
+def test_timeout_covers_replies_that_arrive_slowly(begun, drop, message):
     start = time.monotonic()
     with sending(*(dripping(begun, drop) for _ in range(2))) as url:
-        with pytest.raises(UserError, match=rf"no reply after 2 attempts \({told}\)"):
+        with pytest.raises(UserError, match=rf"no reply after 2 attempts \({message}\)"):
             EndpointJudge(url, "j", 0.1).rule(SHOWN)
     assert time.monotonic() - start < 8
 
 
-def test_nothing_comes():
+def test_endpoint_that_does_not_reply_times_out():
     with serving(lambda body, number: time.sleep(0.3) or "VERDICT: A") as server:
         with pytest.raises(UserError, match="timed out"):
             EndpointJudge(server.url, "j", 0.1).rule(SHOWN)
@@ -91,7 +91,7 @@ def test_nothing_comes():
     ],
     ids=["length", "chunk"],
 )
-def test_a_reply_that_breaks_off_is_asked_for_again(broken):
+def test_incomplete_reply_is_retried(broken):
     with sending(broken, WHOLE) as url:
         assert EndpointJudge(url, "j", 20.0).rule(SHOWN).choice == "a"
 
@@ -106,7 +106,7 @@ def test_a_reply_that_breaks_off_is_asked_for_again(broken):
         ("\n" * 16_000 + "x", None),
     ],
 )
-def test_verdicts(content, verdict):
+def test_verdict_is_parsed_from_the_last_lines(content, verdict):
     start = time.monotonic()
     with serving(lambda body, number: content) as server:
         judge = EndpointJudge(server.url, "j", 20.0)
@@ -118,7 +118,7 @@ def test_verdicts(content, verdict):
     assert time.monotonic() - start < 8
 
 
-def test_a_model_with_a_temperature_of_its_own():
+def test_temperature_is_dropped_if_the_model_rejects_it():
     def reply(body, number):
         if "temperature" in body:
             return 400, {}, b'{"error": "temperature is not supported"}'
@@ -130,7 +130,7 @@ def test_a_model_with_a_temperature_of_its_own():
         assert len(server.asked) == 3
 
 
-def test_the_key_is_not_sent_elsewhere():
+def test_key_is_not_sent_to_a_redirect():
     with serving(lambda body, number: "VERDICT: A") as elsewhere:
         there = {"Location": elsewhere.url + "/chat/completions"}
         with serving(lambda body, number: (307, there, b"")) as server:
@@ -140,10 +140,10 @@ def test_the_key_is_not_sent_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "set OPENAI_API_KEY"), (404, "see its URL and model")]
+    ("status", "message"), [(401, "set OPENAI_API_KEY"), (404, "check the URL and model")]
 )
-def test_a_refusal_is_told_at_once(status, told):
+def test_permanent_error_is_raised_at_once(status, message):
     with serving(lambda body, number: (status, {}, f"no {KEY}".encode())) as server:
-        with pytest.raises(UserError, match=rf"HTTP {status} \(no \[key\]\); {told}"):
+        with pytest.raises(UserError, match=rf"HTTP {status} \(no \[key\]\); {message}"):
             EndpointJudge(server.url, "j", 20.0).rule(SHOWN)
         assert len(server.asked) == 1

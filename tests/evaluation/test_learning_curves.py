@@ -1,4 +1,4 @@
-"""The figure of gain and forgetting: its words follow the numbers, its curves the run's files."""
+"""Learning curves: the title follows the numbers, the curves the files of the run."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def write_run(folder, points):
     return str(folder)
 
 
-def test_curve_from_a_run(tmp_path):
+def test_curve_is_read_from_a_run(tmp_path):
     run = write_run(tmp_path / "run", [(0, 4.0, 0.5), (10, 2.0, 0.6)])
     read = read_curve(run, "ALMR 0.33", ("zh", "en"))
     assert read.tokens.tolist() == [0, 10 * 4 * 256]
@@ -36,8 +36,8 @@ def test_curve_from_a_run(tmp_path):
     assert read.change("en") == pytest.approx(1.2)
 
 
-def test_a_run_without_enough_to_draw(tmp_path):
-    with pytest.raises(UserError, match="no run to draw"):
+def test_run_with_too_few_evaluations_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
         read_curve(str(tmp_path / "nothing"), "x", ("zh",))
     run = write_run(tmp_path / "run", [(0, 4.0, 0.5)])
     with pytest.raises(UserError, match="1 held-out evaluations of zh"):
@@ -53,13 +53,13 @@ def test_a_run_without_enough_to_draw(tmp_path):
         ([4, 4], [0.5, 0.4], "does not learn Chinese .* and keeps English"),
     ],
 )
-def test_the_title_is_what_the_numbers_say(zh, en, words):
+def test_title_follows_the_numbers(zh, en, words):
     found = finding([curve("ALMR 0.33", zh, en)], "zh", "en", NAMES)
     assert re.search(words, found)
     assert f"({en[0]:.2f} to {en[-1]:.2f})" in found
 
 
-def test_a_png_of_readable_size(tmp_path):
+def test_png_has_readable_size(tmp_path):
     curves = [
         curve("ALMR 0.33", [4, 2, 1], [0.5, 0.6, 0.5]),
         curve("ALMR 1.0", [4, 1, 1], [1, 3, 4]),

@@ -1,4 +1,4 @@
-"""Intervals hold what they say, on simulated pairs whose truth is known."""
+"""Coverage of intervals on simulated pairs with a known truth."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def few(rng):
 
 
 @pytest.mark.parametrize("world", [exact_matches, documents, subjects, few])
-def test_coverage(world):
+def test_interval_covers_the_truth_at_its_level(world):
     change, over = world(np.random.default_rng(1))
     # One resampling serves all sets; the draws of a set are what they would be alone.
     plain, corrected = ratio_intervals(change, over, [0.95, corrected_level(20)], draws=4000)
@@ -49,7 +49,7 @@ def covered(intervals):
     return np.mean((intervals[:, 0] <= TRUTH) & (intervals[:, 1] >= TRUTH))
 
 
-def test_all_of_a_table_hold_at_once():
+def test_corrected_intervals_are_correct_at_once():
     """20 differences that are none: a plain interval misses often, a corrected one in 5 %."""
     rng = np.random.default_rng(2)
     change = rng.normal(0, 1, (400 * 20, 80))
@@ -63,7 +63,7 @@ def test_all_of_a_table_hold_at_once():
     assert wrong[0] > 0.5 and wrong[1] < 0.08
 
 
-def test_one_unit_says_nothing():
+def test_single_unit_has_an_infinite_interval():
     found = ratio_intervals(np.array([[0.3]]), np.array([[1.0]]), [0.95])
     assert found.tolist() == [[[-np.inf, np.inf]]]
 
@@ -81,5 +81,5 @@ def test_one_unit_says_nothing():
         (-np.inf, np.inf, "not told apart"),
     ],
 )
-def test_marks(low, high, mark):
+def test_classify_follows_interval_and_margin(low, high, mark):
     assert classify(low, high, 0.02) == mark

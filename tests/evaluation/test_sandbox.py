@@ -34,7 +34,7 @@ os._exit(0)
 """
 
 
-def test_what_ends_well_has_passed_and_what_only_ends_has_not():
+def test_only_programs_that_reach_their_end_pass():
     assert run_python("import math, decimal, re\nassert math.sqrt(4) == 2").status == "passed"
     for program in (
         "assert False",
@@ -78,7 +78,7 @@ def test_what_ends_well_has_passed_and_what_only_ends_has_not():
         "bytearray(4 << 30)",
     ],
 )
-def test_what_is_refused(attempt, tmp_path):
+def test_sandbox_refuses(attempt, tmp_path):
     kept = tmp_path / "kept"
     kept.write_text("as it was")
     # Whoever is root may write everywhere else.
@@ -110,7 +110,7 @@ assert re.search("Max processes +0 +0 ", open("/proc/self/limits").read())
 """
 
 
-def test_no_rights_are_left():
+def test_no_capabilities_are_left():
     assert run_python(NO_RIGHTS).status == "passed"
 
 
@@ -119,12 +119,12 @@ HAS_LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
 
 @pytest.mark.skipif(os.geteuid() != 0 and not HAS_LANDLOCK, reason="nothing refuses it here")
 @pytest.mark.parametrize("look", ["environ", "mem"])
-def test_the_evaluator_cannot_be_looked_into(look):
+def test_evaluator_memory_is_inaccessible(look):
     program = f"try:\n    open('/proc/{os.getpid()}/{look}')\nexcept PermissionError:\n    pass\n"
     assert run_python(f"{program}else:\n    raise SystemExit(1)").status == "passed"
 
 
-def test_it_ends_with_the_evaluator(tmp_path):
+def test_child_ends_with_the_evaluator(tmp_path):
     held = tmp_path / "held"
     held.touch()
     program = (
@@ -156,13 +156,13 @@ def _wait_until(holds):
 
 
 @pytest.mark.parametrize("forever", ["time.sleep(1000)", "while True: print('a' * 999)"])
-def test_what_never_ends_is_ended(forever):
+def test_program_that_never_ends_is_killed(forever):
     start = time.monotonic()
     assert run_python(f"import time\n{forever}", seconds=0.5).status == "too long"
     assert time.monotonic() - start < 60
 
 
-def test_without_a_filter_nothing_runs(monkeypatch):
+def test_nothing_runs_without_a_filter(monkeypatch):
     monkeypatch.setattr(sandbox, "filter_program", lambda: None)
     with pytest.raises(ValueError, match="Linux only"):
         run_python("pass")
@@ -185,7 +185,7 @@ def test_without_a_filter_nothing_runs(monkeypatch):
         ),
     ],
 )
-def test_the_filter_of_each_machine(monkeypatch, machine, architecture, allowed, refused):
+def test_filter_of_each_machine(monkeypatch, machine, architecture, allowed, refused):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     program = list(struct.iter_unpack("=HBBI", filter_program()))
     assert {_said_to(program, architecture, *call) for call in allowed} == {ALLOW}

@@ -1,4 +1,4 @@
-"""The world's task files, read by us and by the harness alike; chance is what they say."""
+"""Task files of the demo's world: the same in this package and in the harness, chance as stated."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("blind", [False, True])
-def test_the_oracle_is_right_and_the_blind_at_chance(folder, tmp_path, blind):
+def test_oracle_is_right_and_blind_model_at_chance(folder, tmp_path, blind):
     for name in NAMES:
         found = make_questions(load_benchmark(name, folder, None), chat=None, limit=None)
         answer_questions(found, Oracle(blind), tmp_path, {})
@@ -59,12 +59,12 @@ def test_the_oracle_is_right_and_the_blind_at_chance(folder, tmp_path, blind):
         assert sum(s.score for s in scores) / len(scores) == (0.25 if blind else 1.0), name
 
 
-def test_without_a_world_there_is_nothing_to_ask():
+def test_world_tasks_need_data():
     with pytest.raises(UserError, match="world_facts_zh needs --data"):
         load_benchmark("world_facts_zh", "", None)
 
 
-def test_the_harness_asks_the_same(folder):
+def test_harness_asks_the_same_questions(folder):
     given = {"folder": folder, "pretrained": "a model"}
     manager = TaskManager(include_defaults=False, include_path=str(FOLDER), metadata=given)
     theirs = manager.load(NAMES)["tasks"]

@@ -10,7 +10,7 @@ import pytest
 
 from llama_cpt.config.loading import load_config
 from llama_cpt.planning import compiling
-from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.planning.compiling import OutOfMemory
 from llama_cpt.training.lowering import lower_program, topology_program
 from tests.conftest import ROOT
 from tests.golden.tpu_programs import COMPILE, decode, encode, key_of, read

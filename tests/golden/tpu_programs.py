@@ -24,10 +24,9 @@ from llama_cpt.config.fields import from_dict
 from llama_cpt.planning import compiling
 from llama_cpt.planning.buffers import Buffer, Peak
 from llama_cpt.planning.collectives import Collective
-from llama_cpt.planning.compiling import CompiledProgram, ProgramFigures
+from llama_cpt.planning.compiling import CompiledProgram, OutOfMemory, ProgramFigures
 from llama_cpt.planning.hlo import Shape
 from llama_cpt.planning.matrix_flops import MatrixFlops
-from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.training.compiler_options import TPU
 
 # The property of a test that compiled a program.

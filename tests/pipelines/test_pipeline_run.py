@@ -174,8 +174,8 @@ def test_stages_must_form_a_chain(pipeline):
         replace(pipeline, stages=())
 
 
-def test_missing_examination_is_rejected_before_training(pipeline):
-    with pytest.raises(UserError, match="no such examination"):
+def test_missing_questions_are_rejected_before_training(pipeline):
+    with pytest.raises(UserError, match="file of questions does not exist"):
         run_pipeline(replace(pipeline, questions="nowhere.jsonl"))
     assert not Path(pipeline.stages[0].output).exists()
 

@@ -12,13 +12,11 @@ from llama_cpt import plan
 from llama_cpt.config.loading import load_config
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.buffers import Peak
-from llama_cpt.planning.compiling import ProgramFigures
+from llama_cpt.planning.compiling import OutOfMemory, ProgramFigures
 from llama_cpt.planning.matrix_flops import MatrixFlops
-from llama_cpt.planning.memory import Memory
-from llama_cpt.planning.out_of_memory import OutOfMemory
 from llama_cpt.planning.roofline import Roofline
 from llama_cpt.planning.search import candidates
-from llama_cpt.planning.step_plan import Plan, workload
+from llama_cpt.planning.step_plan import Memory, Plan, workload
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UserError
 from tests.conftest import ROOT
 
@@ -96,12 +94,12 @@ def test_a_search_of_which_nothing_fits_once_compiled(monkeypatch, capsys):
     """Each setting that was compiled is told, once."""
     monkeypatch.setattr(plan, "topology_program", lambda *_: None)
     monkeypatch.setattr(plan, "compiled_plan", lambda *_: OutOfMemory(int(30e9), int(16e9), ()))
-    told = "by hand, and more once compiled .*the smallest that may"
+    told = "of 17.2, and more when compiled .*the smallest slice that may fit"
     with pytest.raises(UserError, match=told) as refused:
         run("cpt_8b", "v5e-32", "--search")
     assert refused.value.status == NEGATIVE_RESULT
     told = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("does not fit: 30.00 GB a device; --mesh.") for line in told)
+    assert all(line.startswith("does not fit: 30.00 GB per device; --mesh.") for line in told)
     available = find_topology("v5e-32").chip.memory_bytes
     config = load_config(str(CONFIGS / "cpt_8b.py"))
     every = candidates(config, find_topology("v5e-32"))
@@ -121,7 +119,7 @@ def test_a_search_lists_what_fits_the_fastest_first(monkeypatch, capsys):
     monkeypatch.setattr(plan, "compiled_plan", compiled)
     assert run("cpt_8b", "v5e-32", "--search") == 0
     told = capsys.readouterr().out.splitlines()
-    assert "5 of 5 settings compiled fit" in told[0]
+    assert "5 of 5 compiled settings fit" in told[0]
     assert [float(line.split()[0]) for line in told[2:]] == [1, 2, 3, 4, 5]
     assert all("7.00  --mesh.replica 1 --mesh.fsdp " in line for line in told[2:])
 

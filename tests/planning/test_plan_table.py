@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.plan_table import PAGE, SHIPPED, Row, cells_of, compile_row, table, with_table
 from llama_cpt.planning.analytic import analytic_memory
-from llama_cpt.planning.out_of_memory import OutOfMemory
+from llama_cpt.planning.compiling import OutOfMemory
 from tests.conftest import ROOT
 
 

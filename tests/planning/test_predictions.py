@@ -21,9 +21,9 @@ from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.planning.analytic import analytic_memory
+from llama_cpt.planning.buffers import break_down_peak
 from llama_cpt.planning.compiling import read_step
-from llama_cpt.planning.memory import device_bytes
-from llama_cpt.planning.peak_breakdown import break_down_peak
+from llama_cpt.planning.step_plan import device_bytes
 from llama_cpt.training.lowering import abstract_batch, lower_program
 from llama_cpt.training.program import make_program
 from llama_cpt.training.train_step import init_state

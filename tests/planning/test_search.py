@@ -9,18 +9,18 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import LoraConfig
 from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.planning.analytic import analytic_memory, parameters
-from llama_cpt.planning.memory import Memory, PassMemory
-from llama_cpt.planning.out_of_memory import parse_out_of_memory
-from llama_cpt.planning.remedies import first_remedy
+from llama_cpt.planning.compiling import parse_out_of_memory
 from llama_cpt.planning.search import (
     DOUBT,
     CompiledCandidate,
     candidates,
     expected_bytes,
+    first_remedy,
     may_fit,
     next_to_try,
     smallest_topology,
 )
+from llama_cpt.planning.step_plan import Memory, PassMemory
 from tests.conftest import ROOT
 
 

@@ -1,4 +1,4 @@
-"""Models on the same examples: each one's score, its difference to the first model's, its mark."""
+"""Comparison of models on the same examples: scores, differences to the first model, findings."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,92 +21,92 @@ from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
 from llama_cpt.runtime.errors import UserError
 
 POINTS_MARGIN = 2.0
-"""A change of a score of 0 to 100 that is not felt."""
+"""Smallest change of a score of 0 to 100 that matters."""
 BITS_MARGIN = 0.01
-"""The same for bits per byte, as a share."""
+"""Smallest relative change of bits per byte that matters."""
 IN_POINTS = ("eqbench",)
-"""Metrics of 0 to 100 to begin with."""
+"""Metrics that range from 0 to 100; others with values in [0, 1] are shown in percent."""
 FEWEST_GROUPS = 20
-"""With fewer, a resampling of groups says little; examples are resampled then."""
+"""Minimum number of groups for a bootstrap over groups; with fewer, examples are resampled."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """To the first model."""
+    """The difference of a model to the first model."""
 
     value: float
     alone: tuple[float, float]
-    """95 % for this difference by itself."""
+    """Interval at 95 % for this difference alone."""
     interval: tuple[float, float]
-    """At the corrected level; the mark stands on it."""
+    """Interval at the level corrected for the number of differences, which decides the finding."""
     finding: Finding
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A model on a task."""
+    """The result of one model on one task."""
 
     score: float
     """Bits per byte, or a score of 0 to 100."""
     difference: Difference | None
-    """None for the first model, and where that was not measured."""
+    """None for the first model, or if the first model was not measured."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A task, or bits per byte of one corpus."""
+    """One task, or bits per byte of one corpus."""
 
     name: str
     metric: str
     examples: int
-    """That all models with this task have in common."""
+    """Number of examples that all models with this task have."""
     left_out: int
-    """Examples that only some of the models have."""
+    """Number of examples that only some of the models have."""
     groups: int
-    """That are resampled whole; 0 where examples are."""
+    """Number of groups that are resampled whole; 0 if examples are resampled."""
     chance: float | None
-    """The score of guesses; None where the task offers no choices."""
+    """Score of random guesses; None if the task has no choices."""
     less_is_better: bool
     shots: int | None
-    """Worked examples before each question; None where nothing is asked."""
+    """Worked examples before each question; None if the task has no questions."""
     cells: tuple[Cell | None, ...]
-    """A model each; None where it was not measured."""
+    """One cell per model; None if it was not measured."""
 
     @property
     def is_bits(self) -> bool:
-        """Differences are relative."""
+        """Whether the metric is bits per byte, whose differences are relative."""
         return self.metric == BITS_PER_BYTE
 
     @property
     def margin(self) -> float:
-        """As ``Difference`` is measured."""
+        """Smallest difference that matters, in the unit of ``Difference``."""
         return BITS_MARGIN if self.is_bits else POINTS_MARGIN
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole table."""
+    """The table of a comparison."""
 
     models: tuple[str, ...]
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
-    """What stands in the way of comparing."""
+    """Reasons why a row may not compare like with like."""
 
     @property
     def differences(self) -> int:
-        """That the intervals are corrected for."""
+        """Number of differences, for which the intervals are corrected."""
         return sum(bool(cell and cell.difference) for row in self.rows for cell in row.cells)
 
     def rows_with(self, model: str, mark: Finding) -> list[str]:
-        """The rows on which ``model`` bears ``mark``."""
-        place = self.models.index(model)
-        cells = ((row.name, row.cells[place]) for row in self.rows)
+        """Return the names of the rows on which ``model`` has the finding ``mark``."""
+        column = self.models.index(model)
+        cells = ((row.name, row.cells[column]) for row in self.rows)
         return [n for n, c in cells if c and c.difference and c.difference.finding == mark]
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A row's numbers: a model's score is ``sum(values) / sum(weights)``, times ``scale``."""
+    """The values of a row; the score of a model is ``sum(values) / sum(weights)``, scaled."""
 
     name: str
     metric: str
@@ -123,13 +123,14 @@ class _Measured:
 
 
 def compare(folders: Sequence[str]) -> Comparison:
-    """The models whose scores lie in ``folders``, which give them their names; the first is base.
+    """Compare the models with scores in ``folders`` with the first of them.
 
-    Raises UserError for folders without scores and for a task of which no example is common.
+    The name of a folder is the name of its model. Raises UserError for folders without scores, for
+    two folders of the same name, and for a task without a common example.
     """
     models = tuple(PurePath(folder).name for folder in folders)
     if twice := [name for name, count in Counter(models).items() if count > 1]:
-        raise UserError(f"two models are called {twice[0]}: give their score folders other names.")
+        raise UserError(f"two models are named {twice[0]}; rename one of their score folders.")
     scores = [_rows_of(read_scores(folder)) for folder in folders]
     names = dict.fromkeys(name for found in scores for name in found)
     shots = shots_of(folders)
@@ -139,14 +140,14 @@ def compare(folders: Sequence[str]) -> Comparison:
     ]
     compared = sum(len(row.models) - 1 for row in measured if 0 in row.models)
     rows = [_row(row, len(models), corrected_level(compared)) for row in measured]
-    # The languages first.
+    # Bits per byte come first.
     rows.sort(key=lambda row: not row.is_bits)
-    remarks = [*setting_differences(folders), *_cut(scores, models)]
+    remarks = [*setting_differences(folders), *_cut_remarks(scores, models)]
     return Comparison(models, tuple(rows), tuple(remarks))
 
 
 def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[ExampleScore]]:
-    """Scores by row: bits per byte are of a language, so each corpus has its own."""
+    """Group scores into rows: bits per byte have a row per corpus, other tasks one row."""
     rows: dict[str, list[ExampleScore]] = {}
     for task, scores in tasks.items():
         for score in scores:
@@ -155,19 +156,19 @@ def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[Exam
     return rows
 
 
-def _cut(
+def _cut_remarks(
     scores: Sequence[Mapping[str, Sequence[ExampleScore]]], models: Sequence[str]
 ) -> list[str]:
-    """A sentence for each model and task of which questions lost their beginning."""
-    told = []
+    """Return a sentence for each model and task with questions longer than the context."""
+    remarks = []
     for model, tasks in zip(models, scores, strict=True):
         for name, found in tasks.items():
             if count := sum(bool(score.detail.get("cut")) for score in found):
-                told.append(
+                remarks.append(
                     f"{name}: {count:,} of {len(found):,} questions were longer than the context "
                     f"of {model} and lost their beginning."
                 )
-    return told
+    return remarks
 
 
 def _measured(
@@ -176,16 +177,21 @@ def _measured(
     models: Sequence[str],
     shots: int | None,
 ) -> _Measured:
-    """The examples that all models with this row have."""
-    there = {place: {s.key: s for s in scores} for place, scores in enumerate(found) if scores}
-    metrics = {score.metric for scores in there.values() for score in scores.values()}
+    """Collect the values of the examples that all models with this row have."""
+    by_model = {column: {s.key: s for s in scores} for column, scores in enumerate(found) if scores}
+    metrics = {score.metric for scores in by_model.values() for score in scores.values()}
     if len(metrics) > 1:
-        raise UserError(f"{name} is measured by {' and '.join(sorted(metrics))}: measure it anew.")
-    common = sorted(set.intersection(*(set(scores) for scores in there.values())))
+        raise UserError(
+            f"{name}: the models have different metrics ({', '.join(sorted(metrics))}); "
+            "evaluate them again with the same task."
+        )
+    common = sorted(set.intersection(*(set(scores) for scores in by_model.values())))
     if not common:
-        told = ", ".join(models[place] for place in there)
-        raise UserError(f"{name}: {told} have no example in common: evaluate them alike.")
-    metric, table = metrics.pop(), [[scores[key] for key in common] for scores in there.values()]
+        names = ", ".join(models[column] for column in by_model)
+        raise UserError(
+            f"{name}: {names} have no example in common; evaluate them on the same data."
+        )
+    metric, table = metrics.pop(), [[scores[key] for key in common] for scores in by_model.values()]
     is_bits = metric == BITS_PER_BYTE
     values = [[score.nats if is_bits else score.score for score in row] for row in table]
     weights = [score.bytes if is_bits else 1 for score in table[0]]
@@ -193,23 +199,23 @@ def _measured(
     measured = _Measured(
         name=name,
         metric=metric,
-        models=tuple(there),
+        models=tuple(by_model),
         values=np.array(values, float),
         weights=np.array(weights, float),
         groups=[group for group, _ in common],
-        left_out=len(set().union(*there.values())) - len(common),
+        left_out=len(set().union(*by_model.values())) - len(common),
         chance=None if None in chances else sum(chances) / len(chances),
         less_is_better=is_bits or table[0][0].less_is_better,
         shots=shots,
     )
     if not np.isfinite(measured.values).all() or not measured.weights.sum() > 0:
-        raise UserError(f"{name}: holds scores that are no numbers: measure it anew.")
+        raise UserError(f"{name}: has scores that are not finite; delete and evaluate it again.")
     return measured
 
 
 def _row(row: _Measured, models: int, level: float) -> Row:
     is_bits = row.metric == BITS_PER_BYTE
-    # Scores of 0 to 1 are told in percent.
+    # Scores in [0, 1] are shown in percent, nats per byte in bits per byte.
     scale = 1 / math.log(2) if is_bits else 100.0 if _are_shares(row) else 1.0
     scores = scale * row.values.sum(1) / row.weights.sum()
     clusters = np.unique(row.groups, return_inverse=True)[1]
@@ -217,12 +223,12 @@ def _row(row: _Measured, models: int, level: float) -> Row:
     if not grouped:
         clusters = np.arange(len(row.weights))
     cells: list[Cell | None] = [None] * models
-    for place, score in zip(row.models, scores, strict=True):
-        cells[place] = Cell(float(score), None)
+    for column, score in zip(row.models, scores, strict=True):
+        cells[column] = Cell(float(score), None)
     if row.models[0] == 0 and len(row.models) > 1:
         found = _differences(row, clusters, scale, level)
-        for place, score, difference in zip(row.models[1:], scores[1:], found, strict=True):
-            cells[place] = Cell(float(score), difference)
+        for column, score, difference in zip(row.models[1:], scores[1:], found, strict=True):
+            cells[column] = Cell(float(score), difference)
     return Row(
         name=row.name,
         metric=row.metric,
@@ -237,29 +243,32 @@ def _row(row: _Measured, models: int, level: float) -> Row:
 
 
 def _are_shares(row: _Measured) -> bool:
-    """Scores of 0 to 1."""
+    """Return whether the scores are shares in [0, 1]."""
     return row.metric not in IN_POINTS and bool((row.values == np.clip(row.values, 0, 1)).all())
 
 
 def _differences(
     row: _Measured, clusters: np.ndarray, scale: float, level: float
 ) -> list[Difference]:
-    """Of every model to the first."""
+    """Return the difference of every model to the first one."""
     is_bits = row.metric == BITS_PER_BYTE
     change = row.values[1:] - row.values[0]
     over = np.broadcast_to(row.values[0] if is_bits else row.weights, change.shape)
     value = change.sum(1) / over.sum(1)
     units = [_summed(part, clusters) for part in (change, over)]
     if _are_shares(row) and np.isin(row.values, (0, 1)).all():
-        # Right or wrong: without one pair that differs each way, models that agree on every example
-        # would differ by exactly nothing.
+        # For right or wrong answers, add one example that only the first model gets right and one
+        # that only the other does. Without them, a bootstrap of models that agree on all examples
+        # would give an interval of width zero, however few examples there are. The estimate
+        # itself, ``value``, does not change. (Agresti and Min 2005, Statistics in Medicine 24,
+        # add pseudo-counts to matched pairs for the same reason.)
         units = [np.pad(part, ((0, 0), (0, 2)), constant_values=1) for part in units]
         units[0][:, -1] = -1
     intervals = ratio_intervals(*units, [LEVEL, level])
     if is_bits:
         scale = 1.0
     elif _are_shares(row):
-        # A share stays one, however wide the interval of few examples.
+        # The other model's share cannot leave [0, 1], however few examples there are.
         first = row.values[0].mean()
         intervals = np.clip(intervals, -first, 1 - first)
     alone, corrected = scale * intervals

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: differences with their intervals, bits per byte by language."""
+"""Figures of a comparison: differences with their intervals, and bits per byte by language."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,15 @@ from llama_cpt.evaluation.comparison.compare import Comparison, Row
 from llama_cpt.evaluation.comparison.text import MINUS
 from llama_cpt.mixture_law.figure_style import BLUE, DARK, GREEN, GREY, VERMILION, plain
 
-# Okabe and Ito's palette without its yellow, which is not seen on white; markers differ besides.
-COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# The palette of Okabe and Ito (2008) without yellow, which has little contrast on white. Markers
+# differ too, so that no information is in the color alone.
+COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FINDING_COLOURS = {"gained": GREEN, "forgotten": VERMILION, "kept": DARK, "not told apart": GREY}
+FINDING_COLORS = {"gained": GREEN, "forgotten": VERMILION, "kept": DARK, "not told apart": GREY}
 
 
 def draw_differences(comparison: Comparison) -> Figure:
-    """A panel of points and one of bits per byte; to the right is better in both."""
+    """Draw the differences: a panel of bits per byte, one of points; better is to the right."""
     kinds = [
         [row for row in comparison.rows if row.is_bits is is_bits] for is_bits in (True, False)
     ]
@@ -31,7 +32,7 @@ def draw_differences(comparison: Comparison) -> Figure:
     for axes, rows in zip(panels, kinds, strict=True):
         _draw_panel(axes, rows, comparison)
     figure.legend(
-        handles=[_sign(place, model) for place, model in enumerate(comparison.models[1:])],
+        handles=[_legend_entry(index, model) for index, model in enumerate(comparison.models[1:])],
         loc="outside upper left",
         ncols=min(others, 5),
         handletextpad=0.4,
@@ -40,7 +41,10 @@ def draw_differences(comparison: Comparison) -> Figure:
 
 
 def draw_languages(comparison: Comparison) -> Figure:
-    """Bits per byte of each corpus, a panel each: languages do not compare with one another."""
+    """Draw the bits per byte of each corpus.
+
+    Each corpus has a panel of its own, because bits per byte of different languages do not compare.
+    """
     rows = [row for row in comparison.rows if row.is_bits]
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
@@ -63,28 +67,28 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
     others = len(comparison.models) - 1
     axes.axvspan(-margin, margin, color="#eeeeee", zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.9)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         for number, cell in enumerate(row.cells[1:]):
             if cell and cell.difference:
-                y = place + (number - (others - 1) / 2) * 0.75 / max(others, 1)
-                colour, found = COLOURS[number % len(COLOURS)], cell.difference
-                # What counts errors is drawn reversed among points, so that right is better.
-                way = -1 if row.less_is_better and not is_bits else 1
-                axes.plot(np.multiply(way, found.interval), (y, y), color=colour, linewidth=1)
-                axes.plot(np.multiply(way, found.alone), (y, y), color=colour, linewidth=2.6)
+                y = index + (number - (others - 1) / 2) * 0.75 / max(others, 1)
+                color, found = COLORS[number % len(COLORS)], cell.difference
+                # Metrics of which less is better are mirrored, so that better is to the right.
+                sign = -1 if row.less_is_better and not is_bits else 1
+                axes.plot(np.multiply(sign, found.interval), (y, y), color=color, linewidth=1)
+                axes.plot(np.multiply(sign, found.alone), (y, y), color=color, linewidth=2.6)
                 marker = MARKERS[number % len(MARKERS)]
-                axes.plot(way * found.value, y, marker, color=colour, markersize=4.5)
+                axes.plot(sign * found.value, y, marker, color=color, markersize=4.5)
                 axes.annotate(
                     found.finding,
                     (1.01, y),
                     xycoords=("axes fraction", "data"),
                     va="center",
                     fontsize=8,
-                    color=FINDING_COLOURS[found.finding],
+                    color=FINDING_COLORS[found.finding],
                     annotation_clip=False,
                 )
-        if place:
-            axes.axhline(place - 0.5, color="#e6e6e6", linewidth=0.7)
+        if index:
+            axes.axhline(index - 0.5, color="#e6e6e6", linewidth=0.7)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _frame(axes)
@@ -99,14 +103,14 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
 
 
 def _draw_corpus(axes: Axes, row: Row, models: Sequence[str]) -> None:
-    scores = {place: cell.score for place, cell in enumerate(row.cells) if cell}
-    for place, score in scores.items():
-        colour = COLOURS[(place - 1) % len(COLOURS)] if place else GREY
-        axes.plot((0, score), (place, place), color=colour, linewidth=1)
-        marker = MARKERS[(place - 1) % len(MARKERS)] if place else "o"
-        axes.plot(score, place, marker, color=colour, markersize=6)
+    scores = {index: cell.score for index, cell in enumerate(row.cells) if cell}
+    for index, score in scores.items():
+        color = COLORS[(index - 1) % len(COLORS)] if index else GREY
+        axes.plot((0, score), (index, index), color=color, linewidth=1)
+        marker = MARKERS[(index - 1) % len(MARKERS)] if index else "o"
+        axes.plot(score, index, marker, color=color, markersize=6)
         axes.annotate(
-            f"{score:.3f}", (score, place), (7, 0), textcoords="offset points", va="center"
+            f"{score:.3f}", (score, index), (7, 0), textcoords="offset points", va="center"
         )
     axes.set_yticks(range(len(models)), models)
     axes.set_ylim(len(models) - 0.5, -0.5)
@@ -126,9 +130,9 @@ def _frame(axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _sign(place: int, model: str) -> Line2D:
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    return Line2D([], [], color=colour, marker=marker, linewidth=2, label=model)
+def _legend_entry(index: int, model: str) -> Line2D:
+    color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+    return Line2D([], [], color=color, marker=marker, linewidth=2, label=model)
 
 
 def _signed(value: float, unit: str) -> str:

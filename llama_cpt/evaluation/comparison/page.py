@@ -1,8 +1,9 @@
-"""``report.md`` with its pictures, and ``report.html`` that holds them itself."""
+"""Reports of a comparison: ``report.md`` with its figures, and a self-contained ``report.html``."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+import re
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -21,8 +22,8 @@ from llama_cpt.runtime.files import write_atomic
 from llama_cpt.weights.model_card import markdown_table
 
 PICTURES = {
-    "differences.png": "Differences with their intervals: thick at 95 % each alone, thin corrected "
-    "for their number; within the grey, a change is not felt. To the right is better.",
+    "differences.png": "Differences with their intervals: thick at 95 % for each alone, thin "
+    "corrected for their number; gray is the margin. To the right is better.",
     "languages.png": "Bits per byte of whole documents. Compare models within a language, not "
     "languages with each other.",
 }
@@ -42,61 +43,63 @@ figcaption { color: #444; font-size: 14px; }
 
 
 def write_comparison(folders: Sequence[str], output: str) -> Comparison:
-    """Compare the models whose scores lie in ``folders`` and write the report into ``output``.
+    """Compare the models with scores in ``folders`` and write the report into ``output``.
 
-    The first model is what the others are held against. Raises UserError as ``compare`` does.
+    All models are compared with the first. Raises UserError as ``compare`` does.
     """
-    comparison, place = compare(folders), epath.Path(output)
-    place.mkdir(parents=True, exist_ok=True)
+    comparison, folder = compare(folders), epath.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
     pictures = pictures_of(comparison)
     for name in PICTURES:
         if name in pictures:
-            write_atomic(place / name, pictures[name])
+            write_atomic(folder / name, pictures[name])
         else:
-            (place / name).unlink(missing_ok=True)
-    text = f"# {_title(comparison)}\n\n{markdown_of(comparison, '')}\n"
-    write_atomic(place / "report.md", text.encode())
-    write_atomic(place / "report.html", _page(comparison, pictures).encode())
+            (folder / name).unlink(missing_ok=True)
+    text = f"# {_escape(_title(comparison))}\n\n{markdown_of(comparison, '')}\n"
+    write_atomic(folder / "report.md", text.encode())
+    write_atomic(folder / "report.html", _page(comparison, pictures).encode())
     return comparison
 
 
 def pictures_of(comparison: Comparison) -> dict[str, bytes]:
-    """PNGs by their names, those that there is something to see on."""
+    """Return the figures as PNG by file name, leaving out those without data."""
     with style():
-        return {name: png(draw(comparison)) for name, draw in _drawn(comparison).items()}
+        return {name: png(draw(comparison)) for name, draw in _figures(comparison).items()}
 
 
 def markdown_of(comparison: Comparison, folder: str) -> str:
-    """Findings, the table, the pictures, whose names begin with ``folder``, how to read them."""
+    """Return the report in Markdown; paths of figures begin with ``folder``."""
     rows = [
-        (_plain(row_name(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
+        (_escape(row_name(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
     ]
-    told = task_rows(comparison)
+    tasks = task_rows(comparison)
     parts = [
-        "\n".join(f"- **{_plain(model)}** {_plain(said)}" for model, said in _said(comparison)),
-        "\n".join(f"- **Not alike:** {_plain(remark)}" for remark in comparison.remarks),
-        markdown_table(("task", *map(_plain, comparison.models)), rows),
+        "\n".join(
+            f"- **{_escape(model)}** {_escape(text)}" for model, text in _findings(comparison)
+        ),
+        "\n".join(f"- **Caution:** {_escape(remark)}" for remark in comparison.remarks),
+        markdown_table(("task", *map(_escape, comparison.models)), rows),
         *(
             f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}"
-            for name in _drawn(comparison)
+            for name in _figures(comparison)
         ),
-        "\n".join(f"- {sentence}" for sentence in how_to_read(comparison)),
-        markdown_table(told[0], [[_plain(cell) for cell in row] for row in told[1:]]),
+        "\n".join(f"- {_escape(sentence)}" for sentence in how_to_read(comparison)),
+        markdown_table(tasks[0], [[_escape(cell) for cell in row] for row in tasks[1:]]),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _drawn(comparison: Comparison) -> dict[str, Callable[[Comparison], Figure]]:
-    drawn = {}
+def _figures(comparison: Comparison) -> dict[str, Callable[[Comparison], Figure]]:
+    figures = {}
     if comparison.differences:
-        drawn["differences.png"] = draw_differences
+        figures["differences.png"] = draw_differences
     if any(row.is_bits for row in comparison.rows):
-        drawn["languages.png"] = draw_languages
-    return drawn
+        figures["languages.png"] = draw_languages
+    return figures
 
 
-def _said(comparison: Comparison) -> list[tuple[str, str]]:
+def _findings(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         (model, "; ".join(f"{mark}: {', '.join(rows)}" for mark, rows in marks) or "not compared")
         for model, marks in findings(comparison)
@@ -104,10 +107,10 @@ def _said(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    said = "".join(
-        f"<li><b>{escape(model)}</b> {escape(told)}</li>" for model, told in _said(comparison)
+    items = "".join(
+        f"<li><b>{escape(model)}</b> {escape(text)}</li>" for model, text in _findings(comparison)
     )
-    said += "".join(f"<li><b>Not alike:</b> {escape(told)}</li>" for told in comparison.remarks)
+    items += "".join(f"<li><b>Caution:</b> {escape(text)}</li>" for text in comparison.remarks)
     head = "".join(f"<th>{escape(name)}</th>" for name in ("task", *comparison.models))
     body = "".join(
         f"<tr><th>{escape(row_name(row))}</th>"
@@ -125,14 +128,14 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     title = escape(_title(comparison))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{CSS}</style></head><body>\n<h1>{title}</h1>\n<ul>{said}</ul>\n"
+        f"<style>{CSS}</style></head><body>\n<h1>{title}</h1>\n<ul>{items}</ul>\n"
         f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>\n{figures}\n'
         f"<h2>How to read it</h2>\n{method}\n{_html_table(task_rows(comparison))}\n</body></html>\n"
     )
 
 
 def _title(comparison: Comparison) -> str:
-    return f"Side by side: {', '.join(comparison.models)}"
+    return f"Comparison of {', '.join(comparison.models)}"
 
 
 def _markdown_cell(lines: Sequence[str]) -> str:
@@ -143,6 +146,7 @@ def _html_cell(lines: Sequence[str]) -> str:
     if len(lines) < 3:
         return f"<td>{escape(lines[0])}</td>"
     score, difference, mark = map(escape, lines)
+    # A finding of several words has no style of its own.
     kind = mark if " " not in mark else "open"
     return f'<td class="{kind}">{score}<br><b>{mark}</b><br><small>{difference}</small></td>'
 
@@ -155,5 +159,9 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _plain(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+def _escape(text: str) -> str:
+    """Escape what Markdown would read as markup, HTML or the end of a table cell.
+
+    Underscores stay: inside a word, as in names of tasks, they are not markup.
+    """
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(text, quote=False)).replace("\n", " ")

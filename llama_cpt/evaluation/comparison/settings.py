@@ -1,4 +1,4 @@
-"""Whether models were asked alike: what their scores' settings say."""
+"""Checks that the models of a comparison were evaluated with the same settings."""
 
 from collections.abc import Sequence
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from llama_cpt.evaluation.scores import SETTINGS
 
-OF_THE_MODEL = ("model", "tokenizer", "dtype")
-"""Settings in which models may differ."""
+MODEL_SETTINGS = ("model", "tokenizer", "dtype")
+"""Settings that may differ between models."""
 
 
 def shots_of(folders: Sequence[str]) -> dict[str, int]:
-    """Worked examples before each question, by task, of the first model that says."""
+    """Return the worked examples per question by task, from the first model that has the task."""
     found: dict[str, int] = {}
     for file in (f for folder in folders for f in sorted(Path(folder).glob(f"*{SETTINGS}"))):
         settings = json.loads(file.read_text("utf-8"))
@@ -21,19 +21,19 @@ def shots_of(folders: Sequence[str]) -> dict[str, int]:
 
 
 def setting_differences(folders: Sequence[str]) -> list[str]:
-    """A sentence for each task that a model was not asked as the first model that has it."""
+    """Return a sentence for each task whose settings differ from those of the first model."""
     first: dict[str, tuple[str, dict]] = {}
-    told = []
+    sentences = []
     for folder in map(Path, folders):
         for file in sorted(folder.glob(f"*{SETTINGS}")):
             task, settings = file.name.removesuffix(SETTINGS), json.loads(file.read_text("utf-8"))
             name, before = first.setdefault(task, (folder.name, settings))
-            names = sorted(set(before | settings) - set(OF_THE_MODEL))
+            names = sorted(set(before | settings) - set(MODEL_SETTINGS))
             changed = [name for name in names if before.get(name) != settings.get(name)]
             if changed:
-                told.append(
-                    f"{task}: {folder.name} was not asked as {name} was ({', '.join(changed)} "
-                    "differ): other texts, worked examples or a chat template. The difference may "
-                    "be theirs."
+                sentences.append(
+                    f"{task}: {folder.name} and {name} were evaluated with different settings "
+                    f"({', '.join(changed)}), which may explain their difference: other texts, "
+                    "worked examples or chat template."
                 )
-    return told
+    return sentences

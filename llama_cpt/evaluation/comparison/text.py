@@ -1,4 +1,4 @@
-"""A comparison in words and cells, for Markdown, HTML and a terminal alike."""
+"""Text of a comparison: findings, cells and method, for Markdown, HTML and the terminal."""
 
 from collections.abc import Sequence
 import math
@@ -17,7 +17,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Finding, list[str]]]]]:
-    """By model, its marks and the rows that bear them."""
+    """Return the findings of each model with the names of their rows."""
     return [
         (model, [(mark, rows) for mark in MARKS if (rows := comparison.rows_with(model, mark))])
         for model in comparison.models[1:]
@@ -25,14 +25,14 @@ def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Finding, list
 
 
 def row_name(row: Row) -> str:
-    """A row's name, and what one has to know of its score."""
+    """Return the name of a row with the direction or the chance level of its score."""
     if row.less_is_better and not row.is_bits:
         return f"{row.name} (less is better)"
     return row.name if row.chance is None else f"{row.name} (chance {row.chance:.3g})"
 
 
 def cell_lines(row: Row, cell: Cell | None) -> list[str]:
-    """What stands in a cell: the score, the difference with its interval, the mark."""
+    """Return the lines of a cell: score, difference with interval, finding."""
     if cell is None:
         return ["not measured"]
     score = f"{cell.score:.4f}" if row.is_bits else f"{cell.score:.1f}"
@@ -40,23 +40,23 @@ def cell_lines(row: Row, cell: Cell | None) -> list[str]:
         return [score]
     low, high = cell.difference.interval
     value = signed(row, cell.difference.value)
-    span = f"({signed(row, low)} to {signed(row, high)})"
+    interval = f"({signed(row, low)} to {signed(row, high)})"
     if math.isinf(low):
-        span = "(one example has no interval)"
-    return [score, f"{value} {span}", cell.difference.finding]
+        interval = "(no interval for one example)"
+    return [score, f"{value} {interval}", cell.difference.finding]
 
 
 def signed(row: Row, value: float) -> str:
-    """A difference: percent of bits per byte, or points."""
+    """Format a difference in percent of bits per byte, or in points."""
     text = f"{100 * value:+.1f} %" if row.is_bits else f"{value:+.1f}"
     return text.replace("-", MINUS)
 
 
 def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """What the rows of the table are, a header first."""
-    rows = [("task", "measured in", "worked examples", "examples", "resampled", "not felt below")]
+    """Return a table that describes the rows of the comparison, the header first."""
+    rows = [("task", "metric", "worked examples", "examples", "resampled", "margin")]
     for row in comparison.rows:
-        left_out = f" ({row.left_out:,} more that not all have)" if row.left_out else ""
+        left_out = f" ({row.left_out:,} not common to all models)" if row.left_out else ""
         kind = "documents" if row.is_bits else "examples"
         rows.append(
             (
@@ -72,23 +72,24 @@ def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def how_to_read(comparison: Comparison) -> list[str]:
-    """The method, in sentences."""
+    """Return the method of the comparison in sentences."""
     count, first = comparison.differences, comparison.models[0]
     level = f"{100 * corrected_level(count):.6g} %"
     return [
         f"Differences are to {first}, on the same examples. Bits per byte: less is better, the "
-        "difference is relative, documents count by their length. All else: more is better where "
-        "nothing else is said, the difference is in points.",
-        f"In brackets: paired bootstrap intervals. There are {count} differences here, so each "
-        f"interval is at {level} (Bonferroni): all of them hold at once in {LEVEL:.0%} of cases.",
-        "gained: the whole interval is better than zero. forgotten: the whole interval is worse. "
-        "kept: the whole interval lies within what is not felt, on whichever side of zero. not "
-        "told apart: there may be a difference that is felt, or none; more examples would tell.",
+        "difference is relative, documents are weighted by their length. All other metrics: more "
+        "is better unless noted, the difference is in points.",
+        f"In parentheses: paired bootstrap intervals. There are {count} differences here, so each "
+        f"interval is at {level} (Bonferroni): all of them are correct at once in {LEVEL:.0%} of "
+        "cases.",
+        "gained: the whole interval is better than zero. forgotten: the whole interval is worse "
+        "than zero. kept: the whole interval is within the margin. not told apart: the examples "
+        "are too few to show a difference or to rule one out.",
     ]
 
 
 def terminal_lines(comparison: Comparison) -> str:
-    """A line a model and task, for a terminal."""
+    """Format one line per model and task for a terminal."""
     rows: list[Sequence[str]] = [("task", "model", "score", "difference", "")]
     for row in comparison.rows:
         for model, cell in zip(comparison.models, row.cells, strict=True):

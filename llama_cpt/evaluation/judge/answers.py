@@ -1,4 +1,4 @@
-"""A model that answers prompts in its chat template, loaded when the first answer is needed."""
+"""Answers of a model to prompts in its chat template."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from llama_cpt.generation.sampling import Sampling
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model with what it needs to chat."""
+    """A model with its tokenizer, mesh and chat template."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -26,21 +26,25 @@ class ChatModel:
 
 
 def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answerer:
-    """Greedy answers of the model that ``load`` brings; it is let go of with the last answer."""
+    """Return a function that answers prompts greedily with the model that ``load`` returns.
+
+    Each call loads the model and releases it after the last answer, so that two candidates are
+    never in memory together.
+    """
 
     def answers(prompts: Sequence[Prompt]) -> Iterator[tuple[int, str | None]]:
-        talker = load()
-        rows = [np.array(talker.template.prompt(prompt), np.int32) for prompt in prompts]
-        room = talker.decoder.ends.config.context_length - max_new_tokens
-        fit = [place for place, row in enumerate(rows) if len(row) <= room]
-        yield from ((place, None) for place, row in enumerate(rows) if len(row) > room)
+        model = load()
+        rows = [np.array(model.template.prompt(prompt), np.int32) for prompt in prompts]
+        longest = model.decoder.ends.config.context_length - max_new_tokens
+        fit = [index for index, row in enumerate(rows) if len(row) <= longest]
+        yield from ((index, None) for index, row in enumerate(rows) if len(row) > longest)
         written = written_answers(
-            talker.decoder,
-            talker.tokenizer,
-            talker.mesh,
-            [rows[place] for place in fit],
+            model.decoder,
+            model.tokenizer,
+            model.mesh,
+            [rows[index] for index in fit],
             [AnswerSpec((), max_new_tokens, Sampling())] * len(fit),
-            talker.template.stop_ids,
+            model.template.stop_ids,
         )
         yield from ((fit[number], text.strip()) for number, text in written)
 

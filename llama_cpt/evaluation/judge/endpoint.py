@@ -1,7 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint: ``POST URL/chat/completions``.
 
-The key comes from the environment and goes into one request header: not into records, messages,
-errors or reports, and not to another address that the endpoint redirects to.
+The key comes from the environment and is sent in one request header. It is never written to
+records, logs, errors or reports, and never sent to an address that the endpoint redirects to.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,12 @@ from llama_cpt.runtime.errors import UsageError, UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS = 5
-"""Of a request that was refused for now (408, 429, 5xx), timed out or found nobody."""
+"""Attempts per request on timeout, connection error and status 408, 429 or 5xx."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second attempt, doubled before each further one, and what an endpoint may ask
-for."""
+"""Seconds before the second attempt, doubled before each later one, and the maximum of
+``Retry-After``."""
 LARGEST_REPLY = 1 << 20
+"""Maximum size of a reply in bytes."""
 TASK = """You compare two answers of assistants to the last message of a conversation. \
 Judge which one serves the user better: right, helpful, natural, kind where it is about feelings, \
 in the user's own language. Neither the order of the answers nor their length is a merit. \
@@ -37,14 +38,15 @@ VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
 _VERDICT = re.compile(r"\W*(?:verdict\W*)?(a|b|tie)\W*", re.IGNORECASE)
+# The verdict may be followed by two lines: some models end with a courtesy.
 _LAST_LINES = 3
-"""Where a verdict may stand: some judges add a word of farewell."""
-_AGAIN = (408, 429)
+# Request Timeout and Too Many Requests; all 5xx are retried too.
+_RETRIED = (408, 429)
 
 
 @dataclass
 class EndpointJudge:
-    """Model ``model`` at ``url``; safe to call from several threads."""
+    """A judge that sends questions to ``model`` at ``url``; may be called from several threads."""
 
     url: str
     model: str
@@ -52,44 +54,44 @@ class EndpointJudge:
     key: str = field(default_factory=lambda: os.environ.get(KEY_VARIABLE, ""), repr=False)
 
     def __post_init__(self) -> None:
-        """Raise UserError for what is no plain URL, or would write a secret into records."""
+        """Raise UserError for a URL that is malformed or would write a secret into records."""
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError("--judge: name a URL such as http://localhost:8000/v1, or person.")
+            raise UsageError("--judge: must be a URL such as http://localhost:8000/v1, or person.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
-                f"--judge: the URL of {parts.hostname} holds more than a place; give the key in "
-                f"the environment as {KEY_VARIABLE}."
+                f"--judge: the URL of {parts.hostname} has a user, a password, a query or a "
+                f"fragment; set the key in the environment variable {KEY_VARIABLE}."
             )
         if not self.model:
-            raise UsageError("--judge-model is empty: name the model that judges at that URL.")
+            raise UsageError("--judge-model is empty; set the model that judges at the URL.")
         if not re.fullmatch(r"[\x21-\x7e]*", self.key):
-            raise UserError(f"{KEY_VARIABLE} holds spaces or letters that no key has.")
+            raise UserError(f"{KEY_VARIABLE} must be printable ASCII without spaces.")
         self.url = self.url.rstrip("/")
         self._fields: dict[str, Any] = {"model": self.model, "temperature": 0}
         self._stopped = threading.Event()
 
     @property
     def name(self) -> str:
-        """Who judges, for records."""
+        """The model and URL, as they are written to the log of verdicts."""
         return f"{self.model} at {self.url}"
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Ask until there is a reply. Raises RubbishError for one without a verdict."""
+        """Return the verdict on a pair; raise InvalidReplyError for a reply without one."""
         content = _content(self._reply(self._request(shown)))
-        verdict = _verdict(content)
-        if verdict is None:
+        choice = _parse_choice(content)
+        if choice is None:
             raise InvalidReplyError(self._redacted(content))
-        return Verdict(verdict, self._redacted(content))
+        return Verdict(choice, self._redacted(content))
 
     def stop(self) -> None:
-        """Wait for no further attempt."""
+        """Cancel all waits, so that requests under way fail after their current attempt."""
         self._stopped.set()
 
     def _request(self, shown: BlindedPair) -> list[dict[str, str]]:
-        said = "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in shown.prompt)
+        turns = "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in shown.prompt)
         text = (
-            f"<conversation>\n{said}\n</conversation>\n\n<answer A>\n{shown.left}\n</answer A>\n\n"
+            f"<conversation>\n{turns}\n</conversation>\n\n<answer A>\n{shown.left}\n</answer A>\n\n"
             f"<answer B>\n{shown.right}\n</answer B>"
         )
         return [{"role": "system", "content": TASK}, {"role": "user", "content": text}]
@@ -99,14 +101,14 @@ class EndpointJudge:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._post({**self._fields, "messages": messages})
-            except _NotNowError as error:
+            except _TransientError as error:
                 last = error
             if attempt < ATTEMPTS and self._stopped.wait(min(last.wait or wait, LONGEST_WAIT)):
                 break
             wait *= 2
         raise UserError(
-            f"{self.url}: no reply after {attempt} attempts ({self._redacted(str(last))}); what is "
-            "judged is kept: give the same command when the endpoint answers."
+            f"{self.url}: no reply after {attempt} attempts ({self._redacted(str(last))}); run the "
+            "same command again when the endpoint is available, all verdicts so far are kept."
         )
 
     def _post(self, body: dict[str, Any]) -> bytes:
@@ -119,62 +121,63 @@ class EndpointJudge:
             try:
                 return _read(request)
             except urllib.error.HTTPError as error:
-                raise self._refusal(error, body) from None
+                raise self._status_error(error, body) from None
             except (OSError, HTTPException) as error:
-                # URLError and time-outs are OSErrors.
-                told = str(getattr(error, "reason", error)) or repr(error)
-                raise _NotNowError("timed out" if request.over else told) from None
+                # URLError and timeouts are OSErrors.
+                message = str(getattr(error, "reason", error)) or repr(error)
+                raise _TransientError("timed out" if request.expired else message) from None
 
-    def _refusal(self, error: urllib.error.HTTPError, body: dict[str, Any]) -> Exception:
-        """What a status other than 200 means."""
+    def _status_error(self, error: urllib.error.HTTPError, body: dict[str, Any]) -> Exception:
+        """Return the exception to raise for a status other than 200."""
         with error:
             try:
-                told = error.read(LARGEST_REPLY).decode(errors="replace")
+                message = error.read(LARGEST_REPLY).decode(errors="replace")
             except (OSError, HTTPException):
-                told = ""
-        if error.code in _AGAIN or error.code >= 500:
-            return _NotNowError(f"HTTP {error.code}", _seconds(error.headers))
-        if error.code == 400 and "temperature" in told and "temperature" in body:
-            # Some models refuse any but their own.
+                message = ""
+        if error.code in _RETRIED or error.code >= 500:
+            return _TransientError(f"HTTP {error.code}", _retry_after(error.headers))
+        if error.code == 400 and "temperature" in message and "temperature" in body:
+            # Some models reject any temperature but their own. Retry at once without it.
             self._fields = {"model": self.model}
-            return _NotNowError("HTTP 400", 0.001)
-        remedy = f"set {KEY_VARIABLE}" if error.code in (401, 403) else "see its URL and model"
-        excerpt = " ".join(self._redacted(told).split())[:200]
+            return _TransientError("HTTP 400", 0.001)
+        remedy = f"set {KEY_VARIABLE}" if error.code in (401, 403) else "check the URL and model"
+        excerpt = " ".join(self._redacted(message).split())[:200]
         return UserError(f"{self.url}: HTTP {error.code} ({excerpt}); {remedy}.")
 
     def _redacted(self, text: str) -> str:
         return text.replace(self.key, "[key]") if self.key else text
 
 
-class _NotNowError(Exception):
-    """Worth another attempt, after ``wait`` seconds where the endpoint says so."""
+class _TransientError(Exception):
+    """An error worth another attempt, after ``wait`` seconds if that is not 0."""
 
-    def __init__(self, told: str, wait: float = 0.0) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
         self.wait = wait
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """urllib would send the key along to wherever it is redirected."""
+    """A handler that follows no redirects: urllib would send the key to the new address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class _Request(urllib.request.Request):
-    """Shuts its connection when its time is over, whatever is being read then.
+    """A request with a deadline, after which its connection is shut down.
 
-    A time-out of the socket alone begins anew with every byte, in the headers too.
+    The timeout of a socket restarts with every byte, also in the headers, so an endpoint that sends
+    slowly would never time out.
     """
 
-    over = False
+    expired = False
     _socket: socket.socket | None = None
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Until here, its time runs."""
+        """Context manager that shuts the connection down after ``seconds``."""
         self.seconds = seconds
-        timer = threading.Timer(seconds, self._end)
+        timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
         timer.start()
         try:
@@ -183,49 +186,50 @@ class _Request(urllib.request.Request):
             timer.cancel()
 
     def response(self, connection: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
-        """What comes from ``connection``."""
+        """Return the response on ``connection``, which this request then can shut down."""
         self._socket = connection
-        if self.over:
-            self._end()
+        # The deadline may have passed before there was a connection to shut down.
+        if self.expired:
+            self._expire()
         return HTTPResponse(connection, *args, **kwargs)
 
-    def _end(self) -> None:
-        self.over = True
+    def _expire(self) -> None:
+        self.expired = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                # TLS's own would wait for the other side.
+                # The shutdown of an SSLSocket would wait for the other side.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Lets a ``_Request`` know its connection."""
+    """A handler that passes the connection to its ``_Request``."""
 
     def do_open(self, http_class: Any, req: _Request, **settings: Any) -> HTTPResponse:
-        def connection(*place: Any, **given: Any) -> Any:
-            made = http_class(*place, **given)
-            made.response_class = req.response
-            return made
+        def connect(*arguments: Any, **keywords: Any) -> Any:
+            connection = http_class(*arguments, **keywords)
+            connection.response_class = req.response
+            return connection
 
-        return super().do_open(connection, req, **settings)
+        return super().do_open(connect, req, **settings)
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect, _Watched)
 
 
 def _read(request: _Request) -> bytes:
-    """The whole body of the reply."""
+    """Return the whole body of the reply; raise ConnectionError if it is incomplete."""
     with _OPENER.open(request, timeout=request.seconds) as response:
         body = response.read(LARGEST_REPLY + 1)
     if len(body) > LARGEST_REPLY:
         raise InvalidReplyError(f"more than {LARGEST_REPLY:,} bytes")
-    # What is left of Content-Length.
-    if request.over or response.length:
-        raise ConnectionError("the reply broke off")
+    # HTTPResponse.length counts the bytes of Content-Length that were not received.
+    if request.expired or response.length:
+        raise ConnectionError("the reply is incomplete")
     return body
 
 
 def _content(body: bytes) -> str:
-    """The text of a chat completion."""
+    """Return the text of a chat completion."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -235,20 +239,20 @@ def _content(body: bytes) -> str:
     return content
 
 
-def _verdict(content: str) -> str | None:
-    """The last one in the last lines."""
+def _parse_choice(content: str) -> str | None:
+    """Return the last choice in the last lines of a reply, or None."""
     lines = [line for line in content.splitlines() if line.strip()]
     for line in reversed(lines[-_LAST_LINES:]):
-        # Line by line: over many, the pattern takes the square of their number.
+        # Match single lines: on a long text the pattern takes quadratic time.
         if found := _VERDICT.fullmatch(line.strip()):
             return found[1].lower()
         if "verdict" in line.lower():
-            # "VERDICT: A or B".
+            # An ambiguous verdict, such as "VERDICT: A or B", outweighs a letter before it.
             break
     return None
 
 
-def _seconds(headers: HTTPMessage) -> float:
-    """``Retry-After`` where it is a number of seconds."""
+def _retry_after(headers: HTTPMessage) -> float:
+    """Return ``Retry-After`` if it is a number of seconds, otherwise 0."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0

@@ -1,25 +1,25 @@
-"""A judge in the terminal."""
+"""A person at the terminal as the judge."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llama_cpt.evaluation.judge.verdicts import BlindedPair, Choice, QuitJudging, Verdict
 
-ASKED = "Better answer: a, b, t (tie); q to stop, the same command goes on: "
-VERDICTS: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
+QUESTION = "Better answer: a, b, t (tie); q quits, the same command resumes: "
+CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
 
 
 @dataclass
 class PersonJudge:
-    """Reads verdicts from stdin."""
+    """A judge that reads verdicts from standard input."""
 
     name: ClassVar[str] = "person"
     total: int = 0
-    """Pairs left to judge, for the count."""
+    """Number of pairs to judge, for the progress line."""
     done: int = field(default=0, init=False)
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Show and ask. Raises Quit where the person stops."""
+        """Print a pair and return the verdict; raise QuitJudging if the person quits."""
         self.done += 1
         print(f"\n{'=' * 30} {self.done} of {self.total}")
         for turn in shown.prompt:
@@ -29,19 +29,19 @@ class PersonJudge:
         print()
         while True:
             try:
-                said = input(ASKED).strip().lower()
+                reply = input(QUESTION).strip().lower()
             except (EOFError, KeyboardInterrupt):
                 print()
                 raise QuitJudging from None
-            if said == "q":
+            if reply == "q":
                 raise QuitJudging
-            if said in VERDICTS:
-                return Verdict(VERDICTS[said])
+            if reply in CHOICES:
+                return Verdict(CHOICES[reply])
 
     def stop(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no request is under way."""
 
 
 def _plain(text: str) -> str:
-    """Without what would command the terminal."""
+    """Drop characters that could be terminal escape sequences."""
     return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")

@@ -1,4 +1,4 @@
-"""Prompts to compare models on, and their answers, kept as they come."""
+"""Prompts to compare models on, and a cache of the models' answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,55 +20,55 @@ from llama_cpt.runtime.progress import Progress
 from llama_cpt.training.heldout import evenly_spaced
 
 Answerer = Callable[[Sequence[Prompt]], Iterator[tuple[int, str | None]]]
-"""Each prompt's place and its answer, in any order, as they come; None for a prompt that leaves an
-answer no room."""
+"""A function that yields the index of each prompt with its answer, in any order. The answer is None
+if the context has no room for one."""
 
 
-def read_prompts(path: str, wanted: int) -> list[Prompt]:
-    """Up to ``wanted`` prompts of a file in a chat format, spread over it, each once.
+def read_prompts(path: str, count: int) -> list[Prompt]:
+    """Return up to ``count`` distinct prompts, spread evenly over a file in a chat format.
 
-    Raises UserError, naming the record, for what asks nothing.
+    Raises UserError, with the record's number, for a record without a prompt.
     """
     found = list(dict.fromkeys(_prompts(path)))
     if not found:
-        raise UserError(f"{path}: holds no prompt.")
-    return [found[index] for index in evenly_spaced(len(found), wanted)]
+        raise UserError(f"{path}: has no prompts; give a file in a format of docs/guide/chat.md.")
+    return [found[index] for index in evenly_spaced(len(found), count)]
 
 
 def cached_answers(
-    prompts: Sequence[Prompt], path: Path, made_by: str, answerer: Answerer
+    prompts: Sequence[Prompt], path: Path, model_id: str, answerer: Answerer
 ) -> list[str | None]:
-    """One answer to each prompt, those in ``path`` not made again.
+    """Return one answer per prompt; generate and append those that are not in ``path``.
 
-    ``made_by`` tells the weights and the settings of ``answerer`` apart from others'.
+    ``model_id`` identifies the weights and the settings of ``answerer``.
     """
-    kept = {line.id: line.answer for line in read_lines(path, partial(from_dict, _Answer))}
-    ids = [_id(prompt, made_by) for prompt in prompts]
-    missing = [(i, p) for i, p in zip(ids, prompts, strict=True) if i not in kept]
+    cached = {line.id: line.answer for line in read_lines(path, partial(from_dict, _Answer))}
+    ids = [_answer_id(prompt, model_id) for prompt in prompts]
+    missing = [(i, p) for i, p in zip(ids, prompts, strict=True) if i not in cached]
     if not missing:
-        return [kept[i] for i in ids]
+        return [cached[i] for i in ids]
     with Progress(f"answers of {path.stem}", float(len(missing)), "prompts") as progress:
-        for place, answer in answerer([prompt for _, prompt in missing]):
-            i, prompt = missing[place]
-            kept[i] = answer
+        for index, answer in answerer([prompt for _, prompt in missing]):
+            i, prompt = missing[index]
+            cached[i] = answer
             append_line(path, asdict(_Answer(i, prompt[-1].content, answer)))
             progress.update(1.0)
-    return [kept[i] for i in ids]
+    return [cached[i] for i in ids]
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A line of the file of answers."""
+    """A line of the cache of answers."""
 
     id: str
     asked: str
-    """The prompt's last turn."""
+    """The last turn of the prompt."""
     answer: str | None
 
 
-def _id(prompt: Prompt, made_by: str) -> str:
-    said = json.dumps([[(turn.role, turn.content) for turn in prompt], made_by])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+def _answer_id(prompt: Prompt, model_id: str) -> str:
+    content = json.dumps([[(turn.role, turn.content) for turn in prompt], model_id])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _prompts(path: str) -> Iterator[Prompt]:
@@ -79,5 +79,5 @@ def _prompts(path: str) -> Iterator[Prompt]:
         try:
             yield read_prompt(record.values)
         except InvalidRecordError as error:
-            told = f" ({error.detail})" if error.detail else ""
-            raise UserError(f"{path}:{record.number}: no prompt: {error}{told}.") from None
+            detail = f" ({error.detail})" if error.detail else ""
+            raise UserError(f"{path}:{record.number}: no prompt: {error}{detail}.") from None

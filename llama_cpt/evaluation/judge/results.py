@@ -1,4 +1,4 @@
-"""What judgements of two models come to: how often the first is preferred, and how fair it was."""
+"""The win rate of two models from judgements of their answers, and the judge's position bias."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,33 +11,33 @@ from llama_cpt.evaluation.paired import LEVEL, ratio_intervals
 
 @dataclass(frozen=True)
 class WinRate:
-    """The first model against the second."""
+    """The win rate of the first model against the second."""
 
     models: tuple[str, str]
     judge: str
     prompts: int
-    """With all their verdicts, or with answers that do not differ."""
+    """Prompts that count: those with all their verdicts, or with equal answers."""
     wins: int
-    """Prompts on which the first model is preferred, in the mean of both orders."""
+    """Prompts on which the first model is preferred, by the mean over the orders."""
     losses: int
     same: int
-    """Prompts that both answer alike; ties, as are those on which the orders disagree."""
+    """Prompts with equal answers, which are ties."""
     rate: float
-    """The first model's: a win is 1, a tie a half, a loss 0; the mean over prompts."""
+    """Mean over prompts: a win of the first model is 1, a tie 0.5, a loss 0."""
     interval: tuple[float, float]
     disagreements: int
-    """Prompts on which the verdict follows the place: another answer wins in each order."""
+    """Prompts on which the answer at the same position wins in both orders, which are ties."""
     shown_first: float
-    """How often the answer shown first is preferred, a tie a half."""
+    """Rate at which the answer shown first is preferred; a tie is 0.5."""
     shown_first_interval: tuple[float, float]
     without_verdict: int
-    """Replies that said nothing; their prompts do not count."""
+    """Questions whose replies had no verdict; their prompts do not count."""
     unjudged: int
-    """Prompts without all their verdicts."""
+    """Prompts that do not count, since a verdict is missing."""
 
     @property
     def finding(self) -> str:
-        """In words."""
+        """The conclusion from the interval of the win rate."""
         low, high = self.interval
         first, second = self.models
         if low > 0.5:
@@ -53,15 +53,19 @@ def win_rate(
     *,
     both_orders: bool,
 ) -> WinRate:
-    """From the judgements of one judge on ``pairs``; prompts are resampled, with both orders."""
-    of_pair: dict[str, dict[bool, Judgement]] = {pair.id: {} for pair in pairs}
+    """Compute the win rate from the judgements of one judge on ``pairs``.
+
+    The bootstrap resamples prompts: both orders of a prompt stay together, since their verdicts are
+    not independent.
+    """
+    by_pair: dict[str, dict[bool, Judgement]] = {pair.id: {} for pair in pairs}
     for judgement in judgements:
         if judgement.verdict != "none":
-            of_pair[judgement.pair][judgement.swapped] = judgement
-    whole = [list(found.values()) for found in of_pair.values() if len(found) == 1 + both_orders]
+            by_pair[judgement.pair][judgement.swapped] = judgement
+    complete = [list(found.values()) for found in by_pair.values() if len(found) == 1 + both_orders]
     same = sum(map(is_same, pairs))
-    points = [float(np.mean([j.points for j in found])) for found in whole] + [0.5] * same
-    first_shown = [float(np.mean([_first_shown(j) for j in found])) for found in whole]
+    points = [float(np.mean([j.points for j in found])) for found in complete] + [0.5] * same
+    first_shown = [float(np.mean([_first_shown(j) for j in found])) for found in complete]
     return WinRate(
         models=models,
         judge=judge,
@@ -72,7 +76,7 @@ def win_rate(
         rate=float(np.mean(points)) if points else 0.5,
         interval=_interval(points),
         disagreements=sum(
-            len(found) == 2 and "tie" != found[0].verdict == found[1].verdict for found in whole
+            len(found) == 2 and "tie" != found[0].verdict == found[1].verdict for found in complete
         ),
         shown_first=float(np.mean(first_shown)) if first_shown else 0.5,
         shown_first_interval=_interval(first_shown),
@@ -82,7 +86,7 @@ def win_rate(
 
 
 def summary_lines(found: WinRate) -> list[str]:
-    """The outcome in sentences."""
+    """Return the result in sentences."""
     ties = found.prompts - found.wins - found.losses
     lines = [
         f"{found.models[0]} against {found.models[1]}, judged by {found.judge}: {found.finding}.",
@@ -90,19 +94,19 @@ def summary_lines(found: WinRate) -> list[str]:
         f"{found.prompts} prompts: {found.wins} wins, {ties} ties, {found.losses} losses.",
     ]
     if found.same:
-        lines.append(f"{found.same} of the ties are answers that do not differ; nobody was asked.")
+        lines.append(f"{found.same} of the ties are equal answers, which were not judged.")
     low, high = found.shown_first_interval
     if low > 0.5 or high < 0.5:
-        place = "first" if low > 0.5 else "second"
+        position = "first" if low > 0.5 else "second"
         lines.append(
-            f"The judge favours the answer that is shown {place}: the one shown first is preferred "
-            f"in {found.shown_first:.0%} ({_span((low, high))}) of the verdicts; in "
+            f"The judge favors the answer that is shown {position}: the one shown first is "
+            f"preferred in {found.shown_first:.0%} ({_span((low, high))}) of the verdicts; on "
             f"{found.disagreements} prompts the order alone decided, which counts as a tie."
         )
     if found.unjudged:
         lines.append(
-            f"{found.unjudged} prompts do not count: not judged in full "
-            f"({found.without_verdict} replies held no verdict)."
+            f"{found.unjudged} prompts do not count: a verdict is missing "
+            f"({found.without_verdict} questions got no verdict)."
         )
     return lines
 
@@ -116,9 +120,10 @@ def _first_shown(judgement: Judgement) -> float:
 
 
 def _interval(points: Sequence[float]) -> tuple[float, float]:
-    """95 % of a mean of values in [0, 1].
+    """Return the 95 % bootstrap interval of the mean of values in [0, 1].
 
-    A win and a loss are added: where no prompts differ, there is an interval all the same.
+    One win and one loss are added to the values, so that equal values have an interval of positive
+    width: without them, 12 wins on 12 prompts would give the interval from 1 to 1.
     """
     change = np.array([[*points, 0.0, 1.0]])
     low, high = ratio_intervals(change, np.ones_like(change), [LEVEL])[0, 0]

@@ -1,6 +1,5 @@
-"""Two models compared on a file of prompts: answers, judgements, win rate, each kept."""
+"""A comparison of two models on a file of prompts: answers, judgements and the win rate."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import json
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_cpt.evaluation.judge.endpoint import KEY_VARIABLE, EndpointJudge
+from llama_cpt.evaluation.judge.endpoint import EndpointJudge
 from llama_cpt.evaluation.judge.person import PersonJudge
 from llama_cpt.evaluation.judge.prompts import Answerer, cached_answers, read_prompts
 from llama_cpt.evaluation.judge.results import WinRate, summary_lines, win_rate
@@ -31,106 +30,113 @@ PERSON = "person"
 
 
 @dataclass(frozen=True)
+class JudgeOptions:
+    """The prompts of a comparison, the judge, and the limits on both."""
+
+    prompts: str
+    """File of prompts in any chat format."""
+    judge: str = PERSON
+    """URL of an OpenAI-compatible endpoint, or ``person`` for a person at the terminal."""
+    model: str = ""
+    """Model that judges at the endpoint."""
+    timeout_seconds: float = 60.0
+    """Longest time for one reply of the endpoint."""
+    max_prompts: int = 100
+    """Number of prompts taken, spread evenly over the file."""
+    max_answer_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number that is not positive and finite."""
+        for option, value, least in (
+            ("--prompts", self.max_prompts, 1),
+            ("--answer-tokens", self.max_answer_tokens, 1),
+            ("--judge-timeout", self.timeout_seconds, 0.001),
+        ):
+            if not least <= value < float("inf"):
+                raise UserError(f"{option}={value} must be at least {least} and finite.")
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A model that answers."""
+    """A model whose answers are compared."""
 
     name: str
     model_id: str
-    """What tells its weights and settings from others'."""
+    """Identifier of its weights and settings, under which its answers are cached."""
     answer: Answerer
 
 
-def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``judge_conversations``."""
-    group = parser.add_argument_group(
-        "conversation", "Two models' answers, compared blindly pair by pair, in both orders."
-    )
-    add = group.add_argument
-    told = "prompts: chats in any format of ours; as one process"
-    add("--conversations", default="", metavar="FILE", help=told)
-    told = f"an OpenAI-compatible endpoint (key: ${KEY_VARIABLE}), or person: you, here"
-    add("--judge", default=PERSON, metavar="URL|person", help=told)
-    add("--judge-model", default="", metavar="NAME", help="the model that judges at URL")
-    told = "how long a reply may take (default 60)"
-    add("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help=told)
-    told = "prompts taken, spread over FILE (default 100)"
-    add("--prompts", type=int, default=100, metavar="N", help=told)
-    told = "longest answer (default 512)"
-    add("--answer-tokens", type=int, default=512, metavar="N", help=told)
-
-
-def check_conversations(models: Sequence[str], options: argparse.Namespace) -> None:
+def check_conversations(models: Sequence[str], options: JudgeOptions) -> None:
     """Raise UserError for options that cannot work, before hours of other work."""
     if len(models) != 2:
         raise UserError(f"--conversations compares two models, not {len(models)}: name two.")
-    for name, least in (("prompts", 1), ("answer_tokens", 1), ("judge_timeout", 0.001)):
-        if not least <= getattr(options, name) < float("inf"):
-            told = f"--{name.replace('_', '-')}"
-            raise UserError(f"{told}={getattr(options, name)} must be above 0 and finite.")
-    _judge(options)
-    read_prompts(options.conversations, options.prompts)
+    _make_judge(options)
+    read_prompts(options.prompts, options.max_prompts)
 
 
 def judge_conversations(
-    contestants: tuple[Candidate, Candidate], output: Path, options: argparse.Namespace
+    candidates: tuple[Candidate, Candidate], output: Path, options: JudgeOptions
 ) -> WinRate:
-    """Ask, answer, judge what is left to judge, and write and print the outcome.
+    """Generate the missing answers, judge the missing pairs, and write and print the win rate.
 
-    Everything lies in ``output/conversations``: ``answers/NAME.jsonl``, ``judgements.jsonl``,
-    ``win_rate.json``. A second call goes on with what the first has left.
+    All files are in ``output/conversations``: ``answers/NAME.jsonl``, ``judgements.jsonl`` and
+    ``win_rate.json``. A second call resumes after the last line of each file.
     """
     folder = output / JUDGE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process judges there; wait for it, or set another --output."
     with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
-        pairs, dropped = _pairs(contestants, folder, options)
-        found = _judged(contestants, pairs, folder, options)
+        pairs, dropped = _answer_pairs(candidates, folder, options)
+        found = _judge_pairs(candidates, pairs, folder, options)
     write_atomic(epath.Path(folder / RESULT), json.dumps(asdict(found), indent=1).encode())
     print("\n".join(summary_lines(found)))
     if dropped:
-        print(f"{dropped} prompts are left out: they leave an answer no room in the context.")
+        print(f"{dropped} prompts were left out: the context has no room for an answer to them.")
     return found
 
 
-def _pairs(
-    contestants: tuple[Candidate, Candidate], folder: Path, options: argparse.Namespace
+def _answer_pairs(
+    candidates: tuple[Candidate, Candidate], folder: Path, options: JudgeOptions
 ) -> tuple[list[AnswerPair], int]:
-    """Prompts that both answer, with their answers, and how many prompts are not among them."""
-    prompts = read_prompts(options.conversations, options.prompts)
-    said = [
+    """Return the prompts that both models answer, and the number of prompts left out."""
+    prompts = read_prompts(options.prompts, options.max_prompts)
+    answers = [
         cached_answers(prompts, folder / "answers" / f"{one.name}.jsonl", one.model_id, one.answer)
-        for one in contestants
+        for one in candidates
     ]
     pairs = [
         AnswerPair(prompt, (first, second))
-        for prompt, first, second in zip(prompts, *said, strict=True)
+        for prompt, first, second in zip(prompts, *answers, strict=True)
         if first is not None and second is not None
     ]
     if not pairs:
-        raise UserError(f"{options.conversations}: no prompt leaves both models room to answer.")
+        raise UserError(
+            f"{options.prompts}: no prompt leaves both models room to answer; give shorter "
+            "prompts, or fewer --answer-tokens."
+        )
     return pairs, len(prompts) - len(pairs)
 
 
-def _judged(
-    contestants: tuple[Candidate, Candidate],
+def _judge_pairs(
+    candidates: tuple[Candidate, Candidate],
     pairs: list[AnswerPair],
     folder: Path,
-    options: argparse.Namespace,
+    options: JudgeOptions,
 ) -> WinRate:
-    judge = _judge(options)
-    # A person would know the pair again.
+    judge = _make_judge(options)
+    # A person would recognize the pair in the second order.
     both_orders = isinstance(judge, EndpointJudge)
-    record = VerdictLog(folder / "judgements.jsonl")
-    left = pending(make_questions(pairs, both_orders=both_orders), record, judge.name)
+    log = VerdictLog(folder / "judgements.jsonl")
+    questions = pending(make_questions(pairs, both_orders=both_orders), log, judge.name)
     if isinstance(judge, PersonJudge):
-        judge.total = len(left)
-    judge_all(left, judge, record, workers=WORKERS if both_orders else 1)
-    names = contestants[0].name, contestants[1].name
-    done = record.of(pairs, judge.name)
-    return win_rate(names, judge.name, pairs, done, both_orders=both_orders)
+        judge.total = len(questions)
+    judge_all(questions, judge, log, workers=WORKERS if both_orders else 1)
+    names = candidates[0].name, candidates[1].name
+    judgements = log.of(pairs, judge.name)
+    return win_rate(names, judge.name, pairs, judgements, both_orders=both_orders)
 
 
-def _judge(options: argparse.Namespace) -> Judge:
+def _make_judge(options: JudgeOptions) -> Judge:
     if options.judge == PERSON:
         return PersonJudge()
-    return EndpointJudge(options.judge, options.judge_model, options.judge_timeout)
+    return EndpointJudge(options.judge, options.model, options.timeout_seconds)

@@ -1,6 +1,7 @@
-"""Two models' answers compared blindly, pair by pair, by a person or a model.
+"""Blind judging of two models' answers, pair by pair, by a person or a model.
 
-Each judgement is a line of JSON Lines, written as it is made: a killed run goes on behind the last.
+Each judgement is appended to a JSON Lines file at once, so that a run that was killed resumes after
+the last one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,13 +22,13 @@ from llama_cpt.runtime.jsonl import append_line, read_lines
 from llama_cpt.runtime.progress import Progress
 
 Choice = Literal["a", "b", "tie", "none"]
-"""Which of the two answers, in the order shown, is better; none: the judge would not say."""
+"""The better of the two answers in the order shown; ``none`` if the judge gave no verdict."""
 WORKERS = 4
-"""Questions put to an endpoint at a time."""
+"""Number of concurrent requests to an endpoint."""
 ASKS = 3
-"""Of one question, before its replies count as no verdict."""
+"""Number of times that a question is asked before its verdict is ``none``."""
 MAX_INVALID_REPLIES = 10
-"""Questions without a verdict, after which there is no point in going on."""
+"""Number of consecutive questions without a verdict that ends the command."""
 LONGEST_REASON = 2000
 
 Prompt = tuple[Message, ...]
@@ -38,7 +39,7 @@ class InvalidReplyError(ValueError):
 
 
 class QuitJudging(Exception):  # noqa: N818
-    """The person has had enough for now."""
+    """The person quits; the command resumes later."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class AnswerPair:
 
     @property
     def id(self) -> str:
-        """Of this prompt with these answers."""
-        said = [[(turn.role, turn.content) for turn in self.prompt], self.answers]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+        """Hash of the prompt and the answers."""
+        content = [[(turn.role, turn.content) for turn in self.prompt], self.answers]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class BlindedPair:
-    """What a judge sees: no names."""
+    """A pair as the judge sees it, without the names of the models."""
 
     prompt: Prompt
     left: str
@@ -66,7 +67,7 @@ class BlindedPair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict and what the judge said of it."""
+    """The choice of a judge with its reasons."""
 
     choice: Choice
     reasons: str = ""
@@ -74,23 +75,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A line of the record."""
+    """A line of the log of verdicts."""
 
     pair: str
     swapped: bool
-    """The second model's answer was shown first."""
+    """Whether the second model's answer was shown first."""
     verdict: Choice
     judge: str
     reasons: str = ""
 
     @property
     def question(self) -> tuple[str, bool]:
-        """What was asked."""
+        """The pair and the order in which it was shown."""
         return self.pair, self.swapped
 
     @property
     def points(self) -> float:
-        """The first model's: 1, a half for a tie, 0."""
+        """Points of the first model: 1 for a win, 0.5 for a tie, 0 for a loss."""
         if self.verdict == "tie":
             return 0.5
         return float((self.verdict == "a") != self.swapped)
@@ -98,24 +99,24 @@ class Judgement:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A person or an endpoint."""
+    """A person or an endpoint that compares answers."""
 
     @property
     def name(self) -> str:
-        """For the record."""
+        """The name of the judge in the log."""
         ...
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Raises RubbishError for a reply without a verdict, Quit to stop."""
+        """Return a verdict; raise InvalidReplyError without one, QuitJudging to stop."""
         ...
 
     def stop(self) -> None:
-        """Give up what is under way."""
+        """Cancel requests that are under way."""
         ...
 
 
 class VerdictLog:
-    """The judgements in a file, read and appended to."""
+    """A log of judgements in a file; ``add`` may be called from several threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -123,13 +124,13 @@ class VerdictLog:
         self.judgements = list(read_lines(path, partial(from_dict, Judgement)))
 
     def of(self, pairs: Iterable[AnswerPair], judge: str) -> list[Judgement]:
-        """The last one of ``judge`` on each of ``pairs`` in each order."""
+        """Return the last judgement of ``judge`` on each of ``pairs`` in each order."""
         wanted = {pair.id for pair in pairs}
         found = [j for j in self.judgements if j.judge == judge and j.pair in wanted]
         return list({j.question: j for j in found}.values())
 
     def add(self, judgement: Judgement) -> None:
-        """Kept once this returns."""
+        """Append a judgement, which is on disk when this returns."""
         with self._lock:
             append_line(self._path, asdict(judgement))
             self.judgements.append(judgement)
@@ -138,51 +139,53 @@ class VerdictLog:
 def make_questions(
     pairs: Sequence[AnswerPair], *, both_orders: bool
 ) -> list[tuple[AnswerPair, bool]]:
-    """What is to be asked: pairs, and whether they are shown swapped.
+    """Return the questions on ``pairs``: each pair with whether it is shown swapped.
 
-    In one order each, it is drawn by the pair's id, always the same. Answers that do not differ are
-    not asked about.
+    With a single order, the pair's hash decides it, so that it is the same in every call. Equal
+    answers give no question.
     """
-    asked = []
+    questions = []
     for pair in pairs:
         orders = (False, True) if both_orders else (bool(int(pair.id, 16) % 2),)
-        asked += [(pair, swapped) for swapped in orders if not is_same(pair)]
-    return asked
+        questions += [(pair, swapped) for swapped in orders if not is_same(pair)]
+    return questions
 
 
 def is_same(pair: AnswerPair) -> bool:
-    """Whether both models answer alike, which is a tie."""
+    """Return whether the two answers are equal but for surrounding whitespace."""
     first, second = (answer.strip() for answer in pair.answers)
     return first == second
 
 
 def pending(
-    asked: Sequence[tuple[AnswerPair, bool]], record: VerdictLog, judge: str
+    questions: Sequence[tuple[AnswerPair, bool]], log: VerdictLog, judge: str
 ) -> list[tuple[AnswerPair, bool]]:
-    """What ``record`` holds no verdict of: a judge that said nothing is asked again."""
-    done = {j.question for j in record.judgements if j.judge == judge and j.verdict != "none"}
-    return [(pair, swapped) for pair, swapped in asked if (pair.id, swapped) not in done]
+    """Return the questions on which ``log`` has no verdict of ``judge`` other than ``none``."""
+    done = {j.question for j in log.judgements if j.judge == judge and j.verdict != "none"}
+    return [(pair, swapped) for pair, swapped in questions if (pair.id, swapped) not in done]
 
 
 def judge_all(
-    asked: Sequence[tuple[AnswerPair, bool]], judge: Judge, record: VerdictLog, *, workers: int
+    questions: Sequence[tuple[AnswerPair, bool]], judge: Judge, log: VerdictLog, *, workers: int
 ) -> None:
-    """Put every question to ``judge`` and record what it says; returns early where it quits.
+    """Ask ``judge`` every question and append its verdicts to ``log``; return early if it quits.
 
-    Raises UserError where it gives ``MAX_INVALID_REPLIES`` no verdicts, or cannot be asked.
+    Raises UserError after ``MAX_INVALID_REPLIES`` consecutive questions without a verdict, or if
+    the judge cannot be reached.
     """
-    streak = _Streak(judge.name)
-    asked_before = {j.question for j in record.judgements if j.judge == judge.name}
+    streak = _InvalidStreak(judge.name)
+    asked_before = {j.question for j in log.judgements if j.judge == judge.name}
     halted = threading.Event()
 
     def one(pair: AnswerPair, swapped: bool) -> None:
         left, right = pair.answers[::-1] if swapped else pair.answers
-        ruling = _ruling(judge, BlindedPair(pair.prompt, left, right))
-        reasons = ruling.reasons[:LONGEST_REASON]
-        record.add(Judgement(pair.id, swapped, ruling.choice, judge.name, reasons))
-        # Some stay without a verdict for ever: those are no sign that the judge is out of order.
+        verdict = _ask(judge, BlindedPair(pair.prompt, left, right))
+        reasons = verdict.reasons[:LONGEST_REASON]
+        log.add(Judgement(pair.id, swapped, verdict.choice, judge.name, reasons))
+        # Some questions never get a verdict. A later call asks exactly those again, one after the
+        # other, which does not mean that the judge is broken.
         if (pair.id, swapped) not in asked_before:
-            streak.count(ruling)
+            streak.count(verdict)
 
     def one_of_many(pair: AnswerPair, swapped: bool) -> None:
         if halted.is_set():
@@ -190,43 +193,44 @@ def judge_all(
         try:
             one(pair, swapped)
         except BaseException:
-            # Here, because this thread would take the next question before the caller knows.
+            # Set the event here: this worker would take its next question before the caller does.
             halted.set()
             raise
 
     if workers == 1:
         with contextlib.suppress(QuitJudging):
-            for question in asked:
+            for question in questions:
                 one(*question)
         return
     pool = ThreadPoolExecutor(workers)
-    with Progress("judged", float(len(asked)), "pairs") as progress:
+    with Progress("judged", float(len(questions)), "pairs") as progress:
         try:
-            for done in as_completed([pool.submit(one_of_many, *question) for question in asked]):
-                done.result()
+            futures = [pool.submit(one_of_many, *question) for question in questions]
+            for future in as_completed(futures):
+                future.result()
                 progress.update(1.0)
         finally:
             judge.stop()
             pool.shutdown(cancel_futures=True)
 
 
-class _Streak:
-    """No verdicts in a row."""
+class _InvalidStreak:
+    """The number of consecutive questions without a verdict."""
 
     def __init__(self, judge: str) -> None:
         self._judge, self._length, self._lock = judge, 0, threading.Lock()
 
-    def count(self, ruling: Verdict) -> None:
+    def count(self, verdict: Verdict) -> None:
         with self._lock:
-            self._length = self._length + 1 if ruling.choice == "none" else 0
+            self._length = self._length + 1 if verdict.choice == "none" else 0
             if self._length >= MAX_INVALID_REPLIES:
                 raise UserError(
                     f"{self._judge}: {self._length} questions in a row without a verdict, the last "
-                    f"reply: {ruling.reasons[:120]!r}; name another judge."
+                    f"reply: {verdict.reasons[:120]!r}; set another --judge-model."
                 )
 
 
-def _ruling(judge: Judge, shown: BlindedPair) -> Verdict:
+def _ask(judge: Judge, shown: BlindedPair) -> Verdict:
     for _ in range(ASKS):
         try:
             return judge.rule(shown)

@@ -1,10 +1,10 @@
-"""Python code that nobody has read, run in a process of its own within limits.
+"""Untrusted Python code, run in a process of its own with limits.
 
-It makes no process or thread, opens no connection, writes and removes no file, signals nobody, and
-ends after its time or with the evaluator. It may read the files that its user may. Neither root's
-capabilities nor, where the kernel has Landlock, a look into other processes are left to it. This
-keeps accidents of generated code away; it is no wall against an attacker, for whom a virtual
-machine is.
+The process cannot start processes or threads, open connections, write or remove files, or send
+signals, and it ends after its time or with the evaluator. It has no root capabilities and, if the
+kernel has Landlock, no access to other processes. It can read the files that its user can read.
+This protects against accidents of generated code, not against an attacker; for that, use a virtual
+machine.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ ENFORCED = (
     f"at most {MEMORY_BYTES >> 20} MiB, no process or thread, no network, no writing or removing "
     "of files"
 )
-"""Beside the time; told to who allows code to run."""
-# The order comes on stdin, the verdict goes out on what was stdout.
+"""The limits besides time, for the message that requests permission to run code."""
+# The program of the child. It reads its request from stdin and writes its result to a duplicate of
+# stdout; descriptors 0 to 2 are /dev/null after that.
 CHILD = """
 import ctypes, json, os, resource, struct, sys
 order = json.load(sys.stdin)
@@ -41,14 +42,14 @@ program = bytes.fromhex(order["filter"])
 kept = ctypes.create_string_buffer(program, len(program))
 filter = Filter(len(program) // 8, ctypes.addressof(kept))
 system = ctypes.CDLL(None)
-# None of root's capabilities; no new ones; the evaluator's end is its own, also if that was before.
+# capset: no capabilities. PR_SET_NO_NEW_PRIVS. PR_SET_PDEATHSIG: end with the evaluator.
 limited = not (
     system.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
     or system.prctl(38, 1, 0, 0, 0)
     or system.prctl(1, 9, 0, 0, 0)
-    or os.getppid() != order["parent"]
+    or os.getppid() != order["parent"]  # It may have ended before the call above.
 )
-# Landlock: no writing, making, removing or running of files, and no look into other processes.
+# Landlock: no writing, creating, removing or executing of files, no ptrace of other processes.
 rules = system.syscall(444, struct.pack("=Q", 0x1FF3), ctypes.c_size_t(8), 0)
 if rules >= 0:
     system.syscall(446, rules, 0)
@@ -58,7 +59,7 @@ if not limited or system.prctl(22, 2, ctypes.byref(filter), 0, 0):
     os.write(verdict, b"unlimited" + password)
     os._exit(1)
 run = compile(order["program"], "<answer>", "exec"), {"__name__": "__main__"}
-# While it runs, the password has no name.
+# The password is on the stack only while the program runs, not in a variable it could read.
 os.write(verdict, [globals().pop("password"), exec(*run)][0])
 os._exit(0)
 """
@@ -66,28 +67,28 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program."""
+    """The outcome of running a program."""
 
     status: Literal["passed", "failed", "too long"]
-    """``passed``: it ran to its end."""
+    """``passed`` if the program ran to its end without an error."""
 
 
 def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
-    """Run ``program`` for ``seconds`` of processor time, and three times that on the clock.
+    """Run ``program`` for at most ``seconds`` of processor time and three times that of wall time.
 
-    Raises UserError, having run nothing, where this system cannot hold it to the limits.
+    Raises UserError, without running anything, if this system cannot enforce the limits.
     """
-    refused = filter_program()
-    if refused is None:
-        raise UserError("generated code runs on Linux only (x86_64, aarch64), where it has limits.")
-    # Only the program's end says it: not what it prints, nor an early exit. Who looks for it in the
-    # process's memory finds it.
+    syscall_filter = filter_program()
+    if syscall_filter is None:
+        raise UserError("generated code runs on Linux only (x86_64, aarch64); drop the task here.")
+    # Only a program that reaches its end writes the password; neither its output nor an early exit
+    # can. A program that searches the memory of its process can still find it.
     password = secrets.token_hex(16)
     order = {
         "program": program,
         "parent": os.getpid(),
         "password": password,
-        "filter": refused.hex(),
+        "filter": syscall_filter.hex(),
         "limits": {
             "RLIMIT_CPU": int(seconds) + 1,
             "RLIMIT_AS": MEMORY_BYTES,
@@ -97,16 +98,16 @@ def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
             "RLIMIT_CORE": 0,
         },
     }
-    said = _said(json.dumps(order), 3 * seconds)
-    if said == f"unlimited{password}":
-        raise UserError("this system has no seccomp: generated code cannot be held to limits here.")
-    if said is None:
+    reply = _run_child(json.dumps(order), 3 * seconds)
+    if reply == f"unlimited{password}":
+        raise UserError("this system has no seccomp; run generated code on one that has it.")
+    if reply is None:
         return Outcome("too long")
-    return Outcome("passed" if said == password else "failed")
+    return Outcome("passed" if reply == password else "failed")
 
 
-def _said(order: str, seconds: float) -> str | None:
-    """The child's verdict; None where it did not end by itself."""
+def _run_child(order: str, seconds: float) -> str | None:
+    """Return the result that the child writes, or None if it ran out of time."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", CHILD],
         stdin=subprocess.PIPE,
@@ -119,7 +120,7 @@ def _said(order: str, seconds: float) -> str | None:
         try:
             with process.stdin as pipe:
                 pipe.write(order.encode("utf-8", "surrogateescape"))
-            # Not read before it ends: what fills the pipe waits there for its time to be over.
+            # Read only after the end: a program that fills the pipe blocks until its time is over.
             process.wait(seconds)
         except BrokenPipeError:
             pass
@@ -128,6 +129,6 @@ def _said(order: str, seconds: float) -> str | None:
         finally:
             process.kill()
         ended = process.wait()
-        said = os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace")
-    # What the limit of processor time sends.
-    return None if ended in (-signal.SIGXCPU, -signal.SIGKILL) else said
+        reply = os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace")
+    # RLIMIT_CPU sends SIGXCPU at the soft limit and SIGKILL at the hard limit.
+    return None if ended in (-signal.SIGXCPU, -signal.SIGKILL) else reply

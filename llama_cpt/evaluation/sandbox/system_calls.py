@@ -1,25 +1,27 @@
-"""A filter of system calls for code that nobody has read: no process, network, writing or killing.
+"""A seccomp filter for untrusted code: no processes, network, writing or signals.
 
-A classic BPF program for ``prctl(PR_SET_SECCOMP)`` (Linux, Documentation/userspace-api/
-seccomp_filter). What it refuses fails with EPERM: the calls listed here, and those that are newer
-than this list. All else is allowed. It needs no rights.
+The filter is a classic BPF program for ``prctl(PR_SET_SECCOMP)`` (Linux, Documentation/
+userspace-api/seccomp_filter). The calls listed here, and calls newer than the list, fail with
+EPERM; all others are allowed. Installing it needs no privileges.
 """
 
 from collections.abc import Iterator, Sequence
 import platform
 import struct
 
+# From linux/filter.h: BPF_LD | BPF_W | BPF_ABS; BPF_JMP | BPF_K with JEQ, JGE and JSET; BPF_RET.
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+# SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with EPERM, SECCOMP_RET_KILL_PROCESS.
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000
-# Offsets in struct seccomp_data; an argument's lower half comes first.
+# Offsets in struct seccomp_data. On little-endian machines the low half of an argument is first.
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 X32 = 0x40000000
-"""Numbers from here on are another table of the same machine."""
+"""First number of the x32 ABI, a second table of calls on x86_64."""
 
-# By machine (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h): its audit
-# number; the calls that open a file, and the place of their flags; fcntl and ioctl; the calls that
-# are refused.
+# By machine (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h): the audit
+# architecture; the calls that open a file with the index of their flags argument; fcntl and ioctl;
+# the refused calls.
 _MACHINES = {
     "x86_64": (
         0xC000003E,
@@ -47,77 +49,77 @@ _MACHINES = {
     ),
 }
 NEW = 424
-"""Numbers from here on are the same on every machine; those not known here are refused."""
+"""First number that is the same on every machine; later calls are refused unless listed."""
 # close_range, faccessat2, epoll_pwait2, the futexes, mseal
 _HARMLESS_NEW = (436, 439, 441, 449, 454, 455, 456, 462)
-# What duplicates, reads and sets the flags of a descriptor. Not: who is sent its signals, leases.
+# Commands that duplicate a descriptor or read and set its flags; not signal owners or leases.
 _FCNTL = (0, 1, 2, 3, 4, 1030)
-# Whether it is a terminal and how wide, what can be read, whether it waits, whether it is passed
-# on. Not: the attributes of a file.
+# Terminal attributes and size, bytes that can be read, blocking mode, close-on-exec; not the
+# attributes of a file.
 _IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 def filter_program() -> bytes | None:
-    """The program for this machine; None where there is none."""
+    """Return the filter program for this machine, or None if there is none."""
     machine = _MACHINES.get(platform.machine())
     if machine is None or platform.system() != "Linux":
         return None
     architecture, opening, (fcntl, ioctl), refused = machine
     return b"".join(
         [
-            *_of_machine(architecture),
-            *(step for number in refused.split() for step in _refused(int(number))),
-            *(step for call in opening.items() for step in _reading_only(*call)),
-            *_only_with(fcntl, _FCNTL),
-            *_only_with(ioctl, _IOCTL),
-            *_known(_HARMLESS_NEW),
+            *_check_architecture(architecture),
+            *(step for number in refused.split() for step in _refuse(int(number))),
+            *(step for call in opening.items() for step in _allow_reading(*call)),
+            *_allow_commands(fcntl, _FCNTL),
+            *_allow_commands(ioctl, _IOCTL),
+            *_allow_known(_HARMLESS_NEW),
         ]
     )
 
 
-def _of_machine(architecture: int) -> Iterator[bytes]:
-    yield _one(LOAD, ARCHITECTURE)
-    yield _one(EQUAL, architecture, yes=1)
-    yield _one(RETURN, KILL)
-    yield _one(LOAD, NUMBER)
-    yield _one(AT_LEAST, X32, no=1)
-    yield _one(RETURN, KILL)
+def _check_architecture(architecture: int) -> Iterator[bytes]:
+    yield _instruction(LOAD, ARCHITECTURE)
+    yield _instruction(EQUAL, architecture, yes=1)
+    yield _instruction(RETURN, KILL)
+    yield _instruction(LOAD, NUMBER)
+    yield _instruction(AT_LEAST, X32, no=1)
+    yield _instruction(RETURN, KILL)
 
 
-def _refused(number: int) -> Iterator[bytes]:
-    yield _one(EQUAL, number, no=1)
-    yield _one(RETURN, REFUSE)
+def _refuse(number: int) -> Iterator[bytes]:
+    yield _instruction(EQUAL, number, no=1)
+    yield _instruction(RETURN, REFUSE)
 
 
-def _reading_only(number: int, place: int) -> Iterator[bytes]:
-    """A call that opens a file, with its flags at ``place``."""
-    yield _one(EQUAL, number, no=4)
-    yield _one(LOAD, ARGUMENTS + 8 * place)
-    yield _one(ANY_BIT, WRITING, no=1)
-    yield _one(RETURN, REFUSE)
-    yield _one(RETURN, ALLOW)
+def _allow_reading(number: int, argument: int) -> Iterator[bytes]:
+    """Allow a call that opens a file only for reading; ``argument`` is the index of its flags."""
+    yield _instruction(EQUAL, number, no=4)
+    yield _instruction(LOAD, ARGUMENTS + 8 * argument)
+    yield _instruction(ANY_BIT, WRITING, no=1)
+    yield _instruction(RETURN, REFUSE)
+    yield _instruction(RETURN, ALLOW)
 
 
-def _only_with(number: int, commands: Sequence[int]) -> Iterator[bytes]:
-    """A call whose second argument is one of ``commands``."""
-    yield _one(EQUAL, number, no=2 * len(commands) + 2)
-    yield _one(LOAD, ARGUMENTS + 8)
+def _allow_commands(number: int, commands: Sequence[int]) -> Iterator[bytes]:
+    """Allow a call only if its second argument is one of ``commands``."""
+    yield _instruction(EQUAL, number, no=2 * len(commands) + 2)
+    yield _instruction(LOAD, ARGUMENTS + 8)
     for command in commands:
-        yield _one(EQUAL, command, no=1)
-        yield _one(RETURN, ALLOW)
-    yield _one(RETURN, REFUSE)
+        yield _instruction(EQUAL, command, no=1)
+        yield _instruction(RETURN, ALLOW)
+    yield _instruction(RETURN, REFUSE)
 
 
-def _known(harmless: Sequence[int]) -> Iterator[bytes]:
-    """All that are not new, and of the new ones those."""
-    yield _one(AT_LEAST, NEW, yes=1)
-    yield _one(RETURN, ALLOW)
+def _allow_known(harmless: Sequence[int]) -> Iterator[bytes]:
+    """Allow all calls before ``NEW``, and the new ones in ``harmless``."""
+    yield _instruction(AT_LEAST, NEW, yes=1)
+    yield _instruction(RETURN, ALLOW)
     for number in harmless:
-        yield _one(EQUAL, number, no=1)
-        yield _one(RETURN, ALLOW)
-    yield _one(RETURN, REFUSE)
+        yield _instruction(EQUAL, number, no=1)
+        yield _instruction(RETURN, ALLOW)
+    yield _instruction(RETURN, REFUSE)
 
 
-def _one(code: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """A struct sock_filter; a jump skips ``yes`` or ``no`` instructions."""
+def _instruction(code: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
+    """Pack a struct sock_filter; a jump skips ``yes`` or ``no`` instructions."""
     return struct.pack("=HBBI", code, yes, no, value)

@@ -1,4 +1,4 @@
-"""Benchmarks in files on disk, as rows that the task files beside this one name."""
+"""Data of the task files in this folder, read from benchmark files on disk."""
 
 from collections.abc import Iterable, Sequence
 import csv
@@ -18,27 +18,27 @@ _SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-
 
 
 def cmmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """A subject of haonan-li/CMMLU: ``cmmlu/{dev,test}/SUBJECT.csv``."""
+    """Load a subject of haonan-li/CMMLU: ``cmmlu/{dev,test}/SUBJECT.csv``."""
     columns = ("Question", "A", "B", "C", "D", "Answer")
     return _subject(folder, "cmmlu", {"dev": f"{part}.csv", "test": f"{part}.csv"}, columns, part)
 
 
 def ceval(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """A subject of hkust-nlp/ceval: ``ceval/{dev,val}/SUBJECT_{dev,val}.csv``."""
+    """Load a subject of hkust-nlp/ceval: ``ceval/{dev,val}/SUBJECT_{dev,val}.csv``."""
     files = {split: f"{part}_{split}.csv" for split in ("dev", "val")}
     columns = ("question", "A", "B", "C", "D", "answer")
     return _subject(folder, "ceval", files, columns, part)
 
 
 def mmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """A subject of MMLU: ``mmlu/{dev,test}/SUBJECT_{dev,test}.csv``, the answer as an index."""
+    """Load a subject of MMLU: ``mmlu/{dev,test}/SUBJECT_{dev,test}.csv``; answers are indices."""
     files = {split: f"{part}_{split}.csv" for split in ("dev", "test")}
     columns = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
     return _subject(folder, "mmlu", files, columns, part)
 
 
 def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """openai/grade-school-math: ``gsm8k/{train,test}.jsonl.gz``."""
+    """Load openai/grade-school-math: ``gsm8k/{train,test}.jsonl.gz``."""
     columns = ("question", "answer")
     return {
         split: _dataset(_json_lines(_file(folder, f"gsm8k/{split}.jsonl"), columns))
@@ -47,17 +47,17 @@ def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def mgsm_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """google-research/url-nlp: ``mgsm/mgsm_zh.tsv``, question and number without a header."""
+    """Load MGSM of google-research/url-nlp: ``mgsm/mgsm_zh.tsv``, which has no header."""
     file = _file(folder, "mgsm/mgsm_zh.tsv")
     rows = list(csv.reader(io.StringIO(_text(file)), delimiter="\t"))
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
-            raise UserError(f"{file}:{number}: {len(row)} columns, not a question and a number.")
+            raise UserError(f"{file}:{number}: {len(row)} columns, not 2: question and number.")
     return {"test": _dataset([{"question": q, "answer_number": n} for q, n in rows])}
 
 
 def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """cambridgeltl/xcopa: ``xcopa/test.zh.jsonl``."""
+    """Load cambridgeltl/xcopa: ``xcopa/test.zh.jsonl``."""
     columns = ("premise", "choice1", "choice2", "question", "label")
     rows = _json_lines(file := _file(folder, "xcopa/test.zh.jsonl"), columns)
     for number, row in enumerate(rows, 1):
@@ -67,20 +67,20 @@ def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def xcopa_choices(row: dict[str, Any]) -> list[str]:
-    """The two alternatives, as the harness begins them."""
+    """Return the two choices with a lower-case first letter, as in the harness."""
     return [text[0].lower() + text[1:] for text in (row["choice1"], row["choice2"])]
 
 
 def humaneval(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """openai/human-eval: ``human_eval/HumanEval.jsonl.gz``."""
+    """Load openai/human-eval: ``human_eval/HumanEval.jsonl.gz``."""
     columns = ("prompt", "entry_point", "test")
     return {"test": _dataset(_json_lines(_file(folder, "human_eval/HumanEval.jsonl"), columns))}
 
 
 def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """Sentences of the demo's world to be finished: ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``.
+    """Load sentences of the demo's world: ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``.
 
-    From the harness's own command, ``folder`` comes by ``--metadata``, among other things.
+    With the harness's own command, ``folder`` and other arguments come from ``--metadata``.
     """
     rows = _json_lines(_file(folder, file), ("text", "choices", "answer"))
     # Chinese is written without spaces.
@@ -97,7 +97,7 @@ def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
 
 
 def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
+    """Load EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
     file = _file(folder, "eq_bench/eq_bench_v2_questions_171.json")
     columns = ("prompt", "reference_answer_fullscale")
     try:
@@ -105,7 +105,7 @@ def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not an object of questions by their numbers.")
+        raise UserError(f"{file}: not an object of questions by number.")
     rows = _required(file, list(content.values()), columns)
     references = [row["reference_answer_fullscale"] for row in rows]
     _required(file, references, [f"emotion{i}{of}" for i in range(1, 5) for of in ("", "_score")])
@@ -121,22 +121,22 @@ def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def without_revision(prompt: str) -> str:
-    """An EQ-Bench question that asks for scores once, as EQ-Bench 2.1 asks it."""
-    asked = " Then critique your answer by thinking it through step by step. "
-    prompt = prompt.replace(f"{asked}Finally, give your revised scores.", "")
+    """Return an EQ-Bench question that asks for scores only once, as in EQ-Bench 2.1."""
+    critique = " Then critique your answer by thinking it through step by step. "
+    prompt = prompt.replace(f"{critique}Finally, give your revised scores.", "")
     before, _, rest = prompt.replace("First pass scores:\n", "").partition("Critique: <your")
     end = rest.partition("[End of answer]")[2]
     return f"{before}\n[End of answer]{end}\nYour answer:\n" if end else prompt
 
 
 def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
-    """The subjects of a benchmark of one file each, sorted."""
-    place = Path(folder) / name / split
-    names = {file.name.removesuffix(".gz") for file in place.glob("*")}
+    """Return the sorted subjects of a benchmark with one file per subject."""
+    path = Path(folder) / name / split
+    names = {file.name.removesuffix(".gz") for file in path.glob("*")}
     found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
         raise UserError(
-            f"{place} holds no *{ending}: --data takes a folder as in docs/guide/evaluation.md."
+            f"{path} has no *{ending}; set --data to a folder as in docs/guide/evaluation.md."
         )
     return found
 
@@ -147,13 +147,13 @@ def _subject(
     subject = _SUBJECTS.get(name, {}).get(part, part.replace("_", " "))
     found = {}
     for split, file in files.items():
-        rows = _csv(place := _file(folder, f"{name}/{split}/{file}"), columns)
+        rows = _csv(path := _file(folder, f"{name}/{split}/{file}"), columns)
         for number, row in enumerate(rows, 1):
             if row[columns[-1]] not in (*"ABCD", *range(4)):
                 answer = row[columns[-1]]
                 raise UserError(
-                    f"{place}: the answer of question {number}, {answer!r}, is none of A to D or 0 "
-                    "to 3."
+                    f"{path}: the answer of question {number}, {answer!r}, must be A to D or 0 to "
+                    "3."
                 )
         found[split] = _dataset(row | {"subject": subject} for row in rows)
     return found
@@ -163,9 +163,9 @@ def _csv(file: Path, columns: Sequence[str]) -> Rows:
     try:
         rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
     except csv.Error as error:
-        raise UserError(f"{file} is no table of questions ({error}).") from None
+        raise UserError(f"{file} is not a table of questions ({error}).") from None
     kept = [{name: row[name] for name in columns} for row in rows]
-    # An index of a choice, where the answer is no letter.
+    # MMLU has the index of the right choice, the others have its letter.
     return [
         row | {c: int(v) for c, v in row.items() if c == "answer" and v.isdigit()} for row in kept
     ]
@@ -183,25 +183,25 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Rows:
 
 def _required(file: Path, rows: list[Any], columns: Sequence[str]) -> Rows:
     if not rows:
-        raise UserError(f"{file} holds no questions.")
+        raise UserError(f"{file} has no questions; download it again.")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: question {number} is {row!r}, not fields by their names.")
+            raise UserError(f"{file}: question {number} is {row!r}, not an object.")
         for name in columns:
             if row.get(name) is None:
-                there = ", ".join(map(str, row))
-                raise UserError(f"{file}: question {number} has no {name!r} (it has: {there}).")
+                fields = ", ".join(map(str, row))
+                raise UserError(f"{file}: question {number} has no {name!r} (it has: {fields}).")
     return rows
 
 
 def _file(folder: str, name: str) -> Path:
-    """``name`` in ``folder``, or the same with ``.gz``."""
+    """Return the path of ``name`` in ``folder``, or of ``name`` with ``.gz``."""
     for file in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if file.is_file():
             return file
     raise UserError(
-        f"{Path(folder) / name} (or .gz) is not there: give --data a folder laid out as "
-        "docs/guide/evaluation.md says."
+        f"{Path(folder) / name} (or .gz) does not exist; set --data to a folder as in "
+        "docs/guide/evaluation.md."
     )
 
 
@@ -210,7 +210,7 @@ def _text(file: Path) -> str:
     try:
         return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged ({error}).") from None
+        raise UserError(f"{file} is damaged ({error}); download it again.") from None
 
 
 def _dataset(rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
