@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from llama_cpt import chat
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -176,3 +177,9 @@ def test_missing_tokenizer_is_one_line(hf_folder, tmp_path):
     assert source.architecture.num_layers == 1
     with pytest.raises(UserError, match="--tokenizer"):
         _ = source.tokenizer
+
+
+def test_terminal_gets_no_control_characters():
+    assert chat._visible("a\x1b[2J\x9b\r\nb\t\N{ZERO WIDTH JOINER}") == (
+        "a[2J\nb\t\N{ZERO WIDTH JOINER}"
+    )

@@ -53,3 +53,10 @@ def test_load_rejects_another_constant(run: Path):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
         open_source(str(run)).load(other, mesh)
+
+
+def test_home_folder_is_expanded(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    source = open_source(f"~/{run.name}")
+    source.check(CONFIG)
+    assert source.fingerprint() == open_source(str(run)).fingerprint()
