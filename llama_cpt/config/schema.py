@@ -174,7 +174,7 @@ class DataConfig(ConfigSection):
     """Epochs of any corpus above which a run is refused before it starts. Up to four epochs cost
     little compared with fresh text (Muennighoff et al. 2023, arXiv 2305.16264)."""
     bad_documents: Literal["error", "skip"] = option("error", compiled=False)
-    """Treatment of a line that is not JSON, is not UTF-8 or has no text: stop, or skip and count."""
+    """Treatment of a line that is not JSON, is not UTF-8 or has no text: stop or skip it."""
     chat: ChatConfig | None = None
     """If set, ``additional`` and ``original`` hold conversations or, for a preference objective,
     preferences; otherwise documents. ``heldout`` always holds documents."""
