@@ -162,7 +162,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     remedy = (
         f"the smallest slice that may fit is {larger}"
         if larger
-        else f"no slice of {topology.family} suffices: use LoRA (docs/guide/lora.md) or another chip"
+        else f"no slice of {topology.family} suffices: use LoRA (docs/guide/lora.md) or other chips"
     )
     available = topology.chip.memory_bytes
     compiled = ", and more when compiled" if least.analytic.total < available else ""
