@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 from etils import epath
-import fsspec
 
 from llama_cpt.checkpoint import manifest
+from llama_cpt.runtime.literal_paths import remote_storage
 
 _results: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
 """State of the files and the damage found in them, by (checkpoint, share, shares)."""
@@ -56,7 +56,7 @@ def _state_of_files(checkpoint: epath.Path) -> Any:
 
 def _state_of_objects(checkpoint: epath.Path) -> Any:
     """Return the generation or tag of every object, None if the store has neither."""
-    storage, root = fsspec.core.url_to_fs(str(checkpoint.parent))
+    storage, root = remote_storage(str(checkpoint.parent))
     storage.invalidate_cache()
     inside, names = f"{root}/{checkpoint.name}/", {p.name for p in manifest.parts_of(checkpoint)}
     found = [
