@@ -26,7 +26,7 @@ from llama_cpt.runtime.errors import one_line_errors
 from llama_cpt.training.lowering import topology_program
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "plan.md"
+PAGE = ROOT / "docs" / "guide" / "plan.md"
 FILE = ROOT / "tests" / "golden" / "plan_table.json"
 SHIPPED = "as shipped"
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
