@@ -123,7 +123,7 @@ def row_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
 
 
 def model_identity(source: str, config: ModelConfig, seed: int) -> str:
-    """What tells one model's weights from another's: SHA-256 over digests of their files.
+    """Return the SHA-256 that identifies a model's weights, over the digests of their files.
 
     ``source`` is a run folder, whose checkpoint has its digests already, a Hugging Face folder or
     hub name, whose files are read, or empty for random weights, which ``seed`` names. Every process

@@ -46,7 +46,7 @@ class Rendering:
 
     tokens: UInt32[np.ndarray, " tokens"]
     special: Bool[np.ndarray, " tokens"]
-    """Which tokens are special tokens."""
+    """A mask of the special tokens."""
     assistant_spans: tuple[Span, ...]
     """Token range of each assistant turn: content and end token."""
 
