@@ -31,14 +31,14 @@ def run(name: str, topology: str, *options: str) -> int:
     ("arguments", "told"),
     [
         (("cpt_8b", "v5p-300"), "nearest: v5p:4x4x8"),
-        (("cpt_8b", "v5e-32", "--slices", "0"), "--slices 0: at least 1"),
+        (("cpt_8b", "v5e-32", "--slices", "0"), "--slices 0 must be at least 1"),
         (("cpt_8b", "v5e-32", "--mash.fsdp", "3"), "unknown field 'mash.fsdp'"),
         (("cpt_70b", "v6e-8", "--search"), r"no mesh, remat policy.*v6e:8x8 \(v6e-64\)"),
         (("cpt_8b", "v5e-32", "--search", "--global-batch-size", "7"), "hold rows, here one of"),
         (("cpt_8b", "v5e-32", "--search", "--model.embed-dim", "34"), "divide model.embed_dim=34"),
         (
             ("cpt_70b", "v6e-8", "--search", "--model.num-layers", "9999"),
-            "no slice of v6e is enough",
+            "no slice of v6e suffices",
         ),
         (("no_such", "v5e-32"), "no_such.py"),
     ],
@@ -55,8 +55,8 @@ def test_mistakes_are_told(arguments, told):
         (("--mesh.fsdp", "3"), "does not divide 32 devices"),
         (("--slices", "2"), r"mesh.replica=1 on 2 slices: set mesh.replica=2"),
         (("--global-batch-size", "16"), r"global_batch_size=16 must be a multiple of .* \(32\)"),
-        (("--mesh.tensor", "16", "--mesh.fsdp", "2"), "num_kv_heads=8 is .*: set another mesh"),
-        (("--compute.attention", "cudnn"), "cudnn runs on GPUs; here it is tpu"),
+        (("--mesh.tensor", "16", "--mesh.fsdp", "2"), "num_kv_heads=8 is .*; set another mesh"),
+        (("--compute.attention", "cudnn"), "cudnn runs on GPUs, not on tpu"),
     ],
 )
 def test_a_mesh_or_batch_of_another_size_is_told(options, told):
@@ -74,7 +74,7 @@ def test_a_slice_along_which_no_mesh_lies_is_told():
 @pytest.mark.parametrize(
     ("system", "machine", "told"),
     [
-        ("Linux", "x86_64", r"not installed: pip install -e '\.\[tpu\]'"),
+        ("Linux", "x86_64", r"not installed; run: pip install -e '\.\[tpu\]'"),
         ("Darwin", "arm64", "docker run --platform linux/amd64"),
         ("Linux", "aarch64", "docker run --platform linux/amd64"),
     ],
