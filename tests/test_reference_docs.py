@@ -1,6 +1,7 @@
-"""The generated reference page matches the source."""
+"""Reference pages and the architecture page match the source."""
 
 from dataclasses import MISSING, fields
+import re
 import runpy
 
 import llama_cpt.config
@@ -8,6 +9,7 @@ from llama_cpt.training.goodput import PARTS
 from tests.conftest import ROOT
 
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "generate_reference.py"), run_name="generator")
+AT = ("", "llama_cpt", "docs")
 
 
 def test_config_reference_is_up_to_date():
@@ -34,3 +36,9 @@ def test_metrics_reference_has_every_part_of_wall_time():
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     for part in PARTS:
         assert f"`perf/seconds/{part}`" in page
+
+
+def test_architecture_page_names_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", page))
+    assert [name for name in named if not any((ROOT / at / name).exists() for at in AT)] == []
