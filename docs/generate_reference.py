@@ -15,7 +15,7 @@ import re
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "config.md"
 SECTION = "ConfigSection"
-SOURCES = ("schema.py", "sweep.py", "pipeline.py")
+SOURCES = ("schema.py", "objectives.py", "lora.py", "sweep.py", "pipeline.py")
 FIRST = ("TrainConfig", "ModelConfig")
 HEADER = """# Config reference
 
