@@ -97,7 +97,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make the TPU compiler ready for a test that is marked ``libtpu``, or skip it.
 
     Programs of the other fast tests are compiled in half the time, for they run but once; slow
-    tests, and the commands that tests start, have all optimisations, as users do.
+    tests, and the commands that tests start, have all optimizations, as users do.
     """
     for_tpu = item.get_closest_marker("libtpu")
     as_users = bool(for_tpu or item.get_closest_marker("slow"))

@@ -76,7 +76,9 @@ def test_presets_cover_the_questions_of_the_paper():
 
 
 def test_learning_rates_are_multiples_of_the_laws():
-    config = load_config("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
+    config = load_config(
+        "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
+    )
     rates = {}
     for chain in make_chains(config):
         trial = chain[0].config

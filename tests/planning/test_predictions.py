@@ -131,14 +131,14 @@ def collectives_by_hand(
     summed = layers + (norms if replica == 1 else 0)
     found["all-reduce", "fsdp"] += MICROBATCHES * 2 * summed * others
     for sharers in (head_sharers, embedding_sharers):
-        # Neighbours exchange their slices, then gather their shares from the other neighbourhoods:
+        # Neighbors exchange their slices, then gather their shares from the other neighbourhoods:
         # once a step, and gradients back each micro-batch.
         exchanged = table / fsdp * (1 - 1 / sharers)
         gathered = table / sharers * (1 - sharers / fsdp)
         found["all-to-all", "fsdp"] += (1 + MICROBATCHES) * exchanged
         found["all-gather", "fsdp"] += gathered
         found["reduce-scatter", "fsdp"] += MICROBATCHES * gathered
-        # Tokens go to all neighbours, and what belongs to them comes back: of the head activations
+        # Tokens go to all neighbors, and what belongs to them comes back: of the head activations
         # and their gradients, of the embedding the gradients and the rows looked up.
         visits = MICROBATCHES * tokens * (sharers - 1)
         found["all-gather", "fsdp"] += visits * width
