@@ -20,6 +20,7 @@ from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter
 from llama_cpt.runtime.progress import duration
+from llama_cpt.training.cadence import is_report_step
 from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.run import Run
 
@@ -81,7 +82,7 @@ class Reporter:
         config = self.run.config
         # Which steps are logged depends on their numbers only, not on where a run was resumed, so
         # that the metrics of a resumed run equal those of an uninterrupted one.
-        due = done % config.log_every_steps == 0 or done in (1, config.num_steps)
+        due = is_report_step(config, done)
         if due or self._timed_step < 0:
             self._update_throughput(done)
         if not due:

@@ -19,10 +19,10 @@ import numpy as np
 
 from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
-from llama_cpt.checkpoint.saving import save_with_retries
+from llama_cpt.checkpoint.save_retries import save_with_retries
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
-from llama_cpt.config.schema import EvaluationConfig, TrainConfig
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch, TokenBatch
 from llama_cpt.model.attention import mask_bytes
 from llama_cpt.parallel.global_arrays import from_replicated
@@ -30,6 +30,7 @@ from llama_cpt.runtime.distributed import is_primary, process_count
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
+from llama_cpt.training.cadence import is_checkpoint_step, is_evaluation_step
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
@@ -255,20 +256,6 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
     }
 
 
-def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int) -> bool:
-    """Return whether held-out loss is due after ``steps_done`` steps.
-
-    It is due before the first step, every ``every_steps``, at the end, and, with
-    ``early_evaluations``, at powers of two below ``every_steps``.
-    """
-    power_of_two = steps_done & (steps_done - 1) == 0
-    return (
-        steps_done in (0, num_steps)
-        or steps_done % config.every_steps == 0
-        or (config.early_evaluations and power_of_two and steps_done < config.every_steps)
-    )
-
-
 @dataclass(frozen=True)
 class _LoopServices:
     """The services that the loop uses."""
@@ -316,7 +303,7 @@ def _loop(
                 services.trace.close()
         if run.heldout and is_evaluation_step(config.evaluation, done, config.num_steps):
             _evaluate_and_report(run, state, report, done)
-        if done % config.checkpoint.every_steps == 0:
+        if is_checkpoint_step(config, done):
             _save(run, state, done, services)
     # A signal during the last step counts only for a single process: several processes have not
     # agreed on it and must exit with the same status.

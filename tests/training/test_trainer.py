@@ -22,9 +22,10 @@ from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
+from llama_cpt.training.cadence import is_evaluation_step
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import fit, is_evaluation_step
+from llama_cpt.training.trainer import fit
 from tests.runs import learnt, run_of, saved_steps, train, train_until
 
 
