@@ -35,7 +35,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: ``config`` on ``topology``, with one micro-batch per step."""
+    """A row of the table: ``config`` on ``topology``, with the batch that ``rows`` gives."""
 
     name: str
     topology: Topology
