@@ -75,8 +75,10 @@ def test_presets_cover_the_questions_of_the_paper():
         trials_of("sweep_rates_8b")
 
 
-def test_learning_rates_are_multiples_of_the_laws():
-    config = load_config("configs/sweep_rates_8b.py", ("--law", "docs/study/law.json"), SweepConfig)
+def test_learning_rates_are_multiples_of_the_optimum_of_the_law():
+    config = load_config(
+        "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
+    )
     rates = {}
     for chain in make_chains(config):
         trial = chain[0].config
@@ -85,5 +87,5 @@ def test_learning_rates_are_multiples_of_the_laws():
         assert half == pytest.approx(once / 2, rel=0.01) and twice == pytest.approx(
             2 * once, rel=0.01
         )
-    # The more of the new language, the lower the rate that keeps the old one.
+    # A higher share of the new language has a lower optimal learning rate.
     assert rates[0.25][1] > rates[0.33][1] > rates[0.4][1]
