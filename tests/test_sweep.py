@@ -75,7 +75,7 @@ def test_presets_cover_the_questions_of_the_paper():
         trials_of("sweep_rates_8b")
 
 
-def test_learning_rates_are_multiples_of_the_optimum_of_the_law():
+def test_learning_rates_are_multiples_of_the_laws():
     config = load_config(
         "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
     )
