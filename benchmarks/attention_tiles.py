@@ -2,10 +2,10 @@
 
     JAX_PLATFORMS=cpu python -m benchmarks.attention_tiles TOKENIZER FILES
 
-Documents (JSON Lines, or a JSON list; a dialogue is one document) are packed into rows in the order
-of the files. Needed tiles are those of 512 x 512 that hold a visible pair. Bundles are those of the
-compiler's schedule for v5e (benchmarks/attention_schedule.py), forward and backward, per row and
-head.
+Documents (JSON Lines, or a JSON list; a conversation is one document) are packed into rows in the
+order of the files. Needed tiles are those of 512 x 512 that hold a visible pair. Bundles are those
+of the compiler's schedule for v5e (benchmarks/attention_schedule.py), forward and backward, per row
+and head.
 """
 
 import argparse
