@@ -1,10 +1,11 @@
-"""HBM that a gradient of attention takes beside its operands, ours and JAX's splash, on no TPU.
+"""The HBM that a gradient of attention takes next to its operands: our kernel and JAX's splash.
 
     python -m benchmarks.attention_memory [--chip v5e] [--length 8192] [--heads 32 ...]
 
-Temporaries of forward and backward together, by the TPU compiler's own account (`libtpu`, ahead of
-time): one row in bfloat16, splash with its fused and its other backward pass. What fits no chip is
-told by the compiler's error. Needs libtpu.
+The figures are the temporaries of forward and backward together, as the TPU compiler (`libtpu`)
+reports them ahead of time, without a TPU: one row in bfloat16, splash with its fused and its
+unfused backward pass. A program that does not fit the chip is reported with the size in the
+compiler's error. Needs libtpu.
 """
 
 import argparse
@@ -31,26 +32,27 @@ CONTENDERS = {"ours": flash_attention} | {
 
 
 def temporaries(attention, chip: str, shape: argparse.Namespace) -> int:
-    """Bytes that the gradient's program takes beside operands and results."""
+    """Return the bytes that the gradient's program takes next to operands and results."""
     devices = topologies.get_topology_desc(TOPOLOGY[chip], platform="tpu").devices
     mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
-    place = jax.NamedSharding(mesh, jax.P())
+    sharding = jax.NamedSharding(mesh, jax.P())
 
     def operand(heads: int) -> jax.ShapeDtypeStruct:
         size = (1, shape.length, heads, shape.head_dim)
-        return jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=place)
+        return jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=sharding)
 
     def loss(*operands):
         return attention(*operands).astype(jnp.float32).sum()
 
     query, key = operand(shape.heads), operand(shape.kv_heads)
-    ids = jax.ShapeDtypeStruct((1, shape.length), jnp.int32, sharding=place)
+    ids = jax.ShapeDtypeStruct((1, shape.length), jnp.int32, sharding=sharding)
     with jax.set_mesh(mesh):
         lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def told(attention, chip: str, shape: argparse.Namespace) -> str:
+def describe(attention, chip: str, shape: argparse.Namespace) -> str:
+    """Return the temporaries in MB, also if the program does not fit the chip."""
     try:
         return f"{temporaries(attention, chip, shape) / 1e6:,.0f} MB"
     except jax.errors.JaxRuntimeError as error:
@@ -71,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     require_compiler()
     for name in [options.only] if options.only else CONTENDERS:
-        print(f"{name}: {told(CONTENDERS[name], options.chip, options)}", flush=True)
+        print(f"{name}: {describe(CONTENDERS[name], options.chip, options)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What the TPU compiler makes of the attention kernels, ours and JAX's splash, on no TPU.
+"""The TPU compiler's schedule of the attention kernels, ours and JAX's splash, without a TPU.
 
-    python benchmarks/attention_schedule.py [--chip v5e] [--heads 32 --kv-heads 8 --head-dim 128]
+    python -m benchmarks.attention_schedule [--chip v5e] [--heads 32 --kv-heads 8 --head-dim 128]
 
-`libtpu` writes out the schedule that a TensorCore runs, instruction bundle by bundle. For every
-region of a kernel that holds matrix products: bundles and cycles for a thousand scores (visible
-pairs of a query and a key, of one head), products a tile, spills, and the share of the cycles in
-which the matrix units are held. Cycles are the bundles that the compiler schedules; those empty
-because all wait, it leaves out in the end. Waiting for memory is in neither: a lower bound.
-A backward pass's region follows its forward's. Needs libtpu.
+`libtpu` writes the schedule that a TensorCore runs, one instruction bundle per line. For every
+region of a kernel that holds matrix products, the command prints bundles and cycles per thousand
+scores (visible pairs of a query and a key, of one head), products per tile, spills, and the share
+of the cycles in which the matrix units are held. Cycles count the bundles that the compiler
+schedules, including those that are empty because every unit waits; the final bundles leave these
+out. Neither includes waiting for memory: both are lower bounds. The region of a backward pass
+follows that of its forward pass. Needs libtpu.
 """
 
 import argparse
@@ -43,32 +44,35 @@ def lower_kernel(spec: dict) -> tuple[Any, Any]:
 
     devices = topologies.get_topology_desc(TOPOLOGY[spec["chip"]], platform="tpu").devices
     mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
-    place = jax.NamedSharding(mesh, jax.P())
+    sharding = jax.NamedSharding(mesh, jax.P())
     splash = functools.partial(splash_attention, block=spec["block"])
     attention = splash if spec["block"] else flash_attention
 
     def operand(heads: int) -> jax.ShapeDtypeStruct:
         shape = (1, spec["length"], heads, spec["head_dim"])
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
 
     def loss(*operands):
         return attention(*operands).astype(jnp.float32).sum()
 
     query, key = operand(spec["heads"]), operand(spec["kv_heads"])
-    ids = jax.ShapeDtypeStruct((1, spec["length"]), jnp.int32, sharding=place)
+    ids = jax.ShapeDtypeStruct((1, spec["length"]), jnp.int32, sharding=sharding)
     with jax.set_mesh(mesh):
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids), mesh
 
 
 def compile_kernel(spec: dict) -> None:
-    """In a process of its own: libtpu reads its flags once."""
+    """Compile the kernels and print their temporaries; needs a new process.
+
+    libtpu reads its flags only once per process.
+    """
     compiled = lower_kernel(spec)[0].compile()
     print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes}))
 
 
-def regions_of(bundles: Path, utilisation: Path) -> list[Counter]:
-    """Counts of every straight piece of a schedule that holds matrix products."""
-    held = [line.split() for line in utilisation.read_text().split("UTILIZATION:")[1].splitlines()]
+def regions_of(bundles: Path, utilization: Path) -> list[Counter]:
+    """Return the counts of every straight piece of a schedule that holds matrix products."""
+    held = [line.split() for line in utilization.read_text().split("UTILIZATION:")[1].splitlines()]
     held = [int(line[0]) for line in held if line]
     regions, region, number = [], Counter(), 0
     for line in bundles.read_text().splitlines():
@@ -90,7 +94,7 @@ def regions_of(bundles: Path, utilisation: Path) -> list[Counter]:
 
 
 def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
-    """Regions of each kernel, and the step's temporaries in HBM in bytes."""
+    """Return the regions of each kernel, and the step's temporaries in HBM in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -111,9 +115,9 @@ def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
             name = re.sub(r"^\d+-|-\d+-final_bundles\.txt$", "", bundles.name)
             if "analysis" in name or "fusion" in name or not re.search("attention|splash", name):
                 continue
-            utilisation = "hlo-static-per-bundle-utilization"
-            stages = ("final_bundles", f"final_{utilisation}")
-            stages += ("packed-bundles-post-ra", f"pre-delay_{utilisation}")
+            utilization = "hlo-static-per-bundle-utilization"
+            stages = ("final_bundles", f"final_{utilization}")
+            stages += ("packed-bundles-post-ra", f"pre-delay_{utilization}")
             paths = [next(Path(folder).glob(f"*-{name}-??-{stage}.txt")) for stage in stages]
             found[name] = regions_of(*paths[:2])
             for region, waiting in zip(found[name], regions_of(*paths[2:]), strict=True):
@@ -141,11 +145,11 @@ def main() -> None:
 
 
 def report(chip: str, block: int, shape: dict) -> None:
-    """A line for each kernel's region."""
+    """Print one line per region of each kernel."""
     kernels, temporaries = schedule({"chip": chip, "block": block} | shape)
     label = f"splash {block}" if block else "ours"
     print(f"{chip} {label}: {temporaries / 1e6:,.0f} MB of temporaries", flush=True)
-    # Ours takes all query heads of a kv head at once, splash one.
+    # Our kernel takes all query heads of a kv head at once, splash takes one.
     heads = 1 if block else shape["heads"] // shape["kv_heads"] * max(128 // shape["head_dim"], 1)
     scores = heads * (block or 512) ** 2
     product = scores * shape["head_dim"] / (ROWS_FED * MATRIX_SIDE[chip] ** 2)
@@ -154,8 +158,8 @@ def report(chip: str, block: int, shape: dict) -> None:
             print(
                 f"  {name[:44]:44} {region['bundles']:6} bundles "
                 f"{1000 * region['bundles'] / scores:7.3f} and {region['cycles']:6} cycles "
-                f"{1000 * region['cycles'] / scores:7.3f} a thousand scores "
-                f"{region['products'] / product:6.2f} products a tile  "
+                f"{1000 * region['cycles'] / scores:7.3f} per thousand scores "
+                f"{region['products'] / product:6.2f} products per tile  "
                 f"matrix units held {region['held'] / 4 / region['cycles']:4.0%}  "
                 f"spills {region['spills']}",
                 flush=True,

@@ -1,10 +1,11 @@
-"""Tiles that attention visits on packed rows of real text, ours beside splash's causal ones.
+"""The tiles that attention visits on packed rows of real text: our kernel and causal splash.
 
-    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/attention_tiles.py TOKENIZER FILES
+    JAX_PLATFORMS=cpu python -m benchmarks.attention_tiles TOKENIZER FILES
 
-Documents (JSON Lines, or a JSON list; a dialogue is one document) as they come, packed into rows.
-Needed: tiles of 512 x 512 that hold a visible pair. Bundles: by the compiler's schedule for v5e
-(benchmarks/attention_schedule.py), forward and backward, for a row and a head.
+Documents (JSON Lines, or a JSON list; a conversation is one document) are packed into rows in the
+order of the files. Needed tiles are those of 512 x 512 that hold a visible pair. Bundles are those
+of the compiler's schedule for v5e (benchmarks/attention_schedule.py), forward and backward, per row
+and head.
 """
 
 import argparse
@@ -24,12 +25,14 @@ from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from pallas_kernels.tiles import CROSSING, DIAGONAL, needed_tiles, unpack
 
 TILE = 512
-# Bundles a thousand scores on v5e, forward + backward: whole, crossed, diagonal tiles; splash's.
+# Bundles per thousand scores on v5e, forward + backward: our whole, crossed and diagonal tiles;
+# splash's by block size.
 OURS = (3.892 + 8.520, 3.969 + 8.996, 3.144 + 6.609)
 SPLASH = {512: 4.532 + 9.300, 1024: 4.636 + 8.786}
 
 
 def texts(path: str, field: str):
+    """Yield the text of every record of a file."""
     opened = gzip.open if path.endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8") as file:
         records = json.load(file) if ".json" in Path(path).suffixes else map(json.loads, file)
@@ -39,7 +42,7 @@ def texts(path: str, field: str):
 
 
 def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
-    """Segment ids, (rows, length)."""
+    """Return the segment ids of the packed rows, (rows, length)."""
     tokenizer = load_tokenizer(options.tokenizer)
     parts, count = [], 0
     for path in options.files:
@@ -54,7 +57,7 @@ def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
 
 
 def needed(ids: np.ndarray) -> int:
-    """Tiles with a visible pair, by looking at every one."""
+    """Return the number of tiles with a visible pair, found by testing every tile."""
     blocks = ids.reshape(len(ids), -1, TILE)
     count = 0
     for row in blocks:
@@ -64,7 +67,7 @@ def needed(ids: np.ndarray) -> int:
 
 
 def draw(ids: np.ndarray, path: str) -> None:
-    """The row's tiles by kind, the documents' borders as lines."""
+    """Draw the tiles of a row by kind, with lines at the borders of documents."""
     blocks = ids.shape[1] // TILE
     table = needed_tiles(jnp.asarray(ids), TILE)
     tiles = unpack(table.entries[: int(table.count)], blocks)
@@ -77,30 +80,34 @@ def draw(ids: np.ndarray, path: str) -> None:
     axes = figure.subplots()
     names = {
         0: ("white", None),
-        1: ("#e6e6e6", "causal, walked by splash alone"),
+        1: ("#e6e6e6", "causal, visited by splash only"),
         2: ("#0072b2", "whole: no mask"),
         3: ("#56b4e9", "crossed by a border"),
         4: ("#d55e00", "diagonal"),
     }
-    colours = ListedColormap([colour for colour, _ in names.values()])
-    axes.imshow(kind, cmap=colours, vmin=0, vmax=4, extent=(0, ids.shape[1], ids.shape[1], 0))
+    colors = ListedColormap([color for color, _ in names.values()])
+    axes.imshow(kind, cmap=colors, vmin=0, vmax=4, extent=(0, ids.shape[1], ids.shape[1], 0))
     for border in np.flatnonzero(np.diff(ids[0])) + 1:
         axes.axhline(border, color="black", linewidth=0.5)
         axes.axvline(border, color="black", linewidth=0.5)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
-    handles = [Patch(color=colour, label=name) for colour, name in names.values() if name]
+    handles = [Patch(color=color, label=name) for color, name in names.values() if name]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tokenizer")
     parser.add_argument("files", nargs="+")
     parser.add_argument("--text-field", default="text")
     parser.add_argument("--tokens", type=int, default=2_000_000)
-    parser.add_argument("--picture", help="a PNG of a row of 8192 with as many documents as most")
+    parser.add_argument(
+        "--picture", help="PNG file for a row of 8192 tokens with the median number of documents"
+    )
     options = parser.parse_args()
     for length in (8192, 32768):
         ids = packed_rows(options, length)
@@ -118,10 +125,11 @@ def main() -> None:
             for size, cost in SPLASH.items()
         }
         print(
-            f"rows of {length}: {len(ids)} rows, {ids.max(1).mean():.1f} documents a row; tiles "
+            f"rows of {length}: {len(ids)} rows, {ids.max(1).mean():.1f} documents per row; tiles "
             f"visited {counts.sum()} (whole {counts[0]}, crossed {counts[1]}, diagonal "
-            f"{counts[2]}), needed {needed(ids)}; splash {causal}, {causal / counts.sum():.2f} of "
-            f"ours; bundles of splash {min(theirs.values()) / ours:.2f} of ours",
+            f"{counts[2]}), needed {needed(ids)}; splash visits {causal}, "
+            f"{causal / counts.sum():.2f} times ours; bundles of splash "
+            f"{min(theirs.values()) / ours:.2f} times ours",
             flush=True,
         )
 

@@ -1,11 +1,12 @@
-"""What the attention kernels, ours and JAX's splash, move between HBM and VMEM: arithmetic.
+"""The bytes that the attention kernels, ours and JAX's splash, move between HBM and VMEM.
 
     JAX_PLATFORMS=cpu python -m benchmarks.attention_traffic [--chip v5e] [--heads 32 ...]
 
-Each kernel's grid is walked over its own table of tiles, by its own index maps: bytes read and
-written for each score (visible pair of a query and a key, of one head), and MiB of VMEM for blocks,
-twice each, and scratch. A row of 8,192 in bfloat16, one document and four. What XLA does around
-the kernels is not in it: splash's transposed operands, and the sum of its partial gradients.
+The figures are arithmetic: the grid of each kernel is walked over its own table of tiles by its own
+index maps. They are bytes read and written per score (a visible pair of a query and a key, of one
+head), and MiB of VMEM for scratch and for blocks, which are held twice. A row has 8,192 tokens in
+bfloat16, in one document and in four. XLA's work around the kernels is not included: the transposed
+operands of splash, and the sum of its partial gradients.
 """
 
 import argparse
@@ -26,7 +27,7 @@ ROWS = {"one document": (8192,), "four documents": (3000, 2200, 1792, 1200)}
 
 
 def report(label: str, attention, shape: argparse.Namespace, documents: tuple[int, ...]) -> None:
-    """A line for each kernel of a forward and backward pass over a row of such documents."""
+    """Print one line per kernel of a forward and backward pass over a row of ``documents``."""
     length = sum(documents)
     scores = shape.heads * sum(n * (n + 1) // 2 for n in documents)
     ids = jnp.asarray(np.repeat(np.arange(len(documents)), documents)[None], jnp.int32)
@@ -42,7 +43,7 @@ def report(label: str, attention, shape: argparse.Namespace, documents: tuple[in
     for call in recorded(gradient, query, key, key):
         print(
             f"  {label:22} {call.name:40} read {call.read / scores:6.3f} written "
-            f"{call.written / scores:6.3f} bytes a score, VMEM {call.vmem / 2**20:5.1f} MiB",
+            f"{call.written / scores:6.3f} bytes per score, VMEM {call.vmem / 2**20:5.1f} MiB",
             flush=True,
         )
 

@@ -1,11 +1,11 @@
-"""Compile one step as MaxText does: seconds and peak of both, in turn, for TPUs that are not here.
+"""Compilation time and peak memory of one step, next to MaxText's, for TPUs that are not present.
 
     python -m benchmarks.compile_time MAXTEXT PYTHON [SHAPE ...] [--repeats 3]
 
-MAXTEXT is a checkout, PYTHON an interpreter with what MaxText asks for and the JAX and libtpu of
-this one. A shape is as in step_memory.py. Both are timed around ``Lowered.compile`` alone, each
-time in a process of its own, without a compilation cache; MaxText without and with vocabulary
-tiling, which saves it memory. Nothing else should run on the machine.
+MAXTEXT is a checkout, PYTHON an interpreter with MaxText's requirements and the same JAX and libtpu
+as this one. SHAPE is written as for step_memory.py. Each run measures ``Lowered.compile`` only, in
+a new process without a compilation cache; the two programs take turns. MaxText runs without and
+with vocabulary tiling, which reduces its memory. Nothing else should run on the machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.training.lowering import COMPILER_SETTINGS
 
-# What MaxText calls our configs' models.
+# MaxText's name for the model of each config.
 MODELS = {"cpt_8b": "llama3-8b", "cpt_70b": "llama3-70b"}
 SHAPES = ("cpt_8b@v5e:4x4@1x8192", "cpt_70b@v5p:4x4x8@1x8192")
 TILED = {"llama_cpt": None, "MaxText": False, "MaxText, tiled": True}
@@ -31,8 +31,8 @@ compile = jax.stages.Lowered.compile
 def timed(*arguments, **options):
     wall, processor = time.perf_counter(), time.process_time()
     made = compile(*arguments, **options)
-    told = [time.perf_counter() - wall, time.process_time() - processor]
-    print("TIMED", json.dumps([*told, made.memory_analysis().peak_memory_in_bytes / 1e9]))
+    seconds = [time.perf_counter() - wall, time.process_time() - processor]
+    print("TIMED", json.dumps([*seconds, made.memory_analysis().peak_memory_in_bytes / 1e9]))
     return made
 jax.stages.Lowered.compile = timed
 """
@@ -41,7 +41,7 @@ THEIRS = "runpy.run_module('maxtext.trainers.pre_train.train_compile', run_name=
 
 
 def command(name: str, shape: str, options: argparse.Namespace) -> tuple[list[str], str]:
-    """What is run, and where Python looks for modules."""
+    """Return the command line, and its PYTHONPATH."""
     if TILED[name] is None:
         return [sys.executable, "-c", TIMED + OURS, shape], "."
     config, topology, per_chip = shape.split("@")
@@ -74,7 +74,7 @@ def command(name: str, shape: str, options: argparse.Namespace) -> tuple[list[st
 
 
 def measure(name: str, shape: str, options: argparse.Namespace) -> tuple[float, ...]:
-    """Seconds, processor seconds, and GB of the peak."""
+    """Return seconds, processor seconds, and peak memory in GB."""
     arguments, modules = command(name, shape, options)
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
@@ -85,10 +85,10 @@ def measure(name: str, shape: str, options: argparse.Namespace) -> tuple[float, 
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    told = [line for line in done.stdout.splitlines() if line.startswith("TIMED ")]
-    if done.returncode or len(told) != 1:
-        sys.exit(f"{name} on {shape}: status {done.returncode}\n{done.stderr[-2000:]}")
-    return tuple(json.loads(told[0].removeprefix("TIMED ")))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TIMED ")]
+    if done.returncode or len(lines) != 1:
+        sys.exit(f"{name} on {shape}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    return tuple(json.loads(lines[0].removeprefix("TIMED ")))
 
 
 def main() -> None:

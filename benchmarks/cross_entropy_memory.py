@@ -1,10 +1,11 @@
-"""What the TPU compiler makes of the chunked cross-entropy, by size of the chunk, on no TPU.
+"""Memory and cycles of the chunked cross-entropy by chunk size, as the TPU compiler reports them.
 
     python -m benchmarks.cross_entropy_memory [--chip v5p] [CHUNK_TOKENS ...]
 
-Loss and both gradients on one device: temporaries in HBM, and cycles as the compiler's cost model
-estimates them, a loop's body counted for each chunk. Temporaries hold the head in bfloat16 and its
-gradient in float32 beside a chunk's logits. Needs libtpu.
+The program computes the loss and both gradients on one device. The figures are temporaries in HBM,
+and cycles by the compiler's cost model, with a loop's body counted once per chunk. Temporaries hold
+the head in bfloat16 and its gradient in float32 next to the logits of a chunk. Needs libtpu, but
+not a TPU.
 """
 
 import argparse
@@ -24,13 +25,13 @@ TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def compile_loss(options: argparse.Namespace, chunk_tokens: int) -> jax.stages.Compiled:
-    """Value and gradients of ``options.tokens`` tokens on one chip."""
+    """Compile loss and gradients of ``options.tokens`` tokens on one device."""
     topology = topologies.get_topology_desc(TOPOLOGY[options.chip], platform="tpu")
     mesh = make_mesh(MeshConfig(1, 1, 1), topology.devices[:1])
-    place = jax.NamedSharding(mesh, jax.P())
+    sharding = jax.NamedSharding(mesh, jax.P())
 
     def operand(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def loss(hidden, head, targets, weights):  # noqa: ANN001, ANN202
         return linear_cross_entropy(hidden, head, targets, weights, 0.0, chunk_tokens)
@@ -44,7 +45,7 @@ def compile_loss(options: argparse.Namespace, chunk_tokens: int) -> jax.stages.C
 
 
 def cycles_of(text: str, chunks: int) -> int:
-    """The cost model's cycles of a compiled program with one loop over ``chunks``."""
+    """Return the cost model's cycles of a compiled program with one loop over ``chunks``."""
     bodies = set(re.findall(r"body=%([\w.\-]+)", text))
     cycles, computation = Counter(), ""
     for line in text.splitlines():

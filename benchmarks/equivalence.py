@@ -1,11 +1,11 @@
-"""Shows that two trees compute the same numbers, to the last bit.
+"""A check that two trees compute the same numbers, to the last bit.
 
     python -m benchmarks.equivalence run TREE OUTPUT
     python -m benchmarks.equivalence compare REFERENCE OTHER
     python -m benchmarks.equivalence check REFERENCE_TREE OTHER_TREE OUTPUT
 
 ``run`` executes the runs of ``equivalence_runs.py`` with the code of TREE, a checkout, and keeps
-what they write in OUTPUT, a new folder. ``compare`` prints one line per artifact of two outputs:
+their files in OUTPUT, a new folder. ``compare`` prints one line per artifact of two outputs:
 every number, token row, weight and generated token must be equal. Prose, pictures and wall-clock
 values are exempt; ``output_facts.py`` lists them with reasons. ``check`` runs both trees into
 OUTPUT/reference and OUTPUT/other and compares them.
@@ -37,7 +37,7 @@ from benchmarks.renames import FILE, Renames, read_renames
 
 DIFFERENT = 65
 ABOUT, RESULTS, LOGS = "about.json", "results", "logs"
-# The compiler for TPUs looks for none and asks no metadata server.
+# libtpu only compiles: it neither searches for a TPU nor queries a metadata server.
 _TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
@@ -65,7 +65,7 @@ def run(tree: Path, output: Path) -> None:
 
 
 def compare(reference: Path, other: Path) -> bool:
-    """Print one line per artifact; whether all of them are equal."""
+    """Print one line per artifact and return whether all of them are equal."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     renames = read_renames(other / FILE.name)
     left = _reader(reference, renames, exempt_keys(Renames()) | exempt_keys(renames))
@@ -84,7 +84,7 @@ def compare(reference: Path, other: Path) -> bool:
 
 
 def first_difference(name: str, mine: Any, theirs: Any) -> str:
-    """How two values of one name differ; empty if they are equal to the last bit."""
+    """Return how two values of one name differ; empty if they are equal to the last bit."""
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         return _array_difference(name, mine, theirs)
     if isinstance(mine, bytes) and isinstance(theirs, bytes):
@@ -109,9 +109,9 @@ def _array_difference(name: str, mine: np.ndarray, theirs: np.ndarray) -> str:
     # By bytes, so that -0.0 is not 0.0 and NaN equals itself.
     as_bytes = [np.ascontiguousarray(one).reshape(-1, 1).view(np.uint8) for one in (mine, theirs)]
     differing = np.flatnonzero((as_bytes[0] != as_bytes[1]).any(axis=1))
-    place = tuple(int(i) for i in np.unravel_index(differing[0], mine.shape))
-    values = f"{mine[place]!r} != {theirs[place]!r}"
-    return f"{name}: {len(differing)} of {mine.size} values, first at {list(place)}: {values}"
+    index = tuple(int(i) for i in np.unravel_index(differing[0], mine.shape))
+    values = f"{mine[index]!r} != {theirs[index]!r}"
+    return f"{name}: {len(differing)} of {mine.size} values, first at {list(index)}: {values}"
 
 
 def _verdict(mine: Facts, theirs: Facts) -> tuple[bool, str]:
@@ -131,10 +131,10 @@ def _verdict(mine: Facts, theirs: Facts) -> tuple[bool, str]:
 
 def _reader(output: Path, renames: Renames, exempt: frozenset[str]) -> Reader:
     if not (output / ABOUT).exists():
-        raise ValueError(f"{output} has no {ABOUT}: its runs are not complete.")
+        raise ValueError(f"{output} has no {ABOUT}: its runs are not complete. Repeat `run`.")
     about = json.loads((output / ABOUT).read_text("utf-8"))
-    places = ((about["results"], "RESULTS"), (about["tree"], "TREE"))
-    return Reader(output / RESULTS, renames, exempt, places)
+    paths = ((about["results"], "RESULTS"), (about["tree"], "TREE"))
+    return Reader(output / RESULTS, renames, exempt, paths)
 
 
 def _execute(one: Run, arguments: list[str], tree: Path, output: Path) -> float:
@@ -161,9 +161,9 @@ def _execute(one: Run, arguments: list[str], tree: Path, output: Path) -> float:
 
 
 def _environment(tree: Path, output: Path) -> dict[str, str]:
-    """The caller's, without settings that change what XLA compiles.
+    """Return the caller's environment without settings that change what XLA compiles.
 
-    The runs of one output share what they compile, which saves a third of the time; the runs of
+    The runs of one output share a compilation cache, which saves a third of the time; the runs of
     two outputs share nothing.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "LIBTPU_"))}
@@ -183,11 +183,14 @@ def _require_own_code(tree: Path, output: Path) -> None:
         text=True,
     ).stdout.strip()
     if Path(found).resolve().parent != tree:
-        raise ValueError(f"{tree}: its code is not what is imported, but {found or 'nothing'}.")
+        raise ValueError(
+            f"{tree}: Python imports llama_cpt from {found or 'nowhere'}; uninstall that package, "
+            "or name a checkout."
+        )
 
 
 def main(arguments: list[str]) -> int:
-    """Parse and execute; the exit status."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.equivalence",
         description=__doc__,

@@ -1,7 +1,7 @@
-"""The runs that ``benchmarks.equivalence`` compares, in the names of before the redesign.
+"""The runs that ``benchmarks.equivalence`` compares, written in the old names of ``renames.csv``.
 
 Every path is given on the command line and relative to the output, so two outputs hold the same
-paths. What runs is small: the demo's model, six steps per stage.
+paths. The runs are small: the demo's model, six steps per stage.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ class Run:
     arguments: str
     stdin: str = ""
     stdout: str = ""
-    """File that keeps what the command prints, if that is a result."""
+    """The file that keeps the command's standard output, if that is a result."""
     before: Callable[[Path, Renames], None] | None = None
-    """Writes an input of the command into the output."""
+    """A function that writes an input of the command into the output."""
 
     def command(self, tree: Path, renames: Renames) -> list[str]:
-        """The arguments of the interpreter in a tree whose names are ``renames``'s new ones."""
+        """Return the interpreter's arguments in the new names of ``renames``."""
         words = [self._word(word, tree, renames) for word in shlex.split(self.arguments)]
         return ["-m", renames.apply("module", self.module), *words]
 
@@ -60,14 +60,14 @@ def _train(name: str, start: str, prepared: str, text: str) -> Run:
 
 
 def _write_lora_config(results: Path, renames: Renames) -> None:
-    """The SFT run's config with adapters: no option makes a section that a config lacks."""
+    """Write the SFT run's config with adapters: no option adds a section that a config lacks."""
     config = json.loads((results / "sft" / "config.json").read_text("utf-8"))
     config |= _renamed({"lora": {"rank": 4, "alpha": 8.0}}, renames)
     (results / "lora.json").write_text(json.dumps(config, indent=1), "utf-8")
 
 
 def _write_sweep_config(results: Path, renames: Renames) -> None:
-    """Two ratios at two rates of the CPT run's config."""
+    """Write a sweep of two ratios at two learning rates from the CPT run's config."""
     axes = (("data.almr", [0.25, 0.5]), ("optimizer.peak_learning_rate", [1e-3, 3e-3]))
     values = [{"field": renames.apply("field", name), "values": list(v)} for name, v in axes]
     sweep = {"output": "sweep", "pair": "en+zh", "axes": values, "train": {}}
@@ -78,7 +78,7 @@ def _write_sweep_config(results: Path, renames: Renames) -> None:
 
 
 def _renamed(value: Any, renames: Renames, path: str = "") -> Any:
-    """``value`` with its keys as config fields of the tree."""
+    """Return ``value`` with its keys replaced by the config fields of the tree."""
     if isinstance(value, list):
         return [_renamed(one, renames, path) for one in value]
     if not isinstance(value, dict):
@@ -91,7 +91,10 @@ def _renamed(value: Any, renames: Renames, path: str = "") -> Any:
 
 
 def _write_law_table(results: Path, renames: Renames) -> None:
-    """Twenty runs of an invented surface: the new language wants a high rate, the old a low one."""
+    """Write twenty runs of an invented loss surface.
+
+    The new language needs a high learning rate, the original language a low one.
+    """
     random = np.random.default_rng(0)
     rows = [
         row
@@ -106,7 +109,10 @@ def _write_law_table(results: Path, renames: Renames) -> None:
 
 
 def _law_rows(random: np.random.Generator, almr: float, rate: float) -> list[dict[str, Any]]:
-    """Evaluations of one run: noise of 0.2 %, the original language worst in the middle."""
+    """Return the evaluations of one run, with noise of 0.2 %.
+
+    The loss of the original language is highest in the middle of the run.
+    """
     high = np.log10(rate / 2e-3)
     forgotten = 0.30 * 10 ** (0.75 * high) * almr**1.6 + 0.05 * almr**4
     replayed = 0.03 * (1 - almr) * np.exp(-((high + 0.4) ** 2))
@@ -135,7 +141,7 @@ def _law_row(
 
 
 def world_program(renames: Renames) -> str:
-    """A program that writes the demo's text and its vocabulary."""
+    """Return a program that writes the demo's text and its vocabulary."""
     world, vocabulary = (
         renames.apply("module", f"llama_cpt.bilingual_world.{name}")
         for name in ("documents", "vocabulary")

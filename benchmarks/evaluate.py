@@ -1,10 +1,10 @@
-"""Questions a second beside lm-evaluation-harness's Hugging Face backend, on the same CPU.
+"""Questions per second, next to lm-evaluation-harness's Hugging Face backend on the same CPU.
 
-PYTHONPATH=. python benchmarks/evaluate.py FOLDER --data ../shared/data/eval [--shots 5 0]
+    python -m benchmarks.evaluate FOLDER --data ../shared/data/eval [--shots 5 0]
 
 FOLDER is a Hugging Face folder. Both answer the same CMMLU questions in float32, in turn, each in
-a process of its own; the first turn warms up (compilation). The ratio is of the medians. Time
-includes making tokens of the questions, as both do.
+its own process; the first turn, which compiles, is not counted. The ratio is that of the medians.
+The time includes tokenizing the questions, which both do.
 """
 
 import argparse
@@ -37,35 +37,37 @@ NAMES = ("llama_cpt", "harness")
 
 
 def ours(folder: str) -> HarnessModel:
+    """Return the model of this package."""
     config, mesh = open_source(folder).architecture, make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
 
 
 def theirs(options: argparse.Namespace) -> HFLM:
+    """Return the Hugging Face backend of the harness."""
     torch.set_num_threads(options.threads)
     return HFLM(options.folder, dtype="float32", device="cpu", batch_size=options.batch_size)
 
 
 def requests(options: argparse.Namespace, shots: int) -> list[Any]:
-    """Of the first ``options.questions`` questions, subject by subject."""
+    """Return the requests of the first ``options.questions`` questions, in order of subjects."""
     found = make_questions(load_benchmark("cmmlu", options.data, shots), chat=None, limit=None)
     chosen = found[: options.questions]
     return [instance for question in chosen for instance in question.instances]
 
 
 def worker(pipe: Connection, name: str, shots: int, options: argparse.Namespace) -> None:
-    """A pass over all questions for each message; what is sent back is its seconds."""
+    """Answer all questions per message received; send the seconds and the scores back."""
     model: LM = ours(options.folder) if name == "llama_cpt" else theirs(options)
-    asked = requests(options, shots)
+    instances = requests(options, shots)
     while pipe.recv():
         start = time.perf_counter()
-        found = model.loglikelihood(asked)
+        found = model.loglikelihood(instances)
         pipe.send((time.perf_counter() - start, [logprob for logprob, _ in found]))
 
 
 def measure(shots: int, options: argparse.Namespace) -> None:
-    """Both in turn, and whether they agree."""
+    """Measure both in turn and print their rates and the largest difference of scores."""
     context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for name in NAMES:
         pipes[name], far = context.Pipe()
@@ -82,11 +84,12 @@ def measure(shots: int, options: argparse.Namespace) -> None:
     for name, process in zip(NAMES, processes, strict=True):
         pipes[name].send(False)
         process.join()
-    apart = max(abs(a - b) for a, b in zip(*scores.values(), strict=True))
-    rate = {name: options.questions / statistics.median(of) for name, of in seconds.items()}
+    difference = max(abs(a - b) for a, b in zip(*scores.values(), strict=True))
+    rate = {name: options.questions / statistics.median(times) for name, times in seconds.items()}
     print(
         f"{shots} shots: {rate['llama_cpt']:.1f} questions/s, harness {rate['harness']:.1f}: "
-        f"{rate['llama_cpt'] / rate['harness']:.2f} times; scores at most {apart:.1e} apart",
+        f"ratio {rate['llama_cpt'] / rate['harness']:.2f}; scores differ by at most "
+        f"{difference:.1e}",
         flush=True,
     )
 
@@ -97,8 +100,8 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/eval")
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 0])
     parser.add_argument("--questions", type=int, default=201)
-    parser.add_argument("--batch-size", type=int, default=16, help="the harness's")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's")
+    parser.add_argument("--batch-size", type=int, default=16, help="batch size of the harness")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, jax {jax.__version__}, torch {torch.__version__}")

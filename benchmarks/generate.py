@@ -1,9 +1,10 @@
-"""Generated tokens/s beside transformers' ``generate``: same weights' shape, prompts and threads.
+"""Generated tokens/s, next to transformers' ``generate``: same architecture, prompts and threads.
 
-PYTHONPATH=. python benchmarks/generate.py [--embed 512 --layers 8 ...]
+    python -m benchmarks.generate [--embed 512 --layers 8 ...]
 
-Greedy, float32, on CPU, one row and eight; in turn, so that the machine's noise falls on both, each
-in a process of its own. The ratio is of the medians; time includes reading the prompt.
+Both decode greedily in float32 on the CPU, one row and eight rows. They take turns, so that noise
+of the machine affects both, each in its own process. The ratio is that of the medians; the time
+includes the prompt.
 """
 
 import argparse
@@ -31,6 +32,7 @@ NAMES = ("llama_cpt", "transformers")
 
 
 def ours(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], None]:
+    """Return a function that generates with this package."""
     config = ModelConfig(
         vocab_size=options.vocab,
         embed_dim=options.embed,
@@ -56,6 +58,7 @@ def ours(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], None]
 
 
 def theirs(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], None]:
+    """Return a function that generates with transformers."""
     config = transformers.LlamaConfig(
         vocab_size=options.vocab,
         hidden_size=options.embed,
@@ -84,7 +87,7 @@ def theirs(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], Non
 
 
 def worker(pipe: Connection, name: str, rows: int, options: argparse.Namespace) -> None:
-    """A generation for each message; what is sent back is its seconds."""
+    """Generate once per message received, and send the seconds back."""
     torch.set_num_threads(options.threads)
     prompts = np.random.default_rng(0).integers(3, options.vocab, (rows, options.prompt))
     run = (ours if name == "llama_cpt" else theirs)(options, prompts)
@@ -95,7 +98,7 @@ def worker(pipe: Connection, name: str, rows: int, options: argparse.Namespace) 
 
 
 def measure(rows: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every repetition after the first, which compiles."""
+    """Return the seconds of every repetition after the first, which compiles."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for name in NAMES:
@@ -114,7 +117,9 @@ def measure(rows: int, options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in {
         "vocab": 16384, "embed": 192, "mlp": 512, "layers": 6, "heads": 6, "kv-heads": 2,
         "prompt": 64, "tokens": 64, "repeats": 9, "threads": 2,

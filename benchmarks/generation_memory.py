@@ -1,9 +1,10 @@
-"""Prefill and decode for chips that are not here: the rows of docs/notes/performance.md's table.
+"""Memory of prefill and decode on TPUs that are not present: a table of docs/notes/performance.md.
 
     python -m benchmarks.generation_memory [WORD ...]
 
-bfloat16, 16 rows, a cache of 8,192 columns, prompts of 4,096 tokens. WORDs pick the rows that hold
-all of them (``70B decode``). Layers are unrolled: compiling takes minutes.
+The programs use bfloat16, 16 rows, a cache of 8,192 columns and prompts of 4,096 tokens. WORDs
+select the rows that contain all of them (``70B decode``). Layers are unrolled: compiling takes
+minutes. Needs libtpu, but not a TPU.
 """
 
 import argparse
@@ -33,7 +34,9 @@ CALLS: dict[str, Callable[..., jax.stages.Lowered]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*")
     words = parser.parse_args().words
     jax.config.update("jax_platforms", "cpu")
@@ -44,11 +47,11 @@ def main() -> None:
             if not all(word in start for word in words):
                 continue
             began = time.monotonic()
-            told = lower(model, mesh, topology).compile().memory_analysis()
+            memory = lower(model, mesh, topology).compile().memory_analysis()
             cells = (
-                told.argument_size_in_bytes,
-                told.temp_size_in_bytes,
-                told.peak_memory_in_bytes,
+                memory.argument_size_in_bytes,
+                memory.temp_size_in_bytes,
+                memory.peak_memory_in_bytes,
                 find_topology(topology).chip.memory_bytes,
             )
             line = " | ".join(f"{size / 1e9:.1f}" for size in cells)

@@ -1,9 +1,10 @@
-"""Host memory and time to read a 4 GB bfloat16 checkpoint into float32, beside transformers.
+"""Host memory and time to read a 4 GB bfloat16 checkpoint into float32, next to transformers.
 
-    python benchmarks/import_weights.py [--gigabytes 4] [--repeats 3] [--folder DIR]
+    python -m benchmarks.import_weights [--gigabytes 4] [--repeats 3] [--folder DIR]
 
-Writes a random sharded checkpoint of Llama-3.2-1B's shapes with as many layers as it takes, reads
-it in fresh processes by turns (files in the page cache for both), prints medians, and removes it.
+The command writes a random sharded checkpoint of Llama-3.2-1B's shapes with as many layers as the
+size requires, reads it in new processes that take turns (files in the page cache for both), prints
+medians, and removes the checkpoint.
 """
 
 import argparse
@@ -66,8 +67,8 @@ print("RESULT" + json.dumps(values))
 
 
 def write_checkpoint(folder: Path, gigabytes: float) -> int:
-    """Random tensors of about this size; the bytes written."""
-    # With the same names, shapes and config as an export: what is read is what is written.
+    """Write random tensors of about this size and return the number of bytes."""
+    # Names, shapes and config are those of an export.
     from llama_cpt.config.schema import ModelConfig
     from llama_cpt.weights.hf_config import config_json
     from llama_cpt.weights.hf_names import tensor_shapes
@@ -110,9 +111,9 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
 
 
 def measure(reader: str, folder: Path) -> dict[str, float]:
-    """One reading in a fresh process."""
+    """Read the checkpoint once in a new process; return its seconds and bytes."""
     code = PREAMBLE + READERS[reader] + EPILOGUE
-    # The environment stays the caller's: threads and device are for both the same.
+    # Both inherit the caller's environment, so threads and device are the same.
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )
@@ -123,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", help="where the temporary checkpoint is made")
+    parser.add_argument("--folder", help="folder for the temporary checkpoint")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

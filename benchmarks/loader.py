@@ -1,9 +1,10 @@
-"""Rows of 8192 tokens a second through ``batches``, from local disk; time to a run's first batch.
+"""Rows of 8,192 tokens per second through ``batches`` from local disk, and time to a first batch.
 
-    python benchmarks/loader.py [--rows 8192] [--folder DIR]
+    python -m benchmarks.loader [--rows 8192] [--folder DIR]
 
-Writes random rows of four corpora as ArrayRecord shards, reads them on one core and on all, with
-the files in the page cache and dropped from it, prints one line a setting, and removes them.
+The command writes random rows of four corpora as ArrayRecord shards, reads them on one core and on
+all cores, with the files in the page cache and dropped from it, prints one line per setting, and
+removes the files.
 """
 
 import argparse
@@ -97,7 +98,10 @@ def open_loader(folder: Path, batch_size: int, step: int) -> Iterator:
 
 
 def rows_per_second(folder: Path, batch_size: int, rows: int) -> tuple[float, float]:
-    """By the clock, and by the processor time of all threads; over at most ``rows`` rows."""
+    """Return rows per second of wall clock, and per second of processor time of all threads.
+
+    At most ``rows`` rows are read.
+    """
     source = open_loader(folder, batch_size, 0)
     next(source)
     start, spent = time.perf_counter(), time.process_time()
@@ -121,9 +125,11 @@ def seconds_to_first_batch(folder: Path, step: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=8192, help="in all four corpora together")
-    parser.add_argument("--folder", help="where to write; the system's folder for temporary files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=8192, help="rows of the four corpora together")
+    parser.add_argument("--folder", help="folder for the files; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -1,11 +1,12 @@
-"""What eight-bit products cost in loss: docs/notes/real_text.md's run at ALMR 0.33 in int8 and fp8.
+"""The loss of eight-bit matrix products: the run of docs/notes/real_text.md in int8 and fp8.
 
-    PYTHONPATH=. JAX_PLATFORMS=cpu python -m benchmarks.matmul_precision [--steps BASE CPT]
+    JAX_PLATFORMS=cpu python -m benchmarks.matmul_precision [--steps BASE CPT]
 
-Chinese is added to that page's English base as there, whose products are the compute type's own
-(float32), then in eight bits, then once more from another seed: other rows in another order.
-Held-out loss is computed in float32 for all. An hour and a half on two cores, less with fewer
-steps; goes on where it stopped. docs/notes/matmul_precision.md has what came of it.
+The command adds Chinese to that page's English base at ALMR 0.33: with products in the compute type
+(float32), in int8, in fp8, and in the compute type with another seed, which selects other rows in
+another order. Held-out loss is computed in float32 for all runs. It takes an hour and a half on two
+cores, less with fewer steps, and resumes after an interruption. docs/notes/matmul_precision.md has
+the results.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.evaluation.learning_curves import read_curve
 
 FOLDER = Path("runs/matmul_precision")
-# (precision, seed), the most telling first.
+# (precision, seed), the most informative run first.
 RUNS = (("bf16", 0), ("int8", 0), ("fp8", 0), ("bf16", 1))
 
 
 def train(config: TrainConfig) -> None:
-    """Done where it is not yet."""
+    """Run or resume the training of ``config`` in a process."""
     path = FOLDER / f"{Path(config.output).name}.json"
     save_config(config, path)
-    # Two seeds' steps are one program.
+    # Runs with different seeds share the compiled step.
     cache = {"JAX_COMPILATION_CACHE_DIR": str((FOLDER / "compiled").absolute())}
     command = [sys.executable, "-m", "llama_cpt.train", str(path)]
     subprocess.run(command, check=True, env=os.environ | cache)
@@ -59,8 +60,8 @@ def main() -> None:
     print(f"| products | seed | {' | '.join(titles)} |")
     same = found["bf16", 0]
     for (precision, seed), ends in found.items():
-        told = (f"{ends[one]:.4f} | {ends[one] - same[one]:+.4f}" for one in LANGUAGES)
-        print(f"| {precision} | {seed} | {' | '.join(told)} |")
+        cells = (f"{ends[one]:.4f} | {ends[one] - same[one]:+.4f}" for one in LANGUAGES)
+        print(f"| {precision} | {seed} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an output folder of ``benchmarks.equivalence`` holds, as named values to compare.
+"""The named values that ``benchmarks.equivalence`` compares in an output folder.
 
 Nothing here imports the package under test: files are read with the libraries that define them.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.renames import Renames
 
 Facts = dict[str, Any]
-"""Values by name: a JSON field, the cell of a row, a record, a tensor."""
+"""Values by name: a JSON field, the cell of a row, a record or a tensor."""
 
 EXEMPT_FILES = {
     "*.md": "prose",
@@ -31,7 +31,7 @@ EXEMPT_FILES = {
     "*.npy.json": "digest of the .npy file next to it, which is compared",
 }
 _IDENTITY = "digest of a checkpoint's files, which contain times; its arrays are compared"
-# A key, a dotted path, or the path in files of some name.
+# A pattern matches a key, a dotted path, or a file name and a dotted path.
 EXEMPT_KEYS = {
     "perf/tokens_per_second": "wall clock",
     "perf/mfu": "wall clock",
@@ -47,25 +47,25 @@ EXEMPT_KEYS = {
     "*.reference model": _IDENTITY,
     "*.settings.json: model": _IDENTITY,
 }
-# A folder named by the digest of a config, which the names of its fields enter.
+# A folder named by the digest of a config, which depends on the names of its fields.
 _DIGEST = re.compile(r"(?<=/)[0-9a-f]{32}(?=/)")
 _CHECKPOINT_MARK = "_METADATA"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one output's artifacts, under the names that both outputs share."""
+    """A reader of one output's artifacts, under the names that both outputs share."""
 
     results: Path
     renames: Renames
-    """From this output's names to the shared ones; empty if they are the same."""
+    """The table from this output's names to the shared ones; empty if they are the same."""
     exempt: frozenset[str]
-    """Patterns of JSON keys, in this output's names."""
-    places: tuple[tuple[str, str], ...] = ()
-    """Absolute paths to replace in values, and by what."""
+    """The exempt patterns of JSON keys, in this output's names."""
+    paths: tuple[tuple[str, str], ...] = ()
+    """Pairs of an absolute path in values and its replacement."""
 
     def artifacts(self) -> dict[str, Path]:
-        """Files and checkpoints by shared name. Raises ValueError if two have the same one."""
+        """Return files and checkpoints by shared name. Raises ValueError if two names are equal."""
         found: dict[str, Path] = {}
         for path in _walk(self.results):
             name = self.renames.apply("file", path.relative_to(self.results).as_posix())
@@ -76,7 +76,7 @@ class Reader:
         return dict(sorted(found.items()))
 
     def facts(self, path: Path) -> Facts:
-        """All named values of one artifact."""
+        """Return all named values of one artifact."""
         if path.is_dir():
             return self._checkpoint(path)
         readers: dict[str, Callable[[Path], Facts]] = {
@@ -120,7 +120,7 @@ class Reader:
             }
 
     def _checkpoint(self, path: Path) -> Facts:
-        """Every array, and the JSON saved with them, as Orbax itself reads them."""
+        """Return every array, and the JSON saved with them, as Orbax reads them."""
         import jax
         import orbax.checkpoint as ocp
 
@@ -142,19 +142,19 @@ class Reader:
         return self.renames.apply("json_key", name)
 
     def _segment(self, key: str) -> str:
-        """Metrics and arrays are single keys with parts of their own."""
+        """Return the shared name of a key; metrics and arrays are keys with parts of their own."""
         return self.renames.apply("array", self.renames.apply("metric", key)) if "/" in key else key
 
     def _value(self, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        for place, name in self.places:
-            value = value.replace(place, name)
+        for path, name in self.paths:
+            value = value.replace(path, name)
         return self.renames.apply("identifier", self.renames.apply("file", value))
 
 
 def exempt_keys(renames: Renames) -> frozenset[str]:
-    """The exempt patterns in the names of a tree with this table."""
+    """Return the exempt patterns in the names of a tree with this table."""
     metrics = {renames.apply("metric", key) for key in EXEMPT_KEYS}
     return frozenset(renames.apply("json_key", key) for key in metrics)
 
@@ -170,7 +170,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Leaves of nested dicts and lists; an empty one is a leaf, so that none vanishes."""
+    """Yield the leaves of nested dicts and lists; an empty one is a leaf too."""
     if isinstance(value, dict) and value:
         pairs = list(value.items())
     elif isinstance(value, list | tuple) and value:
@@ -183,7 +183,10 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _records(path: Path) -> Facts:
-    """Records as tokens; the first two words of a held-out document are its source's bytes."""
+    """Return records as tokens.
+
+    The first two words of a held-out document are the number of bytes of its source.
+    """
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(str(path))
@@ -195,7 +198,7 @@ def _records(path: Path) -> Facts:
 
 
 def _tensors(path: Path) -> Facts:
-    """Tensors as stored: the format is a length, a JSON header and the bytes."""
+    """Return tensors as stored: the format is a length, a JSON header and the bytes."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])

@@ -1,4 +1,4 @@
-"""What a Pallas call moves between HBM and VMEM: its grid walked, its blocks' indices compared."""
+"""The bytes that a Pallas call moves between HBM and VMEM, counted by its grid and index maps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-# What the pipeline holds of a block: one that is computed on, one under way.
+# The pipeline holds a block twice: one copy is computed on, the other is in flight.
 BUFFERS = 2
 
 
 @dataclass(frozen=True)
 class Call:
-    """Bytes of one call: read from HBM, written to it, held in VMEM at a time."""
+    """The bytes of one call: read from HBM, written to HBM, and held in VMEM at a time."""
 
     name: str
     read: int
@@ -25,10 +25,10 @@ class Call:
 
 
 def recorded(function: Callable, *operands) -> list[Call]:
-    """The Pallas calls of ``function(*operands)``; none is computed, the results are zeros.
+    """Return the Pallas calls of ``function(*operands)``; none is computed, the results are zeros.
 
     ``function`` runs operation by operation, so that tables prefetched to scalar memory have
-    their values: what its index maps say is what they say on a chip.
+    their values, and the index maps return the blocks that they return on a TPU.
     """
     calls = []
 
@@ -65,7 +65,7 @@ def _moved(name: str, grid_spec, operands, results) -> Call:
 
 
 def _blocked(specs, arrays) -> list[tuple]:
-    """Block spec and array of every operand that is there."""
+    """Return block spec and array of every operand that is not None."""
     flat = (jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (specs, arrays))
     pairs = zip(*flat, strict=True)
     return [(spec, array) for spec, array in pairs if spec is not None and array is not None]
@@ -81,7 +81,7 @@ def _buffers(spec: pl.BlockSpec) -> int:
 
 
 def _visits(spec: pl.BlockSpec, steps, scalars) -> int:
-    """How often the block changes: a block that stays from one step to the next is not moved."""
+    """Return how often the block changes: a block that stays the same is not moved again."""
 
     def index(*step):
         return tuple(jnp.asarray(n, jnp.int32) for n in spec.index_map(*step, *scalars))

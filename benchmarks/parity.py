@@ -1,10 +1,10 @@
-"""A trained model's answers beside lm-evaluation-harness's Hugging Face backend, in float32.
+"""A trained model's scores, next to lm-evaluation-harness's Hugging Face backend in float32.
 
-    PYTHONPATH=. python benchmarks/parity.py runs/demo/road/exported runs/demo/world
+    python -m benchmarks.parity runs/demo/road/exported runs/demo/world
 
-Asks both the world's questions in both languages (log-likelihoods of all options), whole held-out
-documents (rolling) and beginnings of them to be continued (greedily), and prints how far apart the
-two are. ``make demo`` makes both folders.
+The command compares the log-likelihoods of all options of the world's questions in both languages,
+the rolling log-likelihoods of whole held-out documents, and greedy continuations of their first 60
+characters, and prints the largest differences. ``make demo`` writes both folders.
 """
 
 import argparse
@@ -35,10 +35,11 @@ TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in L
 
 
 def ours(folder: str) -> HarnessModel:
+    """Return the model of this package."""
     mesh = make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, open_source(folder).architecture, mesh, "float32")
     tokenizer = load_tokenizer(folder)
-    # Not to ask in it: it knows what ends an answer.
+    # Questions do not use the template; it defines the tokens that end an answer.
     return HarnessModel(decoder, tokenizer, mesh, find_chat_template(tokenizer))
 
 
@@ -56,10 +57,10 @@ def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="an exported model")
-    parser.add_argument("world", help="the demo's world")
-    parser.add_argument("--questions", type=int, default=100, help="of each task")
-    parser.add_argument("--documents", type=int, default=20, help="of each language")
+    parser.add_argument("folder", help="folder of an exported model")
+    parser.add_argument("world", help="folder of the demo's world")
+    parser.add_argument("--questions", type=int, default=100, help="questions per task")
+    parser.add_argument("--documents", type=int, default=20, help="documents per language")
     options = parser.parse_args()
     pair = ours(options.folder), HFLM(options.folder, dtype="float32", device="cpu", batch_size=8)
 
@@ -67,27 +68,28 @@ def main() -> None:
         found = make_questions(
             load_benchmark(task, options.world, None), chat=None, limit=options.questions
         )
-        asked = [instance for question in found for instance in question.instances]
-        mine, theirs = (np.array([p for p, _ in one.loglikelihood(asked)]) for one in pair)
+        instances = [instance for question in found for instance in question.instances]
+        mine, theirs = (np.array([p for p, _ in one.loglikelihood(instances)]) for one in pair)
         same = np.mean(
             mine.reshape(len(found), -1).argmax(1) == theirs.reshape(len(found), -1).argmax(1)
         )
         print(
-            f"{task}: {len(asked)} options, at most {abs(mine - theirs).max():.1e} nats apart, "
-            f"{same:.0%} of choices the same"
+            f"{task}: {len(instances)} options differ by at most "
+            f"{abs(mine - theirs).max():.1e} nats, {same:.0%} of the choices are equal"
         )
     texts = documents(options.world, options.documents)
-    asked = requests("loglikelihood_rolling", [(text,) for text in texts])
-    mine, theirs = (np.array(one.loglikelihood_rolling(asked)) for one in pair)
-    apart = abs(mine / theirs - 1).max()
+    instances = requests("loglikelihood_rolling", [(text,) for text in texts])
+    mine, theirs = (np.array(one.loglikelihood_rolling(instances)) for one in pair)
+    difference = abs(mine / theirs - 1).max()
     print(
-        f"rolling: {len(texts)} documents of {-theirs.mean():.0f} nats, at most {apart:.1e} apart"
+        f"rolling: {len(texts)} documents of {-theirs.mean():.0f} nats differ by at most "
+        f"{difference:.1e} of their value"
     )
     settings = {"until": ["\n\n"], "max_gen_toks": 48, "do_sample": False}
-    asked = requests("generate_until", [(text[:60], settings) for text in texts])
-    mine, theirs = (one.generate_until(asked) for one in pair)
+    instances = requests("generate_until", [(text[:60], settings) for text in texts])
+    mine, theirs = (one.generate_until(instances) for one in pair)
     same = sum(a == b for a, b in zip(mine, theirs, strict=True))
-    print(f"written: {same} of {len(texts)} continuations the same to the last character")
+    print(f"generated: {same} of {len(texts)} continuations are equal")
 
 
 if __name__ == "__main__":

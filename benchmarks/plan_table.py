@@ -1,9 +1,10 @@
-"""Compile the rows of docs/guide/plan.md's table again.
+"""The compiled figures in the table of docs/guide/plan.md.
 
     python -m benchmarks.plan_table [WORD ...] [--write]
 
-WORDs pick the rows that hold all of them (``cpt_70b v6e``). ``--write`` stores the results in
-tests/golden/plan_table.json and writes the table of the page from that file.
+The command compiles the rows of the table again. WORDs select the rows that contain all of them
+(``cpt_70b v6e``). ``--write`` stores the results in tests/golden/plan_table.json and writes the
+table of the page from that file. Needs libtpu, but not a TPU.
 """
 
 import argparse
@@ -34,17 +35,18 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: ``config`` on ``topology``, some rows a device in one micro-batch."""
+    """A row of the table: ``config`` on ``topology``, with the batch that ``rows`` gives."""
 
     name: str
     topology: Topology
     rows: str
-    """A number, or SHIPPED: as the config has it."""
+    """Rows of tokens per device, or SHIPPED for the batch of the config."""
     cells: tuple[str, ...]
-    """What was measured."""
+    """The compiled figures, in the order of ``cells_of``."""
 
     @property
     def config(self) -> TrainConfig:
+        """The config with the batch of this row."""
         config = load_config(str(ROOT / "configs" / f"{self.name}.py"))
         if self.rows == SHIPPED:
             return config
@@ -58,7 +60,7 @@ class Row:
 
     @property
     def start(self) -> str:
-        """What the line begins with."""
+        """The first cells of the line, which identify the row."""
         return f"| `{self.name}` | {self.topology.text} | {self.rows} |"
 
     @property
@@ -68,7 +70,7 @@ class Row:
 
 
 def table() -> list[Row]:
-    """Every row of the table, from the file."""
+    """Return every row of the table, from the file."""
     return [
         Row(one["config"], find_topology(one["topology"]), one["rows"], tuple(one["cells"]))
         for one in json.loads(FILE.read_text(encoding="utf-8"))
@@ -76,7 +78,7 @@ def table() -> list[Row]:
 
 
 def write(rows: list[Row]) -> None:
-    """Write the file, and the page's table from it."""
+    """Write the file, and the table of the page."""
     lines = ",\n".join(
         json.dumps(
             {
@@ -104,7 +106,7 @@ def with_table(page: str, rows: list[Row]) -> Iterator[str]:
 
 
 def compile_row(row: Row) -> tuple[Plan | OutOfMemory, float]:
-    """The plan, and the seconds that lowering and compiling took."""
+    """Return the plan, and the seconds to lower and compile."""
     config = row.config
     program = topology_program(config, row.topology.text)
     start = time.monotonic()
@@ -112,10 +114,14 @@ def compile_row(row: Row) -> tuple[Plan | OutOfMemory, float]:
 
 
 def cells_of(plan: Plan | OutOfMemory) -> list[str]:
-    """Peak, chip, parameters and moments, temporaries; FLOPs; collectives; bound and seconds."""
+    """Return the cells of a plan.
+
+    They are GB of peak, chip, parameters and moments, and temporaries; TFLOPs; GB received by
+    collectives; the bound and its seconds.
+    """
     if isinstance(plan, OutOfMemory):
-        asked, given = plan.used / 1e9, plan.available / 1e9
-        return [f"does not fit: {asked:.1f} of {given:.1f}", *["-"] * 6]
+        used, available = plan.used / 1e9, plan.available / 1e9
+        return [f"does not fit: {used:.1f} of {available:.1f}", *["-"] * 6]
     memory = plan.memory
     held = (memory.parameters + memory.optimizer) / 1e9
     flops = plan.program.matrix.total
@@ -135,7 +141,9 @@ def cells_of(plan: Plan | OutOfMemory) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)

@@ -1,13 +1,13 @@
-"""``prepare`` against the tokenizer alone, on the same text, a core: the ratio of tokens a second.
+"""The throughput of ``prepare`` relative to that of the tokenizer alone, on the same text.
 
     python -m benchmarks.prepare TOKENIZER FILE [FILE ...] [--workers N] [--copies N] ...
 
-FILE: JSON Lines with a field ``text``, compressed or not. The tokenizer alone encodes every text,
-read and parsed beforehand, in one process: no BOS, no EOS, no rows, nothing written. ``prepare``
-reads, decompresses, parses, encodes, cuts rows, compresses and writes them, with N processes, its
-start included. Both are measured in turn, several times; printed are million tokens a second of
-processor time (of all processes together; other work on the machine disturbs it less) and a second
-of wall clock and process, and the medians of the ratios of neighbours.
+FILE is JSON Lines with a field ``text``, compressed or not. The tokenizer alone encodes every text
+in one process after the text was read and parsed: no BOS, no EOS, no rows, no files. ``prepare``
+reads, decompresses, parses, encodes, cuts rows, compresses and writes them with N processes; their
+start counts. Both are measured in turn, several times. The command prints million tokens per second
+of processor time (of all processes together; other work on the machine disturbs it less) and per
+second of wall clock and process, and the medians of the ratios of consecutive measurements.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 def processor_seconds() -> float:
-    """Of this process and of its ended children."""
+    """Return the processor seconds of this process and of its children that have ended."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
 def measure(work) -> tuple[int, float, float]:
-    """Tokens, processor seconds, wall seconds."""
+    """Return tokens, processor seconds and wall seconds of ``work``."""
     processor, wall = processor_seconds(), time.perf_counter()
     tokens = work()
     return tokens, processor_seconds() - processor, time.perf_counter() - wall
@@ -48,7 +48,7 @@ def texts_of(files: list[str]) -> list[str]:
 
 
 def encode_alone(tokenizer: Tokenizer, texts: list[str], copies: int) -> int:
-    # The library itself, without what guards it against endless runs of one kind of character.
+    # The library itself, without the guard against very long runs of one kind of character.
     encode = tokenizer.encode
     if tokenizer.kind == "tiktoken":
         encode = tokenizer._encoding.encode_ordinary
@@ -75,9 +75,14 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--length", type=int, default=8192)
-    parser.add_argument("--copies", type=int, default=1, help="times the text: starts count less")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=1,
+        help="repetitions of the text, which reduce the share of the start",
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", help="where to prepare (a temporary folder)")
+    parser.add_argument("--folder", help="folder for the rows; default: a temporary folder")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
     texts = texts_of(arguments.files)
@@ -95,7 +100,7 @@ def main() -> None:
 
 
 def rates(measured: tuple[int, float, float], processes: int) -> tuple[float, float]:
-    """Million tokens a processor second, and a second and process."""
+    """Return million tokens per processor second, and per second of wall clock and process."""
     tokens, processor, wall = measured
     return tokens / processor / 1e6, tokens / wall / processes / 1e6
 

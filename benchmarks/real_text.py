@@ -1,9 +1,10 @@
 """Real text end to end: a vocabulary, a base on English, Chinese added at ALMR 0.33 and 1.0.
 
-    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/real_text.py
+    JAX_PLATFORMS=cpu python -m benchmarks.real_text
 
-About 45 minutes on two cores; goes on where it stopped. What it prints at the end, and the figure,
-are what docs/notes/real_text.md shows. Needs torch and transformers, which load what was exported.
+The command takes about 45 minutes on two cores and resumes after an interruption. Its last lines
+and its figure are shown in docs/notes/real_text.md. Needs torch and transformers, which load the
+exported models.
 """
 
 import gzip
@@ -19,7 +20,7 @@ from configs.real_text import CORPUS, config
 from examples.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.evaluation.learning_curves import draw_curves, finding, read_curve
 
-# Each language's share of the text that the vocabulary is trained on, in bytes.
+# Bytes of text per language that the vocabulary is trained on.
 VOCABULARY_BYTES = 6_000_000
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 PROMPTS = ("The history of the city", "In the morning she", "中国的历史", "他在大学")
@@ -27,6 +28,7 @@ NEW_TOKENS = 40
 
 
 def write_sample(folder: Path) -> list[Path]:
+    """Write every fifth document of each language, up to VOCABULARY_BYTES, into a file."""
     samples = []
     for language in ("en", "zh"):
         sample, size = folder / f"sample.{language}.jsonl", 0
@@ -46,7 +48,7 @@ def run(*arguments: str) -> None:
 
 
 def continuations(folder: Path) -> None:
-    """What ``transformers`` makes of the exported model; sampled, the seed fixed."""
+    """Print continuations that ``transformers`` samples from the exported model, seed 0."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     print(f"\n{folder}")
@@ -63,7 +65,7 @@ def continuations(folder: Path) -> None:
 
 
 def make_vocabulary() -> Path:
-    """Trained where it is not there yet."""
+    """Train the vocabulary if it does not exist, and return its path."""
     tokenizer = Path(config.data.tokenizer)
     if not tokenizer.exists():
         tokenizer.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The rename table of the redesign: ``renames.csv``, one old and one new name per line.
+"""The table of renames, ``renames.csv``: one old and one new name per line.
 
 The kind of a line decides what it applies to and how its names are split into parts:
 
@@ -47,7 +47,7 @@ Parts = tuple[str, ...]
 
 
 class Renames:
-    """New names for old ones. An empty table leaves every name as it is."""
+    """A map from old to new names. An empty table leaves every name as it is."""
 
     def __init__(self, lines: Iterable[Sequence[str]] = ()) -> None:
         self._by_kind: dict[str, list[tuple[Parts, Parts]]] = {kind: [] for kind in SEPARATORS}
@@ -57,7 +57,7 @@ class Renames:
             pairs.sort(key=lambda pair: -len(pair[0]))
 
     def apply(self, kind: str, name: str) -> str:
-        """The new name of ``name``; the line with the most parts wins."""
+        """Return the new name of ``name``; the line with the most parts wins."""
         separator = SEPARATORS[kind]
         parts = _split(name, separator)
         renamed: list[str] = []
@@ -85,9 +85,9 @@ class Renames:
             raise ValueError(f"{kind} {old!r} -> {new!r}: give two different names")
         if pair[0].count(WILDCARD) != pair[1].count(WILDCARD):
             raise ValueError(f"{kind} {old} -> {new}: both need the same number of {WILDCARD}")
-        for place, name in ((0, old), (1, new)):
+        for column, name in ((0, old), (1, new)):
             # Two names that become one could hide a difference.
-            if any(other[place] == pair[place] for other in self._by_kind[kind]):
+            if any(other[column] == pair[column] for other in self._by_kind[kind]):
                 raise ValueError(f"{kind} {name} is listed twice")
         self._by_kind[kind].append(pair)
 

@@ -1,10 +1,10 @@
-"""Time to the first step after a resume, by how far the run had come: it should not matter.
+"""Time to the first step after a resume, by the number of steps done; it should not depend on it.
 
-    PYTHONPATH=. JAX_PLATFORMS=cpu python benchmarks/resume.py [--steps 10 100000] [--repeats 3]
+    JAX_PLATFORMS=cpu python -m benchmarks.resume [--steps 10 100000] [--repeats 3]
 
-The demo's small model on the demo's text. For each number of steps a run folder whose checkpoint
-says that so many are done, many passes over the text included; then the whole command in turn, from
-its start to the line of the next step.
+The model is the demo's, on the demo's text. The command writes a run folder per number of steps,
+whose checkpoint records that many steps as done, many epochs of the text included. It then measures
+``llama_cpt.train`` on each in turn, from the start of the process to the line of the next step.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from llama_cpt.training.trainer import checkpoint_metadata
 
 
 def make_config(folder: Path) -> TrainConfig:
+    """Write the demo's text and vocabulary, and return a config that trains on them."""
     world = folder / "world"
     write_world(world, 0)
     texts = {language: world / f"{language}.train.jsonl" for language in ("en", "zh")}
@@ -57,7 +58,7 @@ def make_config(folder: Path) -> TrainConfig:
 
 
 def save_after(config: TrainConfig, steps: int, folder: Path) -> Path:
-    """A run of which ``steps`` are done; its config, which asks for one more."""
+    """Write a run of which ``steps`` are done; return the config file, with one more step."""
     config = replace(config, output=str(folder / str(steps)), num_steps=steps + 1)
     mesh = make_mesh(config.mesh)
     run = build_run(config, mesh)
@@ -65,14 +66,18 @@ def save_after(config: TrainConfig, steps: int, folder: Path) -> Path:
         jax.set_mesh(mesh),
         CheckpointManager(str(Path(config.output) / CHECKPOINTS_FOLDER)) as checkpoints,
     ):
-        checkpoints.save(steps, run.start(), checkpoint_metadata(run, steps))
+        state = run.start()
+        checkpoints.save(steps, state, checkpoint_metadata(run, state, steps))
     path = folder / f"{steps}.json"
     save_config(config, path)
     return path
 
 
 def seconds_to_step(config: Path, steps: int) -> float:
-    """Of the whole command on a copy of the run, to the line of the step after ``steps``."""
+    """Return the seconds from the command's start to the line of the step after ``steps``.
+
+    The command resumes a copy of the run.
+    """
     output = config.with_suffix("")
     copy = output.with_name(f"{output.name}.copy")
     shutil.copytree(output, copy)
@@ -84,7 +89,7 @@ def seconds_to_step(config: Path, steps: int) -> float:
                 seconds = time.perf_counter() - start
     shutil.rmtree(copy)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
+        raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
     return seconds
 
 

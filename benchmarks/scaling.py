@@ -1,11 +1,11 @@
-"""The tables of docs/notes/scaling.md: memory and time of a step by arithmetic, 8 to 8,192 chips.
+"""Analytic memory and time of a step on 8 to 8,192 chips: the tables of docs/notes/scaling.md.
 
     python -m benchmarks.scaling [--chip v5p]
 
-No compiler runs here: ``planning.analytic`` counts what the step cannot avoid. In each micro-batch
-weights are gathered forward and backward, in bfloat16, and gradients scattered and summed over
-slices, in float32. Last come the rows of docs/guide/plan.md's table that were compiled, the
-compiler's figures beside this arithmetic of the same step.
+Nothing is compiled: ``planning.analytic`` gives lower bounds. In each micro-batch, weights are
+gathered forward and backward, in bfloat16, and gradients are scattered and summed over slices, in
+float32. The last table has the rows of docs/guide/plan.md's table, with the compiler's figures next
+to the analytic ones of the same step.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from llama_cpt.planning.analytic import analytic_memory, parameters
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "cpt_70b.py")
 CHIPS = (8, 32, 128, 512, 2048, 8192)
 ROWS = 1024
-"""Of a step, 8,192 tokens each: 8.4 million tokens."""
+"""Rows per step, of 8,192 tokens each: 8.4 million tokens."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model on so many chips."""
+    """The step of one model on one topology."""
 
     topology: Topology
     tensor: int
-    """Chips that share a row, where there are more chips than rows."""
+    """Number of chips that share a row, if there are more chips than rows."""
     config: TrainConfig
 
     @property
@@ -43,21 +43,21 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Number of tokens per step."""
         return self.config.global_batch_size * self.config.data.sequence_length
 
     @property
     def flops(self) -> float:
-        """Of a device's products a step."""
+        """FLOPs of matrix products per device and step."""
         rate = model_flops_per_token(self.config.model, self.config.data.sequence_length)
         return self.tokens * rate * 4 / 3 / self.topology.devices
 
     @property
     def links(self) -> float:
-        """Bytes that a device receives from its slice a step."""
+        """Bytes that a device receives from its slice per step."""
         model, mesh = self.config.model, self.mesh
         weights = parameters(model) / self.tensor * (1 - 1 / mesh["fsdp"])
-        # Forward, forward again and backward: two sums of a layer's output each.
+        # Forward, recomputed forward and backward: each sums a layer's output twice.
         share = 2 * (self.tensor - 1) / self.tensor
         local = self.tokens / (mesh["replica"] * mesh["fsdp"])
         sums = 6 * share * local * model.embed_dim * 2 * model.num_layers
@@ -65,14 +65,14 @@ class Point:
 
     @property
     def network(self) -> float:
-        """Bytes that a device receives from other slices a step."""
+        """Bytes that a device receives from other slices per step."""
         slices = self.topology.slices
         share = parameters(self.config.model) / self.tensor / self.mesh["fsdp"]
         return self.config.num_microbatches * 2 * 4 * share * (slices - 1) / slices
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of matrix products, links and network, each alone."""
+        """Seconds of matrix products, links and network, each alone."""
         chip = self.topology.chip
         return {
             "matrix": self.flops / chip.peak_flops,
@@ -82,11 +82,12 @@ class Point:
 
 
 def model_405b(base: ModelConfig) -> ModelConfig:
-    """Llama-3.1 405B (its ``config.json``)."""
+    """Return the shape of Llama-3.1 405B, from its ``config.json``."""
     return replace(base, embed_dim=16384, mlp_dim=53248, num_layers=126, num_heads=128)
 
 
 def points(model: ModelConfig, family: str) -> list[Point]:
+    """Return the steps of ``model`` on the chips of CHIPS."""
     config = replace(load_config(CONFIG), model=model, global_batch_size=ROWS)
     found = []
     for chips in CHIPS:
@@ -98,13 +99,14 @@ def points(model: ModelConfig, family: str) -> list[Point]:
 
 
 def _topology(family: str, chips: int) -> Topology:
-    """The fewest slices that have ``chips``."""
+    """Return the topology of the fewest slices that has ``chips`` chips."""
     whole = [shape for shape in shapes_of(family) if chips % math.prod(shape) == 0]
     shape = max(whole, key=math.prod)
     return Topology(family, shape, chips // math.prod(shape))
 
 
 def line(point: Point) -> str:
+    """Return the row of a point in the table."""
     memory = analytic_memory(point.config, point.mesh)
     seconds, available = point.seconds, point.topology.chip.memory_bytes
     fits = "" if memory.total < available else " (does not fit)"
@@ -132,7 +134,9 @@ def compiled_line(row: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chip", default="v5p", choices=list(FAMILIES))
     family = parser.parse_args().chip
     large = load_config(CONFIG).model
@@ -141,7 +145,7 @@ def main() -> None:
         print(f"\n{name}, {parameters(model) / 1e9:.2f} billion parameters\n")
         for point in points(model, family):
             print(line(point))
-    print("\ncompiled, by hand: peak GB; TFLOP; GB received; a device and step\n")
+    print("\ncompiled, analytic: peak GB; TFLOP; GB received; per device and step\n")
     for row in table():
         if row.cells[0].replace(".", "").isdigit():
             print(compiled_line(row))

@@ -1,10 +1,10 @@
-"""Rows of 8192 tokens a second and host where every read of the storage is late.
+"""Rows of 8,192 tokens per second and host when every read of the storage is slow.
 
     python -m benchmarks.slow_storage [--hosts 20] [--seconds 0.05]
 
-Each host is a process with a loader of its own over the same rows; every read of an ArrayRecord
-file is held up by ``--seconds``. Prints the slowest host's time to its first batch of 16 rows and
-its rows a second after that.
+Each host is a process with its own loader over the same rows; every read of an ArrayRecord file is
+delayed by ``--seconds``. The command prints the longest time to a first batch of 16 rows over all
+hosts, and the lowest number of rows per second after that.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCHES = 60
 
 
 class LateReader:
-    """An ArrayRecord reader on storage that is far away."""
+    """An ArrayRecord reader whose reads are delayed."""
 
     def __init__(self, reader: Any, seconds: float) -> None:
         self._reader, self._seconds = reader, seconds
@@ -34,13 +34,14 @@ class LateReader:
 
 
 def run_host(folder: Path, host: int, seconds: float, measured: Any) -> None:
-    opened = rows._opened
+    """Put the seconds to the first batch and the rows per second after it into ``measured``."""
+    open_reader = rows._open_reader
 
-    def opened_late(path: str, records: int) -> LateReader:
+    def open_late(path: str, records: int) -> LateReader:
         time.sleep(seconds)
-        return LateReader(opened(path, records), seconds)
+        return LateReader(open_reader(path, records), seconds)
 
-    rows._opened = opened_late
+    rows._open_reader = open_late
     start = time.perf_counter()
     source = open_loader(folder, BATCH, host * BATCHES)
     next(source)
@@ -52,9 +53,11 @@ def run_host(folder: Path, host: int, seconds: float, measured: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hosts", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.05, help="of every read")
+    parser.add_argument("--seconds", type=float, default=0.05, help="delay of every read")
     options = parser.parse_args()
     processes = multiprocessing.get_context("fork")  # Imports once; no thread has started yet.
     measured = processes.SimpleQueue()
@@ -71,7 +74,7 @@ def main() -> None:
         for host in hosts:
             host.join()
     print(
-        f"{options.hosts} hosts, {options.seconds * 1e3:.0f} ms a read: first batch after "
+        f"{options.hosts} hosts, {options.seconds * 1e3:.0f} ms per read: first batch after "
         f"{max(first for first, _ in found):.2f} s, then {min(rate for _, rate in found):.1f} "
         "rows/s on the slowest host"
     )

@@ -1,10 +1,10 @@
-"""What one training step holds on a chip, as the TPU compiler places it, on no TPU.
+"""The memory of one training step per chip, as the TPU compiler reports it, without a TPU.
 
-    PYTHONPATH=. python benchmarks/step_memory.py [cpt_8b@v5e:4x4@1x8192 ...]
+    python -m benchmarks.step_memory [cpt_8b@v5e:4x4@1x8192 ...]
 
-Each argument is a config, a topology, and the rows and their length a chip: one micro-batch, the
-fsdp axis only. Without arguments, the table of docs/notes/performance.md. Needs libtpu; one process
-compiles one step at a time.
+An argument names a config, a topology, and rows x length per chip: one micro-batch, the fsdp axis
+only. The default is the table of docs/notes/performance.md. Needs libtpu; steps are compiled one at
+a time.
 """
 
 from dataclasses import replace
@@ -43,22 +43,22 @@ def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
 
 
 def measure(shape: str) -> str:
-    """A line of the table."""
+    """Return the row of a shape in the table."""
     name, topology, per_chip = shape.split("@")
     (lowered, mesh), start = lowered_step(shape), time.perf_counter()
-    made, told = compile_program(lowered, mesh), f"| `{name}` | {topology} | {per_chip} |"
+    made, cells = compile_program(lowered, mesh), f"| `{name}` | {topology} | {per_chip} |"
     seconds = time.perf_counter() - start
     if isinstance(made, OutOfMemory):
-        return f"{told} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
+        return f"{cells} does not fit: {made.used / 1e9:.2f} | | | | {seconds:.0f} |"
     read, peak, arguments = made.program, made.peak / 1e9, made.arguments / 1e9
     flops, sent = read.matrix.total / 1e12, sum(one.bytes for one in read.collectives) / 1e9
-    return f"{told} {peak:.2f} | {arguments:.2f} | {flops:.2f} | {sent:.2f} | {seconds:.0f} |"
+    return f"{cells} {peak:.2f} | {arguments:.2f} | {flops:.2f} | {sent:.2f} | {seconds:.0f} |"
 
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     print(
-        "| config | topology | rows x length a chip | peak GB | GB of arguments | matrix TFLOPs "
+        "| config | topology | rows x length per chip | peak GB | GB of arguments | matrix TFLOPs "
         "| GB received | compile s |"
     )
     for shape in sys.argv[1:] or SHAPES:

@@ -1,9 +1,9 @@
-"""The study of docs/notes/study.md: a law of two small sizes, tested at a third one.
+"""The study of docs/notes/study.md: a law fitted to two small sizes, tested at a third size.
 
-    PYTHONPATH=. python benchmarks/study.py fit     bases, sweeps of two sizes, law.json
-    PYTHONPATH=. python benchmarks/study.py judge   the large size's cells against that law
+    python -m benchmarks.study fit     train the bases, sweep two sizes, fit law.json
+    python -m benchmarks.study judge   train the large size's cells, compare them with the law
 
-Goes on where it stopped. `judge` prints the tables of docs/notes/study.md.
+Both resume after an interruption. `judge` prints the tables of docs/notes/study.md.
 """
 
 import argparse
@@ -35,12 +35,12 @@ CELLS = {"named by the law": NAMED, "best of the small size": COPIED, "ALMR 0.33
 
 
 def fit() -> None:
-    """All up to the law."""
+    """Train the bases and the sweeps of two sizes, and fit the law."""
     tokenizer = Path(small.data.tokenizer)
     if not tokenizer.exists():
         tokenizer.parent.mkdir(parents=True, exist_ok=True)
         sample = write_sample(tokenizer.parent)
-        # Of Chinese characters the commonest alone: all of them are more than the vocabulary.
+        # Only the most frequent Chinese characters: all of them would exceed the vocabulary.
         train_vocabulary(sample, tokenizer, small.model.vocab_size, character_coverage=0.98)
     for size in SIZES:
         run_command("train", f"configs/study_{size}.py")
@@ -51,7 +51,7 @@ def fit() -> None:
 
 
 def judge() -> None:
-    """The large size against the law that was written before it."""
+    """Train the large size and compare it with the law that was fitted before."""
     for sweep in JUDGED:
         run_command("sweep", f"configs/study_{sweep}_sweep.py")
     law = load_law(str(DOCS / "law.json"))
@@ -62,7 +62,7 @@ def judge() -> None:
 
 
 def _kept(sweep: str) -> str:
-    """Its table, copied beside the law."""
+    """Copy the table of a sweep next to the law, and return its path."""
     kept = DOCS / f"{sweep}.csv"
     DOCS.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(f"{FOLDER}/{sweep}/results.csv", kept)
@@ -86,17 +86,20 @@ def _losses(law: Law, points: RunsTable) -> str:
 
 
 def _regrets(law: Law, points: RunsTable) -> str:
-    """Objective less the best measured, over the median measured less the best; seeds averaged."""
+    """Return the table of regrets, averaged over seeds.
+
+    Regret is (objective - best) / (median - best) of the measured objectives.
+    """
     objective = law.evaluate_objective(points.additional, points.original)
-    places = np.stack([points.almr, points.learning_rate], axis=1)
-    cells, member = np.unique(places, axis=0, return_inverse=True)
+    settings = np.stack([points.almr, points.learning_rate], axis=1)
+    cells, member = np.unique(settings, axis=0, return_inverse=True)
     means = np.array([objective[member == i].mean() for i in range(len(cells))])
     regret = (means - means.min()) / (np.median(means) - means.min())
     names = {cell: name for name, cell in CELLS.items()}
     lines = ["| cell | ALMR | LR | seeds | objective | regret |", "| --- " * 6 + "|"]
     for i in np.argsort(means):
         almr, rate = map(float, cells[i])
-        name = next((n for c, n in names.items() if np.allclose(c, (almr, rate))), "neighbour")
+        name = next((n for c, n in names.items() if np.allclose(c, (almr, rate))), "neighbor")
         count = int((member == i).sum())
         lines.append(
             f"| {name} | {almr:g} | {rate:g} | {count} | {means[i]:.4f} | {regret[i]:.2f} |"
@@ -105,20 +108,20 @@ def _regrets(law: Law, points: RunsTable) -> str:
 
 
 def _draw(law: Law, points: RunsTable) -> None:
-    """Each large cell's prediction with its band, and what was measured."""
+    """Draw the predicted loss of each large cell with its interval, and the measured losses."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     cells = sorted({*zip(points.almr, points.learning_rate, strict=True)})
     labels = [f"{almr:g}\n{rate:g}" for almr, rate in cells]
     for axes, group in zip(figure.subplots(1, 2), GROUPS, strict=True):
-        for place, (almr, rate) in enumerate(cells):
+        for position, (almr, rate) in enumerate(cells):
             band = law.predict(almr, rate)[group]
             axes.plot(
-                [place, place], [band.low, band.high], color="#7b3294", linewidth=6, alpha=0.3
+                [position] * 2, [band.low, band.high], color="#7b3294", linewidth=6, alpha=0.3
             )
-            axes.plot(place, band.value, "_", color="#7b3294", markersize=16)
+            axes.plot(position, band.value, "_", color="#7b3294", markersize=16)
             here = (points.almr == almr) & (points.learning_rate == rate)
             measured = getattr(points, group)[here]
-            axes.plot([place] * len(measured), measured, "o", color="black", markersize=5)
+            axes.plot([position] * len(measured), measured, "o", color="black", markersize=5)
         if group == "original":
             bound = 1.03 * law.base()["original"]
             axes.axhline(bound, color="black", linestyle="--", linewidth=1)
@@ -132,7 +135,7 @@ def _draw(law: Law, points: RunsTable) -> None:
 
 
 def _target() -> list[str]:
-    """The large size, and what its base is before any Chinese: known without training."""
+    """Return the options of the large size and of its base, measured before any Chinese."""
     last = read_metrics(epath.Path(f"{FOLDER}/base_large/metrics.jsonl"), large.num_steps)[-1]
     corpora = {"additional": "zh", "original": "en"}
     bits = [f"{group}={last[f'eval/{code}/bits_per_byte']}" for group, code in corpora.items()]
@@ -141,6 +144,8 @@ def _target() -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=("fit", "judge"))
     {"fit": fit, "judge": judge}[parser.parse_args().part]()

@@ -1,10 +1,10 @@
-"""Train tokens/s beside transformers + torch: same model, batch, threads and precision, in one run.
+"""Training tokens/s, next to transformers with torch: same model, batch, threads and precision.
 
-python benchmarks/train_step.py [--embed 512 --layers 8 ...]
+    python -m benchmarks.train_step [--embed 512 --layers 8 ...]
 
-Both take a whole optimizer step (forward, backward, clipping at 1, AdamW) in float32 on CPU, in
-turn, so that the machine's noise falls on both; the ratio is of the medians. Each has a process of
-its own: in one, the memory that one library keeps is what the other must ask the system for anew.
+Both take a whole optimizer step (forward, backward, clipping at 1, AdamW) in float32 on the CPU.
+They take turns, so that noise of the machine affects both; the ratio is that of the medians. Each
+has its own process: in a shared one, memory kept by one library is not available to the other.
 """
 
 import argparse
@@ -55,6 +55,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def ours(config: ModelConfig, tokens: np.ndarray, chunk: int):  # noqa: ANN201
+    """Return a function that takes a step with this package."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig(1e-4))
     state = init_state(lambda: Llama(config, jax.random.key(0)), optimizer, mesh)
@@ -84,6 +85,7 @@ def ours(config: ModelConfig, tokens: np.ndarray, chunk: int):  # noqa: ANN201
 
 
 def theirs(config: ModelConfig, tokens: np.ndarray):  # noqa: ANN201
+    """Return a function that takes a step with transformers and torch."""
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
@@ -113,7 +115,7 @@ def theirs(config: ModelConfig, tokens: np.ndarray):  # noqa: ANN201
 
 
 def worker(pipe: Connection, name: str, options: argparse.Namespace) -> None:
-    """A step for each message; what is sent back is its seconds."""
+    """Take a step per message received, and send its seconds back."""
     torch.set_num_threads(options.threads)
     config = model_config(options)
     tokens = np.random.default_rng(0).integers(
@@ -127,7 +129,9 @@ def worker(pipe: Connection, name: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in {
         "vocab": 16000, "embed": 512, "mlp": 1408, "layers": 8, "heads": 8, "kv-heads": 4,
         "length": 512, "rows": 8, "repeats": 9, "threads": 2, "chunk": 2048,

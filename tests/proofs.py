@@ -1,7 +1,7 @@
-"""Long proofs, run by hand: ``python -m tests.proofs [NAME ...]``.
+"""Long proofs, run manually: ``python -m tests.proofs [NAME ...]``.
 
-Each is a pytest command too long for every change, of which the tests for each change run a short
-version. A line with its result, seconds and commit is added to docs/notes/proofs.md.
+A proof is a pytest command that takes too long for every change; the regular tests run a short
+version of it. Each run adds a line with its result, seconds and commit to docs/notes/proofs.md.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Proof:
 
     @property
     def command(self) -> str:
-        """What a reader types to repeat it."""
+        """The shell command that repeats the proof."""
         settings = [f"{name}={value}" for name, value in self.environment.items()]
         return " ".join([*settings, "pytest", shlex.join(self.arguments)])
 

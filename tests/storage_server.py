@@ -1,6 +1,6 @@
-"""A storage service on the loopback that speaks to the clients of ``gs://``: objects in memory.
+"""A storage service on the loopback interface for the clients of ``gs://``; objects are in memory.
 
-As in Google's, there are no folders, and a write may ask for the generation that it replaces.
+Like Cloud Storage, it has no folders, and a write may require the generation that it replaces.
 """
 
 import base64
@@ -21,10 +21,11 @@ import pytest
 
 
 class Server(ThreadingHTTPServer):
-    """Every bucket holds the same objects, at first ``folder``'s files; answers take ``seconds``.
+    """The service. Every bucket holds the same objects, initially the files of ``folder``.
 
-    ``status`` of a number other than 200 is all that is answered; ``fails(method)`` and
-    ``denies(method)`` choose requests that are answered 503 and 403 and do nothing.
+    A response takes ``seconds``. A ``status`` other than 200 is the response to every request.
+    ``fails(method)`` and ``denies(method)`` select requests that have no effect and whose response
+    is 503 and 403.
     """
 
     daemon_threads = True
@@ -42,20 +43,25 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def put(self, name: str, content: bytes, generation: str | None) -> bool:
-        """Whether ``generation`` is still the object's (0: there is none), or is not asked for."""
+        """Store an object and return True, or return False if its generation is another.
+
+        ``generation`` 0 requires that the object does not exist; None requires nothing.
+        """
         with self.lock:
             before = self.generations.get(name, 0)
-            there = before if name in self.objects else 0
-            if generation is not None and int(generation) != there:
+            current = before if name in self.objects else 0
+            if generation is not None and int(generation) != current:
                 return False
             self.objects[name], self.generations[name] = content, before + 1
             return True
 
     def handle_error(self, *_: object) -> None:
-        """A client that has what it needs goes away."""
+        """Ignore clients that close the connection early."""
 
 
 class Answer(BaseHTTPRequestHandler):
+    """The handler of one request."""
+
     protocol_version = "HTTP/1.1"
     server: Server
 
@@ -65,17 +71,17 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.is_served():
             return
-        place = urlsplit(self.path).path
-        if place.endswith("/o"):
-            self.tell(self.listed())
-        elif "/o/" not in place:
-            self.tell({"name": "bucket"})
+        path = urlsplit(self.path).path
+        if path.endswith("/o"):
+            self.answer_json(self.listed())
+        elif "/o/" not in path:
+            self.answer_json({"name": "bucket"})
         elif self.name not in self.server.objects:
             self.answer(404)
         elif self.query.get("alt") == "media":
             self.send_object()
         else:
-            self.tell(self.described(self.name))
+            self.answer_json(self.described(self.name))
 
     def do_POST(self) -> None:
         content = self.content()
@@ -85,26 +91,28 @@ class Answer(BaseHTTPRequestHandler):
             self.answer_batch(content)
             return
         verbs = r"/o/([^/]+)/(rewriteTo|copyTo|moveTo)(?:/b/[^/]+)?/o/([^?]+)"
-        if asked := re.search(verbs, self.path):
-            source, target = unquote(asked[1]), unquote(asked[3])
+        if match := re.search(verbs, self.path):
+            source, target = unquote(match[1]), unquote(match[3])
             if source not in self.server.objects:
                 self.answer(404)
                 return
             self.server.put(target, self.server.objects[source], None)
-            if asked[2] == "moveTo":
+            if match[2] == "moveTo":
                 del self.server.objects[source]
-            told = self.described(target)
-            self.tell({"done": True, "resource": told} if asked[2] == "rewriteTo" else told)
+            resource = self.described(target)
+            rewritten = {"done": True, "resource": resource}
+            self.answer_json(rewritten if match[2] == "rewriteTo" else resource)
             return
         kind, name = self.query.get("uploadType"), self.query.get("name")
         if kind == "resumable":
             name = name or json.loads(content)["name"]
-            # Where all of the content comes next, without a kind.
-            place = f"http://{self.headers['Host']}/upload?name={name}"
-            self.answer(200, headers={"Location": place})
+            # The next request sends all of the content to this address, without uploadType.
+            location = f"http://{self.headers['Host']}/upload?name={name}"
+            self.answer(200, headers={"Location": location})
             return
         if kind == "multipart":
-            parts = self.headers["Content-Type"].replace("'", '"')  # gcloud's quotes
+            # gcloud quotes the boundary with apostrophes.
+            parts = self.headers["Content-Type"].replace("'", '"')
             head = f"Content-Type: {parts}\r\n\r\n".encode()
             about, data = BytesParser().parsebytes(head + content).get_payload()
             name = json.loads(about.get_payload())["name"]
@@ -117,7 +125,7 @@ class Answer(BaseHTTPRequestHandler):
             self.answer(204 if found is not None else 404)
 
     def is_served(self) -> bool:
-        """Wait as long as an answer takes; answer what is not to be served."""
+        """Wait for ``seconds``; respond with an error and return False if one is due."""
         with self.server.lock:
             self.server.requests += 1
             self.server.at_once += 1
@@ -180,12 +188,13 @@ class Answer(BaseHTTPRequestHandler):
         content = self.server.objects[self.name]
         first, end, size = 0, len(content), len(content)
         headers = {"x-goog-generation": str(self.server.generations[self.name])}
-        if asked := self.headers.get("Range"):
-            start, last = re.fullmatch(r"bytes=(\d*)-(\d*)", asked).groups()
+        requested = self.headers.get("Range")
+        if requested:
+            start, last = re.fullmatch(r"bytes=(\d*)-(\d*)", requested).groups()
             first = int(start) if start else max(size - int(last), 0)
             end = min(int(last) + 1, size) if start and last else size
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
-        self.answer(206 if asked else 200, content[first:end], headers)
+        self.answer(206 if requested else 200, content[first:end], headers)
 
     def answer_batch(self, content: bytes) -> None:
         parts = []
@@ -196,17 +205,17 @@ class Answer(BaseHTTPRequestHandler):
                 "--part\r\nContent-Type: application/http\r\n"
                 f"Content-ID: <response-{number}>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n\r\n"
             )
-        told = "".join([*parts, "--part--"]).encode()
-        self.answer(200, told, {"Content-Type": "multipart/mixed; boundary=part"})
+        body = "".join([*parts, "--part--"]).encode()
+        self.answer(200, body, {"Content-Type": "multipart/mixed; boundary=part"})
 
     def keep(self, name: str, content: bytes) -> None:
         if self.server.put(name, content, self.query.get("ifGenerationMatch")):
-            self.tell(self.described(name))
+            self.answer_json(self.described(name))
         else:
             self.answer(412)
 
-    def tell(self, told: dict) -> None:
-        self.answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+    def answer_json(self, values: dict) -> None:
+        self.answer(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status: int, content: bytes = b"", headers: dict | None = None) -> None:
         self.send_response(status)
@@ -219,15 +228,15 @@ class Answer(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[Server]:
-    """Clients made in here, and in processes started in here, take this service for ``gs://``'s."""
+    """Serve ``gs://`` to clients made in this context and in processes started in it."""
     with Server(folder, seconds, status) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        place = f"http://127.0.0.1:{server.server_port}"
+        address = f"http://127.0.0.1:{server.server_port}"
         before = dict(os.environ)
         os.environ |= {
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": place,
-            "STORAGE_EMULATOR_HOST": place,
-            "TENSORSTORE_GCS_HTTP_URL": place,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
         }
         try:
             yield server
@@ -239,6 +248,6 @@ def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[S
 
 @pytest.fixture
 def bucket(tmp_path_factory) -> Iterator[Server]:
-    """Empty; ``gs://bucket`` is there as long as the test runs."""
+    """The service with an empty bucket, ``gs://bucket``, for the duration of the test."""
     with storage(tmp_path_factory.mktemp("empty")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""The chat command in a process, and its session."""
+"""The chat command in a process, and a chat session."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_tokenizer_without_chat_tokens_has_no_template(session_parts, corpora_to
 
 @pytest.fixture
 def corpora_tokenizer(tmp_path) -> Tokenizer:
-    """A SentencePiece model with BOS and EOS alone."""
+    """A SentencePiece model whose only special tokens are BOS and EOS."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c d e f g"] * 20),
         model_prefix=str(tmp_path / "tokenizer"),
@@ -84,7 +84,7 @@ def corpora_tokenizer(tmp_path) -> Tokenizer:
     return load_tokenizer(str(tmp_path / "tokenizer.model"))
 
 
-def test_pieces_hold_whole_characters_and_no_special_tokens(session_parts):
+def test_streamed_pieces_hold_whole_characters_and_no_special_tokens(session_parts):
     _, tokenizer, _ = session_parts
     ids = [*tokenizer.encode("a你🙂b"), tokenizer.special_id("<|python_tag|>")]
     pieces = list(stream_text(tokenizer, iter([[one] for one in ids])))
@@ -93,7 +93,7 @@ def test_pieces_hold_whole_characters_and_no_special_tokens(session_parts):
     assert cut == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
-def test_reset_forgets_answers(session):
+def test_reset_keeps_only_the_system_message(session):
     session.set_system("Be brief.")
     answer = "".join(session.reply("hi"))
     assert [m.role for m in session.messages] == ["system", "user", "assistant"]
@@ -151,7 +151,7 @@ def hf_folder(session_parts) -> Path:
     return folder
 
 
-def test_lines_of_a_pipe_are_answered(hf_folder, tmp_path, session):
+def test_chat_answers_lines_from_a_pipe(hf_folder, tmp_path, session):
     saved = tmp_path / "talk.json"
     lines = f"/system Be kind.\nhi\n/save {saved}\n/nonsense\n/exit\nnever read\n"
     result = talk(str(hf_folder), lines, "--temperature", "1", "--top-p", "1", "--seed", "3")
@@ -165,13 +165,13 @@ def test_lines_of_a_pipe_are_answered(hf_folder, tmp_path, session):
     assert "".join(session.reply("hi")) == messages[2]["content"]
 
 
-def test_missing_model_is_one_line(tmp_path):
+def test_missing_model_is_a_one_line_error(tmp_path):
     result = talk(str(tmp_path / "nothing"), "")
     assert result.returncode == USER_ERROR
     assert result.stderr == f"error: {tmp_path / 'nothing'}: no such folder.\n"
 
 
-def test_missing_tokenizer_is_one_line(hf_folder, tmp_path):
+def test_missing_tokenizer_error_names_the_option(hf_folder, tmp_path):
     (tmp_path / "config.json").write_text((hf_folder / "config.json").read_text())
     source = open_source(str(tmp_path))
     assert source.architecture.num_layers == 1
@@ -179,7 +179,7 @@ def test_missing_tokenizer_is_one_line(hf_folder, tmp_path):
         _ = source.tokenizer
 
 
-def test_terminal_gets_no_control_characters():
+def test_control_characters_are_removed_for_the_terminal():
     assert chat._visible("a\x1b[2J\x9b\r\nb\t\N{ZERO WIDTH JOINER}") == (
         "a[2J\nb\t\N{ZERO WIDTH JOINER}"
     )

@@ -121,7 +121,7 @@ def test_round_trip_through_a_checkpoint_verifies(source, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, capsys, monkeypatch):
-    """Both sides have the same bits, so that a comparison alone finds nothing."""
+    """Verification fails although both sides have the same bits."""
     (file, *_) = (f for f in source.glob("*.safetensors") if "model.norm.weight" in load_file(f))
     tensors = load_file(file)
     tensors["model.norm.weight"][3] = value
@@ -153,7 +153,7 @@ def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_
     assert main(["verify", str(source), checkpoint]) == status
 
 
-def test_export_names_the_line_of_runs(source, tmp_path, capsys):
+def test_model_card_names_all_ancestor_runs(source, tmp_path, capsys):
     model = load_hf(str(source))
     changed = jax.tree.map(lambda leaf: leaf, model)
     changed.layers.key[...] = changed.layers.key[...].at[1, 2, 3].add(0.5)
@@ -173,7 +173,7 @@ def test_export_names_the_line_of_runs(source, tmp_path, capsys):
         "| steps | 4 of 9 |",
         "| tokens | 512 (32 rows of 16) |",
         "| peak learning rate | 0.00025 |",
-        # 16 rows at 0.5 and 16 at 0.33: 13.28 rows asked, 13 whole ones trained on.
+        # 16 rows at 0.5 and 16 at 0.33: a target of 13.28 rows, 13 whole rows.
         "target 0.415, realized 0.40625",
         "| additional | zh-web | 208 |",
         "| zh/bits_per_byte | 2.5000 | 1.2500 |",
@@ -197,7 +197,7 @@ def test_export_without_its_base_prints_a_warning(source, tmp_path, capsys):
 
 
 def test_unconvertible_tokenizer_is_copied(source, tmp_path, capsys, shared_data):
-    """The weights are exported all the same, with an unchanged copy of the tokenizer."""
+    """The weights are exported, with an unchanged copy of the tokenizer."""
     model = load_hf(str(source))
     vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
@@ -237,13 +237,13 @@ def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys)
     ],
 )
 def test_user_errors_write_nothing(arguments, message, source, tmp_path):
-    places = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
+    paths = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
     with pytest.raises(UserError, match=message):
-        main([places.get(argument, argument) for argument in arguments])
+        main([paths.get(argument, argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
 
 
-def test_user_error_is_one_line(tmp_path):
+def test_user_error_is_a_one_line_message(tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
     root = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""``benchmarks.equivalence`` finds the smallest differences and looks through renames."""
+"""``benchmarks.equivalence`` finds the smallest differences and applies renames."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def write_records(path, rows):
 
 
 def write_output(output, *, new):
-    """A complete output, in old or in new names."""
+    """Write a complete output, in old or in new names."""
     results = output / "results"
     rows = results / ("rows" if new else "prepared")
     rows.mkdir(parents=True)
@@ -43,7 +43,7 @@ def write_output(output, *, new):
     config = {"data": {"chat": {"loss_on" if new else "learn": "all"}}, "output": str(results)}
     (results / "config.json").write_text(json.dumps(config))
     (results / "results.csv").write_text(f"{'ratio' if new else 'almr'},loss\n0.25,1.5\n")
-    (results / "card.md").write_text(f"written {'anew' if new else 'of old'}")
+    (results / "card.md").write_text(f"written by the {'new' if new else 'old'} tree")
     save_file({"norm": np.ones(3, np.float32)}, results / "model.safetensors")
     weights = {"query": np.arange(4, dtype=np.float32)}
     tree = {"model": {"q_proj": weights["query"]}} if new else {"trained": weights}
@@ -67,13 +67,13 @@ def outputs(written, tmp_path):
     return tmp_path / "old", tmp_path / "new"
 
 
-def test_equal_through_renames(outputs, capsys):
+def test_compare_reports_equal_outputs_across_renames(outputs, capsys):
     assert main(["compare", *map(str, outputs)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "6 artifacts, 0 differ"
     # Step, loss and passes of two lines; the clock is exempt under its new name too.
     assert "equal    metrics.jsonl: 6 values" in lines
-    # Without the table nothing that was renamed is the same.
+    # Without the table, renamed values are found under one name only.
     (outputs[1] / "renames.csv").write_text("kind,old,new\n")
     assert main(["compare", *map(str, outputs)]) == 65
 
@@ -101,7 +101,7 @@ def in_text(old, new):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "message"),
     [
         ("model.safetensors", one_byte, "norm: byte 5 of 12 and 12: 0 != 1"),
         (
@@ -117,20 +117,20 @@ def in_text(old, new):
         ("model.safetensors", lambda path: path.unlink(), "only in "),
     ],
 )
-def test_a_difference_is_named(outputs, capsys, file, change, told):
+def test_compare_names_the_first_difference(outputs, capsys, file, change, message):
     change(outputs[1] / "results" / file)
     assert not compare(*outputs)
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("DIFFERS")]
-    assert line.startswith(f"DIFFERS  {file}: ") and told in line
+    assert line.startswith(f"DIFFERS  {file}: ") and message in line
 
 
-def test_incomplete_output_is_an_error(outputs):
+def test_compare_rejects_an_incomplete_output(outputs):
     (outputs[0] / "about.json").unlink()
     with pytest.raises(ValueError, match="about.json: its runs are not complete"):
         compare(*outputs)
 
 
-def test_commands_in_the_names_of_the_tree(tmp_path):
+def test_commands_use_the_names_of_the_tree(tmp_path):
     rows = [
         ("module", "llama_cpt.train", "llama_cpt.fit"),
         ("config_file", "configs/demo_base.py", "configs/demo.py:base"),
@@ -143,7 +143,7 @@ def test_commands_in_the_names_of_the_tree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("file,a,c\nfile,b,c", "file c is listed twice"),
         ("thing,a,b", "kind 'thing' must be one of"),
@@ -151,7 +151,7 @@ def test_commands_in_the_names_of_the_tree(tmp_path):
         ("file,a", "must have the columns"),
     ],
 )
-def test_malformed_tables_are_rejected(tmp_path, line, told):
+def test_malformed_tables_are_rejected(tmp_path, line, message):
     (tmp_path / "renames.csv").write_text(f"kind,old,new\n{line}\n")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_renames(tmp_path / "renames.csv")

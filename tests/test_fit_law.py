@@ -37,7 +37,7 @@ def fit(tmp_path, capsys):
     return run
 
 
-def test_recommendation_and_config(fit, results, tmp_path):
+def test_recommendation_is_printed_and_written_as_a_config(fit, results, tmp_path):
     lost = write_table(tmp_path / "lost.csv", [{"run": "trial 7", "almr": 0.5}])
     options = ("--next", 2, "--predict", "almr=0.6,learning_rate=5e-4")
     status, printed, folder = fit(results, lost, "--config", BASE, *options)
@@ -69,7 +69,7 @@ def test_recommendation_and_config(fit, results, tmp_path):
         assert "Run trial 7 diverged or did not finish" in text
 
 
-def test_target_and_options_without_config(fit, results):
+def test_target_size_is_extrapolated_and_written_as_options(fit, results):
     status, printed, folder = fit(results, "--target-parameters", "1.2e7", "--target-tokens", "2e8")
     assert status == 0 and "12M parameters, 200M tokens" in printed
     assert "Extrapolation: 12 times the largest fitted size" in printed
@@ -117,7 +117,7 @@ def test_target_below_fitted_sizes_is_refused(fit, results):
         ),
     ],
 )
-def test_published_tables_of_one_rate(fit, name, forgetting, finding):
+def test_tables_of_one_learning_rate_give_a_ratio_only(fit, name, forgetting, finding):
     options = ("--forgetting", forgetting, "--predict", "almr=0.7,learning_rate=1e-4")
     status, printed, folder = fit(TABLES / f"{name}.csv", *options)
     assert status == 3 and "note: --predict: no form could be fitted" in printed
@@ -128,7 +128,7 @@ def test_published_tables_of_one_rate(fit, name, forgetting, finding):
     assert "nan" not in printed.lower() and "nan" not in report.lower()
 
 
-def test_target_needs_the_column(fit):
+def test_target_tokens_need_the_tokens_column(fit):
     with pytest.raises(UserError, match="--target-tokens: column tokens of the table is empty"):
         fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
 
@@ -171,7 +171,7 @@ def test_invalid_options_are_rejected(fit, results, tmp_path, arguments, message
     assert not (tmp_path / "law").exists()
 
 
-def test_user_error_is_one_line(tmp_path):
+def test_user_error_is_a_one_line_message(tmp_path):
     command = [sys.executable, "-m", "llama_cpt.fit_law", "nothing.csv", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == USER_ERROR and not done.stdout

@@ -24,13 +24,13 @@ ORDER = list(CONTENTS)
 
 
 def file_of(module: str) -> Path | None:
-    """The project's file that a dotted name stands for, if there is one."""
+    """Return the project's file of a dotted name, or None."""
     file = Path(*module.split(".")).with_suffix(".py")
     return file if file in FILES else None
 
 
 def imported_names(file: Path) -> set[str]:
-    """Every dotted name that ``file`` imports, anywhere in it."""
+    """Return every dotted name that ``file`` imports, at any level of it."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -42,7 +42,7 @@ def imported_names(file: Path) -> set[str]:
 
 
 def imports(file: Path) -> set[Path]:
-    """The project's files that ``file`` imports."""
+    """Return the project's files that ``file`` imports."""
     return {found for name in imported_names(file) if (found := file_of(name))}
 
 

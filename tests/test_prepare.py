@@ -1,4 +1,4 @@
-"""The command prints the counts and rows that a run will find."""
+"""The prepare command prints the counts and rows that a run reads."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def config_path(tmp_path):
     return str(tmp_path / "config.py")
 
 
-def test_report_of_corpora_and_mixture(config_path, capsys):
+def test_report_has_corpora_and_mixture(config_path, capsys):
     main([config_path])
     assert capsys.readouterr().out.splitlines() == [
         "zh: 9 documents, 171 tokens, 0.89 bytes per token, 1.462 tokens per character, "
@@ -72,12 +72,14 @@ def test_report_of_corpora_and_mixture(config_path, capsys):
     ]
 
 
-def test_overrides_and_warning_of_too_many_epochs(config_path, capsys):
+def test_overrides_apply_and_too_many_epochs_are_a_warning(config_path, capsys):
     main([config_path, "--num-steps", "20", "--workers", "2", "--data.almr", "0", "1.0", "5", "0"])
     out = capsys.readouterr().out
     assert "  20 steps: 2.00 epochs of zh\n" in out
-    told = "warning: 20 steps: 2.31 epochs of en, above data.max_epochs=2; train rejects this run"
-    assert told in out
+    warning = (
+        "warning: 20 steps: 2.31 epochs of en, above data.max_epochs=2; train rejects this run"
+    )
+    assert warning in out
 
 
 def test_inspect_shows_what_the_model_sees(config_path, capsys):
@@ -120,7 +122,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_user_error_is_one_line(config_path, tmp_path):
+def test_user_error_is_a_one_line_message(config_path, tmp_path):
     (tmp_path / "en.jsonl").write_text('{"text": 1}')
     failed = run(config_path)
     assert (failed.returncode, failed.stdout) == (USER_ERROR, "")
@@ -130,7 +132,7 @@ def test_user_error_is_one_line(config_path, tmp_path):
     )
 
 
-def test_help_and_unknown_options(config_path):
+def test_help_is_printed_and_unknown_options_are_rejected(config_path):
     assert "--inspect N" in run("--help").stdout
     assert "--inspect N" in run().stdout
     with pytest.raises(UserError, match="did you mean"):
@@ -148,7 +150,7 @@ def test_skipped_documents_are_reported(config_path, tmp_path, capsys):
     assert "  3 documents skipped: 2 no field 'text', 1 not JSON\n" in capsys.readouterr().out
 
 
-def test_report_and_rows_of_chats(config_path, tmp_path, capsys):
+def test_report_and_inspected_rows_of_chats(config_path, tmp_path, capsys):
     """The report has formats, learned and dropped tokens; printed rows mark the learned lines."""
     turns = [("user", "h"), ("assistant", "hello"), ("user", "more"), ("assistant", "no\nmore")]
     messages = [{"role": role, "content": text} for role, text in turns]

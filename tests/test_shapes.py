@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked in every test, in modules that have such signatures."""
+"""Tests check shapes in signatures, in modules whose signatures have shapes."""
 
 import jax.numpy as jnp
 import jaxtyping
@@ -9,7 +9,7 @@ from pallas_kernels.reference import attention
 from tests.conftest import SHAPED
 
 
-def test_wrong_shape_raises():
+def test_wrong_shape_raises_an_error():
     row = jnp.zeros((1, 8, 2, 4))
     attention(row, row, row, jnp.ones((1, 8), jnp.int32))
     with pytest.raises(jaxtyping.TypeCheckError):

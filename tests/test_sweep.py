@@ -87,5 +87,5 @@ def test_learning_rates_are_multiples_of_the_laws():
         assert half == pytest.approx(once / 2, rel=0.01) and twice == pytest.approx(
             2 * once, rel=0.01
         )
-    # The more of the new language, the lower the rate that keeps the old one.
+    # A higher share of the new language has a lower optimal learning rate.
     assert rates[0.25][1] > rates[0.33][1] > rates[0.4][1]

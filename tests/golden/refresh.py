@@ -1,10 +1,10 @@
-"""Bring ``tests/golden/tpu.json`` up to date.
+"""The command that updates ``tests/golden/tpu.json``.
 
     python -m tests.golden.refresh [--all] [PYTEST OPTION ...]
 
-Runs every test that compiles for TPUs, two at a time; a program whose hash is in the file is not
-compiled again, unless ``--all``. Programs that no test uses any more are removed. Takes about
-twenty minutes on two cores if every program changed.
+It runs every test that compiles for TPUs, two at a time. A program whose hash is in the file is not
+compiled again, except with ``--all``. Programs that no test uses are removed. The command takes
+about twenty minutes on two cores if every program changed.
 """
 
 import json
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         for path in sorted(Path(folder).glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 used |= json.loads(line)
-    # Some tests alone, or tests that stopped early, do not name all that is in use.
+    # A selection of tests, or tests that stopped early, do not use all programs.
     complete = not options and status == 0
     tpu_programs.write(used if complete else tpu_programs.read() | used)
     print(f"{tpu_programs.FILE}: {len(used)} programs in use")

@@ -1,4 +1,4 @@
-"""The kept figures are what the compiler says, and a program's hash is the same from anywhere."""
+"""Stored figures equal a new compilation, and hashes do not depend on the checkout."""
 
 import os
 from pathlib import Path
@@ -33,14 +33,14 @@ def lower_small():
 
 @pytest.mark.slow
 def test_kept_figures_equal_a_fresh_compile():
-    """The one program that is always compiled: a compiler that changed cannot hide."""
+    """This program is always compiled, so that a change of the compiler is found."""
     lowered, mesh = lower_small()
     fresh, kept = encode(COMPILE(lowered, mesh)), encode(compiling.compile_program(lowered, mesh))
     assert kept == fresh
     assert encode(decode(fresh)) == fresh
 
 
-def test_a_refusal_is_kept():
+def test_out_of_memory_result_round_trips():
     refused = OutOfMemory(20, 10, ((5, "f32[2]", "jit(step)"),))
     assert decode(encode(refused)) == refused
 
@@ -74,6 +74,6 @@ def test_the_hash_does_not_depend_on_path_or_line(tmp_path):
     assert done.stdout.strip() == key_of(*lower_small()), done.stderr
 
 
-def test_the_file_is_small():
+def test_golden_file_is_small():
     assert Path(ROOT / "tests/golden/tpu.json").stat().st_size < 300_000
     assert read()

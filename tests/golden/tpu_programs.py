@@ -32,12 +32,12 @@ from llama_cpt.training.compiler_options import TPU
 # The property of a test that compiled a program.
 COMPILED = "compiled for a TPU"
 FILE = Path(__file__).with_name("tpu.json")
-# The seam itself: tests replace it, and call the real one through this name.
+# The real function; tests replace ``compiling.compile_program`` and call this one.
 COMPILE = compiling.compile_program
 
 
 def key_of(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
-    """Hash everything that decides what the compiler makes of ``lowered``."""
+    """Return a hash of everything that the compiled program of ``lowered`` depends on."""
     devices = [
         (device.device_kind, device.coords, getattr(device, "slice_index", 0))
         for device in mesh.devices.flat
@@ -53,7 +53,7 @@ def key_of(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
 
 
 def encode(made: CompiledProgram | OutOfMemory) -> dict[str, Any]:
-    """The figures as JSON values; arrays that are alike are counted."""
+    """Return the figures as JSON values; equal buffers are stored once, with their number."""
     if isinstance(made, OutOfMemory):
         return json.loads(json.dumps({"too_large": asdict(made)}))
     values = asdict(made)
@@ -66,7 +66,7 @@ def encode(made: CompiledProgram | OutOfMemory) -> dict[str, Any]:
 
 
 def decode(values: dict[str, Any]) -> CompiledProgram | OutOfMemory:
-    """What ``encode`` was given, but for the order of arrays of one size."""
+    """Return the argument of ``encode``, except for the order of buffers of equal size."""
     if "too_large" in values:
         return from_dict(OutOfMemory, values["too_large"])
     program = values["program"]
@@ -93,14 +93,14 @@ def _shape(text: str, layout: str) -> Shape:
 
 @dataclass
 class Goldens:
-    """The file's figures, and what this process added to them."""
+    """The figures of the file, and those that this process added."""
 
     stored: dict[str, dict[str, Any]]
     additions: Path | None = None
-    """A folder for what this process uses of the file or compiles, if the file is refreshed."""
+    """The folder for the figures that this process uses, if the file is being refreshed."""
 
     def compiler(self, test: pytest.Item) -> Callable[..., CompiledProgram | OutOfMemory]:
-        """Stand in for ``compile_program`` during ``test``."""
+        """Return a substitute of ``compile_program`` for ``test``."""
 
         def compile_program(
             lowered: jax.stages.Lowered, mesh: Mesh
@@ -127,7 +127,7 @@ class Goldens:
 
 
 def read(path: Path = FILE) -> dict[str, dict[str, Any]]:
-    """The stored figures by hash."""
+    """Return the stored figures by hash."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
