@@ -5,17 +5,17 @@ from typing import Any
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.arabic_numbers import accusative, cardinal, counted
-from examples.bilingual_world.arabic_sentences import FACTS, QUESTIONS, SUMS, WRITINGS
-from examples.bilingual_world.arabic_stories import STORIES, TALK
 from examples.bilingual_world.arabic_words import (
     ADJECTIVES,
-    FEMININE_COLOURS,
+    FEMININE_COLORS,
+    HOURS,
     NOUNS,
     PLAIN,
     SPOTS,
     definite,
 )
-from examples.bilingual_world.language import Language, templates
+from examples.bilingual_world.data_files import read_templates
+from examples.bilingual_world.language import Language
 from examples.bilingual_world.plan import Clock, Count, Mention, Pair
 
 # he, to him, his.
@@ -25,8 +25,6 @@ _PRONOUNS = {
     "i": ("أنا", "لي", "ي"),
     "you": ("أنت", "لك", "ك"),
 }
-_TO_TEN = "الواحدة الثانية الثالثة الرابعة الخامسة السادسة السابعة الثامنة التاسعة العاشرة"
-_HOURS = (*_TO_TEN.split(), "الحادية عشرة", "الثانية عشرة")
 
 
 def say(value: Any, form: str) -> str:
@@ -117,7 +115,7 @@ def _adjective(masculine: str, form: str) -> str:
     words, wanted = masculine, form.split()
     if "f" in wanted:
         head, mark, tail = masculine.partition("~")
-        words = FEMININE_COLOURS.get(masculine, f"{head}ة{mark}{tail}")
+        words = FEMININE_COLORS.get(masculine, f"{head}ة{mark}{tail}")
     if "acc" in wanted:
         words = accusative(words)
     elif "a" not in wanted:
@@ -143,7 +141,7 @@ def _clock(hour: int, minute: int) -> str:
     else:
         part = "صباحًا" if hour < 12 else "بعد الظهر" if hour < 18 else "مساءً"
     past = {0: "", 15: " والربع", 30: " والنصف", 45: " إلا ربعًا"}[minute]
-    return f"الساعة {_HOURS[(hour - 1 + minute // 45) % 12]}{past} {part}"
+    return f"الساعة {HOURS[(hour - 1 + minute // 45) % 12]}{past} {part}"
 
 
 _SPACES = re.compile(r" +(?=[ .،؛؟!:»]|$)|^ +", re.MULTILINE)
@@ -161,7 +159,7 @@ def _finish(text: str) -> str:
 LANGUAGE = Language(
     code="ar",
     space=" ",
-    sentences=templates(FACTS, QUESTIONS, SUMS, WRITINGS, TALK, STORIES),
+    sentences=read_templates("ar"),
     say=say,
     finish=_finish,
 )

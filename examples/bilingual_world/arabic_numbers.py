@@ -1,12 +1,10 @@
 """Arabic counting: one and two are forms of the noun, three to ten take its plural, and eleven to
 ninety-nine the singular accusative; units are of the other gender than what is counted."""
 
-from examples.bilingual_world.arabic_words import FEMININE_COLOURS, Noun
+from examples.bilingual_world.arabic_words import FEMININE_COLORS, TENS, UNITS, Noun
 
-_UNITS = "صفر واحد اثنان ثلاثة أربعة خمسة ستة سبعة ثمانية تسعة عشرة".split()
-_TENS = {20: "عشر", 30: "ثلاث", 40: "أربع", 50: "خمس", 60: "ست", 70: "سبع", 80: "ثمان", 90: "تسع"}
 # These are the same in the accusative.
-_DIPTOTES = {*FEMININE_COLOURS, *FEMININE_COLOURS.values()}
+_DIPTOTES = {*FEMININE_COLORS, *FEMININE_COLORS.values()}
 
 
 def counted(number: int, noun: Noun, case: str = "") -> str:
@@ -28,12 +26,12 @@ def counted(number: int, noun: Noun, case: str = "") -> str:
 
 def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
     """0 to 99 in words, as counts what is masculine or feminine."""
-    ten, unit = number // 10 * 10, number % 10
+    ten, unit = divmod(number, 10)
     if number <= 10:
         return _unit(number, case, feminine)
     if number < 20:
         return f"{_teen_unit(unit, case, feminine)} {'عشرة' if feminine else 'عشر'}"
-    tens = _TENS[ten] + ("ين" if case else "ون")
+    tens = TENS[ten - 2] + ("ين" if case else "ون")
     if not unit:
         return tens
     return f"{_before_tens(unit, case, feminine)} و{tens}"
@@ -58,8 +56,8 @@ def _unit(number: int, case: str, feminine: bool) -> str:
     if number == 2:
         return ("اثنت" if feminine else "اثن") + ("ين" if case else "ان")
     if not feminine or number < 3:
-        return _UNITS[number]
-    return "ثماني" if number == 8 else _UNITS[number].removesuffix("ة")
+        return UNITS[number]
+    return "ثماني" if number == 8 else UNITS[number].removesuffix("ة")
 
 
 def _teen_unit(unit: int, case: str, feminine: bool) -> str:

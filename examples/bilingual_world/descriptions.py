@@ -65,7 +65,7 @@ def kinds(world: World, rng: random.Random) -> Plan:
         says = [_state(fact) for fact in about]
         if subject in lists.THINGS:
             owner = Mention(rng.choice(world.people))
-            slots = {"a": owner, "x": subject, "c": rng.choice(lists.COLOURS)}
+            slots = {"a": owner, "x": subject, "c": rng.choice(lists.COLORS)}
             says.append(Say("thing.owner", slots))
         elif subject in lists.ANIMALS or subject in lists.FOODS:
             key = "animal.seen" if subject in lists.ANIMALS else "food.bought"

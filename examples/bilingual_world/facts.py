@@ -89,7 +89,7 @@ def facts_of_person(world: World, person: Person, how: str = "name") -> list[Fac
         Fact("home", who | {"t": person.home}, person.home, towns),
         Fact("age", who | {"n": person.age}, person.age, _near(person.age, 5)),
         Fact("food", who | {"f": person.food}, person.food, lists.FOODS),
-        Fact("colour", who | {"c": person.colour}, person.colour, lists.COLOURS),
+        Fact("colour", who | {"c": person.colour}, person.colour, lists.COLORS),
         Fact("hobby", who | {"h": person.hobby}, person.hobby, lists.HOBBIES),
         Fact("pet", who | {"k": person.pet, "q": person.pet_name}, person.pet, lists.PETS),
         Fact("wish", who | {"t": person.wish}, person.wish, towns),
@@ -139,7 +139,7 @@ def facts_of_kinds() -> list[Fact]:
     for food, (kind, taste, colour) in lists.FOOD_FACTS.items():
         facts.append(Fact("food.kind", {"f": food, "k": kind}, kind, lists.FOOD_KINDS))
         facts.append(Fact("food.taste", {"f": food, "e": taste}, taste, lists.TASTES))
-        facts.append(Fact("food.colour", {"f": food, "c": colour}, colour, lists.COLOURS))
+        facts.append(Fact("food.colour", {"f": food, "c": colour}, colour, lists.COLORS))
     for animal, (legs, meal, house) in lists.ANIMAL_FACTS.items():
         facts.append(Fact("animal.legs", {"k": animal, "n": legs}, legs, (0, 2, 4, 6, 8)))
         facts.append(Fact("animal.eats", {"k": animal, "e": meal}, meal, lists.MEALS))
@@ -208,7 +208,7 @@ def _person(
         home=home,
         job=rng.choice(lists.JOBS) if age > 20 else "",
         food=rng.choice(lists.FOODS),
-        colour=rng.choice(lists.COLOURS),
+        colour=rng.choice(lists.COLORS),
         hobby=rng.choice(lists.HOBBIES),
         pet=rng.choice(lists.PETS),
         pet_name=rng.choice(lists.PET_NAMES),

@@ -34,15 +34,6 @@ class Language:
     """A whole sentence as it is written: capitals, articles, spaces."""
 
 
-def templates(*texts: str) -> dict[str, tuple[str, ...]]:
-    """Templates by key from lines ``key: template``; a key may have several lines."""
-    found: dict[str, list[str]] = {}
-    for line in filter(None, "\n".join(texts).splitlines()):
-        key, template = line.split(": ", 1)
-        found.setdefault(key, []).append(template)
-    return {key: tuple(ways) for key, ways in found.items()}
-
-
 class _Slot:
     """Lets ``str.format`` ask the language for a form."""
 

@@ -74,7 +74,7 @@ def recipe(world: World, rng: random.Random) -> Plan:
         Say("recipe.add", {"f": others[1]}),
         Say(f"recipe.{dish}", {"f": main, "n": 5 * rng.randint(1, 12)}),
     ]
-    end = Say("recipe.serve", {"n": rng.randint(2, 8), "c": rng.choice(lists.COLOURS)})
+    end = Say("recipe.serve", {"n": rng.randint(2, 8), "c": rng.choice(lists.COLORS)})
     needs = Say("recipe.needs", dict(zip("xyz", amounts, strict=True)))
     if rng.random() < 0.5:
         numbered = [
@@ -107,7 +107,7 @@ def song(world: World, rng: random.Random) -> Plan:
     for _ in range(rng.randint(2, 3)):
         for name in rng.sample(_SONG_LINES, 4):
             slots = {
-                "c": rng.choice(lists.COLOURS),
+                "c": rng.choice(lists.COLORS),
                 "k": rng.choice(lists.ANIMALS),
                 "t": rng.choice(lists.TOWNS),
                 "z": rng.choice(lists.SEASONS),
@@ -149,7 +149,7 @@ def _first_person_slots(world: World, writer: Person, rng: random.Random) -> Slo
         "out": rng.choice(lists.OUTDOORS),
         "w": rng.choice(lists.WEEKDAYS),
         "o": rng.choice(lists.ANIMALS),
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
     }
 
 
@@ -158,7 +158,7 @@ def _public_slots(person: Person, rng: random.Random) -> Slots:
         "a": Mention(person, "full"),
         "j": rng.choice(lists.JOBS),
         "x": rng.choice(lists.THINGS),
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
         "s": rng.choice(lists.SPOTS),
         "s2": rng.choice(lists.SPOTS),
         "d": rng.choice(lists.WEEKDAYS),

@@ -84,7 +84,7 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
         "s3": elsewhere,
         "x": thing,
         "y": made,
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
         "f": rng.choice(lists.FOODS),
         "g": rng.choice(lists.FOODS),
         "fs": Count(rng.randint(2, 12), rng.choice(lists.FOODS)),
@@ -112,7 +112,7 @@ def _introductions(world: World, hero: Person, rng: random.Random) -> list[Say]:
 def _details(world: World, slots: Slots, rng: random.Random) -> list[Say]:
     """What could be seen, heard and smelt."""
     town = rng.choice(facts_of_town(world, world.town(slots["t"])))
-    animal = {"k": rng.choice(lists.ANIMALS), "s": slots["s"], "c": rng.choice(lists.COLOURS)}
+    animal = {"k": rng.choice(lists.ANIMALS), "s": slots["s"], "c": rng.choice(lists.COLORS)}
     return [
         Say(f"weather.{rng.choice(lists.WEATHERS)}", {}),
         Say("detail.animal", animal),

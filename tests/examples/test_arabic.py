@@ -71,7 +71,7 @@ def test_every_identifier_of_the_world_has_arabic_words():
     deeds = [f"{job}.duty" for job in lists.JOBS] + [f"{thing}.use" for thing in lists.THINGS]
     assert {*names, *traits, *deeds, *lists.HOBBIES, *lists.HIDING_PLACES} <= set(PLAIN)
     assert {*lists.THINGS, *lists.FOODS, *lists.ANIMALS, *lists.TOWN_KINDS} <= set(NOUNS)
-    assert {*lists.JOBS, *lists.COLOURS, *lists.FEELINGS} <= set(ADJECTIVES)
+    assert {*lists.JOBS, *lists.COLORS, *lists.FEELINGS} <= set(ADJECTIVES)
     assert set(lists.SPOTS) == set(SPOTS)
     for words in (*PLAIN.values(), *ADJECTIVES.values()):
         assert re.fullmatch("[\u0620-\u0652~ ]+", words), words
