@@ -1,14 +1,17 @@
-"""Arabic counting: one and two are forms of the noun, three to ten take its plural, and eleven to
-ninety-nine the singular accusative; units are of the other gender than what is counted."""
+"""Arabic counting.
+
+One and two are forms of the noun; three to ten take its plural, and eleven to ninety-nine its
+singular accusative. The gender of three to ten is the opposite of the noun's.
+"""
 
 from examples.bilingual_world.arabic_words import FEMININE_COLORS, TENS, UNITS, Noun
 
-# These are the same in the accusative.
+# These words are the same in the accusative.
 _DIPTOTES = {*FEMININE_COLORS, *FEMININE_COLORS.values()}
 
 
 def counted(number: int, noun: Noun, case: str = "") -> str:
-    """``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or, for the nominative, empty."""
+    """Return ``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or empty (nominative)."""
     inflect = accusative if case == "acc" else str
     match number % 100:
         case 1 if number == 1:
@@ -25,7 +28,7 @@ def counted(number: int, noun: Noun, case: str = "") -> str:
 
 
 def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
-    """0 to 99 in words, as counts what is masculine or feminine."""
+    """Return 0 to 99 in words, in the form that counts a masculine or a feminine noun."""
     ten, unit = divmod(number, 10)
     if number <= 10:
         return _unit(number, case, feminine)
@@ -38,7 +41,7 @@ def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
 
 
 def accusative(phrase: str) -> str:
-    """Indefinite, in the accusative: every word that can be marked is."""
+    """Return ``phrase`` in the indefinite accusative, with the mark on every word that takes it."""
     return " ".join(map(_marked, phrase.split()))
 
 
@@ -61,7 +64,7 @@ def _unit(number: int, case: str, feminine: bool) -> str:
 
 
 def _teen_unit(unit: int, case: str, feminine: bool) -> str:
-    """11 and 12 agree with the noun; of 12 the ending of the dual loses its last letter."""
+    """Return the unit of 11 to 19. 11 and 12 agree with the noun; 12 loses its last letter."""
     if unit == 1:
         return "إحدى" if feminine else "أحد"
     word = _unit(unit, case, feminine)
@@ -69,7 +72,7 @@ def _teen_unit(unit: int, case: str, feminine: bool) -> str:
 
 
 def _before_tens(unit: int, case: str, feminine: bool) -> str:
-    """Unlike before a noun, one is counted, and the accusative is marked."""
+    """Return a unit before a ten: unlike before a noun, it counts one and marks the case."""
     if unit == 1 and feminine:
         return "إحدى"
     word = _unit(unit, case, feminine)

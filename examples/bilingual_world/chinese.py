@@ -1,4 +1,4 @@
-"""Chinese: words, measure words, and how sentences are finished."""
+"""The Chinese language: words, measure words, numbers, and the finishing of sentences."""
 
 import re
 from typing import Any
@@ -20,10 +20,16 @@ _PLACES: dict[str, tuple[str, str]] = _WORDS["spots"]
 _MEASURED: dict[str, tuple[str, str]] = read_table("languages/zh/nouns.toml")
 
 
-def say(value: Any, form: str) -> str:
-    """Chinese for ``value``. Forms: of a person ``of``, ``he``, ``his``, ``self``; of a noun ``a``
-    (one of it), ``the``, ``m`` (its measure word); of a spot ``at``; of a number ``d`` (digits),
-    ``plain``."""
+def inflect(value: Any, form: str) -> str:
+    """Return the Chinese for ``value`` in a form.
+
+    The forms are:
+
+    - person: of, he, his;
+    - noun: a (one), the, m (its measure word);
+    - spot: at;
+    - number: d (digits), plain.
+    """
     match value:
         case Mention():
             return _person(value, form)
@@ -60,7 +66,7 @@ def _noun(measure: str, noun: str, form: str) -> str:
 
 
 def _integer(number: int, form: str) -> str:
-    """``plain`` counts (二), as against numbers before a measure word (两)."""
+    """Return an integer; ``plain`` is for counting (二), not before a measure word (两)."""
     if form == "d" or number > 9999:
         return str(number)
     return _number(number) if form == "plain" else _measured_number(number)
@@ -71,7 +77,7 @@ def _measured_number(number: int) -> str:
 
 
 def _number(number: int) -> str:
-    """0 to 9999 in words: 一百零五, 二十三, 十二."""
+    """Return 0 to 9999 in words: 一百零五, 二十三, 十二."""
     if number < 10:
         return _DIGITS[number]
     words, gap = "", False
@@ -100,7 +106,7 @@ def _finish(text: str) -> str:
 LANGUAGE = Language(
     code="zh",
     space="",
-    sentences=read_templates("zh"),
-    say=say,
+    templates=read_templates("zh"),
+    inflect=inflect,
     finish=_finish,
 )

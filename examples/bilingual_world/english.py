@@ -1,4 +1,4 @@
-"""English: words, their forms, and how sentences are finished."""
+"""The English language: words, their forms, and the finishing of sentences."""
 
 import re
 from typing import Any
@@ -31,10 +31,16 @@ _PRONOUNS = {
 _BE = {"i": ("am", "was"), "you": ("are", "were")}
 
 
-def say(value: Any, form: str) -> str:
-    """English for ``value``. Forms of a person: of, to, he, his, him, himself, ``+verb``,
-    ``he+verb``, ``?`` (does she); of nouns: s (in general), a, ``+verb``, ``?``; of actions:
-    ing; of spots: at, to."""
+def inflect(value: Any, form: str) -> str:
+    """Return the English for ``value`` in a form.
+
+    The forms are:
+
+    - person: of, to, he, his, him, himself, ``+verb``, ``he+verb``, ``?`` (does she);
+    - noun: s (in general), a, ``+verb``, ``?``;
+    - action: ing;
+    - spot: at, to.
+    """
     match value:
         case Mention():
             return _person(value, form)
@@ -59,9 +65,9 @@ def _person(who: Mention, form: str) -> str:
     person, how = who.person, who.how
     pronouns = _PRONOUNS[how if how in ("i", "you") else person.woman]
     plain = how in ("again", "i", "you")
-    name = pronouns["he"] if plain else say(person.name, "")
+    name = pronouns["he"] if plain else inflect(person.name, "")
     if how == "full":
-        name = f"{name} {say(person.surname, '')}"
+        name = f"{name} {inflect(person.surname, '')}"
     if form.startswith("he+"):
         return f"{pronouns['he']} {_verb(form[3:], how)}"
     if form.startswith("+"):
@@ -81,7 +87,7 @@ def _person(who: Mention, form: str) -> str:
 
 
 def _verb(verb: str, how: str = "") -> str:
-    """Agrees with the subject: third person but for I and you."""
+    """Return ``verb`` in agreement with its subject: third person except for I and you."""
     if verb in ("be", "was"):
         return _BE.get(how, ("is", "was"))[verb == "was"]
     if how in _BE:
@@ -100,7 +106,7 @@ def _participle(phrase: str) -> str:
 
 
 def _noun(name: str) -> tuple[str, str, str, bool]:
-    """(bare, one, several, whether its general sense takes a plural verb)."""
+    """Return (bare, one, several, whether its general sense takes a plural verb)."""
     if name in _PORTIONS:
         return _PORTIONS[name]
     word = _WORDS.get(name, name.replace("_", " "))
@@ -173,7 +179,7 @@ def _finish(text: str) -> str:
 LANGUAGE = Language(
     code="en",
     space=" ",
-    sentences=read_templates("en"),
-    say=say,
+    templates=read_templates("en"),
+    inflect=inflect,
     finish=_finish,
 )

@@ -1,4 +1,4 @@
-"""The identifiers of the world and what is true of things by their nature, from ``world.toml``."""
+"""The identifiers of the world and the properties of things, from ``world.toml``."""
 
 from examples.bilingual_world.data_files import read_table
 

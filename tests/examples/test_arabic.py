@@ -10,8 +10,8 @@ from examples.bilingual_world.arabic_numbers import accusative, cardinal, counte
 from examples.bilingual_world.arabic_words import ADJECTIVES, NOUNS, PLAIN, SPOTS
 from examples.bilingual_world.documents import document
 from examples.bilingual_world.facts import facts_of_person, make_world
-from examples.bilingual_world.language import sentence
-from examples.bilingual_world.plan import Clock, Mention, Pair, Say
+from examples.bilingual_world.language import render_sentence
+from examples.bilingual_world.plan import Clock, Mention, Pair, Sentence
 
 WORLD = make_world(0)
 WOMAN = next(person for person in WORLD.people if person.woman)
@@ -89,25 +89,26 @@ def test_every_identifier_of_the_world_has_arabic_words():
 def test_verbs_agree_with_the_person(how, person, words):
     (home,) = (f for f in facts_of_person(WORLD, person, how) if f.relation == "home")
     said = {
-        sentence(Say("home", home.slots), arabic.LANGUAGE, random.Random(way)) for way in range(9)
+        render_sentence(Sentence("home", home.slots), arabic.LANGUAGE, random.Random(way))
+        for way in range(9)
     }
     assert words in said
 
 
 def test_forms_of_persons_and_things():
     woman, man = Mention(WOMAN), Mention(MAN)
-    assert arabic.say(Mention(WOMAN, "you"), "يحب/تحب/أحب/تحب/تحبين") == "تحبين"
-    assert arabic.say(Pair(WOMAN, MAN), "ذهبا/ذهبتا") == "ذهبا"
-    assert arabic.say(Pair(WOMAN, WOMAN), "ذهبا/ذهبتا") == "ذهبتا"
-    assert arabic.say(woman, "his طائرة ورقية") == "طائرتها الورقية"
-    assert arabic.say(man, "of شقيق أكبر") == f"شقيق {PLAIN[MAN.name]} الأكبر"
-    assert arabic.say("blue", "acc f") == "زرقاء"
-    assert arabic.say("brown", "acc m") == "بنيًا"
-    assert arabic.say("librarian", "acc f") == "أمينة مكتبة"
-    assert arabic.say("librarian", "") == "أمين المكتبة"
-    assert arabic.say("bread", "acc") == "رغيفًا من الخبز"
-    assert arabic.say(Clock(10, 45), "") == "الساعة الحادية عشرة إلا ربعًا صباحًا"
-    assert arabic.say(Clock(12, 45), "") == "الساعة الواحدة إلا ربعًا ظهرًا"
+    assert arabic.inflect(Mention(WOMAN, "you"), "يحب/تحب/أحب/تحب/تحبين") == "تحبين"
+    assert arabic.inflect(Pair(WOMAN, MAN), "ذهبا/ذهبتا") == "ذهبا"
+    assert arabic.inflect(Pair(WOMAN, WOMAN), "ذهبا/ذهبتا") == "ذهبتا"
+    assert arabic.inflect(woman, "his طائرة ورقية") == "طائرتها الورقية"
+    assert arabic.inflect(man, "of شقيق أكبر") == f"شقيق {PLAIN[MAN.name]} الأكبر"
+    assert arabic.inflect("blue", "acc f") == "زرقاء"
+    assert arabic.inflect("brown", "acc m") == "بنيًا"
+    assert arabic.inflect("librarian", "acc f") == "أمينة مكتبة"
+    assert arabic.inflect("librarian", "") == "أمين المكتبة"
+    assert arabic.inflect("bread", "acc") == "رغيفًا من الخبز"
+    assert arabic.inflect(Clock(10, 45), "") == "الساعة الحادية عشرة إلا ربعًا صباحًا"
+    assert arabic.inflect(Clock(12, 45), "") == "الساعة الواحدة إلا ربعًا ظهرًا"
 
 
 def test_the_l_before_the_article_and_prefixes_before_digits():

@@ -58,6 +58,6 @@ def test_the_same_bytes_every_time(tokenizer, sources, tmp_path):
 
 def test_too_little_text_for_the_vocabulary(tmp_path):
     (tmp_path / "small.jsonl").write_text('{"text": "hello"}\n')
-    with pytest.raises(UserError, match="no vocabulary of 3000 pieces"):
+    with pytest.raises(UserError, match="cannot train a vocabulary of 3000 pieces"):
         train_vocabulary([tmp_path / "small.jsonl"], tmp_path / "x.model", 3000)
     assert not list(tmp_path.glob("x.model*"))

@@ -16,7 +16,7 @@ from examples.bilingual_world.documents import (
     write_world,
 )
 from examples.bilingual_world.facts import make_world
-from examples.bilingual_world.language import Language, tell
+from examples.bilingual_world.language import Language, render_plan
 from examples.bilingual_world.plan import Mention
 from examples.bilingual_world.stories import story
 from llama_cpt.runtime.errors import UserError
@@ -67,7 +67,7 @@ def test_documents_alone_are_the_worlds_and_in_the_languages_asked_for(tmp_path)
     for name in names:
         other = "one" if name in arabic else "world"
         assert (tmp_path / "all" / name).read_bytes() == (tmp_path / other / name).read_bytes()
-    with pytest.raises(UserError, match="not told in 'fr'; take some of en, zh, ar"):
+    with pytest.raises(UserError, match="unknown language 'fr'; select from en, zh, ar"):
         write_documents(tmp_path / "none", 1, codes=("en", "fr"))
     assert not (tmp_path / "none").exists()
 
@@ -83,7 +83,7 @@ def test_no_document_occurs_twice_and_all_kinds_occur(written):
 
 
 def test_languages_have_the_same_sentences():
-    keys = {code: set(language.sentences) for code, language in ALL_LANGUAGES.items()}
+    keys = {code: set(language.templates) for code, language in ALL_LANGUAGES.items()}
     assert keys["en"] == keys["zh"] == keys["ar"]
 
 
@@ -169,7 +169,7 @@ def test_different_identifiers_are_different_words():
     )
     for language in ALL_LANGUAGES.values():
         for group in groups:
-            words = [language.say(value, "") for value in group]
+            words = [language.inflect(value, "") for value in group]
             assert len(set(words)) == len(words)
 
 
@@ -177,7 +177,7 @@ def test_chinese_numbers_read_back():
     units = {"千": 1000, "百": 100, "十": 10}
     for number in range(10_000):
         value, digit = 0, None
-        for sign in chinese.say(number, "plain"):
+        for sign in chinese.inflect(number, "plain"):
             if sign in units:
                 value += (1 if digit is None else digit) * units[sign]
                 digit = None
@@ -188,16 +188,16 @@ def test_chinese_numbers_read_back():
 
 def test_a_language_is_templates_and_words():
     """What a third language needs: the keys, words for values, a way to finish a sentence."""
-    keys = LANGUAGES["en"].sentences
+    keys = LANGUAGES["en"].templates
     echo = Language(
         code="xx",
         space=" ",
-        sentences={key: (f"({key})",) for key in keys},
-        say=lambda value, form: str(value),
+        templates={key: (f"({key})",) for key in keys},
+        inflect=lambda value, form: str(value),
         finish=str.upper,
     )
     world = make_world(0)
-    told = tell(story(world, random.Random(1)), echo, random.Random(1))
+    told = render_plan(story(world, random.Random(1)), echo, random.Random(1))
     assert told.startswith("(STORY.OPEN)")
     for number in range(200):
         document(world, echo, 0, number)
