@@ -141,11 +141,14 @@ def _compare_people(world: World, rng: random.Random) -> tuple[Sentence, ...]:
             "compare.age" if gap else "compare.same_age", pair | {"n": Count(abs(gap), "year")}
         )
     )
-    same = [
-        name for name in ("food", "colour", "hobby") if getattr(one, name) == getattr(other, name)
-    ]
-    for name in same:
-        sentences.append(Sentence(f"compare.same_{name}", pair | {"v": getattr(one, name)}))
+    preferences = {
+        "food": (one.food, other.food),
+        "colour": (one.color, other.color),
+        "hobby": (one.hobby, other.hobby),
+    }
+    same = {name: mine for name, (mine, theirs) in preferences.items() if mine == theirs}
+    for name, value in same.items():
+        sentences.append(Sentence(f"compare.same_{name}", pair | {"v": value}))
     if not same:
         likes = {
             "f": one.food if gap >= 0 else other.food,

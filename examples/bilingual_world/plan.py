@@ -18,7 +18,7 @@ class Person:
     job: str
     """The job, empty for children."""
     food: str
-    colour: str
+    color: str
     hobby: str
     pet: str
     pet_name: str

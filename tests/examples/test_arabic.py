@@ -1,4 +1,4 @@
-"""Arabic: numbers, and words that agree with who or what they speak of."""
+"""Arabic: numbers, and the agreement of words with persons and things."""
 
 import random
 import re
@@ -48,7 +48,7 @@ def test_counting(number, thing, case, words):
     assert counted(number, NOUNS[thing], case) == words
 
 
-def test_three_to_ten_are_of_the_other_gender_and_before_a_plural():
+def test_three_to_ten_have_the_opposite_gender_and_precede_a_plural():
     for noun in NOUNS.values():
         for number in range(3, 11):
             units, rest = counted(number, noun).split(" ", 1)
@@ -58,7 +58,7 @@ def test_three_to_ten_are_of_the_other_gender_and_before_a_plural():
             assert counted(number, noun).endswith(f"{accusative(noun.one)}{noun.tail}")
 
 
-def test_every_number_has_words_of_its_own():
+def test_every_number_has_different_words():
     for case in ("", "acc", "gen"):
         for feminine in (False, True):
             words = {cardinal(number, case, feminine=feminine) for number in range(100)}
@@ -88,11 +88,11 @@ def test_every_identifier_of_the_world_has_arabic_words():
 )
 def test_verbs_agree_with_the_person(how, person, words):
     (home,) = (f for f in facts_of_person(WORLD, person, how) if f.relation == "home")
-    said = {
+    wordings = {
         render_sentence(Sentence("home", home.slots), arabic.LANGUAGE, random.Random(way))
         for way in range(9)
     }
-    assert words in said
+    assert words in wordings
 
 
 def test_forms_of_persons_and_things():
@@ -115,7 +115,7 @@ def test_the_l_before_the_article_and_prefixes_before_digits():
     assert arabic.LANGUAGE.finish("تفرغ لالسباحة ولالليمون ل12") == "تفرغ للسباحة ولليمون لـ12"
 
 
-def test_three_to_nine_never_stand_before_a_singular_in_documents():
+def test_three_to_nine_never_precede_a_singular_in_documents():
     singular = "|".join(noun.one for noun in NOUNS.values() if noun.one != noun.several)
     small = "|".join({cardinal(n, feminine=f) for n in range(3, 10) for f in (True, False)})
     for number in range(600):
