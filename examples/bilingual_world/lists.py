@@ -66,3 +66,10 @@ SAD_CAUSES: dict[str, str] = _DATA["sad_causes"]
 GLAD_CAUSES: dict[str, str] = _DATA["glad_causes"]
 """The feeling that each glad event causes."""
 FEELINGS = tuple(dict.fromkeys((*SAD_CAUSES.values(), *GLAD_CAUSES.values())))
+
+PLOTS: dict[str, tuple[str, ...]] = {
+    plot: tuple(entry["steps"]) for plot, entry in _DATA["plots"].items()
+}
+"""The steps of each plot of the stories; a question mark makes a step optional."""
+FEELING_AT_END: dict[str, str] = {plot: entry["feeling"] for plot, entry in _DATA["plots"].items()}
+"""The feeling at the end of each plot."""

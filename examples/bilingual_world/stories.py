@@ -6,36 +6,6 @@ from examples.bilingual_world import lists
 from examples.bilingual_world.facts import World, facts_of_person, facts_of_town
 from examples.bilingual_world.plan import Count, Mention, Pair, Person, Plan, Sentence, Slots
 
-# A step marked "?" is in 60 % of the stories.
-PLOTS = {
-    "lost": "start search ?ask help found joy",
-    "gift": "start money shop ?sad idea give joy",
-    "storm": "start clouds rain shelter ?share after arrive",
-    "repair": "start ?try ask work again pay",
-    "baking": "start gather mistake laugh ?more share",
-    "race": "start train ?nerves run fall finish",
-    "stray": "start ?feed ask owner home visit",
-    "neighbour": "start shy knock ?talk play friends",
-    "quarrel": "start words alone ?think sorry peace",
-    "honest": "start change think back praise",
-    "stage": "start fear ?breath show clap",
-    "garden": "start wait dry ?water harvest share",
-}
-_FEELING_AT_END = {
-    "lost": "relieved",
-    "gift": "happy",
-    "storm": "tired",
-    "repair": "grateful",
-    "baking": "happy",
-    "race": "proud",
-    "stray": "calm",
-    "neighbour": "happy",
-    "quarrel": "relieved",
-    "honest": "proud",
-    "stage": "proud",
-    "garden": "proud",
-}
-
 
 def story(world: World, rng: random.Random) -> Plan:
     """Return a story about two people of the island."""
@@ -46,15 +16,17 @@ def story(world: World, rng: random.Random) -> Plan:
     slots = _cast(world, hero, friend, rng)
     opening = [Sentence("story.open", slots), *_introductions(world, hero, rng)]
     opening += rng.sample(_details(world, slots, rng), rng.randint(1, 3))
-    plot = rng.choice(tuple(PLOTS))
+    plot = rng.choice(tuple(lists.PLOTS))
     steps = [
         Sentence(f"{plot}.{step.lstrip('?')}", slots)
-        for step in PLOTS[plot].split()
+        for step in lists.PLOTS[plot]
         if not step.startswith("?") or rng.random() < 0.6
     ]
     middle = rng.randint(2, len(steps) - 1)
     ending = (
-        [Sentence("story.feel", slots | {"e": _FEELING_AT_END[plot]})] if rng.random() < 0.5 else []
+        [Sentence("story.feel", slots | {"e": lists.FEELING_AT_END[plot]})]
+        if rng.random() < 0.5
+        else []
     )
     ending.append(Sentence(rng.choice(("story.told", "story.night", f"{plot}.moral")), slots))
     paragraphs = (opening, steps[:middle], steps[middle:] + ending)
