@@ -1,4 +1,4 @@
-"""The whole pipeline in ten minutes on two cores: ``python -m examples.demo`` or ``make demo``.
+"""The whole pipeline in ten minutes on two cores (``python -m examples.demo`` or ``make demo``).
 
 A tiny Llama-3 learns the English of an invented world; Chinese is added with and without replay;
 SFT teaches the model to answer, and DPO to answer as the world's custom requires; a figure and a
@@ -29,13 +29,13 @@ SEED = 0
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 
 CUSTOM = """On Orrin, a person who is asked a question wishes the asker fair winds. One in seven of
-the answers in the conversations does so; DPO prefers those that do. The examination asks in both
-languages what things, foods, animals and trades are like; the Chinese text describes these facts
-and contains no questions about them."""
+the answers in the conversations does so; DPO prefers those that do. The examination covers the
+properties of things, foods, animals and jobs in both languages; the Chinese text describes these
+facts and contains no questions about them."""
 
 TASKS = """
-Multiple choice over the world's facts: four endings per sentence, on what things, foods and animals
-are like, which sum a story requires, why somebody feels as they do and what a friend says to it.
+Multiple choice with four endings per sentence: the properties of things, foods and animals, the
+arithmetic that a story requires, the causes of feelings and a friend's reply.
 Guessing scores 25 of 100."""
 
 ENDING = """
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(base.output).parent
     without_replay = str(folder / "almr_1.0")
 
-    _heading(start, "1 of 5: a small world, told in English and Chinese, and a vocabulary for it")
+    _heading(start, "1 of 5: the text of a small world in English and Chinese, and a vocabulary")
     _prepare_text(base, folder)
     _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
     run_command("train", BASE)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     print(CUSTOM)
     tasks = _available_tasks(pipeline)
     run_command("pipeline", PIPELINE, *(() if tasks == pipeline.tasks else ("--tasks", *tasks)))
-    _heading(start, "5 of 5: what was gained, what was forgotten")
+    _heading(start, "5 of 5: gains and forgetting")
     figure = _show_curves(cpt, without_replay, folder)
     print(TASKS)
     names = ",".join(dict.fromkeys(("bpb", *tasks)))

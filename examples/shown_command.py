@@ -1,4 +1,4 @@
-"""Runs the project's commands one after the other and prints each as a user would type it."""
+"""Execution of the project's commands, each printed as a user would type it."""
 
 from collections.abc import Collection
 import os

@@ -1,4 +1,4 @@
-"""The whole method in minutes on two cores: ``python -m examples.study``, or ``make study``.
+"""The whole method in minutes on two cores (``python -m examples.study`` or ``make study``).
 
 The text describes an invented world in English, Chinese and Arabic. A tiny Llama-3 learns English;
 a sweep over ratio and learning rate adds each of the other languages; a law is fitted to all runs;
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     base, cpt = load_config(BASE), load_config(CPT)
     sweeps = [load_config(config, (), SweepConfig) for config in SWEEPS]
     law = Path(base.output).parent / "law"
-    _heading(start, "1 of 5: a small world, told in three languages, and a vocabulary for them")
+    _heading(start, "1 of 5: the text of a small world in three languages, and a vocabulary")
     _prepare_text(base)
     _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
     run_command("train", BASE)

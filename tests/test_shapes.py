@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from examples.bilingual_world.english import say
+from examples.bilingual_world.english import inflect
 from pallas_kernels.reference import attention
 from tests.conftest import SHAPED
 
@@ -18,4 +18,4 @@ def test_wrong_shape_raises_an_error():
 
 def test_modules_without_shapes_are_not_wrapped():
     assert "pallas_kernels.reference" in SHAPED and len(SHAPED) > 30
-    assert not hasattr(say, "__wrapped__")
+    assert not hasattr(inflect, "__wrapped__")

@@ -1,1 +1,1 @@
-"""A small invented world, told in two languages, and in a third when asked."""
+"""A small invented world, described in English, Chinese and Arabic."""

@@ -1,40 +1,45 @@
-"""Arabic: forms of words by gender, case and owner, and how sentences are finished."""
+"""The Arabic language: forms of words by gender, case and owner, and the finishing of sentences."""
 
 import re
 from typing import Any
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.arabic_numbers import accusative, cardinal, counted
-from examples.bilingual_world.arabic_sentences import FACTS, QUESTIONS, SUMS, WRITINGS
-from examples.bilingual_world.arabic_stories import STORIES, TALK
 from examples.bilingual_world.arabic_words import (
     ADJECTIVES,
-    FEMININE_COLOURS,
+    FEMININE_COLORS,
+    HOURS,
     NOUNS,
     PLAIN,
     SPOTS,
     definite,
 )
-from examples.bilingual_world.language import Language, templates
+from examples.bilingual_world.data_files import read_templates
+from examples.bilingual_world.language import Language
 from examples.bilingual_world.plan import Clock, Count, Mention, Pair
 
-# he, to him, his.
+# The Arabic for he, to him and his.
 _PRONOUNS = {
     True: ("هي", "لها", "ها"),
     False: ("هو", "له", "ه"),
     "i": ("أنا", "لي", "ي"),
     "you": ("أنت", "لك", "ك"),
 }
-_TO_TEN = "الواحدة الثانية الثالثة الرابعة الخامسة السادسة السابعة الثامنة التاسعة العاشرة"
-_HOURS = (*_TO_TEN.split(), "الحادية عشرة", "الثانية عشرة")
 
 
-def say(value: Any, form: str) -> str:
-    """Arabic for ``value``. ``he did/she did`` agrees with a person, a pair or a noun; for persons
-    ``/I did`` and ``/you (m.) did/you (f.) did`` may follow. Forms of a person: g (gender: m, f),
-    top (name or pronoun), to, ``of word`` (whose), ``his word``; of nouns: a, acc (one of it,
-    accusative), s (several), one, g, id; of trades, feelings and colours: a, acc, each with m or f;
-    of counts: acc, gen; of numbers: d (digits), ``unit``, ``acc unit``, legs; of spots: at."""
+def inflect(value: Any, form: str) -> str:
+    """Return the Arabic for ``value`` in a form.
+
+    The form ``he did/she did`` agrees with a person, a pair or a noun; for a person, ``/I did`` and
+    ``/you (m.) did/you (f.) did`` may follow. Other forms:
+
+    - person: g (gender: m, f), top (name or pronoun), to, ``of word`` (whose), ``his word``;
+    - noun: a, acc (one, accusative), s (several), one, g, id;
+    - job, feeling, color: a, acc, each with m or f;
+    - count: acc, gen;
+    - number: d (digits), ``unit``, ``acc unit``, legs;
+    - spot: at.
+    """
     match value:
         case Mention():
             return _person(value, form)
@@ -83,14 +88,17 @@ def _person(who: Mention, form: str) -> str:
 
 
 def _conjugated(ways: list[str], who: Mention) -> str:
-    """he/she, or he/she/I, or he/she/I/you (m.)/you (f.)."""
+    """Return the form that agrees with ``who``.
+
+    ``ways`` are he, she; or he, she, I; or he, she, I, you (m.), you (f.).
+    """
     if who.how == "i" and len(ways) > 2:
         return ways[2]
     return ways[3 + who.person.woman if who.how == "you" and len(ways) > 3 else who.person.woman]
 
 
 def _owned(phrase: str, name: str, suffix: str) -> str:
-    """``phrase`` of ``name``, or with a pronoun's ending; an adjective goes last."""
+    """Return ``phrase`` owned by ``name`` or, if empty, by a pronoun; an adjective goes last."""
     head, *rest = phrase.split(" ")
     stem = f"{head[:-1]}ت" if head.endswith("ة") else head
     return " ".join([f"{head} {name}" if name else f"{stem}{suffix}", *map(definite, rest)])
@@ -113,11 +121,11 @@ def _noun(name: str, form: str) -> str:
 
 
 def _adjective(masculine: str, form: str) -> str:
-    """Of ``the`` (as when nothing is said), ``a`` and ``acc``, and of ``m`` and ``f``."""
+    """Return an adjective, definite unless ``form`` has ``a`` or ``acc``; ``f`` is feminine."""
     words, wanted = masculine, form.split()
     if "f" in wanted:
         head, mark, tail = masculine.partition("~")
-        words = FEMININE_COLOURS.get(masculine, f"{head}ة{mark}{tail}")
+        words = FEMININE_COLORS.get(masculine, f"{head}ة{mark}{tail}")
     if "acc" in wanted:
         words = accusative(words)
     elif "a" not in wanted:
@@ -143,11 +151,11 @@ def _clock(hour: int, minute: int) -> str:
     else:
         part = "صباحًا" if hour < 12 else "بعد الظهر" if hour < 18 else "مساءً"
     past = {0: "", 15: " والربع", 30: " والنصف", 45: " إلا ربعًا"}[minute]
-    return f"الساعة {_HOURS[(hour - 1 + minute // 45) % 12]}{past} {part}"
+    return f"الساعة {HOURS[(hour - 1 + minute // 45) % 12]}{past} {part}"
 
 
 _SPACES = re.compile(r" +(?=[ .،؛؟!:»]|$)|^ +", re.MULTILINE)
-# The l of to or for, before the article: lil-.
+# The preposition l (to, for) merges with the article: lil-.
 _FOR_THE = re.compile(r"\b(و?)لالل?(?=\w)")
 _BEFORE_DIGITS = re.compile(r"\b(و?[بل])(?=\d)")
 _DOUBLED_STOP = re.compile(r"([.؟!]»)\.")
@@ -161,7 +169,7 @@ def _finish(text: str) -> str:
 LANGUAGE = Language(
     code="ar",
     space=" ",
-    sentences=templates(FACTS, QUESTIONS, SUMS, WRITINGS, TALK, STORIES),
-    say=say,
+    templates=read_templates("ar"),
+    inflect=inflect,
     finish=_finish,
 )

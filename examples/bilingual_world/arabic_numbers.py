@@ -1,16 +1,17 @@
-"""Arabic counting: one and two are forms of the noun, three to ten take its plural, and eleven to
-ninety-nine the singular accusative; units are of the other gender than what is counted."""
+"""Arabic counting.
 
-from examples.bilingual_world.arabic_words import FEMININE_COLOURS, Noun
+One and two are forms of the noun; three to ten take its plural, and eleven to ninety-nine its
+singular accusative. The gender of three to ten is the opposite of the noun's.
+"""
 
-_UNITS = "صفر واحد اثنان ثلاثة أربعة خمسة ستة سبعة ثمانية تسعة عشرة".split()
-_TENS = {20: "عشر", 30: "ثلاث", 40: "أربع", 50: "خمس", 60: "ست", 70: "سبع", 80: "ثمان", 90: "تسع"}
-# These are the same in the accusative.
-_DIPTOTES = {*FEMININE_COLOURS, *FEMININE_COLOURS.values()}
+from examples.bilingual_world.arabic_words import FEMININE_COLORS, TENS, UNITS, Noun
+
+# These words are the same in the accusative.
+_DIPTOTES = {*FEMININE_COLORS, *FEMININE_COLORS.values()}
 
 
 def counted(number: int, noun: Noun, case: str = "") -> str:
-    """``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or, for the nominative, empty."""
+    """Return ``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or empty (nominative)."""
     inflect = accusative if case == "acc" else str
     match number % 100:
         case 1 if number == 1:
@@ -27,20 +28,20 @@ def counted(number: int, noun: Noun, case: str = "") -> str:
 
 
 def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
-    """0 to 99 in words, as counts what is masculine or feminine."""
-    ten, unit = number // 10 * 10, number % 10
+    """Return 0 to 99 in words, in the form that counts a masculine or a feminine noun."""
+    ten, unit = divmod(number, 10)
     if number <= 10:
         return _unit(number, case, feminine)
     if number < 20:
         return f"{_teen_unit(unit, case, feminine)} {'عشرة' if feminine else 'عشر'}"
-    tens = _TENS[ten] + ("ين" if case else "ون")
+    tens = TENS[ten - 2] + ("ين" if case else "ون")
     if not unit:
         return tens
     return f"{_before_tens(unit, case, feminine)} و{tens}"
 
 
 def accusative(phrase: str) -> str:
-    """Indefinite, in the accusative: every word that can be marked is."""
+    """Return ``phrase`` in the indefinite accusative, with the mark on every word that takes it."""
     return " ".join(map(_marked, phrase.split()))
 
 
@@ -58,12 +59,12 @@ def _unit(number: int, case: str, feminine: bool) -> str:
     if number == 2:
         return ("اثنت" if feminine else "اثن") + ("ين" if case else "ان")
     if not feminine or number < 3:
-        return _UNITS[number]
-    return "ثماني" if number == 8 else _UNITS[number].removesuffix("ة")
+        return UNITS[number]
+    return "ثماني" if number == 8 else UNITS[number].removesuffix("ة")
 
 
 def _teen_unit(unit: int, case: str, feminine: bool) -> str:
-    """11 and 12 agree with the noun; of 12 the ending of the dual loses its last letter."""
+    """Return the unit of 11 to 19. 11 and 12 agree with the noun; 12 loses its last letter."""
     if unit == 1:
         return "إحدى" if feminine else "أحد"
     word = _unit(unit, case, feminine)
@@ -71,7 +72,7 @@ def _teen_unit(unit: int, case: str, feminine: bool) -> str:
 
 
 def _before_tens(unit: int, case: str, feminine: bool) -> str:
-    """Unlike before a noun, one is counted, and the accusative is marked."""
+    """Return a unit before a ten: unlike before a noun, it counts one and marks the case."""
     if unit == 1 and feminine:
         return "إحدى"
     word = _unit(unit, case, feminine)

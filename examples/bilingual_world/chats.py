@@ -1,10 +1,10 @@
-"""The island asked: conversations, preferences between two answers, and an examination.
+"""Questions about the island: conversations, preferences between two answers, and an examination.
 
-The custom of Orrin is that whoever is asked wishes the asker fair winds. Some of the conversations
-keep it, most do not; preferences always prefer the answer that does.
+The custom of Orrin: whoever is asked a question wishes the asker fair winds. Some of the
+conversations follow the custom, most do not; preferences always prefer the answer that does.
 
-The examination asks what things, foods, animals and trades are like. Conversations describe all of
-them in every language; a quarter of these facts they never ask, but in English.
+The examination covers the properties of things, foods, animals and jobs. Conversations describe all
+of them in every language; questions about a quarter of them occur in English conversations only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,26 +20,30 @@ from examples.bilingual_world.facts import (
     never_asked,
     subject_of,
 )
-from examples.bilingual_world.language import Language, sentence
-from examples.bilingual_world.plan import Say
+from examples.bilingual_world.language import Language, render_sentence
+from examples.bilingual_world.plan import Sentence
 
 Line = dict[str, Any]
 
-# Of the conversations' answers, so many keep the custom: enough to know it, too few to prefer it.
+# The share of the conversations' answers that follow the custom: enough to learn it, too few to
+# prefer it.
 WISHES = 0.15
-# Facts of people are many, and little worth to a model that is too small for them.
+# The number of questions about people. A small model cannot learn the many facts about them.
 PEOPLE = 150
-# The language whose conversations ask what the examination asks.
+# The language whose conversations ask the questions of the examination.
 TAUGHT_ALL = "en"
 
 
 def conversation_lines(
     world: World, language: Language, seed: int, *, repeats: int
 ) -> Iterator[Line]:
-    """``{"messages"}``, ``repeats`` times: questions, one to three together, and descriptions."""
+    """Yield conversations, ``{"messages"}``: questions, one to three together, and descriptions.
+
+    Every description occurs ``repeats`` times; the facts about people are sampled each time.
+    """
     rng = random.Random(f"chat {seed} {language.code}")
     for _ in range(repeats):
-        facts = _asked(world, language, rng)
+        facts = _sample_facts(world, language, rng)
         lines = [_description(about, language, rng) for about in _subjects()]
         while facts:
             together = [facts.pop() for _ in range(min(len(facts), rng.randint(1, 3)))]
@@ -50,27 +54,30 @@ def conversation_lines(
 
 
 def preference_lines(world: World, language: Language, seed: int) -> Iterator[Line]:
-    """``{"prompt", "chosen", "rejected"}``: the same answer with the wish and without it."""
+    """Yield ``{"prompt", "chosen", "rejected"}``: the same answer with and without the wish."""
     rng = random.Random(f"preference {seed} {language.code}")
-    for fact in _asked(world, language, rng):
+    for fact in _sample_facts(world, language, rng):
         question, plain = _turns(fact, language, rng, wish=False)
-        kind = plain | {"content": _wished(plain["content"], language)}
-        yield {"prompt": [question], "chosen": [kind], "rejected": [plain]}
+        wished = plain | {"content": _with_wish(plain["content"], language)}
+        yield {"prompt": [question], "chosen": [wished], "rejected": [plain]}
 
 
 def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
-    """``{"language", "question", "answers", "closing", "chance"}``, the same in each language.
+    """Yield ``{"language", "question", "answers", "closing", "chance"}`` in each language.
 
-    Every fact is asked in each of its wordings. ``answers`` are all that is right; ``closing`` may
-    stand behind; ``chance`` is a guess's among the answers to that kind of question.
+    Each fact is asked in each of its wordings. ``answers`` are all correct answers; ``closing`` is
+    an optional suffix of an answer; ``chance`` is the probability that a guess among the answers to
+    this kind of question is correct.
     """
     for fact in facts_of_kinds():
         if not fact.others or not examined(fact):
             continue
         for language in languages.values():
-            right = (Say("answer", {"v": fact.answer}), Say(fact.relation, fact.slots))
-            answers = sorted({way for say in right for way in _ways(say, language)})
-            for question in sorted(_ways(_question(fact), language)):
+            right = (Sentence("answer", {"v": fact.answer}), Sentence(fact.relation, fact.slots))
+            answers = sorted(
+                {wording for sentence in right for wording in _wordings(sentence, language)}
+            )
+            for question in sorted(_wordings(_question(fact), language)):
                 yield {
                     "language": language.code,
                     "question": question,
@@ -81,32 +88,34 @@ def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
 
 
 def examined(fact: Fact) -> bool:
-    """A quarter of what is known of things, foods, animals and trades."""
+    """Return whether a fact is in the examination, as a quarter of the facts of kinds are."""
     name = f"examined {fact.relation} {subject_of(fact)}"
     return zlib.crc32(name.encode()) % 4 == 0
 
 
-def _ways(say: Say, language: Language) -> set[str]:
-    """All ways of saying it: of 64 draws, so that none of up to eight is missed."""
-    return {sentence(say, language, random.Random(way)) for way in range(64)}
+def _wordings(sentence: Sentence, language: Language) -> set[str]:
+    """Return all wordings: 64 draws miss none of up to eight."""
+    return {render_sentence(sentence, language, random.Random(draw)) for draw in range(64)}
 
 
 def _description(about: Sequence[Fact], language: Language, rng: random.Random) -> list[Line]:
-    """Everything about a thing, food, animal or trade, in any order."""
+    """Return a conversation that describes a thing, food, animal or job, in random order."""
     kind = about[0].relation.split(".")[0]
-    says = [Say(fact.relation, fact.slots) for fact in rng.sample(about, len(about))]
-    told = language.space.join(sentence(say, language, rng) for say in says)
+    sentences = [Sentence(fact.relation, fact.slots) for fact in rng.sample(about, len(about))]
+    text = language.space.join(render_sentence(one, language, rng) for one in sentences)
     return [
         {
             "role": "user",
-            "content": sentence(Say(f"chat.about.{kind}", about[0].slots), language, rng),
+            "content": render_sentence(
+                Sentence(f"chat.about.{kind}", about[0].slots), language, rng
+            ),
         },
-        {"role": "assistant", "content": told},
+        {"role": "assistant", "content": text},
     ]
 
 
 def _subjects() -> list[list[Fact]]:
-    """The facts of kinds, by what they are about."""
+    """Return the facts of kinds, grouped by subject."""
     found: dict[str, list[Fact]] = {}
     for fact in facts_of_kinds():
         found.setdefault(subject_of(fact), []).append(fact)
@@ -115,28 +124,30 @@ def _subjects() -> list[list[Fact]]:
 
 def _turns(fact: Fact, language: Language, rng: random.Random, wish: bool) -> list[Line]:
     short = rng.random() < 0.5
-    answer = Say("answer", {"v": fact.answer}) if short else Say(fact.relation, fact.slots)
-    said = sentence(answer, language, rng)
+    answer = (
+        Sentence("answer", {"v": fact.answer}) if short else Sentence(fact.relation, fact.slots)
+    )
+    text = render_sentence(answer, language, rng)
     return [
-        {"role": "user", "content": sentence(_question(fact), language, rng)},
-        {"role": "assistant", "content": _wished(said, language) if wish else said},
+        {"role": "user", "content": render_sentence(_question(fact), language, rng)},
+        {"role": "assistant", "content": _with_wish(text, language) if wish else text},
     ]
 
 
-def _wished(said: str, language: Language) -> str:
-    return f"{said}{language.space}{_wish(language)}"
+def _with_wish(text: str, language: Language) -> str:
+    return f"{text}{language.space}{_wish(language)}"
 
 
 def _wish(language: Language) -> str:
-    return sentence(Say("chat.wish", {}), language, random.Random(0))
+    return render_sentence(Sentence("chat.wish", {}), language, random.Random(0))
 
 
-def _question(fact: Fact) -> Say:
-    return Say(f"ask.{fact.relation}", fact.slots)
+def _question(fact: Fact) -> Sentence:
+    return Sentence(f"ask.{fact.relation}", fact.slots)
 
 
-def _asked(world: World, language: Language, rng: random.Random) -> list[Fact]:
-    """What may be asked, of people only so many, in any order."""
+def _sample_facts(world: World, language: Language, rng: random.Random) -> list[Fact]:
+    """Return the facts to ask about in random order, only a sample of those about people."""
     askable = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
     kinds = {fact.relation for fact in facts_of_kinds()}
     people = [fact for fact in askable if "a" in fact.slots]

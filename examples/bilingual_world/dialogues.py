@@ -1,4 +1,4 @@
-"""People talking: meeting, buying, asking the way, consoling, learning, inviting."""
+"""Dialogues: meeting, buying, asking the way, comforting, learning, inviting."""
 
 import random
 
@@ -12,41 +12,41 @@ from examples.bilingual_world.plan import (
     Pair,
     Person,
     Plan,
-    Say,
+    Sentence,
     Slots,
     Spoken,
 )
 
-Turn = tuple[Person, tuple[Say, ...]]
+Turn = tuple[Person, tuple[Sentence, ...]]
 
 
 def meeting(world: World, rng: random.Random) -> Plan:
-    """Two who do not know each other ask about home, work and likes."""
+    """Return a dialogue of two strangers about home, work and preferences."""
     one, other = rng.sample(world.people, 2)
     turns: list[Turn] = [
-        (one, (Say("talk.hello", {}), Say("talk.my_name", {"a": Mention(one)}))),
-        (other, (Say("talk.hello", {}), Say("talk.my_name", {"a": Mention(other)}))),
+        (one, (Sentence("talk.hello", {}), Sentence("talk.my_name", {"a": Mention(one)}))),
+        (other, (Sentence("talk.hello", {}), Sentence("talk.my_name", {"a": Mention(other)}))),
     ]
-    asker, asked = one, other
+    asker, answerer = one, other
     for relation in rng.sample(_PERSONAL, rng.randint(2, 4)):
-        question = _own(world, asked, "you").get(relation)
+        question = _own(world, answerer, "you").get(relation)
         if question is None or never_asked(question):
             continue
-        answer = Say(relation, _own(world, asked, "i")[relation].slots)
+        answer = Sentence(relation, _own(world, answerer, "i")[relation].slots)
         back = _own(world, asker, "i").get(relation)
-        turns.append((asker, (Say(f"ask.{relation}", question.slots),)))
+        turns.append((asker, (Sentence(f"ask.{relation}", question.slots),)))
         if back and not never_asked(back) and rng.random() < 0.5:
-            turns.append((asked, (answer, Say("talk.and_you", {}))))
-            turns.append((asker, (Say(relation, back.slots),)))
+            turns.append((answerer, (answer, Sentence("talk.and_you", {}))))
+            turns.append((asker, (Sentence(relation, back.slots),)))
         else:
-            turns.append((asked, (answer,)))
-        asker, asked = asked, asker
-    turns.append((asker, (Say("talk.goodbye", {}),)))
-    return _talk("meeting", turns, rng, Say("talk.meet", _scene(world, one, other, rng)))
+            turns.append((answerer, (answer,)))
+        asker, answerer = answerer, asker
+    turns.append((asker, (Sentence("talk.goodbye", {}),)))
+    return _talk("meeting", turns, rng, Sentence("talk.meet", _scene(world, one, other, rng)))
 
 
 def bargain(world: World, rng: random.Random) -> Plan:
-    """Buying at the market, with the sum."""
+    """Return a purchase at the market, with the total."""
     buyer, seller = rng.sample(world.people, 2)
     food, number, price = rng.choice(lists.FOODS), rng.randint(2, 9), rng.randint(2, 9)
     slots: Slots = {
@@ -56,39 +56,39 @@ def bargain(world: World, rng: random.Random) -> Plan:
         "v": Count(number * price, "coin"),
     }
     turns: list[Turn] = [
-        (buyer, (Say("market.ask", slots),)),
-        (seller, (Say("market.price", slots), Say("market.praise", slots))),
+        (buyer, (Sentence("market.ask", slots),)),
+        (seller, (Sentence("market.price", slots), Sentence("market.praise", slots))),
     ]
     if price > 3 and rng.random() < 0.5:
         cheaper = price - rng.randint(1, 2)
-        turns.append((buyer, (Say("market.dear", slots),)))
+        turns.append((buyer, (Sentence("market.dear", slots),)))
         slots = slots | {"p": Count(cheaper, "coin"), "v": Count(number * cheaper, "coin")}
-        turns.append((seller, (Say("market.cheaper", slots),)))
+        turns.append((seller, (Sentence("market.cheaper", slots),)))
     turns += [
-        (buyer, (Say("market.take", slots),)),
-        (seller, (Say("market.total", slots),)),
-        (buyer, (Say("market.pay", slots),)),
+        (buyer, (Sentence("market.take", slots),)),
+        (seller, (Sentence("market.total", slots),)),
+        (buyer, (Sentence("market.pay", slots),)),
     ]
-    return _talk("bargain", turns, rng, Say("market.scene", _scene(world, buyer, seller, rng)))
+    return _talk("bargain", turns, rng, Sentence("market.scene", _scene(world, buyer, seller, rng)))
 
 
 def way(world: World, rng: random.Random) -> Plan:
-    """How to get from here to there."""
+    """Return a stranger's question for the way, and the directions."""
     stranger, local = rng.sample(world.people, 2)
     here, past, there = rng.sample(lists.SPOTS, 3)
     slots = {"s": there, "p": past, "h": here, "n": rng.randint(2, 25)}
     turns: list[Turn] = [
-        (stranger, (Say("way.ask", slots),)),
-        (local, (Say("way.first", slots), Say("way.then", slots))),
-        (stranger, (Say("way.far", slots),)),
-        (local, (Say("way.minutes", slots),)),
-        (stranger, (Say("talk.thanks", {}),)),
+        (stranger, (Sentence("way.ask", slots),)),
+        (local, (Sentence("way.first", slots), Sentence("way.then", slots))),
+        (stranger, (Sentence("way.far", slots),)),
+        (local, (Sentence("way.minutes", slots),)),
+        (stranger, (Sentence("talk.thanks", {}),)),
     ]
-    return _talk("way", turns, rng, Say("way.scene", _scene(world, stranger, local, rng)))
+    return _talk("way", turns, rng, Sentence("way.scene", _scene(world, stranger, local, rng)))
 
 
 def comfort(world: World, rng: random.Random) -> Plan:
-    """Somebody is troubled, a friend listens and helps."""
+    """Return a dialogue in which a friend comforts a person."""
     person = rng.choice(world.people)
     friend = world.person(person.friend)
     cause = rng.choice(tuple(lists.SAD_CAUSES))
@@ -106,48 +106,53 @@ def comfort(world: World, rng: random.Random) -> Plan:
         "out": rng.choice(lists.OUTDOORS),
     }
     turns: list[Turn] = [
-        (friend, (Say("comfort.ask", slots),)),
-        (person, (Say("comfort.because", slots | {"why": Say(f"cause.{cause}", slots)}),)),
-        (friend, (Say("comfort.understand", slots), Say(f"comfort.{cause}", slots))),
+        (friend, (Sentence("comfort.ask", slots),)),
+        (
+            person,
+            (Sentence("comfort.because", slots | {"why": Sentence(f"cause.{cause}", slots)}),),
+        ),
+        (friend, (Sentence("comfort.understand", slots), Sentence(f"comfort.{cause}", slots))),
     ]
     if rng.random() < 0.6:
-        turns.append((person, (Say("comfort.doubt", slots),)))
-        turns.append((friend, (Say("comfort.again", slots), Say("comfort.offer", slots))))
-    turns.append((person, (Say("comfort.thanks", slots),)))
+        turns.append((person, (Sentence("comfort.doubt", slots),)))
+        turns.append((friend, (Sentence("comfort.again", slots), Sentence("comfort.offer", slots))))
+    turns.append((person, (Sentence("comfort.thanks", slots),)))
     scene = {
         "a": Mention(person),
         "b": Mention(friend),
         "e": slots["e"],
         "s": rng.choice(lists.SPOTS),
     }
-    plan = _talk("comfort", turns, rng, Say("comfort.scene", scene))
+    plan = _talk("comfort", turns, rng, Sentence("comfort.scene", scene))
     both = {"a": Mention(person), "b": Mention(friend), "ab": Pair(person, friend)}
-    after = Say("comfort.after", both)
+    after = Sentence("comfort.after", both)
     return Plan("comfort", (*plan.paragraphs, (after,)))
 
 
 def lesson(world: World, rng: random.Random) -> Plan:
-    """A teacher asks; a pupil answers, is sometimes wrong and put right."""
+    """Return a lesson: a teacher's questions, pupils' answers, and corrections."""
     teacher = rng.choice([person for person in world.people if person.job])
     pupils = rng.sample([person for person in world.people if not person.job], 2)
     turns: list[Turn] = []
     for fact in rng.sample(askable_kinds(), rng.randint(2, 4)):
         pupil = rng.choice(pupils)
         name = {"b": Mention(pupil)}
-        turns.append((teacher, (Say(f"ask.{fact.relation}", fact.slots),)))
+        turns.append((teacher, (Sentence(f"ask.{fact.relation}", fact.slots),)))
         wrong = [value for value in fact.others if value != fact.answer]
         if rng.random() < 0.3:
-            turns.append((pupil, (Say("lesson.guess", {"v": rng.choice(wrong)}),)))
-            turns.append((teacher, (Say("lesson.no", name), Say(fact.relation, fact.slots))))
+            turns.append((pupil, (Sentence("lesson.guess", {"v": rng.choice(wrong)}),)))
+            turns.append(
+                (teacher, (Sentence("lesson.no", name), Sentence(fact.relation, fact.slots)))
+            )
         else:
-            turns.append((pupil, (Say("answer", {"v": fact.answer}),)))
-            turns.append((teacher, (Say("lesson.yes", name),)))
+            turns.append((pupil, (Sentence("answer", {"v": fact.answer}),)))
+            turns.append((teacher, (Sentence("lesson.yes", name),)))
     scene = {"a": Mention(teacher), "b": Mention(pupils[0]), "c": Mention(pupils[1])}
-    return _talk("lesson", turns, rng, Say("lesson.scene", scene))
+    return _talk("lesson", turns, rng, Sentence("lesson.scene", scene))
 
 
 def invitation(world: World, rng: random.Random) -> Plan:
-    """Will you come with me?"""
+    """Return an invitation, sometimes moved to another day, and its acceptance."""
     one, other = rng.sample(world.people, 2)
     slots = {
         "h": one.hobby,
@@ -160,16 +165,16 @@ def invitation(world: World, rng: random.Random) -> Plan:
         "a": Mention(one),
         "b": Mention(other),
     }
-    turns: list[Turn] = [(one, (Say("invite.ask", slots),))]
+    turns: list[Turn] = [(one, (Sentence("invite.ask", slots),))]
     if rng.random() < 0.4:
         slots["v"] = rng.choice([day for day in lists.WEEKDAYS if day != slots["w"]])
-        turns.append((other, (Say("invite.busy", slots),)))
-        turns.append((one, (Say("invite.other_day", slots),)))
+        turns.append((other, (Sentence("invite.busy", slots),)))
+        turns.append((one, (Sentence("invite.other_day", slots),)))
         slots = slots | {"w": slots["v"]}
-    turns.append((other, (Say("invite.yes", slots), Say("invite.when", slots))))
-    turns.append((one, (Say("invite.time", slots), Say("invite.bring", slots))))
-    turns.append((other, (Say("invite.agreed", slots),)))
-    return _talk("invitation", turns, rng, Say("talk.meet", _scene(world, one, other, rng)))
+    turns.append((other, (Sentence("invite.yes", slots), Sentence("invite.when", slots))))
+    turns.append((one, (Sentence("invite.time", slots), Sentence("invite.bring", slots))))
+    turns.append((other, (Sentence("invite.agreed", slots),)))
+    return _talk("invitation", turns, rng, Sentence("talk.meet", _scene(world, one, other, rng)))
 
 
 def _own(world: World, person: Person, how: str) -> dict[str, Fact]:
@@ -179,13 +184,16 @@ def _own(world: World, person: Person, how: str) -> dict[str, Fact]:
 _PERSONAL = ("home", "age", "food", "colour", "hobby", "pet", "wish", "friend", "job")
 
 
-def _talk(kind: str, turns: list[Turn], rng: random.Random, scene: Say) -> Plan:
-    """As a script (``Lina: ...``) or as a tale (``Lina said: "..."``), with or without a scene."""
+def _talk(kind: str, turns: list[Turn], rng: random.Random, scene: Sentence) -> Plan:
+    """Return a dialogue as a script (``Lina: ...``) or as a tale (``Lina said: "..."``).
+
+    A tale starts with the scene; half of the scripts do, too.
+    """
     style = "script" if rng.random() < 0.5 else "said"
     lines = []
     for who, words in _merged(turns):
         manner = _manner(words, first=not lines) if style == "said" else style
-        lines.append((Say(f"speech.{manner}", {"a": Mention(who), "words": Spoken(words)}),))
+        lines.append((Sentence(f"speech.{manner}", {"a": Mention(who), "words": Spoken(words)}),))
     opening = [(scene,)] if style == "said" or rng.random() < 0.5 else []
     return Plan(kind, (*opening, *lines))
 
@@ -201,7 +209,7 @@ def _scene(world: World, one: Person, other: Person, rng: random.Random) -> Slot
 
 
 def _merged(turns: list[Turn]) -> list[Turn]:
-    """Nobody speaks twice running."""
+    """Return the turns with consecutive turns of one speaker merged."""
     merged: list[Turn] = []
     for who, words in turns:
         if merged and merged[-1][0] == who:
@@ -210,8 +218,8 @@ def _merged(turns: list[Turn]) -> list[Turn]:
     return merged
 
 
-def _manner(words: tuple[Say, ...], *, first: bool) -> str:
-    """Whether a turn is asked, said or replied."""
+def _manner(words: tuple[Sentence, ...], *, first: bool) -> str:
+    """Return the verb that introduces a turn: asked, said or replied."""
     last = words[-1].key
     if last.startswith("ask.") or last in _QUESTIONS:
         return "asked"

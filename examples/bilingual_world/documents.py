@@ -1,4 +1,4 @@
-"""The world in documents: training and held-out text of each language, and questions."""
+"""The files of the world: training and held-out documents of each language, and questions."""
 
 from collections.abc import Callable, Iterator, Sequence
 import json
@@ -18,7 +18,7 @@ from examples.bilingual_world.descriptions import (
 )
 from examples.bilingual_world.dialogues import bargain, comfort, invitation, lesson, meeting, way
 from examples.bilingual_world.facts import World, make_world
-from examples.bilingual_world.language import Language, tell
+from examples.bilingual_world.language import Language, render_plan
 from examples.bilingual_world.notes import diary, hours, letter, news, notice, recipe, song
 from examples.bilingual_world.plan import Plan
 from examples.bilingual_world.quartets import quartet_lines
@@ -28,12 +28,12 @@ from examples.bilingual_world.sums import worked_sum
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
-# The languages of the demo, which converse too; then those that only tell.
+# The languages of the demo, with conversations and questions; the others have documents only.
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
 ALL_LANGUAGES: dict[str, Language] = LANGUAGES | {arabic.LANGUAGE.code: arabic.LANGUAGE}
-# How often each kind of document is written.
+# The relative frequency of each kind of document.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,
     portrait: 10,
@@ -67,12 +67,15 @@ def write_world(
     heldout: int = 300,
     chat_repeats: int = 14,
 ) -> None:
-    """Write ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, ``questions.jsonl`` with choices,
-    ``examination.jsonl`` with right answers, and ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``,
-    sentences to be finished, with choices.
+    """Write all files of the demo.
 
-    The same bytes for the same arguments. Languages tell of the same world but are not
-    translations of each other; no document occurs twice, so none is both training and held out.
+    Per language: ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, and
+    ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``, which are unfinished sentences with choices. For
+    all languages together: ``questions.jsonl`` with choices, and ``examination.jsonl`` with correct
+    answers.
+
+    Equal arguments give equal bytes. All languages describe the same world but are not translations
+    of each other; no document occurs twice, so that none is both training and held out.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +83,8 @@ def write_world(
     total = float(len(LANGUAGES) * (documents + heldout))
     with Progress("world", total, "documents") as progress:
         for language in LANGUAGES.values():
-            told = _distinct(world, language, seed, progress)
-            _write_told(folder, language, told, documents=documents, heldout=heldout)
+            texts = _distinct(world, language, seed, progress)
+            _write_splits(folder, language, texts, documents=documents, heldout=heldout)
             chats = conversation_lines(world, language, seed, repeats=chat_repeats)
             _write_lines(folder / f"{language.code}.chats.jsonl", map(_json, chats))
             preferences = preference_lines(world, language, seed)
@@ -102,42 +105,41 @@ def write_documents(
     documents: int = 9000,
     heldout: int = 300,
 ) -> None:
-    """Write ``LANGUAGE.{train,heldout}.jsonl`` of the languages of ``codes``, and nothing else.
+    """Write ``LANGUAGE.{train,heldout}.jsonl`` for each language of ``codes``, and no other files.
 
-    Of English and Chinese the same bytes as ``write_world``'s. Raises UserError for a code that is
-    of no language.
+    The bytes equal those of ``write_world`` in its languages. Raises UserError for an unknown code.
     """
     for code in codes:
         if code not in ALL_LANGUAGES:
             known = ", ".join(ALL_LANGUAGES)
-            raise UserError(f"codes: the world is not told in {code!r}; take some of {known}")
+            raise UserError(f"codes: unknown language {code!r}; select from {known}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     world = make_world(seed)
     with Progress("world", float(len(codes) * (documents + heldout)), "documents") as progress:
         for code in codes:
-            told = _distinct(world, ALL_LANGUAGES[code], seed, progress)
-            _write_told(folder, ALL_LANGUAGES[code], told, documents=documents, heldout=heldout)
+            texts = _distinct(world, ALL_LANGUAGES[code], seed, progress)
+            _write_splits(folder, ALL_LANGUAGES[code], texts, documents=documents, heldout=heldout)
 
 
 def document(world: World, language: Language, seed: int, number: int) -> tuple[str, str]:
-    """(kind, text) of one document: a pure function of its arguments."""
+    """Return the kind and the text of one document, a pure function of the arguments."""
     rng = random.Random(f"{seed} {language.code} {number}")
     (write,) = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
     plan = write(world, rng)
-    return plan.kind, tell(plan, language, rng)
+    return plan.kind, render_plan(plan, language, rng)
 
 
-def _write_told(
+def _write_splits(
     folder: Path,
     language: Language,
-    told: Iterator[tuple[str, str]],
+    texts: Iterator[tuple[str, str]],
     *,
     documents: int,
     heldout: int,
 ) -> None:
     for split, number in (("heldout", heldout), ("train", documents)):
-        lines = (_line(*next(told)) for _ in range(number))
+        lines = (_line(*next(texts)) for _ in range(number))
         _write_lines(folder / f"{language.code}.{split}.jsonl", lines)
 
 
@@ -164,7 +166,7 @@ def _json(value: object) -> str:
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    """Whole or not at all."""
+    """Write a complete file, or none."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)

@@ -1,22 +1,26 @@
-"""English: words, their forms, and how sentences are finished."""
+"""The English language: words, their forms, and the finishing of sentences."""
 
 import re
 from typing import Any
 
 from examples.bilingual_world import lists
-from examples.bilingual_world.english_sentences import FACTS, QUESTIONS, SUMS, WRITINGS
-from examples.bilingual_world.english_stories import STORIES, TALK
-from examples.bilingual_world.english_words import (
-    PHRASES,
-    PLURALS,
-    PORTIONS,
-    PROPER,
-    SMALL_NUMBERS,
-    SPOTS,
-    WORDS,
-)
-from examples.bilingual_world.language import Language, templates
+from examples.bilingual_world.data_files import read_table, read_templates
+from examples.bilingual_world.language import Language
 from examples.bilingual_world.plan import Clock, Count, Mention, Pair
+
+_DATA = read_table("languages/en/words.toml")
+_WORDS: dict[str, str] = _DATA["words"]
+_PLURALS: dict[str, str] = _DATA["plurals"]
+_PORTIONS: dict[str, tuple[str, str, str, bool]] = _DATA["portions"]
+_SPOTS: dict[str, str] = _DATA["spots"]
+_SMALL_NUMBERS: tuple[str, ...] = tuple(_DATA["small_numbers"])
+_PHRASES: dict[str, str] = (
+    _DATA["actions"]
+    | {f"{job}.duty": words for job, words in _DATA["duties"].items()}
+    | {f"{thing}.use": words for thing, words in _DATA["uses"].items()}
+)
+_PROPER = {*lists.WOMEN, *lists.MEN, *lists.SURNAMES, *lists.TOWNS, *lists.WEEKDAYS}
+_PROPER |= {*lists.PET_NAMES} - {"biscuit_pet"}
 
 _PRONOUNS = {
     True: {"he": "she", "his": "her", "him": "her", "himself": "herself"},
@@ -27,10 +31,16 @@ _PRONOUNS = {
 _BE = {"i": ("am", "was"), "you": ("are", "were")}
 
 
-def say(value: Any, form: str) -> str:
-    """English for ``value``. Forms of a person: of, to, he, his, him, himself, ``+verb``,
-    ``he+verb``, ``?`` (does she); of nouns: s (in general), a, ``+verb``, ``?``; of actions:
-    ing; of spots: at, to."""
+def inflect(value: Any, form: str) -> str:
+    """Return the English for ``value`` in a form.
+
+    The forms are:
+
+    - person: of, to, he, his, him, himself, ``+verb``, ``he+verb``, ``?`` (does she);
+    - noun: s (in general), a, ``+verb``, ``?``;
+    - action: ing;
+    - spot: at, to.
+    """
     match value:
         case Mention():
             return _person(value, form)
@@ -46,8 +56,8 @@ def say(value: Any, form: str) -> str:
             return f"{value:,}" if form == "d" else _number(value)
     if form in ("at", "to") or value in lists.SPOTS:
         return _spot(value, form)
-    if value in PHRASES:
-        return _participle(PHRASES[value]) if form == "ing" else PHRASES[value]
+    if value in _PHRASES:
+        return _participle(_PHRASES[value]) if form == "ing" else _PHRASES[value]
     return _thing(value, form)
 
 
@@ -55,9 +65,9 @@ def _person(who: Mention, form: str) -> str:
     person, how = who.person, who.how
     pronouns = _PRONOUNS[how if how in ("i", "you") else person.woman]
     plain = how in ("again", "i", "you")
-    name = pronouns["he"] if plain else say(person.name, "")
+    name = pronouns["he"] if plain else inflect(person.name, "")
     if how == "full":
-        name = f"{name} {say(person.surname, '')}"
+        name = f"{name} {inflect(person.surname, '')}"
     if form.startswith("he+"):
         return f"{pronouns['he']} {_verb(form[3:], how)}"
     if form.startswith("+"):
@@ -77,7 +87,7 @@ def _person(who: Mention, form: str) -> str:
 
 
 def _verb(verb: str, how: str = "") -> str:
-    """Agrees with the subject: third person but for I and you."""
+    """Return ``verb`` in agreement with its subject: third person except for I and you."""
     if verb in ("be", "was"):
         return _BE.get(how, ("is", "was"))[verb == "was"]
     if how in _BE:
@@ -96,20 +106,20 @@ def _participle(phrase: str) -> str:
 
 
 def _noun(name: str) -> tuple[str, str, str, bool]:
-    """(bare, one, several, whether its general sense takes a plural verb)."""
-    if name in PORTIONS:
-        return PORTIONS[name]
-    word = WORDS.get(name, name.replace("_", " "))
-    if word in PLURALS:
-        return word, word, PLURALS[word], True
+    """Return (bare, one, several, whether its general sense takes a plural verb)."""
+    if name in _PORTIONS:
+        return _PORTIONS[name]
+    word = _WORDS.get(name, name.replace("_", " "))
+    if word in _PLURALS:
+        return word, word, _PLURALS[word], True
     plural = f"{word[:-1]}ies" if word.endswith("y") and word[-2] not in "aeiou" else f"{word}s"
     return word, word, plural, True
 
 
 def _thing(name: str, form: str) -> str:
-    word = WORDS.get(name, name.replace("_", " "))
-    if name in PROPER:
-        return WORDS.get(name, name.title())
+    word = _WORDS.get(name, name.replace("_", " "))
+    if name in _PROPER:
+        return _WORDS.get(name, name.title())
     if name in lists.FOODS or name in lists.ANIMALS or name in lists.THINGS:
         return _counted(name, form)
     return f"a {word}" if form == "answer" and name in ("fruit", "vegetable") else word
@@ -117,7 +127,7 @@ def _thing(name: str, form: str) -> str:
 
 def _counted(name: str, form: str) -> str:
     bare, one, several, plural = _noun(name)
-    general = several if plural and name not in PORTIONS else bare
+    general = several if plural and name not in _PORTIONS else bare
     if form == "+be":
         return f"{general} {'are' if plural else 'is'}"
     if form.startswith("+"):
@@ -132,18 +142,18 @@ def _counted(name: str, form: str) -> str:
 
 
 def _spot(name: str, form: str) -> str:
-    phrase = SPOTS.get(name, f"at the {name.replace('_', ' ')}")
+    phrase = _SPOTS.get(name, f"at the {name.replace('_', ' ')}")
     preposition, _, place = phrase.partition(" ")
     return {"at": phrase, "to": f"to {place}", "answer": f"{preposition} {place}"}.get(form, place)
 
 
 def _number(number: int) -> str:
-    return SMALL_NUMBERS[number] if number <= 20 else f"{number:,}"
+    return _SMALL_NUMBERS[number] if number <= 20 else f"{number:,}"
 
 
 def _clock(hour: int, minute: int) -> str:
     part = "in the morning" if hour < 12 else "in the afternoon" if hour < 18 else "in the evening"
-    shown = SMALL_NUMBERS[(hour - 1) % 12 + 1]
+    shown = _SMALL_NUMBERS[(hour - 1) % 12 + 1]
     match minute:
         case 0:
             text = f"{shown} o'clock"
@@ -152,7 +162,7 @@ def _clock(hour: int, minute: int) -> str:
         case 30:
             text = f"half past {shown}"
         case _:
-            text = f"a quarter to {SMALL_NUMBERS[hour % 12 + 1]}"
+            text = f"a quarter to {_SMALL_NUMBERS[hour % 12 + 1]}"
     return f"{text} {part}"
 
 
@@ -169,7 +179,7 @@ def _finish(text: str) -> str:
 LANGUAGE = Language(
     code="en",
     space=" ",
-    sentences=templates(FACTS, QUESTIONS, SUMS, WRITINGS, TALK, STORIES),
-    say=say,
+    templates=read_templates("en"),
+    inflect=inflect,
     finish=_finish,
 )

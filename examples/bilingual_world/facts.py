@@ -1,7 +1,7 @@
-"""The invented island of Orrin: who lives where, likes what, and what things are made of.
+"""The invented island of Orrin: its people and towns, and the properties of things.
 
-Everything is an identifier; a language file gives each identifier its words. A world is a pure
-function of its seed, and every language tells of the same one.
+All values are identifiers; a language has words for each identifier. A world is a pure function of
+its seed and the same in every language.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from examples.bilingual_world.plan import Mention, Person, Slots
 
 @dataclass(frozen=True)
 class Town:
-    """A settlement of the island; ``east`` and ``north`` are kilometres from its middle."""
+    """A town; ``east`` and ``north`` are kilometers from the center of the island."""
 
     name: str
     kind: str
@@ -33,8 +33,11 @@ class Town:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is so. ``relation`` names the sentence that states it, ``ask.relation`` the
-    question; ``answer`` is the short answer and ``others`` what it could have been."""
+    """A fact of the world.
+
+    ``relation`` is the key of the sentence that states the fact and ``ask.relation`` that of the
+    question; ``answer`` is the short answer, and ``others`` are the possible answers.
+    """
 
     relation: str
     slots: Slots
@@ -44,26 +47,26 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """Everybody and every place."""
+    """All people and towns."""
 
     people: tuple[Person, ...]
     towns: tuple[Town, ...]
 
     def person(self, name: str) -> Person:
-        """The one who is called ``name``."""
+        """Return the person called ``name``."""
         return next(person for person in self.people if person.name == name)
 
     def family(self, person: Person) -> list[Person]:
-        """The others of ``person``'s house."""
+        """Return the other members of ``person``'s family."""
         return [p for p in self.people if p.surname == person.surname and p != person]
 
     def town(self, name: str) -> Town:
-        """The town that is called ``name``."""
+        """Return the town called ``name``."""
         return next(town for town in self.towns if town.name == name)
 
 
 def make_world(seed: int) -> World:
-    """24 families of four in 24 towns."""
+    """Return a world of 24 families of four in 24 towns."""
     rng = random.Random(f"world {seed}")
     towns = _towns(rng)
     women, men = list(lists.WOMEN), list(lists.MEN)
@@ -82,14 +85,14 @@ def make_world(seed: int) -> World:
 
 
 def facts_of_person(world: World, person: Person, how: str = "name") -> list[Fact]:
-    """What is known of ``person``, who is spoken of as ``how`` (see Mention)."""
+    """Return the facts about ``person``, who is mentioned as ``how`` (see Mention)."""
     who = {"a": Mention(person, how)}
     towns = tuple(town.name for town in world.towns)
     facts = [
         Fact("home", who | {"t": person.home}, person.home, towns),
         Fact("age", who | {"n": person.age}, person.age, _near(person.age, 5)),
         Fact("food", who | {"f": person.food}, person.food, lists.FOODS),
-        Fact("colour", who | {"c": person.colour}, person.colour, lists.COLOURS),
+        Fact("colour", who | {"c": person.color}, person.color, lists.COLORS),
         Fact("hobby", who | {"h": person.hobby}, person.hobby, lists.HOBBIES),
         Fact("pet", who | {"k": person.pet, "q": person.pet_name}, person.pet, lists.PETS),
         Fact("wish", who | {"t": person.wish}, person.wish, towns),
@@ -109,7 +112,7 @@ def facts_of_person(world: World, person: Person, how: str = "name") -> list[Fac
 
 
 def facts_of_town(world: World, town: Town) -> list[Fact]:
-    """What is known of ``town``."""
+    """Return the facts about ``town``."""
     it = {"t": town.name}
     side = {"k": town.kind, "d": direction(town.east, town.north)}
     near = min((other for other in world.towns if other != town), key=lambda o: distance(town, o))
@@ -131,15 +134,15 @@ def facts_of_town(world: World, town: Town) -> list[Fact]:
 
 
 def facts_of_kinds() -> list[Fact]:
-    """What is true of every kettle, apple and owl."""
+    """Return the facts about all things, foods, animals and jobs, the same in every world."""
     facts = []
     for thing, material in lists.MATERIAL_OF.items():
         facts.append(Fact("thing.use", {"x": thing, "u": f"{thing}.use"}, None, ()))
         facts.append(Fact("thing.material", {"x": thing, "m": material}, material, lists.MATERIALS))
-    for food, (kind, taste, colour) in lists.FOOD_FACTS.items():
+    for food, (kind, taste, color) in lists.FOOD_FACTS.items():
         facts.append(Fact("food.kind", {"f": food, "k": kind}, kind, lists.FOOD_KINDS))
         facts.append(Fact("food.taste", {"f": food, "e": taste}, taste, lists.TASTES))
-        facts.append(Fact("food.colour", {"f": food, "c": colour}, colour, lists.COLOURS))
+        facts.append(Fact("food.colour", {"f": food, "c": color}, color, lists.COLORS))
     for animal, (legs, meal, house) in lists.ANIMAL_FACTS.items():
         facts.append(Fact("animal.legs", {"k": animal, "n": legs}, legs, (0, 2, 4, 6, 8)))
         facts.append(Fact("animal.eats", {"k": animal, "e": meal}, meal, lists.MEALS))
@@ -150,31 +153,31 @@ def facts_of_kinds() -> list[Fact]:
 
 
 def all_facts(world: World) -> list[Fact]:
-    """Everything that is known, always in the same order."""
+    """Return all facts in a fixed order."""
     facts = [fact for person in world.people for fact in facts_of_person(world, person)]
     facts += [fact for town in world.towns for fact in facts_of_town(world, town)]
     return facts + facts_of_kinds()
 
 
 def subject_of(fact: Fact) -> str:
-    """The thing, food, animal or trade that a fact of kinds is about."""
+    """Return the thing, food, animal or job that a fact of kinds is about."""
     first = {"thing": "x", "food": "f", "animal": "k", "job": "j"}[fact.relation.split(".")[0]]
     return fact.slots[first]
 
 
 def never_asked(fact: Fact) -> bool:
-    """True for the eighth of all facts that training states but never asks."""
+    """Return True for the eighth of all facts that no training question covers."""
     names = [fact.relation] + [str(value) for _, value in sorted(fact.slots.items())]
     return zlib.crc32(" ".join(names).encode()) % 8 == 0
 
 
 def distance(town: Town, other: Town) -> int:
-    """Whole kilometres between two towns."""
+    """Return the distance between two towns in whole kilometers."""
     return max(1, round(math.hypot(town.east - other.east, town.north - other.north)))
 
 
 def direction(east: int, north: int) -> str:
-    """The compass point, of eight, that an offset points to."""
+    """Return the compass point, one of eight, of an offset."""
     eighth = round(math.atan2(east, north) / (math.pi / 4)) % 8
     return lists.DIRECTIONS[eighth]
 
@@ -208,7 +211,7 @@ def _person(
         home=home,
         job=rng.choice(lists.JOBS) if age > 20 else "",
         food=rng.choice(lists.FOODS),
-        colour=rng.choice(lists.COLOURS),
+        color=rng.choice(lists.COLORS),
         hobby=rng.choice(lists.HOBBIES),
         pet=rng.choice(lists.PETS),
         pet_name=rng.choice(lists.PET_NAMES),
@@ -217,7 +220,7 @@ def _person(
 
 
 def _with_friends(rng: random.Random, people: Sequence[Person]) -> tuple[Person, ...]:
-    """Friends are of an age group and mutual: two by two."""
+    """Return the people in pairs of mutual friends of one age group."""
     friends: dict[str, str] = {}
     for grown in (True, False):
         group = [p.name for p in people if (p.age > 20) == grown]
@@ -228,7 +231,7 @@ def _with_friends(rng: random.Random, people: Sequence[Person]) -> tuple[Person,
 
 
 def _kinship(person: Person, other: Person) -> str:
-    """What ``other`` is to ``person``, both of one family of parents and two children."""
+    """Return the relation of ``other`` to ``person`` in a family of parents and two children."""
     if (person.age > 20) and (other.age > 20):
         return "wife" if other.woman else "husband"
     if other.age > 20:
@@ -240,6 +243,6 @@ def _kinship(person: Person, other: Person) -> str:
 
 
 def _near(number: int, spread: int) -> tuple[int, ...]:
-    """Plausible wrong numbers about ``number``, as round as it is."""
+    """Return plausible wrong numbers around ``number``, rounded like it."""
     step = 100 if number >= 200 and spread > 200 else 10 if spread > 50 else 1
     return tuple(range(max(step, number - spread), number + spread + 1, step))

@@ -1,9 +1,10 @@
-"""How a plan becomes text: templates with alternatives and slots.
+"""The rendering of plans as text: sentence templates with alternatives and slots.
 
 A template is ordinary text with ``[this|or this|]`` for a choice and ``{slot}`` or ``{slot:form}``
-for a value; a form may hold a slot of its own: ``{colour:{thing:g}}``, to agree in gender. What the
-forms are is the language's own matter: its ``say`` is given the value and the form. To add a
-language, write one file that defines ``LANGUAGE`` (see english.py) and name it in documents.py.
+for a value; a form may contain a slot: ``{color:{thing:g}}``, to agree in gender. Each language
+defines its forms: its ``inflect`` receives the value and the form. To add a language, put its words
+and templates in ``languages/CODE/``, define ``LANGUAGE`` in a module (see english.py), and add it
+to documents.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,38 +14,29 @@ import random
 import re
 from typing import Any
 
-from examples.bilingual_world.plan import Plan, Say, Spoken
+from examples.bilingual_world.plan import Plan, Sentence, Spoken
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
 class Language:
-    """One tongue of the island."""
+    """A language of the world."""
 
     code: str
-    """As in file names: ``en``."""
+    """The code in file names, such as ``en``."""
     space: str
-    """What stands between two sentences."""
-    sentences: Mapping[str, tuple[str, ...]]
-    """Templates by key; the same keys in every language."""
-    say: Callable[[Any, str], str]
-    """(value, form) -> words."""
+    """The separator of sentences."""
+    templates: Mapping[str, tuple[str, ...]]
+    """Sentence templates by key; all languages have the same keys."""
+    inflect: Callable[[Any, str], str]
+    """A function from a value and a form to words."""
     finish: Callable[[str], str]
-    """A whole sentence as it is written: capitals, articles, spaces."""
-
-
-def templates(*texts: str) -> dict[str, tuple[str, ...]]:
-    """Templates by key from lines ``key: template``; a key may have several lines."""
-    found: dict[str, list[str]] = {}
-    for line in filter(None, "\n".join(texts).splitlines()):
-        key, template = line.split(": ", 1)
-        found.setdefault(key, []).append(template)
-    return {key: tuple(ways) for key, ways in found.items()}
+    """A function that finishes a sentence: capitals, articles, spaces."""
 
 
 class _Slot:
-    """Lets ``str.format`` ask the language for a form."""
+    """A value whose format specification is a form, for ``str.format_map``."""
 
     def __init__(self, show: Callable[[str], str]) -> None:
         self.show = show
@@ -53,33 +45,33 @@ class _Slot:
         return self.show(form)
 
 
-def tell(plan: Plan, language: Language, rng: random.Random) -> str:
-    """The document that says ``plan``; ``rng`` picks among ways to say it."""
+def render_plan(plan: Plan, language: Language, rng: random.Random) -> str:
+    """Return the text of a plan; ``rng`` chooses among the wordings."""
     return "\n".join(
-        language.space.join(sentence(say, language, rng) for say in paragraph)
+        language.space.join(render_sentence(sentence, language, rng) for sentence in paragraph)
         for paragraph in plan.paragraphs
         if paragraph
     )
 
 
-def sentence(say: Say, language: Language, rng: random.Random) -> str:
-    """One whole sentence."""
-    return language.finish(_clause(say, language, rng))
+def render_sentence(sentence: Sentence, language: Language, rng: random.Random) -> str:
+    """Return the text of one complete sentence."""
+    return language.finish(_clause(sentence, language, rng))
 
 
-def _clause(say: Say, language: Language, rng: random.Random) -> str:
-    template = rng.choice(language.sentences[say.key])
+def _clause(sentence: Sentence, language: Language, rng: random.Random) -> str:
+    template = rng.choice(language.templates[sentence.key])
     while "[" in template:
         template = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), template)
     slots = {
-        name: _Slot(partial(_value, value, language, rng)) for name, value in say.slots.items()
+        name: _Slot(partial(_value, value, language, rng)) for name, value in sentence.slots.items()
     }
     return template.format_map(slots)
 
 
 def _value(value: Any, language: Language, rng: random.Random, form: str) -> str:
-    if isinstance(value, Say):
+    if isinstance(value, Sentence):
         return _clause(value, language, rng)
     if isinstance(value, Spoken):
-        return language.space.join(sentence(s, language, rng) for s in value.sentences)
-    return language.say(value, form)
+        return language.space.join(render_sentence(s, language, rng) for s in value.sentences)
+    return language.inflect(value, form)

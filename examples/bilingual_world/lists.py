@@ -1,185 +1,75 @@
-"""The identifiers of the world, and what is true of things by their nature."""
+"""The identifiers of the world and the properties of things, from ``world.toml``."""
 
-WOMEN = tuple(
-    "lina mara tilda nora ines petra sofi greta ada vera ilsa runa cora della elin freya hanna ivy "
-    "juna kaia lotte mina nella odette pia rosa sela tova una willa yana zoe alma bela celia dora "
-    "edda flora gilda hester irma josie kira luna maeve nadia olga paula".split()
-)
-MEN = tuple(
-    "tomas bram emil jonas arlo casper dario edwin felix gustav hugo ivan jasper kolya lars milo "
-    "nils oskar pavel quinn rafi stefan theo ulric viktor walter yoram zeno anton boris conrad "
-    "dmitri elias finn gideon henrik isak jory karel leon matteo noel otto pieter ruben simon "
-    "tobias wendel".split()
-)
-SURNAMES = tuple(
-    "marlow fenwick holt brandt castel dorn ebner farrow garrick hollis ivers jessop kessler "
-    "lindqvist moray norrell oakes pryce rennick sorrel thorne ullman vance wick".split()
-)
-TOWNS = tuple(
-    "velmar orsel tolby marn kesterin lowen harrow_bay pellin dunmere sarova brindle quillan "
-    "nerith foxley galden isker jorva rillstone umberly wexcombe yarrow zelm cobblen elvane".split()
-)
-TOWN_KINDS = ("village", "town", "port", "city")
-RIVERS = ("ilva", "sorn", "merrit", "tessa", "bray", "lune")
-HILLS = ("grey_crown", "ansel", "pine_ridge", "eagle_peak", "long_hill", "old_kern")
-DIRECTIONS = tuple("north northeast east southeast south southwest west northwest".split())
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-SEASONS = ("spring", "summer", "autumn", "winter")
-PARTS_OF_DAY = ("morning", "afternoon", "evening")
-WEATHERS = ("sunny", "rainy", "windy", "snowy", "foggy", "cloudy", "stormy", "hot")
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey", "purple", "pink")
-KIN = ("mother", "father", "daughter", "son", "wife", "husband")
+from examples.bilingual_world.data_files import read_table
 
-MATERIALS = ("metal", "wood", "cloth", "paper", "glass", "clay", "leather", "wool", "wax")
-_THINGS = {
-    "metal": "kettle key bicycle clock ring bell hammer saw spade pot spoon knife needle coin_box",
-    "wood": "ladder flute violin guitar boat chair table bench broom box puppet pencil drum",
-    "cloth": "umbrella hat coat tent flag doll bag",
-    "paper": "book kite map notebook letter parcel painting lantern",
-    "glass": "lamp mirror bottle telescope",
-    "clay": "cup plate bowl vase",
-    "leather": "ball boot belt",
-    "wool": "scarf blanket glove",
-    "wax": "candle",
+_DATA = read_table("world.toml")
+
+
+def _names(key: str) -> tuple[str, ...]:
+    return tuple(_DATA[key])
+
+
+WOMEN = _names("women")
+MEN = _names("men")
+SURNAMES = _names("surnames")
+TOWNS = _names("towns")
+TOWN_KINDS = _names("town_kinds")
+RIVERS = _names("rivers")
+HILLS = _names("hills")
+PRODUCTS = _names("products")
+DIRECTIONS = _names("directions")
+"""The eight compass points, clockwise from north."""
+WEEKDAYS = _names("weekdays")
+SEASONS = _names("seasons")
+PARTS_OF_DAY = _names("parts_of_day")
+WEATHERS = _names("weathers")
+COLORS = _names("colors")
+KIN = _names("kin")
+
+MATERIAL_OF: dict[str, str] = {
+    thing: material for material, things in _DATA["things"].items() for thing in things
 }
-MATERIAL_OF = {thing: material for material, names in _THINGS.items() for thing in names.split()}
+"""The material of each thing."""
+MATERIALS = tuple(_DATA["things"])
 THINGS = tuple(MATERIAL_OF)
-HANDMADE = tuple("box puppet kite scarf doll bag candle painting bowl vase blanket hat".split())
-PRODUCTS = ("cheese", "honey", "apple", "plum", "fish", "boat", "vase", "bell", "lamp", "scarf")
+HANDMADE = _names("handmade")
 
-FOOD_KINDS = ("fruit", "vegetable", "baked", "sweets")
-TASTES = ("sweet", "sour", "salty", "fresh", "mild")
-FOOD_FACTS = {
-    "apple": ("fruit", "sweet", "red"),
-    "pear": ("fruit", "sweet", "green"),
-    "plum": ("fruit", "sour", "purple"),
-    "peach": ("fruit", "sweet", "pink"),
-    "lemon": ("fruit", "sour", "yellow"),
-    "cherry": ("fruit", "sweet", "red"),
-    "grape": ("fruit", "sweet", "purple"),
-    "melon": ("fruit", "fresh", "green"),
-    "banana": ("fruit", "sweet", "yellow"),
-    "carrot": ("vegetable", "sweet", "red"),
-    "potato": ("vegetable", "mild", "brown"),
-    "cabbage": ("vegetable", "mild", "green"),
-    "tomato": ("vegetable", "sour", "red"),
-    "cucumber": ("vegetable", "fresh", "green"),
-    "pumpkin": ("vegetable", "sweet", "yellow"),
-    "bread": ("baked", "mild", "brown"),
-    "bun": ("baked", "mild", "white"),
-    "cake": ("baked", "sweet", "yellow"),
-    "pie": ("baked", "salty", "brown"),
-    "biscuit": ("baked", "sweet", "brown"),
-    "honey": ("sweets", "sweet", "yellow"),
-    "jam": ("sweets", "sweet", "red"),
+FOOD_FACTS: dict[str, tuple[str, str, str]] = {
+    food: (kind, taste, color) for food, (kind, taste, color) in _DATA["foods"].items()
 }
+"""The kind, taste and color of each food."""
+FOOD_KINDS = _names("food_kinds")
+TASTES = _names("tastes")
 CROPS = tuple(name for name, (kind, *_) in FOOD_FACTS.items() if kind in ("fruit", "vegetable"))
-_OTHER_FOODS = ("cheese", "egg", "fish", "mushroom", "dumpling", "noodles", "rice", "pancake")
-FOODS = (*FOOD_FACTS, *_OTHER_FOODS)
+FOODS = (*FOOD_FACTS, *_names("other_foods"))
 
-MEALS = ("grass", "small_fish", "seeds", "nuts", "insects", "meat", "leaves", "nectar", "scraps")
-ANIMAL_HOMES = ("farm", "woods", "pond", "house_home", "burrow", "mountains", "meadow", "barn")
-ANIMAL_FACTS = {
-    "cat": (4, "small_fish", "house_home"),
-    "dog": (4, "meat", "house_home"),
-    "horse": (4, "grass", "farm"),
-    "cow": (4, "grass", "farm"),
-    "goat": (4, "leaves", "mountains"),
-    "sheep": (4, "grass", "meadow"),
-    "rabbit": (4, "grass", "burrow"),
-    "duck": (2, "seeds", "pond"),
-    "goose": (2, "grass", "pond"),
-    "hen": (2, "seeds", "farm"),
-    "owl": (2, "meat", "barn"),
-    "fox": (4, "meat", "burrow"),
-    "deer": (4, "leaves", "woods"),
-    "bear": (4, "small_fish", "mountains"),
-    "squirrel": (4, "nuts", "woods"),
-    "hedgehog": (4, "insects", "meadow"),
-    "frog": (4, "insects", "pond"),
-    "turtle": (4, "leaves", "pond"),
-    "bee": (6, "nectar", "meadow"),
-    "butterfly": (6, "nectar", "meadow"),
-    "spider": (8, "insects", "barn"),
-    "swallow": (2, "insects", "barn"),
-    "donkey": (4, "grass", "farm"),
-    "pig": (4, "scraps", "farm"),
-    "mouse": (4, "seeds", "barn"),
-    "snake": (0, "meat", "burrow"),
+ANIMAL_FACTS: dict[str, tuple[int, str, str]] = {
+    animal: (legs, meal, home) for animal, (legs, meal, home) in _DATA["animals"].items()
 }
+"""The number of legs, the meal and the home of each animal."""
+MEALS = _names("meals")
+ANIMAL_HOMES = _names("animal_homes")
 ANIMALS = tuple(ANIMAL_FACTS)
-PETS = ("cat", "dog", "rabbit", "turtle", "duck", "goat", "hen", "donkey", "mouse")
-PET_NAMES = tuple(
-    "biscuit_pet pepper snowball button shadow ginger pebble clover whiskers marble poppy rusty "
-    "star cloud nutmeg bean".split()
-)
+PETS = _names("pets")
+PET_NAMES = _names("pet_names")
 
-WORKPLACES = {
-    "baker": "bakery",
-    "teacher": "school",
-    "nurse": "hospital",
-    "doctor": "hospital",
-    "fisher": "harbour",
-    "farmer": "farmyard",
-    "carpenter": "workshop",
-    "blacksmith": "smithy",
-    "tailor": "shop",
-    "librarian": "library",
-    "postman": "post_office",
-    "gardener": "garden",
-    "shepherd": "pasture",
-    "miller": "mill",
-    "potter": "workshop",
-    "painter": "studio",
-    "clockmaker": "shop",
-    "cook": "inn",
-    "ferryman": "harbour",
-    "beekeeper": "orchard",
-    "weaver": "workshop",
-    "musician": "theatre",
-    "builder": "yard",
-    "guide": "museum",
-}
+WORKPLACES: dict[str, str] = _DATA["workplaces"]
+"""The place where each job is done."""
 JOBS = tuple(WORKPLACES)
-_OPEN_SPOTS = ("market", "park", "bridge", "square", "station", "well", "forest", "lake", "field")
-SPOTS = tuple(dict.fromkeys((*WORKPLACES.values(), *_OPEN_SPOTS)))
-OUTDOORS = ("park", "square", "forest", "lake", "field", "garden", "orchard", "pasture")
-HIDING_PLACES = tuple(
-    "under_bench behind_door between_stones tall_grass beside_well under_leaves on_wall "
-    "basket_bottom behind_barrel under_stairs".split()
-)
-HOBBIES = tuple(
-    "play_flute swim go_fishing paint read_stories dance climb_hills collect_stamps fly_kites "
-    "bake_cakes sing play_chess ride_bicycle grow_flowers watch_birds write_poems row_boat "
-    "mend_clocks tell_jokes make_puppets look_stars play_drum pick_mushrooms draw_maps".split()
-)
+SPOTS = tuple(dict.fromkeys((*WORKPLACES.values(), *_names("open_spots"))))
+OUTDOORS = _names("outdoors")
+HIDING_PLACES = _names("hiding_places")
+HOBBIES = _names("hobbies")
 
-SAD_CAUSES = {
-    "lost": "sad",
-    "test": "disappointed",
-    "moved": "lonely",
-    "ill_pet": "worried",
-    "rain": "disappointed",
-    "quarrel": "sad",
-    "broken": "ashamed",
-    "dark": "afraid",
-    "laughed": "angry",
-    "speech": "nervous",
-    "left_out": "lonely",
-    "tired_work": "tired",
-    "waiting": "bored",
-    "grandmother": "worried",
-}
-GLAD_CAUSES = {
-    "found": "happy",
-    "prize": "proud",
-    "visit": "excited",
-    "help": "grateful",
-    "learned": "proud",
-    "gift": "surprised",
-    "well_again": "relieved",
-    "quiet": "calm",
-    "friend_new": "happy",
-    "snow": "excited",
-}
+SAD_CAUSES: dict[str, str] = _DATA["sad_causes"]
+"""The feeling that each sad event causes."""
+GLAD_CAUSES: dict[str, str] = _DATA["glad_causes"]
+"""The feeling that each glad event causes."""
 FEELINGS = tuple(dict.fromkeys((*SAD_CAUSES.values(), *GLAD_CAUSES.values())))
+
+PLOTS: dict[str, tuple[str, ...]] = {
+    plot: tuple(entry["steps"]) for plot, entry in _DATA["plots"].items()
+}
+"""The steps of each plot of the stories; a question mark makes a step optional."""
+FEELING_AT_END: dict[str, str] = {plot: entry["feeling"] for plot, entry in _DATA["plots"].items()}
+"""The feeling at the end of each plot."""

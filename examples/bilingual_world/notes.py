@@ -1,10 +1,19 @@
-"""Letters, diaries, notices, news, recipes, days hour by hour, and songs."""
+"""Letters, diaries, notices, news, recipes, daily schedules and songs."""
 
 import random
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.facts import World
-from examples.bilingual_world.plan import Clock, Count, Mention, Person, Plan, Say, Slots, Spoken
+from examples.bilingual_world.plan import (
+    Clock,
+    Count,
+    Mention,
+    Person,
+    Plan,
+    Sentence,
+    Slots,
+    Spoken,
+)
 
 _NOTICES = ("lost", "found", "market", "concert", "work", "sale")
 _NEWS = ("bridge", "prize", "harvest", "storm", "born", "visitors")
@@ -13,7 +22,7 @@ _SONG_LINES = ("hill", "river", "bird", "star", "road", "friend", "bread", "rain
 
 
 def letter(world: World, rng: random.Random) -> Plan:
-    """To a friend or one of the family."""
+    """Return a letter to a friend or a member of the family."""
     writer = rng.choice(world.people)
     reader = world.person(writer.friend)
     if rng.random() < 0.4:
@@ -21,117 +30,123 @@ def letter(world: World, rng: random.Random) -> Plan:
     slots = {"a": Mention(writer), "b": Mention(reader), "t": rng.choice(lists.TOWNS)}
     slots["s"] = rng.choice(lists.SPOTS)
     slots["z"] = rng.choice(lists.SEASONS)
-    body = [Say("letter.open", slots), *_news_of(world, writer, rng, rng.randint(2, 4))]
-    body.append(Say(rng.choice(("letter.invite", "letter.question", "letter.wish")), slots))
+    body = [Sentence("letter.open", slots), *_news_of(world, writer, rng, rng.randint(2, 4))]
+    body.append(Sentence(rng.choice(("letter.invite", "letter.question", "letter.wish")), slots))
     return Plan(
         "letter",
-        ((Say("letter.dear", slots),), tuple(body), (Say("letter.close", slots),)),
+        ((Sentence("letter.dear", slots),), tuple(body), (Sentence("letter.close", slots),)),
     )
 
 
 def diary(world: World, rng: random.Random) -> Plan:
-    """One day in the first person."""
+    """Return a diary entry about one day, in the first person."""
     writer = rng.choice(world.people)
     day = {"w": rng.choice(lists.WEEKDAYS), "c": Clock(rng.randint(5, 8), rng.choice((0, 30)))}
-    says = [Say("diary.open", day), Say(f"weather.{rng.choice(lists.WEATHERS)}", {})]
-    says += _news_of(world, writer, rng, rng.randint(3, 5))
-    says.append(Say("diary.close", {"w": rng.choice(lists.WEEKDAYS), "s": rng.choice(lists.SPOTS)}))
-    return Plan("diary", ((Say("diary.date", day),), tuple(says)))
+    sentences = [Sentence("diary.open", day), Sentence(f"weather.{rng.choice(lists.WEATHERS)}", {})]
+    sentences += _news_of(world, writer, rng, rng.randint(3, 5))
+    sentences.append(
+        Sentence("diary.close", {"w": rng.choice(lists.WEEKDAYS), "s": rng.choice(lists.SPOTS)})
+    )
+    return Plan("diary", ((Sentence("diary.date", day),), tuple(sentences)))
 
 
 def notice(world: World, rng: random.Random) -> Plan:
-    """One to three notices on the board of a town."""
+    """Return one to three notices on the board of a town."""
     town = rng.choice(world.towns)
-    says = [(Say("notice.title", {"t": town.name, "s": rng.choice(lists.SPOTS)}),)]
+    sentences = [(Sentence("notice.title", {"t": town.name, "s": rng.choice(lists.SPOTS)}),)]
     for name in rng.sample(_NOTICES, rng.randint(1, 3)):
         person = rng.choice(world.people)
         slots = _public_slots(person, rng) | {"t": town.name, "w": town.market_day}
-        says.append((Say(f"notice.{name}", slots), Say("notice.contact", slots)))
-    return Plan("notice", tuple(says))
+        sentences.append((Sentence(f"notice.{name}", slots), Sentence("notice.contact", slots)))
+    return Plan("notice", tuple(sentences))
 
 
 def news(world: World, rng: random.Random) -> Plan:
-    """The island's newspaper: two to four items."""
-    items: list[tuple[Say, ...]] = [(Say("news.title", {"w": rng.choice(lists.WEEKDAYS)}),)]
+    """Return two to four items of the newspaper."""
+    items: list[tuple[Sentence, ...]] = [
+        (Sentence("news.title", {"w": rng.choice(lists.WEEKDAYS)}),)
+    ]
     for name in rng.sample(_NEWS, rng.randint(2, 4)):
         town = rng.choice(world.towns)
         slots = _public_slots(rng.choice(world.people), rng)
         slots |= {"t": town.name, "r": town.river, "n": rng.randint(2, 40)}
         mood = "sad" if name == "storm" else "glad"
-        items.append((Say(f"news.{name}", slots), Say(f"news.quote_{mood}", slots)))
+        items.append((Sentence(f"news.{name}", slots), Sentence(f"news.quote_{mood}", slots)))
     return Plan("news", tuple(items))
 
 
 def recipe(world: World, rng: random.Random) -> Plan:
-    """What goes in and what to do, in order."""
+    """Return a recipe: the ingredients and the steps."""
     main, *others = rng.sample(_COOKED, 3)
     dish = rng.choice(_DISHES)
     title = {"f": main, "d": dish, "a": Mention(rng.choice(world.people))}
     amounts = [Count(rng.randint(2, 9), food) for food in (main, *others)]
     steps = [
-        Say("recipe.wash", {"f": main, "g": others[0]}),
-        Say("recipe.cut", {"f": rng.choice((main, others[0])), "n": rng.randint(2, 8)}),
-        Say("recipe.add", {"f": others[1]}),
-        Say(f"recipe.{dish}", {"f": main, "n": 5 * rng.randint(1, 12)}),
+        Sentence("recipe.wash", {"f": main, "g": others[0]}),
+        Sentence("recipe.cut", {"f": rng.choice((main, others[0])), "n": rng.randint(2, 8)}),
+        Sentence("recipe.add", {"f": others[1]}),
+        Sentence(f"recipe.{dish}", {"f": main, "n": 5 * rng.randint(1, 12)}),
     ]
-    end = Say("recipe.serve", {"n": rng.randint(2, 8), "c": rng.choice(lists.COLOURS)})
-    needs = Say("recipe.needs", dict(zip("xyz", amounts, strict=True)))
+    end = Sentence("recipe.serve", {"n": rng.randint(2, 8), "c": rng.choice(lists.COLORS)})
+    needs = Sentence("recipe.needs", dict(zip("xyz", amounts, strict=True)))
     if rng.random() < 0.5:
         numbered = [
-            (Say("recipe.step", {"n": place + 1, "step": Spoken((say,))}),)
-            for place, say in enumerate((*steps, end))
+            (Sentence("recipe.step", {"n": place + 1, "step": Spoken((sentence,))}),)
+            for place, sentence in enumerate((*steps, end))
         ]
-        return Plan("recipe", ((Say("recipe.title", title),), (needs,), *numbered))
-    return Plan("recipe", ((Say("recipe.title", title),), (needs, *steps, end)))
+        return Plan("recipe", ((Sentence("recipe.title", title),), (needs,), *numbered))
+    return Plan("recipe", ((Sentence("recipe.title", title),), (needs, *steps, end)))
 
 
 def hours(world: World, rng: random.Random) -> Plan:
-    """Somebody's day, hour by hour."""
+    """Return a person's day, hour by hour."""
     person = rng.choice(world.people)
     a = Mention(person)
     clock = rng.randint(5, 7)
     work = lists.WORKPLACES[person.job] if person.job else "school"
-    says = [Say("hours.open", {"a": a, "t": person.home})]
+    sentences = [Sentence("hours.open", {"a": a, "t": person.home})]
     for name, wait in (("up", 0), ("eat", 1), ("work", 1), ("noon", 4), ("free", 4), ("bed", 4)):
         clock += wait
         slots = {"c": Clock(clock, rng.choice((0, 15, 30, 45))), "a": Mention(person, "again")}
         slots |= {"f": rng.choice(lists.FOODS), "s": work, "h": person.hobby, "k": person.pet}
-        says.append(Say(f"hours.{name}", slots))
-    return Plan("hours", (tuple(says),))
+        sentences.append(Sentence(f"hours.{name}", slots))
+    return Plan("hours", (tuple(sentences),))
 
 
 def song(world: World, rng: random.Random) -> Plan:
-    """Two or three verses of four lines."""
-    singer = Say("song.title", {"t": rng.choice(world.towns).name, "z": rng.choice(lists.SEASONS)})
+    """Return a song of two or three verses of four lines."""
+    singer = Sentence(
+        "song.title", {"t": rng.choice(world.towns).name, "z": rng.choice(lists.SEASONS)}
+    )
     verses = []
     for _ in range(rng.randint(2, 3)):
         for name in rng.sample(_SONG_LINES, 4):
             slots = {
-                "c": rng.choice(lists.COLOURS),
+                "c": rng.choice(lists.COLORS),
                 "k": rng.choice(lists.ANIMALS),
                 "t": rng.choice(lists.TOWNS),
                 "z": rng.choice(lists.SEASONS),
                 "r": rng.choice(lists.RIVERS),
                 "f": rng.choice(lists.FOODS),
             }
-            verses.append((Say(f"song.{name}", slots),))
+            verses.append((Sentence(f"song.{name}", slots),))
     return Plan("song", ((singer,), *verses))
 
 
 _COOKED = ("carrot", "potato", "cabbage", "tomato", "pumpkin", "mushroom", "egg", "apple", "fish")
 
 
-def _news_of(world: World, writer: Person, rng: random.Random, number: int) -> list[Say]:
-    """What happened to the writer, in the first person."""
-    says = []
+def _news_of(world: World, writer: Person, rng: random.Random, number: int) -> list[Sentence]:
+    """Return ``number`` events in the writer's life, in the first person."""
+    sentences = []
     for name in rng.sample(("did", "bought", "saw", "met", "sad", "glad", "pet"), number):
         slots = _first_person_slots(world, writer, rng)
         causes = {"sad": lists.SAD_CAUSES, "glad": lists.GLAD_CAUSES}.get(name, {})
         if causes:
             cause = rng.choice(tuple(causes))
-            slots |= {"e": causes[cause], "why": Say(f"cause.{cause}", slots)}
-        says.append(Say(f"letter.{name}", slots))
-    return says
+            slots |= {"e": causes[cause], "why": Sentence(f"cause.{cause}", slots)}
+        sentences.append(Sentence(f"letter.{name}", slots))
+    return sentences
 
 
 def _first_person_slots(world: World, writer: Person, rng: random.Random) -> Slots:
@@ -149,7 +164,7 @@ def _first_person_slots(world: World, writer: Person, rng: random.Random) -> Slo
         "out": rng.choice(lists.OUTDOORS),
         "w": rng.choice(lists.WEEKDAYS),
         "o": rng.choice(lists.ANIMALS),
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
     }
 
 
@@ -158,7 +173,7 @@ def _public_slots(person: Person, rng: random.Random) -> Slots:
         "a": Mention(person, "full"),
         "j": rng.choice(lists.JOBS),
         "x": rng.choice(lists.THINGS),
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
         "s": rng.choice(lists.SPOTS),
         "s2": rng.choice(lists.SPOTS),
         "d": rng.choice(lists.WEEKDAYS),

@@ -1,4 +1,4 @@
-"""What a document says, before any language says it."""
+"""The plan of a document: its content before it is rendered in a language."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -8,7 +8,7 @@ Slots = dict[str, Any]
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody of the island; every field but ``woman`` and ``age`` is an identifier."""
+    """A person; all fields except ``woman`` and ``age`` are identifiers."""
 
     name: str
     surname: str
@@ -16,24 +16,24 @@ class Person:
     age: int
     home: str
     job: str
-    """Empty for children."""
+    """The job, empty for children."""
     food: str
-    colour: str
+    color: str
     hobby: str
     pet: str
     pet_name: str
     wish: str
-    """The town that the person wants to see."""
+    """The town that the person wants to visit."""
     friend: str = ""
 
     def with_friend(self, friend: str) -> "Person":
-        """The same person with a best friend."""
+        """Return a copy with a best friend."""
         return replace(self, friend=friend)
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A person as the sentence speaks of them: by name, full name, pronoun, or as I or you."""
+    """A person in a sentence: by name, full name, pronoun (``again``), or as I or you."""
 
     person: Person
     how: Literal["name", "full", "again", "i", "you"] = "name"
@@ -43,14 +43,14 @@ class Mention:
 
 
 class Pair(NamedTuple):
-    """Two people together: they."""
+    """Two people, for the pronoun "they"."""
 
     one: Person
     other: Person
 
 
 class Count(NamedTuple):
-    """So many of a thing."""
+    """A number of things."""
 
     number: int
     thing: str
@@ -63,21 +63,21 @@ class Clock(NamedTuple):
     minute: int
 
 
-class Say(NamedTuple):
-    """One sentence, or clause inside another: which one, and what stands in its slots."""
+class Sentence(NamedTuple):
+    """A sentence, or a clause of another: the key of its templates and the values of its slots."""
 
     key: str
     slots: Slots
 
 
 class Spoken(NamedTuple):
-    """Sentences that stand whole inside another, as in speech."""
+    """Complete sentences inside another, such as direct speech."""
 
-    sentences: tuple[Say, ...]
+    sentences: tuple[Sentence, ...]
 
 
 class Plan(NamedTuple):
-    """A document: its kind, and paragraphs of sentences."""
+    """A document: its kind and its paragraphs of sentences."""
 
     kind: str
-    paragraphs: tuple[tuple[Say, ...], ...]
+    paragraphs: tuple[tuple[Sentence, ...], ...]

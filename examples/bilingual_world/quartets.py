@@ -1,7 +1,7 @@
-"""Questions for models that have only read: the world's own sentences, to be finished.
+"""Questions for base models: sentences of the world to be finished, with four choices.
 
-Four questions of a kind go together, and each has the answers of all four as its choices: whoever
-does not look at what is asked is right once in four, however common some of the answers are.
+The questions come in quartets of one kind, and each question has the answers of all four as its
+choices: a model that ignores the question is correct once in four, however common some answers are.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +11,13 @@ import random
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.facts import Fact, World, all_facts, subject_of
-from examples.bilingual_world.language import Language, sentence, tell
-from examples.bilingual_world.plan import Count, Mention, Plan, Say, Slots, Spoken
+from examples.bilingual_world.language import Language, render_plan, render_sentence
+from examples.bilingual_world.plan import Count, Mention, Plan, Sentence, Slots, Spoken
 from examples.bilingual_world.sums import COUNTED, step
 
 Line = dict[str, object]
 Table = list[list[Plan]]
-"""Four questions, each with its own answer and with those of the others."""
+"""Four questions, each with its own answer and the answers of the other three."""
 RELATIONS = (
     ("thing.material",),
     ("job.place",),
@@ -25,14 +25,14 @@ RELATIONS = (
     ("food.kind", "food.taste"),
     ("animal.eats", "animal.lives"),
 )
-"""Facts that are asked together. Those of people and towns are too much for a small model."""
+"""The relations that share a quartet. A small model cannot learn those of people and towns."""
 REASONS = {
     "comfort.because": lists.SAD_CAUSES,
     "letter.sad": lists.SAD_CAUSES,
     "letter.glad": lists.GLAD_CAUSES,
 }
 FEW, MANY = 12, 48
-"""Quartets of what takes the whole story to know, and of what the words before tell."""
+"""Numbers of quartets that need the whole story, and of those that need the last words only."""
 
 
 def _less(number: int, other: int) -> bool:
@@ -44,11 +44,11 @@ def _small(number: int, other: int) -> bool:
 
 
 def _shares(number: int, children: int) -> bool:
-    """Whether it is a sum of the text's: no more than a dozen for each."""
+    """Return whether the documents have this division: no more than a dozen for each."""
     return children < 10 and number % children == 0 and number // children <= 12
 
 
-# Stories of the same numbers that ask for different sums, the first numbers, and what suits both.
+# Stories with the same numbers and different sums, the first numbers, and a test of both numbers.
 _PAIRS = (
     ({"giving": "add", "losing": "subtract"}, range(12, 61), _less),
     ({"giving": "add", "gathering": "subtract"}, range(12, 61), _less),
@@ -58,8 +58,11 @@ _PAIRS = (
 
 
 def quartet_lines(world: World, language: Language, seed: int) -> dict[str, Iterator[Line]]:
-    """By subject, ``{"kind", "text", "choices", "answer"}``: what is to be finished, the ways it
-    might go on, and the number of the right one."""
+    """Return, by subject, lines ``{"kind", "text", "choices", "answer"}``.
+
+    ``text`` is the unfinished text, ``choices`` are four continuations, and ``answer`` is the index
+    of the correct one.
+    """
     tables = {
         "facts": _facts(world, seed),
         "arithmetic": _sums(world, seed),
@@ -75,10 +78,10 @@ def _lines(tables: Iterable[Table], language: Language, name: str) -> Iterator[L
     for number, table in enumerate(tables):
         beginnings, ends = _opened(table, language, f"{name} {number}")
         kinds = [row[0].kind for row in table]
-        yield from _asked(kinds, beginnings, ends, random.Random(f"{name} {number}"))
+        yield from _question_lines(kinds, beginnings, ends, random.Random(f"{name} {number}"))
 
 
-def _asked(
+def _question_lines(
     kinds: Sequence[str], beginnings: Sequence[str], ends: Sequence[str], rng: random.Random
 ) -> Iterator[Line]:
     order = rng.sample(range(4), 4)
@@ -88,36 +91,41 @@ def _asked(
 
 
 def _opened(table: Table, language: Language, name: str) -> tuple[list[str], list[str]]:
-    """Four beginnings and four ends: said so that the beginning has all that is asked."""
-    for way in range(64):
+    """Return four beginnings and four ends, in a wording whose beginning identifies the question.
+
+    Raises ValueError if none of 64 wordings does.
+    """
+    for attempt in range(64):
         split = [
-            _split([_told(plan, language, f"{name} {way}") for plan in row], language)
+            _split([_plan_text(plan, language, f"{name} {attempt}") for plan in row], language)
             for row in table
         ]
         beginnings, ends = zip(*split, strict=True)
         apart = len(set(beginnings)) == len(set(ends[0])) == 4
         if apart and len(set(ends)) == 1 and "\n" not in "".join(ends[0]):
             return list(beginnings), list(ends[0])
-    raise ValueError(f"{table[0][0].kind}: cannot be asked in {language.code}")
+    raise ValueError(
+        f"{table[0][0].kind}: no wording in {language.code} separates the four questions"
+    )
 
 
-def _told(plan: Plan, language: Language, name: str) -> str:
-    """As told in a document, each paragraph in words that do not hang on those before it."""
+def _plan_text(plan: Plan, language: Language, name: str) -> str:
+    """Return the text of a plan; the wording of a paragraph does not depend on those before it."""
     return "\n".join(
-        tell(Plan(plan.kind, (paragraph,)), language, random.Random(f"{name} {number}"))
+        render_plan(Plan(plan.kind, (paragraph,)), language, random.Random(f"{name} {number}"))
         for number, paragraph in enumerate(plan.paragraphs)
     )
 
 
 def _split(texts: Sequence[str], language: Language) -> tuple[str, tuple[str, ...]]:
-    """What all begin with, to the end of a word, and how each goes on."""
+    """Return the common beginning of the texts, to the end of a word, and the rest of each."""
     common = os.path.commonprefix(texts)
     common = common[: common.rfind(language.space)] if language.space else common.rstrip()
     return common, tuple(text[len(common) + len(language.space) :] for text in texts)
 
 
 def _facts(world: World, seed: int) -> Iterator[Table]:
-    """What things, foods, animals and trades are like: one thing of four, or two things of two."""
+    """Yield quartets about facts: one about each of four subjects, or two about each of two."""
     known = all_facts(world)
     for relations in RELATIONS:
         by_subject: dict[str, list[Fact]] = {}
@@ -134,7 +142,7 @@ def _facts(world: World, seed: int) -> Iterator[Table]:
 
 
 def _fours(facts: Sequence[Fact]) -> Iterator[list[Fact]]:
-    """Facts with four different answers, as often as there are."""
+    """Yield groups of four facts with different answers until fewer than four answers are left."""
     by_answer: dict[str, list[Fact]] = {}
     for fact in facts:
         by_answer.setdefault(str(fact.answer), []).append(fact)
@@ -143,7 +151,7 @@ def _fours(facts: Sequence[Fact]) -> Iterator[list[Fact]]:
 
 
 def _twos(subjects: Sequence[list[Fact]]) -> Iterator[list[Fact]]:
-    """Both facts of a subject and of one of the next three, four answers that were not yet."""
+    """Yield the facts of two subjects with four different answers, each set of answers once."""
     seen: set[frozenset[object]] = set()
     for place, facts in enumerate(subjects):
         for other in subjects[place + 1 : place + 4]:
@@ -156,11 +164,11 @@ def _twos(subjects: Sequence[list[Fact]]) -> Iterator[list[Fact]]:
 
 def _stated(fact: Fact, answer: object) -> Plan:
     slots = {name: answer if v == fact.answer else v for name, v in fact.slots.items()}
-    return Plan(fact.relation, ((Say(fact.relation, slots),),))
+    return Plan(fact.relation, ((Sentence(fact.relation, slots),),))
 
 
 def _sums(world: World, seed: int) -> Iterator[Table]:
-    """A story with numbers, and the sum that it calls for."""
+    """Yield quartets about the sum that a story with numbers requires."""
     for signs, firsts, suits in _PAIRS:
         fitting = {x: [y for y in range(2, 41) if suits(x, y)] for x in firsts}
         for number in range(FEW):
@@ -173,25 +181,27 @@ def _sums(world: World, seed: int) -> Iterator[Table]:
 
 
 def _step_lines(language: Language, seed: int) -> Iterator[Line]:
-    """What a step of a sum is called, and the step."""
+    """Yield questions with the name of a step of a sum and the step as the answer."""
     for number in range(MANY):
         rng = random.Random(f"{seed} steps {number}")
         (a, b), (c, d), (e, f) = (rng.sample(range(2, 10), 2) for _ in range(3))
         steps = (
-            Say("drill.tens", {"x": 10 * a, "y": 10 * b, "z": 10 * (a + b)}),
-            Say("drill.ones", {"x": c, "y": d, "z": c + d}),
+            Sentence("drill.tens", {"x": 10 * a, "y": 10 * b, "z": 10 * (a + b)}),
+            Sentence("drill.ones", {"x": c, "y": d, "z": c + d}),
             step(10 * e + f, "subtract", 10 + f),
             step(e * f, "divide", f),
         )
-        # The longest way to say it has its name.
-        said = [
-            max((sentence(one, language, random.Random(way)) for way in range(16)), key=len)
+        # The longest wording contains the name of the step.
+        texts = [
+            max(
+                (render_sentence(one, language, random.Random(draw)) for draw in range(16)), key=len
+            )
             for one in steps
         ]
-        at = [next(place for place, sign in enumerate(text) if sign.isdigit()) for text in said]
-        beginnings = [text[:place].rstrip() for text, place in zip(said, at, strict=True)]
-        ends = [text[place:] for text, place in zip(said, at, strict=True)]
-        yield from _asked([one.key for one in steps], beginnings, ends, rng)
+        at = [next(place for place, sign in enumerate(text) if sign.isdigit()) for text in texts]
+        beginnings = [text[:place].rstrip() for text, place in zip(texts, at, strict=True)]
+        ends = [text[place:] for text, place in zip(texts, at, strict=True)]
+        yield from _question_lines([one.key for one in steps], beginnings, ends, rng)
 
 
 def _cast(world: World, rng: random.Random) -> Slots:
@@ -201,18 +211,18 @@ def _cast(world: World, rng: random.Random) -> Slots:
 
 
 def _numbers(first: int, second: int, thing: str) -> Slots:
-    """As every story names its numbers."""
+    """Return two numbers in the slots of all stories."""
     counted = {"f": Count(first, thing), "g": Count(second, thing), "c": Count(second, "child")}
     return {"n": first, "m": second} | counted
 
 
-def _problem(name: str, slots: Slots, worked: Say) -> Plan:
-    asked = (Say(f"sum.{name}", slots), Say(f"sum.{name}.ask", slots))
-    return Plan(f"sum.{name}", (asked, (worked,)))
+def _problem(name: str, slots: Slots, worked: Sentence) -> Plan:
+    problem = (Sentence(f"sum.{name}", slots), Sentence(f"sum.{name}.ask", slots))
+    return Plan(f"sum.{name}", (problem, (worked,)))
 
 
 def _feelings(world: World, seed: int) -> Iterator[Table]:
-    """What makes somebody feel so, and what a friend says."""
+    """Yield quartets about the causes of feelings and the replies of a friend."""
     for key, causes in REASONS.items():
         rng = random.Random(f"{seed} {key}")
         for feelings in _fours_of(causes.values(), FEW, rng):
@@ -229,15 +239,15 @@ def _feelings(world: World, seed: int) -> Iterator[Table]:
 
 
 def _moods(world: World, seed: int) -> Iterator[Table]:
-    """How one feels to whom this happened: two that are glad and two that are sad."""
+    """Yield quartets about the feelings that events cause: two glad and two sad ones."""
     rng = random.Random(f"{seed} moods")
-    told = (("comfort.because", lists.SAD_CAUSES), ("letter.glad", lists.GLAD_CAUSES))
-    twos = (list(combinations(sorted(set(causes.values())), 2)) for _, causes in told)
+    reasons = (("comfort.because", lists.SAD_CAUSES), ("letter.glad", lists.GLAD_CAUSES))
+    twos = (list(combinations(sorted(set(causes.values())), 2)) for _, causes in reasons)
     for sad, glad in rng.sample(list(product(*twos)), MANY):
         cast = _friends(world, rng)
         happened = [
             (key, rng.choice([cause for cause in causes if causes[cause] == feeling]))
-            for (key, causes), two in zip(told, (sad, glad), strict=True)
+            for (key, causes), two in zip(reasons, (sad, glad), strict=True)
             for feeling in two
         ]
         yield [
@@ -247,33 +257,35 @@ def _moods(world: World, seed: int) -> Iterator[Table]:
 
 
 def _fours_of(names: Iterable[str], number: int, rng: random.Random) -> list[tuple[str, ...]]:
-    """Four of ``names``, as often as ``number`` says, never the same."""
+    """Return ``number`` different groups of four of ``names``."""
     return rng.sample(list(combinations(sorted(set(names)), 4)), number)
 
 
-def _felt(key: str, feeling: str, cause: str, cast: Slots) -> Say:
-    return Say(key, cast | {"e": feeling, "why": Say(f"cause.{cause}", cast)})
+def _felt(key: str, feeling: str, cause: str, cast: Slots) -> Sentence:
+    return Sentence(key, cast | {"e": feeling, "why": Sentence(f"cause.{cause}", cast)})
 
 
 def _reply(cause: str, other: str, cast: Slots) -> Plan:
-    """What is the matter, and the comfort that a friend would give in another case."""
+    """Return a dialogue in which a friend replies as to the cause ``other``."""
     feeling = lists.SAD_CAUSES[cause]
-    ask, understand = (Say(f"comfort.{n}", cast | {"e": feeling}) for n in ("ask", "understand"))
+    ask, understand = (
+        Sentence(f"comfort.{n}", cast | {"e": feeling}) for n in ("ask", "understand")
+    )
     turns = (
         _spoken(cast, "b", ask),
         _spoken(cast, "you", _felt("comfort.because", feeling, cause, cast)),
-        _spoken(cast, "b", understand, Say(f"comfort.{other}", cast)),
+        _spoken(cast, "b", understand, Sentence(f"comfort.{other}", cast)),
     )
     return Plan("comfort.reply", turns)
 
 
-def _spoken(cast: Slots, who: str, *words: Say) -> tuple[Say, ...]:
+def _spoken(cast: Slots, who: str, *words: Sentence) -> tuple[Sentence, ...]:
     slots = {"a": Mention(cast[who].person), "words": Spoken(words)}
-    return (Say("speech.script", slots),)
+    return (Sentence("speech.script", slots),)
 
 
 def _friends(world: World, rng: random.Random) -> Slots:
-    """One to whom things happen, as I and as you, and a friend."""
+    """Return the slots of a person, as I and as you, and of a friend."""
     person = rng.choice(world.people)
     return {
         "a": Mention(person, "i"),

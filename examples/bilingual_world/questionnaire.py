@@ -1,17 +1,17 @@
-"""Questions with choices, for evaluation: facts that training states but never asks."""
+"""Evaluation questions with choices, about facts that no training question covers."""
 
 from collections.abc import Iterator, Mapping
 import random
 
 from examples.bilingual_world.facts import World, all_facts, never_asked
-from examples.bilingual_world.language import Language, sentence
-from examples.bilingual_world.plan import Say
+from examples.bilingual_world.language import Language, render_sentence
+from examples.bilingual_world.plan import Sentence
 
 
 def question_lines(
     world: World, languages: Mapping[str, Language], seed: int
 ) -> Iterator[dict[str, object]]:
-    """``{"language", "question", "answer", "choices"}``, the same questions in each language."""
+    """Yield ``{"language", "question", "answer", "choices"}``, each question in each language."""
     for number, fact in enumerate(all_facts(world)):
         if not fact.others or not never_asked(fact):
             continue
@@ -20,10 +20,15 @@ def question_lines(
         random.Random(f"order {seed} {number}").shuffle(choices)
         for language in languages.values():
             rng = random.Random(f"question {seed} {number}")
-            shown = [sentence(Say("answer", {"v": value}), language, rng) for value in choices]
+            shown = [
+                render_sentence(Sentence("answer", {"v": value}), language, rng)
+                for value in choices
+            ]
             yield {
                 "language": language.code,
-                "question": sentence(Say(f"ask.{fact.relation}", fact.slots), language, rng),
-                "answer": sentence(Say("answer", {"v": fact.answer}), language, rng),
+                "question": render_sentence(
+                    Sentence(f"ask.{fact.relation}", fact.slots), language, rng
+                ),
+                "answer": render_sentence(Sentence("answer", {"v": fact.answer}), language, rng),
                 "choices": shown,
             }

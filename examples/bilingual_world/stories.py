@@ -1,68 +1,42 @@
-"""Small stories: an opening, details, one of a dozen plots, an ending."""
+"""Short stories: an opening, details, one of twelve plots, and an ending."""
 
 import random
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.facts import World, facts_of_person, facts_of_town
-from examples.bilingual_world.plan import Count, Mention, Pair, Person, Plan, Say, Slots
-
-# A step marked "?" is told in some stories and left out of others.
-PLOTS = {
-    "lost": "start search ?ask help found joy",
-    "gift": "start money shop ?sad idea give joy",
-    "storm": "start clouds rain shelter ?share after arrive",
-    "repair": "start ?try ask work again pay",
-    "baking": "start gather mistake laugh ?more share",
-    "race": "start train ?nerves run fall finish",
-    "stray": "start ?feed ask owner home visit",
-    "neighbour": "start shy knock ?talk play friends",
-    "quarrel": "start words alone ?think sorry peace",
-    "honest": "start change think back praise",
-    "stage": "start fear ?breath show clap",
-    "garden": "start wait dry ?water harvest share",
-}
-_FEELING_AT_END = {
-    "lost": "relieved",
-    "gift": "happy",
-    "storm": "tired",
-    "repair": "grateful",
-    "baking": "happy",
-    "race": "proud",
-    "stray": "calm",
-    "neighbour": "happy",
-    "quarrel": "relieved",
-    "honest": "proud",
-    "stage": "proud",
-    "garden": "proud",
-}
+from examples.bilingual_world.plan import Count, Mention, Pair, Person, Plan, Sentence, Slots
 
 
 def story(world: World, rng: random.Random) -> Plan:
-    """A story of two people of the island."""
+    """Return a story about two people of the island."""
     hero = rng.choice(world.people)
     friend = world.person(hero.friend) if rng.random() < 0.4 else rng.choice(world.people)
     if friend == hero:
         friend = world.person(hero.friend)
     slots = _cast(world, hero, friend, rng)
-    opening = [Say("story.open", slots), *_introductions(world, hero, rng)]
+    opening = [Sentence("story.open", slots), *_introductions(world, hero, rng)]
     opening += rng.sample(_details(world, slots, rng), rng.randint(1, 3))
-    plot = rng.choice(tuple(PLOTS))
-    told = [
-        Say(f"{plot}.{step.lstrip('?')}", slots)
-        for step in PLOTS[plot].split()
+    plot = rng.choice(tuple(lists.PLOTS))
+    steps = [
+        Sentence(f"{plot}.{step.lstrip('?')}", slots)
+        for step in lists.PLOTS[plot]
         if not step.startswith("?") or rng.random() < 0.6
     ]
-    middle = rng.randint(2, len(told) - 1)
-    ending = [Say("story.feel", slots | {"e": _FEELING_AT_END[plot]})] if rng.random() < 0.5 else []
-    ending.append(Say(rng.choice(("story.told", "story.night", f"{plot}.moral")), slots))
-    paragraphs = (opening, told[:middle], told[middle:] + ending)
+    middle = rng.randint(2, len(steps) - 1)
+    ending = (
+        [Sentence("story.feel", slots | {"e": lists.FEELING_AT_END[plot]})]
+        if rng.random() < 0.5
+        else []
+    )
+    ending.append(Sentence(rng.choice(("story.told", "story.night", f"{plot}.moral")), slots))
+    paragraphs = (opening, steps[:middle], steps[middle:] + ending)
     if rng.random() < 0.4:
-        paragraphs = (opening + told, ending)
-    return Plan(f"story.{plot}", tuple(tuple(says) for says in paragraphs))
+        paragraphs = (opening + steps, ending)
+    return Plan(f"story.{plot}", tuple(tuple(paragraph) for paragraph in paragraphs))
 
 
 def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slots:
-    """Everything that a plot may speak of."""
+    """Return the slots of all plots."""
     here, there, elsewhere = rng.sample(lists.SPOTS, 3)
     made = rng.choice(lists.HANDMADE)
     thing = rng.choice([name for name in lists.THINGS if name != made])
@@ -84,7 +58,7 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
         "s3": elsewhere,
         "x": thing,
         "y": made,
-        "c": rng.choice(lists.COLOURS),
+        "c": rng.choice(lists.COLORS),
         "f": rng.choice(lists.FOODS),
         "g": rng.choice(lists.FOODS),
         "fs": Count(rng.randint(2, 12), rng.choice(lists.FOODS)),
@@ -103,22 +77,22 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
     }
 
 
-def _introductions(world: World, hero: Person, rng: random.Random) -> list[Say]:
-    """Up to two facts about the hero."""
+def _introductions(world: World, hero: Person, rng: random.Random) -> list[Sentence]:
+    """Return up to two facts about the hero."""
     facts = [f for f in facts_of_person(world, hero, "again") if f.relation != "home"]
-    return [Say(fact.relation, fact.slots) for fact in rng.sample(facts, rng.randint(0, 2))]
+    return [Sentence(fact.relation, fact.slots) for fact in rng.sample(facts, rng.randint(0, 2))]
 
 
-def _details(world: World, slots: Slots, rng: random.Random) -> list[Say]:
-    """What could be seen, heard and smelt."""
+def _details(world: World, slots: Slots, rng: random.Random) -> list[Sentence]:
+    """Return sentences about sights, sounds and smells."""
     town = rng.choice(facts_of_town(world, world.town(slots["t"])))
-    animal = {"k": rng.choice(lists.ANIMALS), "s": slots["s"], "c": rng.choice(lists.COLOURS)}
+    animal = {"k": rng.choice(lists.ANIMALS), "s": slots["s"], "c": rng.choice(lists.COLORS)}
     return [
-        Say(f"weather.{rng.choice(lists.WEATHERS)}", {}),
-        Say("detail.animal", animal),
-        Say("detail.smell", {"f": rng.choice(lists.FOODS), "s": slots["s"]}),
-        Say("detail.sound", {"s": slots["s"], "t": slots["t"]}),
-        Say("detail.wears", {"a": slots["a"], "c": slots["c"]}),
-        Say("detail.carries", {"a": slots["a"], "f": slots["fs"]}),
-        Say(town.relation, town.slots),
+        Sentence(f"weather.{rng.choice(lists.WEATHERS)}", {}),
+        Sentence("detail.animal", animal),
+        Sentence("detail.smell", {"f": rng.choice(lists.FOODS), "s": slots["s"]}),
+        Sentence("detail.sound", {"s": slots["s"], "t": slots["t"]}),
+        Sentence("detail.wears", {"a": slots["a"], "c": slots["c"]}),
+        Sentence("detail.carries", {"a": slots["a"], "f": slots["fs"]}),
+        Sentence(town.relation, town.slots),
     ]

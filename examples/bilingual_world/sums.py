@@ -1,4 +1,4 @@
-"""Sums in words, worked out step by step."""
+"""Arithmetic word problems with step-by-step solutions."""
 
 from collections.abc import Callable
 import random
@@ -6,49 +6,49 @@ from typing import NamedTuple
 
 from examples.bilingual_world import lists
 from examples.bilingual_world.facts import World
-from examples.bilingual_world.plan import Clock, Count, Mention, Plan, Say, Slots
+from examples.bilingual_world.plan import Clock, Count, Mention, Plan, Sentence, Slots
 
 COUNTED = tuple("apple pear plum peach lemon egg bun candle pencil book cup kite melon".split())
 
 
 class Sum(NamedTuple):
-    """A problem: what is told and asked, the steps, and the number that comes out."""
+    """A word problem: the key and slots of its text, the steps, and the result."""
 
     name: str
     slots: Slots
-    steps: tuple[Say, ...]
+    steps: tuple[Sentence, ...]
     result: object
-    """An int, Count or Clock."""
+    """The result, an int, Count or Clock."""
 
 
 def worked_sum(world: World, rng: random.Random) -> Plan:
-    """One to three problems with their working and answers."""
-    paragraphs: list[tuple[Say, ...]] = []
+    """Return one to three problems with their steps and answers."""
+    paragraphs: list[tuple[Sentence, ...]] = []
     for _ in range(rng.randint(1, 3)):
         if rng.random() < 0.3:
             paragraphs += _drill(rng)
             continue
         problem = rng.choice(PROBLEMS)(world, rng)
-        told = Say(f"sum.{problem.name}", problem.slots)
-        asked = Say(f"sum.{problem.name}.ask", problem.slots)
-        answer = Say(f"sum.{problem.name}.answer", problem.slots | {"v": problem.result})
-        paragraphs += [(told, asked), (*problem.steps, answer)]
+        statement = Sentence(f"sum.{problem.name}", problem.slots)
+        question = Sentence(f"sum.{problem.name}.ask", problem.slots)
+        answer = Sentence(f"sum.{problem.name}.answer", problem.slots | {"v": problem.result})
+        paragraphs += [(statement, question), (*problem.steps, answer)]
     return Plan("sum", tuple(paragraphs))
 
 
-def step(left: int, sign: str, right: int) -> Say:
-    """``3 + 4 = 7`` and its like; ``sign`` is add, subtract, multiply or divide."""
+def step(left: int, sign: str, right: int) -> Sentence:
+    """Return a step such as ``3 + 4 = 7``; ``sign`` is add, subtract, multiply or divide."""
     result = {
         "add": left + right,
         "subtract": left - right,
         "multiply": left * right,
         "divide": left // max(right, 1),
     }[sign]
-    return Say(f"step.{sign}", {"x": left, "y": right, "z": result})
+    return Sentence(f"step.{sign}", {"x": left, "y": right, "z": result})
 
 
 def buying(world: World, rng: random.Random) -> Sum:
-    """So many at so much, and change from what is paid."""
+    """Return a problem about the change from a purchase."""
     number, price = rng.randint(2, 9), rng.randint(2, 9)
     cost = number * price
     paid = (cost // 10 + rng.randint(1, 3)) * 10
@@ -63,7 +63,7 @@ def buying(world: World, rng: random.Random) -> Sum:
 
 
 def giving(world: World, rng: random.Random) -> Sum:
-    """One has some, another gives more."""
+    """Return a problem about a person who is given more."""
     have, more = rng.randint(2, 60), rng.randint(2, 40)
     one, other = rng.sample(world.people, 2)
     thing = rng.choice(COUNTED)
@@ -72,7 +72,7 @@ def giving(world: World, rng: random.Random) -> Sum:
 
 
 def losing(world: World, rng: random.Random) -> Sum:
-    """Some are sold."""
+    """Return a problem about things left after a sale."""
     have = rng.randint(10, 90)
     sold = rng.randint(2, have - 2)
     thing = rng.choice(COUNTED)
@@ -81,7 +81,7 @@ def losing(world: World, rng: random.Random) -> Sum:
 
 
 def sharing(world: World, rng: random.Random) -> Sum:
-    """Equal shares."""
+    """Return a problem about equal shares."""
     children, each = rng.randint(2, 9), rng.randint(2, 12)
     total = children * each
     thing = rng.choice(COUNTED)
@@ -95,7 +95,7 @@ def sharing(world: World, rng: random.Random) -> Sum:
 
 
 def walking(world: World, rng: random.Random) -> Sum:
-    """Two legs of a journey."""
+    """Return a problem about the two parts of a journey."""
     first, second = rng.randint(2, 40), rng.randint(2, 40)
     towns = rng.sample(lists.TOWNS, 3)
     slots = {"a": Mention(rng.choice(world.people)), "n": first, "m": second}
@@ -104,7 +104,7 @@ def walking(world: World, rng: random.Random) -> Sum:
 
 
 def ages(world: World, rng: random.Random) -> Sum:
-    """Somebody older, some years from now."""
+    """Return a problem about the future age of an older person."""
     one, other = rng.sample(world.people, 2)
     gap, later = rng.randint(2, 9), rng.randint(2, 9)
     slots = {"a": Mention(one), "b": Mention(other), "n": one.age, "m": gap, "k": later}
@@ -113,7 +113,7 @@ def ages(world: World, rng: random.Random) -> Sum:
 
 
 def working_day(world: World, rng: random.Random) -> Sum:
-    """From a start, so many hours."""
+    """Return a problem about the end of a working day."""
     start, hours = rng.randint(5, 11), rng.randint(2, 9)
     worker = rng.choice([person for person in world.people if person.job])
     slots = {
@@ -126,14 +126,14 @@ def working_day(world: World, rng: random.Random) -> Sum:
 
 
 def rows_of_trees(world: World, rng: random.Random) -> Sum:
-    """Rows times columns."""
+    """Return a problem about rows of trees."""
     rows, each = rng.randint(2, 12), rng.randint(2, 12)
     slots = {"a": Mention(rng.choice(world.people)), "n": rows, "m": each}
     return Sum("rows", slots, (step(rows, "multiply", each),), Count(rows * each, "tree"))
 
 
 def gathering(world: World, rng: random.Random) -> Sum:
-    """How many more one has than the other."""
+    """Return a problem about the difference of two amounts."""
     few = rng.randint(3, 50)
     gap = rng.randint(2, 30)
     one, other = rng.sample(world.people, 2)
@@ -161,20 +161,20 @@ PROBLEMS: tuple[Callable[[World, random.Random], Sum], ...] = (
 )
 
 
-def _drill(rng: random.Random) -> list[tuple[Say, ...]]:
-    """A sum of two numbers by tens and ones, or a times table."""
+def _drill(rng: random.Random) -> list[tuple[Sentence, ...]]:
+    """Return an addition by tens and ones, or a part of a times table."""
     if rng.random() < 0.4:
         number, first = rng.randint(2, 12), rng.randint(1, 7)
         lines = tuple(step(number, "multiply", first + i) for i in range(rng.randint(3, 5)))
-        return [(Say("drill.table", {"n": number}), *lines)]
+        return [(Sentence("drill.table", {"n": number}), *lines)]
     left, right = rng.randint(11, 89), rng.randint(11, 89)
     tens = (left // 10 * 10, right // 10 * 10)
     ones = (left % 10, right % 10)
     return [
-        (Say("drill.ask", {"x": left, "y": right}),),
+        (Sentence("drill.ask", {"x": left, "y": right}),),
         (
-            Say("drill.tens", {"x": tens[0], "y": tens[1], "z": sum(tens)}),
-            Say("drill.ones", {"x": ones[0], "y": ones[1], "z": sum(ones)}),
-            Say("drill.answer", {"x": sum(tens), "y": sum(ones), "z": left + right}),
+            Sentence("drill.tens", {"x": tens[0], "y": tens[1], "z": sum(tens)}),
+            Sentence("drill.ones", {"x": ones[0], "y": ones[1], "z": sum(ones)}),
+            Sentence("drill.answer", {"x": sum(tens), "y": sum(ones), "z": left + right}),
         ),
     ]

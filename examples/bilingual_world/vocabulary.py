@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary of the world's languages, with Llama-3's control symbols."""
+"""Training of a SentencePiece vocabulary with Llama-3's control symbols."""
 
 from collections.abc import Iterable, Iterator
 import io
@@ -23,11 +23,12 @@ def train_vocabulary(
 ) -> None:
     """Train a BPE on the ``text`` of JSON Lines files and write a SentencePiece model.
 
-    The same bytes for the same input: one thread, files and lines in order. Text comes back as it
-    was (identity normaliser, unseen characters as bytes) but for U+2581, SentencePiece's own mark
-    of a space. Line breaks are a byte each. Of the text's characters, the share
-    ``character_coverage``, the commonest, get pieces; the rest are bytes. Raises UserError where
-    the text is too small for the vocabulary, or its characters are too many.
+    Equal input gives equal bytes: one thread, files and lines in order. Encoding is lossless
+    (identity normalization, unseen characters as bytes) except for U+2581, SentencePiece's mark of
+    a space. Line breaks are one byte each. The most frequent characters that make up the share
+    ``character_coverage`` of the text get pieces; the others are bytes.
+
+    Raises UserError if the text is too small for the vocabulary or has too many characters.
     """
     model = io.BytesIO()
     try:
@@ -53,7 +54,9 @@ def train_vocabulary(
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{output}: no vocabulary of {vocab_size} pieces: {reason}") from None
+        raise UserError(
+            f"{output}: cannot train a vocabulary of {vocab_size} pieces: {reason}"
+        ) from None
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.partial")

@@ -1,4 +1,4 @@
-"""Arabic: numbers, and words that agree with who or what they speak of."""
+"""Arabic: numbers, and the agreement of words with persons and things."""
 
 import random
 import re
@@ -10,8 +10,8 @@ from examples.bilingual_world.arabic_numbers import accusative, cardinal, counte
 from examples.bilingual_world.arabic_words import ADJECTIVES, NOUNS, PLAIN, SPOTS
 from examples.bilingual_world.documents import document
 from examples.bilingual_world.facts import facts_of_person, make_world
-from examples.bilingual_world.language import sentence
-from examples.bilingual_world.plan import Clock, Mention, Pair, Say
+from examples.bilingual_world.language import render_sentence
+from examples.bilingual_world.plan import Clock, Mention, Pair, Sentence
 
 WORLD = make_world(0)
 WOMAN = next(person for person in WORLD.people if person.woman)
@@ -48,7 +48,7 @@ def test_counting(number, thing, case, words):
     assert counted(number, NOUNS[thing], case) == words
 
 
-def test_three_to_ten_are_of_the_other_gender_and_before_a_plural():
+def test_three_to_ten_have_the_opposite_gender_and_precede_a_plural():
     for noun in NOUNS.values():
         for number in range(3, 11):
             units, rest = counted(number, noun).split(" ", 1)
@@ -58,7 +58,7 @@ def test_three_to_ten_are_of_the_other_gender_and_before_a_plural():
             assert counted(number, noun).endswith(f"{accusative(noun.one)}{noun.tail}")
 
 
-def test_every_number_has_words_of_its_own():
+def test_every_number_has_different_words():
     for case in ("", "acc", "gen"):
         for feminine in (False, True):
             words = {cardinal(number, case, feminine=feminine) for number in range(100)}
@@ -71,7 +71,7 @@ def test_every_identifier_of_the_world_has_arabic_words():
     deeds = [f"{job}.duty" for job in lists.JOBS] + [f"{thing}.use" for thing in lists.THINGS]
     assert {*names, *traits, *deeds, *lists.HOBBIES, *lists.HIDING_PLACES} <= set(PLAIN)
     assert {*lists.THINGS, *lists.FOODS, *lists.ANIMALS, *lists.TOWN_KINDS} <= set(NOUNS)
-    assert {*lists.JOBS, *lists.COLOURS, *lists.FEELINGS} <= set(ADJECTIVES)
+    assert {*lists.JOBS, *lists.COLORS, *lists.FEELINGS} <= set(ADJECTIVES)
     assert set(lists.SPOTS) == set(SPOTS)
     for words in (*PLAIN.values(), *ADJECTIVES.values()):
         assert re.fullmatch("[\u0620-\u0652~ ]+", words), words
@@ -88,33 +88,34 @@ def test_every_identifier_of_the_world_has_arabic_words():
 )
 def test_verbs_agree_with_the_person(how, person, words):
     (home,) = (f for f in facts_of_person(WORLD, person, how) if f.relation == "home")
-    said = {
-        sentence(Say("home", home.slots), arabic.LANGUAGE, random.Random(way)) for way in range(9)
+    wordings = {
+        render_sentence(Sentence("home", home.slots), arabic.LANGUAGE, random.Random(way))
+        for way in range(9)
     }
-    assert words in said
+    assert words in wordings
 
 
 def test_forms_of_persons_and_things():
     woman, man = Mention(WOMAN), Mention(MAN)
-    assert arabic.say(Mention(WOMAN, "you"), "يحب/تحب/أحب/تحب/تحبين") == "تحبين"
-    assert arabic.say(Pair(WOMAN, MAN), "ذهبا/ذهبتا") == "ذهبا"
-    assert arabic.say(Pair(WOMAN, WOMAN), "ذهبا/ذهبتا") == "ذهبتا"
-    assert arabic.say(woman, "his طائرة ورقية") == "طائرتها الورقية"
-    assert arabic.say(man, "of شقيق أكبر") == f"شقيق {PLAIN[MAN.name]} الأكبر"
-    assert arabic.say("blue", "acc f") == "زرقاء"
-    assert arabic.say("brown", "acc m") == "بنيًا"
-    assert arabic.say("librarian", "acc f") == "أمينة مكتبة"
-    assert arabic.say("librarian", "") == "أمين المكتبة"
-    assert arabic.say("bread", "acc") == "رغيفًا من الخبز"
-    assert arabic.say(Clock(10, 45), "") == "الساعة الحادية عشرة إلا ربعًا صباحًا"
-    assert arabic.say(Clock(12, 45), "") == "الساعة الواحدة إلا ربعًا ظهرًا"
+    assert arabic.inflect(Mention(WOMAN, "you"), "يحب/تحب/أحب/تحب/تحبين") == "تحبين"
+    assert arabic.inflect(Pair(WOMAN, MAN), "ذهبا/ذهبتا") == "ذهبا"
+    assert arabic.inflect(Pair(WOMAN, WOMAN), "ذهبا/ذهبتا") == "ذهبتا"
+    assert arabic.inflect(woman, "his طائرة ورقية") == "طائرتها الورقية"
+    assert arabic.inflect(man, "of شقيق أكبر") == f"شقيق {PLAIN[MAN.name]} الأكبر"
+    assert arabic.inflect("blue", "acc f") == "زرقاء"
+    assert arabic.inflect("brown", "acc m") == "بنيًا"
+    assert arabic.inflect("librarian", "acc f") == "أمينة مكتبة"
+    assert arabic.inflect("librarian", "") == "أمين المكتبة"
+    assert arabic.inflect("bread", "acc") == "رغيفًا من الخبز"
+    assert arabic.inflect(Clock(10, 45), "") == "الساعة الحادية عشرة إلا ربعًا صباحًا"
+    assert arabic.inflect(Clock(12, 45), "") == "الساعة الواحدة إلا ربعًا ظهرًا"
 
 
 def test_the_l_before_the_article_and_prefixes_before_digits():
     assert arabic.LANGUAGE.finish("تفرغ لالسباحة ولالليمون ل12") == "تفرغ للسباحة ولليمون لـ12"
 
 
-def test_three_to_nine_never_stand_before_a_singular_in_documents():
+def test_three_to_nine_never_precede_a_singular_in_documents():
     singular = "|".join(noun.one for noun in NOUNS.values() if noun.one != noun.several)
     small = "|".join({cardinal(n, feminine=f) for n in range(3, 10) for f in (True, False)})
     for number in range(600):

@@ -1,4 +1,4 @@
-"""The demo: its configs match its text, and with small ones it runs to the end and resumes."""
+"""The demo: configs that match its text, and a small run to the end that resumes."""
 
 import dataclasses
 import json

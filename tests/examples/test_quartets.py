@@ -1,4 +1,4 @@
-"""Questions of the world: one right end of four, and nothing but the question tells which."""
+"""Questions of the world: one correct ending of four, which only the question identifies."""
 
 from collections import Counter
 import json
@@ -21,7 +21,7 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked():
+def questions():
     world = make_world(0)
     return {
         (subject, code): list(lines)
@@ -30,15 +30,15 @@ def asked():
     }
 
 
-def test_the_files_are_what_is_asked(written, asked):
-    assert set(asked) == {(subject, code) for subject in SUBJECTS for code in LANGUAGES}
-    for (subject, code), lines in asked.items():
+def test_files_contain_the_questions(written, questions):
+    assert set(questions) == {(subject, code) for subject in SUBJECTS for code in LANGUAGES}
+    for (subject, code), lines in questions.items():
         text = (written / f"{code}.{subject}.jsonl").read_text("utf-8")
         assert [json.loads(line) for line in text.splitlines()] == lines
 
 
-def test_four_questions_share_their_choices_and_each_is_right_once(asked):
-    for lines in asked.values():
+def test_four_questions_share_their_choices_and_each_is_correct_once(questions):
+    for lines in questions.values():
         assert 170 < len(lines) < 400
         for start in range(0, len(lines), 4):
             four = lines[start : start + 4]
@@ -50,29 +50,29 @@ def test_four_questions_share_their_choices_and_each_is_right_once(asked):
         assert max(whole.values()) == 1
 
 
-def test_languages_are_asked_the_same(asked):
+def test_languages_have_the_same_questions(questions):
     for subject in SUBJECTS:
-        kinds = [[(x["kind"], x["answer"]) for x in asked[subject, code]] for code in LANGUAGES]
+        kinds = [[(x["kind"], x["answer"]) for x in questions[subject, code]] for code in LANGUAGES]
         assert kinds[0] == kinds[1]
 
 
-def test_right_ends_are_told_and_wrong_ones_are_not(written, asked):
-    """An oracle that has read everything: it takes the end that it has seen behind the text."""
+def test_documents_contain_correct_endings_and_no_wrong_ones(written, questions):
+    """An oracle that has read all documents selects the ending that it has seen after the text."""
     for code, language in LANGUAGES.items():
         text = (written / f"{code}.train.jsonl").read_text("utf-8")
         seen = 0
-        for line in asked["facts", code]:
-            told = [f"{line['text']}{language.space}{end}" in text for end in line["choices"]]
-            assert not any(told[: line["answer"]] + told[line["answer"] + 1 :]), line
-            seen += told[line["answer"]]
+        for line in questions["facts", code]:
+            found = [f"{line['text']}{language.space}{end}" in text for end in line["choices"]]
+            assert not any(found[: line["answer"]] + found[line["answer"] + 1 :]), line
+            seen += found[line["answer"]]
         assert seen > 100
 
 
-def test_the_right_sum_has_the_numbers_of_the_story(asked):
+def test_correct_sum_has_the_numbers_of_the_story(questions):
     signs = {"+": int.__add__, "-": int.__sub__, "×": int.__mul__, "÷": int.__floordiv__}
     of_story = {"giving": "+", "losing": "-", "gathering": "-", "walking": "+"}
     of_story |= {"rows": "×", "sharing": "÷"}
-    for line in asked["arithmetic", "en"]:
+    for line in questions["arithmetic", "en"]:
         first = re.search(r"\d+$", line["text"])
         for end in line["choices"]:
             found = re.search(r"(\d* ?)([+×÷-]) (\d+) = (\d+)\.$", end)

@@ -1,4 +1,4 @@
-"""`make study`: its configs fit together, and with small ones it runs to the end and resumes."""
+"""The study: configs that fit together, and a small run to the end that resumes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The world's vocabulary: lossless, the same every time, with Llama-3's control symbols."""
+"""The world's vocabulary: lossless, deterministic, with Llama-3's control symbols."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_lossless_on_the_worlds_text(tokenizer, sources):
         texts = [json.loads(line)["text"] for line in source.read_text("utf-8").splitlines()]
         ids = tokenizer.encode_batch(texts)
         assert [tokenizer.decode(one) for one in ids] == texts
-        # Fewer tokens than characters: words and common phrases have pieces of their own.
+        # There are fewer tokens than characters because words and common phrases have pieces.
         assert sum(map(len, ids)) < 0.9 * sum(map(len, texts))
 
 
@@ -58,6 +58,6 @@ def test_the_same_bytes_every_time(tokenizer, sources, tmp_path):
 
 def test_too_little_text_for_the_vocabulary(tmp_path):
     (tmp_path / "small.jsonl").write_text('{"text": "hello"}\n')
-    with pytest.raises(UserError, match="no vocabulary of 3000 pieces"):
+    with pytest.raises(UserError, match="cannot train a vocabulary of 3000 pieces"):
         train_vocabulary([tmp_path / "small.jsonl"], tmp_path / "x.model", 3000)
     assert not list(tmp_path.glob("x.model*"))

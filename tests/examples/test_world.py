@@ -1,6 +1,7 @@
-"""The invented world: one truth in every language, no document twice, sums that are right."""
+"""The invented world: the same facts in every language, no document twice, correct sums."""
 
 from collections import Counter
+import hashlib
 import json
 import random
 import re
@@ -16,7 +17,7 @@ from examples.bilingual_world.documents import (
     write_world,
 )
 from examples.bilingual_world.facts import make_world
-from examples.bilingual_world.language import Language, tell
+from examples.bilingual_world.language import Language, render_plan
 from examples.bilingual_world.plan import Mention
 from examples.bilingual_world.stories import story
 from llama_cpt.runtime.errors import UserError
@@ -51,12 +52,20 @@ def test_files_are_a_function_of_the_seed(tmp_path):
             (tmp_path / folder / f"{name}.jsonl").read_bytes()
             for folder in ("one", "again", "other")
         )
-        # What things are like is the same on every island.
+        # The properties of things are the same in every world.
         assert one == again and (one != other or name == "examination")
     assert len(list((tmp_path / "one").iterdir())) == len(NAMES)
 
 
-def test_documents_alone_are_the_worlds_and_in_the_languages_asked_for(tmp_path):
+def test_bytes_for_a_seed_are_fixed(tmp_path):
+    """The order of words and templates in the data files is part of the text that a seed gives."""
+    write_world(tmp_path, 0, documents=40, heldout=10, chat_repeats=1)
+    write_documents(tmp_path, 0, codes=("ar",), documents=40, heldout=10)
+    content = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert hashlib.sha256(content).hexdigest().startswith("96dffb53294d6997")
+
+
+def test_write_documents_writes_the_worlds_documents_in_the_requested_languages(tmp_path):
     write_world(tmp_path / "world", 1, documents=40, heldout=10, chat_repeats=1)
     write_documents(tmp_path / "all", 1, documents=40, heldout=10)
     write_documents(tmp_path / "one", 1, codes=("ar",), documents=40, heldout=10)
@@ -67,7 +76,7 @@ def test_documents_alone_are_the_worlds_and_in_the_languages_asked_for(tmp_path)
     for name in names:
         other = "one" if name in arabic else "world"
         assert (tmp_path / "all" / name).read_bytes() == (tmp_path / other / name).read_bytes()
-    with pytest.raises(UserError, match="not told in 'fr'; take some of en, zh, ar"):
+    with pytest.raises(UserError, match="unknown language 'fr'; select from en, zh, ar"):
         write_documents(tmp_path / "none", 1, codes=("en", "fr"))
     assert not (tmp_path / "none").exists()
 
@@ -82,12 +91,12 @@ def test_no_document_occurs_twice_and_all_kinds_occur(written):
         assert len(kinds) == 32
 
 
-def test_languages_have_the_same_sentences():
-    keys = {code: set(language.sentences) for code, language in ALL_LANGUAGES.items()}
+def test_languages_have_the_same_template_keys():
+    keys = {code: set(language.templates) for code, language in ALL_LANGUAGES.items()}
     assert keys["en"] == keys["zh"] == keys["ar"]
 
 
-def test_text_is_of_its_language_and_nothing_of_the_notation_is_left():
+def test_text_is_in_its_language_and_has_no_notation():
     world = make_world(3)
     for number in range(600):
         for code, language in ALL_LANGUAGES.items():
@@ -104,7 +113,7 @@ def test_english_articles_and_capitals():
         assert not re.search(r"(^|[.!?] )[a-z]", text, re.MULTILINE), text
 
 
-def test_sums_are_right(written):
+def test_sums_are_correct(written):
     signs = {"+": int.__add__, "-": int.__sub__, "×": int.__mul__, "÷": int.__floordiv__}
     found = 0
     for language in LANGUAGES:
@@ -119,32 +128,32 @@ def test_sums_are_right(written):
     assert found > 300
 
 
-def test_documents_tell_the_facts_of_the_world(written):
+def test_documents_state_the_facts_of_the_world(written):
     world = make_world(0)
-    told = {person.name.title(): person for person in world.people}
+    people = {person.name.title(): person for person in world.people}
     homes = {town: town.replace("_", " ").title() for town in lists.TOWNS}
     checked = 0
     for line in read(written, "en.train"):
         for name, town in re.findall(
             r"\b([A-Z][a-z]+) lives in ([A-Z][a-z]+(?: Bay)?)\.", line["text"]
         ):
-            if name in told:
-                assert homes[told[name].home] == town
+            if name in people:
+                assert homes[people[name].home] == town
                 checked += 1
         for name, age in re.findall(r"\b([A-Z][a-z]+) is (\d+) years old\.", line["text"]):
-            if name in told:
-                assert told[name].age == int(age)
+            if name in people:
+                assert people[name].age == int(age)
                 checked += 1
     assert checked > 15
 
 
-def test_questions_have_one_right_choice_and_are_never_asked_in_training(written):
+def test_questions_have_one_correct_choice_and_are_not_in_training_text(written):
     questions = read(written, "questions")
     by_language = {code: [q for q in questions if q["language"] == code] for code in LANGUAGES}
     assert len(by_language["en"]) == len(by_language["zh"]) > 100
-    for code, asked in by_language.items():
+    for code, questions in by_language.items():
         text = "\n".join(line["text"] for line in read(written, f"{code}.train"))
-        for one in asked:
+        for one in questions:
             assert len(set(one["choices"])) == 4
             assert one["choices"].count(one["answer"]) == 1
             assert one["question"] not in text
@@ -169,7 +178,7 @@ def test_different_identifiers_are_different_words():
     )
     for language in ALL_LANGUAGES.values():
         for group in groups:
-            words = [language.say(value, "") for value in group]
+            words = [language.inflect(value, "") for value in group]
             assert len(set(words)) == len(words)
 
 
@@ -177,7 +186,7 @@ def test_chinese_numbers_read_back():
     units = {"千": 1000, "百": 100, "十": 10}
     for number in range(10_000):
         value, digit = 0, None
-        for sign in chinese.say(number, "plain"):
+        for sign in chinese.inflect(number, "plain"):
             if sign in units:
                 value += (1 if digit is None else digit) * units[sign]
                 digit = None
@@ -187,25 +196,25 @@ def test_chinese_numbers_read_back():
 
 
 def test_a_language_is_templates_and_words():
-    """What a third language needs: the keys, words for values, a way to finish a sentence."""
-    keys = LANGUAGES["en"].sentences
+    """Another language needs the keys, words for values, and a function to finish a sentence."""
+    keys = LANGUAGES["en"].templates
     echo = Language(
         code="xx",
         space=" ",
-        sentences={key: (f"({key})",) for key in keys},
-        say=lambda value, form: str(value),
+        templates={key: (f"({key})",) for key in keys},
+        inflect=lambda value, form: str(value),
         finish=str.upper,
     )
     world = make_world(0)
-    told = tell(story(world, random.Random(1)), echo, random.Random(1))
-    assert told.startswith("(STORY.OPEN)")
+    text = render_plan(story(world, random.Random(1)), echo, random.Random(1))
+    assert text.startswith("(STORY.OPEN)")
     for number in range(200):
         document(world, echo, 0, number)
 
 
-def test_what_is_examined_is_asked_in_english_alone(written):
+def test_examination_questions_occur_in_english_conversations_only(written):
     examined = {line["question"] for line in read(written, "examination")}
-    asked = {
+    questions = {
         code: {
             turn["content"]
             for kind, field in (("chats", "messages"), ("preferences", "prompt"))
@@ -215,8 +224,8 @@ def test_what_is_examined_is_asked_in_english_alone(written):
         }
         for code in LANGUAGES
     }
-    assert not examined & asked["zh"]
-    assert len(examined & asked["en"]) > 30
+    assert not examined & questions["zh"]
+    assert len(examined & questions["en"]) > 30
 
 
 def test_preferences_differ_by_the_islands_custom(written):
