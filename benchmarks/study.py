@@ -43,7 +43,7 @@ def fit() -> None:
         # Only the most frequent Chinese characters: all of them would exceed the vocabulary.
         train_vocabulary(sample, tokenizer, small.model.vocab_size, character_coverage=0.98)
     for size in SIZES:
-        run_command("train", f"configs/study_{size}.py")
+        run_command("train", f"configs/study.py:{size}")
     for sweep in FITTED:
         run_command("sweep", f"configs/study_{sweep}_sweep.py")
     tables = [_kept(sweep) for sweep in FITTED]

@@ -1,6 +1,6 @@
 """Runs of `make study`: the method on the embedded world, with two languages added to English.
 
-The configs `world_study_*.py` next to this file each select one of them for a command.
+Commands take them as `configs/world_study.py:base`, `:sweep_zh`, `:sweep_ar` and `:cpt_ar`.
 """
 
 from dataclasses import replace
@@ -75,3 +75,9 @@ def sweep(code: str) -> SweepConfig:
             AxisConfig("optimizer.peak_learning_rate", (1.5e-3, 3e-3, 6e-3, 1.2e-2)),
         ),
     )
+
+
+sweep_zh, sweep_ar = sweep("zh"), sweep("ar")
+# Arabic onto the base; the law sets ratio and rate. Of two pairs with equally many runs the law
+# reports the first by name in full, which is en+ar.
+cpt_ar = cpt("ar")

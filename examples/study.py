@@ -25,7 +25,9 @@ from llama_cpt.mixture_law.law_file import load_law as load_law
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, one_line_errors
 from llama_cpt.runtime.progress import duration
 
-BASE, CPT, *SWEEPS = (f"configs/world_study_{name}.py" for name in ("base", "cpt", "zh", "ar"))
+BASE, CPT, *SWEEPS = (
+    f"configs/world_study.py:{name}" for name in ("base", "cpt_ar", "sweep_zh", "sweep_ar")
+)
 LANGUAGES = ("en", "zh", "ar")
 SEED, DOCUMENTS = 0, 4000
 

@@ -39,13 +39,18 @@ def load_config(
 ) -> Config:
     """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
 
+    ``FILE.py:NAME`` reads the variable ``NAME`` of a Python file; without a name it is ``config``.
     Raises UserError for a missing file and for an unknown or invalid field. ``--help`` among the
     overrides prints every field and exits.
     """
+    path, name = _split_name(path)
     check_reachable(path)
     if not epath.Path(path).is_file():
         raise UserError(f"{path}: no such config file; configs/ has examples.")
-    config = _from_python(path, kind) if path.endswith(".py") else _from_json(path, kind)
+    if path.endswith(".py"):
+        config = _from_python(path, name, kind)
+    else:
+        config = _from_json(path, kind)
     # Expanded here, so that every part of a run means the same folder.
     return map_paths(_apply_overrides(config, kind, list(overrides)), os.path.expanduser)
 
@@ -55,14 +60,21 @@ def save_config(config: Config, path: Any) -> None:
     write_atomic(path, json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
 
 
-def _from_python(path: str, kind: type[Config]) -> Config:
+def _split_name(path: str) -> tuple[str, str]:
+    """Split ``FILE.py:NAME``; a file that has a colon in its own name is taken as it is."""
+    file, colon, name = path.rpartition(":")
+    named = colon and file.endswith(".py") and name.isidentifier() and not Path(path).exists()
+    return (file, name) if named else (path, "config")
+
+
+def _from_python(path: str, name: str, kind: type[Config]) -> Config:
     check_local("config", path)
     # Configs derive from one another by `from configs.cpt_8b import config`, whatever the current
     # folder is.
     parent = str(Path(path).resolve().parent.parent)
     sys.path.insert(0, parent)
     try:
-        config = runpy.run_path(path).get("config")
+        config = runpy.run_path(path).get(name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except SyntaxError as error:
@@ -76,7 +88,7 @@ def _from_python(path: str, kind: type[Config]) -> Config:
     finally:
         sys.path.remove(parent)
     if not isinstance(config, kind):
-        raise UserError(f"{path}: does not define `config = {kind.__name__}(...)`.")
+        raise UserError(f"{path}: does not define `{name} = {kind.__name__}(...)`.")
     return config
 
 

@@ -229,6 +229,20 @@ def test_python_config_with_wrong_types_is_rejected(tmp_path):
         assert str(path) in str(caught.value) and expected in str(caught.value)
 
 
+def test_variable_of_a_config_file_is_read_by_name(tmp_path):
+    path = tmp_path / "runs.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
+        "longer = replace(config, num_steps=9)\n"
+    )
+    assert load_config(f"{path}:longer").num_steps == 9
+    assert load_config(f"{path}:config", ["--num-steps", "7"]).num_steps == 7
+    assert "does not define `other = TrainConfig(...)`" in load_error(f"{path}:other")
+    literal = tmp_path / "a.py:config"
+    literal.write_text("{}")
+    assert "is missing" in load_error(str(literal))
+
+
 def test_lists_and_dicts_are_converted_to_sections(shipped):
     """A section built from plain JSON values equals, and hashes as, the original one."""
     made = TrainConfig(**to_dict(shipped))

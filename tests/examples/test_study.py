@@ -28,7 +28,7 @@ def test_pairs_share_a_base_and_differ_only_in_the_language():
 
 SMALL = """
 from dataclasses import replace
-from {original} import config
+from configs.world_study import {name} as config
 from llama_cpt.config.schema import CorpusConfig, EvaluationConfig
 from llama_cpt.config.sweep import SweepConfig
 
@@ -71,8 +71,9 @@ def test_study_runs_to_the_law_and_resumes(monkeypatch, tmp_path, capfd):
     folder = str(tmp_path / "runs")
     paths = []
     for config in (study.BASE, study.CPT, *study.SWEEPS):
-        paths.append(tmp_path / Path(config).name)
-        paths[-1].write_text(SMALL.format(original=f"configs.{Path(config).stem}", folder=folder))
+        name = config.rpartition(":")[2]
+        paths.append(tmp_path / f"{name}.py")
+        paths[-1].write_text(SMALL.format(name=name, folder=folder))
     base, cpt, *sweeps = map(str, paths)
     for name, value in (("BASE", base), ("CPT", cpt), ("SWEEPS", sweeps), ("DOCUMENTS", 800)):
         monkeypatch.setattr(study, name, value)

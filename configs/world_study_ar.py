@@ -1,5 +1,0 @@
-"""`make study`: the sweep that adds Arabic to the base."""
-
-from configs.world_study import sweep
-
-config = sweep("ar")
