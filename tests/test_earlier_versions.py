@@ -1,0 +1,164 @@
+"""Files of version 0.1 are still read; its names in configs are errors that name the new ones."""
+
+from dataclasses import replace
+import json
+from pathlib import Path
+
+from etils import epath
+import numpy as np
+import pytest
+
+from llama_cpt.config.fields import from_dict, to_dict
+from llama_cpt.config.loading import load_config
+from llama_cpt.config.schema import TrainConfig
+from llama_cpt.data.rows import read_manifest
+from llama_cpt.evaluation.exact_match import read_questions
+from llama_cpt.mixture_law.law_file import load_law
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import read_lines
+from tests.conftest import ROOT
+
+LAW = ROOT / "docs" / "notes" / "study" / "law.json"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_saved_config_of_a_run_is_read():
+    config = load_config("configs/dpo_8b.py")
+    chat = replace(config.data.chat, loss_on="last")
+    config = replace(
+        config,
+        data=replace(config.data, chat=chat),
+        evaluation=replace(config.evaluation, early_evaluations=False),
+        objective=replace(config.objective, chosen_logp_drop_warning=3.0),
+    )
+    saved = to_dict(config)
+    saved["data"]["chat"]["learn"] = saved["data"]["chat"].pop("loss_on")
+    saved["evaluation"]["dense"] = saved["evaluation"].pop("early_evaluations")
+    saved["objective"]["chosen_fall_bound"] = saved["objective"].pop("chosen_logp_drop_warning")
+    assert from_dict(TrainConfig, saved) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("evaluation=replace(config.evaluation, dense=False)", "dense", "early_evaluations"),
+        (
+            "objective=replace(config.objective, chosen_fall_bound=1)",
+            "chosen_fall_bound",
+            "chosen_logp_drop_warning",
+        ),
+        (
+            "data=replace(config.data, chat=replace(config.data.chat, learn='all'))",
+            "learn",
+            "loss_on",
+        ),
+    ],
+)
+def test_earlier_name_in_a_python_config_is_an_error_with_the_new_one(section, old, new, tmp_path):
+    path = tmp_path / "old.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom configs.dpo_8b import config\n"
+        f"config = replace(config, {section})\n"
+    )
+    with pytest.raises(UserError, match=f"field '{old}' is now named '{new}'"):
+        load_config(str(path))
+
+
+def test_earlier_option_is_an_error_with_the_new_one():
+    with pytest.raises(UserError, match="is now named --evaluation.early-evaluations"):
+        load_config("configs/cpt_8b.py", ["--evaluation.dense", "False"])
+
+
+def test_earlier_module_in_a_config_is_an_error_with_the_new_one(tmp_path):
+    path = tmp_path / "old.py"
+    path.write_text("from llama_cpt.sweep_config import AxisConfig\n")
+    with pytest.raises(UserError, match="import their classes from llama_cpt.config"):
+        load_config(str(path))
+
+
+def test_metrics_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    old = {
+        "step": 1,
+        "mixture/almr_asked": 0.3,
+        "mixture/almr_realised": 0.29,
+        "mixture/zh/passes": 1.5,
+    }
+    path.write_text(json.dumps(old) + "\n")
+    new = {
+        "step": 1,
+        "mixture/almr_target": 0.3,
+        "mixture/almr_realized": 0.29,
+        "mixture/zh/epochs": 1.5,
+    }
+    assert read_lines(epath.Path(path)) == [new]
+
+
+def test_manifest_of_chat_rows_is_read(tmp_path):
+    chat = {
+        "kind": "conversations",
+        "template": "llama3",
+        "learn": "last",
+        "too_long": "drop",
+        "mask_format_tokens": False,
+    }
+    manifest = {
+        "corpus": "zh",
+        "tokenizer": "t",
+        "sequence_length": 8,
+        "text_field": "text",
+        "bad_documents": "error",
+        "sources": [],
+        "shards": [["a", 1]],
+        "documents": 1,
+        "tokens": 8,
+        "dropped_tokens": 0,
+        "source_bytes": 8,
+        "characters": 8,
+        "skipped": {},
+        "checked_documents": 1,
+        "lossy_documents": 0,
+        "dataset": "",
+        "digest": "d",
+        "chat": chat,
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    found = read_manifest(str(tmp_path))
+    assert found.chat["loss_on"] == "last" and "learn" not in found.chat
+
+
+def test_questions_are_read(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    line = {"language": "en", "question": "?", "answers": ["yes"], "closing": "."}
+    path.write_text(json.dumps(line) + "\n")
+    assert read_questions(str(path))[0].optional_suffix == "."
+
+
+def test_law_predicts_as_it_did(tmp_path):
+    names = {
+        "objective": "goal",
+        "runs": "points",
+        "extrapolation": "carry",
+        "optimal_rate": "ridge",
+    }
+    old = json.loads(LAW.read_text())
+    new = {{v: k for k, v in names.items()}.get(name, name): part for name, part in old.items()}
+    surface = dict(new["surface"])
+    if "frame" in surface:
+        surface["normalization"] = surface.pop("frame")
+    normalization = surface["normalization"]
+    surface["normalization"] = {
+        name.replace("home_", "reference_"): part for name, part in normalization.items()
+    }
+    new["surface"] = surface
+    path = Path(tmp_path / "law.json")
+    path.write_text(json.dumps(new))
+    assert set(names.values()) & set(old), "this file has the names of version 0.1"
+    theirs, ours = (load_law(str(one)).predict(0.4, 3e-3) for one in (LAW, path))
+    for group in ("additional", "original"):
+        np.testing.assert_array_equal(theirs[group].value, ours[group].value)
