@@ -11,11 +11,14 @@ import pytest
 from llama_cpt.config.fields import from_dict, to_dict
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
+from llama_cpt.config.sweep import AxisConfig, SweepConfig
 from llama_cpt.data.rows import read_manifest
 from llama_cpt.evaluation.exact_match import read_questions
 from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import read_lines
+from llama_cpt.sweeps.trials import make_chains
+from llama_cpt.training.resume import check_resume
 from tests.conftest import ROOT
 
 LAW = ROOT / "docs" / "notes" / "study" / "law.json"
@@ -78,6 +81,22 @@ def test_earlier_module_in_a_config_is_an_error_with_the_new_one(tmp_path):
     path = tmp_path / "old.py"
     path.write_text("from llama_cpt.sweep_config import AxisConfig\n")
     with pytest.raises(UserError, match="import their classes from llama_cpt.config"):
+        load_config(str(path))
+
+
+def test_earlier_names_in_a_sweep_and_in_allow_change_are_errors_with_the_new_one():
+    sweep = load_config("configs/sweep_8b.py", (), SweepConfig)
+    axis = AxisConfig("evaluation.dense", (True, False))
+    with pytest.raises(UserError, match="axis evaluation.dense is now named evaluation.early_eva"):
+        make_chains(replace(sweep, axes=(axis,)))
+    with pytest.raises(UserError, match="--allow-change evaluation.dense is now named"):
+        check_resume(to_dict(sweep.train), sweep.train, ["evaluation.dense"])
+
+
+def test_recommended_config_is_an_error_with_a_remedy(tmp_path):
+    path = tmp_path / "recommended.py"
+    path.write_text("from llama_cpt.config_file import load\n")
+    with pytest.raises(UserError, match="run fit_law again, or import load_config"):
         load_config(str(path))
 
 

@@ -64,8 +64,10 @@ commit() { git -C "$LAUNCH" rev-parse --short=12 "${REVISION:-HEAD}"; }
 # Hosts get a commit, not the working tree, so that CONFIG must be committed. With REVISION, which
 # run.sh sets for its restarts, the working tree may have changed.
 require_committed() {
-  git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$CONFIG" 2>/dev/null ||
+  local file=$CONFIG
+  [[ $file != *.py:* ]] || file=${file%:*} # FILE.py:NAME is a variable of the file
+  git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$file" 2>/dev/null ||
     reject "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}; git add and commit it"
-  [[ -n ${REVISION:-} ]] || git -C "$LAUNCH/.." diff --quiet HEAD -- "$CONFIG" ||
+  [[ -n ${REVISION:-} ]] || git -C "$LAUNCH/.." diff --quiet HEAD -- "$file" ||
     reject "$SETTINGS: CONFIG=$CONFIG differs from the commit, which the hosts get; commit it"
 }

@@ -116,6 +116,15 @@ def map_paths(section: Any, transform: Callable[[str], str]) -> Any:
     return section if new == old else dataclasses.replace(section, **new)
 
 
+def renamed_path(section: Any, path: list[str]) -> str:
+    """Return ``path`` with the present name of its last field if that was renamed, else ''."""
+    *parents, last = path
+    for name in parents:
+        section = getattr(section, name, None)
+    renamed = former_names(section).get(last) if dataclasses.is_dataclass(section) else None
+    return ".".join([*parents, renamed]) if renamed else ""
+
+
 class ConfigSection:
     """Base class of every config section; it converts and checks fields by their annotations."""
 

@@ -21,6 +21,7 @@ from llama_cpt.config.fields import (
     former_names,
     from_dict,
     map_paths,
+    renamed_path,
     to_dict,
 )
 from llama_cpt.config.pipeline import PipelineConfig
@@ -106,6 +107,11 @@ def _argument_error(error: TypeError) -> str:
 
 
 def _import_error(error: ModuleNotFoundError) -> str:
+    if error.name == "llama_cpt.config_file":
+        return (
+            "fit_law 0.1 wrote this file; run fit_law again, or import load_config from "
+            "llama_cpt.config.loading in place of load."
+        )
     if (error.name or "").startswith("llama_cpt."):
         return (
             f"{error.name} does not exist; config files import their classes from llama_cpt.config."
@@ -160,7 +166,7 @@ def _override_error(output: str, config: Config) -> str:
             f"config: {name}: this config has no such section, and options cannot add one; write "
             f"{section} in the file."
         )
-    if renamed := _renamed_path(config, name.split(".")):
+    if renamed := renamed_path(config, name.split(".")):
         return f"--{unknown['name']} is now named --{renamed.replace('_', '-')}."
     return f"config: unknown field {name!r}{did_you_mean(name, _dotted_names(to_dict(config)))}"
 
@@ -177,15 +183,6 @@ def _missing_section(section: Any, path: list[str]) -> str:
         if not dataclasses.is_dataclass(section):
             return ""
     return ""
-
-
-def _renamed_path(section: Any, path: list[str]) -> str:
-    """Return ``path`` with the present name of its last field if that was renamed, else ''."""
-    *parents, last = path
-    for name in parents:
-        section = getattr(section, name, None)
-    renamed = former_names(section).get(last) if dataclasses.is_dataclass(section) else None
-    return ".".join([*parents, renamed]) if renamed else ""
 
 
 def _dotted_names(values: dict[str, Any], above: str = "") -> list[str]:

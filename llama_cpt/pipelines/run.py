@@ -48,7 +48,7 @@ def run_pipeline(config: PipelineConfig) -> Outcome:
     mistakes in the config and its inputs. The pipeline runs in a single process.
     """
     check_local("output", config.output)
-    check_local("examination", config.questions)
+    check_local("questions", config.questions)
     questions = read_questions(config.questions) if config.questions else ()
     texts = (*config.prompts, *(question.question for question in questions))
     stages = config.linked_stages()

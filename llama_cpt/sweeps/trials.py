@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from llama_cpt.config.fields import did_you_mean, from_dict, to_dict
+from llama_cpt.config.fields import did_you_mean, from_dict, renamed_path, to_dict
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import (
     ALMR_FIELD,
@@ -65,7 +65,7 @@ def make_chains(sweep: SweepConfig) -> list[BudgetChain]:
     """
     values = to_dict(sweep.train)
     for axis in sweep.axes:
-        _require_field(values, axis.field)
+        _require_field(sweep.train, values, axis.field)
     sizes = sweep.sizes or (SizeConfig("", sweep.train.model, sweep.train.init_from),)
     points, optimal = _points(sweep), _load_optimal_rate(sweep.law)
     chains = [_chain(sweep, size, point, optimal) for size in sizes for point in points]
@@ -238,7 +238,9 @@ def _with_stable_checkpoint(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _require_field(values: dict[str, Any], field: str) -> None:
+def _require_field(config: TrainConfig, values: dict[str, Any], field: str) -> None:
+    if renamed := renamed_path(config, field.split(".")):
+        raise UserError(f"axis {field} is now named {renamed}.")
     section: Any = values
     for part in field.split("."):
         known = _children(section)

@@ -9,7 +9,13 @@ from etils import epath
 
 from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER as CHECKPOINTS
 from llama_cpt.checkpoint.step_marks import SAVING, marked
-from llama_cpt.config.fields import FieldTraits, from_dict, to_dict, traits_by_name
+from llama_cpt.config.fields import (
+    FieldTraits,
+    from_dict,
+    renamed_path,
+    to_dict,
+    traits_by_name,
+)
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UsageError, UserError
 from llama_cpt.runtime.metrics import FILE as METRICS
@@ -40,6 +46,8 @@ def check_resume(
     now = _flat(to_dict(config))
     names = sorted(before.keys() | now.keys())
     for name in allow:
+        if renamed := renamed_path(config, name.split(".")):
+            raise UsageError(f"--allow-change {name} is now named {renamed}.")
         if not any(_covers((name,), field) for field in names):
             raise UsageError(
                 f"--allow-change {name}: the config has no such field or section; check its name."

@@ -33,7 +33,7 @@ from llama_cpt.weights.hf_weights import HfWeights, load_hf
 from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.lora_base_check import LoraBase, read_lora_base
 from llama_cpt.weights.parameter_reader import ParameterReader
-from llama_cpt.weights.safetensors import byte_reader
+from llama_cpt.weights.safetensors import byte_reader, read_json
 
 
 class WeightSource(Protocol):
@@ -186,8 +186,10 @@ class RunFolder:
         folder = str(epath.Path(self.path).expanduser())
         if _holds_tokenizer(folder):
             return folder
-        config = (self.metadata or {}).get("config") or {}
-        path = (config.get("data") or {}).get("tokenizer")
+        # The tokenizer may have moved since the checkpoint was saved; config.json is the newer one.
+        path = _configured_tokenizer(_read_config(folder)) or _configured_tokenizer(
+            (self.metadata or {}).get("config")
+        )
         if not path:
             raise _no_tokenizer(self.path)
         file = epath.Path(path).expanduser()
@@ -246,6 +248,18 @@ class RunFolder:
 def _holds_tokenizer(folder: str) -> bool:
     # Meta's own downloads keep the tokenizer in a folder of this name.
     return any((epath.Path(folder) / name).exists() for name in (*FILE_NAMES, "original"))
+
+
+def _read_config(folder: str) -> Any:
+    """Return the ``config.json`` of a run folder, or None if it has none."""
+    path = epath.Path(folder) / "config.json"
+    return read_json(str(path)) if path.exists() else None
+
+
+def _configured_tokenizer(config: Any) -> str:
+    """Return ``data.tokenizer`` of a run's config as JSON, '' if it has none."""
+    data = config.get("data") if isinstance(config, dict) else None
+    return (data.get("tokenizer") or "") if isinstance(data, dict) else ""
 
 
 def _no_tokenizer(path: str) -> UserError:

@@ -63,9 +63,11 @@ def test_an_uncommitted_config_is_rejected(tmp_path):
         ("cpt_1b", "differs from the commit"),
     ):
         for script in ("create", "run"):
-            ran = own.run(script, CONFIG=f"configs/{config}.py")
-            assert ran.returncode == 78 and f"CONFIG=configs/{config}.py {message}" in ran.stderr
+            for path in (f"configs/{config}.py", f"configs/{config}.py:config"):
+                ran = own.run(script, CONFIG=path)
+                assert ran.returncode == 78 and f"CONFIG={path} {message}" in ran.stderr
     assert not own.calls()
+    assert own.run("create", CONFIG="configs/cpt_8b.py:config").returncode == 0
     assert own.run("create", REVISION=own.revision()).returncode == 0
     assert own.run("delete", CONFIG="configs/none.py").returncode == 0
 

@@ -101,7 +101,7 @@ def _write_job(job: PrepareJob, tokenizer: epath.Path) -> None:
     shared = job.partial_folder / "beam"
     if (shared / "failed").exists():
         (shared / "failed").rmtree()
-    for folder in ("failed", "offsets", "parts"):
+    for folder in ("failed", "offsets", "encoded"):
         (shared / folder).mkdir(parents=True, exist_ok=True)
     write_atomic(shared / "job.pickle", pickle.dumps((job, str(tokenizer))))
 
@@ -245,7 +245,8 @@ def _parts(
 
 
 def _part_file(folder: str, shard: int, number: int) -> epath.Path:
-    return epath.Path(folder) / "beam" / "parts" / f"{shard:05}-{number:05}.spans"
+    # Version 0.1 left pickles of classes under other names in "parts": they are encoded again.
+    return epath.Path(folder) / "beam" / "encoded" / f"{shard:05}-{number:05}.spans"
 
 
 def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[str, int], int]]:
