@@ -14,7 +14,6 @@ from llama_cpt.config.fields import did_you_mean, require_above_zero
 from llama_cpt.config.loading import load_config
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.findings import (
-    aligned_table,
     as_config,
     as_options,
     conclusion,
@@ -31,7 +30,9 @@ from llama_cpt.mixture_law.report import FIGURES, make_report
 from llama_cpt.mixture_law.runs_table import Results, read_results
 from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
+from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import check_local, check_writable
+from llama_cpt.runtime.tables import aligned_table
 
 DESCRIPTION = """Recommends a mixture ratio (ALMR) and a learning rate from a table of runs, with
 90 % confidence intervals, or returns a refusal with the reason. docs/guide/law.md describes the
@@ -192,10 +193,7 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
     # law.json is written last: its presence means that the other files are complete.
     files["law.json"] = to_json(law, results).encode()
     for name, content in files.items():
-        # A reader sees either the earlier file or the complete new one.
-        draft = folder / f"{name}.draft"
-        draft.write_bytes(content)
-        draft.replace(folder / name)
+        write_atomic(folder / name, content)
     print(f"\n{folder / 'report.md'}, {folder / 'law.json'}")
     if "recommended.py" in files:
         print(

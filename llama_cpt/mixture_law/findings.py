@@ -213,23 +213,6 @@ def grid_rows(runs: RunsTable) -> Rows:
     ]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first row is its header."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
-
-
-def aligned_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return columns for a terminal; empty columns are left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
-    )
-
-
 def prediction_rows(
     settings: Sequence[Mapping[str, float]], law: Law, **target: float | None
 ) -> Rows:

@@ -23,13 +23,13 @@ from llama_cpt.mixture_law.findings import (
     format_optimal_rate,
     front_rows,
     grid_rows,
-    markdown,
     next_rows,
     pair_rows,
 )
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.runs_table import Curve, Results, RunsTable
 from llama_cpt.mixture_law.surface_figure import View, draw_surface
+from llama_cpt.runtime.tables import markdown_table
 
 FIGURES = ("surface.png", "front.png", "forgetting.png", "fit.png", "carry.png", "ratio.png")
 """File names of all figures that a report may have."""
@@ -128,7 +128,7 @@ def _front(law: Law) -> list[str]:
         "## Trade-off between the two losses",
         "![Pareto front](front.png)",
         "Runs on the Pareto front (no other run is better in both losses):",
-        markdown(front_rows(law.measured_front)),
+        markdown_table(front_rows(law.measured_front)),
     ]
 
 
@@ -154,7 +154,7 @@ def _fit(law: Law) -> list[str]:
         "each ratio, each rate and the largest size were held out in turn and predicted from the "
         'rest. Forms are compared by "all", which excludes the outermost ratios and rates. Weight: '
         "the form's share of the bootstrap draws.",
-        markdown(form_rows(law)),
+        markdown_table(form_rows(law)),
         "\n".join(f"- {form}: {source}." for form, source in sources.items()),
         repeats,
         "![Predicted against measured](fit.png)",
@@ -167,7 +167,7 @@ def _extrapolation(law: Law) -> list[str]:
     return [
         "## Extrapolation over model sizes",
         "![The optimum by size](carry.png)",
-        markdown(extrapolation_rows(law)),
+        markdown_table(extrapolation_rows(law)),
         "\n".join(f"- {line}" for line in format_exponents(law)),
     ]
 
@@ -176,7 +176,7 @@ def _pairs(law: Law) -> list[str]:
     if not law.pairs:
         return []
     summary = f"One optimum for all pairs: {law.one_for_all}"
-    return ["## Language pairs", summary, markdown(pair_rows(law))]
+    return ["## Language pairs", summary, markdown_table(pair_rows(law))]
 
 
 def _next(law: Law) -> list[str]:
@@ -186,7 +186,11 @@ def _next(law: Law) -> list[str]:
         "All at the size and budget with the most runs. The remaining variance of the optimum "
         "assumes that the runs in the rows above are done as well."
     )
-    return ["## Runs that would improve the recommendation most", text, markdown(next_rows(law))]
+    return [
+        "## Runs that would improve the recommendation most",
+        text,
+        markdown_table(next_rows(law)),
+    ]
 
 
 def _table(law: Law, results: Results) -> list[str]:
@@ -196,7 +200,7 @@ def _table(law: Law, results: Results) -> list[str]:
     return [
         "## The table",
         "\n".join(files),
-        markdown(grid_rows(results.runs)),
+        markdown_table(grid_rows(results.runs)),
         "Held-out corpora; a group's loss is the mean over its corpora:",
         "\n".join(corpora),
         "\n".join(notes),

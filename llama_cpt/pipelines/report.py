@@ -13,7 +13,8 @@ from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
 from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.runtime.files import write_atomic
-from llama_cpt.weights.model_card import markdown_table, read_metrics
+from llama_cpt.runtime.tables import markdown_cell, markdown_table
+from llama_cpt.weights.model_card import read_metrics
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 LOGPS = ("logps/chosen", "logps/rejected")
@@ -113,7 +114,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
     rows = _bits_rows(stages, corpora)
     return "## Held-out bits per byte\n\nWhole documents, not trained on.\n\n" + markdown_table(
-        rows[0], rows[1:]
+        rows
     )
 
 
@@ -141,7 +142,7 @@ def _examination(stages: Sequence[StageReport], count: int) -> str:
         "accuracy of guessing among the answers to that kind of question, by the examination."
     )
     rows = accuracy_table({stage.name: stage.accuracies for stage in stages})
-    return f"## Examination\n\n{explanation}\n\n" + markdown_table(rows[0], rows[1:])
+    return f"## Examination\n\n{explanation}\n\n" + markdown_table(rows)
 
 
 def _comparison(folder: epath.Path, scores: Sequence[str]) -> str:
@@ -154,17 +155,13 @@ def _rewards(stage: StageReport) -> str:
     for key, points in stage.curves.items():
         if points:
             rows.append((f"`{key}`", f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
-    return f"## Preferences: {stage.name}\n\n" + markdown_table(rows[0], rows[1:])
+    return f"## Preferences: {stage.name}\n\n" + markdown_table(rows)
 
 
 def _samples(stages: Sequence[StageReport], prompt: str) -> str:
     rows = [("model", "answer")]
-    rows += [(stage.name, _cell(stage.samples[prompt])) for stage in stages]
-    return f"## {_cell(prompt)}\n\n" + markdown_table(rows[0], rows[1:])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    rows += [(stage.name, stage.samples[prompt]) for stage in stages]
+    return f"## {markdown_cell(prompt)}\n\n" + markdown_table(rows)
 
 
 def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:

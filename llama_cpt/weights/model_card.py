@@ -10,6 +10,7 @@ from etils import epath
 from llama_cpt.config.schema import CorpusConfig, TrainConfig
 from llama_cpt.data.mixture import build_mixture
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.tables import markdown_table
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.provenance import Origin
 
@@ -102,7 +103,7 @@ def _training(config: TrainConfig, rows: int) -> str:
     if lora := config.lora:
         targets = ", ".join(lora.targets)
         cells.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, of {targets}"))
-    return "## Training\n\n" + markdown_table(("", ""), cells)
+    return "## Training\n\n" + markdown_table([("", ""), *cells])
 
 
 def _data(config: TrainConfig, rows: int) -> str:
@@ -126,7 +127,7 @@ def _data(config: TrainConfig, rows: int) -> str:
         for group, corpora in groups
         for corpus in corpora
     ]
-    return f"## Data\n\n{text}" + markdown_table(("group", "corpus", "tokens"), cells)
+    return f"## Data\n\n{text}" + markdown_table([("group", "corpus", "tokens"), *cells])
 
 
 def _corpus_row(group: str, corpus: CorpusConfig, tokens: int) -> tuple[str, ...]:
@@ -143,13 +144,7 @@ def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
     if not measured:
         return ""
     cells = [(key, f"{v[0]:.4f}", f"{v[-1]:.4f}") for key, v in sorted(measured.items())]
-    return "## Evaluation\n\nHeld-out text.\n\n" + markdown_table(("", "first", "last"), cells)
-
-
-def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of ``cells``, which must be escaped, below ``header``."""
-    rows = [header, ("---",) * len(header), *cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "## Evaluation\n\nHeld-out text.\n\n" + markdown_table([("", "first", "last"), *cells])
 
 
 def _share(value: Fraction) -> str:

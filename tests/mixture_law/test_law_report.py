@@ -10,13 +10,14 @@ import pytest
 
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
-from llama_cpt.mixture_law.findings import as_config, as_options, conclusion, form_rows, markdown
+from llama_cpt.mixture_law.findings import as_config, as_options, conclusion, form_rows
 from llama_cpt.mixture_law.law import Refusal
 from llama_cpt.mixture_law.law_file import load_law, to_json
 from llama_cpt.mixture_law.objective import Bound, Weights
 from llama_cpt.mixture_law.report import make_report
 from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.tables import markdown_table
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 
@@ -121,7 +122,7 @@ def test_report_shows_its_figures(law, results, report):
         assert width > 1200 and height > 700
     for part in (*conclusion(law), "中文百科", UNDRAWABLE, next(iter(results.files.values()))):
         assert part in report.text
-    assert markdown(form_rows(law)) in report.text
+    assert markdown_table(form_rows(law)) in report.text
 
 
 def test_report_of_weights(law, results, report):

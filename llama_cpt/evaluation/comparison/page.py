@@ -19,7 +19,7 @@ from llama_cpt.evaluation.comparison.text import (
 )
 from llama_cpt.mixture_law.figure_style import png, style
 from llama_cpt.runtime.files import write_atomic
-from llama_cpt.weights.model_card import markdown_table
+from llama_cpt.runtime.tables import markdown_table
 
 PICTURES = {
     "differences.png": "Differences with their intervals: thick at 95 % for each alone, thin "
@@ -79,13 +79,13 @@ def markdown_of(comparison: Comparison, folder: str) -> str:
             f"- **{_escape(model)}** {_escape(text)}" for model, text in _findings(comparison)
         ),
         "\n".join(f"- **Caution:** {_escape(remark)}" for remark in comparison.remarks),
-        markdown_table(("task", *map(_escape, comparison.models)), rows),
+        markdown_table([("task", *map(_escape, comparison.models)), *rows]),
         *(
             f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}"
             for name in _figures(comparison)
         ),
         "\n".join(f"- {_escape(sentence)}" for sentence in how_to_read(comparison)),
-        markdown_table(tasks[0], [[_escape(cell) for cell in row] for row in tasks[1:]]),
+        markdown_table([tasks[0], *([_escape(cell) for cell in row] for row in tasks[1:])]),
     ]
     return "\n\n".join(part for part in parts if part)
 
