@@ -21,7 +21,7 @@ test-all: .venv/testers test-beam
 	$(PYTEST) -m 'not proof'
 
 # By hand, for an hour or two; the results belong into a commit.
-proofs: .venv/testers
+proofs: .venv/provers
 	$(BIN)/python -m tests.proofs
 
 # In an environment of its own: Beam wants another protobuf.
@@ -32,6 +32,7 @@ lint: .venv/testers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/basedpyright
 
 .venv/users: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,6 +43,10 @@ lint: .venv/testers
 
 .venv/testers: .venv/users
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv/provers: .venv/testers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[proofs]'
 	touch $@
 
 .venv-beam/testers: requirements.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict ranks, shapes that are checked, and where the real data lies."""
+"""Configuration of all tests: eight fake CPU devices, strict ranks, checked shapes, fixtures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +15,18 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The client of gs://, as it is imported: no account, and no question to each bucket, by another
-# protocol than ``storage_server`` speaks, whether it has folders.
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+# gcsfs reads these when it is imported: use no account, and do not ask whether a bucket has
+# folders, which needs a protocol that ``storage_server`` does not have.
 os.environ["FSSPEC_GCS_TOKEN"] = "anon"
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 def shared_cache() -> tuple[str, bool]:
-    """Return the folder of compiled programs, and whether this process made it.
+    """Return the folder of the compilation cache, and whether this process created it.
 
-    All workers, and the commands that tests start, share one: LLAMA_CPT_TEST_CACHE, which keeps
-    it, or a new one for each run of pytest.
+    All workers and the commands that tests start share the cache. LLAMA_CPT_TEST_CACHE names a
+    folder that is kept; without it, each run of pytest creates and removes a folder.
     """
     made = "LLAMA_CPT_TEST_CACHE" not in os.environ
     if made:
@@ -46,14 +47,14 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A lowered program's text names no file and no line: it is the same from any checkout.
+# Without file names and lines, the text of a lowered program is the same in every checkout.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-# The same examples each time: what failed once fails again.
+# Use the same examples in every run, so that a failure is repeatable.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parents[1]
-# A check costs a small function many times its own work: where no shapes are, none is made.
+# Checks are slow, so only modules with shapes in their signatures are checked.
 SHAPED = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in ("llama_cpt", "pallas_kernels")
@@ -68,40 +69,47 @@ from llama_cpt.training.lowering import require_compiler  # noqa: E402
 from tests.golden import tpu_programs  # noqa: E402
 from tests.tiny_run import corpora, make_config  # noqa: E402, F401
 
+OPTIMIZED = pytest.StashKey[bool]()
+"""True for tests whose programs are compiled with all optimizations."""
 GOLDENS = tpu_programs.Goldens(tpu_programs.read())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of ``tests.golden.refresh``."""
+    """Add the command-line option that ``tests.golden.refresh`` passes."""
     parser.addoption("--refresh-goldens", type=Path, metavar="FOLDER", help="see tests/golden")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note the folder for the figures that a refresh collects."""
+    """Set the folder to which a refresh of the golden figures writes."""
     GOLDENS.additions = config.getoption("--refresh-goldens")
 
 
 def pytest_unconfigure() -> None:
-    """Remove the compiled programs, once all workers have ended."""
+    """Remove the compilation cache after all workers have exited."""
     if MADE_CACHE:
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(trylast=True)  # Only for the tests that ``-m`` selects.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first: what is left for the end is short, and easy to share."""
+    """Run files with slow tests first, so that the last tests are short and easy to share.
+
+    Programs of the other files are compiled in half the time, because each of their programs runs
+    only once. Files with slow tests, tests that compile for TPUs, and commands that tests start
+    have all optimizations, as for users. The choice is per file, because tests of one file share
+    fixtures and compare them bit by bit.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        item.stash[OPTIMIZED] = item.path in slow or bool(item.get_closest_marker("libtpu"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Make the TPU compiler ready for a test that is marked ``libtpu``, or skip it.
-
-    Programs of the other fast tests are compiled in half the time, for they run but once; slow
-    tests, and the commands that tests start, have all optimizations, as users do.
-    """
+    """Configure the compiler; skip a test marked ``libtpu`` if the TPU compiler is not
+    installed."""
     for_tpu = item.get_closest_marker("libtpu")
-    as_users = bool(for_tpu or item.get_closest_marker("slow"))
-    jax.config.update("jax_disable_most_optimizations", not as_users)
+    _optimize(item.stash[OPTIMIZED])
     _use_cache(not for_tpu)
     if for_tpu:
         try:
@@ -110,11 +118,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(str(error))
 
 
+def _optimize(enabled: bool) -> None:
+    """Compile the programs of the next tests with all optimizations, or without most of them."""
+    if jax.config.values["jax_disable_most_optimizations"] == enabled:
+        jax.config.update("jax_disable_most_optimizations", not enabled)
+        # A program in memory is used again whatever the setting was when it was compiled.
+        jax.clear_caches()
+
+
 def _use_cache(enabled: bool) -> None:
-    """Turn the compilation cache on or off; a program for TPUs cannot be read back without one."""
-    if jax.config.jax_enable_compilation_cache != enabled:
+    """Turn the compilation cache on or off; JAX cannot load TPU programs from it without a TPU."""
+    # JAX adds its options to the class at run time.
+    current = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    if current != enabled:
         jax.config.update("jax_enable_compilation_cache", enabled)
-        # JAX looks at the setting once, unless it is reset.
+        # JAX reads the setting only once, unless the cache is reset.
         jax_cache.reset_cache()
 
 
@@ -122,9 +140,9 @@ def _use_cache(enabled: bool) -> None:
 def tpu_goldens(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]:
-    """Compile for TPUs only what ``tests/golden/tpu.json`` does not hold, but for proofs all.
+    """Compile TPU programs only if ``tests/golden/tpu.json`` lacks them; proofs compile all.
 
-    A test that compiles in its own way calls ``tpu_goldens(key, make)``.
+    Returns ``recall(key, make)`` for tests that compile without ``compile_program``.
     """
     test = request.node
     if test.get_closest_marker("libtpu") and not test.get_closest_marker("proof"):
@@ -133,7 +151,7 @@ def tpu_goldens(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report the tests whose programs ``tests/golden/tpu.json`` does not hold."""
+    """Print how many tests compiled programs that are missing in ``tests/golden/tpu.json``."""
     reports = [one for kind in terminalreporter.stats.values() for one in kind]
     compiled = {
         one.nodeid
@@ -149,7 +167,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real text and tokenizers that are not part of the project."""
+    """The folder with real text and tokenizers, which are not part of the repository."""
     folder = Path(os.environ.get("LLAMA_CPT_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set LLAMA_CPT_DATA to a folder that has it")
