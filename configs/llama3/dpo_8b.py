@@ -1,12 +1,12 @@
 """DPO of the ``sft_8b`` model with the loss of Llama 3 (arXiv 2407.21783, section 4.1.4).
 
-The loss has beta 0.1 and the NLL of the chosen answer with weight 0.2; header and end tokens are
-masked. 1e-6 is a common rate for full fine-tuning; that of Llama 3 is 1e-5.
+The loss has beta 0.1, adds the NLL of the chosen answer with weight 0.2, and masks header and end
+tokens. The learning rate 1e-6 is common for full fine-tuning; Llama 3 used 1e-5.
 """
 
 from dataclasses import replace
 
-from configs.sft_8b import config as sft
+from configs.llama3.sft_8b import config as sft
 from llama_cpt.config.schema import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(

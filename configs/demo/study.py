@@ -1,11 +1,11 @@
-"""Runs of `make study`: the method on the embedded world, with two languages added to English.
+"""Configs of `make study`, which trains an English model on Chinese and on Arabic generated text.
 
-Commands take them as `configs/world_study.py:base`, `:sweep_zh`, `:sweep_ar` and `:cpt_ar`.
+The names of the configs are `configs/demo/study.py:base`, `:sweep_zh`, `:sweep_ar` and `:cpt_ar`.
 """
 
 from dataclasses import replace
 
-from configs.demo_base import config as demo
+from configs.demo.base import config as demo
 from llama_cpt.config.schema import (
     CheckpointConfig,
     CorpusConfig,
@@ -20,7 +20,7 @@ WORLD = f"{FOLDER}/world"
 
 
 def corpus(code: str, part: str) -> tuple[CorpusConfig, ...]:
-    """Return the corpus of a language; ``part`` is ``train`` or ``heldout``."""
+    """Return a tuple of one corpus in language ``code``; ``part`` is ``train`` or ``heldout``."""
     return (CorpusConfig(code, f"{WORLD}/{code}.{part}.jsonl"),)
 
 
@@ -44,7 +44,7 @@ base = replace(
 
 
 def cpt(code: str) -> TrainConfig:
-    """Return the config that trains the base on the language ``code``."""
+    """Return the config that trains the base model on the language ``code``."""
     data = replace(
         base.data,
         almr=0.33,
@@ -65,7 +65,7 @@ def cpt(code: str) -> TrainConfig:
 
 
 def sweep(code: str) -> SweepConfig:
-    """Return the sweep over ratios and learning rates of the language ``code``."""
+    """Return the sweep over ALMRs and learning rates for the language ``code``."""
     return SweepConfig(
         output=f"{FOLDER}/en+{code}",
         train=cpt(code),
@@ -78,6 +78,7 @@ def sweep(code: str) -> SweepConfig:
 
 
 sweep_zh, sweep_ar = sweep("zh"), sweep("ar")
-# Arabic onto the base; the law sets ratio and rate. Of two pairs with equally many runs the law
-# reports the first by name in full, which is en+ar.
+# CPT on Arabic, for the ALMR and the learning rate that the law recommends. If several language
+# pairs have the most runs, the law's report is about the first of them in alphabetical order, which
+# is en+ar.
 cpt_ar = cpt("ar")

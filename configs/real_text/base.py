@@ -1,4 +1,4 @@
-"""A small Llama trained on real English text, the base of ``real_text_cpt``.
+"""A small Llama trained on real English text, the initial model of ``configs/real_text/cpt.py``.
 
 `python benchmarks/real_text.py` builds the vocabulary and trains both models. The text is in the
 folder LLAMA_CPT_DATA (default: ../shared/data).

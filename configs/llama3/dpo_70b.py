@@ -1,9 +1,9 @@
-"""DPO of the ``sft_70b`` model: ``dpo_8b`` at the larger size."""
+"""DPO of the ``sft_70b`` model with the recipe of ``dpo_8b``."""
 
 from dataclasses import replace
 
-from configs.dpo_8b import config as dpo
-from configs.sft_70b import config as sft
+from configs.llama3.dpo_8b import config as dpo
+from configs.llama3.sft_70b import config as sft
 from llama_cpt.config.schema import OptimizerConfig
 
 config = replace(

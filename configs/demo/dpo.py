@@ -1,9 +1,9 @@
-"""The fourth stage of the demo: DPO on preferences for the customs of the island."""
+"""The DPO stage of the demo, on preference pairs about the customs of the generated world."""
 
 from dataclasses import replace
 
-from configs.demo_base import FOLDER
-from configs.demo_sft import config as sft
+from configs.demo.base import FOLDER
+from configs.demo.sft import config as sft
 from llama_cpt.config.schema import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(

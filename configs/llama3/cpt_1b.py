@@ -1,9 +1,9 @@
-"""Continual pre-training of Llama-3.2 1B: the recipe of cpt_8b at a size for one host."""
+"""Continual pre-training of Llama-3.2 1B on one host, with the recipe of ``cpt_8b``."""
 
 from dataclasses import replace
 
-from configs.cpt_8b import config as cpt_8b
-from configs.models import LLAMA32_1B
+from configs.llama3.cpt_8b import config as cpt_8b
+from configs.llama3.models import LLAMA32_1B
 
 config = replace(
     cpt_8b,

@@ -1,9 +1,9 @@
-"""The third stage of the demo: SFT on conversations about the island, in both languages."""
+"""The SFT stage of the demo, on Chinese and English conversations about the generated world."""
 
 from dataclasses import replace
 
-from configs.demo_base import FOLDER
-from configs.demo_cpt import config as cpt
+from configs.demo.base import FOLDER
+from configs.demo.cpt import config as cpt
 from llama_cpt.config.schema import ChatConfig, CorpusConfig, OptimizerConfig
 
 config = replace(

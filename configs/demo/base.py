@@ -1,4 +1,4 @@
-"""The first run of the demo: a tiny Llama-3 trained on English, which it must not forget."""
+"""The base model of the demo: a tiny Llama 3 trained on English text."""
 
 from llama_cpt.config.schema import (
     CheckpointConfig,

@@ -1,12 +1,12 @@
 """The real-text pipeline: continual pre-training, SFT, DPO, export and one report."""
 
-from configs.real_text_cpt import config as cpt
-from configs.real_text_dpo import config as dpo
-from configs.real_text_sft import config as sft
+from configs.real_text.cpt import config as cpt
+from configs.real_text.dpo import config as dpo
+from configs.real_text.sft import config as sft
 from llama_cpt.config.pipeline import PipelineConfig
 
 config = PipelineConfig(
-    output="runs/real_text/road",
+    output="runs/real_text/pipeline",
     stages=(cpt, sft, dpo),
     prompts=(
         "Give three tips for staying healthy.",

@@ -1,4 +1,4 @@
-"""The study of `docs/notes/study.md`: English bases of three sizes, then trained on Chinese.
+"""Configs of the study in `docs/notes/study.md`: English models of three sizes, CPT on Chinese.
 
 `benchmarks/study.py` builds the vocabulary and runs the whole study. The text is in the folder
 LLAMA_CPT_DATA (default: ../shared/data).
@@ -6,8 +6,8 @@ LLAMA_CPT_DATA (default: ../shared/data).
 
 from dataclasses import replace
 
-from configs.real_text import CORPUS
-from configs.real_text import config as real_text
+from configs.real_text.base import CORPUS
+from configs.real_text.base import config as real_text
 from llama_cpt.config.schema import (
     CheckpointConfig,
     CorpusConfig,

@@ -1,12 +1,12 @@
-"""SFT of the ``real_text_cpt`` model on instructions of both languages and Chinese dialogues.
+"""SFT of the ``cpt.py`` model on Chinese and English instructions and Chinese dialogues.
 
-Half of the rows are Chinese; two in five of those are dialogues of emotional support.
+Half of the rows are Chinese. Two fifths of the Chinese rows are emotional-support dialogues.
 """
 
 from dataclasses import replace
 
-from configs.real_text import DATA
-from configs.real_text_cpt import config as cpt
+from configs.real_text.base import DATA
+from configs.real_text.cpt import config as cpt
 from llama_cpt.config.schema import ChatConfig, CorpusConfig, OptimizerConfig
 
 config = replace(

@@ -1,9 +1,9 @@
-"""DPO of the ``real_text_sft`` model on pairs of both languages, truncated to fit in a row."""
+"""DPO of the ``sft.py`` model on Chinese and English pairs, which are truncated to fit in a row."""
 
 from dataclasses import replace
 
-from configs.real_text import DATA
-from configs.real_text_sft import config as sft
+from configs.real_text.base import DATA
+from configs.real_text.sft import config as sft
 from llama_cpt.config.schema import CorpusConfig, OptimizerConfig, PreferenceConfig
 
 config = replace(

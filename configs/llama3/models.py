@@ -1,4 +1,4 @@
-"""Published Llama-3 architectures (each field as in the model's ``config.json``)."""
+"""Published Llama 3 architectures, with the values of each model's ``config.json``."""
 
 from dataclasses import replace
 

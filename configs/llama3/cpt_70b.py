@@ -1,9 +1,9 @@
-"""Continual pre-training of Llama-3 70B with the ratio of cpt_8b and a lower learning rate."""
+"""Continual pre-training of Llama-3 70B with the ALMR of ``cpt_8b`` and a lower learning rate."""
 
 from dataclasses import replace
 
-from configs.cpt_8b import config as cpt_8b
-from configs.models import LLAMA3_70B
+from configs.llama3.cpt_8b import config as cpt_8b
+from configs.llama3.models import LLAMA3_70B
 
 config = replace(
     cpt_8b,

@@ -1,13 +1,13 @@
-"""SFT of the ``cpt_8b`` model on conversations of both languages, mixed like its text.
+"""SFT of the ``cpt_8b`` model on Chinese and English conversations at ALMR 0.5.
 
-The conversations can be in any format of docs/guide/chat.md; train for one to three epochs. 2e-5
-is a common rate, the default of TRL for SFT. A batch of 32 rows of 8,192 tokens is about
-1,000 short conversations.
+docs/guide/chat.md lists the formats of conversations. Train for one to three epochs. The learning
+rate 2e-5 is common for SFT and the default of TRL. A batch of 32 rows of 8,192 tokens contains
+about 1,000 short conversations.
 """
 
 from dataclasses import replace
 
-from configs.cpt_8b import config as cpt
+from configs.llama3.cpt_8b import config as cpt
 from llama_cpt.config.schema import ChatConfig, CheckpointConfig, CorpusConfig, OptimizerConfig
 
 config = replace(

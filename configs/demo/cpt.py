@@ -1,12 +1,13 @@
-"""The second run of the demo: Chinese at ALMR 0.33, with replay of English.
+"""The CPT stage of the demo: training on Chinese at ALMR 0.33 with replay of English.
 
-With ``--data.almr 1.0 --output runs/demo/almr_1.0`` it is the third run, without replay.
+The demo also runs this config without replay, with the options ``--data.almr 1.0 --output
+runs/demo/almr_1.0``.
 """
 
 from dataclasses import replace
 
-from configs.demo_base import FOLDER
-from configs.demo_base import config as base
+from configs.demo.base import FOLDER
+from configs.demo.base import config as base
 from llama_cpt.config.schema import CorpusConfig, EvaluationConfig, OptimizerConfig
 
 config = replace(

@@ -1,13 +1,13 @@
-"""Continual pre-training of Llama-3.1 8B on rows of 131,072 tokens, eight chips to a row.
+"""Continual pre-training of Llama-3.1 8B on rows of 131,072 tokens, with eight chips per row.
 
-A v5p pod slice of 4 x 4 x 4: eight rows at a time, each over the mesh's context axis
-(docs/guide/meshes.md).
+A v5p slice of 4 x 4 x 4 chips processes eight rows at a time. The context axis of the mesh shards
+each row (docs/guide/meshes.md).
 """
 
 from dataclasses import replace
 
-from configs.cpt_8b import config as cpt_8b
-from configs.models import LLAMA31_8B
+from configs.llama3.cpt_8b import config as cpt_8b
+from configs.llama3.models import LLAMA31_8B
 from llama_cpt.config.schema import MeshConfig
 
 config = replace(

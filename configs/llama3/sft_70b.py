@@ -1,9 +1,9 @@
-"""SFT of the ``cpt_70b`` model: ``sft_8b`` at the larger size."""
+"""SFT of the ``cpt_70b`` model with the recipe of ``sft_8b``."""
 
 from dataclasses import replace
 
-from configs.cpt_70b import config as cpt
-from configs.sft_8b import config as sft
+from configs.llama3.cpt_70b import config as cpt
+from configs.llama3.sft_8b import config as sft
 from llama_cpt.config.schema import OptimizerConfig
 
 config = replace(

@@ -1,13 +1,13 @@
-"""The pipeline of the demo: Chinese, conversations and preferences in order, then an export."""
+"""The pipeline of the demo: CPT on Chinese, SFT, DPO, an export and a report."""
 
-from configs.demo_base import FOLDER
-from configs.demo_cpt import config as cpt
-from configs.demo_dpo import config as dpo
-from configs.demo_sft import config as sft
+from configs.demo.base import FOLDER
+from configs.demo.cpt import config as cpt
+from configs.demo.dpo import config as dpo
+from configs.demo.sft import config as sft
 from llama_cpt.config.pipeline import PipelineConfig
 
 config = PipelineConfig(
-    output=f"{FOLDER}/road",
+    output=f"{FOLDER}/pipeline",
     stages=(cpt, sft, dpo),
     prompts=(
         "What is a kettle usually made of?",

@@ -1,9 +1,9 @@
-"""Continual pre-training of ``real_text`` on Chinese at the ratio of arXiv 2409.06624."""
+"""Continual pre-training of the small English Llama on Chinese at the ALMR of arXiv 2409.06624."""
 
 from dataclasses import replace
 
-from configs.real_text import CORPUS
-from configs.real_text import config as base
+from configs.real_text.base import CORPUS
+from configs.real_text.base import config as base
 from llama_cpt.config.schema import CorpusConfig, EvaluationConfig, OptimizerConfig
 
 config = replace(
