@@ -17,8 +17,8 @@ mirror() {
 # An export writes config.json last.
 exported() { call "$QUERY_SECONDS" gcloud storage ls "$EXPORT/config.json" >/dev/null 2>&1; }
 
-# The note lies next to the folder, because the export requires an empty one; it is written before the
-# export starts, because the export may outlive this script.
+# The note is next to the folder, because the export requires an empty folder. It is written before
+# the export starts, because the export can outlive this script.
 note_source() {
   local note
   note=$(mktemp)

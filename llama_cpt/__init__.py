@@ -1,6 +1,6 @@
-"""Continual pre-training, SFT and DPO of Llama-3 in a new language, in JAX."""
+"""Continual pre-training, SFT and DPO of Llama 3 models in a new language, with JAX."""
 
-import fsspec
+from fsspec.config import conf
 
-# Several processes write to one bucket: what another has written must be seen at once.
-fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+# Several processes can write to one bucket, so a cached listing could lack new files.
+conf.setdefault("gcs", {})["use_listings_cache"] = False

@@ -1,7 +1,9 @@
-"""The chat command: ``python -m llama_cpt.chat MODEL``."""
+"""The command that chats with a model in a terminal: ``python -m llama_cpt.chat MODEL``."""
 
 import argparse
+from collections.abc import Generator
 import dataclasses
+import io
 import json
 import math
 import os
@@ -35,7 +37,7 @@ HELP = """\
 
 
 def main(arguments: list[str]) -> int:
-    """Load the model and run the conversation; return the exit status."""
+    """Load the model named in ``arguments``, run the conversation and return the exit status."""
     options = _parse(arguments)
     if options.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
@@ -60,9 +62,10 @@ def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
 
 
 def talk(session: ChatSession) -> None:
-    """Answer each line of the first process's stdin, a terminal or not, until the end."""
-    sys.stdin.reconfigure(errors="replace")
-    sys.stdout.reconfigure(errors="replace")
+    """Answer each line on stdin of the primary process, until the end of stdin or ``/exit``."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     while (line := run_on_primary(_next_line, "line of a chat")) is not None:
         try:
             if line == "/exit":
@@ -74,14 +77,14 @@ def talk(session: ChatSession) -> None:
         except UserError as error:
             _print_notice(str(error))
         except OSError as error:
-            # The other processes have gone on to the next tokens, so this one cannot continue.
+            # The other processes already compute the next tokens, so this process cannot continue.
             if process_count() > 1:
                 raise
             _print_notice(str(error))
 
 
 def _next_line() -> str | None:
-    """Return the next line of the user, None at the end."""
+    """Return the next line of stdin without surrounding spaces, or None at the end of stdin."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "").strip()
@@ -97,10 +100,11 @@ def _answer(session: ChatSession, line: str) -> None:
         for piece in answer:
             _print_text(piece)
     except KeyboardInterrupt:
-        # The other processes have gone on to the next tokens, so this one cannot stop alone.
+        # The other processes already compute the next tokens, so this process cannot stop alone.
         if process_count() > 1:
             raise
-        answer.close()
+        if isinstance(answer, Generator):
+            answer.close()
     _print_text("\n")
     if session.dropped:
         _print_notice(f"the context is full: the oldest {session.dropped} messages were left out.")
@@ -141,7 +145,12 @@ def _session(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> ChatSession:
-    """Load the weights: tensor parallelism over as many devices as divide the heads, else FSDP."""
+    """Load the weights and return a session without messages.
+
+    The size of the tensor axis is the greatest common divisor of the number of devices and the
+    number of key-value heads. The size of the fsdp axis is the number of devices divided by the
+    size of the tensor axis.
+    """
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
     decoder = load_decoder(source, config, mesh, dtype)
@@ -151,14 +160,14 @@ def _session(
 
 
 def _print_text(text: str) -> None:
-    """Print a piece of the model's answer."""
+    """Print ``text``, a part of the model's answer, in the primary process."""
     if is_primary():
-        # A terminal would obey control characters such as ESC; a pipe gets the exact text.
+        # A terminal would interpret control characters such as ESC; a pipe gets the exact text.
         print(_visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def _print_notice(text: str) -> None:
-    """Print a message that is not part of the conversation."""
+    """Print ``text``, which is not part of the conversation, to stderr in the primary process."""
     if is_primary():
         print(text, file=sys.stderr, flush=True)
 

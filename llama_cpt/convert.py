@@ -1,4 +1,4 @@
-"""The command that converts weights: ``python -m llama_cpt.convert --help``."""
+"""The command that converts and compares weights: ``python -m llama_cpt.convert --help``."""
 
 import argparse
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from llama_cpt.checkpoint.checkpoint import save_weights
+from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.fields import to_dict
 from llama_cpt.runtime.atomic_dir import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
@@ -38,12 +38,12 @@ EXAMPLES = """examples:
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
 the output of from-hf. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
-init_from as well, so from-hf is only needed to keep or copy the float32 checkpoint.
+init_from too, so from-hf is only needed to keep or copy the float32 checkpoint.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the arguments and convert; return the exit status."""
+    """Run the subcommand in ``arguments`` and return the exit status."""
     options = _parser().parse_args(arguments)
     _on_cpu()
     with distributed_session():
@@ -53,10 +53,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _in_child(options: argparse.Namespace) -> int:
-    """Return the status of ``_convert`` in a child whose JAX and Orbax form a single process."""
+    """Run ``_convert`` in a child process and return the exit status of the child.
+
+    In the child, JAX and Orbax run as a single process, without the other processes of the command.
+    """
     child = get_context("spawn").Process(target=_child_main, args=(options,))
     child.start()
     child.join()
+    assert child.exitcode is not None, "the child has ended"
     return child.exitcode if child.exitcode >= 0 else 128 - child.exitcode
 
 
@@ -68,13 +72,15 @@ def _child_main(options: argparse.Namespace) -> None:
 
 
 def _follow_parent() -> None:
-    """Exit as soon as the parent has ended, however it ended."""
-    parent_process().join()
+    """Exit this child process as soon as its parent process has ended."""
+    parent = parent_process()
+    assert parent is not None, "only a child calls this"
+    parent.join()
     os._exit(1)
 
 
 def _on_cpu() -> None:
-    """Use the CPU only, so that an accelerator stays free for other processes."""
+    """Restrict JAX to the CPU, so that accelerators stay free for other processes."""
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -91,11 +97,16 @@ def _convert(options: argparse.Namespace) -> int:
                 to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **chosen)
         case "verify":
             return 0 if verify(options.source, options.checkpoint) else CHECK_FAILED
+        case unknown:
+            raise AssertionError(unknown)
     return 0
 
 
 def from_hf(source: str, output: str) -> None:
-    """Write the weights of ``source`` as a checkpoint, next to its tokenizer and license."""
+    """Write the weights of a Hugging Face model to ``output`` as a checkpoint.
+
+    The config, tokenizer and license files of ``source`` are copied to ``output`` as well.
+    """
     validate_run_folder(output)
     check_new(output)
     source_folder = HfFolder(source).folder()
@@ -110,10 +121,12 @@ def from_hf(source: str, output: str) -> None:
 
 
 def verify(source: str, checkpoint: str) -> bool:
-    """Print how a checkpoint differs from ``source``; return whether it agrees.
+    """Print how a checkpoint differs from ``source``, and return whether they agree.
 
-    It agrees if all weights are finite and have the same bits once rounded to the type of
-    ``source``, and if the logits, when they can be computed, agree within LOGITS_TOLERANCE.
+    The checkpoint and ``source`` agree if two conditions hold. First, all weights are finite and
+    bit-identical after rounding to the type in ``source``. Second, the logits, if they can be
+    computed, differ from those of ``transformers`` by at most ``LOGITS_TOLERANCE`` times the
+    largest absolute logit.
     """
     folder = HfFolder(source).folder()
     with RunFolder(checkpoint).reader() as weights:
@@ -124,7 +137,7 @@ def verify(source: str, checkpoint: str) -> bool:
     agrees = all(d.agrees for d in differences) and (isinstance(logits, str) or logits.agrees)
     if not agrees:
         print(
-            f"error: {checkpoint}: differs from {source}, or holds values that are not finite; "
+            f"error: {checkpoint}: differs from {source}, or has values that are not finite; "
             "convert it again with from-hf, unless it was trained.",
             file=sys.stderr,
         )
@@ -144,11 +157,11 @@ def _print_logits(logits: LogitsDifference | str) -> None:
 def _print_differences(differences: list[TensorDifference]) -> None:
     values = sum(d.values for d in differences)
     differing = sum(d.differing for d in differences)
-    # NaN sorts above all numbers, so that it is printed.
+    # NaN sorts above all numbers, so a tensor with NaN is printed.
     largest = max(differences, key=lambda d: (math.isnan(d.max_abs), d.max_abs))
     print(
-        f"{len(differences)} tensors, {values:,} values: {differing:,} differ once rounded to the "
-        f"type stored; max abs difference {largest.max_abs:.3g} ({largest.name})"
+        f"{len(differences)} tensors, {values:,} values: {differing:,} differ after rounding to "
+        f"the stored type; max abs difference {largest.max_abs:.3g} ({largest.name})"
     )
     worst = sorted((d for d in differences if not d.agrees), key=lambda d: -d.differing)
     for d in worst[:10]:

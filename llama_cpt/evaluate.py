@@ -1,7 +1,7 @@
-"""The ``evaluate`` command: ``python -m llama_cpt.evaluate MODEL [MODEL ...]``."""
+"""The command that evaluates and compares models: ``python -m llama_cpt.evaluate MODEL ...``."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from functools import partial
 import importlib.util
@@ -49,12 +49,13 @@ from llama_cpt.runtime.distributed import (
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_local, check_writable, file_lock
+from llama_cpt.runtime.tables import aligned_table
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate every model on every task; return the exit status."""
+    """Evaluate every model in ``arguments`` on every task and return the exit status."""
     options = _parse(arguments)
-    # The harness would show a progress bar for each part of a benchmark.
+    # Without this, lm-evaluation-harness shows a progress bar for each part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
     with distributed_session():
         _evaluate_all(options)
@@ -73,7 +74,7 @@ def _evaluate_all(options: argparse.Namespace) -> None:
         check_conversations(list(sources), judging)
     names = _tasks(options)
     texts = _texts(options) if TASK in names else []
-    # Models are checked before benchmarks are loaded, which may download them.
+    # Check the models first, because loading a benchmark can download it.
     requirements = ModelOptions(options.tokenizer, options.chat_template, judging is not None)
     specs = {
         label: named_models.check_model(label, source, requirements)
@@ -109,7 +110,7 @@ def _score_all(
     benchmarks: list[Any],
     options: argparse.Namespace,
 ) -> None:
-    """Score one model after the other, then compare all others with the first."""
+    """Score the models one at a time, and print the scores and a comparison of the models."""
     summaries = []
     for label, spec in specs.items():
         folder = Path(options.output) / label
@@ -120,8 +121,11 @@ def _score_all(
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Create ``folder`` if it does not exist and keep other evaluations out of it."""
+def _locked(folder: Path) -> Generator[None]:
+    """Context manager that creates ``folder`` and locks it against other evaluations.
+
+    Raises UserError if another process holds the lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process scores there; wait for it, or set another --output."
     with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
@@ -129,11 +133,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _report(summaries: list[dict[str, Any]], output: str) -> None:
-    """Print the scores and, if there are several models, write and print their comparison."""
+    """Print a table of the scores; with several models, also write and print a comparison."""
     rows = table(summaries)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    print(aligned_table(rows, indent=""))
     if len(summaries) > 1:
         folders = [str(Path(output) / summary["model"]) for summary in summaries]
         print(f"\n{terminal_lines(write_comparison(folders, output))}")
@@ -141,7 +143,10 @@ def _report(summaries: list[dict[str, Any]], output: str) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> list[str]:
-    """Return the names of the tasks; raise UserError for one that could not be run."""
+    """Return the names of the tasks, without duplicates.
+
+    Raises UserError if a task cannot be run, and UsageError if an option is invalid.
+    """
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
     if not names and not options.conversations:
         raise UsageError("nothing to do: set --tasks, or --conversations.")
@@ -195,10 +200,11 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
 
 
 def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions) -> Candidate:
-    """Return the model as a candidate whose weights are loaded only if an answer is missing."""
+    """Return a Candidate that loads the model's weights when an answer must be generated."""
 
     def load_chat_model() -> ChatModel:
         model = named_models.load_model(spec, output / label)
+        assert model.template is not None, "check_model requires a template for conversations"
         return ChatModel(model.decoder, model.tokenizer, model.mesh, model.template)
 
     tokens = options.max_answer_tokens
@@ -245,34 +251,45 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("models", nargs="+", metavar="MODEL", help="a Hugging Face or run folder, or NAME=FOLDER")
     add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, task files *.yaml")
     add("--output", required=True, metavar="DIR", help="scores are written to DIR/MODEL/TASK.jsonl")
-    add("--data", default="", metavar="DIR", help="benchmarks on disk (default: from the hub)")
-    add("--limit", type=int, metavar="N", help="maximum number of examples per part of a task")
-    add("--shots", type=int, metavar="N", help="worked examples before each question")
-    add("--chat-template", action="store_true", help="ask in the model's chat template")
-    add("--run-generated-code", action="store_true", help=f"within limits: {ENFORCED}")
-    add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=f"text for {TASK}")
-    add("--heldout-of", default="", metavar="CONFIG", help=f"text for {TASK}, from a config")
-    add(
-        "--no-counterpart",
-        default="",
-        metavar="FILE",
-        help=f"sources of the documents of {NO_COUNTERPART}",
-    )
-    add("--tokenizer", default="", help="tokenizer of a MODEL without one")
+    add("--tokenizer", default="", help="tokenizer for a MODEL that has none")
+    message = "maximum number of examples per part of a task"
+    add("--limit", type=int, metavar="N", help=message)
+    _add_benchmark_arguments(parser)
+    _add_text_arguments(parser)
     _add_conversation_arguments(parser)
     return parser.parse_args(arguments)
 
 
+def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("benchmarks").add_argument
+    message = "folder of benchmarks (default: the Hugging Face hub)"
+    add("--data", default="", metavar="DIR", help=message)
+    add("--shots", type=int, metavar="N", help="worked examples before each question")
+    add("--chat-template", action="store_true", help="use the model's chat template")
+    message = f"allow benchmarks that run code from the model, within limits: {ENFORCED}"
+    add("--run-generated-code", action="store_true", help=message)
+
+
+def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(f"held-out text for {TASK}").add_argument
+    message = "a corpus of documents; may be repeated"
+    add("--heldout", action="append", default=[], metavar="NAME=GLOB", help=message)
+    message = "the held-out corpora of a training config"
+    add("--heldout-of", default="", metavar="CONFIG", help=message)
+    message = f"sources of the documents of {NO_COUNTERPART}"
+    add("--no-counterpart", default="", metavar="FILE", help=message)
+
+
 def _add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "conversations", "Answers of two models, compared blindly pair by pair, in both orders."
+        "conversations", "Blind comparison of two models' answers, in both orders."
     )
     add = group.add_argument
-    message = "prompts in any chat format; needs a single process"
+    message = "prompts in any chat format; requires a single process"
     add("--conversations", default="", metavar="FILE", help=message)
-    message = f"an OpenAI-compatible endpoint (key: ${KEY_VARIABLE}), or person: you, here"
+    message = f"an OpenAI-compatible endpoint (key: ${KEY_VARIABLE}), or `person`: you"
     add("--judge", default=PERSON, metavar="URL|person", help=message)
-    add("--judge-model", default="", metavar="NAME", help="the model that judges at URL")
+    add("--judge-model", default="", metavar="NAME", help="name of the model at URL")
     message = "maximum time for one reply (default 60)"
     add("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help=message)
     message = "number of prompts, spread over FILE (default 100)"

@@ -1,7 +1,7 @@
-"""Fit a mixture law to runs: ``python -m llama_cpt.fit_law RESULTS.csv --output DIR``."""
+"""The command that fits a mixture law: ``python -m llama_cpt.fit_law RESULTS.csv``."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 import shlex
 import sys
@@ -35,10 +35,11 @@ from llama_cpt.runtime.output_folder import check_local, check_writable
 from llama_cpt.runtime.tables import aligned_table
 
 DESCRIPTION = """Recommends a mixture ratio (ALMR) and a learning rate from a table of runs, with
-90 % confidence intervals, or returns a refusal with the reason. docs/guide/law.md describes the
-format of the table, the forms and their selection."""
+90 % confidence intervals, or prints why no recommendation is possible. docs/guide/law.md describes
+the format of the table, the forms and their selection."""
 EPILOG = """examples:
-  python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b --config configs/cpt_1b.py
+  python -m llama_cpt.fit_law sweeps/1b/results.csv --output laws/1b \\
+      --config configs/llama3/cpt_1b.py
   python -m llama_cpt.fit_law sweeps/*/results.csv --output laws/70b --target-parameters 70e9
   python -m llama_cpt.fit_law others.csv --output laws/others --weights additional=1,original=2
 
@@ -46,15 +47,15 @@ Writes to DIR: law.json (load it with llama_cpt.mixture_law.law_file.load_law), 
 figures and, if there is a recommendation, recommended.py, a config for train (with --config), or
 recommended.args, options for train (without --config).
 
-Exit status: 0 with a recommendation, 3 with a refusal (law.json and report.md state the reasons),
+Exit status: 0 with a recommendation, 3 without (law.json and report.md have the reasons),
 78 if the table is invalid, 2 if an option is invalid, 130 on Ctrl-C.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Fit the law, print a summary, write the files and return the exit status."""
+    """Fit a law to the tables in ``arguments``, write its files and return the exit status."""
     options = _parser().parse_args(arguments)
-    # Everything that can fail without the table is checked before it is read.
+    # Check the options first: reading the tables and fitting take longer.
     check_local("--output", options.output)
     check_writable(options.output)
     if options.config:
@@ -90,7 +91,11 @@ def _objective(options: argparse.Namespace, results: Results) -> Objective:
 
 
 def _named(option: str, text: str, *names: str) -> dict[str, float]:
-    """Return ``a=1,b=2`` as finite numbers of at least 0, with exactly the given names."""
+    """Parse ``text``, the value ``a=1,b=2`` of ``option``, and return a dict from name to number.
+
+    Raises UsageError unless ``text`` contains exactly ``names``, each with a finite number of at
+    least 0.
+    """
     form = f"{option} {text}: write {option} {','.join(f'{name}=NUMBER' for name in names)}"
     found = {}
     for part in text.split(","):
@@ -138,7 +143,11 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_target(results: Results, options: argparse.Namespace) -> None:
-    """Raise UserError if the target names a quantity that the table does not state."""
+    """Raise UserError if the table cannot be used for the target that ``options`` set.
+
+    The columns of the target must not contain empty cells. With ``--target-base``, the table must
+    not already contain base losses for the target's size.
+    """
     for name in ("parameters", "tokens"):
         is_set = getattr(options, f"target_{name}") is not None
         if is_set and np.isnan(getattr(results.runs, name)).any():
@@ -146,7 +155,7 @@ def _check_target(results: Results, options: argparse.Namespace) -> None:
     if options.target_base and options.target_parameters in results.runs.parameters:
         size = f"{options.target_parameters:g}"
         raise UserError(
-            f"--target-base: the table has the base of {size} parameters; remove the option."
+            f"--target-base: the table has base losses for {size} parameters; remove the option."
         )
 
 
@@ -160,14 +169,17 @@ def _print_summary(law: Law, results: Results) -> None:
     if law.one_for_all:
         print(f"\nOne optimum for all pairs: {law.one_for_all}")
     if law.next_runs:
-        where = "at the size and budget with the most runs, each assuming those above it"
+        where = (
+            "at the size and budget with the most runs, each chosen as if the runs above it were "
+            "done"
+        )
         print(f"\nNext runs, {where}:\n{aligned_table(next_rows(law))}")
     for note in (*results.left_out, *results.remarks, *law.notes):
         print(f"note: {note}")
 
 
 def _print_predictions(
-    law: Law, settings: list[Mapping[str, float]], options: argparse.Namespace
+    law: Law, settings: Sequence[Mapping[str, float]], options: argparse.Namespace
 ) -> None:
     if not law.surface:
         print("note: --predict: no form could be fitted, so there are no predictions (see above).")
@@ -178,7 +190,7 @@ def _print_predictions(
 
 
 def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
-    """Write all files of the law, each atomically, and remove those of an earlier law."""
+    """Write each file of the law atomically, and remove obsolete files of an earlier law."""
     folder = epath.Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     report = make_report(law, results)
@@ -190,7 +202,7 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
         files["recommended.args"] = as_options(law).encode()
     for name in {*FIGURES, "recommended.py", "recommended.args"} - set(files):
         (folder / name).unlink(missing_ok=True)
-    # law.json is written last: its presence means that the other files are complete.
+    # Write law.json last: its presence means that the other files are complete.
     files["law.json"] = to_json(law, results).encode()
     for name, content in files.items():
         write_atomic(folder / name, content)
@@ -217,7 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", required=True, metavar="DIR", help="output folder")
     add("--config", help="base config of DIR/recommended.py")
     objective = parser.add_mutually_exclusive_group()
-    text = "minimize the additional loss, original at most (1 + X) times its base (default 0.03)"
+    text = (
+        "minimize the additional loss, with an original loss of at most (1 + X) times that of the "
+        "base model (default 0.03)"
+    )
     objective.add_argument("--forgetting", type=float, default=0.03, metavar="X", help=text)
     text = "minimize a weighted sum of both losses instead: additional=1,original=1"
     objective.add_argument("--weights", metavar="WEIGHTS", help=text)

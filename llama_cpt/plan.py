@@ -1,8 +1,9 @@
-"""The ``plan`` command: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
+"""The command that plans a run: ``python -m llama_cpt.plan CONFIG --topology v5p:4x4x8``."""
 
 import argparse
 from dataclasses import asdict, replace
 import json
+import logging
 import sys
 
 import jax
@@ -34,48 +35,52 @@ from llama_cpt.training.lowering import (
 )
 from llama_cpt.training.program import TrainProgram, needs_reference
 
+logger = logging.getLogger(__name__)
+
 DESCRIPTION = """Compile the step that train runs, with the TPU compiler and without a TPU, and
 print its requirements: memory and the largest arrays, FLOPs, collectives, a lower bound on the
 time, tokens per day and chip-hours."""
 EPILOG = """examples:
-  python -m llama_cpt.plan configs/cpt_70b.py --topology v5p:4x4x8
-  python -m llama_cpt.plan configs/cpt_8b.py --topology v5e-32 --compute.remat minimal
-  python -m llama_cpt.plan configs/cpt_8b.py --topology v6e-16 --search
+  python -m llama_cpt.plan configs/llama3/cpt_70b.py --topology v5p:4x4x8
+  python -m llama_cpt.plan configs/llama3/cpt_8b.py --topology v5e-32 --compute.remat minimal
+  python -m llama_cpt.plan configs/llama3/cpt_8b.py --topology v6e-16 --search
 
 Every field of the config is an option, as for train. docs/guide/plan.md explains each line.
 Exit status: 0 fits, 3 does not fit, 78 the config is wrong, 2 an option is wrong.
 """
 ENOUGH_FOUND = 5
+"""Number of fitting settings after which a search stops."""
 
 
 class DoesNotFitError(UserError):
-    """No setting of a search fits."""
+    """Error for a search in which no setting fits the chip's memory."""
 
     status = NEGATIVE_RESULT
 
 
 def main(arguments: list[str]) -> int:
-    """Plan a config and print the result; return the exit status."""
+    """Print the plan of the config named in ``arguments`` and return the exit status."""
     options, overrides = _parser().parse_known_args(arguments)
     topology = find_topology(options.topology, options.slices)
     config = load_config(options.config, overrides)
-    # Ahead-of-time compilation needs no TPU. Do not take one that another process may use, and do
-    # not wait for one that does not exist.
+    # Ahead-of-time compilation needs no TPU. Without this, JAX would wait for a TPU, or take a TPU
+    # that another process uses.
     jax.config.update("jax_platforms", "cpu")
-    # An executable for a TPU cannot be read back from the cache without a TPU.
+    # Without a TPU, JAX cannot load a TPU program from the compilation cache.
     jax.config.update("jax_enable_compilation_cache", False)
     if options.search:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)
     plan = compiled_plan(config, topology, program)
-    mesh, memory = dict(program.mesh.shape), plan.memory if isinstance(plan, Plan) else None
+    mesh = dict(program.mesh.shape)
+    memory = plan.memory if isinstance(plan, Plan) else None
     fits = memory is not None and memory.fits
     remedy = "" if fits else first_remedy(config, topology, mesh, memory)
     if options.json:
         facts = (
-            {**describe_target(topology, mesh), **asdict(plan)}
-            if memory is None
-            else plan.to_json()
+            plan.to_json()
+            if isinstance(plan, Plan)
+            else {**describe_target(topology, mesh), **asdict(plan)}
         )
         print(json.dumps({"fits": fits, "first_to_try": remedy, **facts}, indent=1))
     elif isinstance(plan, OutOfMemory):
@@ -88,10 +93,11 @@ def main(arguments: list[str]) -> int:
 def compiled_plan(
     config: TrainConfig, topology: Topology, program: TrainProgram
 ) -> Plan | OutOfMemory:
-    """Compile the step of ``config`` in ``program``, whose mesh is of ``topology``, and plan it.
+    """Compile the step in ``program`` for ``topology`` and return its plan.
 
-    The memory of the plan includes the passes outside the steps: reading the base weights of a LoRA
-    run, the reference pass over preferences, and the pass over held-out text.
+    The plan includes the memory of work outside the steps: loading the base weights of a LoRA run,
+    reference log-probabilities and held-out evaluation. Returns OutOfMemory if the compiler reports
+    that the step does not fit.
     """
     mesh = program.mesh
     compiled = compiling.compile_program(lower_program(config, program), mesh)
@@ -112,7 +118,7 @@ def compiled_plan(
 
 
 def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, live: int = 0) -> PassMemory:
-    """Compile a pass and return its memory; ``live`` bytes are held during the pass too."""
+    """Compile a program and return its memory plus ``live``, the bytes of all other arrays."""
     compiled = compiling.compile_program(lowered, mesh)
     if isinstance(compiled, OutOfMemory):
         return PassMemory(compiled.used + live, refused=True)
@@ -120,7 +126,7 @@ def _pass_memory(lowered: jax.stages.Lowered, mesh: Mesh, live: int = 0) -> Pass
 
 
 def bytes_needed(plan: Plan | OutOfMemory) -> int:
-    """Return the bytes that one device needs: the maximum of the steps and the other passes."""
+    """Return the bytes that one device needs for the steps and for the work outside the steps."""
     return plan.used if isinstance(plan, OutOfMemory) else plan.memory.available - plan.memory.left
 
 
@@ -134,11 +140,12 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         left.remove(one)
         program = topology_program(one.config, topology.text, topology.slices)
         plan = compiled_plan(one.config, topology, program)
-        fits = isinstance(plan, Plan) and plan.memory.fits
-        if fits:
+        fits = False
+        if isinstance(plan, Plan) and plan.memory.fits:
+            fits = True
             found.append((one, plan))
         tried.append(CompiledCandidate(one, bytes_needed(plan), fits))
-        print(format_trial(tried[-1]), file=sys.stderr, flush=True)
+        logger.info(format_trial(tried[-1]))
     if not found:
         if as_json:
             print("[]")
@@ -155,10 +162,10 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
 def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate]) -> UserError:
     if not every:
         reason = explain_no_candidates(config, topology)
-        return UserError(f"{topology.text}: no mesh divides both it and the config: {reason}.")
+        return UserError(f"{topology.text}: no mesh fits both the slice and the config: {reason}.")
     least = min(every, key=lambda one: one.analytic.total)
     larger = smallest_topology(config, topology)
-    # More slices do not help: each of them holds a copy of the parameters.
+    # More slices do not help, because each slice has a copy of the parameters.
     remedy = (
         f"the smallest slice that may fit is {larger}"
         if larger
@@ -168,7 +175,7 @@ def _nothing_fits(config: TrainConfig, topology: Topology, every: list[Candidate
     compiled = ", and more when compiled" if least.analytic.total < available else ""
     return DoesNotFitError(
         f"{topology.text}: no mesh, remat policy or micro-batch fits; the smallest needs at least "
-        f"{least.analytic.total / 1e9:.1f} GB per device of {available / 1e9:.1f}{compiled} "
+        f"{least.analytic.total / 1e9:.1f} GB per device of {available / 1e9:.1f} GB{compiled} "
         f"({least.options}); {remedy}."
     )
 

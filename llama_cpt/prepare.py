@@ -1,12 +1,14 @@
-"""The command that prepares token rows: ``python -m llama_cpt.prepare CONFIG``."""
+"""The command that converts corpora to token rows: ``python -m llama_cpt.prepare CONFIG``."""
 
 import argparse
 from functools import partial
+import logging
 import sys
 
 import jax
 import numpy as np
 
+from llama_cpt.config.command_line import config_parser, parse_arguments
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import TokenBatch
@@ -19,6 +21,8 @@ from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_writable
 
+logger = logging.getLogger(__name__)
+
 _NOUNS = {
     "documents": "documents",
     "conversations": "conversations",
@@ -28,18 +32,13 @@ _NOUNS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llama_cpt.prepare",
+    parser = config_parser(
+        "prepare",
         description="Convert the config's documents or chats to token rows, on all cores. Finished "
-        "parts are not repeated. Prints the size of the corpora and how many steps they "
-        "suffice for at the config's ALMR.",
+        "parts are not repeated. Prints the sizes of the corpora and for how many steps they "
+        "suffice at the config's ALMR.",
         epilog="Every field of the config is an option; `CONFIG --help` lists them. Options after "
         "`--` are for Beam: `CONFIG --runner beam -- --runner DataflowRunner ...`.",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "config", nargs="?", help="a config file in Python, or the config.json of a run"
     )
     parser.add_argument(
         "--inspect",
@@ -61,14 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command with ``arguments``."""
-    parser = _parser()
+    """Prepare the rows for the config named in ``arguments`` and print the sizes of the corpora."""
     arguments, beam_options = _split_at_dashes(arguments)
-    options, overrides = parser.parse_known_args(arguments)
-    if options.config is None or {"-h", "--help"} & set(overrides):
-        parser.print_help()
-        if options.config is None:
-            return
+    options, overrides = parse_arguments(_parser(), arguments)
     write_missing = _write_missing(options, beam_options)
     config = load_config(options.config, overrides)
     check_writable(config.data.prepared)
@@ -93,13 +87,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before and after ``--``."""
+    """Return the arguments before ``--`` and the arguments after it."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
 
 
 def _write_missing(options: argparse.Namespace, beam_options: list[str]) -> WriteAll | None:
-    """Return the writer with Apache Beam if it is requested, else None."""
+    """Return a function that writes rows with Apache Beam, or None for the local runner.
+
+    Raises UsageError if an option belongs to the runner that is not selected, and UserError if
+    Apache Beam is selected but not installed.
+    """
     if options.runner == "local":
         if beam_options:
             raise UsageError(f"-- {' '.join(beam_options)} is only for --runner beam.")
@@ -122,7 +120,10 @@ def _count(text: str) -> int:
 
 
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
-    """Return a summary of a prepared corpus: one line of sizes, then one line per remark."""
+    """Return a line with the sizes of a prepared corpus, followed by lines with remarks.
+
+    ``group`` is printed before the name of the corpus.
+    """
     kind = manifest.chat["kind"] if manifest.chat else "documents"
     lines = [
         f"{group}{manifest.corpus}: {manifest.documents:,} {_NOUNS[kind]}, "
@@ -148,7 +149,7 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
 
 
 def _chat_lines(manifest: Manifest) -> list[str]:
-    """Return the lines about chat data: formats, padding, and conversations that are too long."""
+    """Return the remarks on a chat corpus, such as its formats and dropped conversations."""
     counts = manifest.chat_counts
     formats = ", ".join(f"{name} ({count:,})" for name, count in manifest.formats.items())
     padding = 1 - counts["places"] / (manifest.rows * manifest.sequence_length)
@@ -173,7 +174,10 @@ def _chat_lines(manifest: Manifest) -> list[str]:
 
 
 def print_duration(config: TrainConfig, mixture: Mixture) -> None:
-    """Print the steps that the rows suffice for at the config's ALMR, and its epochs per corpus."""
+    """Print how many steps the rows suffice for, and the number of epochs of each corpus.
+
+    Logs a warning for each corpus whose epochs are above ``data.max_epochs``.
+    """
     batch, bound = config.global_batch_size, config.data.max_epochs
     fresh, longest = (mixture.max_rows(epochs) // batch for epochs in (1.0, bound))
     print(
@@ -184,13 +188,13 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
     for corpus, epochs in zip(mixture.corpora, all_epochs, strict=True):
         line = f"{config.num_steps:,} steps: {float(epochs):.2f} epochs of {corpus.name}"
         if epochs > bound:
-            print(f"warning: {line}, above data.max_epochs={bound:g}; train rejects this run")
+            logger.warning(f"{line}, above data.max_epochs={bound:g}; train rejects this run")
         else:
             print(f"  {line}")
 
 
 def inspect(prepared: PreparedCorpora, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:
-    """Print the first ``count`` rows of the run as the model reads them."""
+    """Print the first ``count`` rows of the run as decoded text."""
     rows = open_rows(prepared)
     for number in range(count):
         batch = read_batch(mixture, rows, tokenizer.bos_id, np.array([[number]], np.int64))

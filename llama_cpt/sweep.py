@@ -1,9 +1,10 @@
-"""The sweep command: ``python -m llama_cpt.sweep CONFIG``."""
+"""The command that trains the trials of a sweep: ``python -m llama_cpt.sweep CONFIG``."""
 
 import argparse
 import re
 import sys
 
+from llama_cpt.config.command_line import config_parser, parse_arguments
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.distributed import require_single_process
@@ -15,21 +16,19 @@ from llama_cpt.sweeps.trials import make_chains
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llama_cpt.sweep",
+    parser = config_parser(
+        "sweep",
         description="Train a config at every point of a grid (ratio, learning rate, size, tokens, "
         "seed, any field) and write all held-out losses to one results.csv, which `python -m "
         "llama_cpt.fit_law` reads. Finished trials are not repeated: the same command resumes "
         "after a stop at any point. A trial that diverges or fails is recorded and does not stop "
         "the others.",
         epilog="A config defines `config = SweepConfig(...)`. Every field is an option; `CONFIG "
-        "--help` lists them, those of a trial as `--train.num-steps 100`. Exit status: 0 all "
-        "trials have ended, 75 stopped by SIGTERM and saved, 78 user error, 130 stopped by "
-        "Ctrl-C and saved.",
-        add_help=False,
-        allow_abbrev=False,
+        "--help` lists them. Fields of the trials start with `--train`, such as `--train.num-steps "
+        "100`. Exit status: 0 all trials have ended, 75 stopped by SIGTERM and saved, 78 user "
+        "error, 130 stopped by Ctrl-C and saved.",
+        config_help="the config of a sweep, in Python or JSON",
     )
-    parser.add_argument("config", nargs="?", help="the config of a sweep, in Python or JSON")
     parser.add_argument(
         "--dry-run", action="store_true", help="list trials, tokens and chip-hours without training"
     )
@@ -43,20 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         "--worker",
         default="1/1",
         metavar="K/N",
-        help="run as the K-th of N processes that share the sweep's folder; a trial is taken over "
-        "five minutes after the last heartbeat of its process",
+        help="run as the K-th of N processes that share the sweep's folder; a process takes over a "
+        "trial five minutes after the last heartbeat of the trial's process",
     )
     return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command with ``arguments`` and return its exit status."""
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    if options.config is None or {"-h", "--help"} & set(overrides):
-        parser.print_help()
-        if options.config is None:
-            return 0
+    """Run or describe the sweep of the config named in ``arguments`` and return the exit status."""
+    options, overrides = parse_arguments(_parser(), arguments)
     require_single_process("sweep")
     sweep = load_config(options.config, overrides, SweepConfig)
     worker, workers = _worker_share(options.worker)
@@ -73,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _worker_share(text: str) -> tuple[int, int]:
-    """Parse ``K/N``; raise UsageError unless K is from 1 to N."""
+    """Return (K, N) from the text ``K/N``; raise UsageError unless K is from 1 to N."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--worker {text} must be K/N with K from 1 to N, such as 3/16.")

@@ -28,8 +28,8 @@ count() { grep -c . <<<"$1" || true; }
 start_job() {
   local started time other misses=0 batches=$((($2 - 1) / 64))
   while true; do
-    # gcloud reaches 64 hosts at a time, and processes wait only a short time for each other, so that
-    # all hosts start at one time.
+    # gcloud connects to 64 hosts at a time, and processes wait only briefly for each other.
+    # Therefore all hosts start the job at the same TIME.
     time=$(($(date +%s) + 30 * batches))
     started=$(answers @job "$SSH_SECONDS" "$JOB start $time $MOUNT $NAME $3 $1")
     ! dry || return 0

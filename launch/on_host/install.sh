@@ -10,7 +10,7 @@ install_gcsfuse() {
   sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
   echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  # A new VM updates itself for some minutes and holds the lock of apt in this time.
+  # A new VM updates itself for some minutes and locks apt during that time.
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y gcsfuse
 }

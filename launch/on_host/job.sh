@@ -12,10 +12,10 @@ set -euo pipefail
 PLACE=$HOME/llama_cpt_job
 mkdir -p "$PLACE"
 
-# The lock is held by the processes of the job themselves, so that none can be overlooked.
+# The processes of the job themselves hold the lock, so no process can be overlooked.
 running() { ! flock -n "$PLACE/lock" true; }
 
-# Print the command that holds the lock, or held it last.
+# Print the command that holds the lock, or the last command that held it.
 job_command() { cat "$PLACE/command" 2>/dev/null || true; }
 
 installed_revision() { cat "$HOME/llama_cpt_revision" 2>/dev/null || echo none; }

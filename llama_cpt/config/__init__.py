@@ -1,4 +1,4 @@
-"""Run, sweep and pipeline configurations: the classes that a Python config file imports."""
+"""Config classes for runs, sweeps and pipelines, for import in Python config files."""
 
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import (

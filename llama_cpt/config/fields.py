@@ -1,6 +1,7 @@
-"""Fields of config sections: their declaration, their conversion from JSON and their validation."""
+"""Fields of config sections: declaration, conversion from JSON, and validation."""
 
 from collections.abc import Callable, Hashable, Iterator
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -14,39 +15,51 @@ from llama_cpt.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class FieldTraits:
-    """Properties of a config field for the rest of the package, declared once by ``option``.
+    """Properties of a config field, declared by ``option`` or ``traits``.
 
-    The defaults are the safe ones: a field that declares nothing separates compiled steps, and a
-    resumed run cannot change it unnoticed.
+    The defaults are safe: two configs that differ in a field without traits do not share a compiled
+    step, and the field can change on resume only with ``--allow-change``.
     """
 
     former_name: str = ""
-    """The field's name in JSON files of earlier versions, if it had another one."""
+    """The name of the field in JSON files of earlier versions; empty if it was not renamed."""
     compiled: bool | Callable[[Any], Hashable] = True
-    """True if the compiled step depends on the value; or a function of the field's section that
-    returns what the step depends on."""
+    """Whether the compiled step depends on the value. A function means that the step depends only
+    on the result of the function, which is called with the section that contains the field."""
     on_resume: Literal["fixed", "warn", "never", "ignore"] = "fixed"
-    """A change on resume: ``fixed`` needs ``--allow-change``, ``warn`` prints a warning, ``never``
-    is an error, and ``ignore`` is not mentioned because fingerprints cover the content."""
+    """Effect of a changed value on resume. ``fixed``: an error without ``--allow-change``.
+    ``warn``: a warning. ``never``: always an error. ``ignore``: no effect, for example for the
+    path of a file, because the fingerprint of the file is checked instead."""
     is_path: bool = False
-    """True for a path, in which ``~`` is expanded."""
+    """True if the value is a path, in which ``~`` is expanded to the home folder."""
 
 
-def option(default: Any = dataclasses.MISSING, **traits: Any) -> Any:
-    """Declare a dataclass field with the given ``FieldTraits``; a callable default is a factory."""
-    metadata = {"traits": FieldTraits(**traits)}
+def traits(**declared: Any) -> dict[str, FieldTraits]:
+    """Return the metadata of a dataclass field without a default.
+
+    ``declared`` are arguments of FieldTraits. Type checkers recognize
+    ``field(metadata=traits(...))`` as a field without a default.
+    """
+    return {"traits": FieldTraits(**declared)}
+
+
+def option(default: Any, **declared: Any) -> Any:
+    """Declare a dataclass field with a default; ``declared`` are arguments of FieldTraits.
+
+    If ``default`` is callable, it is the field's default factory.
+    """
     if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=default, metadata=traits(**declared))
+    return dataclasses.field(default=default, metadata=traits(**declared))
 
 
-def field_traits(spec: dataclasses.Field) -> FieldTraits:
-    """Return the traits of a dataclass field, the defaults if it declares none."""
+def field_traits(spec: "dataclasses.Field[Any]") -> FieldTraits:
+    """Return the declared traits of a dataclass field, or ``FieldTraits()`` if it declares none."""
     return spec.metadata.get("traits", FieldTraits())
 
 
 def former_names(kind: Any) -> dict[str, str]:
-    """Map the earlier names of the fields of dataclass ``kind`` to their present names."""
+    """Return the present name of each renamed field of dataclass ``kind``, by former name."""
     return {
         former: spec.name
         for spec in dataclasses.fields(kind)
@@ -55,9 +68,9 @@ def former_names(kind: Any) -> dict[str, str]:
 
 
 def traits_by_name(kind: type, above: str = "") -> dict[str, FieldTraits]:
-    """Map the dotted name of each field in ``kind`` and its sections to the field's traits.
+    """Return the traits of all fields of ``kind`` and its sections, by dotted field name.
 
-    Entries of a tuple have the name of the tuple: ``data.original.weight``.
+    The name of a field in a tuple of sections contains no index: ``data.original.weight``.
     """
     found = {}
     hints = typing.get_type_hints(kind)
@@ -69,7 +82,7 @@ def traits_by_name(kind: type, above: str = "") -> dict[str, FieldTraits]:
 
 
 def _sections_in(kind: Any) -> Iterator[type]:
-    """Yield the dataclasses in a type such as ``LoraConfig | None``."""
+    """Yield the dataclasses in an annotation such as ``LoraConfig | None``."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         yield kind
     for argument in typing.get_args(kind):
@@ -77,9 +90,11 @@ def _sections_in(kind: Any) -> Iterator[type]:
 
 
 def compiled_values(section: Any) -> tuple[Hashable, ...]:
-    """Return the values in ``section`` that the compiled step depends on, by field name.
+    """Return a hashable tuple of the values in ``section`` on which the compiled step depends.
 
-    The class name comes first: two objectives with equal values are different programs.
+    The tuple consists of the class name and (field name, value) pairs. The class name is included
+    because objectives of different classes compile to different programs even if their values are
+    equal.
     """
     values: list[Hashable] = [type(section).__name__]
     for spec in dataclasses.fields(section):
@@ -98,10 +113,10 @@ def _compiled_value(value: Any) -> Hashable:
 
 
 def map_paths(section: Any, transform: Callable[[str], str]) -> Any:
-    """Return ``section`` with ``transform`` applied to every path field at any depth."""
+    """Return ``section`` with ``transform`` applied to each path in it and in its subsections."""
 
     def mapped(value: Any, is_path: bool) -> Any:
-        # Sections are visited whatever the field declares: their own fields are the paths.
+        # Subsections are always visited, because the traits of their fields mark the paths.
         if dataclasses.is_dataclass(value):
             return map_paths(value, transform)
         if isinstance(value, tuple):
@@ -117,7 +132,10 @@ def map_paths(section: Any, transform: Callable[[str], str]) -> Any:
 
 
 def renamed_path(section: Any, path: list[str]) -> str:
-    """Return ``path`` with the present name of its last field if that was renamed, else ''."""
+    """Return the dotted ``path`` with the present name of its last field.
+
+    Returns '' if that field was not renamed.
+    """
     *parents, last = path
     for name in parents:
         section = getattr(section, name, None)
@@ -126,10 +144,10 @@ def renamed_path(section: Any, path: list[str]) -> str:
 
 
 class ConfigSection:
-    """Base class of every config section; it converts and checks fields by their annotations."""
+    """Base class of config sections, which converts and validates fields by their annotations."""
 
     def __post_init__(self) -> None:
-        """Convert fields as values from JSON, a list to a tuple; raise UserError for a bad type."""
+        """Convert the fields with ``from_dict``, for example lists to tuples."""
         hints = typing.get_type_hints(type(self), include_extras=True)
         for name, kind in hints.items():
             value = from_dict(kind, getattr(self, name), f"{type(self).__name__}.{name}")
@@ -137,7 +155,10 @@ class ConfigSection:
 
 
 def require_at_least(least: int, section: Any, where: str, *names: str) -> None:
-    """Raise UserError if a field of ``section``, named ``where`` in errors, is below ``least``."""
+    """Raise UserError unless the named fields of ``section`` are finite and at least ``least``.
+
+    ``where`` is the name of the section in the message.
+    """
     for name in names:
         value = getattr(section, name)
         if not least <= value < math.inf:
@@ -152,7 +173,11 @@ def require_above_zero(name: str, value: float) -> None:
 
 
 def require_share(section: Any, where: str, *names: str, below_one: bool = False) -> None:
-    """Raise UserError if a field of ``section`` is outside [0, 1], or [0, 1) if ``below_one``."""
+    """Raise UserError unless the named fields of ``section`` are in [0, 1].
+
+    If ``below_one`` is True, the range is [0, 1). ``where`` is the name of the section in the
+    message.
+    """
     for name in names:
         value = getattr(section, name)
         if not 0 <= value <= 1 or (below_one and value == 1):
@@ -160,24 +185,31 @@ def require_share(section: Any, where: str, *names: str, below_one: bool = False
 
 
 def require_nonempty(where: str, **paths: str) -> None:
-    """Raise UserError for an empty path, which would mean the current folder."""
+    """Raise UserError if one of ``paths`` is empty; an empty path would mean the current folder.
+
+    ``where`` is the name of the section in the message.
+    """
     for name, path in paths.items():
         if not path:
             raise UserError(f"{f'{where}.{name}'.lstrip('.')} is empty; set it.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return the config as plain JSON values, which ``from_dict`` reads."""
+    """Return the config as a dict of JSON values; ``from_dict`` restores an equal config."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
-    """Build dataclass ``kind`` from JSON ``values``; ``where`` names the location in errors."""
+    """Convert JSON ``values`` to type ``kind``, for example a dictionary to a dataclass.
+
+    ``where`` is the name of the field in error messages. Raises UserError if a value has a wrong
+    type or a field is unknown or missing.
+    """
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return from_dict(typing.get_args(kind)[0], values, where)
     if dataclasses.is_dataclass(kind):
-        if isinstance(values, kind):
+        if isinstance(kind, type) and isinstance(values, kind):
             return values
         return _dataclass_from_dict(kind, values, where)
     if origin in (typing.Union, types.UnionType):
@@ -189,18 +221,18 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
             options = ", ".join(map(repr, typing.get_args(kind)))
             raise UserError(f"{where}={values!r} must be one of {options}.")
         return values
-    return _scalar(kind, values, where)
+    return _scalar(origin or kind, values, where)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest known name, or '' if none is close."""
+    """Return ``; did you mean 'x'?`` if a name in ``known`` is similar to ``name``, else ''."""
     closest = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {closest[0]!r}?" if closest else ""
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
-    # A JSON number without a fraction is an int; and bool is a subclass of int in Python, but True
-    # is not a number of steps.
+    # A JSON number without a fraction is an int, which a float field accepts. In Python, bool is a
+    # subclass of int, but True is not a number of steps.
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
@@ -214,21 +246,20 @@ def _union_from_value(kind: Any, values: Any, where: str) -> Any:
         named = values if isinstance(values, dict) else {}
         return sum(spec.name in named for spec in dataclasses.fields(choice))
 
-    # If none fits, the error of the last one is raised: it has the most fields in common with the
-    # values and is most likely the one that was meant.
-    for choice in sorted(typing.get_args(kind), key=fields_named):
-        try:
+    # If no type fits, raise the error of the last type. It has the most fields with names in
+    # ``values``, so it is most likely the type that the user meant.
+    *others, closest = sorted(typing.get_args(kind), key=fields_named)
+    for choice in others:
+        with contextlib.suppress(UserError):
             return from_dict(choice, values, where)
-        except UserError as error:
-            last = error
-    raise last
+    return from_dict(closest, values, where)
 
 
 def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r} must hold the fields of {kind.__name__}.")
+        raise UserError(f"{where}={values!r} must be an object with the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind, include_extras=True)
-    # Files that earlier versions saved still load; config files in Python must use the new names.
+    # JSON files of earlier versions still load; config files in Python must use the new names.
     renamed = former_names(kind)
     values = {renamed.get(name, name): value for name, value in values.items()}
     for name in values:
@@ -242,7 +273,7 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     return kind(**{n: from_dict(hints[n], v, f"{where}.{n}") for n, v in values.items()})
 
 
-def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple:
+def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple[Any, ...]:
     kinds = typing.get_args(kind)
     if not isinstance(values, list | tuple):
         raise UserError(f"{where}={values!r} must be a list.")

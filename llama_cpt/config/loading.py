@@ -1,4 +1,4 @@
-"""Reading and writing of config files in Python or JSON, with overrides by field name."""
+"""Config files: loading from Python or JSON, command-line overrides, and saving as JSON."""
 
 from collections.abc import Sequence
 import contextlib
@@ -38,31 +38,64 @@ Config = TypeVar("Config", TrainConfig, PipelineConfig, SweepConfig)
 def load_config(
     path: str, overrides: Sequence[str] = (), kind: type[Config] = TrainConfig
 ) -> Config:
-    """Read a config file (``.py`` or a run's ``config.json``) and apply ``--section.field value``.
+    """Return the config in ``path`` after applying ``overrides`` such as ``--section.field value``.
 
-    ``FILE.py:NAME`` reads the variable ``NAME`` of a Python file; without a name it is ``config``.
-    Raises UserError for a missing file and for an unknown or invalid field. ``--help`` among the
-    overrides prints every field and exits.
+    ``path`` is a Python file or the ``config.json`` of a run. ``FILE.py:NAME`` reads the variable
+    ``NAME``; the default is ``config``. ``kind`` is the expected class. ``~`` in paths is expanded.
+    If the overrides include ``--help``, prints all fields and exits. Raises UserError if the file
+    is missing, a field is unknown or a value is invalid.
     """
     path, name = _split_name(path)
     check_reachable(path)
     if not epath.Path(path).is_file():
-        raise UserError(f"{path}: no such config file; configs/ has examples.")
+        raise UserError(f"{path}: no such config file; {_examples(path)}.")
     if path.endswith(".py"):
         config = _from_python(path, name, kind)
     else:
         config = _from_json(path, kind)
-    # Expanded here, so that every part of a run means the same folder.
+    # Expand ~ once here, so that all parts of a run use the same folder.
     return map_paths(_apply_overrides(config, kind, list(overrides)), os.path.expanduser)
 
 
 def save_config(config: Config, path: Any) -> None:
-    """Write the resolved config to ``path`` as JSON, which ``load_config`` reads."""
+    """Write ``config`` to ``path`` as JSON, which ``load_config`` can read."""
     write_atomic(path, json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
 
 
+# Version 0.1 had all configs in one folder; the keys are the stems of its files.
+_MOVED = {
+    **{
+        name: f"configs.llama3.{name}"
+        for name in "cpt_1b cpt_8b cpt_8b_long cpt_70b sft_8b sft_70b dpo_8b dpo_70b".split()
+    },
+    **{name: f"configs.llama3.{name}" for name in ("models", "sweep_8b")},
+    **{
+        f"{folder}_{name}": f"configs.{folder}.{name}"
+        for folder in ("demo", "real_text")
+        for name in ("base", "cpt", "sft", "dpo", "pipeline")
+    },
+    "real_text": "configs.real_text.base",
+    "study": "configs.study.base_models",
+    "world_study": "configs.demo.study",
+}
+
+
+def _moved_config(module: str) -> str | None:
+    """Return the present module name of the config that was ``module`` in version 0.1, or None."""
+    return _MOVED.get(module.removeprefix("configs.")) if module.startswith("configs.") else None
+
+
+def _examples(path: str) -> str:
+    """Return a hint for a missing config file: its new path, or the folder of examples."""
+    moved = _moved_config(f"configs.{Path(path).stem}")
+    return f"see {moved.replace('.', '/')}.py" if moved else "configs/ has examples"
+
+
 def _split_name(path: str) -> tuple[str, str]:
-    """Split ``FILE.py:NAME``; a file that has a colon in its own name is taken as it is."""
+    """Return the file and the variable in ``FILE.py:NAME``; the default variable is ``config``.
+
+    A path that exists is never split, because a file name can contain a colon.
+    """
     file, colon, name = path.rpartition(":")
     named = colon and file.endswith(".py") and name.isidentifier() and not Path(path).exists()
     return (file, name) if named else (path, "config")
@@ -70,9 +103,7 @@ def _split_name(path: str) -> tuple[str, str]:
 
 def _from_python(path: str, name: str, kind: type[Config]) -> Config:
     check_local("config", path)
-    # Configs derive from one another by `from configs.cpt_8b import config`, whatever the current
-    # folder is.
-    parent = str(Path(path).resolve().parent.parent)
+    parent = str(_import_root(Path(path).resolve()))
     sys.path.insert(0, parent)
     try:
         config = runpy.run_path(path).get(name)
@@ -82,9 +113,9 @@ def _from_python(path: str, name: str, kind: type[Config]) -> Config:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
     except TypeError as error:
         raise UserError(f"{path}: {_argument_error(error)}") from None
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UserError(f"{path}: {_import_error(error)}") from None
-    except Exception as error:  # The file is a program of the user and can raise anything.
+    except Exception as error:  # The file is a user's program and can raise any exception.
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(parent)
@@ -93,12 +124,23 @@ def _from_python(path: str, name: str, kind: type[Config]) -> Config:
     return config
 
 
+def _import_root(file: Path) -> Path:
+    """Return the folder to add to ``sys.path``, so that ``file`` can import other config files.
+
+    For a file in or below a folder ``configs``, the result is the parent of ``configs``, so that
+    ``from configs.llama3.cpt_8b import config`` works. For any other file, the result is the parent
+    of the file's folder. The result does not depend on the working directory.
+    """
+    configs = [folder for folder in file.parents if folder.name == "configs"]
+    return configs[0].parent if configs else file.parent.parent
+
+
 def _argument_error(error: TypeError) -> str:
-    """Describe ``error``; if a field of a config class was renamed, name the new one."""
-    # Python reports an unknown field as a TypeError of the dataclass's constructor.
+    """Return a message for a TypeError in a config file, with a hint for an unknown field."""
+    # The constructor of a dataclass raises TypeError for an unknown field.
     match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    kind = match and {section.__name__: section for section in _sections()}.get(match[1])
-    if kind:
+    kind = {section.__name__: section for section in _sections()}.get(match[1]) if match else None
+    if match and kind and dataclasses.is_dataclass(kind):
         if renamed := former_names(kind).get(match[2]):
             return f"{match[1]}: field {match[2]!r} is now named {renamed!r}."
         known = [spec.name for spec in dataclasses.fields(kind)]
@@ -106,23 +148,25 @@ def _argument_error(error: TypeError) -> str:
     return f"TypeError: {error}"
 
 
-def _import_error(error: ModuleNotFoundError) -> str:
+def _import_error(error: ImportError) -> str:
     if error.name == "llama_cpt.config_file":
         return (
             "fit_law 0.1 wrote this file; run fit_law again, or import load_config from "
             "llama_cpt.config.loading in place of load."
         )
+    if moved := _moved_config(error.name or ""):
+        return f"{error.name} is now named {moved}."
     if (error.name or "").startswith("llama_cpt."):
         return (
             f"{error.name} does not exist; config files import their classes from llama_cpt.config."
         )
-    return f"ModuleNotFoundError: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _sections() -> list[type[ConfigSection]]:
-    """List every class that a config file can use."""
+    """Return all direct and indirect subclasses of ConfigSection."""
     found = [ConfigSection]
-    for kind in found:  # The list grows while it is read, so that all descendants are visited.
+    for kind in found:  # The list grows during the loop, so that all descendants are visited.
         found.extend(kind.__subclasses__())
     return found[1:]
 
@@ -131,14 +175,16 @@ def _from_json(path: str, kind: type[Config]) -> Config:
     try:
         return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not JSON ({error}).") from None
+        raise UserError(
+            f"{path}: is not JSON ({error}); fix it, or name a file in Python."
+        ) from None
 
 
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
     if not overrides:
         return config
-    # Without this, tyro makes a subcommand of every union, such as the two objectives.
-    annotated = Annotated[kind, tyro.conf.AvoidSubcommands]
+    # Without AvoidSubcommands, tyro would create subcommands for unions such as ``objective``.
+    annotated: Any = Annotated[kind, tyro.conf.AvoidSubcommands]
     output = io.StringIO()
     if {"-h", "--help"} & set(overrides):
         return tyro.cli(annotated, default=config, args=overrides)
@@ -150,7 +196,11 @@ def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -
 
 
 def _override_error(output: str, config: Config) -> str:
-    """Return the error in one line; tyro prints a title, a message and help, with rules between."""
+    """Return tyro's error message on one line, with the names of config fields.
+
+    ``output`` is the text that tyro printed: a title, a message and help, separated by lines of
+    dashes.
+    """
     parts = re.split(r"^\s*-{3,}\s*$", output, flags=re.MULTILINE)
     sentence = " ".join(parts[min(1, len(parts) - 1)].split("\n\n")[0].split()).rstrip(".")
     bad = re.search(r"--(\S+): no type matching .* could be instantiated from \[(.*?)\]", sentence)
@@ -158,12 +208,12 @@ def _override_error(output: str, config: Config) -> str:
         return f"{bad[1].replace('-', '_')}={bad[2]} must be {kinds[1]}, in numbers."
     unknown = re.search(r"Unrecognized options: --(?P<name>[\w.-]+)", sentence)
     if not unknown:
-        # The messages of this package name the field already.
+        # Messages from the validation of this package already name the field.
         return f"{re.sub(r'^Error parsing [^:]*: (?=[a-z_.]+=)', '', sentence)}."
     name = unknown["name"].replace("-", "_")
     if section := _missing_section(config, name.split(".")):
         return (
-            f"config: {name}: this config has no such section, and options cannot add one; write "
+            f"config: {name}: this config has no such section, and options cannot add it; write "
             f"{section} in the file."
         )
     if renamed := renamed_path(config, name.split(".")):
@@ -172,7 +222,10 @@ def _override_error(output: str, config: Config) -> str:
 
 
 def _missing_section(section: Any, path: list[str]) -> str:
-    """Return the section along ``path`` that is None, as a config file would write it, or ''."""
+    """Return Python code for the section of ``path`` that is None, as in ``lora=LoraConfig(...)``.
+
+    Returns '' if no section of ``path`` is None.
+    """
     for name in path:
         kinds = {one.name: one.type for one in dataclasses.fields(section)}
         if name not in kinds:
@@ -186,11 +239,13 @@ def _missing_section(section: Any, path: list[str]) -> str:
 
 
 def _dotted_names(values: dict[str, Any], above: str = "") -> list[str]:
-    """Return the names of all fields as overrides spell them."""
-    names = []
+    """Return the dotted names of all fields in ``values``, as in the override ``stages.0.seed``."""
+    names: list[str] = []
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = {str(index): entry for index, entry in enumerate(value)}
-        is_section = isinstance(value, dict)
-        names += _dotted_names(value, f"{above}{name}.") if is_section else [above + name]
+        if isinstance(value, dict):
+            names += _dotted_names(value, f"{above}{name}.")
+        else:
+            names.append(above + name)
     return names

@@ -1,6 +1,6 @@
-"""The config section of low-rank adapters."""
+"""The config section for low-rank adapters (LoRA)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llama_cpt.config.fields import (
     ConfigSection,
@@ -8,30 +8,31 @@ from llama_cpt.config.fields import (
     option,
     require_above_zero,
     require_at_least,
+    traits,
 )
 from llama_cpt.runtime.errors import UserError
 
 LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
-"""Names of the matrices of a layer that can have adapters."""
+"""Names of the weight matrices of a layer that can have adapters."""
 
 
 @dataclass(frozen=True)
 class LoraConfig(ConfigSection):
-    """Low-rank adapters on frozen weights (LoRA, arXiv 2106.09685)."""
+    """Options of low-rank adapters on frozen weights (LoRA, arXiv 2106.09685)."""
 
-    rank: int = option(on_resume="never")
+    rank: int = field(metadata=traits(on_resume="never"))
     alpha: float
-    """Numerator of the adapters' scale, ``alpha / rank``."""
+    """Scale of the adapters: the output of the adapters is multiplied by ``alpha / rank``."""
     targets: tuple[str, ...] = option(LORA_TARGETS, on_resume="never")
-    """Matrices of every layer that have adapters."""
+    """Names of the weight matrices of each layer that have adapters."""
 
     @property
     def scale(self) -> float:
-        """Factor of the adapters' output: ``alpha / rank``."""
+        """The factor ``alpha / rank`` by which the output of the adapters is multiplied."""
         return self.alpha / self.rank
 
     def __post_init__(self) -> None:
-        """Validate the rank, the scale and the targets."""
+        """Validate ``rank``, ``alpha`` and ``targets``."""
         super().__post_init__()
         require_at_least(1, self, "lora", "rank")
         require_above_zero("lora.alpha", self.alpha)

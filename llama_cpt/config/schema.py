@@ -1,12 +1,12 @@
-"""Every option of a training run, as frozen dataclasses that validate their values.
+"""The options of a training run: frozen dataclasses that validate their values.
 
 A config is a Python file that defines ``config = TrainConfig(...)``, or the JSON file that a run
-writes next to its checkpoints. Architecture constants have no default, so that a forgotten
-``rope_theta`` is an error and not a different model. ``option`` declares whether a field is part of
-the compiled step and whether a resumed run may change it.
+writes next to its checkpoints. Architecture constants have no default, so that a missing
+``rope_theta`` is an error and does not silently define a different model. ``option`` and ``traits``
+declare whether the compiled step depends on a field and whether the field can change on resume.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from llama_cpt.config.fields import (
     require_at_least,
     require_nonempty,
     require_share,
+    traits,
 )
 from llama_cpt.config.lora import LoraConfig
 from llama_cpt.config.objectives import NextTokenConfig, PreferenceConfig
@@ -27,7 +28,7 @@ from llama_cpt.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class RopeScaling(ConfigSection):
-    """The frequency scaling of Llama 3.1 (``rope_type: llama3`` in a Hugging Face config)."""
+    """RoPE frequency scaling of Llama 3.1 (``rope_type: llama3`` in a Hugging Face config)."""
 
     factor: float
     low_freq_factor: float
@@ -39,26 +40,26 @@ class RopeScaling(ConfigSection):
 class ModelConfig(ConfigSection):
     """The architecture of a Llama model, as in a Hugging Face ``config.json``.
 
-    Fields that set the shapes of the weights never change on resume, because a checkpoint of other
-    shapes cannot be restored.
+    Fields that determine the shapes of the weights cannot change when a run resumes, because a
+    checkpoint with different shapes cannot be restored.
     """
 
-    vocab_size: int = option(on_resume="never")
-    embed_dim: int = option(on_resume="never")
-    mlp_dim: int = option(on_resume="never")
-    num_layers: int = option(on_resume="never")
-    num_heads: int = option(on_resume="never")
-    num_kv_heads: int = option(on_resume="never")
-    head_dim: int = option(on_resume="never")
+    vocab_size: int = field(metadata=traits(on_resume="never"))
+    embed_dim: int = field(metadata=traits(on_resume="never"))
+    mlp_dim: int = field(metadata=traits(on_resume="never"))
+    num_layers: int = field(metadata=traits(on_resume="never"))
+    num_heads: int = field(metadata=traits(on_resume="never"))
+    num_kv_heads: int = field(metadata=traits(on_resume="never"))
+    head_dim: int = field(metadata=traits(on_resume="never"))
     rope_theta: float
     rope_scaling: RopeScaling | None
     norm_eps: float
-    tied_embeddings: bool = option(on_resume="never")
+    tied_embeddings: bool = field(metadata=traits(on_resume="never"))
     context_length: int
-    """The longest row that the model supports (``max_position_embeddings``)."""
+    """Maximum number of tokens per row that the model supports (``max_position_embeddings``)."""
 
     def __post_init__(self) -> None:
-        """Validate the shapes."""
+        """Validate the sizes, their divisibility and the constants."""
         super().__post_init__()
         sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads")
         require_at_least(1, self, "model", *sizes, "head_dim", "context_length")
@@ -75,125 +76,141 @@ class ModelConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class ComputeConfig(ConfigSection):
-    """Precision, kernels and rematerialization; only the precision changes what is computed."""
+    """Precision, kernels and rematerialization: options for speed, memory and accuracy."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of activations and matrix operands; parameters, loss and norms are float32."""
+    """Type of activations and matrix operands. Parameters, loss and norm statistics are float32."""
     remat: Literal["none", "minimal", "dots", "full", "offload"] = option("full", on_resume="warn")
-    """Recomputation in the backward pass, from ``none`` to ``full``, all but each layer's input."""
+    """Activations that the forward pass saves for the backward pass. ``none`` saves all
+    activations; ``dots`` saves the results of all matrix products; ``minimal`` saves the results of
+    attention and of products with weights; ``full`` saves the input of each layer; ``offload``
+    saves the input of each layer in host memory."""
     attention: Literal["auto", "pallas", "splash", "cudnn", "reference"] = option(
         "auto", on_resume="warn"
     )
-    """The attention kernel; ``auto`` is resolved once, at start, by backend, row length and
-    ``dtype``, and printed."""
+    """The attention implementation. If it is ``auto``, an implementation is selected at launch by
+    backend, row length and ``dtype``, and its name is logged."""
     loss_chunk_tokens: int = option(2048, on_resume="warn")
-    """Tokens per device whose logits exist at the same time."""
+    """Number of tokens per device for which logits are computed at a time, to limit memory."""
     matmul_precision: Literal["bf16", "int8", "fp8"] = "bf16"
-    """Operands of the layers' products: ``bf16`` uses ``dtype``; ``int8`` and ``fp8`` are quantized
-    by Qwix, forward and backward (docs/notes/matmul_precision.md)."""
+    """Type of the operands of matrix products with the weights of the layers. ``bf16`` means
+    ``dtype``. With ``int8`` and ``fp8``, Qwix quantizes the operands in the forward and backward
+    pass (docs/notes/matmul_precision.md)."""
 
     def __post_init__(self) -> None:
-        """Validate the chunk size."""
+        """Validate that ``loss_chunk_tokens`` is at least 1."""
         super().__post_init__()
         require_at_least(1, self, "compute", "loss_chunk_tokens")
 
 
 @dataclass(frozen=True)
 class MeshConfig(ConfigSection):
-    """Sizes of the mesh axes. One of them may be -1: all remaining devices."""
+    """Sizes of the mesh axes. One size may be -1, which means all remaining devices."""
 
     replica: int = option(1, on_resume="warn")
-    """Copies of the parameters; with several slices, one per slice."""
+    """Number of copies of the parameters. If there are several TPU slices, use one copy per
+    slice."""
     fsdp: int = option(-1, on_resume="warn")
-    """Shards of the parameters; each shard also processes its own rows."""
+    """Number of shards of the parameters. The rows of a batch are divided over the same axis."""
     tensor: int = option(1, on_resume="warn")
-    """Shards of the heads, the MLP and the vocabulary."""
+    """Number of shards into which attention heads, MLP and vocabulary are divided."""
     context: int = option(1, on_resume="warn")
-    """Shards of a row, for rows too long for one chip; the parameters are sharded along it too."""
+    """Number of shards into which each row is divided, for rows too long for one chip. Parameters
+    are sharded over this axis as well."""
 
     @property
     def without_context(self) -> "MeshConfig":
-        """The same devices with each row on a single one, as generation needs."""
+        """A mesh with the same number of devices and ``context`` 1, as generation requires."""
         rest = -1 in (self.fsdp, self.context)
         return replace(self, fsdp=-1 if rest else self.fsdp * self.context, context=1)
 
 
 @dataclass(frozen=True)
 class CorpusConfig(ConfigSection):
-    """A corpus: documents or conversations from one source."""
+    """A corpus of documents or conversations from one source."""
 
     name: str
-    source: str = option(on_resume="ignore")
-    """A path or glob (local or ``gs://``) of JSON Lines, Parquet or text files, compressed or not,
-    or ``tfds:NAME`` / ``tfds:NAME:SPLIT``. A path that exists is never read as a glob."""
+    source: str = field(metadata=traits(on_resume="ignore"))
+    """Path or glob (local or ``gs://``) of JSON Lines, Parquet or text files, which can be
+    compressed; or a TFDS dataset as ``tfds:NAME`` or ``tfds:NAME:SPLIT``. A path that exists is not
+    treated as a glob."""
     weight: float = 1.0
-    """Share of the group's rows, relative to the other corpora of the group."""
+    """Weight in the group (``additional`` or ``original``): the corpus provides weight / (sum of
+    the group's weights) of the group's rows."""
     text_field: str = "text"
-    """The field of a record that holds the text."""
+    """Name of the record field that contains the text."""
 
 
 @dataclass(frozen=True)
 class ChatConfig(ConfigSection):
-    """The conversion of conversations to rows."""
+    """Options of the conversion of conversations to token rows."""
 
     template: Literal["auto", "llama3"] = "auto"
-    """``auto``: the ``chat_template`` in the tokenizer's folder if it has one, else Llama 3's."""
+    """``llama3`` is the template of Llama 3. ``auto`` is the ``chat_template`` in the folder of
+    the tokenizer, or the template of Llama 3 if the folder contains no template."""
     loss_on: Literal["assistant", "last", "all"] = option("assistant", former_name="learn")
-    """Tokens with a loss: every assistant turn with its end token, the last such turn, or all."""
+    """Tokens that count in the loss: those of all assistant turns (``assistant``), those of the
+    last assistant turn (``last``), or all tokens (``all``). End-of-turn tokens are included."""
     too_long: Literal["drop", "truncate_start", "truncate_end"] = "drop"
-    """A conversation longer than a row is dropped or truncated at the given end, and counted."""
+    """Treatment of conversations that are longer than a row: drop the conversation, or truncate
+    its start or its end."""
 
 
 def _num_corpora(data: "DataConfig") -> int:
-    """Return the number of training corpora, of which the step reports the losses by index."""
+    """Return the number of training corpora. The compiled step computes a loss per corpus."""
     return len(data.additional + data.original)
 
 
 @dataclass(frozen=True)
 class DataConfig(ConfigSection):
-    """Token rows and their mixture."""
+    """Options of the token rows and of the mixture of corpora."""
 
-    tokenizer: str = option(compiled=False, on_resume="ignore", is_path=True)
-    """A ``tokenizer.model`` (tiktoken or SentencePiece), a ``tokenizer.json``, or their folder."""
-    prepared: str = option(compiled=False, on_resume="ignore", is_path=True)
-    """The folder in which ``prepare`` keeps token rows."""
+    tokenizer: str = field(metadata=traits(compiled=False, on_resume="ignore", is_path=True))
+    """Path of a ``tokenizer.model`` (tiktoken or SentencePiece) or ``tokenizer.json``, or of the
+    folder that contains the file."""
+    prepared: str = field(metadata=traits(compiled=False, on_resume="ignore", is_path=True))
+    """Folder to which ``prepare`` writes token rows and from which ``train`` reads them."""
     sequence_length: int
-    """Tokens per row."""
+    """Number of input tokens per row."""
     almr: Annotated[
         float | tuple[tuple[int, float], ...], tyro.conf.arg(metavar="SHARE|STEP SHARE ...")
-    ] = option(compiled=False)
-    """Additional-language mixture ratio: the share of the training tokens that come from
-    ``additional``; or stages, ``((from_step, almr), ...)``."""
+    ] = field(metadata=traits(compiled=False))
+    """Additional-language mixture ratio: the share of training tokens from ``additional``, in [0,
+    1]. ``((from_step, almr), ...)`` changes the ratio at the given steps."""
     additional: tuple[CorpusConfig, ...] = option((), compiled=_num_corpora)
-    """Corpora of the language to add."""
+    """Corpora in the language to add."""
     original: tuple[CorpusConfig, ...] = option((), compiled=_num_corpora)
-    """Corpora of what the base model was trained on (replay)."""
+    """Corpora for replay, which should resemble the training data of the base model."""
     heldout: tuple[CorpusConfig, ...] = option((), compiled=False)
-    """Corpora for evaluation only."""
+    """Corpora that are used only for held-out evaluation."""
     max_epochs: float = option(4.0, compiled=False, on_resume="warn")
-    """Epochs of any corpus above which a run is refused before it starts. Up to four epochs cost
-    little compared with fresh text (Muennighoff et al. 2023, arXiv 2305.16264)."""
+    """Maximum number of epochs over any corpus. A run that needs more fails before training starts.
+    Text that is repeated up to four times is almost as good as new text (Muennighoff et al. 2023,
+    arXiv 2305.16264)."""
     bad_documents: Literal["error", "skip"] = option("error", compiled=False)
-    """Treatment of a line that is not JSON, is not UTF-8 or has no text: stop or skip it."""
+    """Treatment of documents that are not valid JSON or UTF-8, or that contain no text: raise an
+    error, or skip the document."""
     chat: ChatConfig | None = None
-    """If set, ``additional`` and ``original`` hold conversations or, for a preference objective,
-    preferences; otherwise documents. ``heldout`` always holds documents."""
+    """If set, ``additional`` and ``original`` contain conversations, or preferences if the
+    objective is a preference loss. If None, they contain documents. ``heldout`` always contains
+    documents."""
 
     def almr_stages(self) -> tuple[tuple[int, Fraction], ...]:
-        """Return the ALMR as exact decimals: ``((from_step, almr), ...)``, starting at step 0."""
+        """Return ``((from_step, almr), ...)`` with exact decimal ratios; the first step is 0.
+
+        Raises UserError if the steps do not increase or a ratio is outside [0, 1].
+        """
         stages = self.almr if isinstance(self.almr, tuple) else ((0, self.almr),)
         steps = [step for step, _ in stages]
         if not stages or steps[0] != 0 or steps != sorted(set(steps)):
-            raise UserError(
-                f"data.almr={self.almr}: the steps of its stages must start at 0 and increase."
-            )
+            raise UserError(f"data.almr={self.almr}: its steps must start at 0 and increase.")
         for _, almr in stages:
             if not 0 <= almr <= 1:
                 raise UserError(f"data.almr={almr:g} must be in [0, 1]; set a share of tokens.")
         return tuple((step, Fraction(str(almr))) for step, almr in stages)
 
     def __post_init__(self) -> None:
-        """Validate the shares, the corpora and their names."""
+        """Validate the paths, the mixture ratio, the corpora and their names."""
         super().__post_init__()
         require_nonempty("data", tokenizer=self.tokenizer, prepared=self.prepared)
         shares = {almr for _, almr in self.almr_stages()}
@@ -223,28 +240,31 @@ class DataConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class OptimizerConfig(ConfigSection):
-    """AdamW and the learning-rate schedule; the rate of a step is an argument of the step."""
+    """Options of AdamW and of the learning-rate schedule."""
 
-    peak_learning_rate: float = option(compiled=False)
+    peak_learning_rate: float = field(metadata=traits(compiled=False))
     schedule: Literal["cosine", "wsd", "constant", "linear"] = option("cosine", compiled=False)
-    """The schedule after the warm-up; ``wsd`` is stable, then linear over ``decay_steps``."""
+    """The schedule after the warm-up. ``wsd`` is constant and then decays linearly over the last
+    ``decay_steps`` steps."""
     warmup_steps: int = option(0, compiled=False)
     initial_learning_rate: float = option(0.0, compiled=False)
-    """The rate at which the warm-up starts; to re-warm, the final rate of the base's training."""
+    """Learning rate at the start of the warm-up, for example the final rate of pretraining."""
     final_learning_rate_fraction: float = option(0.1, compiled=False)
-    """The rate of the last step as a share of the peak (``cosine``, ``linear``, ``wsd``)."""
+    """Learning rate of the last step divided by the peak rate, for ``cosine``, ``linear`` and
+    ``wsd``."""
     decay_steps: int = option(0, compiled=False)
-    """Steps of the decay of ``wsd``."""
+    """Number of final steps over which the ``wsd`` schedule decays the learning rate."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    """Not applied to norm scales."""
+    """Weight decay of all parameters except norm scales."""
     clip_norm: float = 1.0
-    """Maximum of the global gradient norm; a huge value (1e9) disables clipping."""
+    """Maximum global norm of the gradients. Larger gradients are scaled down to this norm.
+    1e9 disables clipping."""
 
     def __post_init__(self) -> None:
-        """Validate the rates and their schedule."""
+        """Validate the ranges of the values."""
         super().__post_init__()
         require_above_zero("optimizer.clip_norm", self.clip_norm)
         require_above_zero("optimizer.eps", self.eps)
@@ -256,61 +276,67 @@ class OptimizerConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class CheckpointConfig(ConfigSection):
-    """The interval between checkpoints, and the number of those that are kept."""
+    """The number of steps between checkpoints and the number of checkpoints to keep."""
 
     every_steps: int = option(500, compiled=False, on_resume="warn")
     keep: int = option(3, compiled=False, on_resume="warn")
 
     def __post_init__(self) -> None:
-        """Validate the counts."""
+        """Validate that the counts are at least 1."""
         super().__post_init__()
         require_at_least(1, self, "checkpoint", "every_steps", "keep")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(ConfigSection):
-    """Held-out evaluation (loss and bits per byte): interval, documents and batch size."""
+    """Options of the held-out evaluation during training: loss and bits per byte per corpus."""
 
     every_steps: int = option(500, compiled=False, on_resume="warn")
     early_evaluations: bool = option(True, former_name="dense", compiled=False, on_resume="warn")
-    """Also evaluate at steps 1, 2, 4, ... below ``every_steps``, where forgetting rises first."""
+    """True to also evaluate at steps 1, 2, 4, ... below ``every_steps``, because forgetting starts
+    early."""
     documents: int = option(256, compiled=False, on_resume="warn")
-    """Held-out documents per corpus, spread evenly over it."""
+    """Number of evaluated documents per held-out corpus. These documents are evenly spaced within
+    the corpus."""
     batch_size: int = option(8, on_resume="warn")
-    """Windows of ``data.sequence_length`` tokens per batch, over all devices."""
+    """Number of windows of ``data.sequence_length`` tokens per batch, over all devices."""
 
     def __post_init__(self) -> None:
-        """Validate the counts."""
+        """Validate that the counts are at least 1."""
         super().__post_init__()
         require_at_least(1, self, "evaluation", "every_steps", "documents", "batch_size")
 
 
 def _seed_in_step(config: "TrainConfig") -> int | None:
-    """Return the seed if the compiled step draws random numbers, which makes it a constant."""
+    """Return the seed if NEFTune is on, else None.
+
+    With NEFTune, the compiled step contains the seed.
+    """
     return config.seed if getattr(config.objective, "neftune_alpha", 0.0) > 0 else None
 
 
 @dataclass(frozen=True)
 class TrainConfig(ConfigSection):
-    """A training run."""
+    """The options of a training run."""
 
-    output: str = option(compiled=False, on_resume="ignore", is_path=True)
-    """The run's folder: checkpoints, metrics, resolved config. An existing run resumes."""
+    output: str = field(metadata=traits(compiled=False, on_resume="ignore", is_path=True))
+    """Folder for checkpoints, metrics and the resolved config. If the folder already contains a
+    run, that run is resumed."""
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
-    num_steps: int = option(compiled=False)
+    num_steps: int = field(metadata=traits(compiled=False))
     global_batch_size: int
-    """Rows per step, over all devices and micro-batches."""
+    """Number of rows per step, over all devices and micro-batches."""
     microbatch_size: int = 0
-    """Rows per forward and backward pass, over all devices; 0 is the whole batch."""
+    """Number of rows per forward and backward pass, over all devices; 0 means the whole batch."""
     init_from: str = option("", compiled=False, on_resume="never", is_path=True)
-    """Hugging Face folder or run folder to start from; empty: random weights."""
+    """Hugging Face folder or run folder with the initial weights; empty for random weights."""
     seed: int = option(0, compiled=_seed_in_step)
     """Seed of the initial weights, the data order and the noise of NEFTune."""
     objective: NextTokenConfig | PreferenceConfig = option(NextTokenConfig)
     lora: LoraConfig | None = None
-    """If set, adapters are trained and the weights of ``init_from`` stay frozen."""
+    """If set, only adapters are trained and the weights of ``init_from`` are frozen."""
     compute: ComputeConfig = option(ComputeConfig)
     mesh: MeshConfig = option(MeshConfig)
     checkpoint: CheckpointConfig = option(CheckpointConfig)
@@ -319,21 +345,21 @@ class TrainConfig(ConfigSection):
 
     @property
     def num_microbatches(self) -> int:
-        """Forward and backward passes per step."""
+        """Number of forward and backward passes per step."""
         return self.global_batch_size // self.microbatch_rows
 
     @property
     def microbatch_rows(self) -> int:
-        """Rows per forward and backward pass: ``microbatch_size``, or the whole batch."""
+        """Number of rows per forward and backward pass, over all devices."""
         return self.microbatch_size or self.global_batch_size
 
     @property
     def min_microbatch_rows(self) -> int:
-        """Minimum rows per micro-batch: 2 for KTO, whose KL estimate is a mean over them."""
+        """Minimum rows per micro-batch: 2 for KTO, which averages KL over the rows, else 1."""
         return 2 if getattr(self.objective, "loss", None) == "kto" else 1
 
     def __post_init__(self) -> None:
-        """Validate the sizes and the combination of the sections."""
+        """Validate the sizes, and that the sections can be combined."""
         super().__post_init__()
         require_nonempty("", output=self.output)
         require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
@@ -351,7 +377,7 @@ class TrainConfig(ConfigSection):
             )
 
     def _check_sizes(self) -> None:
-        # A JAX key takes 32 bits of the seed: a larger seed would give the key of another one.
+        # A JAX key uses 32 bits of the seed: a larger seed would repeat the key of a smaller one.
         for name, bits in (("seed", 32), ("num_steps", 31), ("global_batch_size", 31)):
             if not 0 <= getattr(self, name) < 2**bits:
                 raise UserError(f"{name}={getattr(self, name)} must be in [0, 2**{bits}).")

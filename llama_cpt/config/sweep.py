@@ -1,7 +1,7 @@
-"""The config of a sweep: a run, and the fields in which its trials differ."""
+"""The config of a sweep: the config of a trial, and the fields that vary between trials."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import re
 from typing import Literal
 
@@ -12,33 +12,37 @@ from llama_cpt.config.fields import (
     require_above_zero,
     require_at_least,
     require_nonempty,
+    traits,
 )
 from llama_cpt.config.schema import ModelConfig, TrainConfig
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.runtime.errors import UserError
 
 Value = bool | int | float | str | tuple[tuple[int, float], ...]
-"""A value of a field; the last type is the stages of an ALMR."""
+"""Type of a swept value. A tuple is an ALMR that changes at given steps (``DataConfig.almr``)."""
 
 ALMR_FIELD, LEARNING_RATE_FIELD = "data.almr", "optimizer.peak_learning_rate"
 
 
 @dataclass(frozen=True)
 class AxisConfig(ConfigSection):
-    """A field and its values in the trials: ``values``, or points ``between`` two numbers."""
+    """A field that varies between trials.
+
+    The values are either ``values`` or Sobol points ``between`` two bounds.
+    """
 
     field: str
-    """Dotted name of the field, as in ``--data.almr``."""
+    """Dotted name of the field in TrainConfig, such as ``data.almr``."""
     values: tuple[Value, ...] = ()
     between: tuple[float, ...] = ()
-    """The lowest and highest of ``SweepConfig.points`` Sobol points over all such axes."""
+    """Lower and upper bound of the Sobol points; ``SweepConfig.points`` is the number of points."""
     scale: Literal["linear", "log"] = "linear"
-    """Scale on which the Sobol points are spread."""
+    """Scale on which the Sobol points are uniform."""
     names: tuple[str, ...] = ()
-    """Names of the values in the trials' names; empty: the values themselves."""
+    """Texts that represent ``values`` in the names of trials; if empty, the values are used."""
 
     def __post_init__(self) -> None:
-        """Validate the values or the bounds."""
+        """Validate the values, the bounds and the names."""
         super().__post_init__()
         where = f"axis {self.field}"
         if bool(self.values) == bool(self.between):
@@ -61,51 +65,53 @@ class AxisConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class SizeConfig(ConfigSection):
-    """A model size; every point of the sweep is trained at each size."""
+    """A model size; the sweep trains every combination of axis values at each size."""
 
     name: str
     model: ModelConfig
-    init_from: str = option(is_path=True)
+    init_from: str = field(metadata=traits(is_path=True))
 
 
 @dataclass(frozen=True)
 class SweepConfig(ConfigSection):
-    """Trials: ``train`` at every point of the axes' grid, with every size and token budget."""
+    """A sweep that trains every combination of axis values, model size and token budget."""
 
-    output: str = option(is_path=True)
-    """Folder (local or ``gs://``) of ``results.csv`` and of one folder per trial."""
+    output: str = field(metadata=traits(is_path=True))
+    """Folder (local or ``gs://``) for ``results.csv`` and one subfolder per trial."""
     train: TrainConfig
-    """The config of a trial except for the fields that the axes set; ``output`` is not used."""
+    """The config of a trial. The axes override its fields, and its ``output`` is ignored."""
     pair: str
     """Name of the language pair in the results, such as ``en+zh``."""
     axes: tuple[AxisConfig, ...] = ()
     cells: tuple[tuple[float, float], ...] = ()
-    """ALMR and learning rate of single points, such as `fit_law --next` prints, instead of axes of
-    the two; the grid of the other axes is trained at each."""
+    """Pairs of ALMR and learning rate, such as those that ``fit_law --next`` prints. They replace
+    axes for these two fields. Each pair is combined with all values of the axes."""
     points: int = 0
-    """Number of Sobol points over the axes that have ``between``; the grid of the other axes is
-    trained at each."""
+    """Number of Sobol points in the space of the axes with ``between``. Each point is combined with
+    all ``values`` of the remaining axes."""
     sizes: tuple[SizeConfig, ...] = ()
-    """Model sizes; empty: only ``train.model``."""
+    """Model sizes; if empty, the only size is ``train.model``."""
     token_budgets: tuple[int, ...] = ()
-    """Tokens per trial, ascending; empty: ``train.num_steps``. Several (``schedule="wsd"``) share
-    one stable phase, from which each decays separately."""
+    """Numbers of tokens per trial, in ascending order; if empty, ``train.num_steps`` sets the only
+    budget. Several budgets need ``schedule="wsd"``: a single stable phase is trained for all
+    budgets, and a separate decay phase for each budget."""
     decay_fraction: float = 0.2
-    """Share of a token budget over which ``wsd`` decays."""
+    """The ``wsd`` schedule decays the learning rate over this last fraction of a token budget."""
     law: str = option("", is_path=True)
-    """A ``law.json``; if set, the values of the learning rate's axis are multiples of the law's
-    optimal rate for the trial's ALMR."""
+    """Path of a ``law.json``. If set, the values of the learning-rate axis are multiples of the
+    law's optimal rate for the trial's ALMR."""
     heldout_groups: tuple[tuple[str, Literal["additional", "original"]], ...] = ()
-    """Groups of held-out corpora that do not have the name of a training corpus."""
+    """Pairs (name of a held-out corpus, group). A held-out corpus with the name of a training
+    corpus belongs to the group of that corpus and needs no entry."""
     keep_checkpoints: bool = False
-    """Keep the last checkpoint of each trial after its results are written."""
+    """True to keep the last checkpoint of each trial after its results are written."""
     chip: str = "v5p"
-    """The chip for the estimate of chip-hours."""
+    """Name of the chip for which chip-hours are estimated."""
     mfu: float = 0.4
-    """Share of the chip's matrix peak that the estimate of chip-hours assumes."""
+    """Model FLOPs utilization assumed for the estimate of chip-hours."""
 
     def __post_init__(self) -> None:
-        """Validate the points, the budgets and the groups."""
+        """Validate the axes, the budgets, the chip and the groups of held-out corpora."""
         super().__post_init__()
         require_nonempty("", output=self.output, pair=self.pair)
         require_at_least(0, self, "", "points")
@@ -157,7 +163,10 @@ class SweepConfig(ConfigSection):
             )
 
     def groups(self) -> dict[str, str]:
-        """Map each held-out corpus to its group."""
+        """Return the group (``additional`` or ``original``) of each held-out corpus by corpus name.
+
+        Raises UserError if a corpus has no group or a group has no corpus.
+        """
         data = self.train.data
         by_name = {c.name: "additional" for c in data.additional}
         by_name |= {c.name: "original" for c in data.original}
@@ -181,7 +190,8 @@ def _require_names(where: str, names: Iterable[str]) -> None:
     for name in names:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(
-                f"{where}: name {name!r} is part of a folder's name; use letters, digits and ._+-."
+                f"{where}: name {name!r} becomes part of a folder's name; use letters, digits and "
+                "._+-."
             )
 
 

@@ -1,1 +1,1 @@
-"""Accelerators: data-sheet figures of each chip, and the slices of TPUs."""
+"""Accelerators: data-sheet figures of chips, and shapes of TPU slices."""

@@ -1,34 +1,42 @@
-"""Data-sheet figures of each chip, the reference for MFU and plans."""
+"""Data-sheet figures of chips, for MFU and for the estimates of the command ``plan``."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A device as JAX counts devices: bfloat16 matrix peak without sparsity, memory, links.
+    """Data-sheet figures of one JAX device.
 
-    Bandwidths are in bytes per second; 0 if unknown, as for GPUs, because plans are for TPUs.
+    Peak rates do not assume sparsity. Bandwidths are in bytes per second. The bandwidths of GPUs
+    are 0, because only the command ``plan`` uses bandwidths, and ``plan`` does not support GPUs.
     """
 
     name: str
     peak_flops: float
-    """Floating-point operations per second of bfloat16 matrix products."""
+    """Peak rate of bfloat16 matrix products, in floating-point operations per second."""
     memory_bytes: int
     memory_bandwidth: float = 0.0
     ici_bandwidth: float = 0.0
-    """All links between chips together, one way: half of the bidirectional figure of the sheet."""
+    """Total bandwidth of all links to neighboring chips, in one direction. The value is half of the
+    figure in the data sheet, which counts both directions."""
     dcn_bandwidth: float = 0.0
-    """This device's share of the host's network."""
+    """This device's share of the bandwidth of the data-center network."""
     peak_int8_ops: float | None = None
-    """Operations per second of int8 products; None if the data sheet of a TPU has no such rate."""
+    """Peak rate of int8 matrix products, in operations per second.
+
+    If the value is None, ``peak_of`` returns ``peak_flops`` instead.
+    """
     peak_fp8_flops: float | None = None
-    """Operations per second of fp8 products; None if the data sheet of a TPU has no such rate."""
+    """Peak rate of fp8 matrix products, in operations per second.
+
+    If the value is None, ``peak_of`` returns ``peak_flops`` instead.
+    """
 
     def peak_of(self, dtype: str) -> float:
-        """Return the operations per second of products of ``dtype``: ``s8``, ``f8`` or wider.
+        """Return the peak rate of matrix products of ``dtype``, in operations per second.
 
-        It is the rate of bfloat16 if the chip has no faster one, because the compiler widens the
-        operands.
+        ``dtype`` is ``s8``, ``f8`` or a wider type. If the chip has no peak rate for the type, the
+        result is the bfloat16 rate, because the compiler converts the operands to bfloat16.
         """
         if dtype == "s8":
             return self.peak_int8_ops or self.peak_flops
@@ -38,8 +46,8 @@ class Chip:
 
 
 # Sources for TPUs: cloud.google.com/tpu/docs, the page on the architecture of each version. A TPU7x
-# chip is two devices; the network of v5e is that of its pod divided by 256, and that of v6e is from
-# the table on the TPU7x page. Sources for GPUs: NVIDIA's data sheets.
+# chip is two devices. The network bandwidth of v5e is that of a pod divided by 256; that of v6e is
+# from the table on the TPU7x page. Sources for GPUs: NVIDIA's data sheets.
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, 32 << 30, 1200e9),
     "TPU v5 lite": Chip("v5e", 197e12, 16 << 30, 819e9, 200e9, 25e9 / 8, peak_int8_ops=394e12),
@@ -49,4 +57,4 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80 << 30),
     "NVIDIA H200": Chip("H200", 989e12, 141 << 30),
 }
-"""Chips by ``jax.Device.device_kind``."""
+"""Chips by ``jax.Device.device_kind``, the name of the device in JAX."""

@@ -1,4 +1,4 @@
-"""TPU slices by name and by shape: ``v5p-256`` is ``v5p:4x4x8``."""
+"""TPU slices by name (``v5p-256``) and by shape (``v5p:4x4x8``)."""
 
 from dataclasses import dataclass
 import itertools
@@ -9,25 +9,26 @@ from llama_cpt.hardware.chips import CHIPS, Chip
 from llama_cpt.runtime.errors import UsageError, UserError
 
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-"""Shapes of the slices of families with a two-dimensional torus."""
+"""Shapes of slices, in chips, of the TPU versions with a two-dimensional torus (v5e and v6e)."""
 SUBCUBE_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
-"""Shapes below a cube of 4 x 4 x 4 chips; sides of larger slices are multiples of 4."""
+"""Shapes of slices smaller than 4 x 4 x 4 chips; the sides of larger slices are multiples of 4."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Slices of a TPU version (cloud.google.com/tpu/docs, configurations of each version)."""
+    """Properties of a TPU version, as stated on the version's page in cloud.google.com/tpu/docs."""
 
     kind: str
-    """The name of the device in JAX: ``jax.Device.device_kind``."""
+    """``jax.Device.device_kind``, the name of the device in JAX."""
     pod: tuple[int, ...]
-    """Chips along each side of a pod, the maximum of a slice."""
+    """Number of chips along each side of a pod, which limits the sides of a slice."""
     counted: int
-    """Units per chip in a name such as v5p-256: 2 if it counts cores, 1 if it counts chips."""
+    """What the number in the name of a slice counts per chip: 2 if it counts cores (v5p-256 has 128
+    chips), 1 if it counts chips."""
     devices: int
-    """Devices per chip as JAX counts them."""
+    """Number of JAX devices per chip."""
     max_chips: int
-    """Chips of the largest slice."""
+    """Number of chips in the largest slice."""
 
 
 FAMILIES = {
@@ -41,7 +42,7 @@ ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "ironwood": "
 
 @dataclass(frozen=True)
 class Topology:
-    """A number of slices of one shape, connected by the data-center network."""
+    """One or more TPU slices of the same shape, connected by the data-center network."""
 
     family: str
     shape: tuple[int, ...]
@@ -49,12 +50,12 @@ class Topology:
 
     @property
     def text(self) -> str:
-        """Name of one slice for the compiler: ``v5p:4x4x8``."""
+        """Shape of one slice as the TPU compiler expects it, such as ``v5p:4x4x8``."""
         return f"{self.family}:{'x'.join(map(str, self.shape))}"
 
     @property
     def name(self) -> str:
-        """Name of one slice in Google Cloud: ``v5p-256``."""
+        """Name of one slice in Google Cloud, such as ``v5p-256``."""
         return f"{self.family}-{math.prod(self.shape) * FAMILIES[self.family].counted}"
 
     @property
@@ -64,7 +65,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """Number of devices in all slices, as JAX counts them."""
+        """Number of JAX devices in all slices."""
         return self.chips * FAMILIES[self.family].devices
 
     @property
@@ -74,9 +75,9 @@ class Topology:
 
 
 def find_topology(text: str, slices: int = 1) -> Topology:
-    """Return the topology of ``v5p:4x4x8`` or ``v5p-256``.
+    """Return ``slices`` slices with the shape (``v5p:4x4x8``) or name (``v5p-256``) in ``text``.
 
-    Raises UserError, with the nearest slices, if there is no such slice.
+    Raises UserError if no such slice exists. The message names the two slices closest in size.
     """
     if slices < 1:
         raise UsageError(f"--slices {slices} must be at least 1.")
@@ -110,11 +111,14 @@ def find_topology(text: str, slices: int = 1) -> Topology:
 
 
 def shapes_of(family: str) -> list[tuple[int, ...]]:
-    """Return the shapes of a family's slices by chips; among equals, the most compact first."""
+    """Return the shapes, in chips, of a TPU version's slices, ordered by number of chips.
+
+    Among shapes with the same number of chips, the most compact shape is first.
+    """
     pod = FAMILIES[family].pod
     if len(pod) == 2:
         return list(FLAT)
-    # Shapes larger than a cube are sold with ascending sides that are multiples of 4.
+    # The sides of slices of at least 4 x 4 x 4 chips are multiples of 4 in ascending order.
     ranges = (range(4, side + 1, 4) for side in pod)
     cubes = [
         sides

@@ -1,1 +1,1 @@
-"""Errors, retries, processes, progress, metrics, tables and storage for every part of a run."""
+"""Code shared by all commands: errors, retries, processes, logs, progress, metrics, storage."""

@@ -1,6 +1,6 @@
-"""Writing a folder so that it appears complete or not at all."""
+"""Atomic creation of a folder: readers see either the complete folder or no folder."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 
 from etils import epath
@@ -9,13 +9,13 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import check_reachable, storage_error
 
 INCOMPLETE = ".incomplete"
-"""Suffix of a local folder's name until it is complete."""
+"""Suffix of the name under which a local folder is written before it is renamed."""
 
 
 def check_new(output: str) -> None:
-    """Raise UserError if ``output`` is empty, unreachable, a file, or a folder with entries."""
+    """Raise UserError if ``output`` is "", a file, or a folder that is not empty."""
     if not output:
-        raise UserError("OUTPUT is empty; name a folder.")
+        raise UserError("OUTPUT is empty; it must be the path of a folder.")
     check_reachable(output)
     folder = epath.Path(output).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -23,12 +23,14 @@ def check_new(output: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(output: str) -> Iterator[epath.Path]:
-    """Context manager that yields a folder to write, which becomes ``output`` (local or ``gs://``).
+def atomic_dir(output: str) -> Generator[epath.Path]:
+    """Context manager that yields a new folder and publishes it as ``output`` if no error occurs.
 
-    A local folder is written under another name and renamed at the end. An object store cannot
-    rename, so that there the caller must write the file that makes the folder valid last. After an
-    error the folder is removed. Raises UserError if ``output`` has entries or cannot be written.
+    ``output`` is local or ``gs://``. A local folder has a temporary name until the context ends. An
+    object store cannot rename folders, so on ``gs://`` the yielded folder is ``output`` itself. The
+    caller must therefore write the file that marks the folder as complete after all other files.
+    After an error, the folder is removed. Raises UserError if ``output`` is not empty or cannot be
+    written.
     """
     check_new(output)
     folder = final = epath.Path(output).expanduser()

@@ -1,10 +1,10 @@
-"""Processes of a multi-host command, one per host: connection, agreement and common exit.
+"""Connection, communication and joint exit of the processes of a command, one process per host.
 
-Messages between processes use the coordination service of ``jax.distributed``, not the devices,
-because it has timeouts and works while a device hangs.
+Processes exchange messages through the coordination service of ``jax.distributed`` and not through
+collectives, because the service has timeouts and works while a device hangs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import contextlib
 from importlib.util import find_spec
 import json
@@ -22,38 +22,41 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-# Public JAX has no key-value store; Orbax and MaxText take the client from here too.
+# JAX has no public API for its key-value store. Orbax and MaxText also use this private module.
 from jax._src.distributed import global_state
 
 from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError, exit_status
+from llama_cpt.runtime.logs import set_process_index
 from llama_cpt.runtime.progress import enable_progress
 
 HEARTBEAT_VARIABLE = "LLAMA_CPT_HEARTBEAT_SECONDS"
-"""Environment variable with the seconds without a heartbeat after which a process is lost."""
+"""Environment variable that sets the result of ``heartbeat_seconds``."""
 WAIT_SECONDS = 600
-"""Time that processes wait for each other at points without long work."""
+"""Default number of seconds that ``allgather_strings`` waits for the other processes."""
 
 _POLL_SECONDS = 1.0
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _UNDETECTED = "coordinator_address should be defined"
 
 _call_counts: dict[str, int] = {}
-"""Number of this process's calls by purpose; all processes count alike, so that keys match."""
+"""Number of exchanges that this process has made, by purpose. The number is part of the keys in the
+key-value store. It is equal in all processes, because all processes make the same exchanges."""
 
 Result = TypeVar("Result")
 
 
 class LostProcessError(RuntimeError):
-    """An error for another process that did not reach a point where all processes wait."""
+    """Raised if processes cannot connect or a process does not synchronize within the timeout."""
 
 
 @contextlib.contextmanager
-def distributed_session() -> Iterator[None]:
-    """Context manager for a command: connects to the other processes, and exits together with them.
+def distributed_session() -> Generator[None]:
+    """Context manager for a command: connects its processes and makes all of them exit together.
 
-    It must be entered before any device is used. An error ends all processes with the status of the
-    process in which it was raised; a lost process ends the others by SIGABRT; SIGTERM ends all with
-    ``PREEMPTED``. Raises UserError if the environment is incomplete.
+    Enter the context before any device is used. If one process raises an error, all processes exit
+    with the status of that error. If a process is lost, the remaining processes abort with SIGABRT.
+    After SIGTERM, all processes exit with status ``PREEMPTED``. Raises UserError if the environment
+    variables that describe the processes are incomplete or invalid.
     """
     try:
         _connect()
@@ -72,8 +75,8 @@ def distributed_session() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _end_together() -> Iterator[None]:
-    """Context manager that ends the other processes when this one ends."""
+def _end_together() -> Generator[None]:
+    """Context manager that makes all other processes exit if this process exits with an error."""
     threading.Thread(target=_watch_other_processes, name="watch processes", daemon=True).start()
     try:
         yield
@@ -87,15 +90,16 @@ def _end_together() -> Iterator[None]:
         _announce_exit(int(exit_.code or 0), "stopped")
     except BaseException as error:
         traceback.print_exc()
-        # If a process is lost, a collective fails at once, but only the service knows which process
-        # it is and ends the others with that message. Wait, so that its message comes first.
+        # If a process is lost, a collective fails immediately, with an error that does not name the
+        # lost process. Wait, because the coordination service soon aborts this process with a
+        # message that names the lost process.
         time.sleep(2 * heartbeat_seconds())
         message = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         _announce_exit(exit_status(error), message)
 
 
 def require_single_process(command: str) -> None:
-    """Raise UserError if the environment requests several processes for ``command``."""
+    """Raise UserError if environment variables of JAX request several processes."""
     if os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
         raise UserError(
             f"{command} runs as one process; start it once, without {', '.join(_EXPLICIT)}."
@@ -103,7 +107,11 @@ def require_single_process(command: str) -> None:
 
 
 def heartbeat_seconds() -> int:
-    """Return the seconds without a heartbeat after which a process is lost; 20 by default."""
+    """Return the number of seconds without a heartbeat after which a process counts as lost.
+
+    The default is 20. Raises UserError if ``HEARTBEAT_VARIABLE`` is set to anything other than a
+    whole number above 0.
+    """
     given = os.environ.get(HEARTBEAT_VARIABLE, "20")
     if not given.isdigit() or int(given) < 1:
         raise UserError(
@@ -113,28 +121,29 @@ def heartbeat_seconds() -> int:
 
 
 def process_count() -> int:
-    """Return the number of processes; unlike ``jax.process_count()``, it starts no backend."""
+    """Return the number of processes, without starting a backend as ``jax.process_count`` does."""
     return global_state.num_processes
 
 
 def process_index() -> int:
-    """Return the index of this process, from 0."""
+    """Return the index of this process. The index of the primary process is 0."""
     return global_state.process_id
 
 
 def is_primary() -> bool:
-    """Return whether this process is the one that prints and writes."""
+    """Return whether this process is process 0, which prints results and writes shared files."""
     return process_index() == 0
 
 
 def allgather_strings(value: str, purpose: str, *, seconds: int = WAIT_SECONDS) -> list[str]:
-    """Return the ``value`` of every process, by process index; all call it with one ``purpose``.
+    """Return the ``value`` of every process, ordered by process index.
 
-    Raises LostProcessError, naming the processes that have not called it after ``seconds``.
+    Every process must make this call with the same ``purpose``. Raises LostProcessError, which
+    names the missing processes, if not all processes have made the call within ``seconds``.
     """
     if process_count() == 1:
         return [value]
-    client, call = global_state.client, _call_counts.get(purpose, 0)
+    client, call = _client(), _call_counts.get(purpose, 0)
     _call_counts[purpose] = call + 1
     topic = f"gather/{purpose}/{call}"
     client.key_value_set(f"{topic}/{process_index():06}", value)
@@ -149,25 +158,27 @@ def allgather_strings(value: str, purpose: str, *, seconds: int = WAIT_SECONDS) 
             f"{purpose}: after {seconds} s still missing: {', '.join(map(process_label, missing))}"
         ) from error
     if is_primary() and call:
-        # A process that has reached this call has read the values of the one before.
+        # A process that has reached this call has read the values of the previous call.
         client.key_value_delete(f"gather/{purpose}/{call - 1}")
     return [gathered for _, gathered in sorted(client.key_value_dir_get(topic))]
 
 
 def all_processes_agree(here: bool, purpose: str, *, seconds: int = WAIT_SECONDS) -> bool:
-    """Return whether ``here`` is true in every process."""
+    """Return whether ``here`` is True in every process; every process must make this call."""
     return all(flag == "1" for flag in allgather_strings(str(int(here)), purpose, seconds=seconds))
 
 
 def broadcast_from_primary(value: int, purpose: str) -> int:
-    """Return the ``value`` of the primary process."""
+    """Return the primary process's ``value`` in every process; every process must call this."""
     return int(allgather_strings(str(value), purpose)[0])
 
 
 def run_on_primary(work: Callable[[], Any], purpose: str) -> Any:
-    """Return the result of ``work()``, run by the primary process only and sent as JSON.
+    """Run ``work()`` in the primary process and return its result in all processes.
 
-    The other processes wait without a timeout, because the work may read weights or ask a person.
+    Every process must make this call with the same ``purpose``. The result must be a JSON value.
+    The other processes wait without a timeout, because ``work`` can read weights or wait for a
+    person's input.
     """
     if process_count() == 1:
         return work()
@@ -177,41 +188,50 @@ def run_on_primary(work: Callable[[], Any], purpose: str) -> Any:
         result = work()
         kv_put(topic, json.dumps(result))
         return result
-    # Polled and not a barrier, so that this process handles signals while it waits.
+    # Poll instead of waiting at a barrier, so that this process handles signals while it waits.
     while not (results := kv_get(topic)):
         time.sleep(0.05)
     return json.loads(results[0])
 
 
 def primary_first(work: Callable[[], Result], purpose: str) -> Result:
-    """Run ``work()`` in the primary process, then in the others, which find its files."""
+    """Run ``work()`` in the primary process, then in all other processes, and return its result.
+
+    The other processes can therefore read files that the primary process wrote.
+    """
     done: list[Result] = []
     run_on_primary(lambda: done.append(work()), purpose)
     return done[0] if done else work()
 
 
 def kv_put(topic: str, value: str) -> None:
-    """Publish this process's value of ``topic``, replacing the former one."""
-    global_state.client.key_value_set(f"{topic}/{process_index()}", value, allow_overwrite=True)
+    """Publish ``value`` as this process's value of ``topic``, and replace the previous value."""
+    _client().key_value_set(f"{topic}/{process_index()}", value, allow_overwrite=True)
 
 
 def kv_get(topic: str) -> dict[int, str]:
-    """Return the values of ``topic`` by process index, of the processes that published one."""
-    entries = global_state.client.key_value_dir_get(topic)
+    """Return the published values of ``topic`` by the index of the publishing process."""
+    entries = _client().key_value_dir_get(topic)
     return {int(key.rsplit("/", 1)[1]): value for key, value in entries}
 
 
+def _client() -> Any:
+    """Return the client of the coordination service; valid only with several processes."""
+    assert global_state.client is not None, "jax.distributed has not been initialized"
+    return global_state.client
+
+
 def process_label(process: int) -> str:
-    """Return the index and host name of a process, for messages."""
+    """Return the index and host name of a process for messages: ``process 1 (host-1)``."""
     return f"process {process} ({kv_get('host').get(process, 'host unknown')})"
 
 
 def _connect() -> None:
-    """Start ``jax.distributed`` from the environment; do nothing for a single process."""
+    """Start ``jax.distributed`` if the environment or the TPU's metadata lists several hosts."""
     settings = _explicit_settings()
     if not settings and not on_tpu_host():
         return
-    # A short timeout: a process that comes later finds the others restarted.
+    # The timeout is short: if it passes, all processes restart and try to connect again.
     seconds = 2 * heartbeat_seconds() + 5
     # JAX's preemption service would replace the SIGTERM handler, and does not handle Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
@@ -222,8 +242,8 @@ def _connect() -> None:
             initialization_timeout=seconds,
         )
     except ValueError as error:
-        # Neither the metadata of Compute Engine nor the variables of GKE name other hosts, so that
-        # this is a single process.
+        # Neither the metadata of Compute Engine nor the environment variables of GKE list other
+        # hosts, so the command runs as a single process.
         if settings or _UNDETECTED not in str(error):
             raise
         return
@@ -232,14 +252,16 @@ def _connect() -> None:
         raise LostProcessError(
             f"not all processes connected within {seconds} s: {reason}"
         ) from error
+    set_process_index(process_index())
     enable_progress(is_primary())
     kv_put("host", socket.gethostname())
 
 
 def _explicit_settings() -> dict[str, Any]:
-    """Return the arguments of ``jax.distributed`` in the environment, validated; none if unset.
+    """Return arguments of ``jax.distributed.initialize`` from environment variables, or {}.
 
-    Raises UserError if they are incomplete or invalid, and LostProcessError if the port is taken.
+    Raises UserError if the variables are incomplete or invalid, and LostProcessError if the
+    coordinator's port is in use on this host.
     """
     given = {name: os.environ[name] for name in _EXPLICIT if os.environ.get(name)}
     if given and len(given) < len(_EXPLICIT):
@@ -268,20 +290,21 @@ def _explicit_settings() -> dict[str, Any]:
 
 
 def _check_port_free(port: int) -> None:
-    """Raise LostProcessError if the port is taken; JAX's service would crash without a message."""
+    """Raise LostProcessError if the port is in use; JAX would crash without an error message."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
         raise LostProcessError(
             f"port {port} of JAX_COORDINATOR_ADDRESS cannot be opened ({error.strerror}): another "
-            "run uses it, or one that is ending."
+            "run is using it or has not exited yet."
         ) from error
 
 
 def on_tpu_host() -> bool:
-    """Return whether this host has TPU chips that JAX may use, without starting a backend."""
+    """Return whether this host has TPU chips that JAX can use, without starting a backend."""
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
-    platforms = jax.config.jax_platforms or "tpu"
+    # JAX adds its options to the class at run time.
+    platforms = jax.config.jax_platforms or "tpu"  # pyright: ignore[reportAttributeAccessIssue]
     return bool(chips) and "tpu" in platforms and find_spec("libtpu") is not None
 
 
@@ -290,8 +313,8 @@ def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _watch_other_processes() -> None:
-    """End this process when another one has announced its exit."""
-    # If the service is lost, the client of jax.distributed itself ends this process.
+    """Exit with the status of another process as soon as that process announces its exit."""
+    # If the coordination service is lost, the client of jax.distributed aborts this process.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         while global_state.client is not None:
             for process, notice in kv_get("exits").items():
@@ -302,7 +325,7 @@ def _watch_other_processes() -> None:
 
 
 def _announce_exit(status: int, message: str) -> NoReturn:
-    """Publish the exit of this process and end it without JAX's barrier at exit."""
+    """Announce the exit of this process and exit without waiting at JAX's shutdown barrier."""
     print(message, file=sys.stderr)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         kv_put("exits", f"{status} {message}")
@@ -313,13 +336,13 @@ def _end(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_primary():
-        # The service ends with this process; the others need time to read the announcement.
+        # The coordination service ends with this process; the others must read the message first.
         time.sleep(3 * _POLL_SECONDS)
     os._exit(status)
 
 
 def _abort(error: Exception) -> NoReturn:
-    """End this process by SIGABRT, as the client of ``jax.distributed`` does for a lost process."""
+    """Abort with SIGABRT, as the client of ``jax.distributed`` does when a process is lost."""
     print(f"error: {error}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,49 +1,56 @@
 """Exit statuses and error types: user errors, transient errors, bugs.
 
-The launch scripts decide by these numbers alone whether a job is started again
-(docs/guide/many_hosts.md has the table). Signals add 134 (SIGABRT: another process was lost),
-137 (SIGKILL) and 143 (SIGTERM before the processes are connected).
+The launch scripts read only the exit status to decide whether to restart a job;
+docs/guide/many_hosts.md lists their decisions. A signal causes one of three additional statuses:
+134 (SIGABRT, after another process was lost), 137 (SIGKILL) or 143 (SIGTERM before the processes
+are connected).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import sys
 import traceback
 
+from llama_cpt.runtime.logs import configure_logging
 from llama_cpt.runtime.retry import describes_transient, is_permanent, is_storage_error
 
 BUG = 1
-"""An unforeseen exception, printed with its traceback; restarted as long as there is progress."""
+"""An unexpected exception, printed with its traceback. A launch script restarts the job as long as
+new checkpoints appear."""
 USAGE = 2
-"""A wrong option: unknown, or with an invalid value; never restarted."""
+"""The command line has an unknown option or an invalid value. A launch script does not restart the
+job."""
 NEGATIVE_RESULT = 3
-"""The command succeeded with a negative result: the plan does not fit the chips."""
+"""The command ran without an error, but its answer is negative: a plan does not fit the chips, or a
+law gives no recommendation."""
 CHECK_FAILED = 65
-"""A check found a difference or a value that is not finite (EX_DATAERR); never restarted."""
+"""A check found a difference or a non-finite value (EX_DATAERR). A launch script does not restart
+the job."""
 PREEMPTED = 75
-"""Stopped by SIGTERM or by a transient error (EX_TEMPFAIL); always restarted."""
+"""SIGTERM or a transient error ended the command (EX_TEMPFAIL). A launch script restarts the
+job."""
 USER_ERROR = 78
-"""An error that the user has to fix: a config, a file, a full disk, a missing permission
-(EX_CONFIG); never restarted."""
+"""The user has to fix a config, a file, a full disk or a missing permission (EX_CONFIG). A launch
+script does not restart the job."""
 INTERRUPTED = 130
-"""Stopped by Ctrl-C (128 + SIGINT); never restarted."""
+"""Ctrl-C ended the command (128 + SIGINT). A launch script does not restart the job."""
 
 
 class UserError(ValueError):
-    """An error that the user can fix; the message names the file, field or line, and the remedy."""
+    """An error that the user can fix. Its message names the file, field or line and the remedy."""
 
     status = USER_ERROR
-    """The exit status of a command that ends with this error."""
+    """The exit status of a command that raises this error."""
 
 
 class UsageError(UserError):
-    """A wrong option on the command line."""
+    """An error for an unknown option or an invalid value on the command line."""
 
     status = USAGE
 
 
 def exit_status(error: BaseException) -> int:
-    """Return the exit status of a command that ``error`` ends."""
+    """Return the exit status of a command that raises ``error``."""
     if isinstance(error, UserError):
         return error.status
     if isinstance(error, Exception) and is_storage_error(error):
@@ -52,12 +59,13 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Context manager for a command: an error ends it with the status of ``exit_status``.
+def one_line_errors() -> Generator[None]:
+    """Context manager for a command: configures the log and turns an error into an exit status.
 
-    User errors and errors of the operating system are printed in one line, unforeseen ones with
-    their traceback.
+    An exception is replaced by SystemExit with the result of ``exit_status``. A UserError or
+    OSError is printed on one line; all other exceptions are printed with their traceback.
     """
+    configure_logging()
     try:
         yield
     except (UserError, OSError) as error:

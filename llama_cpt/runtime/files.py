@@ -1,4 +1,4 @@
-"""Writing a whole file so that no reader ever sees a part of it."""
+"""Atomic writing of a file: readers see either the old content or the complete new content."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ DRAFT_SUFFIX = ".draft"
 
 
 def write_atomic(path: Any, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` (``pathlib`` or ``epath``, local or remote), or nothing.
+    """Write ``content`` to ``path`` atomically; text is encoded as UTF-8.
 
-    The content is written under another name and then renamed, which replaces an existing file. A
-    text is encoded as UTF-8.
+    ``path`` is a ``pathlib`` or ``epath`` path, local or remote. The content is first written to a
+    temporary file in the same folder, which then replaces ``path``.
     """
     # The draft is in the same folder, because a rename is atomic only within a file system.
     draft = path.with_name(path.name + DRAFT_SUFFIX)

@@ -1,4 +1,4 @@
-"""Append-only JSON Lines files that survive a kill: every line is synced, half a line is cut."""
+"""Append-only JSON Lines files. Lines are synced to disk; an incomplete last line is ignored."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import json
@@ -12,17 +12,18 @@ Line = TypeVar("Line")
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append ``values`` to ``path`` as one line, on disk when this returns."""
+    """Append ``values`` to ``path`` as one JSON line and sync the file to disk."""
     append_lines(path, [values])
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append one line for each of ``rows`` to ``path``, on disk when this returns.
+    """Append one JSON line per entry of ``rows`` to ``path`` and sync the file to disk.
 
-    Half a line that a killed run left is cut off; a file must have one writer at a time.
+    An incomplete last line, which a killed process left, is removed first. Only one process at a
+    time can write to the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_half_line(path)
+    _remove_incomplete_line(path)
     text = "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in rows)
     # Lone surrogates, which a model can produce, are not UTF-8 and are written as escapes.
     with open(path, "ab") as file:
@@ -32,13 +33,14 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
-    """Yield ``parse`` of the JSON value of each line; half a line at the end is skipped.
+    """Yield ``parse(value)`` for the JSON value of each line of ``path``, if the file exists.
 
-    Raises UserError, naming the line, if a line is not JSON or ``parse`` raises ValueError.
+    An incomplete last line is skipped. Raises UserError, which names the line, if a line is not
+    JSON or ``parse`` raises ValueError.
     """
     if not path.exists():
         return
-    # The part after the last line break is empty, or half a line of a killed run.
+    # The part after the last line break is empty or an incomplete line of a killed process.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield parse(json.loads(line))
@@ -48,7 +50,7 @@ def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
             ) from None
 
 
-def _cut_half_line(path: Path) -> None:
+def _remove_incomplete_line(path: Path) -> None:
     if not path.exists():
         return
     with open(path, "rb+") as file:

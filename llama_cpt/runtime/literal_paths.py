@@ -1,15 +1,15 @@
-"""Literal paths: validating, listing and opening a user's path without reading a pattern in it.
+"""Validation, listing and opening of paths as literal names, even if they look like patterns.
 
-Libraries below this package read parts of a path as syntax. The ``glob`` of etils globs its own
-folder as well as the pattern, fsspec splits ``a::b`` into a chain of file systems and expands
-``*?[`` in remote removals and copies, and TensorStore turns a backslash into a slash. Every listing
-and opening by a user's path goes through this module; only ``data/sources/`` reads patterns.
+Some libraries interpret parts of a path as syntax. The ``glob`` of etils expands wildcards in the
+folder's own name, fsspec splits ``a::b`` into a chain of file systems and expands ``*?[`` in remote
+removals and copies, and TensorStore turns a backslash into a slash. The package therefore lists and
+opens users' paths through this module. Only ``data/sources/`` accepts patterns.
 """
 
 from collections.abc import Iterator
 import fnmatch
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 import fsspec
@@ -17,17 +17,17 @@ import fsspec
 from llama_cpt.runtime.errors import UserError
 
 REMOTE_MARKS = ("*", "?", "[", "]", "#")
-"""Wildcards of storage clients, and the mark of an object's generation."""
+"""Characters that storage clients interpret: wildcards, and ``#`` before a generation number."""
 CHAIN = "::"
-"""The separator of file systems in a chained URL of fsspec."""
-# Roots that etils reads as the URL of a bucket: /gs/bucket as gs://bucket.
+"""Separator of the file systems in a chained URL of fsspec."""
+# First folders that etils interprets as a URL scheme: it reads /gs/bucket as gs://bucket.
 _BUCKET_ROOTS = ("gs", "s3", "az", "hf")
 
 
 def validate_path(path: str, *, pattern: bool = False) -> None:
-    """Raise UserError if ``path`` has characters that cannot be carried literally.
+    """Raise UserError if a library would not take ``path`` literally.
 
-    ``pattern`` allows the wildcards of a corpus source.
+    With ``pattern`` True, wildcards are allowed, as in the ``source`` of a corpus.
     """
     if any(ord(character) < 32 or character == "\x7f" for character in path):
         raise UserError(f"{path!r}: has control characters such as newlines; rename it.")
@@ -51,9 +51,9 @@ def validate_path(path: str, *, pattern: bool = False) -> None:
 
 
 def validate_run_folder(path: str) -> None:
-    """Raise UserError if ``path`` cannot hold the checkpoints of a run."""
+    """Raise UserError if ``path`` contains characters that prevent the writing of checkpoints."""
     validate_path(path)
-    # A relative path is invalid if the current folder is.
+    # A relative path is invalid if the path of the current folder is invalid.
     absolute = path if "://" in path else os.path.abspath(os.path.expanduser(path))
     validate_path(absolute)
     if "\\" in absolute:
@@ -63,21 +63,24 @@ def validate_run_folder(path: str) -> None:
 
 
 def remote_storage(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a remote ``url`` and the name in it."""
+    """Return the file system of a remote ``url`` and the path within that file system."""
     validate_path(url, pattern=True)
     return fsspec.core.url_to_fs(url)
 
 
 def open_for_reading(path: str) -> BinaryIO:
-    """Open a local or remote file as a stream of bytes."""
+    """Open a local or remote file for reading and return a stream of bytes."""
     if "://" in path:
         system, name = remote_storage(path)
-        return system.open(name, "rb")
+        return cast(BinaryIO, system.open(name, "rb"))  # fsspec's annotation is a union.
     return open(path, "rb")
 
 
 def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
-    """Return the entries of ``folder`` that match ``pattern``, sorted; [] if it does not exist."""
+    """Return the sorted entries of ``folder`` that match ``pattern``.
+
+    Returns [] if ``folder`` does not exist.
+    """
     try:
         entries = [entry for entry in folder.iterdir() if fnmatch.fnmatchcase(entry.name, pattern)]
     except FileNotFoundError:
@@ -86,9 +89,9 @@ def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
 
 
 def files_below(folder: str) -> list[str]:
-    """Return the paths of all files below ``folder``, relative to it, sorted."""
+    """Return the sorted paths, relative to ``folder``, of all files below ``folder``."""
     if "://" in folder:
-        # One request to an object store; a walk would send one request per folder.
+        # This sends one request to the object store; os.walk would send one per folder.
         system, root = remote_storage(folder)
         return sorted(path.removeprefix(f"{root}/") for path in system.find(root))
     walk = os.walk(folder, onerror=_raise)
@@ -97,10 +100,10 @@ def files_below(folder: str) -> list[str]:
 
 
 class LiteralPath(type(epath.Path())):
-    """A path whose ``glob`` takes its own folder literally, to hand to a library that globs."""
+    """An etils path for libraries that call ``glob``; its ``glob`` takes the path literally."""
 
     def glob(self, pattern: str) -> Iterator[Any]:
-        """Iterate over entries that match the last part of ``pattern``; other parts are literal."""
+        """Yield entries that match the last part of ``pattern``; all earlier parts are literal."""
         *folders, name = pattern.split("/")
         return iter(matching(self.joinpath(*folders), name))
 

@@ -1,51 +1,56 @@
-"""The metrics of a run: writing and reading metrics.jsonl, and TensorBoard events."""
+"""Writing and reading of a run's metrics: ``metrics.jsonl`` and TensorBoard events."""
 
 from collections.abc import Mapping
 import contextlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
 import re
 import shutil
-import sys
 import tempfile
 import time
 from typing import Any, TextIO
 
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
+logger = logging.getLogger(__name__)
+
 FILE = "metrics.jsonl"
 """Name of the metrics file in a run's folder."""
 TENSORBOARD = "tensorboard"
-"""Name of the folder of TensorBoard events in a run's folder."""
+"""Name of the folder with TensorBoard events in a run's folder."""
 
+# protobuf makes these classes when the module is imported, so type checkers do not know them.
+Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 _FORMER_KEYS = {
     "mixture/almr_asked": "mixture/almr_target",
     "mixture/almr_realised": "mixture/almr_realized",
 }
-# Remote objects cannot be appended to: the files grow on a local disk and are copied this often.
+# Remote objects cannot be appended to. Local files are appended to and copied at this interval.
 _UPLOAD_SECONDS = 60.0
 
 
 class MetricsWriter:
-    """A writer of ``metrics.jsonl`` and TensorBoard events under ``folder`` (local or ``gs://``).
+    """A writer of ``metrics.jsonl`` and TensorBoard events to ``folder`` (local or ``gs://``).
 
-    A run that resumes after step ``resume_step`` keeps the lines up to that step. Later lines are
-    dropped when the first line is written, so that a start that ends before loses nothing. None is
-    a new run, which keeps no lines. With ``enabled`` False (every process but the primary one)
-    nothing is written.
+    A run that resumes after step ``resume_step`` keeps the earlier lines up to that step. If
+    ``resume_step`` is None, the run is new and keeps no earlier lines. Lines are removed only when
+    the first new line is written, so that a process that exits earlier loses nothing. With
+    ``enabled`` False, the writer does nothing; ``enabled`` is True only in the primary process.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, resume_step: int | None, *, enabled: bool = True
+        self, folder: str | os.PathLike[str], resume_step: int | None, *, enabled: bool = True
     ) -> None:
         self._enabled = enabled
         if not enabled:
@@ -60,22 +65,23 @@ class MetricsWriter:
         events = self._target / TENSORBOARD
         earlier = len(list(events.iterdir())) if events.exists() else 0
         (self._local / TENSORBOARD).mkdir(exist_ok=True)
-        # The time in the name counts seconds: without the suffix a quick restart would overwrite a
-        # file. EventsWriter, and not the library's threaded writer, which hangs on a full disk.
+        # The file name contains the time in seconds. The suffix keeps a restart within the same
+        # second from overwriting a file. The library's threaded writer would hang on a full disk.
         self._events = EventsWriter(str(self._local / TENSORBOARD / "events"), f".{earlier}")
         started = SessionLog(status=SessionLog.START)
         self._event(Event(step=self._last_step + 1, session_log=started))
         self._uploaded = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append ``values`` (by keys such as ``train/loss``) after ``step`` steps as one line.
+        """Append one line with ``step`` and ``values``.
 
-        A value that is not finite is null in the file, and missing in TensorBoard. Raises UserError
-        if the file cannot be written.
+        ``step`` is the number of steps done, and ``values`` maps metric names to values. A value
+        that is not finite becomes null in the file and is omitted from TensorBoard. Raises
+        UserError if the file cannot be written.
         """
         if not self._enabled:
             return
-        # NaN is not JSON, and strict readers would reject the whole file.
+        # JSON has no NaN: strict readers would reject the whole file.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self._lines is None:
             _cut_back(self._target / FILE, self._local / FILE, self._last_step)
@@ -98,11 +104,11 @@ class MetricsWriter:
             self.upload()
 
     def close(self) -> None:
-        """Flush and close the files; a second call does nothing."""
+        """Flush and close the files, and copy them to a remote folder; later calls do nothing."""
         if not self._enabled or self._closed:
             return
         self._closed = True
-        # Errors were reported by write; closing the file flushes once more.
+        # The method write has raised earlier errors; closing can only repeat them.
         with contextlib.suppress(OSError):
             if self._lines is not None:
                 self._lines.close()
@@ -112,7 +118,10 @@ class MetricsWriter:
             shutil.rmtree(self._local)
 
     def upload(self) -> bool:
-        """Copy the files to a remote ``folder``; return False, with a warning, if that fails."""
+        """Copy the files to the remote folder, and return whether this succeeded.
+
+        If the copy fails, log a warning. If the folder is local, do nothing and return True.
+        """
         if not self._enabled or not self._remote:
             return True
         self._uploaded = time.monotonic()
@@ -125,36 +134,39 @@ class MetricsWriter:
         except Exception as error:
             if not is_storage_error(error):
                 raise
-            message = f"metrics cannot be copied ({error}); they are kept in {self._local}."
-            print(f"warning: {self._target}: {message}", file=sys.stderr)
+            logger.warning(
+                f"{self._target}: metrics cannot be copied ({error}); they stay in {self._local}."
+            )
             return False
         return True
 
-    def _event(self, event: Event) -> None:
+    def _event(self, event: Any) -> None:
         event.wall_time = time.time()
         self._events.write_event(event)
 
 
-def read_lines(source: epath.Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``; none if the file does not exist.
+def read_lines(source: epath.Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Return the metrics of each line of a ``metrics.jsonl`` up to ``last_step``, or of all lines.
 
-    Lines that are not valid JSON, such as the last one of a killed run, are skipped.
+    Returns [] if the file does not exist. Lines that are not valid JSON are skipped, such as the
+    incomplete last line of a killed process. Names of metrics from earlier versions are replaced by
+    the present names.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for line in source.read_bytes().splitlines() if source.exists() else ():
         with contextlib.suppress(ValueError):
             values = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("step"), int):
                 lines.append({_present_key(key): value for key, value in values.items()})
-    return lines
+    return [line for line in lines if last_step is None or line["step"] <= last_step]
 
 
 def _present_key(key: str) -> str:
-    """Return the name of the metric that earlier versions wrote as ``key``."""
+    """Return the present name of a metric that an earlier version wrote as ``key``."""
     return re.sub(r"^(mixture/.+)/passes$", r"\1/epochs", _FORMER_KEYS.get(key, key))
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
-    """Write the lines of ``source`` with a step up to ``last_step`` to ``target``."""
-    kept = [json.dumps(line) for line in read_lines(source) if line["step"] <= last_step]
+    """Copy the lines of ``source`` up to step ``last_step`` to ``target``."""
+    kept = [json.dumps(line) for line in read_lines(source, last_step)]
     write_atomic(target, "".join(f"{line}\n" for line in kept))

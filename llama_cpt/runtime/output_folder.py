@@ -1,11 +1,11 @@
-"""Checks and locks of output folders."""
+"""File locks, and checks that an output folder is writable and shared by all processes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import fcntl
+import logging
 import os
 from pathlib import Path
-import sys
 import time
 import uuid
 
@@ -23,34 +23,40 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_path
 from llama_cpt.runtime.storage import check_remote_writable
 
+logger = logging.getLogger(__name__)
+
 VISIBILITY_SECONDS = 10.0
-"""Time in which a new file must be visible to the other processes."""
+"""Seconds within which a new file must become visible to the other processes."""
 
 
 @contextlib.contextmanager
-def file_lock(file: epath.Path, message: str, *, wait: bool) -> Iterator[None]:
-    """Context manager that holds the lock ``file``, which is created; its folder must exist.
+def file_lock(file: epath.Path, message: str, *, wait: bool) -> Generator[None]:
+    """Context manager that creates ``file`` in an existing folder and locks the file exclusively.
 
-    If another process holds the lock, ``message`` is printed and the call waits, or it is raised as
-    a UserError. An object store (``gs://``) has no locks, so that nothing is held there.
+    If another process holds the lock, ``message`` is logged and the context manager waits. With
+    ``wait`` False, a UserError with ``message`` is raised instead. An object store (``gs://``) has
+    no locks, so for a remote ``file`` the context manager does nothing.
     """
     if "://" in str(file):
         yield
         return
-    # The lock belongs to the open file: the kernel releases it when the process ends in any way.
+    # The lock belongs to the open file: the kernel releases it even if the process is killed.
     with open(file, "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 raise UserError(message) from None
-            print(message, file=sys.stderr)
+            logger.info(message)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 
 def check_shared(what: str, folder: str) -> None:
-    """Create ``folder``; raise UserError unless all processes of the command see the same one."""
+    """Create ``folder``, and raise UserError unless all processes see the same folder.
+
+    ``what`` is the name of the option or field in the message.
+    """
 
     def create_marker() -> str:
         path = epath.Path(folder)
@@ -61,7 +67,7 @@ def check_shared(what: str, folder: str) -> None:
     if process_count() == 1:
         return
     file = epath.Path(folder) / run_on_primary(create_marker, f"{what} marked")
-    # A network file system may show the file some time later.
+    # A network file system can show the file with a delay.
     deadline = time.monotonic() + VISIBILITY_SECONDS
     while not (visible := file.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -72,12 +78,12 @@ def check_shared(what: str, folder: str) -> None:
     if without:
         raise UserError(
             f"{what}={folder} is not the same folder on {', '.join(without)} as on the primary "
-            "process; name one that all hosts share (gs://, or a mounted file system)."
+            "process; name a folder that all hosts share (gs://, or a mounted file system)."
         )
 
 
 def check_local(what: str, path: str) -> None:
-    """Raise UserError if ``path`` is remote, for files that must be on a disk."""
+    """Raise UserError, which names the option or field ``what``, if ``path`` is remote."""
     validate_path(path)
     if "://" in path:
         raise UserError(

@@ -1,24 +1,36 @@
-"""A progress line on stderr: amount done, rate and time left."""
+"""Progress lines on stderr with the amount of work done, the rate and the remaining time."""
 
 import sys
 import time
 from types import TracebackType
 
 _enabled = True
-"""True if this process shows progress. It is set from outside, because this module is also imported
-without JAX and cannot look up the process index."""
+"""True if this process shows progress. ``distributed_session`` sets it, because this module is also
+imported without JAX and cannot look up the process index."""
+_line_shown = False
+"""True while the last line of the terminal is a progress line."""
 
 
 def enable_progress(enabled: bool) -> None:
-    """Show or hide the progress lines of this process; a command shows its primary process's."""
+    """Show or hide the progress lines of this process; the default is to show them."""
     global _enabled
     _enabled = enabled
 
 
-class Progress:
-    """A progress line on stderr: updating on a terminal, otherwise a plain line every ten seconds.
+def clear_line() -> None:
+    """Erase the progress line on the terminal so that a log line can take its place."""
+    global _line_shown
+    if _line_shown:
+        _line_shown = False
+        sys.stderr.write("\r" + " " * 100 + "\r")
 
-    ``total`` is in ``unit``; 0 means that it is unknown, and no time left is shown.
+
+class Progress:
+    """Context manager that shows progress on stderr.
+
+    A terminal shows one line that is updated in place; a file gets a new line every ten seconds.
+    ``total`` is the final amount in ``unit``. If ``total`` is 0, the final amount is unknown and
+    the line does not show the remaining time.
     """
 
     def __init__(self, label: str, total: float, unit: str) -> None:
@@ -28,14 +40,16 @@ class Progress:
         self._start = self._shown = time.monotonic()
 
     def update(self, amount: float) -> None:
-        """Add ``amount`` to what is done."""
+        """Add ``amount``, in ``unit``, to the amount done and show the line if it is due."""
         self.done += amount
         now = time.monotonic()
         if _enabled and now - self._shown >= (0.2 if self._terminal else 10.0):
             self._shown = now
-            self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
+            self._show(last=False)
 
-    def _show(self, start: str, end: str) -> None:
+    def _show(self, *, last: bool) -> None:
+        """Write the line. On a terminal, the next line overwrites it unless ``last`` is True."""
+        global _line_shown
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / seconds
         text = f"{self.label}: {_number(self.done)} {self.unit}, {_number(rate)} {self.unit}/s"
@@ -46,8 +60,10 @@ class Progress:
                 f"({self.done / self.total:.0%}), {_number(rate)} {self.unit}/s, "
                 f"{duration(left)} left"
             )
+        start, end = ("\r", "\n" if last else "") if self._terminal else ("", "\n")
         sys.stderr.write(f"{start}{text:<78}{end}")
         sys.stderr.flush()
+        _line_shown = self._terminal and not last
 
     def __enter__(self) -> "Progress":
         return self
@@ -60,20 +76,20 @@ class Progress:
     ) -> None:
         if not _enabled:
             return
-        # Work of less than two seconds is not reported.
+        # Do not report work of less than two seconds.
         if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
-            self._show("\r" if self._terminal else "", "\n")
+            self._show(last=True)
         elif self._terminal:
-            sys.stderr.write("\r" + " " * 100 + "\r")
+            clear_line()
 
 
 def _number(value: float) -> str:
-    """Format a number: ``12345.6`` as ``12,346``, ``1.234`` as ``1.23``."""
+    """Format a number; for example, 12345.6 becomes ``12,346`` and 1.234 becomes ``1.23``."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: ``65`` as ``1m05s``."""
+    """Format a duration; for example, 65 seconds become ``1m05s``."""
     seconds = int(seconds)
     if seconds < 60:
         return f"{seconds}s"

@@ -1,4 +1,4 @@
-"""Classification of errors as transient or permanent, and retries."""
+"""Classification of errors as transient or permanent, and retries after transient errors."""
 
 from collections.abc import Callable
 import errno
@@ -7,7 +7,7 @@ import time
 from typing import TypeVar
 
 RETRY_DELAYS = 1.0, 10.0, 60.0
-"""Seconds before each retry."""
+"""Seconds to wait before the first, second and third retry."""
 
 _PERMANENT_NUMBERS = (
     errno.ENOSPC,
@@ -21,8 +21,8 @@ _PERMANENT_NUMBERS = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-# Orbax's storage layer passes on the messages of the operating system, but not the error numbers;
-# the last three are from gcsfs and TensorStore.
+# Orbax's storage layer keeps the messages of the operating system, but not the error numbers. The
+# last three messages are from gcsfs and TensorStore.
 _PERMANENT_WORDS = (
     *map(os.strerror, _PERMANENT_NUMBERS),
     "Forbidden",
@@ -36,10 +36,11 @@ _PERMANENT_TYPES = (
     IsADirectoryError,
     PermissionError,
 )
-# Packages whose errors are not OSErrors; recognized by name, without importing the package.
+# Packages with their own error types. The name of the package identifies its errors without an
+# import.
 _REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
-# Messages of the JAX runtime after a failure of the network or a device, and of ArrayRecord after
-# one of a bucket or a mount: these errors have neither a type nor a number of their own.
+# Messages of the JAX runtime after a network or device failure, and of ArrayRecord after a failure
+# of a bucket or a mount. Neither the type nor an error number identifies these errors.
 _TRANSIENT_WORDS = (
     "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
@@ -54,13 +55,13 @@ Result = TypeVar("Result")
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Return whether ``error`` was raised by storage or the network."""
+    """Return whether ``error`` is an OSError or an error of a client of remote storage."""
     client = type(error).__module__.split(".")[0]
     return isinstance(error, OSError) or client in _REMOTE_CLIENTS
 
 
 def is_permanent(error: Exception) -> bool:
-    """Return whether a retry would fail in the same way."""
+    """Return whether a retry cannot fix ``error``, which a storage operation raised."""
     by_message = any(words in str(error) for words in _PERMANENT_WORDS)
     by_status = str(getattr(error, "code", None)) not in _TRANSIENT_STATUSES
     by_number = getattr(error, "errno", None) in _PERMANENT_NUMBERS
@@ -68,20 +69,24 @@ def is_permanent(error: Exception) -> bool:
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether ``error`` was raised by storage or the network, and a retry may succeed."""
+    """Return whether ``error`` is a storage error that a retry can fix."""
     return is_storage_error(error) and not is_permanent(error)
 
 
 def describes_transient(message: str) -> bool:
-    """Return whether the message of an error describes a transient failure.
+    """Return whether an error's message describes a transient failure.
 
-    It is for errors whose type does not show that they are from storage or the network.
+    Use this function for errors of general types, such as RuntimeError, which can also have causes
+    other than storage or the network.
     """
     return any(words in message for words in _TRANSIENT_WORDS)
 
 
 def with_retries(work: Callable[[], Result]) -> Result:
-    """Return ``work()``, retried up to three times after transient errors."""
+    """Return the result of ``work()``, which is retried up to three times after transient errors.
+
+    Raises the last error if all retries fail. An error that is not transient is raised at once.
+    """
     for delay in RETRY_DELAYS:
         try:
             return work()

@@ -1,6 +1,7 @@
-"""Checks of remote storage (``gs://``, or a mounted bucket) in bounded time.
+"""Checks with a timeout that remote storage (``gs://`` or a mounted bucket) can be read or written.
 
-Storage clients retry for minutes without a network or a permission; these checks report it at once.
+Without a network or a permission, storage clients retry for minutes. These checks raise an error
+after at most ``TIMEOUT_SECONDS``.
 """
 
 from collections.abc import Callable
@@ -17,19 +18,19 @@ from llama_cpt.runtime.literal_paths import remote_storage, validate_path
 from llama_cpt.runtime.retry import describes_transient, is_transient
 
 TIMEOUT_SECONDS = 20.0
-"""Time after which a request counts as unanswered."""
+"""Timeout of a storage request in seconds."""
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """An error of storage that may be transient, so that the command should be restarted."""
+    """A transient storage error; launch scripts restart a job that fails with this error."""
 
     status = PREEMPTED
 
 
 def storage_error(error: Exception, message: str) -> UserError:
-    """Return ``message`` as an UnreachableError if ``error`` is transient, else as a UserError."""
+    """Return an UnreachableError with ``message`` if ``error`` is transient, else a UserError."""
     transient = is_transient(error) or describes_transient(str(error))
     return (UnreachableError if transient else UserError)(message)
 
@@ -37,8 +38,8 @@ def storage_error(error: Exception, message: str) -> UserError:
 def check_reachable(path: str, *, pattern: bool = False) -> None:
     """Raise UserError if the storage of ``path`` does not answer or denies access.
 
-    A missing file is not an error. A local path may be in a mounted bucket: if the mount is broken,
-    everything in it would appear to be missing. ``pattern`` allows wildcards.
+    A missing file is not an error. Local paths are checked too, because all files in a broken mount
+    of a bucket appear to be missing. If ``pattern`` is True, ``path`` can contain wildcards.
     """
     validate_path(path, pattern=pattern)
 
@@ -57,7 +58,7 @@ def check_reachable(path: str, *, pattern: bool = False) -> None:
 
 
 def check_remote_writable(folder: str) -> None:
-    """Raise UserError if a file cannot be written to, and removed from, a remote ``folder``."""
+    """Raise UserError unless a file can be written to the remote ``folder`` and then removed."""
 
     def write(system: fsspec.AbstractFileSystem, name: str) -> None:
         # Several processes check at the same time, and object stores limit writes to one name.
@@ -73,7 +74,7 @@ def _try(path: str, done: str, request: Callable[[fsspec.AbstractFileSystem, str
         call_with_timeout(path, lambda: request(*remote_storage(path)))
     except UserError:
         raise
-    except Exception as error:  # Each storage client has its own types.
+    except Exception as error:  # Each storage client has its own exception types.
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         if is_transient(error):
             raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
@@ -84,7 +85,10 @@ def _try(path: str, done: str, request: Callable[[fsspec.AbstractFileSystem, str
 
 
 def call_with_timeout(path: str, request: Callable[[], Result]) -> Result:
-    """Return or raise what ``request`` does; raise UnreachableError after ``TIMEOUT_SECONDS``."""
+    """Return the result of ``request()``; raise UnreachableError after ``TIMEOUT_SECONDS``.
+
+    An exception that ``request`` raises is passed on to the caller.
+    """
     outcome: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -93,7 +97,7 @@ def call_with_timeout(path: str, request: Callable[[], Result]) -> Result:
         except BaseException as error:
             outcome.append((False, error))
 
-    # A daemon thread, because a client that still retries must not keep the process from ending.
+    # A daemon thread, because a client that still retries must not keep the process from exiting.
     thread = threading.Thread(target=run, daemon=True, name=f"request {path}")
     thread.start()
     thread.join(TIMEOUT_SECONDS)

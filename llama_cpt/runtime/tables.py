@@ -1,13 +1,14 @@
-"""Tables of text cells, for a terminal and in Markdown."""
+"""Formatting of text cells as a table for a terminal or in Markdown."""
 
 from collections.abc import Sequence
 import re
 
 
 def aligned_table(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
-    """Return ``rows``, the first of which is the header, as left-aligned columns for a terminal.
+    """Format ``rows`` as left-aligned columns for a terminal; the first row is the header.
 
-    Line breaks in cells become spaces; columns that are empty below the header are omitted.
+    A line break in a cell becomes a space. A column is omitted if all cells below its header are
+    empty.
     """
     rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
     columns = [column for column in zip(*rows, strict=True) if any(column[1:] or column)]
@@ -19,9 +20,10 @@ def aligned_table(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return ``rows``, the first of which is the header, as a table in GitHub's Markdown.
+    """Format ``rows`` as a table in GitHub's Markdown; the first row is the header.
 
-    Cells are escaped: a vertical bar would end a cell, and a line break would end the row.
+    Vertical bars in cells are escaped because they would end the cell. A line break becomes a
+    space because it would end the row.
     """
     cells = [[markdown_cell(cell) for cell in row] for row in rows]
     lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
@@ -29,5 +31,5 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return ``text`` on one line, with vertical bars that are not yet escaped escaped."""
+    """Return ``text`` on one line and with a backslash before each unescaped vertical bar."""
     return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.splitlines()))
