@@ -1,1 +1,1 @@
-"""Data: documents, tokenizers, token rows, their mixture and the loader."""
+"""Training data: documents, tokenizers, token rows, the corpus mixture and the batch loader."""

@@ -1,4 +1,4 @@
-"""Text rendering of a batch's rows for inspection, with the targets that do not count."""
+"""Text rendering of the rows of a batch, for inspection."""
 
 import numpy as np
 
@@ -7,10 +7,11 @@ from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 
 
 def row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
-    """Return row ``row`` of ``batch`` (fields of shape (rows, length)), one paragraph per segment.
+    """Return row ``row`` of ``batch`` as text, one paragraph per segment.
 
-    A paragraph starts with the segment's token range in the row and its positions, and ends with
-    the targets that are not learned. A character cut by a border is shown as U+FFFD.
+    The fields of ``batch`` have shape (rows, length). A paragraph starts with the columns and the
+    positions of the segment's tokens. It ends with the targets that do not count in the loss. A
+    character that is split between two segments is shown as U+FFFD.
     """
     segment_ids = batch.segment_ids[row]
     segments = [np.flatnonzero(segment_ids == number) for number in np.unique(segment_ids)]
@@ -20,7 +21,10 @@ def row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
 
 
 def packed_row_as_text(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
-    """Return row ``row`` of packed chats, one paragraph per segment, ``>`` before learned text."""
+    """Return row ``row`` of a batch of packed chats as text, one paragraph per segment.
+
+    A line starts with ``>`` if its tokens count in the loss, otherwise with ``|``.
+    """
     segment_ids = batch.segment_ids[row]
     parts = [
         _packed_segment(batch, row, np.flatnonzero(segment_ids == number), tokenizer)

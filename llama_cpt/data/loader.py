@@ -1,6 +1,6 @@
-"""The loader: reads rows of the mixture, cuts them into inputs and targets, ahead of the step."""
+"""The loader: threads read rows of the mixture and make batches ahead of the training step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 import sys
 from typing import Protocol, runtime_checkable
@@ -15,19 +15,22 @@ from llama_cpt.data.mixture import Mixture
 from llama_cpt.data.packed_rows import PackedBlock, packed_batch
 from llama_cpt.runtime.errors import UserError
 
-# Batches that are read ahead, each by its own thread: enough that the step never waits, and few
-# enough to fit in memory at any batch size that the step can take.
+# Number of batches that are read ahead, each by its own thread. Reading then overlaps with the
+# steps, and host memory holds only this many batches.
 _BATCHES_AHEAD = 4
 
 
 @runtime_checkable
 class RowSource(Protocol):
-    """The interface of rows by index, as in ``rows.TokenRows`` and ``packed_rows.PackedRows``."""
+    """Interface of classes that read rows by index, such as ``TokenRows`` and ``PackedRows``."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> np.ndarray | PackedBlock:
-        """Return rows ``indices``, uint32 (n, length + 1) or packed; must be thread-safe."""
+        """Return the rows at ``indices``: tokens, uint32 (n, length + 1), or packed chats.
+
+        The method must be thread-safe.
+        """
         ...
 
 
@@ -40,21 +43,22 @@ def batches(
     num_microbatches: int,
     start_row: int,
     rows_here: Int64[np.ndarray, " rows_here"] | None = None,
-) -> Iterator[Batch]:
-    """Return an endless iterator over this process's part of every batch from ``start_row`` on.
+) -> Generator[Batch]:
+    """Return an endless generator of batches, starting at row ``start_row`` of the run.
 
-    Fields have shape (micro-batches, rows, ...), for example ``tokens`` (micro-batches, rows,
-    length), and hold rows ``rows_here`` of every micro-batch; None means all. No other row is read,
-    and starting at ``start_row`` costs the same as starting at 0. Exceptions of ``read`` are raised
-    by ``next``. Closing or dropping the iterator ends its threads.
+    The fields of a batch have shape (micro-batches, rows, ...); for example, ``tokens`` has shape
+    (micro-batches, rows, length). ``rows_here`` contains the indices of this process's rows within
+    each micro-batch; None selects all rows. Only selected rows are read and returned. The cost of
+    starting does not depend on ``start_row``. ``next`` raises any exception of a corpus's ``read``.
+    The threads end when the generator is closed or garbage-collected.
 
-    Raises UserError if the batch cannot be divided into micro-batches.
+    Raises UserError if ``global_batch_size`` is not a multiple of ``num_microbatches``.
     """
     if global_batch_size % num_microbatches:
         nearest = max(round(global_batch_size / num_microbatches), 1) * num_microbatches
         raise UserError(
-            f"global_batch_size={global_batch_size} must be a multiple of {num_microbatches} "
-            f"micro-batches; nearest: {nearest}."
+            f"global_batch_size={global_batch_size} must be a multiple of {num_microbatches}, the "
+            f"number of micro-batches; the nearest multiple is {nearest}."
         )
     offsets = np.arange(global_batch_size, dtype=np.int64).reshape(num_microbatches, -1)
     if rows_here is not None:
@@ -73,12 +77,15 @@ def read_batch(
     bos_id: int,
     row_numbers: Int64[np.ndarray, "microbatches rows"],
 ) -> Batch:
-    """Return the run's rows ``row_numbers``; fields have shape (micro-batches, rows, ...)."""
+    """Return the rows of the run with the indices ``row_numbers`` as one batch.
+
+    The fields of the batch have shape (micro-batches, rows, ...).
+    """
     flat = row_numbers.reshape(-1)
     corpus, index = mixture.locate(flat)
     parts = [corpora[c].read(index[corpus == c]) for c in np.unique(corpus)]
-    # ``parts`` holds the rows sorted by corpus; the double argsort is the inverse of that stable
-    # sort and restores the order of ``row_numbers``.
+    # ``parts`` contains the rows sorted by corpus. The double argsort is the inverse of this stable
+    # sort, so it restores the order of ``row_numbers``.
     inverse = np.argsort(np.argsort(corpus, kind="stable"), kind="stable")
     rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[inverse], *parts)
     if isinstance(rows, PackedBlock):
@@ -94,10 +101,11 @@ def row_batch(
     row_numbers: Int64[np.ndarray, " batch"],
     bos_id: int,
 ) -> TokenBatch:
-    """Return rows of L + 1 tokens as a batch of inputs (first L) and targets (last L) in NumPy.
+    """Return rows of L + 1 tokens as a NumPy batch of inputs (first L) and targets (last L).
 
-    A segment begins at BOS and at the start of a row: the rest of a document of the previous row is
-    a segment that starts at position 0. BOS never counts as a target.
+    A segment begins at each BOS and at the start of each row. A document that continues from the
+    previous row is therefore a new segment, and its positions start at 0. A target that is a BOS
+    does not count in the loss.
     """
     signed = rows.view(np.int32)
     tokens = np.ascontiguousarray(signed[:, :-1])
@@ -117,7 +125,7 @@ def row_batch(
 def segment_ids_and_positions(
     tokens: Integer[np.ndarray, "batch length"], bos_id: int
 ) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
-    """Return the segment number (from 1) and position in the segment (from 0) of every token."""
+    """Return each token's segment index, from 1, and its position in the segment, from 0."""
     count, length = tokens.shape
     begins = tokens == bos_id
     begins[:, 0] = True
@@ -131,8 +139,8 @@ def segment_ids_and_positions(
     return segment_ids.reshape(count, length), positions.reshape(count, length)
 
 
-def _read_ahead(batch_of: Callable[[int], Batch]) -> Iterator[Batch]:
-    """Yield ``batch_of(0)``, ``batch_of(1)``, ... in order, computed ahead by threads."""
+def _read_ahead(batch_of: Callable[[int], Batch]) -> Generator[Batch]:
+    """Yield ``batch_of(0)``, ``batch_of(1)``, ... in order; threads compute them ahead of time."""
     options = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
     dataset = grain.MapDataset.range(sys.maxsize).map(batch_of).to_iter_dataset(options)
     iterator = iter(dataset)

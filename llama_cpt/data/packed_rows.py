@@ -1,4 +1,4 @@
-"""Prepared chat data by index, and its batches."""
+"""Random access to the rows of prepared chat data, and their conversion to batches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,32 +13,34 @@ from llama_cpt.runtime.errors import UserError
 
 
 class PackedBlock(NamedTuple):
-    """Rows of packed chats, without their corpus and row numbers."""
+    """Rows of packed chats, without corpus indices and row indices."""
 
     tokens: Int32[np.ndarray, "rows length"]
     targets: Int32[np.ndarray, "rows length"]
     loss_mask: Float32[np.ndarray, "rows length"]
     segment_ids: Int32[np.ndarray, "rows length"]
-    example_mask: Float32[np.ndarray, "rows slots"] | None
-    """1 for a pair or rated answer, 0 for an unused slot; None for conversations."""
-    good: Float32[np.ndarray, "rows slots"] | None
-    """1 for a good rated answer; None for other kinds."""
+    example_mask: Float32[np.ndarray, "rows examples"] | None
+    """1 for a preference pair or rated answer, 0 for padding; None for conversations."""
+    good: Float32[np.ndarray, "rows examples"] | None
+    """1 for a rated answer with a good rating, else 0; None for conversations and pairs."""
     reference_logprobs: Float32[np.ndarray, "rows segments"] | None
-    """Log-probability in nats of each answer under the reference model; None for conversations."""
+    """Log-probability of each answer under the reference model, in nats; None for
+    conversations."""
 
 
 class PackedRows:
-    """The rows of a prepared corpus of chat data by index.
+    """Random access to the rows of a prepared corpus of chat data.
 
-    ``slots`` is the number of pairs or rated answers per row that arrays have room for, at least
-    the maximum of the corpus. ``reference`` holds log-probabilities of the answers (rows,
-    segments), possibly memory-mapped; zeros if None. Raises UserError if its shape does not fit the
-    rows.
+    Each row is padded to ``slots`` pairs or rated answers, or to the maximum number in a row of the
+    corpus if this number is larger. ``reference``, of shape (rows, segments), contains the
+    log-probabilities of the answers under the reference model and can be memory-mapped; None means
+    zeros. Raises UserError if the shape does not match the corpus.
     """
 
     def __init__(self, folder: str, *, slots: int = 0, reference: np.ndarray | None = None) -> None:
         manifest = require_manifest(folder)
         self._records = Records(folder, manifest.shards)
+        assert manifest.chat is not None, f"{folder} does not contain chat data"
         self._length, self._kind = manifest.sequence_length, manifest.chat["kind"]
         self.slots = max(manifest.units, slots)
         self._reference = reference
@@ -46,42 +48,45 @@ class PackedRows:
             len(reference) == len(self) and reference.shape[1] >= 2 * manifest.units
         ):
             raise UserError(
-                f"{folder}: reference log-probabilities of shape {reference.shape} belong to other "
-                f"rows, which need shape ({len(self)}, {2 * manifest.units}); compute them again."
+                f"{folder}: the reference log-probabilities have shape {reference.shape}, but the "
+                f"rows need shape ({len(self)}, {2 * manifest.units}); compute them again."
             )
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> PackedBlock:
-        """Return rows ``indices``; thread-safe."""
+        """Return the rows at ``indices``; several threads can call this method at the same time."""
         names = record_fields(self._kind)
         content = np.frombuffer(b"".join(self._records.read(indices)), TOKEN)
         content = content.reshape(len(indices), len(names), self._length).astype(np.int32)
         rows = dict(zip(names, content.swapaxes(0, 1), strict=True))
         good = rows.pop("good", None)
-        rows["loss_mask"] = rows["loss_mask"].astype(np.float32)
+        loss_mask = rows.pop("loss_mask").astype(np.float32)
         if self._kind == "conversations":
-            return PackedBlock(**rows, example_mask=None, good=None, reference_logprobs=None)
+            return PackedBlock(
+                **rows, loss_mask=loss_mask, example_mask=None, good=None, reference_logprobs=None
+            )
         segment_ids = rows["segment_ids"]
         # Segments are numbered from 1, two per example.
         used = np.arange(self.slots) < segment_ids.max(axis=1, keepdims=True) // 2
         return PackedBlock(
             **rows,
+            loss_mask=loss_mask,
             example_mask=used.astype(np.float32),
             good=None if good is None else self._good(segment_ids, good),
             reference_logprobs=self._reference_logprobs(indices),
         )
 
     def batch(self, indices: Integer[np.ndarray, " n"]) -> Batch:
-        """Return rows ``indices`` as a batch with corpus 0 and ``indices`` as row numbers."""
+        """Return the rows at ``indices`` as a batch in which all corpus indices are 0."""
         corpus = np.zeros(len(indices), np.int32)
         return packed_batch(self.read(indices), corpus, indices.astype(np.int64))
 
     def _good(
         self, segment_ids: Int32[np.ndarray, "rows length"], good: Int32[np.ndarray, "rows length"]
-    ) -> Float32[np.ndarray, "rows slots"]:
-        """Return the rating of each example from the ratings of its tokens."""
+    ) -> Float32[np.ndarray, "rows examples"]:
+        """Return the rating of each answer; ``good`` contains the rating at every token."""
         found = np.zeros((len(good), self.slots), np.float32)
         row, column = np.nonzero(segment_ids)
         found[row, (segment_ids[row, column] - 1) // 2] = good[row, column]
@@ -90,7 +95,7 @@ class PackedRows:
     def _reference_logprobs(
         self, indices: Integer[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n segments"]:
-        """Return the reference log-probabilities, padded with zeros to two per slot."""
+        """Return the reference log-probabilities of the rows, padded to ``2 * slots`` segments."""
         padded = np.zeros((len(indices), 2 * self.slots), np.float32)
         if self._reference is not None:
             known = self._reference[indices, : padded.shape[1]]
@@ -101,7 +106,10 @@ class PackedRows:
 def open_packed_rows(
     folders: Sequence[str], references: Sequence[np.ndarray | None]
 ) -> tuple[PackedRows, ...]:
-    """Return the corpora of a run, with the same number of slots in all of them."""
+    """Return the rows of the corpora in ``folders``, padded to the same number of examples per row.
+
+    ``references`` contains the reference log-probabilities of each corpus, as in ``PackedRows``.
+    """
     slots = max(PackedRows(folder).slots for folder in folders)
     opened = zip(folders, references, strict=True)
     return tuple(PackedRows(folder, slots=slots, reference=array) for folder, array in opened)
@@ -112,7 +120,7 @@ def packed_batch(
     corpus: Int32[np.ndarray, " batch"],
     row_numbers: Int64[np.ndarray, " batch"],
 ) -> Batch:
-    """Return ``block`` as a batch with corpus numbers ``corpus`` and the run's ``row_numbers``."""
+    """Return ``block`` as a batch; ``row_numbers`` are the indices of the rows in the run."""
     rows = TokenBatch(
         tokens=block.tokens,
         targets=block.targets,
@@ -132,7 +140,7 @@ def packed_batch(
 def _positions(
     segment_ids: Int32[np.ndarray, "batch length"],
 ) -> Int32[np.ndarray, "batch length"]:
-    """Return the position of every token in its segment; padding counts as a segment."""
+    """Return the position of each token in its segment; padding is treated as a segment."""
     columns = np.broadcast_to(np.arange(segment_ids.shape[1], dtype=np.int32), segment_ids.shape)
     begins = np.diff(segment_ids, axis=1, prepend=-1) != 0
     # The running maximum is the column where the current segment begins.

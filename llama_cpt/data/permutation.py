@@ -1,30 +1,30 @@
-"""Pseudorandom permutations in closed form: an index is computed, and nothing is stored."""
+"""Pseudorandom permutations that compute the image of an index directly, without a table."""
 
 import hashlib
 
 from jaxtyping import Int64, UInt64
 import numpy as np
 
-# Odd 64-bit constants: the step of the key per round, the step per pass (epoch), and the multiplier
-# that spreads a half over the bits. They must differ: otherwise round r at x would equal round r +
-# 1 at x - 1.
+# Odd 64-bit constants: the increment of the key per round, the increment of the key per epoch, and
+# the multiplier of the round's input. The three must differ: otherwise round r at x would equal
+# round r + 1 at x - 1.
 _ROUND_STEP = np.uint64(0x9E3779B97F4A7C15)
-_PASS_STEP = np.uint64(0xD1342543DE82EF95)
+_EPOCH_STEP = np.uint64(0xD1342543DE82EF95)
 _SPREAD = np.uint64(0xAEF17502108EF2D9)
 _ROUNDS = 4
 
 
 def stream_key(seed: int, name: str) -> np.uint64:
-    """Return a 64-bit key of ``name`` under ``seed``, the same on every machine."""
+    """Return a 64-bit key that depends only on ``seed`` and ``name``."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.uint64(int.from_bytes(digest[:8], "little"))
 
 
-def pass_keys(
-    keys: UInt64[np.ndarray, " n"], passes: Int64[np.ndarray, " n"]
+def epoch_keys(
+    keys: UInt64[np.ndarray, " n"], epochs: Int64[np.ndarray, " n"]
 ) -> UInt64[np.ndarray, " n"]:
-    """Return the key of pass number ``passes[i]`` of the stream with key ``keys[i]``."""
-    return _mix(keys + passes.astype(np.uint64) * _PASS_STEP)
+    """Return the permutation key of epoch ``epochs[i]`` for the corpus with key ``keys[i]``."""
+    return _mix(keys + epochs.astype(np.uint64) * _EPOCH_STEP)
 
 
 def permute(
@@ -32,15 +32,15 @@ def permute(
     size: Int64[np.ndarray, " n"],
     keys: UInt64[np.ndarray, " n"],
 ) -> Int64[np.ndarray, " n"]:
-    """Return the image of ``index[i]`` under the permutation of ``range(size[i])`` by ``keys[i]``.
+    """Return the image of ``index[i]`` under a permutation of ``range(size[i])`` for each i.
 
-    For a fixed key and size, 1 <= size < 2**62, the map is a bijection of ``range(size)``. It is a
-    Feistel network on range(a) x range(b), with a * b just above size, that is repeated until the
-    result is below size: cycle walking, by Black and Rogaway (2002), "Ciphers with arbitrary finite
-    domains".
+    ``keys[i]`` selects the permutation. For a fixed key and a fixed size with 1 <= size < 2**62,
+    the map is a bijection of ``range(size)``. A Feistel network on range(a) x range(b), with a * b
+    slightly larger than size, is applied until the result is less than size. This is the
+    cycle-walking cipher of Black and Rogaway (2002), "Ciphers with arbitrary finite domains".
     """
     wide = size.astype(np.uint64)
-    # Any a with a * b >= size is correct, so rounding of the root does no harm.
+    # Any a is correct if a * b >= size, so a rounding error of the square root is harmless.
     a = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
     b = (wide + a - np.uint64(1)) // a
     out = _rounds(index.astype(np.uint64), a, b, keys)
@@ -57,7 +57,7 @@ def _rounds(
     b: UInt64[np.ndarray, " n"],
     keys: UInt64[np.ndarray, " n"],
 ) -> UInt64[np.ndarray, " n"]:
-    """Apply the Feistel network, a bijection of range(a * b)."""
+    """Return the image of each index under the Feistel network, a bijection of range(a * b)."""
     left, right = index // b, index % b
     for _ in range(_ROUNDS):
         keys = keys + _ROUND_STEP
@@ -68,9 +68,9 @@ def _rounds(
 
 
 def _mix(bits: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Return the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+    """Return the hash of each integer by the finalizer of SplitMix64 (Steele et al. 2014).
 
-    Every input bit flips half of the output bits on average.
+    Each input bit flips half of the output bits on average.
     """
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

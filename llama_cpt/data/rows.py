@@ -1,10 +1,11 @@
-"""Token rows and held-out documents in ArrayRecord files, written once and read by index.
+"""Token rows and held-out documents in ArrayRecord files, which are read by index.
 
-A row is sequence_length + 1 little-endian uint32 tokens; rows do not overlap. A held-out document
-is one record: the UTF-8 bytes of its source as uint64, then its tokens.
+A record of a training corpus of documents is a row: sequence_length + 1 tokens as little-endian
+uint32. Rows do not overlap. A record of a held-out corpus is a document: the number of UTF-8 bytes
+of its text as little-endian uint64, then its tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
 from jaxtyping import Integer, UInt32
 import numpy as np
@@ -25,17 +26,21 @@ from llama_cpt.runtime.retry import describes_transient
 from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 
 MANIFEST = "manifest.json"
-# Rows are read one by one in random order, and a group is decompressed as a whole: with 8 rows per
-# group, reading a row takes four times as long. Measured with rows of 8192 Llama 3 tokens of
-# Chinese on one core (thousand rows per second read at random, the same written, bytes per token):
-# uncompressed 28, 24, 4.01; snappy 18, 14, 2.02; zstd:1 21, 8, 1.66. Snappy halves disk and network
-# and takes 3 % of the time of prepare, zstd 6 %; all of them read much faster than a loader needs.
+# Rows are read individually in random order, and ArrayRecord decompresses a whole group to read one
+# row: with 8 rows per group, reading a row takes four times as long. The compressions were
+# measured on one core with rows of 8192 Llama 3 tokens of Chinese. Random reads in thousand rows
+# per second, writes in thousand rows per second, and bytes per token are: uncompressed 28, 24,
+# 4.01; snappy 18, 14, 2.02; zstd:1 21, 8, 1.66. Snappy halves the use
+# of disk and network and takes 3 % of the time of prepare; zstd takes 6 %. All three read much
+# faster than a loader needs.
 WRITER_OPTIONS = "group_size:1,snappy"
-# Random reads never use what was read ahead.
+# Read-ahead is off, because rows are read in random order.
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER_BYTES = 32 << 10
-# Reading a row from a bucket, mounted or not, takes about 50 ms, whatever its size. One at a time
-# in each of four batches, that is 80 rows per second; a 1B model on eight v6e chips consumes 50.
+# Number of rows that are read concurrently. Reading a row from a bucket, mounted or not, takes
+# about 50 ms for any size of the row. The loader reads four batches at the same time; if each batch
+# read one row at a time, the loader would read 80 rows per second. A 1B model on eight v6e chips
+# consumes 50 rows per second.
 READS_AT_A_TIME = 32
 _READS = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="rows")
 TOKEN = np.dtype("<u4")
@@ -43,44 +48,46 @@ TOKEN = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a prepared corpus; a folder without one is incomplete."""
+    """The description of a prepared corpus; a folder without a manifest is incomplete."""
 
     corpus: str
     tokenizer: str
-    """Fingerprint of the vocabulary."""
+    """Fingerprint of the tokenizer's vocabulary."""
     sequence_length: int
-    """Tokens per row without the last target; 0 for held-out documents."""
+    """Number of inputs per row, as in ``data.sequence_length``; 0 for held-out documents."""
     text_field: str
     bad_documents: str
     sources: list[dict[str, Any]]
-    """``{"path", "bytes", "modified", "digest"}`` of each source file."""
+    """One dict per source file with the keys ``path``, ``bytes``, ``modified`` and ``digest``."""
     shards: list[tuple[str, int]]
     """File name and number of records of each shard."""
     documents: int
     tokens: int
-    """All tokens, including BOS and EOS."""
+    """Number of tokens, including BOS and EOS."""
     dropped_tokens: int
-    """Tokens of tails shorter than a row; for chats, tokens that did not fit a row."""
+    """Number of tokens that are not in a row: tokens at the ends of shards that do not fill a row,
+    or, for chats, tokens of chats that are longer than a row."""
     source_bytes: int
+    """Number of UTF-8 bytes of the text."""
     characters: int
     skipped: dict[str, int]
     """Number of bad documents by reason."""
     checked_documents: int
-    """Documents that were decoded again to check that the tokenizer preserves text."""
+    """Number of documents that were decoded to check that the tokenizer preserves text."""
     lossy_documents: int
-    """Checked documents that the tokenizer changed."""
+    """Number of checked documents that encoding and decoding change."""
     dataset: str = ""
-    """The source if it is a TFDS name, else empty."""
+    """The ``source`` of the corpus if it is a TFDS name, else empty."""
     digest: str = ""
-    """SHA-256 over the records of all shards."""
+    """SHA-256 over the digests of all shards."""
     chat: dict[str, Any] | None = None
-    """Fields of ``chat.examples.ChatSpec`` for chat data; None for documents."""
+    """Fields of ``chat.examples.ChatSpec``; None if the corpus contains documents."""
     formats: dict[str, int] = field(default_factory=dict)
     """Number of chats by format."""
     units: int = 0
     """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int] = field(default_factory=dict)
-    """Statistics of packing by the names in ``prepare.shards.CHAT_COUNTS``."""
+    """Counts of truncation and packing; ``prepare.shards.CHAT_COUNTS`` lists their names."""
 
     @property
     def rows(self) -> int:
@@ -89,11 +96,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """A string that changes if the rows change; it does not depend on paths."""
+        """A string that changes if the rows change but does not depend on paths."""
         return f"{self.tokenizer} {self.sequence_length} {self.rows} {self.digest}"
 
     def lossy(self) -> str:
-        """Return a message if the tokenizer changes documents, else an empty string."""
+        """Return a message if the tokenizer does not preserve the text, else an empty string."""
         if not self.lossy_documents:
             return ""
         share = self.lossy_documents / self.checked_documents
@@ -105,13 +112,16 @@ class Manifest:
 
 
 def read_manifest(folder: str) -> Manifest | None:
-    """Return the manifest of a prepared folder; None if preparation is not complete."""
+    """Return the manifest in the folder of a prepared corpus, or None if there is no manifest.
+
+    Raises UserError if the file is not a valid manifest.
+    """
     path = epath.Path(folder) / MANIFEST
     if not path.exists():
         return None
     try:
         values = json.loads(path.read_text())
-        if "learn" in (values.get("chat") or {}):  # the name in earlier versions
+        if "learn" in (values.get("chat") or {}):  # The name of the field in earlier versions.
             values["chat"]["loss_on"] = values["chat"].pop("learn")
         manifest = Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
         if all("digest" in source for source in manifest.sources):
@@ -119,20 +129,22 @@ def read_manifest(folder: str) -> Manifest | None:
         error: Exception = KeyError("sources have no digest")
     except (ValueError, TypeError, KeyError) as caught:
         error = caught
-    raise UserError(f"{path}: not a manifest ({error}); delete {folder} to prepare it again.")
+    raise UserError(
+        f"{path}: not a manifest ({error}); delete {folder} to prepare the corpus again."
+    )
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
-    """Write the manifest, which marks a prepared folder as complete."""
+    """Write the manifest, which marks the corpus in ``folder`` as complete."""
     write_atomic(epath.Path(folder) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
 
 
 @contextlib.contextmanager
-def record_writer(path: str) -> Iterator[Any]:
-    """Context manager for an ArrayRecord writer; the file gets its name when it is complete.
+def record_writer(path: str) -> Generator[Any]:
+    """Context manager that yields an ArrayRecord writer and creates the file ``path`` on exit.
 
-    Raises UserError if the file cannot be written, for example on a full disk, and then leaves no
-    partial file.
+    Raises UserError if the file cannot be written, for example because the disk is full. Incomplete
+    files are deleted.
     """
     with contextlib.ExitStack() as stack:
         draft = f"{path}.draft"
@@ -149,7 +161,7 @@ def record_writer(path: str) -> Iterator[Any]:
                 os.replace(draft, path)
         except BaseException as error:
             pathlib.Path(draft).unlink(missing_ok=True)
-            if isinstance(error, RuntimeError | OSError):  # RuntimeError: ArrayRecord's own
+            if isinstance(error, RuntimeError | OSError):  # ArrayRecord raises RuntimeError.
                 reason = str(error).splitlines()[0]
                 raise storage_error(error, f"{path}: cannot be written ({reason}).") from None
             raise
@@ -158,7 +170,10 @@ def record_writer(path: str) -> Iterator[Any]:
 def cut_rows(
     documents: Iterable[Integer[np.ndarray, " tokens"]], row_tokens: int
 ) -> Iterator[UInt32[np.ndarray, " row_tokens"]]:
-    """Yield the concatenated documents cut into rows; a tail shorter than a row comes last."""
+    """Yield the concatenated documents in rows of ``row_tokens`` tokens.
+
+    The last row is shorter if the number of tokens is not a multiple of ``row_tokens``.
+    """
     held: list[np.ndarray] = []
     count = 0
     for document in documents:
@@ -174,9 +189,9 @@ def cut_rows(
 
 
 class Records:
-    """The records of several ArrayRecord files under one index; files are opened on first use.
+    """Random access to the records of several ArrayRecord files, which are opened on first use.
 
-    ArrayRecord reads ``gs://`` paths by byte ranges, so nothing is copied to the local disk.
+    ArrayRecord reads byte ranges of ``gs://`` objects, so no file is copied to the local disk.
     """
 
     def __init__(self, folder: str, shards: Sequence[tuple[str, int]]) -> None:
@@ -188,7 +203,7 @@ class Records:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """Return the records at ``indices``, in that order."""
+        """Return the records at ``indices``, in the order of ``indices``."""
         readers = self._readers or self._open()
         shard = np.searchsorted(self._ends, indices, side="right")
         own = indices - np.concatenate([[0], self._ends])[shard]
@@ -208,25 +223,29 @@ class Records:
         return records
 
     def _open(self) -> list[Any]:
+        """Open all files and return their readers."""
         counts = np.diff(self._ends, prepend=0).tolist()
         self._readers = list(_READS.map(_open_reader, self._paths, counts))
         return self._readers
 
 
 def _open_reader(path: str, records: int) -> Any:
-    """Return a reader of the file; raise UserError if it does not hold ``records`` records."""
+    """Return a reader of an ArrayRecord file.
+
+    Raises UserError if the file does not contain exactly ``records`` records.
+    """
 
     def open_and_count() -> tuple[Any, int]:
         reader = array_record_module.ArrayRecordReader(
             path, READER_OPTIONS, file_reader_buffer_size=READER_BUFFER_BYTES
         )
         if not reader.ok():
-            # Reading raises an error with the reason, which the constructor does not report.
+            # A read raises an error with the reason; the constructor does not report the reason.
             reader.read([0])
         return reader, reader.num_records()
 
     with _shard_errors(path):
-        # ArrayRecord's client for gs:// retries for a quarter of an hour.
+        # ArrayRecord retries requests to gs:// for 15 minutes, so these calls get a timeout.
         reader, found = (
             call_with_timeout(path, open_and_count) if "://" in path else open_and_count()
         )
@@ -236,23 +255,28 @@ def _open_reader(path: str, records: int) -> Any:
 
 
 @contextlib.contextmanager
-def _shard_errors(path: str) -> Iterator[None]:
-    """Turn the errors of ArrayRecord into UserError, transient ones into UnreachableError."""
+def _shard_errors(path: str) -> Generator[None]:
+    """Context manager that turns ArrayRecord's errors into UserError or UnreachableError.
+
+    Transient errors become UnreachableError.
+    """
     try:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError, IndexError) as error:  # the types that ArrayRecord raises
+    except (RuntimeError, ValueError, IndexError) as error:  # The types that ArrayRecord raises.
         reason = str(error).splitlines()[0]
         if describes_transient(reason):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
         if "HTTP status" in reason:
             raise UserError(f"{path}: {reason}; give this machine's account read access.") from None
-        raise UserError(f"{path}: {reason}; delete its folder to prepare it again.") from None
+        raise UserError(
+            f"{path}: {reason}; delete its folder to prepare the corpus again."
+        ) from None
 
 
 class TokenRows:
-    """The rows of a prepared corpus, sequence_length + 1 tokens each, by index."""
+    """Random access to the rows of a prepared corpus; a row has sequence_length + 1 tokens."""
 
     def __init__(self, folder: str) -> None:
         manifest = require_manifest(folder)
@@ -263,13 +287,13 @@ class TokenRows:
         return len(self._records)
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> UInt32[np.ndarray, "n row_tokens"]:
-        """Return rows ``indices`` as uint32 (n, sequence_length + 1)."""
+        """Return the rows at ``indices`` as uint32 (n, sequence_length + 1)."""
         content = b"".join(self._records.read(indices))
         return np.frombuffer(content, TOKEN).reshape(len(indices), self._row_tokens)
 
 
 class HeldoutDocuments:
-    """The documents of a prepared held-out corpus by index."""
+    """Random access to the documents of a prepared held-out corpus."""
 
     def __init__(self, folder: str) -> None:
         self._records = Records(folder, require_manifest(folder).shards)
@@ -280,7 +304,10 @@ class HeldoutDocuments:
     def read(
         self, indices: Integer[np.ndarray, " n"]
     ) -> list[tuple[Integer[np.ndarray, " tokens"], int]]:
-        """Return tokens (with BOS and EOS) and source bytes (UTF-8) of documents ``indices``."""
+        """Return the documents at ``indices`` as pairs (tokens, source bytes).
+
+        The tokens include BOS and EOS. The source bytes are the UTF-8 bytes of the text.
+        """
         return [
             (np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little"))
             for record in self._records.read(indices)
@@ -288,12 +315,12 @@ class HeldoutDocuments:
 
 
 def heldout_record(tokens: Integer[np.ndarray, " tokens"], source_bytes: int) -> bytes:
-    """Return the record of a held-out document that ``HeldoutDocuments`` reads."""
+    """Return a held-out document as a record, in the format that ``HeldoutDocuments`` reads."""
     return source_bytes.to_bytes(8, "little") + tokens.astype(TOKEN).tobytes()
 
 
 def require_manifest(folder: str) -> Manifest:
-    """Return the manifest of a prepared folder; raise UserError if it is not prepared."""
+    """Return the manifest in ``folder``; raise UserError if the corpus is not prepared."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} is not prepared; run `python -m llama_cpt.prepare CONFIG`.")

@@ -1,10 +1,10 @@
-"""Segments of packed rows, for tests."""
+"""A helper that splits packed rows into their segments."""
 
 import numpy as np
 
 
 def found_segments(row):
-    """Return tokens, targets and loss_mask by segment; assert that segments are contiguous."""
+    """Return tokens, targets and loss mask of each segment; segments must be contiguous."""
     found = {}
     for number in range(1, int(row["segment_ids"].max()) + 1):
         columns = np.flatnonzero(row["segment_ids"] == number)

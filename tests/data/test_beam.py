@@ -1,10 +1,11 @@
-"""Apache Beam prepares the same bytes as one machine, resumes, and reports user errors."""
+"""Preparation with Apache Beam: the same bytes as on one machine, resume and user errors."""
 
 import bz2
 from dataclasses import replace
 from functools import partial
 import gzip
 import json
+import logging
 import lzma
 from pathlib import Path
 import random
@@ -56,7 +57,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def config(tmp_path):
-    """A config with files of every format."""
+    """A config with a source file of each format."""
     (tmp_path / "zh0.jsonl").write_bytes(lines(texts(60, 0)))
     (tmp_path / "zh1.jsonl.gz").write_bytes(gzip.compress(lines(texts(60, 1))))
     (tmp_path / "zh2.jsonl.bz2").write_bytes(bz2.compress(lines(texts(30, 2))))
@@ -85,7 +86,7 @@ def contents(folder):
 @settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_parts_read_separately_are_the_spans(tmp_path_factory, data):
-    """For all sizes, parts that are read separately give the spans of the whole corpus."""
+    """For all layouts, the spans of separately read parts are the spans of the whole corpus."""
     folder = tmp_path_factory.mktemp("sources")
     for number in range(3):
         seed, count = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 30))
@@ -114,7 +115,7 @@ def test_parts_read_separately_are_the_spans(tmp_path_factory, data):
 
 @pytest.fixture
 def by_beam():
-    """A function that calls ``prepare`` with Beam and its options."""
+    """A function that calls ``prepare`` with Beam and the options of Beam."""
     pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
     from llama_cpt.data.prepare.beam import write_corpora
 
@@ -124,7 +125,8 @@ def by_beam():
     return call
 
 
-def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, capsys):
+def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "llama_cpt")
     local = prepare(replace(config, prepared=str(tmp_path / "local")), 1)
     found = by_beam(config)
     assert found.fingerprints() == local.fingerprints()
@@ -132,18 +134,20 @@ def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, 
     assert len(found.rows["zh"].shards) > 5
     manifests = (found.rows["zh"], found.heldout["zh"])
     documents = sum(manifest.documents for manifest in manifests)
-    assert f"{documents:,} documents, " in capsys.readouterr().err
+    assert f"{documents:,} documents, " in caplog.text
 
 
 def test_bad_document_is_one_line_and_finished_work_is_kept(
-    by_beam, config, small, tmp_path, monkeypatch, capsys
+    by_beam, config, small, tmp_path, monkeypatch, caplog
 ):
     from llama_cpt.data.prepare import beam
 
     with (tmp_path / "zh4.jsonl.zst").open("wb") as file:
         with pyarrow.CompressedOutputStream(file, "zstd") as packed:
             packed.write(lines(texts(30, 4)) + b"{}\n")
-    with pytest.raises(UserError, match="zh4.jsonl.zst:31: no field 'text'.*Correct it") as by_many:
+    with pytest.raises(
+        UserError, match="zh4.jsonl.zst:31: no field 'text'.*Correct the"
+    ) as by_many:
         by_beam(config)
     assert not list(Path(config.prepared).rglob("manifest.json"))
     finished = {path.stem for path in Path(config.prepared).rglob("partial/0*.array_record")}
@@ -157,10 +161,11 @@ def test_bad_document_is_one_line_and_finished_work_is_kept(
         "write_shard",
         lambda folder, shard, *rest: written.append(f"{shard:05}") or whole(folder, shard, *rest),
     )
-    capsys.readouterr()
+    caplog.clear()
+    caplog.set_level(logging.INFO, "llama_cpt")
     with pytest.raises(UserError, match="zh4"):
         by_beam(config)
-    assert " 0 parts, 0 shards, 0 records in this call" in capsys.readouterr().err
+    assert " 0 parts, 0 shards, 0 records in this call" in caplog.text
     assert finished and len(written) == 1 and written[0] not in finished
 
 
@@ -206,7 +211,7 @@ def test_local_path_with_a_remote_runner_is_an_error(by_beam, config, monkeypatc
 
 
 def test_transient_storage_errors_are_left_to_beam(tmp_path):
-    """Transient errors reach Beam, which retries; a user error is only recorded."""
+    """Beam receives transient errors, which it retries; a user error is written to a file."""
     pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
     from llama_cpt.data.prepare.beam import record_failure
 

@@ -1,4 +1,4 @@
-"""Golden renderings, spans in real chats, and Jinja templates compared with ``transformers``."""
+"""Chat templates: golden renderings, spans in real chats, comparison with ``transformers``."""
 
 import gzip
 import json
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from examples.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.data.chat.conversations import InvalidRecordError, Message
+from llama_cpt.data.chat.conversations import Conversation, InvalidRecordError, Message
 from llama_cpt.data.chat.formats import read_record
 from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer.tokenizer import LLAMA3_PATTERN, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
 
-# Llama-3's, as its tokenizer_config.json has it.
+# Llama 3's chat template, as in its tokenizer_config.json.
 MARKED_JINJA = (
     "{{ bos_token }}\n{%- for message in messages %}\n"
     "    {%- if message.role == 'assistant' %}\n"
@@ -52,7 +52,7 @@ def llama3(shared_data):
 
 
 def with_template(folder: Path, tmp_path: Path, template):
-    """Return the tokenizer of ``folder`` in a folder with that template."""
+    """Return the tokenizer of ``folder``, copied to ``tmp_path`` next to ``template``."""
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
     config = {"chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
@@ -64,7 +64,7 @@ def messages_of(values):
 
 
 def with_special_parsed(tokenizer):
-    """Return the ids of tiktoken, which parses special tokens in text."""
+    """Return a function that encodes text with tiktoken, including special tokens."""
     import tiktoken
 
     encoding = tiktoken.Encoding(
@@ -77,7 +77,7 @@ def with_special_parsed(tokenizer):
 
 
 def assistant_texts(template, tokenizer, messages):
-    """Return the text of each assistant turn's span."""
+    """Return the decoded tokens of each assistant turn in ``messages``."""
     rendering = template.render(messages)
     return [tokenizer.decode(rendering.tokens[a:b].tolist()) for a, b in rendering.assistant_spans]
 
@@ -101,7 +101,7 @@ def test_golden_renderings(llama3, shared_data):
     ("every", "count"), [(20, 451), pytest.param(1, 8972, marks=pytest.mark.slow)]
 )
 def test_real_chats(llama3, shared_data, every, count):
-    """Ids equal tiktoken's of the rendered text; spans cover only answers and end tokens."""
+    """The ids are tiktoken's for the rendered text; spans cover only answers and end tokens."""
     template, parsed = load_chat_template(llama3, "auto"), with_special_parsed(llama3)
     seen = 0
     for path in sorted((shared_data / "sft").rglob("*.json*")):
@@ -111,9 +111,11 @@ def test_real_chats(llama3, shared_data, every, count):
         records = json.loads(text) if array else list(map(json.loads, text.splitlines()))
         for record in records[::every]:
             try:
-                messages = read_record(record)[1].messages
+                chat = read_record(record)[1]
             except InvalidRecordError:
                 continue
+            assert isinstance(chat, Conversation)
+            messages = chat.messages
             rendering = template.render(messages)
             answers = [m.content.strip() for m in messages if m.role == "assistant"]
             spoken = [rendering.tokens[a:b].tolist() for a, b in rendering.assistant_spans]
@@ -215,7 +217,7 @@ def test_template_is_found_next_to_the_vocabulary(byte_folder, tmp_path):
     assert find_template(str(byte_folder / "tokenizer.model")) is None
     (tmp_path / "chat_template.jinja").unlink()
     with_template(byte_folder, tmp_path, named[:1])
-    with pytest.raises(UserError, match="none of its chat templates is named 'default'"):
+    with pytest.raises(UserError, match="no chat template is named 'default'"):
         find_template(tokenizer.path)
 
 
@@ -277,5 +279,5 @@ def test_sentencepiece_vocabulary_with_chat_tokens(tmp_path, shared_data):
     end = tokenizer.special_id("<|eot_id|>")
     assert rendering.tokens.tolist().count(end) == 2
     llama2 = load_tokenizer(str(shared_data / "tokenizer/llama2"))
-    with pytest.raises(UserError, match=r"has no token <\|start_header_id\|>, which Llama-3's"):
+    with pytest.raises(UserError, match=r"has no token <\|start_header_id\|>, which Llama 3's"):
         load_chat_template(llama2, "auto")

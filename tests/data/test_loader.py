@@ -1,11 +1,13 @@
-"""Batches equal rows cut one by one; hosts, resume, threads that end, errors that propagate."""
+"""The loader: batches, rows per host, start at any row, end of its threads, and errors."""
 
+from collections.abc import Generator
 from fractions import Fraction
 import itertools
 from pathlib import Path
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ LENGTH = 12
 
 
 class ArrayRows:
-    """Rows in memory with the interface of ``TokenRows``."""
+    """Rows in memory with the interface ``RowSource``."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -35,7 +37,7 @@ class ArrayRows:
 
 
 def random_rows(count, seed):
-    """Return rows with many BOS tokens, some at the start, at the end and adjacent."""
+    """Return rows with many BOS tokens; some are first, last or next to each other."""
     random = np.random.default_rng(seed)
     rows = random.integers(2, 1000, (count, LENGTH + 1)).astype(np.uint32)
     return np.where(random.random(rows.shape) < 0.2, np.uint32(BOS), rows)
@@ -51,8 +53,9 @@ def make_mixture(seed=0):
     return Mixture(stages, tuple(members[:2]), tuple(members[2:]), seed)
 
 
-def loader(start_row=0, **changes):
-    settings = dict(
+def loader(start_row=0, **changes) -> Generator[Any]:
+    """Return batches of 16 rows of CORPORA; ``changes`` are options of ``batches``."""
+    settings: dict[str, Any] = dict(
         bos_id=BOS,
         global_batch_size=16,
         num_microbatches=2,
@@ -161,7 +164,9 @@ def test_far_start_reads_only_its_own_rows(others):
 
 
 def test_indivisible_batch_is_an_error():
-    with pytest.raises(UserError, match=r"global_batch_size=16 must be a multiple of 3 .* nearest"):
+    with pytest.raises(
+        UserError, match=r"global_batch_size=16 must be a multiple of 3, .* nearest"
+    ):
         loader(num_microbatches=3)
 
 
@@ -182,7 +187,7 @@ def readers():
 
 @pytest.fixture
 def others():
-    """Threads of loaders that tests of other files left to the garbage collector."""
+    """Threads of earlier loaders that are not garbage-collected yet."""
     return readers()
 
 
@@ -217,7 +222,7 @@ def test_program_can_exit_during_iteration():
 
 
 def write_corpus(folder, rows):
-    """Write ``rows`` as prepared shards of unequal length."""
+    """Write ``rows`` to ``folder`` as a prepared corpus with shards of different lengths."""
     folder.mkdir()
     parts = {"rows-00000-of-00002.array_record": rows[:9]}
     parts["rows-00001-of-00002.array_record"] = rows[9:]
@@ -246,7 +251,7 @@ def write_corpus(folder, rows):
 
 
 def test_rows_on_disk_and_in_memory_give_equal_batches(tmp_path):
-    """Several threads read from one reader, in random order, over several epochs."""
+    """Several threads read from the same reader in random order over several epochs."""
     on_disk = []
     for number, rows in enumerate(CORPORA):
         write_corpus(tmp_path / str(number), rows.rows)

@@ -1,11 +1,13 @@
-"""Prepared chats: their rows, errors for stale ones, and batches of all kinds."""
+"""Rows and batches of prepared chats for each objective, and errors for outdated rows."""
 
 from collections import Counter
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +27,7 @@ from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.inspect_rows import packed_row_as_text
 from llama_cpt.data.loader import batches, read_batch
 from llama_cpt.data.mixture import Mixture, MixtureCorpus, build_mixture
-from llama_cpt.data.packed_rows import open_packed_rows
+from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare.corpora import open_rows, prepare
 from llama_cpt.data.prepare.layout import ShardLayout
@@ -42,8 +44,8 @@ def vocabulary(tmp_path_factory):
     return write_byte_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
-def chats(kind, count, seed):
-    """Yield records of ``kind``; every tenth is bad."""
+def chats(kind: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield ``count`` chat records of ``kind``; every tenth record is bad."""
     random = np.random.default_rng(seed)
     for number in range(count):
         prompt = f"{seed}.{number}" + "?" * int(random.integers(20))
@@ -86,7 +88,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
-    """Rows hold the records for one or two workers, in several shards, for each objective."""
+    """With one or two workers and several shards, the rows contain the records."""
     monkeypatch.setattr(corpora, "make_layout", lambda *_: ShardLayout(300, 2000))
     config = config_of(tmp_path, vocabulary, kind)
     prepared = prepare(config, 1, objective=OBJECTIVES[kind])
@@ -96,14 +98,15 @@ def test_prepared_rows_hold_the_chats(tmp_path, vocabulary, kind, monkeypatch):
     manifest = prepared.rows["zh"]
     assert (len(manifest.shards) > 1) == (kind != "unpaired")
     assert manifest.documents == 72 and manifest.skipped == {"an empty answer": 8}
-    assert sum(manifest.formats.values()) == 72 and manifest.chat["kind"] == kind
+    assert sum(manifest.formats.values()) == 72
+    assert manifest.chat is not None and manifest.chat["kind"] == kind
     tokenizer = load_tokenizer(config.tokenizer)
     template = load_chat_template(tokenizer, "llama3")
     answers = Counter()
     for record in chats(kind, 80, 0):
         if not record.get("output", record.get("chosen", record.get("completion"))):
             continue
-        prompt = [Message("user", record.get("prompt", record.get("instruction")))]
+        prompt = [Message("user", record["prompt" if "prompt" in record else "instruction"])]
         for field in ("output", "completion", "chosen", "rejected"):
             if field in record:
                 answer = f"{record[field].strip()}<|eot_id|>"
@@ -136,9 +139,11 @@ def test_stale_corpus_or_other_kind_is_an_error(tmp_path, vocabulary):
         with pytest.raises(UserError, match=complaint):
             prepare(replace(config, **change), objective=objective)
     fresh = replace(config, prepared=str(tmp_path / "fresh"))
-    with pytest.raises(UserError, match=r"zh.jsonl:10: an empty answer\. Correct it, or set"):
+    with pytest.raises(
+        UserError, match=r"zh.jsonl:10: an empty answer\. Correct the source, or set"
+    ):
         prepare(replace(fresh, bad_documents="error"), objective=DPO)
-    with pytest.raises(UserError, match="holds no documents, 80 skipped"):
+    with pytest.raises(UserError, match="contains no documents, 80 skipped"):
         prepare(replace(fresh, prepared=str(tmp_path / "c")), objective=NextTokenConfig())
     with pytest.raises(UserError, match=r"no chat with targets that fits .*sequence_length=8;"):
         prepare(replace(fresh, sequence_length=8), objective=DPO)
@@ -178,17 +183,35 @@ def test_loss_on_selects_the_learned_turns(tmp_path, vocabulary, loss_on, expect
 def test_format_tokens_are_masked(tmp_path, vocabulary):
     config = config_of(tmp_path, vocabulary, "preferences")
     masked = prepare(config, objective=replace(DPO, mask_format_tokens=True))
-    (rows, _) = open_rows(masked)
+    (rows, _) = packed_rows(masked)
     block = rows.read(np.arange(len(rows)))
     end = load_tokenizer(config.tokenizer).special_id("<|eot_id|>")
     assert block.loss_mask.sum() > 0
     assert not block.loss_mask[block.targets == end].any()
 
 
-def loader(config, prepared, references=None, **changes):
+def packed_rows(prepared, references=None) -> list[PackedRows]:
+    """Return the rows of prepared chat data, in the order of the corpora."""
+    opened = open_rows(prepared, references)
+    packed = [rows for rows in opened if isinstance(rows, PackedRows)]
+    assert len(packed) == len(opened)
+    return packed
+
+
+def random_references(prepared):
+    """Return random log-probabilities in the shape of each corpus, by name."""
+    random = np.random.default_rng(0)
+    return {
+        name: random.normal(size=(manifest.rows, 2 * manifest.units)).astype(np.float32)
+        for name, manifest in prepared.rows.items()
+    }
+
+
+def loader(config, prepared, references=None, **changes) -> tuple[Mixture, Generator[Any]]:
+    """Return the mixture of the corpora, and a generator of its batches from row 8 on."""
     sizes = {name: manifest.rows for name, manifest in prepared.rows.items()}
     mixture = build_mixture(config, sizes, seed=0, global_batch_size=8)
-    settings = dict(bos_id=256, global_batch_size=8, num_microbatches=2)
+    settings: dict[str, Any] = dict(bos_id=256, global_batch_size=8, num_microbatches=2)
     opened = open_rows(prepared, references)
     return mixture, batches(mixture, opened, start_row=8, **settings | changes)
 
@@ -201,13 +224,7 @@ def test_batches_of_each_kind(tmp_path, vocabulary, kind):
     prepared = prepare(config, objective=OBJECTIVES[kind])
     most = [manifest.units for manifest in prepared.rows.values()]
     assert most[0] < most[1]
-    random = np.random.default_rng(0)
-    references = None
-    if kind != "conversations":
-        references = {
-            name: random.normal(size=(manifest.rows, 2 * manifest.units)).astype(np.float32)
-            for name, manifest in prepared.rows.items()
-        }
+    references = {} if kind == "conversations" else random_references(prepared)
     mixture, source = loader(config, prepared, references)
     batch = next(source)
     source.close()
@@ -223,7 +240,7 @@ def test_batches_of_each_kind(tmp_path, vocabulary, kind):
     for field in ("tokens", "targets", "segment_ids", "positions", "corpus"):
         assert getattr(rows, field).dtype == np.int32
     corpus, index = mixture.locate(np.arange(8, 16))
-    opened = open_rows(prepared)
+    opened = packed_rows(prepared)
     for number, (c, i) in enumerate(zip(corpus, index, strict=True)):
         block = opened[c].read(np.array([i]))
         at = divmod(number, 4)
@@ -241,15 +258,6 @@ def test_batches_of_each_kind(tmp_path, vocabulary, kind):
         known = list(references.values())[c][i]
         assert batch.reference_logprobs[at][: known.size].tolist() == known.tolist()
         assert batch.reference_logprobs[at].shape == (2 * most[1],)
-    if references:
-        with pytest.raises(UserError, match="belong to other rows"):
-            open_rows(prepared, {"en": references["en"][1:]})
-        with pytest.raises(UserError, match="belong to other rows"):
-            open_rows(prepared, {"en": references["en"][:, 1:]})
-        wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
-        alone = open_rows(prepared, wider)[1].batch(np.array([2, 0]))
-        assert alone.reference_logprobs.tolist() == references["en"][[2, 0]].tolist()
-        assert alone.rows.row.tolist() == [[2, 0], [0, 0]]
     halves = [
         next(loader(config, prepared, references, rows_here=rows)[1])
         for rows in np.split(np.arange(4), 2)
@@ -257,6 +265,23 @@ def test_batches_of_each_kind(tmp_path, vocabulary, kind):
     joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *halves)
     for one, other in zip(*map(jax.tree.leaves, (joined, batch)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["preferences", "unpaired"])
+def test_reference_logprobs_have_the_shape_of_the_rows(tmp_path, vocabulary, kind):
+    config = config_of(tmp_path, vocabulary, kind)
+    prepared = prepare(config, objective=OBJECTIVES[kind])
+    references = random_references(prepared)
+    with pytest.raises(UserError, match="but the rows need shape"):
+        open_rows(prepared, {"en": references["en"][1:]})
+    with pytest.raises(UserError, match="but the rows need shape"):
+        open_rows(prepared, {"en": references["en"][:, 1:]})
+    wider = {name: np.pad(array, ((0, 0), (0, 9))) for name, array in references.items()}
+    batch = packed_rows(prepared, wider)[1].batch(np.array([2, 0]))
+    assert not isinstance(batch, TokenBatch)
+    known = references["en"][[2, 0]]
+    assert batch.reference_logprobs[:, : known.shape[1]].tolist() == known.tolist()
+    assert batch.rows.row.tolist() == [[2, 0], [0, 0]]
 
 
 def test_rated_answers_keep_their_rating(tmp_path, vocabulary):
@@ -271,8 +296,9 @@ def test_rated_answers_keep_their_rating(tmp_path, vocabulary):
             expected[record["prompt"], record["rejected"].strip()] = False
     tokenizer = load_tokenizer(config.tokenizer)
     seen = 0
-    for rows in open_rows(prepared):
+    for rows in packed_rows(prepared):
         block = rows.read(np.arange(len(rows)))
+        assert block.example_mask is not None and block.good is not None
         for row, answer in zip(*np.nonzero(block.example_mask), strict=True):
             columns = block.segment_ids[row] == 2 * answer + 1
             text = tokenizer.decode(block.targets[row][columns].tolist())

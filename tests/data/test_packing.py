@@ -1,4 +1,4 @@
-"""Packing keeps every example whole and separate; examples that are too long are counted."""
+"""Packing of chat examples into rows, and truncation and counts of long examples."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ def chat_spec(kind, too_long="drop"):
 
 @st.composite
 def chat_examples(draw, kind, longest):
-    """Examples of random tokens; the prompts of a pair are equal."""
+    """Strategy for examples with random tokens; the prompts of a pair are equal."""
     made = []
     for number in range(draw(st.integers(1, 30))):
         random = np.random.default_rng(draw(st.integers(0, 1000)) + 1000 * number)
@@ -101,7 +101,7 @@ def test_every_example_is_in_one_row_once(kind, data):
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_examples_longer_than_a_row_are_cut_or_dropped(kind, too_long, data):
-    """Examples that fit are whole; others are cut at the configured end or dropped and counted."""
+    """Long examples are truncated at the configured end, or dropped and counted."""
     given_examples = data.draw(chat_examples(kind, 2 * LENGTH))
     counts = Counter()
     kept = list(drop_or_truncate(given_examples, chat_spec(kind, too_long), LENGTH, counts))
@@ -132,7 +132,7 @@ def test_examples_longer_than_a_row_are_cut_or_dropped(kind, too_long, data):
 
 
 def is_cut_of(after, before, too_long):
-    """Return whether ``after`` is BOS and the tokens at the end that ``too_long`` keeps."""
+    """Return whether ``after`` is ``before`` truncated as ``too_long`` says."""
     for a, b in zip(after.segments, before.segments, strict=True):
         lost = len(b.tokens) - len(a.tokens)
         if too_long == "truncate_end":
@@ -175,7 +175,7 @@ def test_mismatch_is_the_next_answer_to_another_prompt():
     ]
     assert [example.good for example in made] == [True, False, True, True, True]
     assert counts["mismatches_cut"] == 0
-    # 3 positions of the answer and 1 of the prompt leave 1 and 2 for the two mismatches.
+    # 3 positions of the answer and 1 of the prompt leave 1 and 2 for the mismatched completions.
     cut = list(with_kl_completions(given_examples[:1] + given_examples[2:3], 6, counts))
     assert cut[0].segments[1].tokens.tolist() == [BOS, 2, 40, 41]
     assert cut[1].segments[1].tokens.tolist() == [BOS, 3, 20]

@@ -1,4 +1,4 @@
-"""Rows on disk are cut exactly and read by index; errors name broken files."""
+"""Rows on disk: division of documents into rows, reads by index, errors for damaged files."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ LENGTH = 7
 
 
 def write(folder, shards, *, length=LENGTH):
-    """Write a corpus; ``shards`` holds the records of each shard."""
+    """Write a prepared corpus to ``folder``; ``shards`` contains the records of each shard."""
     folder.mkdir(exist_ok=True)
     names = [f"rows-{i:05}-of-{len(shards):05}.array_record" for i in range(len(shards))]
     for name, records in zip(names, shards, strict=True):
@@ -96,7 +96,7 @@ def test_heldout_documents(tmp_path):
 
 
 def test_documents_are_read_concurrently(tmp_path):
-    """READS_AT_A_TIME reads run concurrently."""
+    """READS_AT_A_TIME documents are read at the same time."""
     write(tmp_path, [[heldout_record(np.arange(3, dtype=np.uint32), 3)] * 64], length=0)
     read = HeldoutDocuments(str(tmp_path))
     all_at_once = threading.Barrier(READS_AT_A_TIME)
@@ -142,7 +142,7 @@ def test_errors_name_broken_shards(tmp_path):
 
 
 def test_transient_read_error_is_unreachable(tmp_path):
-    """A mount whose bucket does not answer gives EIO, here from a page that does not exist."""
+    """A mounted bucket that does not answer gives EIO, as does /proc/self/mem at address 0."""
     write(tmp_path, [[bytes(4 * (LENGTH + 1))]])
     (shard,) = tmp_path.glob("*.array_record")
     read = TokenRows(str(tmp_path))

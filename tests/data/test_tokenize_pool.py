@@ -1,4 +1,4 @@
-"""Worker processes encode documents in order and on demand; a dead worker is a user error."""
+"""The pool of worker processes: order, consumption on demand, and errors of dead workers."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def spans(tmp_path):
-    """Spans of two or three documents from a file of a hundred."""
+    """The spans of a file of 100 documents; each contains two or three documents."""
     lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
     (tmp_path / "zh.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))

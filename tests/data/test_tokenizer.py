@@ -1,4 +1,4 @@
-"""Tokenizers of three kinds: published ids, lossless round trips, equal ids after export."""
+"""Tokenizers of three kinds: published ids, lossless round trips, the same ids after export."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ import transformers
 from examples.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.data.chat.template import find_template
 from llama_cpt.data.tokenizer.export import export_tokenizer
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.tokenizer import TiktokenTokenizer, Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.storage_server import bucket
 
@@ -39,7 +39,7 @@ def documents(shared_data: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece vocabulary as in the demo, trained on a few sentences."""
+    """Path of a SentencePiece model with the demo's settings, trained on a few sentences."""
     folder = tmp_path_factory.mktemp("vocabulary")
     lines = [
         f"The {i} birds of 小镇 sang, and 第{i}只鸟飞走了。 Bird song {i}!" for i in range(300)
@@ -80,6 +80,7 @@ def test_any_text_round_trips_and_is_never_special(llama3: Tokenizer, text: str)
 
 
 def test_long_runs_are_cut_without_changing_short_ones(llama3: Tokenizer):
+    assert isinstance(llama3, TiktokenTokenizer)
     text = "word " * 30_000 + "x" * 120_000 + " " * 60_000 + "end"
     assert llama3.decode(llama3.encode(text)) == text
     assert llama3.encode("word " * 30_000) == llama3._encoding.encode_ordinary("word " * 30_000)
@@ -165,7 +166,7 @@ def test_tokenizer_json_of_another_name(exported_llama3: Path, tmp_path: Path):
 
 
 def test_tokenizer_loads_from_a_bucket(bucket, trained: Path, tmp_path: Path):
-    """A vocabulary and its ``tokenizer.json`` in a bucket load as on the local disk."""
+    """A vocabulary or a ``tokenizer.json`` in a bucket loads as from the local disk."""
     (here := tmp_path / "here").mkdir()
     export_tokenizer(str(trained), here)
     names = {path.name for path in here.iterdir()}

@@ -1,1 +1,1 @@
-"""Chat data: formats, templates, length limits and packing."""
+"""Chat data: file formats, chat templates, length limits and packing into rows."""

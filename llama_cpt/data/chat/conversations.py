@@ -1,19 +1,19 @@
-"""Chat data independent of its file format: conversations, preference pairs, rated answers."""
+"""Validated conversations, preference pairs and rated answers, independent of file formats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-# Unicode noncharacters, which no text contains: chat templates use them to mark spans.
+# Unicode noncharacters that mark spans while a chat is rendered; a chat must not contain them.
 MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
 
 
 class InvalidRecordError(ValueError):
-    """A record that cannot be used for training.
+    """The error for a chat record that cannot be used for training.
 
-    ``reason`` is one of a few fixed strings, which are keys of ``skipped`` in manifests and
-    therefore never change; ``detail`` is specific to the record.
+    ``reason`` is the kind of error. Manifests count skipped records by reason, so the wording of a
+    reason must not change. ``detail`` describes the error in this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -23,7 +23,7 @@ class InvalidRecordError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """A turn of a conversation: the role of the speaker and the text."""
 
     role: Role
     content: str
@@ -36,7 +36,7 @@ class Conversation:
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
-        """Raise InvalidRecordError if turns are malformed or there is no assistant turn."""
+        """Raise InvalidRecordError if a turn is invalid or there is no assistant turn."""
         _check_turns(self.messages)
         if all(message.role != "assistant" for message in self.messages):
             raise InvalidRecordError("no assistant turn")
@@ -44,14 +44,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, which ends with a user turn."""
+    """A prompt that ends with a user turn, with a chosen and a rejected answer."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
 
     def __post_init__(self) -> None:
-        """Raise InvalidRecordError if turns are malformed or the answers are equal."""
+        """Raise InvalidRecordError if a turn is invalid or the answers are equal."""
         _check_prompt(self.prompt)
         for answer in (self.chosen, self.rejected):
             _check_turns((*self.prompt, Message("assistant", answer)))
@@ -61,14 +61,14 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class RatedAnswer:
-    """An answer to a prompt, which ends with a user turn, with a binary rating."""
+    """A prompt that ends with a user turn, an answer, and the answer's rating: good or bad."""
 
     prompt: tuple[Message, ...]
     answer: str
     good: bool
 
     def __post_init__(self) -> None:
-        """Raise InvalidRecordError if turns are malformed."""
+        """Raise InvalidRecordError if a turn is invalid."""
         _check_prompt(self.prompt)
         _check_turns((*self.prompt, Message("assistant", self.answer)))
 
@@ -77,7 +77,7 @@ Chat = Conversation | PreferencePair | RatedAnswer
 
 
 def all_text(chat: Chat) -> list[str]:
-    """Return all text of ``chat``, each turn once."""
+    """Return the texts of the turns of ``chat``; the prompt of a pair is included only once."""
     match chat:
         case Conversation(messages):
             return [message.content for message in messages]

@@ -1,6 +1,7 @@
-"""Chat records to tokenized examples: conversations, preference pairs and rated answers.
+"""Conversion of chat records to tokenized examples.
 
-An example is what packing keeps together in one row.
+An example is a conversation, a preference pair or a rated answer. Packing never splits an example
+across rows.
 """
 
 from collections import Counter
@@ -32,7 +33,7 @@ Kind = Literal["conversations", "preferences", "unpaired"]
 
 @dataclass(frozen=True)
 class ChatSpec:
-    """The settings that decide how the records of a corpus become rows."""
+    """Settings for the conversion of a corpus of chat records to rows."""
 
     kind: Kind
     template: str
@@ -43,41 +44,48 @@ class ChatSpec:
 
 
 class Segment(NamedTuple):
-    """A sequence that attends only to itself: n tokens, which take n - 1 positions of a row."""
+    """The tokens of a segment, which attend only to each other, and their loss mask.
+
+    A segment of n tokens takes n - 1 positions of a row, because the last token is only a target.
+    """
 
     tokens: UInt32[np.ndarray, " tokens"]
     loss_mask: Bool[np.ndarray, " tokens"]
-    """Tokens that are learned as targets."""
+    """True for tokens that count in the loss when they are targets."""
     prompt_tokens: int
     """Number of tokens before the answer; 0 for a conversation."""
 
 
 class ChatExample(NamedTuple):
-    """One or two segments that stay together in one row."""
+    """A tokenized conversation, preference pair or rated answer: one or two segments."""
 
     segments: tuple[Segment, ...]
     good: bool
-    """Rating of a rated answer; False for other kinds."""
+    """True for a rated answer with a good rating; False for all other examples."""
 
 
 @dataclass
 class EncodedChats:
-    """The examples of a span in the order of their records, with counts."""
+    """Tokenized examples of consecutive records, in the order of the records, and counts."""
 
     examples: list[ChatExample] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    """Tokens of each record before truncation."""
+    """Number of tokens of each record before truncation."""
     source_bytes: list[int] = field(default_factory=list)
+    """UTF-8 bytes of each record's text."""
     characters: int = 0
-    formats: Counter = field(default_factory=Counter)
-    skipped: Counter = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    """Number of records by format."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of bad records by reason."""
     failure: str = ""
+    """Message about the bad record at which encoding stopped; empty if it did not stop early."""
 
 
 def make_chat_spec(
     chat: ChatConfig, template: ChatTemplate, objective: NextTokenConfig | PreferenceConfig
 ) -> ChatSpec:
-    """Return the spec of a corpus for ``objective``."""
+    """Return the settings for the conversion of chat data to rows for ``objective``."""
     masked = False
     match objective:
         case NextTokenConfig():
@@ -91,10 +99,10 @@ def make_chat_spec(
 def encode_chats(
     template: ChatTemplate, blocks: Iterable[Block], spec: ChatSpec, *, skip_bad: bool
 ) -> EncodedChats:
-    """Encode the records of ``blocks``.
+    """Return the records of ``blocks`` as tokenized examples.
 
-    A bad record is counted; without ``skip_bad`` the first one stops the encoding and is reported
-    in ``failure``.
+    Bad records are counted by reason. If ``skip_bad`` is False, encoding stops at the first bad
+    record, and ``failure`` describes that record.
     """
     done = EncodedChats()
     for record in (record for block in blocks for record in parse_records(block)):
@@ -110,7 +118,7 @@ def encode_chats(
 def _add(
     done: EncodedChats, template: ChatTemplate, record: Record, spec: ChatSpec
 ) -> BadDocument | None:
-    """Add the examples of ``record`` to ``done``; return the reason if the record is bad."""
+    """Add the examples of ``record`` to ``done``; return a BadDocument if the record is bad."""
     try:
         name, chat = read_record(record.values)
         examples = [_example(template, part, spec) for part in _parts(chat, spec.kind)]
@@ -128,10 +136,9 @@ def _add(
 
 
 def _parts(chat: Chat, kind: Kind) -> Iterator[Chat]:
-    """Yield the parts of ``chat`` that ``kind`` learns from.
+    """Yield ``chat``, or the two rated answers of a preference pair if ``kind`` is ``unpaired``.
 
-    For ``unpaired``, a pair is a good answer and a bad one. Raises InvalidRecordError if the
-    objective cannot learn from this kind of record.
+    Raises InvalidRecordError if ``chat`` cannot be used as ``kind``.
     """
     match kind, chat:
         case ("conversations", Conversation()) | ("preferences", PreferencePair()):
@@ -147,7 +154,7 @@ def _parts(chat: Chat, kind: Kind) -> Iterator[Chat]:
                 "preferences": "a preference (chosen and rejected)",
                 "unpaired": "a judged answer (label) or a preference",
             }
-            raise InvalidRecordError(f"not {required[kind]}", "the objective needs one")
+            raise InvalidRecordError(f"not {required[kind]}", "which the objective requires")
 
 
 def _example(template: ChatTemplate, chat: Chat, spec: ChatSpec) -> ChatExample:
@@ -158,7 +165,8 @@ def _example(template: ChatTemplate, chat: Chat, spec: ChatSpec) -> ChatExample:
             )
         case PreferencePair(prompt, chosen, rejected):
             pair = [_encode_answer(template, prompt, text, spec) for text in (chosen, rejected)]
-            if not np.array_equal(*(one.tokens[: one.prompt_tokens] for one in pair)):
+            chosen_prompt, rejected_prompt = (one.tokens[: one.prompt_tokens] for one in pair)
+            if not np.array_equal(chosen_prompt, rejected_prompt):
                 raise InvalidRecordError(
                     "the chat template gives the two answers different prompts"
                 )
@@ -182,7 +190,11 @@ def _encode_conversation(
 def _encode_answer(
     template: ChatTemplate, prompt: Sequence[Message], answer: str, spec: ChatSpec
 ) -> Segment:
-    """Return prompt and answer; the answer is learned, its special tokens only if not masked."""
+    """Return the segment of a prompt and its answer.
+
+    Only tokens of the answer count in the loss. With ``spec.mask_format_tokens``, special tokens of
+    the answer do not count either.
+    """
     rendering = template.render((*prompt, Message("assistant", answer)))
     start, end = rendering.assistant_spans[-1]
     loss_mask = np.arange(end) >= start

@@ -1,15 +1,15 @@
-"""Chat data formats, recognized from the fields of a record.
+"""Chat data formats, which are recognized by the fields of a record.
 
 | format | fields |
 | --- | --- |
 | messages | ``messages`` or ``conversations``: turns with ``role, content`` (OpenAI) |
-| sharegpt | the same, turns with ``from, value`` |
+| sharegpt | ``messages`` or ``conversations``: turns with ``from, value`` |
 | alpaca | ``instruction, output`` and optionally ``input, history`` |
 | prompt-completion | ``prompt, completion``, each a string or turns |
 
-A record with ``chosen, rejected`` (a string, a turn or turns) in place of the answer is a
-preference pair; a record with a boolean ``label`` next to the answer is a rated answer. A field
-``system`` in any of them is the first turn.
+A record with ``chosen`` and ``rejected`` instead of an answer is a preference pair. Each of the two
+fields is a string, a turn or a list of turns. A record with an answer and a boolean ``label`` is a
+rated answer. In every format, an optional field ``system`` is the first turn.
 """
 
 from typing import Any
@@ -32,14 +32,17 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 TURNS = ("messages", "conversations")
-# Field of the prompt -> field of its answer.
+# Field of the prompt -> field of the answer.
 ANSWERS = {"instruction": "output", "prompt": "completion"}
 
 Turns = tuple[Message, ...]
 
 
 def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
-    """Return the name of the format and the chat in ``record``; raise InvalidRecordError."""
+    """Return the format name and the chat in ``record``.
+
+    Raises InvalidRecordError if the format is unknown or the chat is invalid.
+    """
     if "chosen" in record and "rejected" in record:
         return _preference(record)
     name, messages = _dialogue(record)
@@ -54,21 +57,21 @@ def read_record(record: dict[str, Any]) -> tuple[str, Chat]:
 
 
 def read_prompt(record: dict[str, Any]) -> Turns:
-    """Return the prompt of a record: the turns before the last answer, which may be missing.
+    """Return the turns of ``record`` before its last answer, or all turns if it has no answer.
 
-    Raises InvalidRecordError if it is not a valid prompt.
+    Raises InvalidRecordError if the turns are not a valid prompt.
     """
     if "chosen" in record and "rejected" in record:
         return _preference(record)[1].prompt
     missing = {answer: "" for prompt, answer in ANSWERS.items() if prompt in record}
     turns = _dialogue(missing | record)[1]
     prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
-    # Validates the prompt; the answer does not matter.
+    # The constructor validates the prompt. The text of the answer does not matter.
     return RatedAnswer(prompt, "answer", True).prompt
 
 
 def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
-    """Return the format and the turns of a record that holds one conversation."""
+    """Return the format name and the turns of a record that contains a single conversation."""
     field = next((field for field in TURNS if field in record), None)
     if field:
         name, turns = _turns(record[field], field)
@@ -86,24 +89,29 @@ def _dialogue(record: dict[str, Any]) -> tuple[str, Turns]:
     return name, _system(record) + turns
 
 
-def _preference(record: dict[str, Any]) -> tuple[str, Chat]:
+def _preference(record: dict[str, Any]) -> tuple[str, PreferencePair]:
+    """Return the format name and the preference pair in ``record``."""
     name, prompt = _preference_prompt(record)
     chosen, rejected = (
         _turns_or_text(record, field, "assistant") for field in ("chosen", "rejected")
     )
     if not prompt or (len(chosen) > 1 and len(rejected) > 1):
-        # Both are whole conversations, which must agree up to the answer.
+        # Both fields are whole conversations, which must be equal except for the last turn.
         prompt = _system(record) + chosen[:-1]
         if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
             raise InvalidRecordError("chosen and rejected are not answers to one prompt")
         chosen, rejected = chosen[-1:], rejected[-1:]
     if [turn.role for turn in chosen + rejected] != ["assistant"] * 2:
         raise InvalidRecordError("chosen and rejected are not one assistant turn each")
-    return name, PreferencePair(prompt, chosen[0].content, rejected[0].content)
+    first, second = (turn.content for turn in chosen + rejected)
+    return name, PreferencePair(prompt, first, second)
 
 
 def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
-    """Return the format and the prompt, which is empty if chosen and rejected contain it."""
+    """Return the format name and the prompt of a preference pair.
+
+    The prompt is empty if ``chosen`` and ``rejected`` are whole conversations.
+    """
     suffix = "chosen + rejected"
     if "prompt" in record:
         return f"prompt + {suffix}", _system(record) + _turns_or_text(record, "prompt", "user")
@@ -116,9 +124,10 @@ def _preference_prompt(record: dict[str, Any]) -> tuple[str, Turns]:
 
 
 def _alpaca_prompt(record: dict[str, Any]) -> Turns:
-    """Return the turns before the answer.
+    """Return the turns before the answer of an Alpaca record.
 
-    ``history`` holds pairs of question and answer; ``input`` follows ``instruction`` on a new line.
+    ``history`` is a list of [question, answer] pairs. The last question is ``instruction`` and, on
+    a new line, ``input``.
     """
     turns: list[Message] = []
     for pair in record.get("history") or ():
@@ -136,7 +145,7 @@ def _system(record: dict[str, Any]) -> Turns:
 
 
 def _turns_or_text(record: dict[str, Any], field: str, role: Role) -> Turns:
-    """Return the turns of a field: a string (one turn of ``role``), a turn, or a list of turns."""
+    """Return the turns in ``field``: a string (one turn by ``role``), a turn or a list of turns."""
     value = record[field]
     if isinstance(value, str):
         return (Message(role, value),)
@@ -166,12 +175,13 @@ def _turn(value: dict[str, Any], role: str, content: str) -> Message:
 
 
 def _text(values: dict[str, Any], field: str) -> str:
-    """Return a field's text: a string, or OpenAI's list of parts if all of them are text."""
+    """Return the text of ``field``: a string or, in OpenAI's format, a list of text parts."""
     value = values[field]
     if isinstance(value, str):
         return value
     parts = value if isinstance(value, list) else [value]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    found = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if not texts or len(texts) < len(found):
         raise InvalidRecordError(f"{field} is not text", f"it is of type {type(value).__name__}")
     return "".join(texts)

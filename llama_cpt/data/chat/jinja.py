@@ -1,6 +1,6 @@
-"""Chat templates in Jinja, rendered in a sandbox with the variables that ``transformers`` sets."""
+"""Jinja chat templates, rendered in a sandbox with the variables that ``transformers`` sets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import contextlib
 import datetime
 import hashlib
@@ -9,41 +9,46 @@ import re
 from typing import Any
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 
 from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
 from llama_cpt.runtime.errors import UserError
 
-# Marks around the text that a template puts between {% generation %} and {% endgeneration %}.
+# Marks at the start and the end of the text of a {% generation %} block.
 GENERATION, END_GENERATION = MARKS[2:]
-# Llama 3.1's default for today's date: rows must not depend on the day on which they are prepared.
+# Templates receive this date, the default of Llama 3.1, as the current date. With the actual date,
+# rows would depend on the day on which they are prepared.
 TODAY = datetime.datetime(2024, 7, 26)
 
 Span = tuple[int, int]
 
 
 class _Refusal(jinja2.TemplateError):
-    """The error that ``raise_exception`` raises in a template."""
+    """The error that a template raises when it calls ``raise_exception``."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """The block ``{% generation %}``: puts marks around its text."""
+    """Jinja extension that inserts marks around the text of ``{% generation %}`` blocks."""
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> jinja2.nodes.CallBlock:
-        """Return a call of ``_mark`` around the block."""
+        """Return a node that passes the text of the block to ``_mark``."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+        block = jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body)
+        block.set_lineno(line)
+        return block
 
     def _mark(self, caller: Any) -> str:
         return f"{GENERATION}{caller()}{END_GENERATION}"
 
 
 class JinjaTemplate:
-    """A compiled Jinja template; errors quote ``path``."""
+    """A compiled Jinja chat template; error messages contain its ``path``."""
 
     def __init__(self, text: str, bos: str, eos: str, path: str) -> None:
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
@@ -61,18 +66,20 @@ class JinjaTemplate:
             self._template = environment.from_string(text)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """Return the text that the model reads.
+        """Return ``messages`` as text.
 
-        Raises InvalidRecordError if the template rejects the messages.
+        With ``generation_prompt``, the text ends with the header of the next assistant turn. Raises
+        InvalidRecordError if the template rejects the messages.
         """
         marked = self._render(messages, generation_prompt)
         return marked.replace(GENERATION, "").replace(END_GENERATION, "")
 
     def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """Return the rendered text and the spans of the assistant's turns.
+        """Return the rendered text and the character range of each assistant turn.
 
-        Without ``{% generation %}`` in the template, a turn's span is what the rendering adds to
-        the generation prompt. Raises UserError if the text of a turn depends on later turns.
+        If the template has no ``{% generation %}`` block, the range of a turn starts after the
+        header of the turn and extends to the next turn. Raises InvalidRecordError if the template
+        rejects the messages, and UserError if the text of a turn depends on later turns.
         """
         text = self._render(messages, False)
         if GENERATION in text:
@@ -102,22 +109,22 @@ class JinjaTemplate:
             )
 
     @contextlib.contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        """Turn the template's errors into InvalidRecordError and UserError."""
+    def _translate_errors(self) -> Generator[None]:
+        """Context manager that turns template errors into InvalidRecordError or UserError."""
         try:
             yield
         except _Refusal as error:
             raise InvalidRecordError("the chat template refuses it", str(error)) from None
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{self._label}:{error.lineno}: {error.message}.") from None
-        except jinja2.sandbox.SecurityError as error:
+        except jinja2.exceptions.SecurityError as error:
             raise UserError(f"{self._label}: unsafe operation in the template ({error}).") from None
-        except Exception as error:  # A template is a program of its author and may raise anything.
+        except Exception as error:  # A template is a program and can raise any error.
             raise UserError(f"{self._label}: {type(error).__name__}: {error}.") from None
 
 
 def _strip_marks(text: str) -> tuple[str, list[Span]]:
-    """Return the text without marks, and the spans that were between them."""
+    """Return the text without marks, and the character range between each pair of marks."""
     plain, spans, start = "", [], 0
     for part in re.split(f"([{GENERATION}{END_GENERATION}])", text):
         if part == GENERATION:
@@ -134,5 +141,5 @@ def _refuse(message: str) -> None:
 
 
 def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    """Return ``value`` as JSON without Jinja's HTML escapes, as in ``transformers``."""
+    """Return ``value`` as JSON without HTML escapes, as in ``transformers``."""
     return json.dumps(value, ensure_ascii=False, indent=indent, **options)

@@ -1,6 +1,6 @@
-"""Dropping and truncation of chats that do not fit a row, and KTO's mismatched completions.
+"""Truncation of chats that are longer than a row, and mismatched completions for KTO.
 
-Everything that is dropped is counted.
+The functions count all dropped examples and tokens.
 """
 
 from collections import Counter
@@ -11,17 +11,18 @@ import numpy as np
 from llama_cpt.data.chat.examples import ChatExample, ChatSpec, Segment
 from llama_cpt.runtime.errors import UserError
 
-# Minimum length of the mismatched completion next to a rated answer.
+# Minimum number of tokens that a mismatched completion adds to its prompt.
 _MIN_KL_COMPLETION_TOKENS = 1
 
 
 def drop_or_truncate(
-    examples: Iterable[ChatExample], spec: ChatSpec, length: int, counts: Counter
+    examples: Iterable[ChatExample], spec: ChatSpec, length: int, counts: Counter[str]
 ) -> Iterator[ChatExample]:
-    """Yield the examples that fit ``length`` positions, truncated if the spec allows it.
+    """Yield the examples. Examples of more than ``length`` positions are dropped or truncated.
 
-    Updates ``counts``: examples ``too_long`` (dropped), ``truncated`` and ``nothing_to_learn``
-    (dropped because truncation leaves no target), and ``dropped_tokens``.
+    ``spec.too_long`` selects between dropping and truncation. Updates ``counts``: ``too_long``
+    (dropped examples), ``truncated`` (truncated examples), ``nothing_to_learn`` (examples dropped
+    because truncation makes them unusable) and ``dropped_tokens``.
     """
     for example in examples:
         positions = _num_positions(example, spec)
@@ -38,19 +39,20 @@ def drop_or_truncate(
 
 
 def with_kl_completions(
-    examples: Iterable[ChatExample], length: int, counts: Counter
+    examples: Iterable[ChatExample], length: int, counts: Counter[str]
 ) -> Iterator[ChatExample]:
     """Yield each rated answer with a mismatched completion for KTO's estimate of the KL term.
 
-    The mismatch is the same prompt with the next answer to a different prompt (arXiv 2402.01306,
-    section 4.1); the last answers take the first such answer of the corpus. Updates
-    ``counts["mismatches_cut"]``, the mismatches that are cut to fit the row. Raises UserError if
-    all prompts are equal.
+    The mismatched completion is the prompt followed by the next answer to a different prompt (arXiv
+    2402.01306, section 4.1). For the last answers of the corpus, the search for an answer to a
+    different prompt continues at the start of the corpus. Adds the number of completions that are
+    truncated to fit in the row to ``counts["mismatches_cut"]``. Raises UserError if all prompts are
+    equal.
     """
-    # Answers that wait for an answer to a different prompt, and their ratings.
+    # Answers to the current prompt and their ratings, kept until an answer to a different prompt.
     waiting: list[Segment] = []
     goods: list[bool] = []
-    # The first answers to the first two prompts: the end of the corpus wraps around to them.
+    # The first answer to each of the first two prompts, used at the end of the corpus.
     first: list[Segment] = []
     for (segment,), good in examples:
         if waiting and not _same_prompt(waiting[0], segment):
@@ -66,13 +68,16 @@ def with_kl_completions(
         if other is None:
             raise UserError(
                 "loss=kto needs answers to two prompts in each corpus, but one corpus has only one "
-                "prompt; add records with other prompts."
+                "prompt; add records with different prompts."
             )
         yield ChatExample((one, _kl_completion(one, other, length, counts)), judged)
 
 
 def _num_positions(example: ChatExample, spec: ChatSpec) -> int:
-    """Return the positions of a row that ``example`` takes, with room for a mismatch."""
+    """Return the number of row positions that ``example`` takes.
+
+    For a rated answer, the number includes the shortest mismatched completion.
+    """
     positions = sum(len(segment.tokens) - 1 for segment in example.segments)
     if spec.kind == "unpaired":
         positions += example.segments[0].prompt_tokens - 1 + _MIN_KL_COMPLETION_TOKENS
@@ -84,25 +89,30 @@ def _num_tokens(example: ChatExample) -> int:
 
 
 def _truncate(example: ChatExample, spec: ChatSpec, length: int) -> ChatExample | None:
-    """Return ``example`` cut to ``length`` positions; None if nothing is left to learn."""
+    """Return ``example`` truncated to ``length`` positions, or None if it becomes unusable.
+
+    An example is usable if each segment has a target that counts in the loss, and if the two
+    segments of a pair differ.
+    """
     excess = _num_positions(example, spec) - length
     if spec.too_long == "truncate_start":
-        # A rated answer's prompt occurs twice: once more in front of the mismatched completion.
+        # The prompt of a rated answer occurs a second time, before the mismatched completion.
         copies = len(example.segments) + (spec.kind == "unpaired")
         segments = tuple(_drop_start(s, -(-excess // copies)) for s in example.segments)
     else:
         segments = _drop_ends(example.segments, excess)
-    if not all(s and s.loss_mask[1:].any() for s in segments):
+    kept = tuple(s for s in segments if s and s.loss_mask[1:].any())
+    if len(kept) < len(segments):
         return None
-    if len(segments) == 2 and np.array_equal(segments[0].tokens, segments[1].tokens):
+    if len(kept) == 2 and np.array_equal(kept[0].tokens, kept[1].tokens):
         return None
-    return ChatExample(segments, example.good)
+    return ChatExample(kept, example.good)
 
 
 def _drop_start(segment: Segment, count: int) -> Segment | None:
-    """Return ``segment`` without ``count`` tokens after the first (usually BOS).
+    """Return ``segment`` without the ``count`` tokens that follow its first token (usually BOS).
 
-    Answers stay whole: returns None if the prompt is too short.
+    Returns None if the prompt is too short, because tokens of an answer are never removed.
     """
     if segment.prompt_tokens and count >= segment.prompt_tokens - 1:
         return None
@@ -112,9 +122,10 @@ def _drop_start(segment: Segment, count: int) -> Segment | None:
 
 
 def _drop_ends(segments: tuple[Segment, ...], excess: int) -> tuple[Segment | None, ...]:
-    """Return the segments without ``excess`` tokens at their ends.
+    """Return the segments after removing a total of ``excess`` tokens from their ends.
 
-    In a pair the longer segment is cut first, down to the length of the other.
+    In a pair, the longer segment is first truncated to the length of the shorter segment. If more
+    tokens must be removed, half of them are removed from each segment.
     """
     sizes = [len(segment.tokens) for segment in segments]
     if len(sizes) == 2:
@@ -128,6 +139,7 @@ def _drop_ends(segments: tuple[Segment, ...], excess: int) -> tuple[Segment | No
 
 
 def _keep_start(segment: Segment, size: int) -> Segment | None:
+    """Return the first ``size`` tokens of ``segment``; None if they contain no answer."""
     if size <= segment.prompt_tokens:
         return None
     return Segment(segment.tokens[:size], segment.loss_mask[:size], segment.prompt_tokens)
@@ -137,8 +149,8 @@ def _same_prompt(one: Segment, other: Segment) -> bool:
     return np.array_equal(one.tokens[: one.prompt_tokens], other.tokens[: other.prompt_tokens])
 
 
-def _kl_completion(own: Segment, other: Segment, length: int, counts: Counter) -> Segment:
-    """Return the prompt of ``own`` with the answer of ``other``, cut to what the row holds."""
+def _kl_completion(own: Segment, other: Segment, length: int, counts: Counter[str]) -> Segment:
+    """Return the prompt of ``own`` with the answer of ``other``, truncated to fit in the row."""
     prompt, answer = own.prompt_tokens, slice(other.prompt_tokens, None)
     room = length - (len(own.tokens) - 1) - (prompt - 1)
     tokens, loss_mask = other.tokens[answer], other.loss_mask[answer]

@@ -1,7 +1,8 @@
 """Packing of chat examples into rows with Grain's first-fit packer, and the record format.
 
-A record holds the fields of a row one after the other, each as sequence_length little-endian
-uint32: ``tokens``, ``targets``, ``loss_mask``, ``segment_ids`` and, for rated answers, ``good``.
+A record is the concatenation of the fields of a row: ``tokens``, ``targets``, ``loss_mask``,
+``segment_ids`` and, for rated answers, ``good``. Each field is ``sequence_length`` little-endian
+uint32 values.
 """
 
 from collections import Counter
@@ -17,25 +18,26 @@ from llama_cpt.data.chat.examples import ChatExample, ChatSpec
 FIELDS = ("tokens", "targets", "loss_mask", "segment_ids")
 UNPAIRED_FIELDS = (*FIELDS, "good")
 TOKEN = np.dtype("<u4")
-# Rows that are filled at the same time. With 20,000 chats of 270 tokens (median) and rows of 4096,
-# 16 open rows leave 1.1 % padding, 64 leave 0.5 % and 256 leave 0.4 %; 256 takes a third more time
-# and four times the memory.
+# Number of rows that are filled at the same time. With 20,000 chats of 270 tokens (median) and rows
+# of 4096, 16 open rows leave 1.1 % padding, 64 leave 0.5 % and 256 leave 0.4 %. Packing with 256
+# open rows takes a third more time and four times the memory of packing with 64.
 OPEN_ROWS = 64
 
 
 def record_fields(kind: str) -> tuple[str, ...]:
-    """Return the names of the fields of a record of ``kind``, in the order on disk."""
+    """Return the field names of a record of ``kind`` in the order in which they are stored."""
     return UNPAIRED_FIELDS if kind == "unpaired" else FIELDS
 
 
 def pack_examples(
-    examples: Iterable[ChatExample], spec: ChatSpec, length: int, counts: Counter
+    examples: Iterable[ChatExample], spec: ChatSpec, length: int, counts: Counter[str]
 ) -> Iterator[bytes]:
-    """Yield rows of ``length`` positions as records; every example is whole and in one row.
+    """Yield rows of ``length`` positions as records; no example is split across rows.
 
-    No example may be longer than a row. Updates ``counts``: ``places`` (positions used),
-    ``learnt_tokens``, ``prompt_tokens_twice`` (prompt tokens of second segments) and ``units``
-    (maximum number of examples per row).
+    Each example must take at most ``length`` positions. Updates ``counts``: ``places`` (positions
+    that are not padding), ``learnt_tokens`` (targets that count in the loss),
+    ``prompt_tokens_twice`` (prompt tokens of second segments) and ``units`` (maximum number of
+    examples per row).
     """
     names = record_fields(spec.kind)
     parts = {name: length for name in (*names[:3], "member", *names[4:])}
@@ -54,8 +56,13 @@ def pack_examples(
         yield np.stack([row[name] for name in names]).astype(TOKEN).tobytes()
 
 
-def _element(example: ChatExample, parts: Iterable[str], counts: Counter) -> dict[str, np.ndarray]:
-    """Return the fields of ``example``: segments concatenated, numbered from 1 in ``member``."""
+def _element(
+    example: ChatExample, parts: Iterable[str], counts: Counter[str]
+) -> dict[str, np.ndarray]:
+    """Return an array per field in ``parts``, with the segments of ``example`` concatenated.
+
+    The field ``member`` is the index of the segment within the example, counted from 1.
+    """
     tokens = np.concatenate([segment.tokens[:-1] for segment in example.segments])
     sizes = [len(segment.tokens) - 1 for segment in example.segments]
     loss_mask = np.concatenate([segment.loss_mask[1:] for segment in example.segments])
@@ -72,18 +79,23 @@ def _element(example: ChatExample, parts: Iterable[str], counts: Counter) -> dic
     return {name: element[name].astype(TOKEN) for name in parts}
 
 
-class _Stream(grain.IterDataset):
-    """Adapter from an iterator to the dataset that Grain's packer takes."""
+class _Stream(grain.IterDataset[Any]):
+    """Grain dataset over the elements of an iterator, as Grain's packer requires.
+
+    ``start`` is a function that returns the iterator.
+    """
 
     def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
         super().__init__()
         self._start = start
 
-    def __iter__(self) -> grain.DatasetIterator:
+    def __iter__(self) -> grain.DatasetIterator[Any]:
         return _StreamIterator(self._start())
 
 
-class _StreamIterator(grain.DatasetIterator):
+class _StreamIterator(grain.DatasetIterator[Any]):
+    """Adapter from an iterator to Grain's iterator interface."""
+
     def __init__(self, elements: Iterator[Any]) -> None:
         super().__init__()
         self._elements = elements
@@ -92,8 +104,8 @@ class _StreamIterator(grain.DatasetIterator):
         return next(self._elements)
 
     def get_state(self) -> dict[str, Any]:
-        """Return no state: a shard is always packed from its start."""
+        """Return an empty state, because a shard is always packed from its start."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Do nothing: there is no state."""
+        """Do nothing, because the state is empty."""

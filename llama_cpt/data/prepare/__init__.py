@@ -1,1 +1,1 @@
-"""Preparation of corpora: documents and chats to token rows."""
+"""Preparation of corpora: conversion of documents and chats to token rows."""

@@ -1,27 +1,33 @@
-"""Preparation of corpora with Apache Beam: the same shards as on one machine, by many machines.
+"""Preparation of corpora on many machines with Apache Beam, with the same shards as on one machine.
 
-The pipeline reads the source files once to find the start of their blocks, from which the parts of
-the shards follow. It encodes each part into a file and writes the parts of a shard, in order, as
-the shard. All files are in ``partial/`` of the corpus, so that a second run resumes where the first
-one ended; the elements of the pipeline are only folders and numbers. User errors are also written
-to files there: an error that is raised within a pipeline is retried and ends in a runner's
-traceback.
+The pipeline reads the source files once to find the offsets of their blocks, which determine the
+parts of the shards. It encodes each part into a file, and then writes each shard from the files of
+its parts. All files are in the folder ``partial/`` of the corpus, so that a second run resumes
+where the first run stopped. The messages of user errors are also written to files in that folder:
+if a pipeline raised an exception, Beam would retry the element and then print a traceback.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 import contextlib
 from functools import lru_cache
 import io
+import logging
 import pickle
-import sys
 import time
 from typing import Any
 import uuid
 
-import apache_beam as beam
-from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.runner import PipelineResult, PipelineState
+# Apache Beam is an optional dependency.
+import apache_beam as beam  # pyright: ignore[reportMissingImports]
+from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]
+from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+    PipelineOptions,
+    StandardOptions,
+)
+from apache_beam.runners.runner import (  # pyright: ignore[reportMissingImports]
+    PipelineResult,
+    PipelineState,
+)
 from etils import epath
 import numpy as np
 
@@ -49,7 +55,9 @@ from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import UnreachableError
 
-# Runners that run on this machine and can therefore read local files.
+logger = logging.getLogger(__name__)
+
+# Names of the runners that run on this machine and can therefore read local files.
 LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
 POLL_SECONDS = 10.0
 COUNTERS = ("source_bytes", "documents", "tokens", "parts", "shards", "records")
@@ -58,8 +66,8 @@ COUNTERS = ("source_bytes", "documents", "tokens", "parts", "shards", "records")
 def write_corpora(jobs: list[PrepareJob], tokenizer: Tokenizer, options: list[str]) -> None:
     """Prepare the corpora of all ``jobs`` in one pipeline with Beam's ``options``.
 
-    Raises UserError for the same errors as preparation on one machine, and for local paths with a
-    runner of many machines; what is finished is kept.
+    Raises UserError for the same errors as preparation on one machine, and if a path is local but
+    the runner uses many machines. Finished files are kept.
     """
     pipeline_options = PipelineOptions(options)
     runner = pipeline_options.view_as(StandardOptions).runner or LOCAL_RUNNERS[0]
@@ -69,7 +77,7 @@ def write_corpora(jobs: list[PrepareJob], tokenizer: Tokenizer, options: list[st
         pipeline = beam.Pipeline(options=pipeline_options)
     except ValueError as error:
         raise UserError(
-            f"Apache Beam: {' '.join(str(error).split())}; correct its options after --."
+            f"Apache Beam: {' '.join(str(error).split())}; correct the options after --."
         ) from None
     for job in jobs:
         start_or_resume(job)
@@ -87,6 +95,7 @@ def write_corpora(jobs: list[PrepareJob], tokenizer: Tokenizer, options: list[st
 
 
 def _require_remote(jobs: list[PrepareJob], runner: str) -> None:
+    """Raise UserError if a corpus has a local path, which other machines cannot read."""
     for job in jobs:
         for path in (str(job.folder), *job.sources.files):
             if "://" not in path:
@@ -97,7 +106,7 @@ def _require_remote(jobs: list[PrepareJob], runner: str) -> None:
 
 
 def _write_job(job: PrepareJob, tokenizer: epath.Path) -> None:
-    """Write the job and the tokenizer's path to a file that the machines read."""
+    """Write the job and the tokenizer's path to a file that all machines read."""
     shared = job.partial_folder / "beam"
     if (shared / "failed").exists():
         (shared / "failed").rmtree()
@@ -107,7 +116,7 @@ def _write_job(job: PrepareJob, tokenizer: epath.Path) -> None:
 
 
 def _copy_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
-    """Copy the vocabulary and the configs next to it to ``folder``; return the copy's path."""
+    """Copy the vocabulary and its configs to ``folder``; return the path of the vocabulary."""
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
@@ -123,7 +132,8 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> epath.Path:
 def _transform(pipeline: beam.Pipeline, partials: list[str], call: str) -> None:
     """Build the pipeline: folders -> files -> block offsets -> parts -> shards.
 
-    Elements are pairs of a corpus's folder, or a folder and a shard, and a number.
+    The elements after the first step are pairs. The first item of a pair is the folder of a corpus,
+    or a folder and a shard index.
     """
     files = (
         pipeline
@@ -138,7 +148,7 @@ def _transform(pipeline: beam.Pipeline, partials: list[str], call: str) -> None:
         | "cut" >> beam.FlatMap(_parts, call)
         | "spread parts" >> beam.Reshuffle()
     )
-    (
+    _ = (
         parts
         | "encode" >> beam.FlatMap(_encode, call)
         | "by shard" >> beam.GroupByKey()
@@ -147,7 +157,7 @@ def _transform(pipeline: beam.Pipeline, partials: list[str], call: str) -> None:
 
 
 def _wait(result: PipelineResult, runner: str, megabytes: float) -> None:
-    """Report progress until the pipeline ends; raise UserError if it did not succeed."""
+    """Show progress until the pipeline ends; raise UserError if it does not succeed."""
     with Progress(f"prepare by {runner}", megabytes, "MB") as progress:
         while not PipelineState.is_terminal(result.state):
             time.sleep(POLL_SECONDS)
@@ -155,45 +165,50 @@ def _wait(result: PipelineResult, runner: str, megabytes: float) -> None:
         result.wait_until_finish()
     if result.state != PipelineState.DONE:
         raise UserError(
-            f"{runner} ended the pipeline in state {result.state}; see its log, then run the same "
-            "command again, which resumes."
+            f"{runner} ended the pipeline in state {result.state}; read the log of the runner, "
+            "then run the same command again to resume."
         )
     counts = _counts(result)
     summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in COUNTERS)
-    print(f"{runner}: {summary} in this call", file=sys.stderr)
+    logger.info(f"{runner}: {summary} in this call")
 
 
 def _counts(result: PipelineResult) -> dict[str, int]:
+    """Return the current values of the counters in COUNTERS, by name."""
     found = result.metrics().query()["counters"]
     counts = {one.key.metric.name: one.result for one in found}
     return {name: counts.get(name, 0) for name in COUNTERS}
 
 
 def _count(**amounts: int) -> None:
+    """Add each amount to the counter with the name of the argument."""
     for name, amount in amounts.items():
         Metrics.counter("prepare", name).inc(amount)
 
 
-# The caches outlive a pipeline; ``call`` is unique per pipeline, so that none reads another's
-# entries.
+# The caches outlive a pipeline. ``call`` is unique to each pipeline, so that a pipeline never reads
+# the entries of an earlier pipeline.
 @lru_cache(64)
 def _read_job(folder: str, call: str) -> tuple[PrepareJob, str]:
-    """Return the job and the tokenizer's path that ``_write_job`` wrote in ``folder``."""
+    """Return the job and the path of the tokenizer that ``_write_job`` wrote."""
     return pickle.loads((epath.Path(folder) / "beam" / "job.pickle").read_bytes())
 
 
 @lru_cache(1)
 def _tokenizer(vocabulary: str, call: str) -> Tokenizer:
-    """Return the tokenizer that was copied to ``vocabulary``."""
+    """Return the tokenizer with the vocabulary file ``vocabulary``."""
     return load_tokenizer(vocabulary)
 
 
 @contextlib.contextmanager
-def record_failure(folder: str, name: str) -> Iterator[None]:
-    """Context manager that writes a UserError to a file; UnreachableError is left to Beam."""
+def record_failure(folder: str, name: str) -> Generator[None]:
+    """Context manager that writes the message of a UserError to a file instead of raising it.
+
+    An UnreachableError is not caught, so that Beam retries the element.
+    """
     try:
         yield
-    except UnreachableError:  # Beam retries the element.
+    except UnreachableError:
         raise
     except UserError as error:
         file = epath.Path(folder) / "beam" / "failed" / f"{name}.txt"
@@ -201,16 +216,17 @@ def record_failure(folder: str, name: str) -> Iterator[None]:
 
 
 def _files(folder: str, call: str) -> Iterator[tuple[str, int]]:
-    """Yield the folder with the index of each source file."""
+    """Yield (folder, index) for each source file of the corpus in ``folder``."""
     job, _ = _read_job(folder, call)
     count = 1 if job.sources.dataset else len(job.sources.files)
     yield from ((folder, number) for number in range(count))
 
 
 def _measure(element: tuple[str, int], call: str) -> Iterator[tuple[str, tuple[int, Any]]]:
-    """Yield the offsets of a file's blocks, int64 (blocks, 3), or None if the file is broken.
+    """Yield (folder, (index, offsets)) for one source file.
 
-    The columns are those of ``BlockStart``, without the file, and the size in bytes.
+    ``offsets`` is int64 (blocks, 3), or None if the file is damaged. The columns are ``first`` and
+    ``offset`` of ``BlockStart``, and the size of the block in bytes.
     """
     folder, number = element
     job, _ = _read_job(folder, call)
@@ -230,7 +246,7 @@ def _measure(element: tuple[str, int], call: str) -> Iterator[tuple[str, tuple[i
 def _parts(
     element: tuple[str, Iterable[tuple[int, Any]]], call: str
 ) -> Iterator[tuple[str, ShardPart]]:
-    """Yield the parts of the shards that are not finished; none if a file is broken."""
+    """Yield the parts of all unfinished shards, or nothing if a source file is damaged."""
     folder, files = element
     job, _ = _read_job(folder, call)
     files = sorted(files, key=lambda one: one[0])
@@ -245,12 +261,14 @@ def _parts(
 
 
 def _part_file(folder: str, shard: int, number: int) -> epath.Path:
-    # Version 0.1 left pickles of classes under other names in "parts": they are encoded again.
+    """Return the path of the file for encoded part ``number`` of a shard."""
+    # Version 0.1 wrote pickles of classes that no longer exist to "parts". Because this folder has
+    # a different name, these parts are encoded again.
     return epath.Path(folder) / "beam" / "encoded" / f"{shard:05}-{number:05}.spans"
 
 
 def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[str, int], int]]:
-    """Encode a part into its file; yield its number, or -1 if its sources are broken."""
+    """Encode a part into its file; yield the index of the part, or -1 after a user error."""
     folder, part = element
     job, vocabulary = _read_job(folder, call)
     file = _part_file(folder, part.shard, part.number)
@@ -273,7 +291,7 @@ def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[s
 
 
 def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterator[None]:
-    """Write a shard from the files of its parts, then delete them."""
+    """Write a shard from the files of its parts, then delete these files."""
     (folder, shard), numbers = element
     job, _ = _read_job(folder, call)
     numbers = sorted(numbers)
@@ -281,8 +299,8 @@ def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterato
         return
     files = [_part_file(folder, shard, number) for number in numbers]
     with record_failure(folder, f"2-{shard:05}"):
-        # A machine may fail between writing the shard and deleting the parts; the retry skips the
-        # first.
+        # A machine can fail after writing the shard and before deleting the parts. The retry must
+        # not write the shard again.
         if not (job.partial_folder / f"{shard:05}.json").exists():
             summary = write_shard(job.partial_folder, shard, job.spec, _encoded(files))
             _count(shards=1, records=summary.records)
@@ -292,6 +310,7 @@ def _write(element: tuple[tuple[str, int], Iterable[int]], call: str) -> Iterato
 
 
 def _encoded(files: list[epath.Path]) -> Iterator[EncodedSpan]:
+    """Yield the encoded spans in ``files``."""
     for file in files:
         content = io.BytesIO(file.read_bytes())
         while content.tell() < content.getbuffer().nbytes:

@@ -1,12 +1,12 @@
-"""Preparation of all corpora of a config: missing ones are prepared, stale ones are an error."""
+"""Preparation of all corpora of a config, and checks that prepared corpora are up to date."""
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+import logging
 import os
 import re
-import sys
 from typing import Any
 
 from etils import epath
@@ -33,38 +33,46 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.output_folder import file_lock
 from llama_cpt.runtime.storage import check_reachable
 
+logger = logging.getLogger(__name__)
+
 HELDOUT = "heldout"
 
-# Prepares several corpora at once with a tokenizer.
+# A function that prepares several corpora in one call.
 WriteAll = Callable[[list[PrepareJob], Tokenizer], None]
 
-# Size of sources below which starting worker processes takes longer than they save.
+# Smaller sources are encoded in this process: starting worker processes would take more time than
+# the workers save.
 POOL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class PreparedCorpora:
-    """The prepared corpora of a config, ready to read."""
+    """The config of a run's data and the manifests of its prepared corpora."""
 
     config: DataConfig
     rows: dict[str, Manifest]
+    """Manifest of each training corpus, by name."""
     heldout: dict[str, Manifest]
+    """Manifest of each held-out corpus, by name."""
 
     def lossy(self) -> list[str]:
-        """Return a message for each corpus whose text the tokenizer changes."""
+        """Return a message for each corpus with text that encoding and decoding change."""
         groups = (self.rows.values(), self.heldout.values())
         return [message for group in groups for m in group if (message := m.lossy())]
 
     def folder(self, name: str) -> str:
-        """Return the folder of a training corpus."""
+        """Return the folder of the training corpus ``name``."""
         return str(_folder(self.config, name, heldout=False))
 
     def heldout_folder(self, name: str) -> str:
-        """Return the folder of a held-out corpus."""
+        """Return the folder of the held-out corpus ``name``."""
         return str(_folder(self.config, name, heldout=True))
 
     def fingerprints(self) -> dict[str, Any]:
-        """Return fingerprints of all corpora by group and name; they do not depend on paths."""
+        """Return ``{"data": {name: fingerprint}, "heldout": {name: fingerprint}}``.
+
+        Fingerprints do not depend on paths.
+        """
         manifests = {"data": self.rows, "heldout": self.heldout}
         return {
             group: {name: manifest.fingerprint for name, manifest in members.items()}
@@ -79,14 +87,17 @@ def prepare(
     objective: NextTokenConfig | PreferenceConfig | None = None,
     write_missing: WriteAll | None = None,
 ) -> PreparedCorpora:
-    """Prepare the missing corpora and return all; the shards are the same for any ``workers``.
+    """Prepare the corpora of ``config`` that are not prepared yet, and return all corpora.
 
-    ``write_missing`` prepares the missing corpora, all together, instead of this process.
-    ``objective``, by default next-token prediction, decides how chat data is packed.
+    ``workers`` is the number of worker processes, which does not affect the shards. None means one
+    worker process per core for large corpora, and no worker processes for small corpora. If
+    ``write_missing`` is not None, one call of ``write_missing`` prepares all missing corpora.
+    ``objective`` determines how chat data is packed; None means next-token prediction.
 
-    A call after a kill resumes at the unfinished shard; a concurrent second call waits. Raises
-    UserError for bad sources, and for a prepared corpus whose sources, tokenizer, row length or
-    text field have changed: runs may depend on it, so it is never replaced.
+    If an earlier call was killed, preparation resumes at the first unfinished shard. If another
+    process is preparing the same corpus, the call waits. Raises UserError if a source is invalid,
+    or if the sources, tokenizer, row length or text field of a prepared corpus have changed. A
+    prepared corpus is never replaced, because runs can depend on it.
     """
     _check_names(config)
     check_reachable(config.prepared)
@@ -100,7 +111,9 @@ def prepare(
     with contextlib.ExitStack() as stack:
         encoders = _EncoderPool(stack, tokenizer, workers)
 
-        def manifests(corpora: Iterable[CorpusConfig], make: Callable) -> dict[str, Manifest]:
+        def manifests(
+            corpora: Iterable[CorpusConfig], make: Callable[..., Manifest]
+        ) -> dict[str, Manifest]:
             return {corpus.name: make(config, corpus, encoders) for corpus in corpora}
 
         rows = manifests(config.additional + config.original, partial(_corpus, chat=chat))
@@ -113,10 +126,10 @@ def prepare(
 def open_rows(
     prepared: PreparedCorpora, references: Mapping[str, np.ndarray] | None = None
 ) -> tuple[TokenRows, ...] | tuple[PackedRows, ...]:
-    """Return the training corpora in the order of the mixture.
+    """Return the rows of the training corpora in the order of their indices.
 
-    ``references`` holds by corpus the answers' log-probabilities under the reference model, as in
-    ``PackedRows``; a missing corpus gets zeros.
+    ``references`` maps names of corpora to log-probabilities of the answers under the reference
+    model, as in ``PackedRows``. Corpora that are not in ``references`` get zeros.
     """
     folders = {name: prepared.folder(name) for name in prepared.rows}
     if prepared.config.chat is None:
@@ -126,7 +139,7 @@ def open_rows(
 
 
 class _EncoderPool:
-    """Encoders by size of a corpus; the pool of processes starts on first use."""
+    """Encoders for small and large corpora, with worker processes that start on first use."""
 
     def __init__(
         self, stack: contextlib.ExitStack, tokenizer: Tokenizer, workers: int | None
@@ -136,7 +149,10 @@ class _EncoderPool:
         self._pool: TokenizePool | None = None
 
     def for_size(self, source_bytes: float) -> Encode:
-        """Return the pool for large sources, this process for small ones; tokens are equal."""
+        """Return a function that encodes spans, in worker processes if the sources are large.
+
+        The tokens are the same with and without worker processes.
+        """
         workers = self._workers or (_cores() if source_bytes > POOL_BYTES else 1)
         if workers == 1:
             return partial(map, partial(encode_span, self.tokenizer))
@@ -153,12 +169,13 @@ def _corpus(
     chat: ChatSpec | None = None,
     heldout: bool = False,
 ) -> Manifest:
+    """Return the manifest of ``corpus``, and prepare the corpus if it has no manifest yet."""
     folder = _folder(config, corpus.name, heldout=heldout)
     spec = _make_spec(config, corpus, encoders.tokenizer, chat, heldout=heldout)
     found = read_manifest(str(folder))
     if found is None:
         with _locked(folder):
-            # Another process may have prepared it while this one waited for the lock.
+            # Another process may have prepared the corpus while this process waited for the lock.
             found = read_manifest(str(folder))
             if found is None:
                 job = _make_job(folder, corpus, spec)
@@ -170,7 +187,7 @@ def _corpus(
 def _write_missing(
     config: DataConfig, tokenizer: Tokenizer, chat: ChatSpec | None, write: WriteAll
 ) -> None:
-    """Prepare the missing corpora with one call of ``write``."""
+    """Prepare all corpora that are not prepared yet with one call of ``write``."""
     required = {}
     for corpus in config.additional + config.original:
         spec = _make_spec(config, corpus, tokenizer, chat, heldout=False)
@@ -197,6 +214,7 @@ def _make_spec(
     *,
     heldout: bool,
 ) -> PrepareSpec:
+    """Return the settings on which the rows of ``corpus`` depend."""
     return PrepareSpec(
         corpus=corpus.name,
         tokenizer=tokenizer.fingerprint,
@@ -209,20 +227,21 @@ def _make_spec(
 
 
 def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
-    """Return a context manager that waits for the exclusive lock of ``folder``."""
+    """Return a context manager that waits for an exclusive lock on ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    message = f"{folder}: waiting for another process that prepares it"
+    message = f"{folder}: waiting for another process that is preparing this corpus"
     return file_lock(folder.parent / f".{folder.name}.lock", message, wait=True)
 
 
 def _make_job(folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec) -> PrepareJob:
+    """Find and hash the sources of ``corpus``; return the job that prepares it in ``folder``."""
     sources = find_sources(corpus)
     digests = with_digests(corpus.name, sources.stats())
     source_bytes = sum(source["bytes"] for source in digests)
     layout = make_layout(source_bytes, spec.sequence_length)
     if spec.chat and spec.chat.kind == "unpaired":
-        # One shard, because an answer's mismatch is the next answer of the corpus, and the last
-        # answer's is the first.
+        # KTO needs a single shard: mismatched completions combine a prompt with the next answer in
+        # the corpus, and the last prompt with the first answer.
         layout = ShardLayout(layout.span_bytes, 1 << 62)
     return PrepareJob(folder, sources, spec, digests, layout)
 
@@ -230,13 +249,13 @@ def _make_job(folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec) -> Pr
 def _check_current(
     folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec, found: Manifest
 ) -> None:
-    """Raise UserError if a prepared corpus does not match the config or its sources any more."""
+    """Raise UserError if a prepared corpus no longer matches the config or its source files."""
     made, required = (_flatten({f: getattr(one, f) for f in asdict(spec)}) for one in (found, spec))
     changed = [
         f"{field} was {made.get(field)!r}, is {required.get(field)!r}"
         for field in required | made
         if made.get(field) != required.get(field)
-        # If nothing was skipped, both settings give the same rows.
+        # If no document was skipped, the rows do not depend on bad_documents.
         and (field != "bad_documents" or found.skipped)
     ]
     if not changed:
@@ -247,35 +266,33 @@ def _check_current(
                 raise UserError(
                     f"{error} The rows in {folder} were prepared from different files."
                 ) from None
-            print(
-                f"note: {error} The rows in {folder} are used as they were prepared.",
-                file=sys.stderr,
-            )
+            logger.warning(f"{error} The rows in {folder} are used as they were prepared.")
             return
         now = sources.stats()
         changed = [change] if (change := describe_changes(now, found.sources)) else []
     if changed:
         raise UserError(
             f"{folder} was prepared with other settings or sources: {'; '.join(changed)}. Set "
-            f"another data.prepared, or delete {folder} to prepare it again (runs that read it "
-            "then cannot resume)."
+            f"data.prepared to a new folder, or delete {folder} to prepare the corpus again. Runs "
+            "that used the deleted rows cannot resume."
         )
     same = [new | {"digest": old["digest"]} for new, old in zip(now, found.sources, strict=True)]
     if same != found.sources:
-        # Files were moved or touched: record that, so that the next start need not read them again.
+        # Files were moved or touched. Their new stats are stored, so that the next launch does not
+        # read the files again.
         with _locked(folder):
             write_manifest(str(folder), replace(found, sources=same))
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a spec, with those of its ``chat`` as ``chat.NAME``."""
+    """Return the fields of a spec, with each field of its ``chat`` renamed to ``chat.NAME``."""
     chat = values.pop("chat") or {}
     fields = chat if isinstance(chat, dict) else asdict(chat)
     return values | {f"chat.{name}": value for name, value in fields.items()}
 
 
 def _warn_of_overlap(prepared: PreparedCorpora) -> None:
-    """Print a warning for each held-out source that is also trained on."""
+    """Log a warning for each held-out source file that is also used for training."""
     if not is_primary():
         return
     trained_on = {
@@ -286,30 +303,31 @@ def _warn_of_overlap(prepared: PreparedCorpora) -> None:
     for name, manifest in prepared.heldout.items():
         for source in manifest.sources:
             if source["digest"] in trained_on:
-                print(
-                    f"warning: held-out corpus {name!r} and corpus "
-                    f"{trained_on[source['digest']]!r} share {source['path']}; its loss is "
-                    "not a measure for new text.",
-                    file=sys.stderr,
+                logger.warning(
+                    f"held-out corpus {name!r} and corpus {trained_on[source['digest']]!r} share "
+                    f"{source['path']}; the held-out loss does not measure the loss on new text."
                 )
 
 
 def _check_names(config: DataConfig) -> None:
+    """Raise UserError if the name of a corpus cannot be the name of its folder."""
     for corpus in config.additional + config.original + config.heldout:
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", corpus.name) or corpus.name == HELDOUT:
             raise UserError(
-                f"data: corpus name {corpus.name!r} must be a folder name; use letters, digits and "
-                f"any of ._+-, and not {HELDOUT!r}."
+                f"data: corpus name {corpus.name!r} must be a folder name of letters, digits and "
+                f"any of ._+-, and not {HELDOUT!r}; rename the corpus."
             )
 
 
 def _folder(config: DataConfig, name: str, *, heldout: bool) -> epath.Path:
+    """Return the folder of the corpus ``name`` below ``config.prepared``."""
     prepared = epath.Path(config.prepared)
     return prepared / HELDOUT / name if heldout else prepared / name
 
 
 def _cores() -> int:
-    # Not cpu_count: a container or a job may have fewer cores than the machine.
+    """Return the number of cores that this process can use."""
+    # cpu_count would include cores of the machine that a container or a job cannot use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,8 +1,9 @@
-"""The layout of a prepared corpus: how its documents are cut into spans, parts and shards.
+"""Division of the documents of a corpus into blocks, spans, parts and shards.
 
-The documents form one stream. A span is the work of one worker process; consecutive spans form a
-shard. When many machines prepare a corpus, the spans of a shard are grouped into parts, each of
-which can be read by itself.
+The documents of all source files, in order, form one stream. The stream is divided into blocks of
+consecutive documents. A block is read as a unit. Consecutive blocks form a span, which a worker
+process encodes. Consecutive spans form a shard, which is one output file. If many machines prepare
+a corpus, consecutive spans of a shard form a part, which one machine reads and encodes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,50 +20,50 @@ from llama_cpt.data.sources.files import Sources
 from llama_cpt.data.sources.json_records import read_record_blocks
 
 PARTIAL_FOLDER = "partial"
-# Source bytes of a part, the work unit of one of many machines: about ten seconds on one core.
+# Size of a part in source bytes; reading and encoding a part takes about ten seconds on one core.
 PART_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class PrepareSpec:
-    """The settings on which the rows of a prepared corpus depend, next to its sources."""
+    """Settings that, together with the source files, determine the rows of a corpus."""
 
     corpus: str
     tokenizer: str
-    """Fingerprint of the vocabulary."""
+    """Fingerprint of the tokenizer's vocabulary."""
     sequence_length: int
-    """Tokens per row without the last target; 0 for held-out documents."""
+    """Number of inputs per row, as in ``data.sequence_length``; 0 for held-out documents."""
     text_field: str
     bad_documents: str
     dataset: str
-    """The source if it is a TFDS name, else empty."""
+    """The ``source`` of the corpus if it is a TFDS name, else empty."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Sizes at which the stream of documents is cut, in bytes of the decompressed sources."""
+    """Sizes at which spans and shards end, in bytes of the decompressed sources."""
 
     span_bytes: int
-    """Size of a worker's unit of work, a fraction of a second."""
+    """Size of a span, which a worker process encodes in a fraction of a second."""
     shard_bytes: int
 
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """A corpus that is to be prepared into ``folder``."""
+    """A corpus to prepare in ``folder``, with its sources, settings and layout."""
 
     folder: epath.Path
     sources: Sources
     spec: PrepareSpec
     digests: list[dict[str, Any]]
-    """Stats and digest of each source file."""
+    """Path, size in bytes, modification time and digest of each source file."""
     layout: ShardLayout
 
     @property
     def partial_folder(self) -> epath.Path:
-        """The folder of finished shards while the corpus is incomplete."""
+        """Folder that contains the finished shards until all shards are finished."""
         return self.folder / PARTIAL_FOLDER
 
     @property
@@ -72,29 +73,29 @@ class PrepareJob:
 
 
 class BlockOffset(NamedTuple):
-    """The start of a block and its size in bytes."""
+    """Start of a block, and its size in decompressed bytes."""
 
     start: BlockStart
     size: int
 
 
 class ShardPart(NamedTuple):
-    """A run of consecutive spans of a shard."""
+    """Consecutive spans of a shard that one machine reads and encodes."""
 
     shard: int
     number: int
-    """Index within the shard."""
+    """Index of the part within its shard."""
     start: BlockStart
     blocks: int
-    """Number of blocks."""
+    """Number of blocks in the part."""
 
 
 def make_layout(source_bytes: int, sequence_length: int) -> ShardLayout:
-    """Return the layout for ``source_bytes`` of sources.
+    """Return the layout for sources of ``source_bytes`` bytes.
 
-    A large corpus has at most 64 shards, few enough to keep open; a small one has shards of 64 MiB,
-    after each of which preparation can resume. A shard drops half a row on average, which is 0.05 %
-    with at least a thousand rows per shard.
+    A large corpus has about 64 shards, so that a reader can keep all of them open. A small corpus
+    has shards of 64 MiB, so that preparation can resume after each 64 MiB. On average, half a row
+    is dropped per shard: 0.05 % of a shard of a thousand rows.
     """
     thousand_rows = 4096 * (sequence_length + 1)  # Text has about four bytes per token.
     return ShardLayout(2 << 20, max(64 << 20, thousand_rows, source_bytes // 64))
@@ -103,7 +104,7 @@ def make_layout(source_bytes: int, sequence_length: int) -> ShardLayout:
 def iter_spans(
     sources: Sources, spec: PrepareSpec, layout: ShardLayout, part: ShardPart | None = None
 ) -> Iterator[Span]:
-    """Yield the raw documents of the corpus, or of one ``part``, in order as spans."""
+    """Yield the spans of the whole corpus, or of one ``part``, in order."""
     blocks = _iter_blocks(sources, spec, layout, part.start if part else FIRST_BLOCK)
     if part:
         blocks = itertools.islice(blocks, part.blocks)
@@ -115,7 +116,10 @@ def iter_spans(
 def block_offsets(
     sources: Sources, spec: PrepareSpec, layout: ShardLayout, file: int
 ) -> Iterator[BlockOffset]:
-    """Yield start and size of the blocks of one file; a TFDS dataset has only file 0."""
+    """Yield the start and size of each block of the source file with index ``file``.
+
+    A TFDS dataset counts as a single file with index 0.
+    """
     own = sources if sources.dataset else Sources(sources.corpus, (sources.files[file],))
     offset = 0
     for block in _iter_blocks(own, spec, layout, FIRST_BLOCK):
@@ -124,7 +128,10 @@ def block_offsets(
 
 
 def split_into_parts(offsets: Iterable[BlockOffset], layout: ShardLayout) -> Iterator[ShardPart]:
-    """Yield the parts of a corpus from all its blocks, cut into spans as ``iter_spans`` does."""
+    """Yield the parts of a corpus, given the offsets of all its blocks.
+
+    The spans of the parts are the same as the spans that ``iter_spans`` yields.
+    """
     spans = _group_into_spans(offsets, layout)
     for shard, own in itertools.groupby(spans, key=lambda one: one[0]):
         number, held, size = 0, [], 0
@@ -141,7 +148,7 @@ def split_into_parts(offsets: Iterable[BlockOffset], layout: ShardLayout) -> Ite
 def _group_into_spans(
     blocks: Iterable[Any], layout: ShardLayout, shard: int = 0
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the shard and the blocks of each span."""
+    """Yield the shard index and the blocks of each span; ``shard`` is the first shard index."""
     held, span_size, shard_size = [], 0, 0
     for block in blocks:
         held.append(block)
@@ -159,8 +166,9 @@ def _group_into_spans(
 def _iter_blocks(
     sources: Sources, spec: PrepareSpec, layout: ShardLayout, start: BlockStart
 ) -> Iterator[Block]:
-    # A block ends with the document that reaches its size, so spans exceed span_bytes by less if
-    # they have several blocks.
+    """Yield the blocks of ``sources``, starting at ``start``."""
+    # A block ends with the document that reaches block_bytes. The smaller the blocks are, the less
+    # a span exceeds span_bytes.
     block_bytes = -(-layout.span_bytes // 4)
     if spec.chat:
         return read_record_blocks(sources, block_bytes, start)

@@ -1,9 +1,9 @@
-"""Preparation of one corpus into shards: the same bytes for any number of workers, resumable.
+"""Preparation of one corpus as shards, with the same bytes for any number of workers.
 
-The documents of all source files, in order, form one stream. It is cut into spans, which workers
-encode, and consecutive spans into shards; the cuts depend only on sizes in the sources. Rows never
-cross shards, so shards are independent of each other; the tail of a shard that does not fill a row
-is dropped. Finished shards stay in ``partial/``, each with a summary, until all are complete.
+The shards of a corpus depend only on its source files and settings (``prepare.layout``). Rows never
+cross the border of a shard, so shards are independent of each other. Tokens at the end of a shard
+that do not fill a row are dropped. Each finished shard is stored with a summary in ``partial/``
+until all shards are finished, so that preparation can resume after an interruption.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ Encode = Callable[[Iterable[Span]], Iterator[EncodedSpan]]
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """Counts of a finished shard, stored next to it as JSON."""
+    """Counts of a finished shard, stored as JSON next to the shard."""
 
     records: int
     documents: int
@@ -53,16 +53,16 @@ class ShardSummary:
     checked_documents: int
     lossy_documents: int
     digest: str
-    """SHA-256 over the records."""
+    """SHA-256 over the records of the shard."""
     formats: dict[str, int]
     """Number of chats by format."""
     units: int
     """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int]
-    """Statistics of ``chat.lengths`` and ``chat.packing``, by the names in CHAT_COUNTS."""
+    """Counts of truncation and packing; CHAT_COUNTS lists their names."""
 
 
-# Names in manifests, which keep them for the sake of corpora that are prepared already.
+# Names of counts in manifests. They never change, because existing manifests contain them.
 CHAT_COUNTS = (
     "places",
     "learnt_tokens",
@@ -75,10 +75,10 @@ CHAT_COUNTS = (
 
 
 def write_corpus(job: PrepareJob, encode: Encode) -> Manifest:
-    """Write the missing shards, then the manifest.
+    """Write the unfinished shards of a corpus, then its manifest; return the manifest.
 
-    Raises UserError for a bad document (unless the spec skips them) and for a corpus that gives no
-    row; finished shards are kept.
+    Raises UserError if a document is bad and the spec does not skip bad documents, or if the corpus
+    has no complete row. Finished shards are kept.
     """
     start_or_resume(job)
     spec, finished = job.spec, finished_shards(job.partial_folder)
@@ -98,7 +98,7 @@ def write_corpus(job: PrepareJob, encode: Encode) -> Manifest:
 
 
 def finish_corpus(job: PrepareJob) -> Manifest:
-    """Rename the shards, all of which are written, to their final names and write the manifest."""
+    """Rename the shards, all of which must be finished; write and return the manifest."""
     finished = finished_shards(job.partial_folder)
     summaries = [finished[shard] for shard in sorted(finished)]
     _check_enough(job.spec, job.sources, summaries)
@@ -112,8 +112,10 @@ def finish_corpus(job: PrepareJob) -> Manifest:
 def write_shard(
     partial: epath.Path, shard: int, spec: PrepareSpec, spans: Iterable[EncodedSpan]
 ) -> ShardSummary:
-    """Write one shard and its summary, whose presence marks the shard as complete."""
-    counts, skipped, formats = Counter(), Counter(), Counter()
+    """Write a shard and its summary; the summary file marks the shard as finished."""
+    counts: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
     counted = _count_spans(spans, counts, skipped, formats)
     digest = hashlib.sha256()
     with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
@@ -139,14 +141,20 @@ def write_shard(
 
 
 def _count_spans(
-    spans: Iterable[EncodedSpan], counts: Counter, skipped: Counter, formats: Counter
+    spans: Iterable[EncodedSpan],
+    counts: Counter[str],
+    skipped: Counter[str],
+    formats: Counter[str],
 ) -> Iterator[EncodedSpan]:
-    """Yield ``spans`` and add up their counts; raise UserError for a span with a failure."""
+    """Yield ``spans`` and add their counts to the counters.
+
+    Raises UserError if a span has a failure.
+    """
     for span in spans:
         if span.failure:
             raise UserError(
-                f"{span.failure}. Correct it, or set data.bad_documents=skip to drop and count "
-                "such documents."
+                f"{span.failure}. Correct the source, or set data.bad_documents=skip to skip and "
+                "count bad documents."
             )
         counts.update(
             documents=len(span.lengths),
@@ -161,8 +169,10 @@ def _count_spans(
         yield span
 
 
-def _records(spans: Iterator[EncodedSpan], spec: PrepareSpec, counts: Counter) -> Iterator[bytes]:
-    """Yield rows as records, or held-out documents if the spec's ``sequence_length`` is 0."""
+def _records(
+    spans: Iterator[EncodedSpan], spec: PrepareSpec, counts: Counter[str]
+) -> Iterator[bytes]:
+    """Yield the records of a shard: rows, or documents if ``spec.sequence_length`` is 0."""
     length = spec.sequence_length
     if spec.chat:
         examples = (example for span in spans for example in span.examples)
@@ -185,13 +195,14 @@ def _records(spans: Iterator[EncodedSpan], spec: PrepareSpec, counts: Counter) -
 
 
 def _report_progress(spans: Iterable[EncodedSpan], progress: Progress) -> Iterator[EncodedSpan]:
+    """Yield ``spans`` and update ``progress`` after each span."""
     for span in spans:
         yield span
         progress.update(span.disk_bytes / 1e6)
 
 
 def start_or_resume(job: PrepareJob) -> None:
-    """Create the partial folder; keep finished shards only if spec and sources are equal."""
+    """Create an empty partial folder, or keep a folder made with the same spec and sources."""
     content = asdict(job.spec) | {"layout": asdict(job.layout), "sources": job.digests}
     partial, path = job.partial_folder, job.partial_folder / SPEC_FILE
     serialized = json.dumps(content).encode()
@@ -206,7 +217,7 @@ def start_or_resume(job: PrepareJob) -> None:
 
 
 def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
-    """Return the summaries of the shards that are finished, by shard number."""
+    """Return the summaries of the finished shards in the folder ``partial``, by shard index."""
     return {
         int(path.stem): ShardSummary(**json.loads(path.read_text()))
         for path in matching(partial, "*.json")
@@ -215,7 +226,10 @@ def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
 
 
 def _publish(folder: epath.Path, count: int, spec: PrepareSpec) -> list[str]:
-    """Rename the shards to their final names, also if an earlier call renamed some of them."""
+    """Rename the shards to their final names, and return the names.
+
+    Shards that an earlier call has already renamed are skipped.
+    """
     kind = "rows" if spec.sequence_length else "documents"
     names = [f"{kind}-{shard:05}-of-{count:05}.array_record" for shard in range(count)]
     for shard, name in enumerate(names):
@@ -226,7 +240,7 @@ def _publish(folder: epath.Path, count: int, spec: PrepareSpec) -> list[str]:
 
 
 def _check_enough(spec: PrepareSpec, sources: Sources, summaries: list[ShardSummary]) -> None:
-    """Raise UserError with the reason if no shard has a record."""
+    """Raise UserError if no shard contains a record; the message names the cause."""
     if any(summary.records for summary in summaries):
         return
     corpus = f"corpus {spec.corpus!r} ({sources.dataset or sources.files[0]}"
@@ -234,11 +248,11 @@ def _check_enough(spec: PrepareSpec, sources: Sources, summaries: list[ShardSumm
     if not any(summary.documents for summary in summaries):
         skipped = sum(sum(summary.skipped.values()) for summary in summaries)
         outcome = f", {skipped} skipped; correct them" if skipped else "; add text"
-        raise UserError(f"{corpus} holds no documents{outcome}.")
+        raise UserError(f"{corpus} contains no documents{outcome}.")
     if spec.chat:
         raise UserError(
             f"{corpus} has no chat with targets that fits data.sequence_length="
-            f"{spec.sequence_length}; set a larger one, or data.chat.too_long."
+            f"{spec.sequence_length}; increase data.sequence_length or change data.chat.too_long."
         )
     tokens, row_tokens = sum(summary.tokens for summary in summaries), spec.sequence_length + 1
     raise UserError(
@@ -253,22 +267,25 @@ def _manifest(
     names: list[str],
     summaries: list[ShardSummary],
 ) -> Manifest:
+    """Return the manifest of a corpus with shard files ``names``, in the order of ``summaries``."""
     counted = ("skipped", "formats", "chat_counts")
     summed = set(ShardSummary.__dataclass_fields__) - {"records", "digest", "units", *counted}
     content = "".join(summary.digest for summary in summaries)
+    totals: dict[str, Any] = {field: sum(getattr(s, field) for s in summaries) for field in summed}
+    totals |= {field: dict(_sum(getattr(s, field) for s in summaries)) for field in counted}
     return Manifest(
         **asdict(spec),
         sources=digests,
         shards=[(name, s.records) for name, s in zip(names, summaries, strict=True)],
         units=max(summary.units for summary in summaries),
-        **{field: dict(_sum(getattr(s, field) for s in summaries)) for field in counted},
         digest=hashlib.sha256(content.encode()).hexdigest(),
-        **{field: sum(getattr(s, field) for s in summaries) for field in summed},
+        **totals,
     )
 
 
-def _sum(counts: Iterable[dict[str, int]]) -> Counter:
-    total: Counter = Counter()
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    """Return the sum of ``counts`` by key."""
+    total: Counter[str] = Counter()
     for one in counts:
-        total.update(one)  # Addition of Counters would drop zeros.
+        total.update(one)  # The + of Counters would drop zeros.
     return total

@@ -1,9 +1,9 @@
-"""A pool of worker processes that encode text to tokens in order.
+"""A pool of worker processes that encode text to tokens, with results in the order of the text.
 
-Workers run ``serve_worker`` and exchange pickles over standard input and output. The module does
-not use ``multiprocessing``: processes that it spawns import the caller's main module, which for
-``train`` means JAX and a second of startup each, and processes that it forks inherit JAX's threads,
-which may deadlock.
+Workers run ``serve_worker`` and exchange pickles with this process over standard input and output.
+The module does not use ``multiprocessing``. A process that ``multiprocessing`` spawns imports the
+main module of the caller; the main module of ``train`` imports JAX, which takes a second. A process
+that ``multiprocessing`` forks inherits the locks of JAX's threads and can deadlock.
 """
 
 from collections import Counter, deque
@@ -28,10 +28,11 @@ from llama_cpt.data.sources.documents import BadDocument, Block, parse_documents
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 
-# Spans per worker that are read and encoded ahead of the next result: enough that a document as
-# large as ten spans does not idle the other workers, and few enough to bound the memory.
+# Number of spans per worker that are read and encoded ahead of the next result. While one worker
+# encodes a large document, the other workers encode spans after it; the number bounds the memory.
 SPANS_AHEAD = 4
-# Decoding costs as much as encoding; a sample of each span is enough to detect a lossy tokenizer.
+# Number of documents per span that are decoded again to detect a lossy tokenizer. Decoding takes as
+# long as encoding, so only a sample is decoded.
 CHECKED_DOCUMENTS = 16
 
 _WORKER_PROGRAM = "from llama_cpt.data.prepare.tokenize_pool import serve_worker; serve_worker()"
@@ -39,55 +40,57 @@ _WORKER_PROGRAM = "from llama_cpt.data.prepare.tokenize_pool import serve_worker
 
 @dataclass(frozen=True)
 class Span:
-    """A run of consecutive raw documents, encoded as one unit of work."""
+    """Consecutive raw documents of a shard, which a worker process encodes together."""
 
     shard: int
-    """Index of the shard of these documents."""
+    """Index of the shard."""
     blocks: tuple[Block, ...]
     text_field: str
     skip_bad: bool
-    """Skip and count bad documents; otherwise the first one ends the span."""
+    """True to skip and count bad documents; False to stop encoding at the first bad document."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
 
     @property
     def disk_bytes(self) -> float:
-        """Size of the span in the sources on disk."""
+        """Number of bytes that the span takes in the source files, which can be compressed."""
         return sum((block.disk_bytes for block in self.blocks), 0.0)
 
 
 @dataclass(frozen=True)
 class EncodedSpan:
-    """The documents of a span as concatenated tokens, or its chats as examples."""
+    """The documents of a span as concatenated tokens, or the chats of a span as examples."""
 
     shard: int
     disk_bytes: float
     tokens: np.ndarray
-    """uint32 (tokens,): BOS, text, EOS of each document; empty for chats."""
+    """uint32 (tokens,): BOS, text and EOS of each document; empty for chats."""
     lengths: np.ndarray
-    """int64 (documents,): tokens of each document or chat."""
+    """int64 (documents,): number of tokens of each document or chat."""
     source_bytes: np.ndarray
-    """int64 (documents,): UTF-8 bytes of each document or chat."""
+    """int64 (documents,): UTF-8 bytes of the text of each document or chat."""
     characters: int
-    skipped: Counter
+    skipped: Counter[str]
     """Number of bad documents by reason."""
     checked_documents: int
     lossy_documents: int
     failure: str
-    """Message of the bad document that ended the span, else empty."""
+    """Message about the bad document at which encoding stopped; empty if it did not stop early."""
     examples: list[ChatExample] = field(default_factory=list)
-    formats: Counter = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
     """Number of chats by format."""
 
 
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
-    """Encode the documents or chats of ``span``."""
+    """Return the documents or chats of ``span``, encoded with ``tokenizer``."""
     if span.chat:
         return _encode_chats(tokenizer, span, span.chat)
-    counts, skipped, failure = Counter(), Counter(), ""
+    counts: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    failure = ""
     begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
     arrays, lengths, sizes = [], [], []
-    # A tiktoken vocabulary has every byte and no normalizer, so it is never lossy.
+    # A tiktoken vocabulary contains every byte and has no normalizer, so it is never lossy.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
     for document in (d for block in span.blocks for d in parse_documents(block, span.text_field)):
         if isinstance(document, BadDocument):
@@ -118,6 +121,7 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
 
 
 def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSpan:
+    """Return the chats of ``span`` as tokenized examples."""
     template = template_by_fingerprint(tokenizer, spec.template)
     done = encode_chats(template, span.blocks, spec, skip_bad=span.skip_bad)
     return EncodedSpan(
@@ -137,20 +141,21 @@ def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSp
 
 
 class TokenizePool:
-    """A pool of worker processes that encode spans; a context manager that ends them on exit."""
+    """A pool of worker processes that encode spans; the processes end when its context exits."""
 
     def __init__(self, tokenizer_path: str, workers: int) -> None:
         self._processes = [_start_worker() for _ in range(workers)]
-        self._idle: SimpleQueue = SimpleQueue()
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         for process in self._processes:
+            assert process.stdin is not None
             pickle.dump(tokenizer_path, process.stdin)
             self._idle.put(process)
         self._threads = ThreadPoolExecutor(workers)
         self._ahead = SPANS_AHEAD * workers
 
     def encode(self, spans: Iterable[Span]) -> Iterator[EncodedSpan]:
-        """Yield the result of each span in the order of ``spans``, which are consumed on demand."""
-        waiting: deque[Future] = deque()
+        """Yield the encoded spans in the order of ``spans``, which are consumed on demand."""
+        waiting: deque[Future[EncodedSpan]] = deque()
         try:
             for span in spans:
                 waiting.append(self._threads.submit(self._encode, span))
@@ -163,14 +168,16 @@ class TokenizePool:
                 future.cancel()
 
     def _encode(self, span: Span) -> EncodedSpan:
+        """Encode ``span`` in an idle worker process; raise UserError if that process exits."""
         process = self._idle.get()
+        assert process.stdin is not None and process.stdout is not None
         try:
             pickle.dump(span, process.stdin, protocol=5)
             process.stdin.flush()
             result = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
             raise UserError(
-                f"a worker process of prepare exited with status {process.wait()}, perhaps out of "
+                f"a worker process of prepare exited with status {process.wait()}, possibly out of "
                 "memory. Finished shards are kept; run again with fewer --workers."
             ) from None
         finally:
@@ -196,11 +203,15 @@ class TokenizePool:
 
 
 def serve_worker() -> None:
-    """Run a worker: read a tokenizer's path and spans from stdin until it ends, write results."""
-    # Ctrl-C reaches the whole process group; the parent closes the pipe or kills the worker.
+    """Run a worker process.
+
+    The process reads the path of a tokenizer and then spans from stdin until stdin is closed, and
+    writes the encoded spans to stdout.
+    """
+    # Ctrl-C sends SIGINT to workers as well; the parent process decides when they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # Output of libraries must not mix with the results.
+    os.dup2(2, 1)  # Text that libraries print must not mix with results.
     tokenizer = load_tokenizer(pickle.load(requests))
     while True:
         try:
@@ -215,8 +226,9 @@ def serve_worker() -> None:
         results.flush()
 
 
-def _start_worker() -> subprocess.Popen:
-    # There is one worker per core, so threads inside a library would only compete.
+def _start_worker() -> subprocess.Popen[bytes]:
+    """Start a worker process that imports modules from the same paths as this process."""
+    # There is one worker per core, so threads of a library would only compete for the cores.
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,1 +1,1 @@
-"""Source files of a corpus and the documents or records in them."""
+"""Source files of a corpus, and readers for the documents or chat records in them."""

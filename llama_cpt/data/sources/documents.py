@@ -1,7 +1,7 @@
-"""Documents of JSON Lines, Parquet, text files and TFDS, each with its position in the sources.
+"""Documents in JSON Lines, Parquet and text files and in TFDS datasets, with their positions.
 
-``read_blocks`` cuts files into blocks of raw documents, which is cheap and sequential;
-``parse_documents`` parses a block and may run in another process.
+``read_blocks`` divides files into blocks of raw documents. This step is fast but sequential.
+``parse_documents`` parses a block and can run in a different process.
 """
 
 from collections.abc import Iterator
@@ -32,23 +32,23 @@ TFDS_RECORDS = 256
 
 
 class Document(NamedTuple):
-    """A valid document."""
+    """A document with valid text, and its position in the sources."""
 
     path: str
     number: int
-    """Line in JSON Lines, row elsewhere, from 1; 0 if the file is one document."""
+    """Line in JSON Lines, row in Parquet and TFDS, from 1; 0 if the file is one document."""
     text: str
     source_bytes: int
     """UTF-8 bytes of ``text``."""
 
 
 class BadDocument(NamedTuple):
-    """A document that cannot be used, with the reason."""
+    """A document that cannot be used for training, with its position and the reason."""
 
     path: str
     number: int
     reason: str
-    """One of a few fixed strings, by which bad documents are counted in manifests."""
+    """The kind of error. The wording must not change, because manifests use reasons as keys."""
     detail: str
 
     def __str__(self) -> str:
@@ -58,29 +58,32 @@ class BadDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """A run of consecutive raw documents of one file."""
+    """Consecutive raw documents of one file, which are read as a unit."""
 
     path: str
     first: int
     """Line or row of the first document, from 1; 0 if the file is one document."""
     raw: bytes | list[Any]
-    """Whole lines of JSON, or the values of the text field (bytes or str if they are valid)."""
+    """Whole lines of JSON Lines, or a list of values, which are bytes or str if they are valid."""
     size: int
     """Size of ``raw`` in bytes."""
     disk_bytes: float
-    """Size of the block in the file on disk, which may be compressed."""
+    """Number of bytes that the block takes in the file, which can be compressed."""
 
 
 @dataclass(frozen=True)
 class BlockStart:
-    """The start of a block, from which reading gives the same blocks as from the beginning."""
+    """The position at which a block starts.
+
+    Reading from this position yields the same blocks as reading from the start of the sources.
+    """
 
     file: int = 0
-    """Index of the file among the sources; 0 for a TFDS dataset."""
+    """Index of the file in ``Sources.files``; 0 for a TFDS dataset."""
     first: int = 1
-    """Line or row of its first document, as in ``Block``."""
+    """Line or row of the first document, as in ``Block``."""
     offset: int = 0
-    """Decompressed bytes before the block in its file, for files of lines."""
+    """Number of decompressed bytes of the file before the block, used for files of lines."""
 
 
 FIRST_BLOCK = BlockStart()
@@ -89,11 +92,11 @@ FIRST_BLOCK = BlockStart()
 def read_blocks(
     sources: Sources, text_field: str, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """Yield all of ``sources`` from ``start`` on, in blocks of about ``block_bytes`` bytes.
+    """Yield the documents of ``sources`` in blocks of about ``block_bytes``, starting at ``start``.
 
-    A block ends with the document that reaches the size; the blocks are the same on every machine.
-    Raises UserError for a file of an unknown format, a truncated file, or a Parquet file without
-    column ``text_field``.
+    A block ends with the document that reaches ``block_bytes``. The blocks are the same on every
+    machine. Raises UserError for a file of an unknown format, a truncated file, or a Parquet file
+    without the column ``text_field``.
     """
     if sources.dataset:
         with storage_errors_as_user_errors(sources.dataset):
@@ -111,18 +114,22 @@ def read_blocks(
             else:
                 raise UserError(
                     f"{path}: unknown format; documents must be {', '.join(LINES + TEXT)} files, "
-                    f"also with {', '.join(DECOMPRESSORS)}, or {', '.join(PARQUET)}."
+                    f"which can be compressed ({', '.join(DECOMPRESSORS)}), or "
+                    f"{', '.join(PARQUET)} files."
                 )
 
 
 def files_from(sources: Sources, start: BlockStart) -> Iterator[tuple[str, BlockStart]]:
-    """Yield the files from ``start`` on, and where to begin in each."""
+    """Yield the path of each file to read, and the position at which to start reading the file.
+
+    ``start`` determines the first file and the position in this file.
+    """
     for number, path in enumerate(sources.files[start.file :], start.file):
         yield path, start if number == start.file else BlockStart(number)
 
 
 def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
-    """Yield the documents of ``block``, skipping blank lines."""
+    """Yield the documents in ``block``; blank lines are skipped."""
     if isinstance(block.raw, bytes):
         for number, line in enumerate(block.raw.split(b"\n"), block.first):
             if line and not line.isspace():
@@ -136,9 +143,10 @@ def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDoc
 def json_object(
     path: str, number: int, raw: bytes, *, expected: str
 ) -> dict[str, Any] | BadDocument:
-    """Return the JSON object in ``raw``.
+    """Return the JSON object in ``raw``, or a BadDocument.
 
-    For a JSON value of another type, the detail of the BadDocument is ``expected`` and the type.
+    If ``raw`` is a JSON value of a different type, the detail of the BadDocument is ``expected``
+    followed by the name of that type.
     """
     try:
         values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
@@ -153,6 +161,7 @@ def json_object(
 
 
 def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
+    """Return the document in the field ``field`` of a JSON object."""
     values = json_object(path, number, line, expected="expected one object per line, not a")
     if isinstance(values, BadDocument):
         return values
@@ -163,6 +172,7 @@ def _from_line(path: str, number: int, line: bytes, field: str) -> Document | Ba
 
 
 def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
+    """Return ``value`` as a document if it is valid text."""
     try:
         text = value.decode() if isinstance(value, bytes) else value
         if not isinstance(text, str):
@@ -181,13 +191,13 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
 def line_blocks(
     path: str, decompress: Any, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """Yield whole lines of a file, in blocks of about ``block_bytes`` bytes."""
+    """Yield the lines of a file in blocks of whole lines, of about ``block_bytes`` bytes each."""
     line, held = start.first, []
     with open_stream(path, decompress) as (disk, file):
         skip(disk, file, start.offset, path)
         at = disk.tell() if start.offset else 0
-        # The first read ends at a multiple of block_bytes, as it does for a reader from the file's
-        # start, so that the blocks are the same.
+        # The first read ends at a multiple of block_bytes, so that the blocks are the same as when
+        # the file is read from its start.
         size = block_bytes - start.offset % block_bytes
         while chunk := read(file, size, path, f" after line {line}"):
             size = block_bytes
@@ -204,6 +214,7 @@ def line_blocks(
 
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
+    """Yield a text file as a block with one document."""
     with open_stream(path, decompress) as (disk, file):
         raw = read(file, -1, path)
         raw = raw.removeprefix(BYTE_ORDER_MARK)
@@ -211,18 +222,22 @@ def _text_block(path: str, decompress: Any) -> Iterator[Block]:
 
 
 def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iterator[Block]:
-    import pyarrow  # Slow to import, and only this format needs it.
+    """Yield the values of column ``field`` in blocks, starting at row ``first``."""
+    import pyarrow  # Imported here, because the import is slow and only Parquet needs it.
     import pyarrow.parquet
 
     with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{path}: not a Parquet file ({error}).") from None
+            raise UserError(f"{path}: not a Parquet file ({error}); is it complete?") from None
         schema = table.schema_arrow
         if field not in schema.names:
             columns = ", ".join(schema.names)
-            raise UserError(f"{path}: no column {field!r}; its columns: {columns}.")
+            raise UserError(
+                f"{path}: no column {field!r}; its columns: {columns}. Set text_field to one of "
+                "them."
+            )
         kind = schema.field(field).type
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if not any(
@@ -234,10 +249,13 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
                 pyarrow.types.is_large_binary,
             )
         ):
-            raise UserError(f"{path}: column {field!r} holds {kind}, not strings.")
+            raise UserError(
+                f"{path}: column {field!r} holds {kind}, not strings; set text_field to a column "
+                "of strings."
+            )
         groups, skipped = _groups_from(table.metadata, first)
         batches = table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[field])
-        # Read as bytes, so that a string that is not UTF-8 is one bad document, not a broken file.
+        # Values are read as bytes, so that invalid UTF-8 is one bad document and not a bad file.
         values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
         values = itertools.islice(values, skipped, None)
         share = file.seek(0, os.SEEK_END) / max(table.metadata.num_rows, 1)
@@ -245,7 +263,10 @@ def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iter
 
 
 def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
-    """Return the row groups from row ``first`` on, and how many of their rows precede it."""
+    """Return the row group that contains row ``first`` and all later row groups, by index.
+
+    The second result is the number of rows to skip in the first of these row groups.
+    """
     group, skipped = 0, first - 1
     while group < metadata.num_row_groups and skipped >= metadata.row_group(group).num_rows:
         skipped -= metadata.row_group(group).num_rows
@@ -254,10 +275,14 @@ def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
 
 
 def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) -> Iterator[Block]:
+    """Yield the values of ``field`` in a TFDS dataset in blocks, starting at row ``first``."""
     builder, split = open_dataset(sources.dataset)
     fields = list(builder.info.features)
     if field not in fields:
-        raise UserError(f"{sources.dataset}: no field {field!r}; its fields: {', '.join(fields)}.")
+        raise UserError(
+            f"{sources.dataset}: no field {field!r}; its fields: {', '.join(fields)}. Set "
+            "text_field to one of them."
+        )
     data = builder.as_data_source(split=split)
     starts = range(first - 1, len(data), TFDS_RECORDS)
     records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
@@ -269,7 +294,10 @@ def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) 
 def value_blocks(
     path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float, first: int = 1
 ) -> Iterator[Block]:
-    """Yield blocks of ``values`` from row ``first``; each value takes ``disk_bytes`` on disk."""
+    """Yield ``values`` in blocks of about ``block_bytes`` bytes.
+
+    ``first`` is the row of the first value. Each value takes ``disk_bytes`` bytes on disk.
+    """
     held, size = [], 0
     for value in values:
         held.append(value)

@@ -1,6 +1,6 @@
-"""Source files of a corpus: finding them, their digests, and detection of changes."""
+"""Source files of a corpus: search by pattern, digests, and detection of changes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from llama_cpt.runtime.storage import UnreachableError, check_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
-# Digests of the content that object stores keep, the strongest first.
+# Keys of content digests in the metadata of object stores, the strongest digest first.
 STORED_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The source files of one corpus in the order in which they are read."""
+    """The source files of one corpus, in the order in which they are read."""
 
     corpus: str
     files: tuple[str, ...]
@@ -36,13 +36,13 @@ class Sources:
     """``tfds:NAME[:SPLIT]`` if the files belong to a TFDS dataset, else empty."""
 
     def stats(self) -> list[dict[str, Any]]:
-        """Return ``{"path", "bytes", "modified"}`` of each file."""
+        """Return a dict with the keys ``path``, ``bytes`` and ``modified`` for each file."""
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(_stat, self.files))
 
 
 def find_sources(corpus: CorpusConfig) -> Sources:
-    """Return the files of ``corpus``, sorted; raise UserError if there are none."""
+    """Return the source files of ``corpus`` in sorted order; raise UserError if there are none."""
     check_reachable(corpus.source, pattern=True)
     with storage_errors_as_user_errors(corpus.source):
         if corpus.source.startswith(TFDS):
@@ -52,13 +52,13 @@ def find_sources(corpus: CorpusConfig) -> Sources:
         found = _matches(corpus.source)
     if not found:
         raise UserError(
-            f"corpus {corpus.name!r}: no file matches {corpus.source}; correct its source."
+            f"corpus {corpus.name!r}: no file matches {corpus.source}; correct the source."
         )
     return Sources(corpus.name, tuple(sorted(found)))
 
 
 def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ``stats`` with a ``digest`` of each file's content added."""
+    """Return ``stats`` with the key ``digest`` added: a digest of each file's content."""
     megabytes = sum(stat["bytes"] for stat in stats) / 1e6
     done = []
     with (
@@ -73,7 +73,11 @@ def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def file_digest(path: str) -> str:
-    """Return the SHA-256 of a local file, or the digest that an object store keeps."""
+    """Return a digest of the content of a file.
+
+    The digest is read from the metadata of the object store if possible; otherwise, it is the
+    SHA-256 digest.
+    """
     with storage_errors_as_user_errors(path):
         if "://" in path:
             system, name = remote_storage(path)
@@ -89,16 +93,17 @@ def file_digest(path: str) -> str:
 
 
 def describe_changes(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
-    """Return how the files with stats ``now`` differ from ``before``, which has digests, or None.
+    """Return a message that describes the first difference between two lists of files, or None.
 
-    A move to another folder is not a change.
+    ``now`` is from ``Sources.stats``, and ``before`` is from ``with_digests``. A move of the files
+    to a different folder is not a difference.
     """
     if len(now) != len(before):
         return f"there are {len(now)} source files, there were {len(before)}"
     for new, old in zip(now, before, strict=True):
         if Path(new["path"]).name != Path(old["path"]).name:
             return f"source {new['path']} was {old['path']}"
-        # A file with equal size and time is not read: hashing a terabyte would delay every start.
+        # A file with the same size and time is not read: hashing terabytes would delay each launch.
         untouched = new | {"digest": old["digest"]} == old
         if not untouched and (
             new["bytes"] != old["bytes"] or file_digest(new["path"]) != old["digest"]
@@ -108,43 +113,43 @@ def describe_changes(now: list[dict[str, Any]], before: list[dict[str, Any]]) ->
 
 
 def open_dataset(source: str) -> tuple[Any, str]:
-    """Return builder and split of ``tfds:NAME[/CONFIG][:VERSION][:SPLIT]``; default is ``train``.
+    """Return the TFDS builder and the split of ``tfds:NAME[/CONFIG][:VERSION][:SPLIT]``.
 
-    Raises UserError if the dataset was not built as ArrayRecord.
+    The default split is ``train``. Raises UserError if the dataset was not built as ArrayRecord.
     """
-    import tensorflow_datasets as tfds  # A second to import, only for this kind.
+    import tensorflow_datasets as tfds  # Imported here, because the import takes a second.
 
     pattern = rf"{TFDS}([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(.+))?"
     named = re.fullmatch(pattern, source)
     if not named:
-        raise UserError(f"{source}: must have the form tfds:NAME or tfds:NAME:SPLIT.")
+        raise UserError(f"{source} must have the form tfds:NAME or tfds:NAME:SPLIT.")
     name, split = named[1], named[2] or "train"
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     build = f"tfds build --file_format=array_record {shlex.quote(name)}"
-    remedy = f"Build it: `TFDS_DATA_DIR={_quoted(folder)} {build}`."
+    remedy = f"Build the dataset: `TFDS_DATA_DIR={_quoted(folder)} {build}`."
     try:
         builder = tfds.builder(name, try_gcs=False)
         known = list(builder.info.splits)
         files = builder.info.splits[split].filepaths if known else ()
-    except Exception as error:  # tfds has no common class for errors of the user
+    except Exception as error:  # TFDS has no common base class for user errors.
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"{source}: {reason}. {remedy}") from None
     if not known:
-        raise UserError(f"{source}: not in {folder}. {remedy}")
+        raise UserError(f"{source} is not in {folder}. {remedy}")
     if not all("array_record" in os.fspath(path) for path in files):
-        raise UserError(f"{source}: is not in the ArrayRecord format. {remedy}")
+        raise UserError(f"{source} is not in the ArrayRecord format. {remedy}")
     return builder, split
 
 
 def _quoted(folder: str) -> str:
-    """Return ``folder`` quoted for a shell, with a leading ``~/`` left for the shell to expand."""
+    """Return ``folder`` quoted for a shell, except a leading ``~/``, which the shell expands."""
     prefix = "~/" if folder.startswith("~/") else ""
     return prefix + shlex.quote(folder.removeprefix(prefix))
 
 
 @contextlib.contextmanager
-def storage_errors_as_user_errors(path: str) -> Iterator[None]:
-    """Context manager that turns file system errors into a UserError that names ``path``.
+def storage_errors_as_user_errors(path: str) -> Generator[None]:
+    """Context manager that turns file system errors into UserErrors that name ``path``.
 
     Transient errors become UnreachableError.
     """
@@ -160,12 +165,12 @@ def storage_errors_as_user_errors(path: str) -> Iterator[None]:
 
 
 def _matches(source: str) -> list[str]:
-    """Return the file that ``source`` names literally, else those that it matches as a pattern."""
+    """Return the file at ``source`` or, if it does not exist, the files that match the pattern."""
     if "://" in source:
         system, path = remote_storage(source)
         if system.isfile(path):
             return [system.unstrip_protocol(path)]
-        found = system.glob(path, detail=True)
+        found: Any = system.glob(path, detail=True)
         return [system.unstrip_protocol(n) for n, info in found.items() if info["type"] == "file"]
     source = os.path.expanduser(source)
     if os.path.isdir(source):
@@ -179,7 +184,7 @@ def _matches(source: str) -> list[str]:
 
 
 def _split_pattern(source: str) -> tuple[str, str]:
-    """Return the longest existing folder of ``source``, and the rest, which is a pattern."""
+    """Return the longest leading folder of ``source`` that exists, and the remaining pattern."""
     folder = os.path.dirname(source)
     while folder and not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
@@ -187,7 +192,10 @@ def _split_pattern(source: str) -> tuple[str, str]:
 
 
 def was_matched(path: str, source: str) -> bool:
-    """Return whether ``source`` could have matched ``path``, for any literal leading folders."""
+    """Return whether the pattern ``source`` matches ``path``, which need not exist.
+
+    Leading folders of ``source`` can be literal names that look like patterns.
+    """
     source = os.path.expanduser(source)
     cuts = [0, *(at + 1 for at, mark in enumerate(source) if mark == "/"), len(source)]
     return any(
@@ -198,6 +206,7 @@ def was_matched(path: str, source: str) -> bool:
 
 
 def _stat(path: str) -> dict[str, Any]:
+    """Return path, size in bytes and modification time of a file."""
     with storage_errors_as_user_errors(path):
         if "://" not in path:
             stat = os.stat(path)

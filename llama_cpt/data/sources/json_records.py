@@ -1,4 +1,4 @@
-"""Records of JSON Lines files and of JSON files that hold one array, with their positions."""
+"""Records in JSON Lines files and in JSON files that contain one array, with their positions."""
 
 from collections.abc import Iterator
 import itertools
@@ -27,17 +27,17 @@ class Record(NamedTuple):
 
     path: str
     number: int
-    """Line in JSON Lines or index in an array, from 1."""
+    """Line in a JSON Lines file or index of the array element, counted from 1."""
     values: dict[str, Any]
 
 
 def read_record_blocks(
     sources: Sources, block_bytes: int, start: BlockStart = FIRST_BLOCK
 ) -> Iterator[Block]:
-    """Yield all of ``sources`` from ``start`` on, in blocks of about ``block_bytes`` bytes.
+    """Yield the records of ``sources`` in blocks of about ``block_bytes``, starting at ``start``.
 
-    ``raw`` of a block is whole lines of JSON, or the elements of an array, each as JSON. Raises
-    UserError for a file of an unknown format and for a broken file.
+    The field ``raw`` of a block contains whole lines of JSON Lines, or a list of array elements as
+    JSON texts. Raises UserError if a file is damaged or its format is unknown.
     """
     if sources.dataset:
         raise UserError(
@@ -55,7 +55,7 @@ def read_record_blocks(
 
 
 def parse_records(block: Block) -> Iterator[Record | BadDocument]:
-    """Yield the records of ``block``, skipping blank lines."""
+    """Yield the records in ``block``; blank lines are skipped."""
     raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
     for number, element in enumerate(raw, block.first):
         if element and not element.isspace():
@@ -63,11 +63,13 @@ def parse_records(block: Block) -> Iterator[Record | BadDocument]:
 
 
 def _record(path: str, number: int, raw: bytes) -> Record | BadDocument:
+    """Return the JSON object in ``raw`` as a record."""
     values = json_object(path, number, raw, expected="a record is not a")
     return values if isinstance(values, BadDocument) else Record(path, number, values)
 
 
 def _is_array(path: str, decompress: Any) -> bool:
+    """Return whether the first non-blank character of a file is ``[``."""
     with open_stream(path, decompress) as (_, file):
         while start := read(file, 1 << 16, path).removeprefix(BYTE_ORDER_MARK):
             if start.strip():
@@ -76,6 +78,7 @@ def _is_array(path: str, decompress: Any) -> bool:
 
 
 def _array_blocks(path: str, decompress: Any, block_bytes: int, first: int) -> Iterator[Block]:
+    """Yield the elements of a JSON array in blocks, starting at element ``first``."""
     with open_stream(path, decompress) as (disk, file):
         raw = read(file, -1, path)
         try:

@@ -1,11 +1,11 @@
-"""Export of a tokenizer to the files that ``transformers`` loads, with the same ids."""
+"""Export of a tokenizer to files with which ``transformers`` computes the same ids."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as _sentencepiece_model_pb2
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -20,7 +20,7 @@ from llama_cpt.data.tokenizer.tokenizer import (
 )
 from llama_cpt.runtime.errors import UserError
 
-# Meta's rendering of a dialogue (llama-models, models/llama3/chat_format.py).
+# The chat template of Llama 3 (meta-llama/llama-models, models/llama3/chat_format.py).
 LLAMA3_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
@@ -28,14 +28,17 @@ LLAMA3_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+# The classes of this module are created at run time, so type checkers do not know them.
+sentencepiece_model_pb2: Any = _sentencepiece_model_pb2
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 def export_tokenizer(path: str, output: Any) -> None:
-    """Write ``tokenizer.json`` and its configs into the folder ``output``.
+    """Write ``tokenizer.json`` and its config files to the folder ``output``.
 
-    A ``tokenizer.json`` is copied with the configs next to it; the two other kinds are converted.
-    Raises UserError for a SentencePiece model that cannot be converted with the same ids.
+    A ``tokenizer.json`` is copied with the config files in its folder. A tiktoken vocabulary or a
+    SentencePiece model is converted. Raises UserError if a SentencePiece model cannot be converted
+    to a tokenizer with the same ids.
     """
     output = Path(output)
     tokenizer = load_tokenizer(path)
@@ -68,9 +71,10 @@ def export_tokenizer(path: str, output: Any) -> None:
 
 
 def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
-    """Convert a tiktoken vocabulary to byte-level BPE.
+    """Return a tiktoken vocabulary as a byte-level BPE tokenizer.
 
-    A token's merges are all pairs of tokens that concatenate to it, ordered by their ranks.
+    The merges of a token are all pairs of tokens that concatenate to the token, in the order of the
+    ranks of the two tokens.
     """
     ranks, symbol = tokenizer.ranks, _byte_symbols()
 
@@ -86,7 +90,7 @@ def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
         models.BPE(
             vocab={printable(token): rank for token, rank in ranks.items()},
             merges=merges,
-            # tiktoken encodes a word that is a token as that token, whatever its merges.
+            # tiktoken encodes a word that is a token as this token, and ignores merges.
             ignore_merges=True,
         )
     )
@@ -99,7 +103,7 @@ def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
 
 
 def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str, str]:
-    """Convert a SentencePiece model to BPE; return it with the names of BOS and EOS."""
+    """Return a SentencePiece model as a BPE tokenizer, and the names of BOS and EOS."""
     assert isinstance(tokenizer, SentencePieceTokenizer)
     proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(tokenizer.path).read_bytes())
     _check_convertible(tokenizer.path, proto)
@@ -110,8 +114,9 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str
     for piece, score in normal.items():
         pairs = ((piece[:cut], piece[cut:]) for cut in range(len(piece) - 1, 0, -1))
         merges += [(-score, a, b) for a, b in pairs if a in normal and b in normal]
-    # SentencePiece merges the leftmost of equal scores, so that of two ways to build a piece the
-    # one with the longer left part wins. The pairs are in that order, and the sort is stable.
+    # SentencePiece merges the leftmost of several pairs with equal scores. If two pairs give the
+    # same piece, the pair with the longer left part wins. ``merges`` is in this order, and the sort
+    # is stable.
     merges.sort(key=lambda merge: merge[0])
     unknown = proto.trainer_spec.unk_piece
     converted = tokenizers.Tokenizer(
@@ -135,7 +140,7 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str
 
 
 def _check_convertible(path: str, proto: Any) -> None:
-    """Raise UserError if a BPE of ``tokenizers`` would give other ids than this model."""
+    """Raise UserError if a BPE tokenizer would not give the same ids as this model."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     scores = [p.score for p in proto.pieces if p.type == kinds.NORMAL and len(p.piece) > 1]
@@ -144,9 +149,9 @@ def _check_convertible(path: str, proto: Any) -> None:
         "it has no byte fallback": not trainer.byte_fallback,
         "its normalizer changes text": bool(normalizer.precompiled_charsmap),
         "it removes spaces": normalizer.remove_extra_whitespaces,
-        # SentencePiece merges the leftmost of equal scores; in a list of merges no two are equal.
-        # The few equal scores of Llama 2 (runs of spaces) give the same ids; a vocabulary that was
-        # joined from two does not.
+        # SentencePiece merges the leftmost of several pairs with equal scores, but a list of merges
+        # has a strict order. The few equal scores of Llama 2 (runs of spaces) still give the same
+        # ids. A vocabulary that was merged from two vocabularies does not.
         "many pieces share a score": len(set(scores)) < 0.99 * len(scores),
         "it has user-defined pieces": any(p.type == kinds.USER_DEFINED for p in proto.pieces),
     }
@@ -157,11 +162,12 @@ def _check_convertible(path: str, proto: Any) -> None:
 
 
 def _special(name: str) -> tokenizers.AddedToken:
+    """Return the special token ``name`` for ``add_special_tokens``."""
     return tokenizers.AddedToken(name, special=True, normalized=False)
 
 
 def _byte_symbols() -> dict[int, str]:
-    """Return GPT-2's printable character for each byte, as ``ByteLevel`` uses them."""
+    """Return the printable character with which GPT-2 and ``ByteLevel`` represent each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {

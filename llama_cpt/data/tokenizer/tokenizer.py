@@ -1,8 +1,9 @@
-"""Tokenizers of three kinds behind one interface, recognized by the content of the file.
+"""A common interface to three kinds of tokenizers; the content of a file determines its kind.
 
-The kinds are Llama 3's tiktoken ``tokenizer.model`` (lines of base64 and rank), ``tokenizer.json``
-of the ``tokenizers`` library, and a SentencePiece ``.model``. All of them encode text as ordinary
-text: a literal ``<|eot_id|>`` in a document never becomes the special token.
+The kinds are Llama 3's ``tokenizer.model`` in tiktoken's format (lines of a base64 token and its
+rank), the ``tokenizer.json`` of the ``tokenizers`` library, and SentencePiece models. All three
+encode names of special tokens as ordinary text: ``<|eot_id|>`` in a document never becomes the
+special token.
 """
 
 import binascii
@@ -23,15 +24,16 @@ from llama_cpt.runtime.storage import check_reachable
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
-# Llama 3's pattern that splits text into words (meta-llama/llama-models,
+# Llama 3's regular expression for splitting text into words (meta-llama/llama-models,
 # models/llama3/tokenizer.py).
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Llama 3's 256 special tokens, whose ids follow the ranks. Names as in Llama 3.1; in Llama 3 the
-# fifth, sixth, ninth and eleventh are called reserved and are never used.
+# Llama 3's 256 special tokens in the order of their ids, which follow the ids of ordinary tokens.
+# The names are those of Llama 3.1. Llama 3 has reserved tokens, which it never uses, in place of
+# the fifth, sixth, ninth and eleventh.
 LLAMA3_SPECIAL = [
     BOS,
     EOS,
@@ -46,8 +48,9 @@ LLAMA3_SPECIAL = [
     "<|python_tag|>",
 ] + [f"<|reserved_special_token_{number}|>" for number in range(3, 248)]
 
-# tiktoken's splitter takes time and stack quadratic in the length of a run without a word border.
-# Meta's tokenizer cuts texts and runs at these lengths; the same cuts give the same ids.
+# tiktoken takes time and stack space quadratic in the length of a run without a word boundary.
+# Meta's tokenizer splits texts and runs at these lengths; splitting at the same positions gives the
+# same ids.
 MAX_TEXT_CHARACTERS = 400_000
 MAX_RUN_CHARACTERS = 25_000
 _RUN = re.compile(r"\s+|\S+")
@@ -56,9 +59,9 @@ FILE_NAMES = ("tokenizer.model", "tokenizer.json")
 
 
 class Tokenizer:
-    """A tokenizer: text to ids and back, without BOS or EOS.
+    """Base class of tokenizers, which convert text to token ids without adding BOS or EOS.
 
-    ``path`` is the vocabulary file, ``fingerprint`` the SHA-256 of its content.
+    ``path`` is the path of the vocabulary file; ``fingerprint`` is the SHA-256 of its content.
     """
 
     kind: str
@@ -66,52 +69,43 @@ class Tokenizer:
     bos_id: int
     eos_id: int
     special_tokens: dict[str, int]
-    """Ids by name of the tokens that never encode ordinary text, such as ``<|eot_id|>``."""
+    """Map from the names to the ids of the tokens that never encode ordinary text."""
 
     def __init__(self, path: epath.Path, content: bytes) -> None:
         self.path = str(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as ordinary text."""
+        """Return the ids of ``text``; names of special tokens are encoded as ordinary text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+        """Return the ids of each text in ``texts``, encoded as in ``encode``."""
         raise NotImplementedError
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
-        """Return the ids of ``text`` as an array, by the fastest way that the library offers."""
+        """Return the ids of ``text`` as an array, without an intermediate list if possible."""
         return np.array(self.encode(text), np.uint32)
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ``ids``, special tokens by name."""
+        """Return the text of ``ids``; special tokens are replaced by their names."""
         raise NotImplementedError
 
     def special_id(self, name: str) -> int | None:
-        """Return the id of a special token such as ``<|eot_id|>``, or None."""
+        """Return the id of the special token ``name``, or None if there is no such token."""
         return self.special_tokens.get(name)
 
     def require_size(self, vocab_size: int) -> None:
-        """Raise UserError if the vocabulary does not have ``vocab_size`` tokens."""
+        """Raise UserError unless the vocabulary contains exactly ``vocab_size`` tokens."""
         if self.vocab_size != vocab_size:
             raise UserError(
                 f"{self.path} has {self.vocab_size} tokens, but model.vocab_size is {vocab_size}; "
-                "set data.tokenizer to the model's own."
+                "set data.tokenizer to the model's own tokenizer."
             )
-
-    def _required_id(self, name: str) -> int:
-        found = self.special_id(name)
-        if found is None:
-            raise UserError(
-                f"{self.path} has no token {name}, which delimits documents; set data.tokenizer to "
-                "a vocabulary that has it."
-            )
-        return found
 
 
 class TiktokenTokenizer(Tokenizer):
-    """The tokenizer of Llama 3's ``tokenizer.model``."""
+    """The tokenizer of a Llama 3 ``tokenizer.model``."""
 
     kind = "tiktoken"
 
@@ -129,7 +123,7 @@ class TiktokenTokenizer(Tokenizer):
         self.bos_id, self.eos_id = self.special_tokens[BOS], self.special_tokens[EOS]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text; lone surrogates become U+FFFD."""
+        """Return the ids of each text in ``texts``; lone surrogates become U+FFFD."""
         return [self._encode(text) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
@@ -137,13 +131,14 @@ class TiktokenTokenizer(Tokenizer):
         return self._encoding.decode(ids)
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
-        """Return the ids of ``text``; raise UnicodeError if it is not UTF-8."""
+        """Return the ids of ``text``; raise UnicodeError if it contains a lone surrogate."""
         arrays = [
             self._encoding.encode_to_numpy(piece, disallowed_special=()) for piece in _pieces(text)
         ]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``."""
         ids: list[int] = []
         for piece in _pieces(text):
             ids += self._encoding.encode_ordinary(piece)
@@ -151,9 +146,10 @@ class TiktokenTokenizer(Tokenizer):
 
 
 class JsonTokenizer(Tokenizer):
-    """The tokenizer of a ``tokenizer.json``.
+    """The tokenizer of a ``tokenizer.json`` file.
 
-    BOS and EOS are those of the ``tokenizer_config.json`` next to it, if there is one.
+    The names of BOS and EOS are read from the ``tokenizer_config.json`` in the same folder. If
+    that file does not exist, common names are tried.
     """
 
     kind = "tokenizers"
@@ -163,11 +159,11 @@ class JsonTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
             added = json.loads(content).get("added_tokens", [])
-            # The same vocabulary without added tokens encodes the names of special tokens as text.
+            # Without its added tokens, the tokenizer encodes the names of special tokens as text.
             self._ordinary = tokenizers.Tokenizer.from_str(
                 json.dumps({**json.loads(content), "added_tokens": []})
             )
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # The library raises bare Exception.
             raise UserError(f"{path}: not a tokenizer.json ({error}).") from None
         self._ordinary.no_truncation()
         self._ordinary.no_padding()
@@ -180,27 +176,34 @@ class JsonTokenizer(Tokenizer):
         )
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+        """Return the ids of each text in ``texts``."""
         encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
         return [one.ids for one in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ``ids``."""
+        """Return the text of ``ids``; special tokens are replaced by their names."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _delimiter(self, configured: str | None, usual: tuple[str, ...], field: str) -> int:
+        """Return the id of ``configured`` or, if None, of the first existing name in ``usual``.
+
+        Raises UserError if the vocabulary does not contain the name.
+        """
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         for name in (configured,) if configured else usual:
             if name in vocabulary:
                 return vocabulary[name]
         raise UserError(
-            f"{self.path}: no {field} is known; set {field!r} in a tokenizer_config.json "
-            "next to the file."
+            f"{self.path}: no {field} is known; set {field!r} in a tokenizer_config.json in the "
+            "same folder."
         )
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """The tokenizer of a SentencePiece model, which is lossy if its normalizer changes text."""
+    """The tokenizer of a SentencePiece model.
+
+    If the model has a normalizer that changes text, decoding does not restore the original text.
+    """
 
     kind = "sentencepiece"
 
@@ -218,11 +221,11 @@ class SentencePieceTokenizer(Tokenizer):
         }
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+        """Return the ids of each text in ``texts``."""
         return [self._processor.encode(text) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ``ids``, control symbols by name."""
+        """Return the text of ``ids``; control symbols are replaced by their names."""
         text, run = [], []
         for one in ids:
             if self._processor.is_control(one):
@@ -234,9 +237,10 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """Return the tokenizer of ``path`` (local or ``gs://``), a file or a folder with one.
+    """Return the tokenizer of a vocabulary file, or of a folder that contains one.
 
-    Raises UserError if there is no file, or if it is damaged or of an unknown kind.
+    ``path`` is local or ``gs://``. Raises UserError if there is no vocabulary file, or if the file
+    is damaged or of an unknown kind.
     """
     file = find_vocabulary(path)
     content = file.read_bytes()
@@ -252,24 +256,29 @@ def load_tokenizer(path: str) -> Tokenizer:
     if not readable:
         raise UserError(
             f"{file} must be Llama 3's tokenizer.model, a tokenizer.json or a SentencePiece model; "
-            "it is another file or damaged."
+            "the file is damaged or of a different kind."
         )
     return SentencePieceTokenizer(file, content)
 
 
 def find_vocabulary(path: str) -> epath.Path:
-    """Return the vocabulary file of ``path`` (local or ``gs://``), a file or a folder with one."""
+    """Return the vocabulary file at ``path``, which is a file or a folder.
+
+    A folder contains the file directly or in ``original/``. ``path`` is local or ``gs://``. Raises
+    UserError if there is no vocabulary file.
+    """
     check_reachable(path)
     location = epath.Path(path).expanduser()
     folders = (location, location / "original") if location.is_dir() else ()
     for file in (location, *(folder / name for folder in folders for name in FILE_NAMES)):
         if file.is_file():
             return file
-    problem = f"holds no {' or '.join(FILE_NAMES)}" if location.is_dir() else "does not exist"
-    raise UserError(f"tokenizer {path} {problem}; set data.tokenizer to the model's own.")
+    problem = f"contains no {' or '.join(FILE_NAMES)}" if location.is_dir() else "does not exist"
+    raise UserError(f"tokenizer {path} {problem}; set data.tokenizer to the model's own tokenizer.")
 
 
 def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
+    """Return the rank of each token; raise UserError if the file is incomplete."""
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -287,7 +296,7 @@ def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Return ``text`` cut into pieces that tiktoken can encode, at least one."""
+    """Return ``text`` split into one or more pieces that tiktoken can encode."""
     if len(text) <= MAX_RUN_CHARACTERS:
         return [text]
     starts = range(0, len(text), MAX_TEXT_CHARACTERS)
@@ -295,11 +304,12 @@ def _pieces(text: str) -> list[str]:
 
 
 def _cut_runs(text: str) -> list[str]:
-    """Return ``text`` cut so that no run of spaces or of others exceeds MAX_RUN_CHARACTERS."""
-    # Finding all runs takes a third of the encoding's time and is rarely needed: a run over the
-    # maximum covers at least half of it from one of these positions.
+    """Split ``text`` so that no run of spaces or non-spaces exceeds MAX_RUN_CHARACTERS."""
+    # Finding all runs takes a third of the time of encoding and is rarely needed. A run that is
+    # longer than the maximum contains a multiple of ``half`` and the ``half`` characters after it.
     half = MAX_RUN_CHARACTERS // 2
-    if all(_RUN.match(text, at).end() < at + half for at in range(0, len(text), half)):
+    runs = ((at, _RUN.match(text, at)) for at in range(0, len(text), half))
+    if all(run and run.end() < at + half for at, run in runs):
         return [text]
     pieces, start = [], 0
     for run in _RUN.finditer(text):
