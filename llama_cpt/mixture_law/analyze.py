@@ -1,4 +1,4 @@
-"""The analysis of a table of runs: fits, selection, recommendation and comparison of pairs."""
+"""Analysis of a table of runs: fits of a law, recommendation, and comparison of language pairs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,11 +37,16 @@ def analyze(
     next_runs: int = 0,
     seed: int = 0,
 ) -> Law:
-    """Return the law of a table of runs: a recommendation, or a refusal with the reasons.
+    """Fit a law to a table of runs; it contains a recommendation or the reasons for having none.
 
-    Every form is fitted and the one with the smallest held-out error is selected. ``target_base``
-    is the loss of the target's base by group, if known. For several language pairs, the law is that
-    of the pair with the most runs, with a comparison of the optima of all pairs.
+    All forms in ``forms.py`` are fitted to the losses of each language group, and the form with the
+    smallest held-out error is selected for each group. The recommendation is for a model with
+    ``target_parameters`` parameters that is trained on ``target_tokens`` tokens. The defaults are
+    the largest model size in the table and the largest token budget of this size. ``target_base``
+    contains the losses of the target's base model by language group; None means that they are
+    unknown. ``next_runs`` is the number of runs to propose. ``seed`` is the seed of the bootstrap.
+    If the table has several language pairs, the law describes the pair with the most runs and
+    contains a comparison of the optima of all pairs.
     """
     target = Target(target_parameters, target_tokens, target_base)
     names, counts = np.unique(runs.pair, return_counts=True)
@@ -56,7 +61,7 @@ def analyze(
     if len(laws) == 1:
         return law
     rows, one_for_all = compare_pairs(laws)
-    notes = (f"Detailed results are for the pair {pair}.", *law.notes)
+    notes = (f"Detailed results are for the language pair {pair}.", *law.notes)
     return replace(law, pairs=rows, one_for_all=one_for_all, notes=notes)
 
 
@@ -68,16 +73,16 @@ def _analyze_pair(
     rng = np.random.default_rng(seed)
     law = _empty(runs, objective, notes)
     if not len(runs):
-        return _refused(law, "No run is left to fit.")
+        return _refused(law, "No comparable runs remain to be fitted.")
     if len(np.unique(runs.almr)) == 1:
-        return _refused(law, "All runs have one ratio: a mixture law needs at least two.")
+        return _refused(law, "All runs have the same ratio; a mixture law needs at least two.")
     if len(np.unique(runs.learning_rate)) == 1:
         return _ratio_law(law, rng)
     return _surface_law(law, target, next_runs, rng)
 
 
 def _empty(runs: RunsTable, objective: Objective, notes: list[str]) -> Law:
-    """Return a law without any results."""
+    """Return a law without fits: only the runs, their noise, their Pareto front and the notes."""
     return Law(
         objective=objective,
         runs=runs,
@@ -99,38 +104,44 @@ def _empty(runs: RunsTable, objective: Objective, notes: list[str]) -> Law:
 
 
 def _refused(law: Law, *reasons: str) -> Law:
-    """Return the law with a refusal in place of the recommendation."""
+    """Return the law without a recommendation and with a refusal for the given reasons."""
     return replace(law, recommendation=None, refusal=Refusal(reasons))
 
 
 def _ratio_law(law: Law, rng: np.random.Generator) -> Law:
-    """Return the law of the ratio alone, at the size and budget with the most runs."""
+    """Return the law of runs with one learning rate: losses as functions of the ratio only.
+
+    The law is fitted to the runs at the size and budget with the most runs.
+    """
+    # This law models neither size nor tokens, so only runs of one size and budget are comparable.
     kept = at_reference(law.runs)
     runs, notes = law.runs.where(kept), law.notes
     if not kept.all():
         notes += (f"The fit uses the {len(runs)} runs of the most frequent size and budget.",)
     if len(np.unique(runs.almr)) == 1:
-        return _refused(law, "No size and budget has two ratios.")
+        return _refused(law, "The size and budget with the most runs has only one ratio.")
     law = replace(law, ratio_only=fit_ratio(runs, law.objective, rng), runs=runs, notes=notes)
     peak = runs.learning_rate[0]
     rate = f" ({peak:g})" if np.isfinite(peak) else ", which the table does not state"
-    reason = f"All runs have one learning rate{rate}: only the ratio is fitted, "
-    return _refused(law, f"{reason}and no rate can be recommended.")
+    reason = f"All runs have one learning rate{rate}. Only the ratio is fitted, "
+    return _refused(law, f"{reason}and no learning rate can be recommended.")
 
 
 def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Generator) -> Law:
-    """Return the law over ratio, learning rate, size and tokens."""
+    """Return a law with losses as functions of ratio, learning rate, model size and tokens."""
     runs = fill_unstated(law.runs)
     reference = runs.where(at_reference(runs))
     if min(len(np.unique(reference.almr)), len(np.unique(reference.learning_rate))) == 1:
-        reason = "The size and budget with the most runs has one ratio or one learning rate: "
-        return _refused(law, f"{reason}add runs that vary it.")
+        reason = "The size and budget with the most runs has one ratio or one learning rate; "
+        return _refused(law, f"{reason}add runs with at least two of each.")
     known = {}
     if target.parameters and target.base:
-        # A known base fixes the level of the target's losses, which otherwise extrapolates.
+        # If the losses of the target's base model are known, they set the level of the predicted
+        # losses. Otherwise, the level is extrapolated.
         known[target.parameters] = target.base
     normalization = make_normalization(runs, known)
-    # The same deviates for both groups and for the optimum: the powers of a draw belong together.
+    # Both groups and the optimum use the same deviates, so that all results of a bootstrap draw
+    # have the same exponents.
     deviates = rng.standard_normal((DRAWS, len(POWERS)))
     fits = {}
     for group in GROUPS:
@@ -139,10 +150,11 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
     law = replace(law, forms=tuple(form for forms, _ in fits.values() for form in forms))
     law = replace(law, notes=law.notes + _left_out(law))
     surfaces = {group: surface for group, (_, surface) in fits.items() if surface}
+    # The objective needs the losses of both groups.
     if len(surfaces) < len(GROUPS):
         return _refused(law, *_too_few(law))
     largest = float(runs.parameters.max())
-    # Without a target, the largest fitted model at its longest budget.
+    # The default target is the largest fitted size at its largest token budget.
     budget = float(runs.tokens[runs.parameters == largest].max())
     surface = Surface(
         normalization=normalization,
@@ -159,52 +171,58 @@ def _surface_law(law: Law, target: Target, next_runs: int, rng: np.random.Genera
 
 
 def _prior_levels(runs: RunsTable, surface: Surface, known: Mapping[float, Any]) -> tuple[str, ...]:
-    """Return notes if predicted losses depend on a prior for lack of a second size or budget."""
+    """Return a note for each scaling exponent of the predicted losses that comes from a prior.
+
+    The exponent of the model size comes from a prior if the table has only one size. The exponent
+    of the tokens comes from a prior if the table has only one token budget.
+    """
     notes = []
     if len(np.unique(runs.parameters)) == 1 and surface.parameters != surface.largest:
         unknown = (
             ""
             if known
-            else " The base loss of that size is unknown (see --target-base): that of the table's "
-            "size is used."
+            else " The base-model loss at that size is unknown (see --target-base), so that of the "
+            "table's size is used."
         )
         notes.append(
-            f"The table has one size: that losses at {surface.parameters:g} parameters are "
-            f"proportional to those of the base is a prior, not a fitted result.{unknown}"
+            f"The table has one model size. Losses at {surface.parameters:g} parameters are "
+            f"assumed to be proportional to those of the base model; this is a prior, not a "
+            f"fitted result.{unknown}"
         )
     if len(np.unique(runs.tokens)) == 1 and surface.tokens != surface.longest:
         notes.append(
-            f"The table has one budget: that losses at {surface.tokens:g} tokens are as high as at "
-            f"{surface.longest:g} is a prior, not a fitted result."
+            f"The table has one token budget. Losses at {surface.tokens:g} tokens are assumed to "
+            f"equal those at {surface.longest:g} tokens; this is a prior, not a fitted result."
         )
     return tuple(notes)
 
 
 def _left_out(law: Law) -> tuple[str, ...]:
-    """Return a note for each form that is undefined at some of the runs."""
+    """Return a note for each form that is undefined at the mixture ratio of some runs."""
     return tuple(
-        f"Form {form.form} is singular at {form.left_out} of the runs: its fit of the {form.group} "
-        f"loss leaves them out, and its held-out error includes them."
+        f"Form {form.form} is singular at {form.left_out} of the runs. Its fit to the {form.group} "
+        f"loss excludes them, and its held-out error includes them."
         for form in law.forms
         if form.left_out
     )
 
 
 def _too_few(law: Law) -> list[str]:
-    """Return a reason for each group to which no form could be fitted."""
+    """Return one sentence for each language group to which no form could be fitted."""
     reasons = []
     for group in GROUPS:
         forms = [form for form in law.forms if form.group == group]
         if all(form.refusal for form in forms):
+            # The last form has the fewest parameters, so its reason is the most informative.
             fewest = forms[-1]
             reasons.append(f"No form could be fitted to the {group} loss: {fewest.refusal}.")
     return reasons
 
 
 def compare_pairs(laws: dict[str, Law]) -> tuple[tuple[PairOptimum, ...], str]:
-    """Return each pair's optimum and its difference from the first's, and a summary sentence.
+    """Return the optimum of each language pair, and a sentence on whether all optima are equal.
 
-    Pairs without a recommendation come last, so that the first has one if any has.
+    Pairs without a recommendation come last, because differences are relative to the first pair.
     """
     laws = dict(sorted(laws.items(), key=lambda item: item[1].recommendation is None))
     first = next(iter(laws.values()))
@@ -215,10 +233,11 @@ def compare_pairs(laws: dict[str, Law]) -> tuple[tuple[PairOptimum, ...], str]:
     if len(known) < 2:
         return rows, f"Unknown: {unknown}"
     summary = _compared(known)
-    return rows, f"{summary} For the others it is unknown: {unknown}" if refused else summary
+    return rows, f"{summary} The other optima are unknown: {unknown}" if refused else summary
 
 
 def _compared(rows: tuple[PairOptimum, ...]) -> str:
+    """Return a sentence on whether the optima of pairs with a recommendation differ."""
     different = [
         row.pair
         for row in rows[1:]
@@ -226,28 +245,37 @@ def _compared(rows: tuple[PairOptimum, ...]) -> str:
     ]
     if different:
         return f"No: the optimum of {', '.join(different)} differs from that of {rows[0].pair}."
-    return "Yes, within the intervals: every 90 % interval of a difference contains 0."
+    return "Yes, as far as the intervals show: all 90 % intervals of a difference contain 0."
 
 
 def _row(pair: str, law: Law, first: Law) -> PairOptimum:
+    """Return the optimum of a language pair, and its difference from that of the law ``first``."""
     here, there = law.recommendation, first.recommendation
     if here is None:
         return PairOptimum(pair, None, None, None, None, law.refusal)
-    rate = Interval(*np.log10(here.learning_rate))
     return PairOptimum(
         pair=pair,
         almr=here.almr,
         learning_rate=here.learning_rate,
         almr_difference=_difference(here.almr, there.almr) if there else None,
         decades_difference=(
-            _difference(rate, Interval(*np.log10(there.learning_rate))) if there else None
+            _difference(_log10(here.learning_rate), _log10(there.learning_rate)) if there else None
         ),
         refusal=None,
     )
 
 
+def _log10(interval: Interval) -> Interval:
+    """Return the base-10 logarithms of an estimate and of the ends of its interval."""
+    return Interval(*(np.log10(end) for end in interval))
+
+
 def _difference(one: Interval, other: Interval) -> Interval:
-    """Return the difference of independent values: half widths add in quadrature."""
+    """Return the difference of two independent estimates.
+
+    The half-widths of their intervals add in quadrature.
+    """
+    # Two language pairs share no runs, so the errors of their optima are independent.
     value = one.value - other.value
     down = np.hypot(one.value - one.low, other.high - other.value)
     up = np.hypot(one.high - one.value, other.value - other.low)
@@ -255,4 +283,5 @@ def _difference(one: Interval, other: Interval) -> Interval:
 
 
 def _contains_zero(difference: Interval | None) -> bool:
+    """Return whether the interval contains 0; False for None."""
     return difference is not None and bool(difference.low <= 0 <= difference.high)

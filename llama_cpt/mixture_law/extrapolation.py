@@ -1,7 +1,8 @@
-"""Extrapolation of the optimum from the fitted sizes and budgets to a target.
+"""Extrapolation of the optimum from the fitted model sizes and token budgets to a target.
 
-The optimum follows a power law of size and tokens, fitted if the data has two of them, otherwise a
-prior.
+The optimum follows power laws of the model size and of the token budget. The power laws of the size
+are fitted if the data contains at least two sizes, and the power laws of the budget are fitted if
+the data contains at least two budgets. Exponents that are not fitted come from a prior.
 """
 
 from dataclasses import dataclass, replace
@@ -15,33 +16,40 @@ from llama_cpt.mixture_law.optimum import OptimumAt
 from llama_cpt.mixture_law.surface import widening
 
 STEP_LAW = (
-    "Step Law, arXiv 2503.04715, for runs from scratch; 90 % interval from no change to twice "
-    "the change"
+    "Step Law, arXiv 2503.04715, for training from scratch; the 90 % interval is from 0 to twice "
+    "its exponent"
 )
-UNCHANGED = "unchanged, as arXiv 2409.06624 assumes from 8B to 70B"
+"""Description of the prior for the exponents of the learning rate."""
+UNCHANGED = "the ratio does not change, as arXiv 2409.06624 assumes from 8B to 70B parameters"
+"""Description of the prior for the exponents of the odds ALMR / (1 - ALMR)."""
 
 
 @dataclass(frozen=True)
 class Powers:
-    """Powers of the size or of the tokens: entry 0 is the selected fit's, the others the draws'."""
+    """Exponents of the optimum as a power law of the model size or of the tokens.
+
+    Entry 0 of each array belongs to the selected fit, and the other entries to bootstrap draws.
+    """
 
     rate: np.ndarray
-    """Powers of the learning rate."""
+    """Exponents of the optimal learning rate."""
     odds: np.ndarray
-    """Powers of the ratio's odds, ALMR / (1 - ALMR)."""
+    """Exponents of the odds ALMR / (1 - ALMR) of the optimal ratio."""
     fitted: bool
+    """Whether the exponents are fitted; otherwise they come from a prior."""
 
 
 def make_powers(optima: list[OptimumAt], logs: np.ndarray, prior: np.ndarray) -> Powers:
-    """Return the slopes of the optima over ``logs`` of sizes or tokens; the prior for one optimum.
+    """Return the least-squares slopes of the log optima as functions of ``logs``, or the prior.
 
-    ``prior`` is the shift of log rates that keeps a surface in place, the negative of the power of
-    the best rate.
+    ``logs`` contains the log model size or the log tokens of each optimum. ``prior`` contains
+    draws of the exponent a or b of ``SurfaceModel``. If there is only one optimum, the exponents of
+    the learning rate are ``-prior``, and the exponents of the odds are 0.
     """
     if len(optima) < 2:
-        # No prior moves the ratio: arXiv 2409.06624 keeps it from 8B to 70B.
+        # The prior assumes that the ratio does not change, as arXiv 2409.06624 does from 8B to 70B.
         return Powers(-prior, np.zeros(len(prior)), fitted=False)
-    # Weights of the least-squares slope.
+    # The least-squares slope is a linear combination of the values with these weights.
     weights = (logs - logs.mean()) / np.sum((logs - logs.mean()) ** 2)
     rates = np.stack([optimum_at.optima.rate for optimum_at in optima], axis=-1)
     odds = np.stack([optimum_at.log_odds for optimum_at in optima], axis=-1)
@@ -49,14 +57,16 @@ def make_powers(optima: list[OptimumAt], logs: np.ndarray, prior: np.ndarray) ->
 
 
 def widen(optimum_at: OptimumAt, size: float, budget: float) -> OptimumAt:
-    """Return the optima with their draws moved away from the selected fit's optimum.
+    """Return the optima with wider bootstrap intervals, for a target beyond the fitted range.
 
-    ``size`` and ``budget`` are the target's over the largest fitted ones. Beyond 10, each
-    contributes its log10 as a factor. Rates and the ratio's odds are moved in logarithms.
+    ``size`` is the target's model size divided by the largest fitted size, and ``budget`` is the
+    target's token budget divided by the largest fitted budget. The distance of every draw from the
+    selected fit, in log learning rate and in log odds of the ratio, is multiplied by
+    ``widening(log(size)) * widening(log(budget))``.
     """
     factor = float(widening(np.log(size)) * widening(np.log(budget)))
     rate, odds = optimum_at.optima.rate, optimum_at.log_odds
-    # The selected fit's optimum, entry 0, stays.
+    # Entry 0, the optimum of the selected fit, does not change.
     rate = rate[0] + factor * (rate - rate[0])
     odds = odds[0] + factor * (odds - odds[0])
     optima = replace(optimum_at.optima, rate=rate, almr=expit(odds))
@@ -66,7 +76,11 @@ def widen(optimum_at: OptimumAt, size: float, budget: float) -> OptimumAt:
 def extrapolate(
     optima: list[OptimumAt], sizes: Powers, tokens: Powers, target: OptimumAt | None, factor: float
 ) -> Extrapolation:
-    """Return the exponents, each prior with its source, and the optima by size."""
+    """Return the exponents and the optima by model size.
+
+    ``target`` is the optimum at the target, or None. It is appended to the fitted optima.
+    ``factor`` is the target size divided by the largest fitted size.
+    """
     fitted = [_optimum(optimum_at, is_target=False) for optimum_at in optima]
     exponents = (
         _exponent("learning rate", "parameters", sizes.rate, None if sizes.fitted else STEP_LAW),
@@ -79,6 +93,7 @@ def extrapolate(
 
 
 def _optimum(optimum_at: OptimumAt, *, is_target: bool) -> SizeOptimum:
+    """Return the ratio and the learning rate of an optimum, with their intervals."""
     return SizeOptimum(
         parameters=optimum_at.parameters,
         tokens=optimum_at.tokens,
@@ -89,4 +104,5 @@ def _optimum(optimum_at: OptimumAt, *, is_target: bool) -> SizeOptimum:
 
 
 def _exponent(of: str, over: str, draws: np.ndarray, prior: str | None) -> Exponent:
+    """Return an exponent with its interval; ``draws`` is ``rate`` or ``odds`` of ``Powers``."""
     return Exponent(of=of, over=over, power=make_interval(float(draws[0]), draws[1:]), prior=prior)

@@ -1,32 +1,38 @@
-"""Fits of a form to runs: the best parameters, and their distribution by a bootstrap."""
+"""Robust least-squares fits of a form to runs, and the residual bootstrap of its parameters."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
-from llama_cpt.mixture_law.intervals import Number
 from llama_cpt.mixture_law.normalization import Settings
 from llama_cpt.mixture_law.surface import POWERS, PRIOR, SurfaceModel
 
 HUBER_DELTA = 0.01
-"""Errors of the log loss beyond this, about 1 % of the loss, count linearly."""
+"""Threshold of the Huber loss for errors of the log loss; 0.01 is about 1 % of the loss."""
 REGULARIZATION = 1e-7
-"""Weight of the squared distance from the box's middle; decides undetermined parameters only."""
+"""Weight of the L2 penalty.
+
+The penalty is small enough to affect only parameters that the data does not determine.
+"""
 FINISHED_STARTS = 3
-"""Number of starts that are finished with L-BFGS-B, the best after a few Gauss-Newton steps."""
+"""Number of starting points that L-BFGS-B refines: the best after 12 Levenberg-Marquardt steps."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Runs to fit: ``y`` is log(loss / loss of the base at the reference size)."""
+    """A regression problem: a model, the settings of the runs and their observed log losses."""
 
     model: SurfaceModel
     at: Settings
     y: np.ndarray
+    """log(loss / loss of the base model of the reference size) of each run."""
 
-    def objective(self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Number:
-        """Return the Huber loss of weighted runs plus the regularization, per parameter vector."""
+    def objective(self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Return the weighted Huber loss plus the L2 penalty for each parameter vector.
+
+        ``theta`` has the shape (..., parameters); ``y`` and ``weight`` broadcast to (..., runs).
+        """
         error = self.model.value(theta, self.at) - y
         size = np.abs(error)
         loss = np.where(size < HUBER_DELTA, error**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2))
@@ -34,57 +40,65 @@ class Problem:
         return np.sum(weight * loss, axis=-1) + REGULARIZATION / 2 * distance
 
     def gradient(self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """Return the gradient of the objective with respect to the free parameters."""
+        """Return the gradient of the objective with respect to the fitted parameters."""
         return self.slopes(theta, y, weight)[0]
 
     def slopes(
         self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the gradient and the Gauss-Newton curvature by the free parameters."""
+        """Return the gradient and the Gauss-Newton Hessian with respect to the fitted parameters.
+
+        The gradient has the shape (..., fitted), the Hessian (..., fitted, fitted).
+        """
         error = self.model.value(theta, self.at) - y
         jacobian = self.model.jacobian(theta, self.at)[..., self.model.free]
-        # Huber's loss as weighted least squares: a linear tail is a weight of delta / |error|.
+        # Huber loss as iteratively reweighted least squares: errors in the linear tail have the
+        # weight delta / |error|.
         weight = weight * np.minimum(1.0, HUBER_DELTA / np.maximum(np.abs(error), 1e-12))
         weighted = jacobian * weight[..., None]
         width = self._width()[self.model.free]
         penalty_slope = REGULARIZATION * (self._offset(theta)[..., self.model.free]) / width
         gradient = np.einsum("...np,...n->...p", weighted, error) + penalty_slope
-        # Gauss-Newton: the model's second derivatives are left out, as they are multiplied by
-        # errors.
+        # Gauss-Newton omits the second derivatives of the model, which are multiplied by the errors
+        # and therefore small near the minimum.
         curvature = np.swapaxes(weighted, -1, -2) @ jacobian
         return gradient, curvature + np.diag(REGULARIZATION / width**2)
 
     def _offset(self, theta: np.ndarray) -> np.ndarray:
-        """Return the distance from the middle of the box in quarters of its width."""
+        """Return (theta - center) / (a quarter of the bounds' width), the argument of the penalty.
+
+        The center is the middle of the bounds or, for ``POWERS``, the mean of the prior.
+        """
         low, high = self.model.box
         middle = (low + high) / 2
-        # Powers that the data barely determines stay at their prior, not at the box's middle.
+        # Exponents that the data barely determines are pulled to their prior instead.
         middle[-len(POWERS) :] = PRIOR
         return (theta - middle) / self._width()
 
     def _width(self) -> np.ndarray:
+        """Return a quarter of the width of each parameter's bounds."""
         low, high = self.model.box
         return (high - low) / 4
 
 
 def fit(problem: Problem) -> np.ndarray:
-    """Return the best parameters over all starting points."""
+    """Return the parameters with the smallest objective over all starting points."""
     weight = np.ones(len(problem.y))
-    # The surfaces have local minima: many cheap starts, then an exact search from the best few.
+    # The objective has local minima: try many starting points with few steps, then refine the best.
     starts = refit(problem, problem.model.starts(), problem.y, weight, steps=12)
     order = np.argsort(problem.objective(starts, problem.y, weight), kind="stable")
     ends = np.array([_finish(problem, starts[start]) for start in order[:FINISHED_STARTS]])
-    # L-BFGS-B stops at a relative tolerance; Gauss-Newton steps reach the minimum itself, from
-    # which the bootstrap starts.
+    # L-BFGS-B stops at a relative tolerance. Further Levenberg-Marquardt steps converge to the
+    # minimum, so that bootstrap refits, which start there, differ only by their data.
     ends = refit(problem, ends, problem.y, weight, steps=20)
     return ends[np.argmin(problem.objective(ends, problem.y, weight))]
 
 
 def _finish(problem: Problem, start: np.ndarray) -> np.ndarray:
-    """Minimize the objective with L-BFGS-B within the box."""
+    """Return the parameters after a bounded L-BFGS-B minimization from ``start``."""
     free, weight = problem.model.free, np.ones(len(problem.y))
     low, high = problem.model.box
-    # Errors are about 0.001: unscaled, the gradient is below SciPy's tolerance at the first step.
+    # Errors are about 0.001, so the unscaled gradient is below SciPy's tolerance from the start.
     scale = 1e6
 
     def full(values: np.ndarray) -> np.ndarray:
@@ -111,9 +125,10 @@ def _finish(problem: Problem, start: np.ndarray) -> np.ndarray:
 def refit(
     problem: Problem, theta: np.ndarray, y: np.ndarray, weight: np.ndarray, *, steps: int
 ) -> np.ndarray:
-    """Take Levenberg-Marquardt steps for many parameter vectors at once, each with its own data.
+    """Return the parameters of many fits after ``steps`` Levenberg-Marquardt steps.
 
-    ``theta`` is (fits, parameters); ``y`` and ``weight`` are (fits, runs), or (runs,) for all fits.
+    ``theta`` and the result have the shape (fits, parameters). ``y`` and ``weight`` have the shape
+    (fits, runs), or (runs,) if all fits have the same data.
     """
     free = problem.model.free
     low, high = problem.model.box
@@ -122,11 +137,12 @@ def refit(
     for _ in range(steps):
         gradient, curvature = problem.slopes(theta, y, weight)
         diagonal = np.einsum("...pp->...p", curvature)
-        # Marquardt's scaling by the diagonal makes steps independent of the units of the
-        # parameters.
+        # Marquardt scales the damping by the diagonal, which makes steps independent of the units
+        # of the parameters.
         damped = curvature + (damping[:, None] * diagonal)[:, :, None] * np.eye(free.sum())
         step = np.linalg.solve(damped, gradient[..., None])[..., 0]
-        # Only vectors that improve move; the others retry with more damping.
+        # A fit takes the step only if its objective decreases, otherwise it retries with more
+        # damping.
         candidate = theta.copy()
         candidate[:, free] = np.clip(theta[:, free] - step, low[free], high[free])
         candidate_value = problem.objective(candidate, y, weight)
@@ -138,13 +154,16 @@ def refit(
 
 
 SELECTION_INFLATION = 1.08
-"""Factor on residuals. A form is chosen for its small errors, so its residuals are too small:
-without the factor, 90 % intervals held one truth of ``tests/mixture_law/test_recovery.py`` in
-78 % of the draws."""
+"""Factor by which bootstrap residuals are multiplied.
+
+The form with the smallest errors is selected, so its residuals underestimate the noise. Without the
+factor, the 90 % intervals contained the true optimum in only 78 % of the simulated tables for one
+of the laws in ``tests/mixture_law/test_recovery.py``.
+"""
 
 
 def residual_scale(problem: Problem, theta: np.ndarray) -> float:
-    """Return the residual standard deviation of the log loss."""
+    """Return the residual standard error of the log loss, corrected for degrees of freedom."""
     error = problem.y - problem.model.value(theta, problem.at)
     return float(np.sqrt(np.sum(error**2) / (len(error) - problem.model.free.sum())))
 
@@ -152,47 +171,55 @@ def residual_scale(problem: Problem, theta: np.ndarray) -> float:
 def bootstrap(
     problem: Problem, theta: np.ndarray, prior_powers: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return parameters (draws, parameters) of refits to resampled residuals.
+    """Return the parameters (draws, parameters) of a residual bootstrap.
 
-    Residuals are divided by sqrt(1 - leverage), the correction for degrees of freedom per run.
-    Their scale is estimated from few runs, so each draw has its own scale, from the chi-squared
-    distribution that it follows (intervals are then as wide as Student's t). Powers that the data
-    does not determine are taken from ``prior_powers`` (draws, powers), drawn from their prior.
+    Residuals are divided by sqrt(1 - leverage), which corrects each run for degrees of freedom.
+    The residual scale is estimated from few runs, so each draw samples its own scale from a scaled
+    inverse chi distribution. This makes intervals as wide as those of Student's t. Entries of
+    ``POWERS`` that are not fitted are taken from ``prior_powers`` (draws, powers), which contains
+    draws from their prior.
     """
     draws = len(prior_powers)
     fitted = problem.model.value(theta, problem.at)
     runs, freedom = len(fitted), len(fitted) - problem.model.free.sum()
-    # A leverage near 1 would blow up one run's residual.
+    # The limit keeps the residual of a run with a leverage near 1 from dominating all others.
     residuals = (problem.y - fitted) / np.sqrt(1 - np.minimum(_leverage(problem, theta), 0.95))
-    # Huber's loss does not center the residuals; a resampled mean must not be biased.
+    # The residuals of a Huber fit need not have mean 0; without centering, every draw is biased.
     residuals -= residuals.mean()
     scale = SELECTION_INFLATION * np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
-    # Residuals are resampled, not runs: a run is a point of the grid, and the grid is fixed.
+    # Residuals are resampled, not runs, because the settings of the runs are a fixed design.
     y = fitted + scale * residuals[rng.integers(runs, size=(draws, runs))]
     thetas = refit(problem, np.tile(theta, (draws, 1)), y, np.ones(runs), steps=10)
-    # Undetermined powers multiply coordinates that are 0 for all runs, so the refits ignore them.
+    # Powers that are not fitted multiply coordinates that are 0 for all runs, so they have no
+    # effect on the refits.
     fixed = ~problem.model.free[-len(POWERS) :]
     thetas[:, -len(POWERS) :][:, fixed] = prior_powers[:, fixed]
     return thetas
 
 
 def is_identifiable(problem: Problem, theta: np.ndarray) -> bool:
-    """Return whether the runs determine all parameters that have an effect on them."""
+    """Return whether the parameters that affect the predictions are locally identifiable.
+
+    Parameters are identifiable if their columns of the Jacobian are linearly independent.
+    """
     jacobian = _directions(problem, theta)
-    # A parameter without effect on these runs, such as a saturated one, does not count against the
-    # form.
+    # Parameters without an effect on these runs, such as those of a saturated term, are ignored.
     effective = np.linalg.norm(jacobian, axis=0) > 0
     return bool(np.linalg.matrix_rank(jacobian, tol=1e-9) == effective.sum())
 
 
 def _leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    # The diagonal of the hat matrix, from the left singular vectors of the Jacobian.
+    """Return the leverage of each run: the diagonal of the hat matrix of the linearized fit."""
+    # The hat matrix is U U^T for the left singular vectors U of the Jacobian.
     basis, size, _ = np.linalg.svd(_directions(problem, theta), full_matrices=False)
     return np.sum(basis[:, size > 1e-6] ** 2, axis=1)
 
 
 def _directions(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Return derivatives by the free parameters, normalized to length 1, or 0 without effect."""
+    """Return the Jacobian (runs, fitted parameters) with columns normalized to length 1 or 0.
+
+    A column is 0 if the parameter has no effect on the runs.
+    """
     jacobian = problem.model.jacobian(theta, problem.at)[:, problem.model.free]
     length = np.linalg.norm(jacobian, axis=0)
     return jacobian * np.where(length > 1e-9, 1 / np.maximum(length, 1e-9), 0.0)

@@ -1,4 +1,4 @@
-"""Reading and writing of ``law.json``, a law that people can read and that predicts again."""
+"""Conversion of a law to and from ``law.json``, a readable file that preserves predictions."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,11 +18,12 @@ from llama_cpt.mixture_law.runs_table import Results
 from llama_cpt.runtime.errors import UserError
 
 FORMAT = 1
+"""Version of the file format."""
 FIRST_KEYS = ("recommendation", "refusal", "objective", "chosen", "table")
-"""Keys at the top of the file, for human readers."""
+"""Keys at the top of the file, after ``format``, for human readers."""
 WIDTH = 100
-"""Values longer than this many characters get one line per entry."""
-# Laws are registered before the runs that test them, so old files must load forever.
+"""Maximum line width in characters; values that do not fit are written with one entry per line."""
+# A law is saved before the runs that test its predictions, so later versions must read old files.
 FORMER_NAMES = {
     "goal": "objective",
     "points": "runs",
@@ -31,13 +32,14 @@ FORMER_NAMES = {
     "home_parameters": "reference_parameters",
     "home_tokens": "reference_tokens",
 }
-"""Current names of the fields that earlier versions wrote under other names."""
+"""Map from field names that earlier versions wrote to current field names."""
 
 
 def to_json(law: Law, results: Results) -> str:
-    """Return the text of ``law.json``: the recommendation first, the surfaces for predictions last.
+    """Return the text of ``law.json`` for a law and the table to which it was fitted.
 
-    An interval is two entries, such as ``almr`` and ``almr_interval`` (90 %).
+    The recommendation comes first. The loss surfaces, which predictions need, come last. An
+    ``Interval`` is written as two entries, such as ``almr`` and ``almr_interval``.
     """
     values = _to_plain(law) | {"format": FORMAT, "chosen": _chosen(law), "table": _table(results)}
     order = (
@@ -49,27 +51,31 @@ def to_json(law: Law, results: Results) -> str:
 
 
 def load_law(path: str) -> Law:
-    """Return the law of a ``law.json``; it predicts the same as when it was written.
+    """Return the law in a ``law.json`` file.
 
-    Raises UserError if the file does not exist or is not a law that this version can read.
+    The returned law gives the same predictions as the saved law. Raises UserError if the file does
+    not exist or if this version cannot read it.
     """
     try:
         values = json.loads(epath.Path(path).read_text())
         if values["format"] != FORMAT:
-            raise UserError(f"{path}: format {values['format']}, but this version reads {FORMAT}.")
+            raise UserError(
+                f"{path}: the file has format {values['format']}, but this version reads format "
+                f"{FORMAT}; run fit_law again."
+            )
         return _from_plain(Law, _with_added_fields(_with_current_names(values)))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; run fit_law, which writes it to its --output folder."
+            f"{path}: no such file; run fit_law, which writes law.json to its --output folder."
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not a law that this version can read ({error!r}); run fit_law again."
+            f"{path}: this version cannot read the file as a law ({error!r}); run fit_law again."
         ) from None
 
 
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Rename the fields that earlier versions wrote under other names."""
+    """Return the file's content with fields of earlier versions under their current names."""
     values = _renamed(values, FORMER_NAMES)
     if surface := values["surface"]:
         values["surface"] = surface = _renamed(surface, {"frame": "normalization"})
@@ -78,11 +84,15 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return ``values`` with each key that is in ``names`` replaced by its new name."""
     return {names.get(name, name): value for name, value in values.items()}
 
 
 def _with_added_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Add the fields that earlier versions lacked, with values that keep the predictions."""
+    """Return the file's content with defaults for fields that earlier versions did not write.
+
+    The defaults do not change the predictions.
+    """
     runs, surface = values["runs"], values["surface"]
     runs.setdefault("batch_tokens", [None] * len(runs["run"]))
     if surface:
@@ -95,11 +105,12 @@ def _with_added_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(law: Law) -> dict[str, Any]:
-    """Return the selected form of each group."""
+    """Return the fit of the selected form as JSON types, by language group."""
     return {fit.group: {**_to_plain(fit)} for fit in law.forms if fit.chosen}
 
 
 def _table(results: Results) -> dict[str, Any]:
+    """Return the files, the settings and the corpora of the table as JSON types."""
     runs = results.runs
     grid = {
         name: np.unique(getattr(runs, name))
@@ -112,7 +123,10 @@ def _table(results: Results) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a value as JSON types; numbers that are not finite become null, a form its name."""
+    """Return a value as JSON types.
+
+    Numbers that are not finite become null. A ``Form`` becomes its name and its group.
+    """
     if isinstance(value, Form):
         return {"name": value.name, "group": value.group}
     if dataclasses.is_dataclass(value):
@@ -135,14 +149,14 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(kind: Any, value: Any) -> Any:
-    """Return the value of type ``kind`` from which ``_to_plain`` made ``value``."""
+    """Return the value of type ``kind`` that ``_to_plain`` converted to ``value``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _of_union(arguments, value)
     if isinstance(kind, type) and issubclass(kind, Form):
-        # A form has no state but its group: its name is enough.
+        # The group is the only state of a form, so the name and the group determine it.
         return next(form for form in forms_of(value["group"]) if form.name == value["name"])
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind)]
         return kind(**{name: _entry(hints[name], value, name) for name in names})
@@ -150,16 +164,17 @@ def _from_plain(kind: Any, value: Any) -> Any:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        # Entries with the suffix belong to the interval of the name before it.
+        # An entry NAME_interval is the interval of the entry NAME.
         names = [name for name in value if not name.endswith("_interval")]
         return {name: _entry(arguments[1], value, name) for name in names}
     if kind is np.ndarray:
         return _array(value)
+    # JSON has no NaN. A null in place of a number was NaN or infinite.
     return math.nan if kind is float and value is None else value
 
 
 def _entry(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    """Return an entry of an object; an interval has two."""
+    """Return the entry ``name`` as ``kind``; an ``Interval`` is read from two entries."""
     if kind not in (Interval, Interval | None):
         return _from_plain(kind, values[name])
     if f"{name}_interval" not in values:
@@ -171,10 +186,11 @@ def _entry(kind: Any, values: Mapping[str, Any], name: str) -> Any:
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Return the value as the member of a union that it fits.
+    """Return the value as one of the types ``kinds`` of a union.
 
-    An object becomes the dataclass whose fields it has, null becomes None (or NaN), a list an
-    array.
+    A JSON object becomes an instance of the first dataclass in ``kinds`` for which it contains all
+    fields. Null becomes None if the union includes None, otherwise NaN. A list becomes an array if
+    the union includes arrays.
     """
     if value is None:
         return None if types.NoneType in kinds else math.nan
@@ -189,15 +205,20 @@ def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
 
 
 def _array(value: list[Any]) -> np.ndarray:
-    # null stands for NaN, which NumPy reads as an object.
+    """Return a JSON list as an array, with NaN in place of null."""
+    # NumPy reads None as an object, so an array with a null has dtype object.
     array = np.array(value)
     return np.array(value, float) if array.dtype == object else array
 
 
 def _format_json(value: Any, indent: int = 0) -> str:
-    """Return JSON with one entry per line for long values, and numbers next to each other."""
+    """Return JSON text in which an object or list with objects has one entry per line.
+
+    Values that fit into ``WIDTH``, and lists of numbers, are on one line.
+    """
     short = json.dumps(value, ensure_ascii=False, allow_nan=False)
     rows = value.items() if isinstance(value, dict) else value
+    # A list without objects, such as an array of numbers, stays on one line, however long it is.
     nested = isinstance(value, dict) or (
         isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
     )

@@ -1,4 +1,7 @@
-"""Coordinates in which the forms are written: logarithms relative to a reference."""
+"""Normalized coordinates of the loss surface: logarithms relative to a reference size and budget.
+
+A form is an equation for the loss in these coordinates (see ``forms.py``).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,20 +15,23 @@ from llama_cpt.mixture_law.table import GROUPS
 
 
 class Settings(NamedTuple):
-    """Arrays that broadcast against each other; logarithms are natural."""
+    """Normalized settings of runs or predictions, as arrays that broadcast against each other.
+
+    Logarithms are natural.
+    """
 
     almr: np.ndarray
     rate: np.ndarray
-    """log(learning rate) minus the mean of the measured ones."""
+    """log(peak learning rate) minus its mean over the grid (``Normalization.middle_rate``)."""
     size: np.ndarray
-    """log(parameters / reference size)."""
+    """log(parameters / reference parameters)."""
     level: np.ndarray
-    """log(original loss of the base / that of the base of the reference size)."""
+    """log(L / L of the reference size) for the original loss L of the base model."""
     tokens: np.ndarray
-    """log(tokens / reference budget)."""
+    """log(trained tokens / reference tokens)."""
 
     def share(self, group: str) -> np.ndarray:
-        """Return the share of the tokens that is in the group's own languages."""
+        """Return the share of all tokens that are in the languages of ``group``."""
         return self.almr if group == "additional" else 1 - self.almr
 
     def where(self, kept: np.ndarray) -> "Settings":
@@ -35,25 +41,29 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalization:
-    """The map from raw numbers to settings.
+    """The map from raw settings (ALMR, learning rate, parameters, tokens) to ``Settings``.
 
-    The reference size and budget are those with the most runs, so that the forms are centered on
-    the data.
+    The reference is the combination of model size and token budget with the most runs, so that the
+    coordinates are centered on the data.
     """
 
     middle_rate: float
-    """Mean of log(learning rate) over the distinct rates at the reference size."""
+    """Mean of log(learning rate) over the distinct learning rates at the reference size."""
     reference_parameters: float
     reference_tokens: float
     parameters: np.ndarray
-    """The sizes of known bases, ascending."""
+    """Sizes of the base models with known losses, ascending."""
     bases: Mapping[str, np.ndarray]
-    """Base losses by group, one entry for each of ``parameters``."""
+    """Known losses of base models by language group, in the order of ``parameters``."""
     smallest_share: Mapping[str, float]
-    """The smallest measured share above 0, by group."""
+    """Smallest token share above 0 among the runs, by language group."""
 
     def base(self, parameters: float) -> dict[str, float]:
-        """Return the base loss by group: measured, or on a power law through two nearest sizes."""
+        """Return the base-model loss at a model size, by language group.
+
+        An unknown loss is interpolated or extrapolated by the power law through the losses at
+        the two nearest known sizes.
+        """
         return {group: self._base(group, parameters) for group in GROUPS}
 
     def _base(self, group: str, parameters: float) -> float:
@@ -62,15 +72,15 @@ class Normalization:
             return float(losses[0])
         right = int(np.clip(np.searchsorted(sizes, parameters), 1, len(sizes) - 1))
         low, high = np.log(sizes[right - 1 : right + 1])
-        # A straight line in log-log coordinates; beyond the known sizes it is extrapolated.
+        # A power law is a straight line in log-log coordinates.
         part = (np.log(parameters) - low) / (high - low)
         return float(losses[right - 1] ** (1 - part) * losses[right] ** part)
 
     def settings(
         self, almr: Number, learning_rate: Number, parameters: Number, tokens: Number
     ) -> Settings:
-        """Return the settings of raw numbers that broadcast."""
-        # A grid repeats one size for thousands of settings: each base is computed once.
+        """Return the normalized settings; the arguments broadcast against each other."""
+        # A grid has thousands of entries of one model size: compute each base-model loss once.
         sizes, index = np.unique(np.asarray(parameters, float), return_inverse=True)
         levels = np.log([self._base("original", size) for size in sizes])
         level = (levels - np.log(self._base("original", self.reference_parameters)))[index]
@@ -84,16 +94,16 @@ class Normalization:
         return Settings(*np.broadcast_arrays(*values))
 
     def of(self, runs: RunsTable) -> Settings:
-        """Return the settings of a table's runs."""
+        """Return the normalized settings of the runs."""
         return self.settings(runs.almr, runs.learning_rate, runs.parameters, runs.tokens)
 
 
 def make_normalization(
     runs: RunsTable, known_bases: Mapping[float, Mapping[str, float]]
 ) -> Normalization:
-    """Return the normalization of a table.
+    """Return the normalization that is centered on the runs of the reference size and budget.
 
-    ``known_bases`` are losses of further bases, by size and group.
+    ``known_bases`` contains base-model losses, by model size and group, for sizes without runs.
     """
     reference = runs.where(at_reference(runs))
     reference_parameters = reference.parameters[0]
@@ -105,7 +115,7 @@ def make_normalization(
     sizes = np.array(sorted(known), float)
     shares = {"additional": runs.almr, "original": 1 - runs.almr}
     return Normalization(
-        # The distinct rates, not the runs: repeated runs must not move the center.
+        # The mean is over distinct learning rates, so that repeated runs do not shift it.
         middle_rate=float(np.mean(np.log(np.unique(runs.learning_rate[same_size])))),
         reference_parameters=float(reference_parameters),
         reference_tokens=float(reference.tokens[0]),
@@ -116,17 +126,19 @@ def make_normalization(
 
 
 def at_reference(runs: RunsTable) -> np.ndarray:
-    """Return the mask of the runs at the size and budget with the most runs.
+    """Return the mask of the runs at the model size and token budget with the most runs.
 
-    Unknown sizes and budgets count as one value.
+    All unknown sizes count as equal, and so do all unknown budgets.
     """
-    # NaN is not equal to itself: unknown values would all be different.
+    # NaN is not equal to itself, so without a replacement all unknown values would differ.
     settings = np.nan_to_num(np.stack([runs.parameters, runs.tokens]))
     _, setting, counts = np.unique(settings, axis=1, return_inverse=True, return_counts=True)
     return setting.ravel() == np.argmax(counts) if len(counts) else np.zeros(0, bool)
 
 
 def _bases(runs: RunsTable) -> dict[str, float]:
+    """Return the base-model losses of runs of one model size, by language group."""
+    # The values differ only by rounding (``table.BASE_TOLERANCE``).
     return {
         "additional": float(np.median(runs.base_additional)),
         "original": float(np.median(runs.base_original)),

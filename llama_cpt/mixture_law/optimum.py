@@ -1,6 +1,7 @@
-"""Optima of the objective on fitted surfaces: the optimum, the best rate per ratio, Pareto fronts.
+"""Minimization of the objective on fitted loss surfaces, and Pareto fronts of the two losses.
 
-All draws are searched at once: first along the learning rate, then along the ratio.
+The surfaces of all bootstrap draws are searched at once, first over the learning rate at every
+ratio, then over the ratio.
 """
 
 from collections.abc import Mapping
@@ -18,74 +19,80 @@ from llama_cpt.mixture_law.surface import LARGEST_LOG, Surface
 from llama_cpt.mixture_law.table import GROUPS
 
 RATIOS, RATES, FINE_RATES = 33, 17, 97
-"""Numbers of ratios and rates at which surfaces are evaluated, and of rates after interpolation."""
+"""Numbers of evaluated ratios, evaluated learning rates and interpolated learning rates."""
 MIN_SHARE = 0.02
-"""Distance of the searched ratios from 0 and 1 if there are runs at these."""
+"""Smallest distance of a searched ratio from 0 or 1 if the grid includes runs at 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The searched region: the measured grid and half a step beyond it.
+    """The searched ratios and learning rates: the grid of the runs and a margin around it.
 
-    The margin keeps the intervals of optima near the edge from being cut off.
+    The margin is half a grid step. Without it, intervals of optima near the edge would be
+    truncated.
     """
 
     almr: np.ndarray
+    """Equally spaced ratios, (RATIOS)."""
     rate: np.ndarray
-    """log(learning rate), as in ``Settings``."""
-    measured_almr: tuple[float, float]
-    """Lowest and highest measured ratio that is searched."""
-    measured_rate: tuple[float, float]
+    """Equally spaced log learning rates, normalized as in ``Settings``, (RATES)."""
+    grid_almr: tuple[float, float]
+    """Lowest and highest ratio of the runs, clipped to the range of ``almr``."""
+    grid_rate: tuple[float, float]
+    """Lowest and highest log learning rate of the runs, normalized as in ``Settings``."""
 
     def within_grid(self) -> "Domain":
-        """Return the domain without the margin beyond the measured settings."""
+        """Return the domain without the margin."""
         almr, rate = (
             np.linspace(*ends, len(values))
-            for ends, values in ((self.measured_almr, self.almr), (self.measured_rate, self.rate))
+            for ends, values in ((self.grid_almr, self.almr), (self.grid_rate, self.rate))
         )
         return replace(self, almr=almr, rate=rate)
 
     def settings(self, normalization: Normalization, parameters: float, tokens: float) -> Settings:
-        """Return all pairs of a ratio and a rate, flattened."""
+        """Return the settings of all (ratio, rate) pairs; the rate varies fastest."""
         almr, rate = np.meshgrid(self.almr, self.rate, indexing="ij")
         learning_rate = np.exp(rate.ravel() + normalization.middle_rate)
         return normalization.settings(almr.ravel(), learning_rate, parameters, tokens)
 
 
 def make_domain(runs: RunsTable, normalization: Normalization) -> Domain:
-    """Return the domain around the settings of these runs."""
+    """Return the domain around the grid of the runs."""
     almr = np.unique(runs.almr)
     rate = np.unique(np.log(runs.learning_rate) - normalization.middle_rate)
-    # Ratios stay inside (0, 1), where the log odds and the singular forms are defined.
+    # The log odds and the singular forms are defined only for ratios in the open interval (0, 1).
     low, high = almr[0] - np.diff(almr)[0] / 2, almr[-1] + np.diff(almr)[-1] / 2
     low = max(low, almr[0] / 2 or MIN_SHARE)
     high = min(high, (1 + almr[-1]) / 2 if almr[-1] < 1 else 1 - MIN_SHARE)
     return Domain(
         almr=np.linspace(low, high, RATIOS),
         rate=np.linspace(rate[0] - np.diff(rate)[0] / 2, rate[-1] + np.diff(rate)[-1] / 2, RATES),
-        measured_almr=(float(max(almr[0], low)), float(min(almr[-1], high))),
-        measured_rate=(float(rate[0]), float(rate[-1])),
+        grid_almr=(float(max(almr[0], low)), float(min(almr[-1], high))),
+        grid_rate=(float(rate[0]), float(rate[-1])),
     )
 
 
 @dataclass(frozen=True)
 class Optima:
-    """Optima of several surfaces, one entry per surface."""
+    """The ratios and learning rates that minimize the objective on each of several surfaces."""
 
     almr: np.ndarray
+    """Optimal ratio, (surfaces)."""
     rate: np.ndarray
+    """Optimal log learning rate, normalized as in ``Settings``, (surfaces)."""
     rate_by_ratio: np.ndarray
-    """The best rate of each ratio of the domain, (surfaces, ratios)."""
+    """Optimal log learning rate at each ratio of the domain, (surfaces, ratios)."""
 
 
 def find_optima(
     logs: Mapping[str, np.ndarray], domain: Domain, objective: Objective, bases: Mapping[str, float]
 ) -> Optima:
-    """Return the optima of surfaces given as log losses by group, (surfaces, ratios * rates).
+    """Return the minimum of the objective on each surface.
 
-    ``bases`` are the base losses by group that a bound refers to.
+    ``logs`` contains the log losses at ``Domain.settings`` by group, each (surfaces, ratios *
+    rates). ``bases`` contains the base-model losses by group.
     """
-    # Interpolation is linear in the values, so one matrix interpolates all surfaces.
+    # Spline interpolation is linear in the values, so one matrix interpolates all surfaces.
     fine = np.linspace(domain.rate[0], domain.rate[-1], FINE_RATES)
     spline = CubicSpline(domain.rate, np.eye(RATES))(fine).T
     dense = {
@@ -102,17 +109,18 @@ def _along_rate(
     objective: Objective,
     bases: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best rate and the log of the objective there, for each surface and ratio."""
+    """Return the optimal log rate at each ratio and its log objective, each (surfaces, ratios)."""
     additional, original = logs["additional"], logs["original"]
     if not isinstance(objective, Bound):
         value = np.log(objective.evaluate(np.exp(additional), np.exp(original), bases["original"]))
         return _vertex(value, rates, np.ones_like(value))
     above = original - np.log((1 + objective.forgetting) * bases["original"])
-    # The same objective as ``Bound.evaluate``, in logarithms of losses.
+    # This is ``Bound.evaluate`` in terms of log losses.
     rate, best = _vertex(additional + PENALTY * np.maximum(above, 0), rates, above)
-    # Between two rates on either side of the bound the objective has a kink, often its minimum.
+    # If the original loss crosses the bound between two rates, the objective has a kink at the
+    # crossing, which is often the minimum.
     left, right = above[..., :-1], above[..., 1:]
-    # Linear interpolation to the rate at which the bound is met exactly.
+    # Linear interpolation to the rate at which the original loss equals the bound.
     part = np.divide(left, left - right, out=np.zeros_like(left), where=left * right < 0)
     at_kink = additional[..., :-1] + part * np.diff(additional, axis=-1)
     at_kink = np.where(left * right < 0, at_kink, np.inf)
@@ -123,24 +131,26 @@ def _along_rate(
 
 
 def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return the values at ``index``, (..., 1), along the last axis, and drop that axis."""
     return np.take_along_axis(values, index, axis=-1)[..., 0]
 
 
 def _vertex(
     values: np.ndarray, positions: np.ndarray, side: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return position and value of the minimum along the last axis, refined by a parabola.
+    """Return the position and the value of the minimum along the last axis.
 
-    The parabola passes through the lowest entry and its neighbors. The entry itself is returned if
-    the three are on different sides of 0 in ``side``, as a parabola does not describe a kink.
+    The minimum is refined by the parabola through the lowest entry and its two neighbors. It is not
+    refined if the lowest entry is at an end of the axis, or if the values have a kink between the
+    two neighbors, where ``side`` changes its sign.
     """
     index = np.argmin(values, axis=-1)[..., None]
     inner = np.clip(index, 1, values.shape[-1] - 2)
     low, mid, high = (_take(values, inner + step) for step in (-1, 0, 1))
     smooth = (_take(side, inner - 1) > 0) == (_take(side, inner + 1) > 0)
     bend = low - 2 * mid + high
-    # At the ends of the axis there is no parabola, and none with a minimum if the bend is not
-    # positive.
+    # The lowest entry at an end of the axis has only one neighbor. A parabola without positive
+    # curvature has no minimum.
     smooth &= (index == inner)[..., 0] & (bend > 1e-12)
     shift = np.divide(low - high, 2 * bend, out=np.zeros_like(bend), where=smooth)
     at = positions[index[..., 0]] + shift * (positions[1] - positions[0])
@@ -148,7 +158,7 @@ def _vertex(
 
 
 def _along_ratio(optimal_rates: np.ndarray, best: np.ndarray, almr: np.ndarray) -> Optima:
-    """Return the optima along the ratio, with the best rate interpolated between ratios."""
+    """Return the optimal ratios, and the learning rates interpolated to these ratios."""
     almr_at_best, _ = _vertex(best, almr, np.ones_like(best))
     step = (almr_at_best - almr[0]) / (almr[1] - almr[0])
     left = np.clip(step.astype(int), 0, len(almr) - 2)[..., None]
@@ -159,29 +169,31 @@ def _along_ratio(optimal_rates: np.ndarray, best: np.ndarray, almr: np.ndarray) 
 
 @dataclass(frozen=True)
 class OptimumAt:
-    """The optima at one size and budget: entry 0 is the selected fit's, the others the draws'."""
+    """The optima at one model size and token budget."""
 
     parameters: float
     tokens: float
     domain: Domain
     optima: Optima
+    """Optima of the selected fit (entry 0) and of the bootstrap draws (remaining entries)."""
     middle_rate: float
+    """``Normalization.middle_rate``; add it to ``Optima.rate`` to get log(learning rate)."""
     rate_shift: float
-    """Shift of the domain's log rates for the selected fit."""
+    """Number that the search for the selected fit adds to the log rates of the domain."""
 
     @property
     def log_odds(self) -> np.ndarray:
-        """log(ALMR / (1 - ALMR)) of the optima."""
+        """log(ALMR / (1 - ALMR)) of each optimum."""
         return np.log(self.optima.almr / (1 - self.optima.almr))
 
     @property
     def almr(self) -> Interval:
-        """The ratio of the optimum."""
+        """Optimal ratio, with its bootstrap interval."""
         return make_interval(float(self.optima.almr[0]), self.optima.almr[1:])
 
     @property
     def learning_rate(self) -> Interval:
-        """The learning rate of the optimum."""
+        """Optimal learning rate, with its bootstrap interval."""
         rates = np.exp(np.clip(self.optima.rate + self.middle_rate, -LARGEST_LOG, LARGEST_LOG))
         return make_interval(float(rates[0]), rates[1:])
 
@@ -194,9 +206,10 @@ def find_optimum_at(
     tokens: float,
     shift: np.ndarray | float = 0.0,
 ) -> OptimumAt:
-    """Return the optima in a domain whose log rates are moved by ``shift``.
+    """Return the optima at a model size and token budget.
 
-    ``shift`` is one number for all, or an entry for the selected fit and for each draw.
+    The search adds ``shift`` to the log rates of the domain. ``shift`` is one number, or an array
+    with one entry for the selected fit followed by one entry per draw.
     """
     normalization = surface.normalization
     at = domain.settings(normalization, parameters, tokens)
@@ -205,7 +218,7 @@ def find_optimum_at(
     logs = {}
     for group in GROUPS:
         fits = surface.groups[group]
-        # Each draw is searched on rates moved by its own shift, so that its optimum stays inside.
+        # Each draw has its own shift, so that its optimum stays inside the searched rates.
         both = [fits.center(at, shifts[:1])[None], fits.spread(at, shifts[1:])]
         logs[group] = np.concatenate(both) + np.log(reference_base[group])
     found = find_optima(logs, domain, objective, normalization.base(parameters))
@@ -216,15 +229,18 @@ def find_optimum_at(
 
 
 MIN_RATIOS = 5
-"""Smallest number of searched ratios with their best rate inside the measured range."""
+"""Minimum number of ratios with an optimal rate inside the grid, for the fit of a line."""
 
 
 def fit_optimal_rate(optimum_at: OptimumAt) -> OptimalRate | None:
-    """Return the line through the best rates; None if few of them are inside the measured range."""
+    """Return the line fitted to the optimal learning rates at the ratios of the domain.
+
+    The result is None if the optimal rate is inside the grid for fewer than ``MIN_RATIOS`` ratios.
+    """
     domain, optimal_rates = optimum_at.domain, optimum_at.optima.rate_by_ratio
-    low, high = domain.measured_rate
+    low, high = domain.grid_rate
     inside = (optimal_rates[0] > low) & (optimal_rates[0] < high)
-    inside &= (domain.almr >= domain.measured_almr[0]) & (domain.almr <= domain.measured_almr[1])
+    inside &= (domain.almr >= domain.grid_almr[0]) & (domain.almr <= domain.grid_almr[1])
     if inside.sum() < MIN_RATIOS:
         return None
     almr, rates = domain.almr[inside], optimal_rates[:, inside]
@@ -233,7 +249,7 @@ def fit_optimal_rate(optimum_at: OptimumAt) -> OptimalRate | None:
     slope = (rates @ (odds - odds.mean())) / np.sum((odds - odds.mean()) ** 2)
     intercept = rates.mean(axis=1) - slope * odds.mean() + optimum_at.middle_rate
     learning_rates = np.exp(rates + optimum_at.middle_rate)
-    # The interval of each ratio's own best rate, not that of the line.
+    # The interval is that of the optimal rate at each ratio, not that of the line.
     low_rate, high_rate = quantiles(learning_rates[1:])
     center = learning_rates[0]
     return OptimalRate(
@@ -246,15 +262,15 @@ def fit_optimal_rate(optimum_at: OptimumAt) -> OptimalRate | None:
 
 
 FRONT_POINTS = 41
-"""Numbers of ratios and of rates on the grid of a predicted front."""
+"""Number of ratios, and of learning rates, in the grid of a predicted Pareto front."""
 
 
 def predicted_front(surface: Surface, optimum_at: OptimumAt) -> Pareto:
-    """Return the Pareto front of a fine grid over the measured range."""
+    """Return the Pareto front of the predictions on a fine grid that spans the runs' settings."""
     domain = optimum_at.domain
     almr, rate = np.meshgrid(
-        np.linspace(*domain.measured_almr, FRONT_POINTS),
-        np.linspace(*domain.measured_rate, FRONT_POINTS),
+        np.linspace(*domain.grid_almr, FRONT_POINTS),
+        np.linspace(*domain.grid_rate, FRONT_POINTS),
     )
     almr, learning_rate = almr.ravel(), np.exp(rate.ravel() + optimum_at.middle_rate)
     at = surface.normalization.settings(
@@ -269,7 +285,7 @@ def predicted_front(surface: Surface, optimum_at: OptimumAt) -> Pareto:
 
 
 def measured_front(runs: RunsTable) -> Pareto:
-    """Return the Pareto front of the runs at the reference size and budget."""
+    """Return the Pareto front of the runs at the reference model size and token budget."""
     runs = runs.where(at_reference(runs))
     return _front(runs.almr, runs.learning_rate, runs.additional, runs.original, runs.run)
 
@@ -281,7 +297,8 @@ def _front(
     original: np.ndarray,
     run: np.ndarray,
 ) -> Pareto:
-    # By rising additional loss, a setting is on the front if it lowers the original loss.
+    """Return the Pareto front of the settings, sorted by ascending additional loss."""
+    # In that order, a setting is on the front if its original loss is the lowest so far.
     order = np.lexsort((original, additional))
     lowest = np.minimum.accumulate(np.concatenate([[np.inf], original[order][:-1]]))
     kept = order[original[order] < lowest]

@@ -1,4 +1,4 @@
-"""A recommendation from fitted surfaces, with the runs that would improve it most."""
+"""The recommendation from fitted loss surfaces, and the proposed next runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,25 +31,34 @@ from llama_cpt.mixture_law.validity_checks import (
 )
 
 TOLERANCE = np.array([0.05, 0.1 * np.log(10)])
-"""Differences that matter: 0.05 of ALMR, and a tenth of a decade of the learning rate (in logs)."""
+"""Scales by which ALMR and the log learning rate are divided before their variances are added.
+
+The scales are 0.05 for ALMR and a tenth of a decade, in natural logarithms, for the rate.
+"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The model and budget to choose for; None for the largest ones of the table."""
+    """The model size and token budget for which to recommend a ratio and a learning rate."""
 
     parameters: float | None
+    """Number of parameters; None for the largest size in the table."""
     tokens: float | None
+    """Number of tokens; None for the largest budget of the largest size."""
     base: Mapping[str, float] | None
+    """Losses by language group of the target's base model; None if they are unknown."""
 
 
 @dataclass(frozen=True)
 class FoundOptima:
-    """Optima at the reference, at every fitted size and every fitted budget, and their powers."""
+    """The optima at the fitted model sizes and token budgets, and their scaling exponents."""
 
     reference: OptimumAt
+    """Optimum at the reference size and budget."""
     sizes: list[OptimumAt]
+    """Optimum at each fitted size and the reference budget, in ascending order of size."""
     budgets: list[OptimumAt]
+    """Optimum at each fitted budget and the reference size, in ascending order of budget."""
     by_size: Powers
     by_tokens: Powers
 
@@ -57,17 +66,19 @@ class FoundOptima:
 def recommend(
     law: Law, runs: RunsTable, target: Target, next_runs: int, deviates: np.ndarray
 ) -> tuple[Law, list[str]]:
-    """Return the law with all results of its surface, and the reasons against a recommendation.
+    """Return the law with all results from its loss surfaces, and the reasons for a refusal.
 
-    ``deviates`` are the normal deviates behind the draws of the powers' prior.
+    The list of reasons is empty if all validity checks pass. ``next_runs`` is the number of
+    proposed runs. ``deviates``, (draws, powers), contains the standard normal deviates from which
+    draws of ``POWERS`` from the prior are computed.
     """
     surface, objective = law.surface, law.objective
     assert surface
     found = _find_optima(surface, runs, objective, deviates)
     at_target = _find_optimum_at_target(surface, objective, found)
-    cells = runs.where(at_reference(runs))
+    reference_runs = runs.where(at_reference(runs))
     reasons = [
-        *error_reasons(law.forms, law.noise, cells, objective),
+        *error_reasons(law.forms, law.noise, reference_runs, objective),
         *edge_reasons(found.reference),
         *spread_reasons(found.reference),
         *(extrapolation_reasons(at_target) if at_target is not found.reference else ()),
@@ -78,7 +89,7 @@ def recommend(
     domain = search_domain(found.reference.domain, optima)
     law = replace(
         law,
-        recommendation=_recommendation(law, found, at_target, cells),
+        recommendation=_recommendation(law, found, at_target, reference_runs),
         optimal_rate=fit_optimal_rate(found.reference),
         predicted_front=predicted_front(surface, found.reference),
         extrapolation=extrapolate(
@@ -94,9 +105,12 @@ def recommend(
 
 
 def _recommendation(
-    law: Law, found: FoundOptima, at_target: OptimumAt, cells: RunsTable
+    law: Law, found: FoundOptima, at_target: OptimumAt, reference_runs: RunsTable
 ) -> Recommendation:
-    """Return the recommendation at the target; ``cells`` are the runs at the reference."""
+    """Return the recommendation for the target.
+
+    ``reference_runs`` are the runs at the reference size and budget.
+    """
     surface = law.surface
     assert surface
     return Recommendation(
@@ -106,7 +120,7 @@ def _recommendation(
         base=surface.base(),
         parameters=surface.parameters,
         tokens=surface.tokens,
-        poor_fit=poor_fit(law.forms, surface, found.reference, cells, law.objective),
+        poor_fit=poor_fit(law.forms, surface, found.reference, reference_runs, law.objective),
         extrapolation=_extrapolation(surface),
     )
 
@@ -114,6 +128,7 @@ def _recommendation(
 def _find_optima(
     surface: Surface, runs: RunsTable, objective: Objective, deviates: np.ndarray
 ) -> FoundOptima:
+    """Return the optima at all fitted model sizes and token budgets."""
     normalization = surface.normalization
     parameters, budget = normalization.reference_parameters, normalization.reference_tokens
     same_size = runs.parameters == parameters
@@ -121,7 +136,8 @@ def _find_optima(
     reference = find_optimum_at(surface, objective, domain, parameters, budget)
     sizes = []
     for size in np.unique(runs.parameters):
-        # A size's own best rate may lie outside the reference's grid: both grids are searched.
+        # The optimal rate of a size can lie outside the grid of the reference size, so the domain
+        # spans the grids of both.
         both = make_domain(runs.where(same_size | (runs.parameters == size)), normalization)
         optimum_at = find_optimum_at(surface, objective, both, float(size), budget)
         sizes.append(reference if size == parameters else optimum_at)
@@ -131,7 +147,7 @@ def _find_optima(
         else find_optimum_at(surface, objective, domain, parameters, float(tokens))
         for tokens in np.unique(runs.tokens[same_size])
     ]
-    # The draws of the prior that the surfaces' draws also have; entry 0 is the prior's center.
+    # Entry 0 is the prior mean; the other entries are the prior draws that the surfaces use.
     prior = PRIOR + PRIOR_WIDTH * np.concatenate([np.zeros((1, len(PRIOR))), deviates])
     log_sizes = np.log([optimum_at.parameters for optimum_at in sizes])
     log_tokens = np.log([optimum_at.tokens for optimum_at in budgets])
@@ -139,7 +155,7 @@ def _find_optima(
         reference=reference,
         sizes=sizes,
         budgets=budgets,
-        # Columns 1 and 3 are the powers of the rate by size and by tokens (``POWERS``).
+        # Columns 1 and 3 belong to the exponents ``rate_by_size`` and ``rate_by_tokens``.
         by_size=make_powers(sizes, log_sizes, prior[:, 1]),
         by_tokens=make_powers(budgets, log_tokens, prior[:, 3]),
     )
@@ -148,16 +164,17 @@ def _find_optima(
 def _find_optimum_at_target(
     surface: Surface, objective: Objective, found: FoundOptima
 ) -> OptimumAt:
-    """Return the optimum at the target.
+    """Return the optimum at the target, with widened intervals for an extrapolation.
 
-    The search covers the reference's domain, moved along the rate by the powers.
+    The search covers the learning rates of the reference domain, shifted as the power laws of the
+    optimal rate predict for the target.
     """
     reference = found.reference
     if (surface.parameters, surface.tokens) == (reference.parameters, reference.tokens):
         return reference
     grown = np.log(surface.parameters / reference.parameters)
     longer = np.log(surface.tokens / reference.tokens)
-    # Without the shift the optimum of a remote target would be outside the searched rates.
+    # Without the shift, the optimum of a distant target would lie outside the searched rates.
     shift = found.by_size.rate * grown + found.by_tokens.rate * longer
     optimum_at = find_optimum_at(
         surface, objective, reference.domain, surface.parameters, surface.tokens, shift
@@ -166,7 +183,10 @@ def _find_optimum_at_target(
 
 
 def _without_unstated(law: Law) -> Law:
-    """Replace by NaN what the table does not state and ``fill_unstated`` filled in for the fit."""
+    """Return the law with NaN in place of values that the table does not state.
+
+    ``fill_unstated`` replaced these values by numbers for the fit.
+    """
     recommendation, runs = law.recommendation, law.runs
     assert recommendation
     unknown = {}
@@ -183,6 +203,7 @@ def _without_unstated(law: Law) -> Law:
 
 
 def _extrapolation(surface: Surface) -> str | None:
+    """Return the value of ``Recommendation.extrapolation``."""
     size, budget = surface.parameters / surface.largest, surface.tokens / surface.longest
     factors = [f"{size:.0f} times the largest fitted size"] if size > FAR else []
     factors += [f"{budget:.0f} times the largest fitted budget"] if budget > FAR else []
@@ -190,31 +211,35 @@ def _extrapolation(surface: Surface) -> str | None:
         return None
     factor = widening(np.log(size)) * widening(np.log(budget))
     return (
-        f"Extrapolation: {' and '.join(factors)}; beyond {FAR:g} times, "
-        f"intervals are widened by log10 of the factor, here {factor:.2f}."
+        f"Extrapolation: the target has {' and '.join(factors)}. Above {FAR:g} times, intervals "
+        f"are widened by log10 of that number, here by the factor {factor:.2f}."
     )
 
 
 RATIO_STEP = 0.05
-"""Distance of the candidate ratios."""
+"""Spacing of the candidate ratios."""
 MIN_INSIDE = 0.9
-"""No run outside the grid is proposed if this share of the draws has its optimum inside.
+"""Runs outside the grid are proposed only if less than this share of the optima is inside.
 
-Forms are least reliable outside."""
+The forms are least reliable outside the grid.
+"""
 
 
 def choose_next_runs(
     surface: Surface, domain: Domain, runs: RunsTable, optima: np.ndarray, count: int
 ) -> tuple[NextRun, ...]:
-    """Return settings to measure at the reference size, chosen one after the other.
+    """Return up to ``count`` runs that would reduce the variance of the optimum most.
 
-    ``optima`` (draws, 2) are in units of ``TOLERANCE``. With o the optimum and p the two log losses
-    of a setting, over the bootstrap draws, and v the noise variance of a run, a run there leaves
+    This is a greedy Bayesian experimental design at the reference size and budget. Let o be the
+    optimum in units of ``TOLERANCE``, p the two log losses of a candidate setting, and v the noise
+    variance of a run. The bootstrap draws are samples of o and p. If o and p are jointly Gaussian,
+    the covariance of o after the run is
 
-        var(o) - cov(o, p) (cov(p) + v)^-1 cov(p, o)
+        cov(o) - cov(o, p) (cov(p) + v)^-1 cov(p, o)
 
-    of the optimum's variance on average over outcomes, if the draws are Gaussian. The setting with
-    the smallest trace is chosen, o and all p are conditioned on it, and the next one is sought.
+    for every outcome of the run. The candidate for which the trace of this matrix is smallest is
+    selected, all covariances are conditioned on it, and the search is repeated. ``optima``, of
+    shape (draws, 2), contains o of each draw.
     """
     normalization = surface.normalization
     almr, rate = _candidates(domain, runs, surface)
@@ -225,18 +250,19 @@ def choose_next_runs(
     losses = np.concatenate([surface.groups[group].spread(at) for group in GROUPS], axis=1)
     covariance = np.cov(np.concatenate([optima, losses], axis=1), rowvar=False)
     noise = np.diag([surface.groups[group].noise ** 2 for group in GROUPS])
-    # Rows of each candidate's two losses; the first two rows are the optimum's.
+    # Row i contains the indices of candidate i's two losses in ``covariance``; indices 0 and 1 are
+    # the optimum.
     rows = 2 + np.arange(len(almr))[:, None] + len(almr) * np.arange(len(GROUPS))
     variance, free, chosen = float(np.trace(covariance[:2, :2])), np.ones(len(almr), bool), []
     for _ in range(min(count, len(almr))):
-        measured = covariance[rows[:, :, None], rows[:, None, :]] + noise
+        observed = covariance[rows[:, :, None], rows[:, None, :]] + noise
         shared = covariance[rows, :2]
         # The trace of cov(o, p) (cov(p) + v)^-1 cov(p, o) for every candidate at once.
-        reduction = np.einsum("cgo,cgo->c", shared, np.linalg.solve(measured, shared))
+        reduction = np.einsum("cgo,cgo->c", shared, np.linalg.solve(observed, shared))
         best = int(np.argmax(np.where(free, reduction, -1.0)))
-        # Condition everything on the chosen run: the Schur complement of its two losses.
+        # Condition on the selected run: the Schur complement with respect to its two losses.
         across = covariance[:, rows[best]]
-        covariance = covariance - across @ np.linalg.solve(measured[best], across.T)
+        covariance = covariance - across @ np.linalg.solve(observed[best], across.T)
         free[best] = False
         remaining = float(np.trace(covariance[:2, :2])) / variance
         chosen.append(NextRun(float(almr[best]), float(learning_rate[best]), remaining))
@@ -244,26 +270,30 @@ def choose_next_runs(
 
 
 def search_domain(domain: Domain, optima: np.ndarray) -> Domain:
-    """Return the grid if nearly all optima are inside, otherwise the domain.
+    """Return the domain without its margin if at least ``MIN_INSIDE`` of the optima are inside.
 
-    ``optima`` is (draws, 2): ALMR and log rate.
+    Otherwise, return the domain itself. ``optima``, (draws, 2), contains ALMR and log rate.
     """
-    ends = np.array([domain.measured_almr, domain.measured_rate])
+    ends = np.array([domain.grid_almr, domain.grid_rate])
     inside = np.all((optima > ends[:, 0]) & (optima < ends[:, 1]), axis=1)
     return domain.within_grid() if inside.mean() >= MIN_INSIDE else domain
 
 
 def _candidates(domain: Domain, runs: RunsTable, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
-    """Return unmeasured ratios in steps of 0.05, with rates in halves of the grid's steps."""
+    """Return the ALMR and the log learning rate of the candidate runs.
+
+    Ratios are multiples of ``RATIO_STEP``. Rates are the rates of the reference runs, the midpoints
+    between these rates, and the ends of the domain. Settings of existing runs are excluded.
+    """
     low, high = domain.almr[0], domain.almr[-1]
     ratios = RATIO_STEP * np.arange(np.ceil(low / RATIO_STEP - 1e-9), high / RATIO_STEP + 1e-9)
     reference = surface.normalization.of(runs.where(at_reference(runs)))
-    measured = np.unique(np.round(reference.rate, 9))
-    middles = (measured[1:] + measured[:-1]) / 2
-    rates = np.unique(np.round([*measured, *middles, domain.rate[0], domain.rate[-1]], 9))
+    existing = np.unique(np.round(reference.rate, 9))
+    midpoints = (existing[1:] + existing[:-1]) / 2
+    rates = np.unique(np.round([*existing, *midpoints, domain.rate[0], domain.rate[-1]], 9))
     almr, rate = (values.ravel() for values in np.meshgrid(np.round(ratios, 9), rates))
-    # A candidate is new if it differs from every run in the ratio or in the rate.
+    # A candidate is new if its ratio or its rate differs from that of every run.
     off_ratio = np.abs(almr[:, None] - reference.almr) > 1e-6
     off_rate = np.abs(rate[:, None] - reference.rate) > 1e-6
-    unmeasured = np.all(off_ratio | off_rate, axis=1)
-    return almr[unmeasured], rate[unmeasured]
+    new = np.all(off_ratio | off_rate, axis=1)
+    return almr[new], rate[new]

@@ -1,4 +1,4 @@
-"""Loss surfaces: a form with its dependence on size and tokens, and fits with their uncertainty."""
+"""Loss surfaces: a form extended to model size and tokens, and predictions with intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,138 +11,173 @@ from llama_cpt.mixture_law.normalization import Normalization, Settings
 from llama_cpt.mixture_law.table import GROUPS
 
 POWERS = ("level", "rate_by_size", "tokens", "rate_by_tokens")
-"""Parameters that every form shares: s, a, t and b of ``SurfaceModel``."""
+"""Scaling exponents that every form has: s, a, t and b in the equation of ``SurfaceModel``."""
 PRIOR = np.array([1.0, 0.713, 0.0, -0.307])
-"""Values of ``POWERS`` for data of one size or one budget. Losses are proportional to the base's;
-the best learning rate follows the Step Law, N^-0.713 D^0.307 (arXiv 2503.04715), which was
-measured on runs from scratch."""
+"""Prior means of ``POWERS``, used if the data has only one model size or only one token budget.
+
+With these exponents, losses are proportional to the base-model loss and independent of the tokens.
+The optimal learning rate is proportional to N^-0.713 D^0.307 for N parameters and D tokens, the
+Step Law of arXiv 2503.04715 for training from scratch. (The signs of a and b are opposite, because
+rate + a size + b tokens is constant at the optimum.)
+"""
 PRIOR_WIDTH = np.array([0.0, 0.713 / 1.645, 0.0, 0.307 / 1.645])
-"""Standard deviations of ``PRIOR``: 90 % of rates lie between no change and twice the change."""
+"""Prior standard deviations of ``POWERS``; ``LEVEL_WIDTH`` is added to the first entry.
+
+The central 90 % interval of each learning-rate exponent is from 0 to twice its prior mean.
+"""
 FAR_RATE = 100.0
-"""Largest |log rate|, far beyond any run: some forms grow with its square."""
+"""Largest |rate| at which a form is evaluated, to prevent overflow of the squared rate."""
 LEVEL_WIDTH = {"additional": 0.5, "original": 0.05}
-"""Standard deviation of the level's prior by group. An original loss that increases by a constant,
-as in arXiv 2505.07796, instead of by a share of the base is within it; little is known about
-the additional loss."""
+"""Prior standard deviation of the level exponent s, by language group.
+
+For the original group, the prior mean describes an increase of the loss in proportion to the
+base-model loss. The width covers an increase by the same amount at every model size (arXiv
+2505.07796). For the additional group, the prior is wide, because little is known about the
+exponent.
+"""
 
 
 @dataclass(frozen=True)
 class SurfaceModel:
-    """A form over all settings; every form depends on size and tokens in the same way.
+    """A form extended to all model sizes and token budgets:
 
-        log loss = form(share, rate + a size + b tokens) + s level + t tokens
+        log relative loss = form(share, rate + a size + b tokens) + s level + t tokens
 
-    in the logarithms of ``Settings``. A power of the size, a, thus moves the best learning rate. A
-    power of the base's original loss, s, moves the level: that loss falls with size like the whole
-    of A / N^alpha, and it is known for the target as well. A parameter vector holds the form's
-    parameters, then ``POWERS``.
+    in the logarithmic coordinates of ``Settings``. The exponents a and b shift the optimal learning
+    rate; s and t scale the loss. The level, which depends on the original loss of the base model,
+    replaces the usual term A / N^alpha, because the level is also known for a target size without
+    runs. A parameter vector contains the parameters of the form, followed by ``POWERS``.
     """
 
     form: Form
     free: np.ndarray
-    """Mask of the fitted entries of the parameter vector."""
+    """Mask of the fitted entries of the parameter vector; all other entries come from the prior."""
     smallest_share: float
-    """A singular form is evaluated at no less than half of this share."""
+    """Smallest token share above 0 among the runs; singular forms clip shares at half of it."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parameters."""
+        """Names of the parameters, in the order of the parameter vector."""
         return (*self.form.bounds, *POWERS)
 
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest values of the parameters."""
-        # The last four bounds are those of ``POWERS``, far beyond published exponents.
+        """Lower and upper bounds of the parameters, each of shape (parameters)."""
+        # The last four are the bounds of ``POWERS``, far beyond published exponents.
         pairs = [*self.form.bounds.values(), (-5.0, 5.0), (-3.0, 3.0), (-3.0, 3.0), (-3.0, 3.0)]
         low, high = np.array(pairs).T
         return low, high
 
     def starts(self) -> np.ndarray:
-        """Return the form's starting points with the powers at their prior, one per row."""
+        """Return the starting points of the form with ``POWERS`` at their prior means.
+
+        The shape is (points, parameters).
+        """
         core = self.form.starts()
         return np.concatenate([core, np.broadcast_to(PRIOR, (len(core), len(PRIOR)))], axis=1)
 
     def value(self, theta: np.ndarray, at: Settings) -> np.ndarray:
-        """Return log(loss / loss of the base at the reference size)."""
+        """Return log(loss / loss of the base model of the reference size), (..., settings)."""
         core, s, _, t, _ = self._split(theta)
         y = self.form.value(core, self._share(at), self._rate(theta, at))
         return y + s * at.level + t * at.tokens
 
     def jacobian(self, theta: np.ndarray, at: Settings) -> np.ndarray:
-        """Return the derivatives with respect to all parameters, on the last axis."""
+        """Return the partial derivatives of ``value``, (..., settings, parameters)."""
         rate = self._rate(theta, at)
         by_core, by_rate = self.form.partials(self._split(theta)[0], self._share(at), rate)
-        # The powers of size and tokens act through the rate, hence the chain rule with its
-        # derivative.
+        # Chain rule: a and b act through the rate.
         by_powers = [at.level, by_rate * at.size, at.tokens, by_rate * at.tokens]
         return np.stack(np.broadcast_arrays(*by_core, *by_powers), axis=-1)
 
     def fits(self, at: Settings) -> np.ndarray:
-        """Return the mask of the settings at which the form is defined."""
+        """Return the mask of the settings at which the form is defined without clipping."""
         return (at.share(self.form.group) > 0) | (not self.form.singular)
 
     def _share(self, at: Settings) -> np.ndarray:
-        # log(0) is not defined: the form is still scored on such runs, at half the smallest share.
+        """Return the token share of the group, clipped for a singular form."""
+        # Singular forms contain log(share). They are clipped, not skipped, at share 0, so that the
+        # held-out errors of all forms are for the same runs.
         share = at.share(self.form.group)
         return np.maximum(share, self.smallest_share / 2) if self.form.singular else share
 
     def _rate(self, theta: np.ndarray, at: Settings) -> np.ndarray:
+        """Return rate + a size + b tokens, clipped to [-FAR_RATE, FAR_RATE]."""
         _, _, by_size, _, by_tokens = self._split(theta)
-        # A draw from a wide prior can move a remote target by hundreds of e-folds, whose square
-        # overflows.
+        # With exponents drawn from a wide prior, the shift to a distant target can be hundreds of
+        # e-folds, and its square overflows in exponentials.
         return np.clip(at.rate + by_size * at.size + by_tokens * at.tokens, -FAR_RATE, FAR_RATE)
 
     def _split(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the form's parameters, (..., parameters), then s, a, t and b, each (..., 1)."""
         core = theta[..., : -len(POWERS)]
         return core, *np.moveaxis(theta[..., -len(POWERS) :], -1, 0)[..., None]
 
 
 def make_model(form: Form, at: Settings, smallest_share: float) -> SurfaceModel:
-    """Return a model whose powers are free if the settings have two sizes, or two budgets."""
-    # Rounding merges values that differ by floating-point errors only.
+    """Return the model of a form, with ``POWERS`` fitted as far as the settings determine them.
+
+    The exponents s and a are fitted if the settings have at least two model sizes, and t and b if
+    the settings have at least two token budgets.
+    """
+    # Rounding merges values that differ only by floating-point errors.
     sizes, budgets = (len(np.unique(np.round(v, 9))) > 1 for v in (at.size, at.tokens))
     free = [True] * len(form.bounds) + [sizes, sizes, budgets, budgets]
     return SurfaceModel(form, np.array(free), smallest_share)
 
 
 CHUNK = 2000
-"""Settings predicted at a time, for all draws at once; bounds the memory."""
+"""Largest number of settings predicted at once for all draws, to limit memory."""
 FAR = 10.0
-"""Factor over the largest fitted size or budget beyond which intervals are widened."""
+"""Ratio to the largest fitted model size or token budget above which intervals are widened."""
 LARGEST_LOG = 300.0
-"""Largest |log loss| and |log rate|: predictions for remote targets stay finite numbers."""
+"""Largest |log loss| and |log rate|, to keep predictions for distant targets finite."""
 TWO_SIDED = 1.645
-"""Half width of a normal distribution's 90 % interval, in standard deviations."""
+"""Half-width of the 90 % interval of a standard normal distribution."""
 
 
 def widening(grown: Number) -> Number:
-    """Return the factor by which intervals are widened.
+    """Return the factor, at least 1, by which intervals are widened.
 
-    ``grown`` is the log of a size or budget over the largest fitted one.
+    ``grown`` is the log of the ratio of a size or token budget to the largest fitted value. The
+    factor is the base-10 logarithm of that ratio if the ratio is above ``FAR``, otherwise 1.
     """
     return np.maximum(1.0, grown / np.log(FAR))
 
 
 @dataclass(frozen=True)
 class GroupSurface:
-    """One group's selected fit, with draws from all forms that held-out errors do not exclude."""
+    """The loss surface of one group: the selected form, and bootstrap draws of several forms.
+
+    The draws come from every form whose weight (see ``selection.py``) is not 0, so that intervals
+    include the uncertainty about the form.
+    """
 
     model: SurfaceModel
+    """The model of the selected form."""
     theta: np.ndarray
+    """The fitted parameters of the selected form."""
     draws: tuple[tuple[SurfaceModel, np.ndarray, np.ndarray], ...]
-    """The model of each pooled form, its parameter vectors, and the indices of its draws."""
+    """One tuple (model, parameters, indices) per form with draws.
+
+    The parameters have the shape (draws of the form, parameters). The indices are the positions of
+    these draws among all draws of the group.
+    """
     noise: float
-    """Standard deviation of a run's log loss."""
+    """Standard deviation of the log loss of a new run, estimated by ``HeldOut.inside``."""
     size_error: float
-    """Held-out error of the log loss at the largest size, per unit of log size."""
+    """Held-out error for the largest model size, per unit of log(size); 0 for a single size."""
 
     def center(self, at: Settings, shift: np.ndarray | float = 0.0) -> np.ndarray:
-        """Return the selected fit's log(loss / reference base loss), rates moved by ``shift``."""
+        """Return the log relative loss of the selected form, with ``shift`` added to the rates."""
         return self.model.value(self.theta, at._replace(rate=at.rate + shift))
 
     def spread(self, at: Settings, shift: np.ndarray | None = None) -> np.ndarray:
-        """Return the same for every draw, (draws, settings); ``shift`` has one entry per draw."""
-        # Draws of different forms are interleaved: row i of every result is the same draw.
+        """Return the log relative loss of every draw, (draws, settings).
+
+        ``shift``, (draws), is added to the rates.
+        """
+        # Draws of different forms are in random order, so row i is the same draw in every result.
         count = sum(len(rows) for _, _, rows in self.draws)
         values = np.empty((count, len(at.almr)))
         for model, thetas, rows in self.draws:
@@ -153,17 +188,20 @@ class GroupSurface:
 
 @dataclass(frozen=True)
 class Surface:
-    """Surfaces of both groups, with the size and budget of a prediction that names none."""
+    """The loss surfaces of both groups."""
 
     normalization: Normalization
     groups: Mapping[str, GroupSurface]
     parameters: float
+    """Default model size of predictions."""
     tokens: float
+    """Default token budget of predictions."""
     largest: float
-    """The largest fitted size."""
+    """Largest fitted model size."""
     longest: float
-    """The largest fitted budget."""
+    """Largest fitted token budget."""
     draws: int
+    """Number of bootstrap draws of each group."""
 
     def predict(
         self,
@@ -172,11 +210,12 @@ class Surface:
         parameters: float | None = None,
         tokens: float | None = None,
     ) -> dict[str, Interval]:
-        """Return the loss of one run by group, with a 90 % prediction interval.
+        """Return the predicted loss of a run by language group, with its 90 % prediction interval.
 
-        The interval adds in quadrature, for the log loss: the fit's interval (widened beyond 10
-        times the fitted range), 1.645 times the run's noise, and beyond the largest fitted size N
-        also
+        Arguments broadcast; ``parameters`` and ``tokens`` default to those of the surface. In log
+        loss, each half-width of the interval is the sum in quadrature of three terms: the
+        half-width of the bootstrap interval (widened for a size or budget above ``FAR`` times the
+        largest fitted value), 1.645 times the noise of a run, and, above the largest fitted size N,
 
             1.645 * (held-out size error) * log(size / N) / log(N / next smaller fitted size).
         """
@@ -191,27 +230,28 @@ class Surface:
         found = {}
         for group in GROUPS:
             logs = np.concatenate([self._log_interval(group, part) for part in parts], axis=1)
-            # Forms are relative to the base of the reference size, at every size.
+            # At every model size, forms are relative to the base model of the reference size.
             scale = self.normalization.base(self.normalization.reference_parameters)[group]
             logs = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
             found[group] = Interval(*(scale * np.exp(log).reshape(shape)[()] for log in logs))
         return found
 
     def base(self, parameters: float | None = None) -> dict[str, float]:
-        """Return the base loss by group."""
+        """Return the base-model loss at a model size by language group."""
         return self.normalization.base(parameters or self.parameters)
 
     def _log_interval(self, group: str, at: Settings) -> np.ndarray:
+        """Return the log relative loss and the two ends of its interval, (3, settings)."""
         surface = self.groups[group]
         center = surface.center(at)
         low, high = quantiles(surface.spread(at))
         grown = at.size - np.log(self.largest / self.normalization.reference_parameters)
-        # How far the largest size was missed from below is the best evidence of how far a larger
-        # one will be; it grows with the log of the size, as the error of a power does.
+        # The error at the largest size, predicted from smaller ones, estimates the error at still
+        # larger sizes. The error of an exponent grows linearly with the log of the size.
         size_error = surface.size_error * np.maximum(0, grown)
         noise = TWO_SIDED * np.hypot(surface.noise, size_error)
         longer = at.tokens - np.log(self.longest / self.normalization.reference_tokens)
-        # The fit and the noise are independent, so their half widths add in quadrature.
+        # The errors of the fit and the noise are independent: their half-widths add in quadrature.
         wide = widening(grown) * widening(longer)
         down = np.hypot(wide * np.maximum(0, center - low), noise)
         up = np.hypot(wide * np.maximum(0, high - center), noise)

@@ -1,4 +1,8 @@
-"""Checks of whether the data supports a recommendation; each failed one is a sentence."""
+"""Checks of whether the data supports a recommendation.
+
+Each function with a name that ends in ``_reasons`` returns one sentence per failed check, or an
+empty list if all checks pass.
+"""
 
 from collections.abc import Mapping
 
@@ -12,13 +16,19 @@ from llama_cpt.mixture_law.surface import Surface
 from llama_cpt.mixture_law.table import GROUPS
 
 TOO_LARGE, LARGE = 1 / 2, 1 / 3
-"""Held-out error over the spread of the measured losses: the limits of a refusal and a poor fit."""
+"""Limits of (held-out error) / (standard deviation of the log losses over settings).
+
+Above ``TOO_LARGE``, there is no recommendation; above ``LARGE``, the fit is marked as poor.
+"""
 EDGE = 0.02
-"""An optimum within this share of the grid's width from its end is on the edge."""
+"""Width of the edge of the grid, as a share of the grid's width.
+
+An optimum within this distance of an end of the grid, or beyond the end, is at the edge.
+"""
 MAX_WIDTH = 0.9
-"""An interval wider than this share of the grid does not determine the optimum."""
+"""Largest accepted width of the interval of an optimum, as a share of the grid's width."""
 MAX_DECADES = 2.0
-"""Nor does an interval of an extrapolated learning rate that is wider than this."""
+"""Largest accepted width of the interval of an extrapolated learning rate, in decades."""
 
 
 def error_reasons(
@@ -27,9 +37,14 @@ def error_reasons(
     reference: RunsTable,
     objective: Objective,
 ) -> list[str]:
-    """Return reasons if the held-out error or the noise hides the differences of settings."""
+    """Return reasons if the held-out error or the noise is too large to rank the settings.
+
+    The error and the noise are compared with the standard deviation of the log losses of the
+    ``reference`` runs.
+    """
     reasons = []
     for form in forms:
+        # The differences between settings that the form must resolve, in log loss like its errors.
         spread = float(np.std(np.log(getattr(reference, form.group))))
         if (
             not form.chosen
@@ -39,67 +54,79 @@ def error_reasons(
             continue
         if form.held_out.inside > TOO_LARGE * spread:
             reasons.append(
-                f"The best form predicts held-out {form.group} losses with an error of "
-                f"{form.held_out.inside:.2%}, and the settings differ by {spread:.2%}: "
-                "it cannot rank them."
+                f"The best form has a held-out error of {form.held_out.inside:.2%} for the "
+                f"{form.group} loss, but the standard deviation over settings is only "
+                f"{spread:.2%}: the form cannot rank the settings."
             )
         if noise.get(form.group, 0.0) > TOO_LARGE * spread:
             reasons.append(
-                f"Repeated runs differ by {noise[form.group]:.2%} in the {form.group} loss, "
-                f"the settings by {spread:.2%}: the noise hides the differences."
+                f"The standard deviation of the {form.group} loss is {noise[form.group]:.2%} over "
+                f"repeated runs and {spread:.2%} over settings: settings cannot be distinguished "
+                f"from noise."
             )
     return reasons
 
 
 def _bound_never_binds(group: str, reference: RunsTable, objective: Objective) -> bool:
-    """Return whether the original loss is below its bound in all runs and need not be ranked."""
+    """Return whether ``group`` is "original" and its loss is below the bound in all runs.
+
+    In this case, the optimum does not depend on the original loss, and the fit of this loss need
+    not be accurate.
+    """
     if group != "original" or not isinstance(objective, Bound):
         return False
     return bool((reference.original < (1 + objective.forgetting) * reference.base_original).all())
 
 
 def edge_reasons(optimum_at: OptimumAt) -> list[str]:
-    """Return reasons if the optimum is at the edge of the grid: it may lie anywhere beyond."""
+    """Return a reason if the optimal ratio or learning rate is at the edge of the grid.
+
+    The true optimum can then be outside the grid.
+    """
     domain, optima = optimum_at.domain, optimum_at.optima
-    rates = tuple(np.exp(np.array(domain.measured_rate) + optimum_at.middle_rate))
+    rates = tuple(np.exp(np.array(domain.grid_rate) + optimum_at.middle_rate))
     positions = (
-        ("ALMR", _position(optima.almr[0], domain.measured_almr), domain.measured_almr),
-        ("learning rate", _position(optima.rate[0], domain.measured_rate), rates),
+        ("ALMR", _position(optima.almr[0], domain.grid_almr), domain.grid_almr),
+        ("learning rate", _position(optima.rate[0], domain.grid_rate), rates),
     )
     reasons = []
     for name, position, (low, high) in positions:
         if EDGE <= position <= 1 - EDGE:
             continue
-        end, where = (low, "below") if position < EDGE else (high, "above")
+        end, where = (low, "lower") if position < EDGE else (high, "higher")
         reasons.append(
-            f"The best {name} is at the edge of the grid ({end:.3g}): measure {where} it."
+            f"The optimal {name} is at the edge of the grid ({end:.3g}); add runs at {where} "
+            f"values."
         )
     return reasons
 
 
 def _position(value: float, ends: tuple[float, float]) -> float:
+    """Return the position of a value between two ends: 0 at the lower end, 1 at the upper end."""
     return float((value - ends[0]) / (ends[1] - ends[0]))
 
 
 def spread_reasons(optimum_at: OptimumAt, widest_rate: float | None = None) -> list[str]:
-    """Return reasons if an interval is as wide as the grid.
+    """Return reasons if the interval of the ratio or of the learning rate is too wide.
 
-    ``widest_rate`` replaces the grid's width for the learning rate, in natural logarithms.
+    The limit is ``MAX_WIDTH`` times the width of the grid. ``widest_rate``, in natural logarithms,
+    replaces this limit for the learning rate.
     """
     domain, reasons = optimum_at.domain, []
-    low, high = domain.measured_almr
+    # A uniform distribution over the grid has a 90 % interval of 0.9 of its width (``MAX_WIDTH``).
+    low, high = domain.grid_almr
     if optimum_at.almr.high - optimum_at.almr.low > MAX_WIDTH * (high - low):
         reasons.append(
-            f"The best ALMR is uncertain: its 90 % interval, {optimum_at.almr.low:.2f} to "
-            f"{optimum_at.almr.high:.2f}, is as wide as the grid."
+            f"The optimal ALMR is uncertain: its 90 % interval, {optimum_at.almr.low:.2f} to "
+            f"{optimum_at.almr.high:.2f}, is wider than {MAX_WIDTH:.0%} of the grid."
         )
-    low, high = domain.measured_rate
+    low, high = domain.grid_rate
     rate = optimum_at.learning_rate
     decades = f"wider than {(widest_rate or 0) / np.log(10):g} decades"
-    limit = decades if widest_rate else "as wide as the grid"
+    limit = decades if widest_rate else f"wider than {MAX_WIDTH:.0%} of the grid"
     if np.log(rate.high / rate.low) > (widest_rate or MAX_WIDTH * (high - low)):
         reasons.append(
-            f"The best learning rate is uncertain: its 90 % interval, {rate.low:.2g} to "
+            f"The optimal learning rate is uncertain: its 90 % interval, {rate.low:.2g} to "
             f"{rate.high:.2g}, is {limit}."
         )
     return reasons
@@ -108,14 +135,15 @@ def spread_reasons(optimum_at: OptimumAt, widest_rate: float | None = None) -> l
 def bound_reasons(
     surface: Surface, optimum_at: OptimumAt, largest: OptimumAt, objective: Objective
 ) -> list[str]:
-    """Return a reason if the recommended setting exceeds the bound by more than its interval.
+    """Return a reason if the original loss at the optimum is significantly above its bound.
 
-    Beyond the fitted sizes the intervals are wide: it is then enough that the optimum at the
-    ``largest`` fitted size exceeds it so, and the target's predicted value exceeds it.
+    The excess is significant if the whole prediction interval is above the bound. Beyond the fitted
+    sizes, intervals are wide; a point prediction above the bound is then sufficient if the whole
+    interval at the ``largest`` fitted size is above the bound for that size.
     """
     if not isinstance(objective, Bound):
         return []
-    # ``surely`` means that even the lower end of the interval exceeds the bound.
+    # ``surely``: the lower end of the interval is above the bound.
     above, surely = _above_bound(surface, optimum_at, objective)
     beyond = (
         optimum_at.parameters > largest.parameters and _above_bound(surface, largest, objective)[1]
@@ -126,22 +154,25 @@ def bound_reasons(
         (optimum_at.parameters, optimum_at.tokens),
         surface.base(optimum_at.parameters)["original"],
     )
+    # The message states the lowest original loss, which shows its distance from the bound.
     rates = np.exp(optimum_at.domain.rate + optimum_at.rate_shift + optimum_at.middle_rate)
-    losses = surface.predict(optimum_at.domain.almr[:, None], rates, *at)["original"].value
+    predicted = surface.predict(optimum_at.domain.almr[:, None], rates, *at)["original"].value
+    losses = np.asarray(predicted)
     ratio, column = np.unravel_index(np.argmin(losses), losses.shape)
-    bound = f"the original loss within {100 * objective.forgetting:g} % of its base"
+    bound = f"the original loss within {100 * objective.forgetting:g} % of the base model's"
     met = losses[ratio, column] <= (1 + objective.forgetting) * base
     return [
-        f"{'The best trade-off does not keep' if met else 'No setting keeps'} {bound}: the lowest "
-        f"is {losses[ratio, column] / base - 1:+.1%}, at ALMR {optimum_at.domain.almr[ratio]:.2f} "
-        f"and learning rate {rates[column]:.2g}."
+        f"{'The optimum does not keep' if met else 'No setting keeps'} {bound}: the lowest "
+        f"predicted loss is {losses[ratio, column] / base - 1:+.1%} relative to it, at ALMR "
+        f"{optimum_at.domain.almr[ratio]:.2f} and learning rate {rates[column]:.2g}."
     ]
 
 
 def _above_bound(surface: Surface, optimum_at: OptimumAt, objective: Bound) -> tuple[bool, bool]:
-    """Return whether the optimum's original loss exceeds its bound, and whether its interval does.
+    """Return whether the predicted original loss, and its whole interval, are above the bound.
 
-    The optimum lies on the bound if a setting meets it, so 0.1 % above is not a violation.
+    The optimum often lies on the bound, so a loss less than 0.1 % above the bound is not
+    considered to be above it.
     """
     bound = (1 + objective.forgetting) * surface.base(optimum_at.parameters)["original"]
     almr, rate = float(optimum_at.optima.almr[0]), float(optimum_at.optima.rate[0])
@@ -151,7 +182,7 @@ def _above_bound(surface: Surface, optimum_at: OptimumAt, objective: Bound) -> t
 
 
 def extrapolation_reasons(at_target: OptimumAt) -> list[str]:
-    """Return reasons if the extrapolated intervals are too wide to be useful."""
+    """Return reasons if the intervals at the target are too wide; see ``spread_reasons``."""
     prefix = f"At {at_target.parameters:g} parameters and {at_target.tokens:g} tokens: "
     return [
         prefix + reason for reason in spread_reasons(at_target, MAX_DECADES * float(np.log(10)))
@@ -159,12 +190,12 @@ def extrapolation_reasons(at_target: OptimumAt) -> list[str]:
 
 
 def target_reasons(parameters: float | None, smallest: float) -> list[str]:
-    """Return a reason if the target is smaller than every fitted size."""
+    """Return a reason if the target size is below the smallest fitted size."""
     if parameters is None or parameters >= smallest:
         return []
     return [
         f"The target of {parameters:g} parameters is below the smallest fitted size "
-        f"({smallest:g}): the law extrapolates to larger sizes only."
+        f"({smallest:g}); the law extrapolates to larger sizes only."
     ]
 
 
@@ -175,7 +206,11 @@ def poor_fit(
     reference: RunsTable,
     objective: Objective,
 ) -> str | None:
-    """Return a sentence if the selected fit misses what was measured, otherwise None."""
+    """Return a warning if the selected forms fit the runs poorly, otherwise None.
+
+    The fit is poor if a held-out error is large relative to the differences between settings, or if
+    a run is significantly better than the predicted optimum.
+    """
     for form in forms:
         spread = float(np.std(np.log(getattr(reference, form.group))))
         if (
@@ -187,7 +222,8 @@ def poor_fit(
         if form.held_out.inside > LARGE * spread:
             return (
                 f"Poor fit: the held-out error of the {form.group} loss is "
-                f"{form.held_out.inside:.2%}, and the settings differ by {spread:.2%}."
+                f"{form.held_out.inside:.2%}, but the standard deviation of this loss over "
+                f"settings is only {spread:.2%}."
             )
     return _better_run(surface, optimum_at, reference, objective)
 
@@ -195,26 +231,33 @@ def poor_fit(
 def _better_run(
     surface: Surface, optimum_at: OptimumAt, reference: RunsTable, objective: Objective
 ) -> str | None:
-    """Return a sentence if a measured run is better than the law's optimum by more than noise."""
+    """Return a warning if a run has a significantly lower objective than the predicted optimum.
+
+    The result is None if there is no such run.
+    """
     base = surface.base(optimum_at.parameters)["original"]
     rate = float(np.exp(optimum_at.optima.rate[0] + optimum_at.middle_rate))
     predicted = surface.predict(
         float(optimum_at.optima.almr[0]), rate, optimum_at.parameters, optimum_at.tokens
     )
-    best = objective.evaluate(*(predicted[group].value for group in GROUPS), base)
+    additional, original = (predicted[group].value for group in GROUPS)
+    best = float(objective.evaluate(additional, original, base))
+    # A run above the bound is not a better choice, however low its objective is.
     allowed = reference
     if isinstance(objective, Bound):
         allowed = reference.where(reference.original <= (1 + objective.forgetting) * base)
     if not len(allowed):
         return None
-    measured = objective.evaluate(allowed.additional, allowed.original, base)
-    # Three standard deviations, as the best of many runs is lucky; a bound's objective is a log.
-    noise = 3 * np.hypot(*(surface.groups[group].noise for group in GROUPS))
+    observed = np.asarray(objective.evaluate(allowed.additional, allowed.original, base))
+    # Three standard deviations, because the best of many runs has a favorable error.
+    additional_noise, original_noise = (surface.groups[group].noise for group in GROUPS)
+    noise = 3 * np.hypot(additional_noise, original_noise)
+    # The objective of a bound is the log of a loss, like the noise; that of weights is a loss.
     slack = noise if isinstance(objective, Bound) else noise * abs(best)
-    index = int(np.argmin(measured))
-    if measured[index] > best - slack:
+    index = int(np.argmin(observed))
+    if observed[index] > best - slack:
         return None
     return (
-        f"Poor fit: run {allowed.run[index]} is better than every prediction of the law, by more "
-        "than the noise."
+        f"Poor fit: run {allowed.run[index]} is better than the optimum of the law by more than "
+        "three standard deviations of the noise."
     )

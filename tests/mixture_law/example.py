@@ -1,4 +1,4 @@
-"""A synthetic loss surface, a table of runs of it, and a law that predicts it exactly."""
+"""A synthetic loss surface, a table of runs on it, and a surface that predicts it exactly."""
 
 import csv
 
@@ -17,7 +17,10 @@ HEADER = (
 
 
 def truth(almr, learning_rate, parameters=1e6, tokens=1e8):
-    """Return bits per byte by group: a high rate helps the additional and hurts the original."""
+    """Return bits per byte by group.
+
+    A higher learning rate lowers the additional loss and raises the original one.
+    """
     almr, learning_rate = np.asarray(almr, float), np.asarray(learning_rate, float)
     small = (1e6 / parameters) ** 0.08
     rate = np.log10(learning_rate / 2e-3) + 0.15 * np.log10(parameters / 1e6)
@@ -31,7 +34,7 @@ def truth(almr, learning_rate, parameters=1e6, tokens=1e8):
 def table(
     sizes=(1e6, 4e6), ratios=RATIOS, rates=RATES, noise=0.002, pairs=("zh onto en",), seeds=1
 ):
-    """Return rows of runs with five evaluations each."""
+    """Return the rows of a table of runs on a grid, with five evaluations per run."""
     random = np.random.default_rng(0)
     rows = []
     for pair in pairs:
@@ -44,6 +47,7 @@ def table(
 
 
 def _run(random, noise, pair, size, almr, rate, seed):
+    """Return the rows of one run."""
     small = (1e6 / size) ** 0.08
     end = truth(almr, rate, size)
     rows = []
@@ -82,6 +86,7 @@ def _run(random, noise, pair, size, almr, rate, seed):
 
 
 def write_table(path, rows):
+    """Write rows as a CSV file and return its path."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HEADER.split(","))
         writer.writeheader()
@@ -90,7 +95,7 @@ def write_table(path, rows):
 
 
 class TruthSurface(Surface):
-    """A surface that predicts the truth, with intervals of 1 % on either side."""
+    """A surface that predicts ``truth``, with intervals of ±1 %."""
 
     def __init__(self):
         pass

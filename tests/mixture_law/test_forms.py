@@ -1,4 +1,4 @@
-"""Forms: derivatives against finite differences, and recovery of their own surfaces."""
+"""Tests of the forms: derivatives, and fits to losses that a form describes exactly."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name
 
 
 def grid(sizes=1) -> Settings:
+    """Return the settings of a grid of 5 ratios, 4 learning rates and ``sizes`` model sizes."""
     almr, rate, size = np.meshgrid(
         [0.1, 0.3, 0.5, 0.7, 0.9], np.linspace(-1.7, 1.7, 4), np.log(4.0) * np.arange(sizes)
     )

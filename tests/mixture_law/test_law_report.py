@@ -20,12 +20,14 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.tables import markdown_table
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
+from tests.mixture_law.worlds import recommendation_of
 
-# A private-use character, and one of a script that few fonts cover.
+# A private-use character, and a character that is in few fonts.
 UNDRAWABLE = "\ue123𐘀"
 
 
 def size_of(png):
+    """Return width and height of a PNG file in pixels."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
@@ -61,10 +63,10 @@ def test_law_json_round_trip(law, results, tmp_path):
 
 def test_earlier_law_json_loads_and_predicts_the_same():
     registered = load_law(str(ROOT / "docs" / "notes" / "study" / "law.json"))
-    found = registered.recommendation
+    found = recommendation_of(registered)
     predicted = registered.predict(found.almr.value, found.learning_rate.value)
     for group, interval in found.losses.items():
-        np.testing.assert_allclose(predicted[group], interval, rtol=1e-12)
+        np.testing.assert_allclose(np.array(predicted[group]), np.array(interval), rtol=1e-12)
 
 
 def test_recommended_config_starts_with_poor_fit(law):
@@ -104,9 +106,9 @@ def test_load_law_rejects_invalid_files(law, results, tmp_path):
         load_law(str(file))
     values = json.loads(to_json(law, results))
     for broken, message in (
-        ("{", "not a law that this version can read"),
-        (json.dumps(values | {"runs": 3}), "not a law that this version can read"),
-        (json.dumps(values | {"format": 0}), "format 0, but this version reads 1"),
+        ("{", "this version cannot read the file as a law"),
+        (json.dumps(values | {"runs": 3}), "this version cannot read the file as a law"),
+        (json.dumps(values | {"format": 0}), "format 0, but this version reads format 1"),
     ):
         file.write_text(broken)
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Laws of the ratio alone, for tables of one learning rate."""
+"""Laws over the ratio only, for tables with one learning rate."""
 
 from dataclasses import replace
 
@@ -15,15 +15,17 @@ GERMAN = [1.11, 1.12, 1.12, 1.13, 1.16, 1.22]
 
 
 def table(replay, additional, original, base):
-    """Return runs like those of arXiv 2403.08763: replay is 1 - ALMR."""
+    """Return runs with the replay ratios 1 - ALMR, as in arXiv 2403.08763."""
     almr = 1 - np.asarray(replay)
     rates, bases = np.full(len(almr), 3e-4), np.full(len(almr), base)
     return make_runs(almr, rates, additional, original, base_original=bases)
 
 
 def ratio_law(runs, forgetting=0.03):
+    """Return the law over the ratio only; fails if there is a recommendation."""
     law = analyze(runs, objective=Bound(forgetting))
     assert law.recommendation is None and "one learning rate" in str(law.refusal)
+    assert law.ratio_only
     return law.ratio_only
 
 
@@ -36,7 +38,8 @@ def test_bound_below_all_runs_limits_the_ratio_from_above():
 @pytest.mark.parametrize(("forgetting", "low", "high"), [(0.05, 0.5, 0.75), (0.10, 0.75, 0.9)])
 def test_critical_ratio_is_between_neighboring_runs(forgetting, low, high):
     found = ratio_law(table(REPLAY, GERMAN, PILE, 2.17), forgetting)
-    assert low < found.critical < high and found.validated and found.held_out < 0.05
+    assert found.critical and low < found.critical < high
+    assert found.validated and found.held_out and found.held_out < 0.05
 
 
 def test_two_ratios_give_an_unvalidated_line():
@@ -55,15 +58,16 @@ def test_interval_covers_the_truth():
     replay = np.linspace(0.05, 0.9, 8)
     for _ in range(60):
         losses = (2 + 0.3 * np.exp(-4 * replay)) * np.exp(0.002 * rng.standard_normal(8))
-        low, high = ratio_law(table(replay, 3 - replay, losses, 2.05 / 1.03)).interval
-        held += low <= 1 - np.log(6) / 4 <= high
+        interval = ratio_law(table(replay, 3 - replay, losses, 2.05 / 1.03)).interval
+        assert interval
+        held += interval[0] <= 1 - np.log(6) / 4 <= interval[1]
     assert 46 <= held <= 59
 
 
 def test_one_ratio_is_refused():
     runs = table([0.8, 0.8], [1.0, 1.0], [1.0, 1.0], 1.0)
     law = analyze(replace(runs, learning_rate=np.array([1e-5, 2e-5])), objective=Bound())
-    assert "one ratio" in str(law.refusal) and law.recommendation is None
+    assert "the same ratio" in str(law.refusal) and law.recommendation is None
 
 
 def test_unstated_base_is_reported():
@@ -71,4 +75,5 @@ def test_unstated_base_is_reported():
     unknown = np.full(len(runs), np.nan)
     names = ("learning_rate", "tokens", "parameters", "base_additional", "base_original")
     law = analyze(replace(runs, **dict.fromkeys(names, unknown)), objective=Weights())
-    assert "does not state" in law.ratio_only.finding and "nan" not in str(law.refusal)
+    assert law.ratio_only and "does not state" in law.ratio_only.finding
+    assert "nan" not in str(law.refusal)

@@ -1,4 +1,4 @@
-"""Recovery of known optima, and coverage of the intervals."""
+"""Recovery of known optima from noisy runs, and coverage of the intervals."""
 
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -21,26 +21,34 @@ NAMES = (
     "quadratic, 0.25 as steep",
 )
 EACH_CHANGE = "d-cpt", "quadratic, 0.5 as steep"
-"""Truths that run in CI; the others are proofs."""
+"""Surfaces that are tested in CI; the others run under `make proofs`."""
 DRAWS = int(os.environ.get("LLAMA_CPT_DRAWS", "40"))
-"""Number of draws per truth."""
+"""Number of noisy tables per surface."""
 TOLERANCE = np.array([0.05, 0.1])
-"""Largest error of ALMR, and of log10 of the learning rate."""
+"""Largest acceptable errors of ALMR and of log10 of the learning rate."""
 
 
 @cache
 def truth(name):
+    """Return the surface of a name in ``NAMES``."""
     return truths(study_runs())[name]
 
 
 def recover(name, number):
-    """Return (value, low, high) of ALMR and of log10 of the rate; None for a refusal."""
+    """Return the intervals of ALMR and of log10 of the learning rate, (2, 3); None for a refusal.
+
+    ``number`` is the seed of the noise.
+    """
     found = analyze(truth(name).draw(number), objective=OBJECTIVE).recommendation
-    return found and np.array([found.almr, np.log10(found.learning_rate)])
+    return found and np.array([found.almr, np.log10(np.array(found.learning_rate))])
 
 
 def judge(name, found):
-    """Return the share of draws that are close, wide or refused, and coverage by interval."""
+    """Return the share of acceptable results, and whether each interval covers the true optimum.
+
+    A result is acceptable if it is a refusal, or if both ALMR and the learning rate have an error
+    of at most ``TOLERANCE`` or an interval with a half-width above ``TOLERANCE``.
+    """
     given = np.array([intervals for intervals in found if intervals is not None]).reshape(-1, 2, 3)
     optimum = np.array(truth(name).optimum())
     value, low, high = np.moveaxis(given, -1, 0)
@@ -62,9 +70,10 @@ def test_some_draws_of_one_truth():
     ],
 )
 def test_many_draws(name):
-    """At least 90 % are honest; a 90 % interval holds the truth 80 to 97 times in a hundred.
+    """At least 90 % of the results are acceptable, and the coverage of intervals is 80 to 97 %.
 
-    Of fewer draws, as many as one would see of such a share 98 times in a hundred.
+    The number of covered optima is tested against the 1 % quantile of the binomial distribution
+    for 80 % and the 99 % quantile of that for 97 %.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:

@@ -1,4 +1,4 @@
-"""Surfaces with known optima: every form fitted to one table, and flatter copies."""
+"""Loss surfaces with known optima: fits of every form to one table, and flattened copies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +20,31 @@ OBJECTIVE = Bound(0.03)
 
 
 def study_runs() -> RunsTable:
-    """Return the runs of the study's smallest size."""
+    """Return the runs of the smallest model in the study of docs/notes/study.md."""
     return read_results([str(STUDY)]).runs
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Fits of one form, with a factor on their differences."""
+    """A true loss surface: fits of one form to both groups."""
 
     name: str
     runs: RunsTable
     fits: dict[str, tuple[SurfaceModel, np.ndarray]]
     flatness: float = 1.0
+    """Factor on the deviations of the log losses from a constant."""
 
     @property
     def base(self) -> dict[str, float]:
-        """Base losses of the table."""
+        """Losses of the base model by group."""
         normalization = make_normalization(self.runs, {})
         return normalization.base(normalization.reference_parameters)
 
     def logs(self, at: Settings) -> dict[str, np.ndarray]:
-        """Return log losses, flattened around the bound so that the optimum stays."""
+        """Return the log losses by group.
+
+        The original loss is flattened around its bound, so that the optimum does not move.
+        """
         middles = {
             "additional": np.log(self.runs.additional).mean(),
             "original": np.log((1 + OBJECTIVE.forgetting) * self.base["original"]),
@@ -52,18 +56,18 @@ class Truth:
         return found
 
     def optimum(self) -> tuple[float, float]:
-        """Return ALMR and log10 of the learning rate."""
+        """Return ALMR and log10 of the learning rate at the optimum."""
         normalization = make_normalization(self.runs, {})
         domain = make_domain(self.runs, normalization)
-        cells = domain.settings(
+        at = domain.settings(
             normalization, normalization.reference_parameters, normalization.reference_tokens
         )
-        logs = {group: values[None] for group, values in self.logs(cells).items()}
+        logs = {group: values[None] for group, values in self.logs(at).items()}
         best = find_optima(logs, domain, OBJECTIVE, self.base)
         return float(best.almr[0]), float((best.rate[0] + normalization.middle_rate) / np.log(10))
 
     def draw(self, number: int, noise: float = 0.002) -> RunsTable:
-        """Return runs on a grid of 5 ratios and 4 rates, with the noise of seed ``number``."""
+        """Return runs on the grid of the table; ``number`` is the seed of their noise."""
         rng = np.random.default_rng(number)
         almr, rates = grid(_frequent(self.runs.almr, 4), _frequent(self.runs.learning_rate, 5))
         normalization = make_normalization(self.runs, {})
@@ -79,13 +83,13 @@ class Truth:
 
 
 def _frequent(values: np.ndarray, times: int) -> np.ndarray:
-    """Return the values of the grid; few runs are off the grid."""
+    """Return the values that occur at least ``times`` times, which are those of the grid."""
     found, counts = np.unique(values, return_counts=True)
     return found[counts >= times]
 
 
 def truths(runs: RunsTable) -> dict[str, Truth]:
-    """Return truths of the four forms, and two flatter copies of the first."""
+    """Return the surfaces of the four forms and two flattened copies of the first, by name."""
     normalization = make_normalization(runs, {})
     at = normalization.of(runs)
     made = {}
