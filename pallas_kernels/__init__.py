@@ -1,1 +1,1 @@
-"""Attention kernels for TPUs, each next to a reference in plain ``jnp``."""
+"""Attention kernels for TPUs in Pallas, and a reference implementation in ``jax.numpy``."""

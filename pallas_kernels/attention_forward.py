@@ -1,8 +1,10 @@
-"""The forward kernel of attention: softmax over tiles with a running maximum and sum.
+"""The forward kernel of attention, which computes the softmax tile by tile.
 
-The online softmax is that of Milakov and Gimelshein 2018 (arXiv 1805.02867, algorithm 3). The grid
-is (steps of heads, needed tiles). The tiles of a block of queries are adjacent in the table, so its
-maximum, sum and output stay in VMEM from the first tile to the last and are written once.
+The kernel keeps a running maximum and a running sum of exponentials for each query (online softmax,
+Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3). The grid is (steps of heads, needed
+tiles). The tiles of a query block are adjacent in the table of tiles. The maximum, the sum and the
+output of a query block therefore stay in VMEM until the last tile of the block is done, and are
+written once.
 """
 
 import functools
@@ -31,9 +33,9 @@ from pallas_kernels.attention_parts import (
 from pallas_kernels.tiles import FIRST, LAST, needed_tiles, unpack
 
 
-# The jit makes JAX trace the kernel once. A kernel's body records the source lines that led to its
-# trace, and the compiler merges two equal kernels only if these agree; a step with remat runs this
-# kernel in the forward pass and again in the backward pass.
+# A step with remat runs this kernel in the forward pass and again in the backward pass. A traced
+# kernel records its traceback, and the TPU compiler merges two kernels only if their tracebacks are
+# equal too. With ``jit``, JAX traces the kernel once and uses the result in both passes.
 @functools.partial(jax.jit, static_argnames="config", inline=True)
 def attend_forward(
     query: Float[Array, "batch queries heads_x_dim"],
@@ -42,10 +44,11 @@ def attend_forward(
     rows: Rows,
     config: KernelConfig,
 ) -> Residuals:
-    """Return the residuals of the backward pass, the output among them.
+    """Return the operands, the output of attention and ``log_sum``, as Residuals.
 
-    For query i and the keys j that it sees, with S_ij = q_i k_j / sqrt(head_dim): out_i is
-    sum_j exp(S_ij) v_j / sum_j exp(S_ij), and log_sum_i = log2(sum_j exp(S_ij)), float32.
+    For query i and each key j to which it attends, let S_ij = q_i k_j / sqrt(head_dim). Then the
+    output is out_i = sum_j exp(S_ij) v_j / sum_j exp(S_ij), in the dtype of ``query``. The
+    statistic ``log_sum`` is log_sum_i = log2(sum_j exp(S_ij)), in float32.
     """
     heads, sizes, specs = config.heads, config.sizes, config.specs
     batch, length, _ = query.shape
@@ -64,9 +67,10 @@ def attend_forward(
                 specs.key_ids(),
             ],
             out_specs=[specs.query(), specs.log_sums()],
-            # In order: the scaled queries; their segment ids as a column; each query's running
-            # maximum; its running sum, one partial sum per lane; the weighted sum of the values.
-            # The statistics are float32: in bfloat16 a sum over thousands of keys stops growing.
+            # In this order: the scaled queries; the segment ids of the queries as a column; the
+            # running maximum of each query; the running sum of each query, as one partial sum per
+            # lane; the weighted sum of the values. The sums are float32, because a bfloat16 sum
+            # over thousands of keys stops growing.
             scratch_shapes=[
                 pltpu.VMEM((sizes.tile, width), query.dtype),
                 pltpu.VMEM((sizes.tile, LANES), jnp.int32),
@@ -79,7 +83,8 @@ def attend_forward(
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads.steps, per_step, length), jnp.float32),
         ],
-        # Steps of heads are independent; the tiles of a step accumulate into the scratch buffers.
+        # Steps of heads are independent. The tiles of a step of heads accumulate into the scratch
+        # buffers, so they run in order.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
@@ -112,8 +117,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
 
     @pl.when(flags & FIRST != 0)
     def start() -> None:
-        # The exponents are base 2. The scale and log2(e) go into the query once per block, which
-        # saves a multiplication of every score.
+        # The query is multiplied by the scale and by log2(e), because the exponentials have base 2.
+        # Doing this once per query block saves a multiplication of every score.
         scale = LOG2_E * heads.head_dim**-0.5
         scaled_ref[...] = (q_ref[0].astype(jnp.float32) * scale).astype(scaled_ref.dtype)
         q_column_ref[...] = column(q_ids_ref[0])
@@ -123,7 +128,8 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
 
     def tile(crossing: bool, diagonal: bool) -> None:
         def scores(head: int, begin: int) -> jax.Array:
-            # On the diagonal the keys after a part's last query are invisible to all of it.
+            # On the diagonal, keys after the last query of a part are invisible to the whole part,
+            # so they are left out of the product.
             keys = begin + part if diagonal else size
             rows = slice(begin, begin + part)
             s = dot(
@@ -146,11 +152,14 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             old_max = max_ref[head, rows]
             new_max = jnp.maximum(old_max, s.max(-1, keepdims=True))
             p = jnp.exp2(s - jnp.tile(new_max, (1, keys // LANES)))
-            # A row that has seen only masked scores has weights of 1 here. Its first visible score
-            # makes ``rescale`` 0, which erases them; every query sees at least itself.
+            # As long as all scores of a query are masked, they equal the running maximum, and their
+            # weights are 1 and not 0. The first visible score raises the maximum, so that
+            # ``rescale`` is 0 and removes these weights from the sums. This always happens, because
+            # the last tile of a query block is on the diagonal, where a query attends to itself.
             rescale = jnp.exp2(old_max - new_max)
             max_ref[head, rows] = new_max
-            # Summed lane by lane: the slow sum across lanes happens once, after the last tile.
+            # The sum is per lane. The sum across lanes is slow, so it is done once, after the last
+            # tile.
             sums = sum(p[:, lane : lane + LANES] for lane in range(0, keys, LANES))
             sum_ref[head, rows] = sum_ref[head, rows] * rescale + sums
             weighted = dot(p.astype(v_ref.dtype), v_ref[0, :keys, heads.key_columns(head)], (1, 0))
@@ -165,10 +174,11 @@ def _kernel(  # noqa: C901, PLR0913 - a ref for each operand, a step for each fl
             columns, total = heads.columns(head), sum_ref[head].sum(-1, keepdims=True)
             out = total_ref[:, columns] / total
             out_ref[0, :, columns] = out.astype(out_ref.dtype)
-            # Every lane holds the same value: one row of the transpose is the vector of queries.
+            # All lanes of a query hold the same value, so each row of the transpose is the vector
+            # of the queries' values. One row is stored.
             log_sum_ref[0, 0, head : head + 1] = (max_ref[head] + jnp.log2(total)).T[:1]
 
 
 def _lanes(x: jax.Array, count: int) -> jax.Array:
-    """Return (n, count) from ``x`` (n, 128), whose columns are all equal."""
+    """Return ``x``, whose 128 columns are equal, as an array with ``count`` columns."""
     return x[:, :count] if count <= LANES else jnp.tile(x, (1, count // LANES))

@@ -1,8 +1,10 @@
-"""Flash attention for packed rows on TPUs: causal inside each segment, over the needed tiles only.
+"""Flash attention for packed rows on TPUs, which skips tiles that are masked completely.
 
-The entry point ``flash_attention`` checks shapes, fits the block sizes and pads short rows. The
-kernels are in ``attention_forward`` and ``attention_backward``; docs/notes/kernels.md has the
-schedule.
+A query attends to the keys of its segment up to its own position; these keys are visible to the
+query. A tile is a block of queries and a block of keys. The entry point ``flash_attention`` checks
+the shapes, selects the block sizes, and pads rows to whole tiles. The kernels are in
+``attention_forward`` and ``attention_backward``. docs/notes/kernels.md describes the schedule of
+the kernels.
 """
 
 from dataclasses import replace
@@ -20,8 +22,8 @@ from pallas_kernels.block_sizes import BlockSizes, current_block_sizes
 
 MAX_LENGTH = 131_072
 HEAD_DIMS = (64, 128, 256)
-# Elements of a tile of queries with all heads of a step of the grid: what VMEM holds next to the
-# other buffers.
+# Maximum number of elements in the query block of a grid step, which has several heads. With this
+# size, the block fits VMEM together with the kernels' other buffers.
 _MAX_TILE_ELEMENTS = 512 * 1024
 
 
@@ -35,26 +37,27 @@ def flash_attention(
     block_sizes: BlockSizes | None = None,
     interpret: Any = False,
 ) -> Float[Array, "batch queries heads head_dim"]:
-    """Return softmax(Q K^T / sqrt(head_dim)) V, causal inside each segment.
+    """Return softmax(Q K^T / sqrt(head_dim)) V, causal within each segment.
 
-    Computes what ``reference.attention`` computes, without the matrix of scores (FlashAttention-2,
-    Dao 2023, arXiv 2307.08691). The result has the shape and type of ``query``.
+    The result equals that of ``reference.attention`` up to rounding, but is computed without
+    storing the matrix of scores (FlashAttention-2, Dao 2023, arXiv 2307.08691). The result has the
+    shape and dtype of ``query``.
 
     Args:
-        query: bfloat16 or float32; ``heads`` is a multiple of ``kv_heads``, and ``head_dim`` is 64,
-            128 or 256.
-        key: The keys in the type of ``query``; ``length`` is a multiple of 128 up to 131,072.
-        value: The values in the type of ``query``.
-        segment_ids: int32 in any order. If equal ids are adjacent, as in a packed row, only tiles
-            with a visible pair are visited.
-        chunks: Numbers of the row's chunks that the queries are, one after the other; None if they
-            are the whole row. Chunk n begins at n times the length of a chunk, a multiple of 128
-            that divides ``length``.
-        block_sizes: Sizes of the tiles; None selects those of the chip.
-        interpret: Option of ``pallas_call`` that runs the kernels without a TPU.
+        query: Queries in bfloat16 or float32. ``heads`` is a multiple of ``kv_heads``, and
+            ``head_dim`` is 64, 128 or 256.
+        key: Keys in the dtype of ``query``. ``length`` is a multiple of 128 and at most 131,072.
+        value: Values in the dtype of ``query``.
+        segment_ids: Segment ids in int32, in any order. If equal ids are adjacent, as in a packed
+            row, the kernels compute only tiles in which a query attends to a key.
+        chunks: None if ``query`` contains the queries of the whole row. Otherwise the row is
+            divided into chunks of equal length, a multiple of 128. ``chunks`` contains the indices
+            of some of these chunks, and ``query`` is the concatenation of their queries.
+        block_sizes: Block sizes of the kernels. None selects the sizes for the current chip.
+        interpret: Option ``interpret`` of ``pallas_call``, to run the kernels without a TPU.
 
     Raises:
-        ValueError: If a shape or a type is not supported, while tracing.
+        ValueError: While tracing, if a shape or a dtype is not supported.
     """
     _check(query, key, value, segment_ids, chunks)
     batch, queries, num_heads, head_dim = query.shape
@@ -66,7 +69,8 @@ def flash_attention(
         query, key, value = (
             jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (query, key, value)
         )
-        # Padding gets the largest id, which no earlier tile shares, so only its own tiles visit it.
+        # The padding gets the largest int32 as its id. Real tokens do not have this id, so the
+        # padding adds no tiles except for its own queries.
         segment_ids = jnp.pad(
             segment_ids, ((0, 0), (0, padding)), constant_values=jnp.iinfo(jnp.int32).max
         )
@@ -75,14 +79,17 @@ def flash_attention(
         blocks = chunk // sizes.tile
         query_blocks = (chunks[:, None] * blocks + jnp.arange(blocks)[None]).reshape(-1)
     config = KernelConfig(heads, sizes, segment_ids.shape[1] // sizes.tile, interpret)
-    # Heads and head_dim become one dimension without a copy; see ``Heads``.
+    # The kernels' arrays have one dimension for heads and head_dim (see ``Heads``). This reshape
+    # copies nothing.
     flat = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
     out = _attention(*flat, Rows(segment_ids, query_blocks), config)
+    assert isinstance(out, jax.Array)
     return out.reshape(batch, -1, num_heads, head_dim)[:, :queries]
 
 
-# Differentiated by a second kernel, because JAX cannot differentiate the forward kernel. It saves
-# the operands, the output and one statistic per query, and recomputes the probabilities.
+# Custom VJP: JAX cannot differentiate the forward kernel, so a second kernel computes the
+# gradients. The forward pass saves the operands, the output and one statistic per query and head
+# (``Residuals``). The backward kernel recomputes the probabilities from them, tile by tile.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(
     query: jax.Array, key: jax.Array, value: jax.Array, rows: Rows, config: KernelConfig
@@ -98,7 +105,7 @@ def _attention_forward(
 
 
 def _attention_backward(config: KernelConfig, saved: Residuals, out_gradient: jax.Array) -> tuple:
-    # ``rows`` are integers and have no gradient.
+    # ``rows`` contains integers, so its gradient is None.
     return (*attend_backward(saved, out_gradient, config), None)
 
 
@@ -106,23 +113,31 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _fit_sizes(sizes: BlockSizes, length: int, heads: Heads, *, pads: bool) -> BlockSizes:
-    """Return ``sizes`` reduced for short rows and for many heads per step of the grid."""
+    """Return ``sizes`` with tiles that fit the chunks and VMEM.
+
+    ``length`` is the length of a chunk, or the length of the row if there are no chunks. ``pads``
+    states whether the length can be padded to whole tiles.
+    """
     tile = min(sizes.tile, length)
     rest = -length % tile
     if rest and (not pads or rest * 8 > length):
-        # Queries that are chunks cannot be padded, and padding by more than an eighth would cost
-        # more than smaller tiles do.
+        # Chunks cannot be padded. A row is padded only by up to an eighth of its length, because
+        # more padding would cost more than smaller tiles.
         tile = next(n for n in range(tile, 0, -LANES) if length % n == 0)
     while tile > LANES and tile * heads.heads_per_step * heads.head_dim > _MAX_TILE_ELEMENTS:
         tile = tile // 2 // LANES * LANES
     parts = (min(part, tile) for part in (sizes.forward_queries, sizes.backward_queries))
-    # Parts must divide the tile: a tile of 384 in parts of 256 would leave a remainder.
+    # The size of a part must divide the tile. For example, a tile of 384 queries cannot have parts
+    # of 256, so its parts have 128.
     forward, backward = (part if tile % part == 0 else LANES for part in parts)
     return replace(sizes, tile=tile, forward_queries=forward, backward_queries=backward)
 
 
 def refusal(length: int, head_dim: int) -> str | None:
-    """Return why ``flash_attention`` rejects this ``length`` or ``head_dim``, or None."""
+    """Return the reason why ``flash_attention`` does not support ``length`` or ``head_dim``.
+
+    The reason is a clause for an error message. Returns None if both values are supported.
+    """
     if head_dim not in HEAD_DIMS:
         return f"head_dim={head_dim} must be one of {HEAD_DIMS}"
     if length % LANES or not LANES <= length <= MAX_LENGTH:
@@ -137,7 +152,7 @@ def _check(
     segment_ids: jax.Array,
     chunks: jax.Array | None,
 ) -> None:
-    """Raise ValueError if shapes or types are not supported."""
+    """Raise ValueError if the shapes or dtypes of ``flash_attention``'s arguments are invalid."""
     if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
         raise ValueError(
             "query must be (batch, length, heads, head_dim), key and value (batch, length, "

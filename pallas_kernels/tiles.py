@@ -1,8 +1,9 @@
-"""The table of tiles of scores that packed rows need, over which a kernel's grid runs.
+"""The table of the tiles of scores that an attention kernel has to compute for packed rows.
 
-A packed row of many documents needs few of its tiles: those on or below the diagonal whose queries
-and keys share a document. The table lists them, so that a kernel neither fetches nor computes
-others.
+A tile is a block of queries and a block of keys. A tile is needed if it is on or below the diagonal
+and one of its queries belongs to the same segment as one of its keys. If a row consists of many
+segments, only some of its tiles are needed. The grid of a kernel iterates over the table, so the
+kernel does not fetch or compute the remaining tiles.
 """
 
 from typing import NamedTuple
@@ -12,22 +13,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 FIRST, LAST, CROSSING, DIAGONAL = 1, 2, 4, 8
-"""Flags of a tile: the first of its query block, the last of it, crossed by a segment's border, on
-the diagonal."""
+"""Flags of a tile. FIRST and LAST mark the first and the last tile of a query block. CROSSING marks
+a tile whose queries and keys do not all have the same segment id. DIAGONAL marks a tile on the
+diagonal."""
 
 _FLAG_BITS = 4
 
 
 class TileTable(NamedTuple):
-    """The needed tiles of all rows, those of a query block adjacent.
+    """The needed tiles of all rows. The tiles of a query block are adjacent, sorted by key block.
 
-    The shape of ``entries`` is static, so it has room for the most tiles there can be. Only the
+    The length of ``entries`` is static: an upper bound on the number of needed tiles. Only the
     first ``count`` entries are valid.
     """
 
     count: Int[Array, ""]
     entries: Int[Array, " tiles"]
-    """Row, query block, key block and flags in one int32 each, because scalar memory is small."""
+    """One int32 per tile, which packs the row, the query block, the key block and the flags.
+
+    Scalar memory is too small for one int32 per field.
+    """
 
 
 def needed_tiles(
@@ -37,51 +42,54 @@ def needed_tiles(
     num_keys: int | None = None,
     query_blocks: Int[Array, " queries"] | None = None,
 ) -> TileTable:
-    """Return the tiles of ``block`` x ``block`` scores that hold a visible pair, in order.
+    """Return the table of the tiles in which at least one query attends to a key.
 
-    A query block visits all key blocks from the first that it needs to the diagonal. If equal ids
-    are adjacent, as in a packed row, these are just the needed ones; if an id recurs, those between
-    are visited as well.
+    For each query block, the table contains all key blocks from the first needed block up to the
+    diagonal. If equal segment ids are adjacent, as in a packed row, all of these tiles are needed.
+    If a segment id recurs later in a row, the table also contains the tiles in between, even if
+    they are not needed.
 
     Args:
-        segment_ids: The segments of the rows; ``length`` is a multiple of ``block``.
-        block: Number of queries, and of keys, per tile.
-        first_key: Number of the first key block to include.
+        segment_ids: Segment ids of the rows; ``length`` is a multiple of ``block``.
+        block: Number of queries and number of keys per tile.
+        first_key: Index of the first key block to include.
         num_keys: Number of key blocks to include; None includes all.
-        query_blocks: Numbers of the row's blocks that the queries are; None if they are all of
-            them. The query of an entry is an index into this array.
+        query_blocks: Indices of the blocks of a row for which there are queries; None for all
+            blocks. The query block in an entry of the table is an index into this array.
 
     Raises:
-        ValueError: If the rows are too many to number in an entry's bits.
+        ValueError: If an int32 entry has too few bits for the number of rows and blocks.
     """
     batch, length = segment_ids.shape
     blocks = length // block
     bits = _bits(blocks)
     if batch << (2 * bits + _FLAG_BITS) > 2**31:
         raise ValueError(
-            f"{batch} rows of {blocks} blocks are too many for one call: split the batch"
+            f"{batch} rows of {blocks} blocks are too many for one call; split the batch."
         )
     num_keys = num_keys or blocks
-    # Upper bound of the number of tiles: spans start at key 0 and every tile up to the diagonal is
-    # needed.
+    # Upper bound on the number of tiles. It is reached if the included keys start at block 0 and
+    # every tile up to the diagonal is needed.
     max_tiles = batch * (blocks * num_keys - num_keys * (num_keys - 1) // 2)
     if query_blocks is not None:
         max_tiles = batch * query_blocks.size * num_keys
     ids = segment_ids.reshape(batch, blocks, block)
     low, high = ids.min(-1), ids.max(-1)
     number = jnp.arange(blocks)
-    # Two blocks can share a segment only if their ranges of ids overlap. Exact for packed rows.
+    # Two blocks can share a segment only if their ranges of ids overlap. For packed rows, the
+    # converse is true as well.
     shared = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
-    # The argmax of booleans is the first True; the diagonal is always True.
+    # The argmax of booleans is the index of the first True. A True always exists, because a query
+    # block shares its segments with itself.
     first = jnp.argmax(shared & (number[:, None] >= number[None])[None], axis=-1)
     query_blocks = number if query_blocks is None else query_blocks
     queries = query_blocks.size
     first = jnp.maximum(first[:, query_blocks], first_key).reshape(-1)
     last = jnp.tile(jnp.minimum(query_blocks, first_key + num_keys - 1), batch)
     counts = jnp.maximum(last - first + 1, 0)
-    # The tiles of the query blocks follow one another in the table: a block's entries end here.
+    # The entries of query block n end before entry ``ends[n]``.
     ends = jnp.cumsum(counts)
-    # Entry n belongs to the query block ("owner") whose range of entries, up to ``ends``, holds n.
+    # The owner of an entry is the query block whose range of entries contains it.
     entry = jnp.arange(max_tiles)
     owner = jnp.minimum((entry[:, None] >= ends[None]).sum(-1), batch * queries - 1)
     row, query = jax.lax.div(owner, queries), jax.lax.rem(owner, queries)
@@ -103,7 +111,7 @@ def needed_tiles(
 
 
 class Tile(NamedTuple):
-    """An entry of the table, unpacked."""
+    """The fields of an entry of a ``TileTable``."""
 
     row: Int[Array, "..."]
     query: Int[Array, "..."]
@@ -112,7 +120,7 @@ class Tile(NamedTuple):
 
 
 def unpack(entry: Int[Array, "..."], blocks: int) -> Tile:
-    """Unpack an entry of a table with ``blocks`` blocks per row."""
+    """Return the fields of a table entry, for rows of ``blocks`` blocks."""
     bits = _bits(blocks)
     mask = (1 << bits) - 1
     return Tile(
@@ -124,5 +132,5 @@ def unpack(entry: Int[Array, "..."], blocks: int) -> Tile:
 
 
 def _bits(blocks: int) -> int:
-    """Return the number of bits of a block's number."""
+    """Return the number of bits that are needed for the index of one of ``blocks`` blocks."""
     return (blocks - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Selection of the attention implementation that the config names, and its sharding on the mesh."""
+"""Selection of an attention implementation, and the partitioning of attention over the mesh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,18 +14,19 @@ from pallas_kernels import reference
 from pallas_kernels.attention_parts import LANES
 from pallas_kernels.flash_attention import flash_attention, refusal
 
-# A dense mask grows with the square of the length; beyond this it dwarfs the activations.
+# Maximum row length for which ``auto`` selects cuDNN, whose dense mask grows with the square of the
+# length. At 8,192 tokens the mask takes 128 MiB per row.
 MAX_CUDNN_LENGTH = 8192
 
 
 def resolve_attention(
     name: str, backend: str, sequence_length: int, head_dim: int, dtype: str, context: int = 1
 ) -> str:
-    """Return ``name``, or the implementation that ``auto`` selects on ``backend``.
+    """Return the attention implementation to use for ``name``, an implementation or ``auto``.
 
-    ``backend`` is ``cpu``, ``gpu`` or ``tpu``, and ``context`` the number of devices that share a
-    row. Raises UserError if the implementation does not support the backend, the length, the
-    ``head_dim`` or the type.
+    ``backend`` is ``cpu``, ``gpu`` or ``tpu``, ``dtype`` is the compute dtype, and ``context`` is
+    the number of devices over which a row is sharded. Raises UserError if the implementation does
+    not support the backend, the sequence length, ``head_dim``, the dtype or ``context``.
     """
     if name == "auto":
         name = _automatic(backend, sequence_length, dtype, context)
@@ -92,10 +93,12 @@ def attend(
     *,
     implementation: str,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Compute ``pallas_kernels.reference.attention`` with ``implementation`` on the current mesh.
+    """Return causal attention within segments, computed by ``implementation`` on the current mesh.
 
-    The result has the shape and type of ``query``. If the mesh cuts rows, all arrays but
-    ``segment_ids`` are in zigzag order (``parallel/context_parallel.py``).
+    The result equals that of ``pallas_kernels.reference.attention`` up to rounding, and has the
+    shape and dtype of ``query``. If rows are partitioned over the mesh axis ``context``, the result
+    and all arguments except ``segment_ids`` are in zigzag order (``parallel/context_parallel.py``).
+    Raises ValueError if ``implementation`` is ``auto`` or unknown.
     """
     if context_parallel.context_size() > 1:
         kernel = {"reference": reference.attention, "pallas": flash_attention}[implementation]
@@ -109,17 +112,22 @@ def attend(
             return _per_device(flash_attention)(query, key, value, segment_ids)
         case "splash":
             return _per_device(splash_attention)(query, key, value, segment_ids)
-    raise ValueError(
-        f"unknown attention {implementation!r}; resolve the name with resolve_attention"
-    )
+        case _:
+            raise ValueError(
+                f"unknown attention {implementation!r}; resolve the name with resolve_attention."
+            )
 
 
-def _per_device(kernel: Callable) -> Callable:
-    """Run ``kernel`` on each device's rows and heads: the partitioner cannot split a kernel."""
+def _per_device(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return ``kernel`` mapped over the mesh, so that each device computes its rows and heads.
+
+    Without a current mesh, returns ``kernel`` itself. The mapping is explicit, because XLA cannot
+    partition a Pallas kernel.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
-    # Rows and heads are independent of each other, so no device needs another's. Replication is not
-    # checked because a kernel does not declare how its outputs vary over the mesh.
+    # Rows and heads are independent, so no communication is needed. ``check_vma`` is off, because a
+    # kernel does not declare how its outputs vary over the mesh.
     heads = partition_spec("batch", "length", "act_heads", None)
     return jax.shard_map(
         kernel,
@@ -130,15 +138,22 @@ def _per_device(kernel: Callable) -> Callable:
 
 
 def _gathered(
-    kernel: Callable, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+    kernel: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
 ) -> jax.Array:
-    """Attend with this device's queries to the keys of the whole row."""
+    """Return the attention of this device's queries to the keys of whole rows.
+
+    Call this function inside ``shard_map``.
+    """
     key, value = context_parallel.gather_rows(key), context_parallel.gather_rows(value)
     return kernel(query, key, value, segment_ids, chunks=context_parallel.local_chunks())
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Attend with cuDNN, whose mask is dense."""
+    """Return causal attention within segments, computed by cuDNN with a dense mask."""
     mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, implementation="cudnn"

@@ -1,9 +1,10 @@
-"""Llama 3, 3.1 and 3.2 as a pytree.
+"""The Llama 3, 3.1 and 3.2 models, as pytrees.
 
-Letters in einsum strings: b batch, t query position, s key position, d embed, n query heads,
-k key/value heads, g query heads per key/value head, h head size, v vocab.
-Matrices are stored (in, out), stacked over layers. The line that creates a parameter gives its
-shape, its logical axes (placed by ``parallel.mesh.AXIS_RULES``) and its initial spread.
+Letters in einsum strings, here and in ``generation/``: b batch, t query position, s key position,
+d embed, k key/value heads, g query heads per key/value head, h head size, v vocab.
+Matrices are stored as (in, out) and stacked over layers. The line that creates a parameter states
+its shape, its logical axes (``parallel.mesh.AXIS_RULES`` maps them to mesh axes) and the standard
+deviation of its initial values.
 """
 
 from collections.abc import Callable
@@ -26,30 +27,36 @@ from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
 from llama_cpt.parallel.mesh import constrain
 
 Rotation = tuple[jax.Array, jax.Array]
-"""The cosine and sine of each position's angles, float32 (batch, length, head_dim / 2)."""
+"""RoPE's cosines and sines: two float32 arrays of shape (batch, length, head_dim / 2)."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""A function ``(query, key, value) -> (out, cache)``; ``cache`` is a key/value cache, or None."""
+"""A function ``(query, key, value) -> (out, cache)``, where ``cache`` is a KV cache or None."""
 
 
 def rms_norm(
     x: Float[Array, "*rows embed"], scale: Float[Array, " embed"], *, eps: float
 ) -> Float[Array, "*rows embed"]:
-    """Return x / rms(x) * scale in the type of ``x`` (arXiv 1910.07467, equation 4)."""
-    # The mean of squares is float32: bfloat16 has too few digits for a sum over the embedding.
+    """Return x / sqrt(mean(x^2) + eps) * scale in the dtype of ``x``.
+
+    Source: Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
+    """
+    # The mean is computed in float32, because bfloat16 has too few bits for a sum over the
+    # embedding.
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return jnp.broadcast_to(scale.astype(x.dtype), x.shape) * normed.astype(x.dtype)
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Return RoPE's angle per position, float32 (head_dim / 2,), theta^(-2i / head_dim) for pair i.
+    """Return RoPE's frequencies in radians per position, float32 of shape (head_dim / 2,).
 
-    Su et al. 2021, arXiv 2104.09864, equation 15. ``scaling`` is that of Llama 3.1: wavelengths
-    longer than the original context are stretched by ``factor``, those well inside it are kept, and
-    those between are blended.
+    The frequency of pair i is theta^(-2i / head_dim) (Su et al. 2021, arXiv 2104.09864, equation
+    15). With Llama 3.1's ``scaling``, a frequency below the threshold ``low_freq_factor`` is
+    divided by ``factor``, and a frequency above the threshold ``high_freq_factor`` is unchanged.
+    Between the thresholds, the result is interpolated linearly between these two values. The unit
+    of the thresholds is one full turn per original context length.
     """
-    # Computed by NumPy in float64, because an error of a frequency is multiplied by the position.
+    # NumPy computes in float64, because the position multiplies the error of a frequency.
     frequency = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return frequency.astype(np.float32)
@@ -64,9 +71,10 @@ def rotate(
     cos: Float[Array, "batch length half"],
     sin: Float[Array, "batch length half"],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Rotate each pair (i, i + head_dim / 2) by its angle (arXiv 2104.09864, equation 34).
+    """Rotate the features (i, i + head_dim / 2) of every head by the angle of pair i (RoPE).
 
-    The pairs are those of Hugging Face's half-split layout, not the neighbors of the paper.
+    Source: Su et al. 2021, arXiv 2104.09864, equation 34. As in Hugging Face's implementation,
+    feature i is paired with feature i + head_dim / 2. The paper pairs adjacent features.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
@@ -75,13 +83,17 @@ def rotate(
 
 
 class Block(nnx.Module):
-    """The parameters of all layers, stacked; inside the scan, those of one layer."""
+    """The parameters of all layers, stacked along dimension 0.
+
+    Inside the scan over layers, an instance contains the parameters of one layer.
+    """
 
     def __init__(self, config: ModelConfig, key: jax.Array) -> None:
         n, d, f = config.num_layers, config.embed_dim, config.mlp_dim
         heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         keys = iter(jax.random.split(key, 7))
-        # Branches that write to the residual stream start smaller (GPT-2, section 2.3).
+        # The matrices that write to the residual stream have smaller initial values, as in GPT-2
+        # (Radford et al. 2019, section 2.3).
         residual = 0.02 / (2 * n) ** 0.5
         self.attention_norm = _ones((n, d), ("layers", "norm"))
         self.query = _normal(next(keys), (n, d, heads), ("layers", "embed", "heads"))
@@ -95,11 +107,12 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A Llama model with float32 parameters and activations in ``compute_dtype``.
+    """A Llama model with float32 parameters, initialized at random.
 
-    ``remat`` names what the backward pass recomputes (``ComputeConfig.remat``), ``attention`` the
-    implementation of attention, and ``matmul_precision`` the type of the operands of the layers'
-    matrix products.
+    Activations are in ``compute_dtype``. ``remat`` is the policy for recomputation in the backward
+    pass (``ComputeConfig.remat``). ``attention`` is the name of an attention implementation, as
+    returned by ``resolve_attention``. ``matmul_precision`` is the type of the operands in the
+    layers' matrix products.
     """
 
     def __init__(
@@ -125,7 +138,7 @@ class Llama(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "vocab embed"]:
-        """The output matrix, float32; it is the embedding itself if the two are tied."""
+        """The output matrix in float32. If the embeddings are tied, it is the embedding table."""
         return (self.embedding if self.lm_head is None else self.lm_head)[...]
 
     def hidden(
@@ -136,21 +149,23 @@ class Llama(nnx.Module):
         *,
         embedding_noise: Float[Array, "batch length embed"] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """Return the normalized output of the last layer, in the compute type.
+        """Return the output of the last layer after the final norm, in the compute dtype.
 
-        ``embedding_noise``, if given, is added to the input of the first layer.
+        ``embedding_noise`` is added to the input of the first layer (NEFTune).
         """
 
         def layer(context: tuple[Rotation, jax.Array], x: jax.Array, block: Block) -> jax.Array:
             rotation, segment_ids = context
 
-            def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+            def attention(
+                query: jax.Array, key: jax.Array, value: jax.Array
+            ) -> tuple[jax.Array, None]:
                 return attend(query, key, value, segment_ids, implementation=self.attention), None
 
             return self.layer(rotation, attention, x, block)[0]
 
-        # The layers see a row in zigzag order if several devices share it (context_parallel). The
-        # segment ids stay in the row's order, because attention needs them for all keys.
+        # With context parallelism, the layers process a row in zigzag order (context_parallel). The
+        # segment ids remain in the row's order, because attention gathers the keys in that order.
         x, rotation = self.embed(to_zigzag(tokens), to_zigzag(positions))
         if embedding_noise is not None:
             x = x + to_zigzag(embedding_noise).astype(x.dtype)
@@ -164,7 +179,7 @@ class Llama(nnx.Module):
         positions: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"],
     ) -> Float[Array, "batch length vocab"]:
-        """Return the logits of every position, float32."""
+        """Return the float32 logits of every position."""
         x = self.hidden(tokens, positions, segment_ids)
         head = self.head.astype(self.compute_dtype)
         return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
@@ -172,10 +187,11 @@ class Llama(nnx.Module):
     def embed(
         self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
     ) -> tuple[Float[Array, "batch length embed"], Rotation]:
-        """Return the input of the first layer and the rotation of all queries and keys."""
+        """Return the input of the first layer, and RoPE's cosines and sines for all positions."""
         config = self.config
         with jax.named_scope("embed"):
             x = lookup(self.embedding[...], tokens, self.compute_dtype)
+            assert isinstance(x, jax.Array)
             x = constrain(x, "batch", "length", "act_embed")
             frequency = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
             # The angles are float32: bfloat16 would round position 257 to 256.
@@ -189,7 +205,10 @@ class Llama(nnx.Module):
         x: Float[Array, "batch length embed"],
         block: Block,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        """Apply one layer with the parameters in ``block``; return its output and the cache."""
+        """Apply one layer with the parameters in ``block``.
+
+        Returns the output of the layer and the cache that ``attention`` returns.
+        """
         x = checkpoint_name(constrain(x, "batch", "length", "act_embed"), "layer_input")
         with jax.named_scope("attention"):
             attended, cache = self._attention(rotation, attention, x, block)
@@ -219,8 +238,10 @@ class Llama(nnx.Module):
             return query, key, heads(block.value, config.num_kv_heads)
 
         if self.remat == "full":
-            # The backward pass of the MLP comes first. Without this, the recomputed normed input
-            # and projections of attention would stay in memory during it.
+            # The backward pass recomputes the whole layer and then starts with the MLP. Without
+            # this checkpoint, the recomputed norm, query, key and value of attention would stay in
+            # memory during the MLP's backward pass. With this checkpoint, they are recomputed after
+            # the MLP's backward pass.
             project = jax.checkpoint(project)
         out, cache = attention(*project(x, block))
         out = checkpoint_name(out.reshape(*x.shape[:2], -1), "attention")
@@ -231,7 +252,8 @@ class Llama(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         x = rms_norm(x, block.mlp_norm[...], eps=self.config.norm_eps)
         matrices = block.gate, block.up, block.down
-        # Other remat policies save the products that a slice would recompute.
+        # The sliced MLP recomputes its activations in the backward pass. The other remat policies
+        # save them instead.
         recomputes = self.remat in ("full", "offload")
         if not recomputes or has_adapters(matrices) or slices(self.config.mlp_dim) == 1:
             return mlp(x, *matrices, self.matmul_precision)
@@ -239,19 +261,22 @@ class Llama(nnx.Module):
 
 
 def abstract_llama(config: ModelConfig, **options: Any) -> Llama:
-    """Return a Llama of ShapeDtypeStructs, without memory; ``options`` are those of ``Llama``."""
+    """Return a Llama whose parameters are ShapeDtypeStructs, without allocating arrays.
+
+    ``options`` are keyword arguments of ``Llama``.
+    """
     return jax.eval_shape(lambda: Llama(config, jax.random.key(0), **options))
 
 
 def shallow_copy(model: Llama) -> Llama:
-    """Return a model of its own that shares the parameters of ``model``."""
+    """Return a new Llama object that shares the parameters of ``model``."""
     return jax.tree.map(lambda leaf: leaf, model, is_leaf=lambda node: isinstance(node, nnx.Param))
 
 
 def with_precision(model: Llama, precision: str) -> Llama:
-    """Return ``model`` with the layers' products in ``precision``; the parameters are shared.
+    """Return a copy of ``model`` with a different ``matmul_precision`` and shared parameters.
 
-    ``model`` itself is unchanged, so that a jitted function may call this on its argument.
+    ``model`` is not modified, so a jitted function can call ``with_precision`` on its argument.
     """
     copy = shallow_copy(model)
     copy.matmul_precision = precision
@@ -260,9 +285,9 @@ def with_precision(model: Llama, precision: str) -> Llama:
 
 def _normal(
     key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], spread: float = 0.02
-) -> nnx.Param:
+) -> nnx.Param[jax.Array]:
     return nnx.Param(spread * jax.random.normal(key, shape, jnp.float32), axes=axes)
 
 
-def _ones(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+def _ones(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
     return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)

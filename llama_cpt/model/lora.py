@@ -1,4 +1,4 @@
-"""Low-rank adapters of a Llama's matrices (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
+"""Low-rank adapters for the matrices of a Llama (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
 
 from typing import Any
 
@@ -14,9 +14,10 @@ from llama_cpt.runtime.errors import UserError
 
 
 class Adapters(nnx.Module):
-    """The adapters of a model, a float32 pytree with one attribute, an ``Adapter``, per target.
+    """The adapters of a model: a float32 pytree with an ``Adapter`` attribute per target matrix.
 
-    A is uniform in +-1/sqrt(in), as in PEFT, and B is 0, so that new adapters add nothing.
+    The initial values of A are drawn uniformly between -1/sqrt(in) and 1/sqrt(in), as in PEFT. B is
+    initialized to 0, so that new adapters do not change the model's output.
     """
 
     def __init__(self, config: LoraConfig, model: Llama, key: jax.Array) -> None:
@@ -28,12 +29,18 @@ class Adapters(nnx.Module):
 
 
 def abstract_adapters(config: LoraConfig, model: Llama) -> Adapters:
-    """Return adapters of ShapeDtypeStructs; raise UserError if the rank is too large."""
+    """Return the adapters for ``model``, with ShapeDtypeStructs instead of arrays.
+
+    Raises UserError if ``config.rank`` exceeds the rank of a target matrix.
+    """
     return jax.eval_shape(lambda: Adapters(config, model, jax.random.key(0)))
 
 
 def with_adapters(model: Llama, adapters: Adapters) -> Llama:
-    """Return ``model`` with the adapters attached to its matrices; no array is copied."""
+    """Return a copy of ``model`` in which the adapters are attached to their target matrices.
+
+    The copy shares all arrays with ``model`` and ``adapters``.
+    """
     adapted = shallow_copy(model)
     for target in adapters.targets:
         matrix = getattr(model.layers, target)
@@ -42,17 +49,17 @@ def with_adapters(model: Llama, adapters: Adapters) -> Llama:
 
 
 def merge_adapters(model: Llama, adapters: Adapters) -> Llama:
-    """Return ``model`` with the products of the adapters added to its matrices.
+    """Return a model in which every target matrix W is replaced by W + scale A B.
 
-    The adapted matrices of ``model`` itself are deleted one by one, so that the peak of memory is
-    one model and one matrix.
+    The target matrices of ``model`` are deleted one by one, so that peak memory is one model and
+    one matrix. ``model`` cannot be used afterwards.
     """
     result = shallow_copy(model)
     for target in adapters.targets:
         matrix, adapter = getattr(model.layers, target), getattr(adapters, target)
         merged = merge_matrix(matrix[...], adapter.a[...], adapter.b[...], adapter.scale)
         merged = jax.device_put(merged, matrix[...].sharding)
-        # Freed at once: the matrices and their merged copies together may exceed the memory.
+        # The matrix is freed immediately, because two copies of all matrices can exceed the memory.
         matrix[...].delete()
         setattr(result.layers, target, matrix.replace(merged))
     return result
@@ -65,22 +72,26 @@ def merge_matrix(
     b: Float[Array, "layers rank out"],
     scale: float | Float[Array, ""],
 ) -> Float[Array, "layers in out"]:
-    """Return W + scale A B in the type of W (arXiv 2106.09685, equation 3)."""
+    """Return W + scale A B in the dtype of W (arXiv 2106.09685, equation 3)."""
     # A TPU rounds float32 operands to bfloat16 unless the highest precision is requested.
     added = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST)
     return (matrix + scale * added).astype(matrix.dtype)
 
 
 def combine(trained: Any, frozen: Any) -> Llama:
-    """Return the model of a state: ``trained``, or ``frozen`` with ``trained`` as its adapters."""
+    """Return the complete model, given ``trained`` and ``frozen`` of a ``TrainState``.
+
+    If ``trained`` is of type ``Adapters``, the result is the model ``frozen`` with these adapters.
+    Otherwise ``trained`` is the model and is returned.
+    """
     return with_adapters(frozen, trained) if isinstance(trained, Adapters) else trained
 
 
 def cast_model(model: Llama, dtype: Any) -> Llama:
-    """Return ``model`` in the type ``dtype``.
+    """Return ``model`` with all arrays cast to ``dtype``.
 
-    Arrays are cast one after the other, and each array of another type is deleted, so that the peak
-    of memory is one model and one array.
+    Arrays that do not have this dtype yet are cast one at a time, and each original is deleted
+    after its copy is made. Peak memory is therefore one model and one array.
     """
     dtype = jnp.dtype(dtype)
 
@@ -95,12 +106,15 @@ def cast_model(model: Llama, dtype: Any) -> Llama:
 
 
 def cast_abstract(model: Llama, dtype: Any) -> Llama:
-    """Return an abstract model in the type ``dtype``, without shardings."""
+    """Return ``model`` with arrays replaced by ShapeDtypeStructs of type ``dtype``.
+
+    The ShapeDtypeStructs have no shardings.
+    """
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), model)
 
 
-def check_rank(rank: int, target: str, matrix: nnx.Param) -> None:
-    """Raise UserError if the rank exceeds that of the matrix."""
+def check_rank(rank: int, target: str, matrix: nnx.Param[jax.Array]) -> None:
+    """Raise UserError if ``rank`` exceeds the maximum possible rank of the matrix ``target``."""
     largest = min(matrix.shape[1:])
     if rank > largest:
         raise UserError(
@@ -109,7 +123,7 @@ def check_rank(rank: int, target: str, matrix: nnx.Param) -> None:
         )
 
 
-def _adapter(config: LoraConfig, matrix: nnx.Param, key: jax.Array) -> Adapter:
+def _adapter(config: LoraConfig, matrix: nnx.Param[jax.Array], key: jax.Array) -> Adapter:
     layers, rows, columns = matrix.shape
     _, row_axis, column_axis = matrix.get_metadata("axes")
     bound = rows**-0.5

@@ -1,9 +1,9 @@
-"""The scan over the layers, and what it saves for the backward pass.
+"""The scan over the layers of a model, with a remat policy for the backward pass.
 
-Remat ``full`` has an explicit backward pass with two loops each way. The gradients of the second
-loop's layers are complete before those of the first need memory, and by then the inputs of the
-second loop's layers are freed. One loop would hold the gradient of every layer together with the
-input of every layer.
+For the remat policy ``full``, the backward pass is written by hand, and the layers are split into
+two loops. The backward pass first runs the loop over the last layers. The saved inputs of these
+layers are then freed before memory is allocated for the gradients of the first layers. With a
+single loop, the gradients and the saved inputs of all layers would be in memory together.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from llama_cpt.model.linear import has_adapters
 
-# What is saved for the backward pass, by the name in ``ComputeConfig.remat``.
+# For each value of ``ComputeConfig.remat``, the JAX policy for what the forward pass saves.
 REMAT_POLICIES = {
     "minimal": checkpoint_policies.save_from_both_policies(
         checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -33,35 +33,49 @@ REMAT_POLICIES = {
     ),
 }
 
-# With fewer layers there is one loop: a second one costs more to compile than it saves.
+# Minimum number of layers for two loops. With fewer layers, the memory that a second loop saves is
+# not worth its compilation time.
 DEEP = 16
 
 Layer = Callable[[Any, jax.Array, Any], jax.Array]
-"""A function ``(context, x, block) -> x``, which is not differentiated by the context."""
+"""A function ``(context, x, block) -> x`` that applies one layer with the parameters ``block``.
+
+The layer is differentiated with respect to ``x`` and ``block``, but not with respect to
+``context``.
+"""
 
 
 def run_layers(
     layer: Layer, context: Any, x: Float[Array, "batch length embed"], layers: Any, *, remat: str
 ) -> Float[Array, "batch length embed"]:
-    """Apply all of ``layers``, whose arrays are stacked; ``remat`` names what is saved."""
+    """Apply all layers to ``x`` and return the output of the last layer.
+
+    ``layers`` is a pytree of parameters that are stacked over layers, ``context`` is passed to
+    every layer, and ``remat`` is a value of ``ComputeConfig.remat``.
+    """
     if remat == "full" and not has_adapters(layers):
         return _recomputed(layer, context, x, layers)
     one_layer = partial(layer, context)
     if remat != "none":
-        # Inside a scan the loop itself prevents common-subexpression elimination.
+        # ``prevent_cse`` is not needed in a scan, because XLA does not merge an instruction of the
+        # forward loop with an instruction of the backward loop.
         policy = REMAT_POLICIES[remat]
         one_layer = jax.checkpoint(one_layer, policy=policy, prevent_cse=False)
     return jax.lax.scan(lambda x, block: (one_layer(x, block), None), x, layers)[0]
 
 
-# Saves each layer's input. The backward pass recomputes a layer from it, and frees it afterwards.
+# Custom VJP: automatic differentiation of a scan makes one backward loop, which needs more memory
+# (see the module's docstring). The forward pass saves the input of every layer, and the backward
+# pass recomputes the layer from this input.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recomputed(layer: Layer, context: Any, x: jax.Array, layers: Any) -> jax.Array:
     return _forward(layer, context, x, layers)[0]
 
 
-def _forward(layer: Layer, context: Any, x: jax.Array, layers: Any) -> tuple:
-    def one_layer(x: jax.Array, number: jax.Array) -> tuple:
+def _forward(
+    layer: Layer, context: Any, x: jax.Array, layers: Any
+) -> tuple[jax.Array, tuple[Any, list[jax.Array], Any]]:
+    def one_layer(x: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         return layer(context, x, _at(layers, number)), x
 
     inputs = []
@@ -71,11 +85,17 @@ def _forward(layer: Layer, context: Any, x: jax.Array, layers: Any) -> tuple:
     return x, (context, inputs, layers)
 
 
-def _backward(layer: Layer, saved: tuple, d_x: jax.Array) -> tuple:
+def _backward(
+    layer: Layer, saved: tuple[Any, list[jax.Array], Any], d_x: jax.Array
+) -> tuple[None, jax.Array, Any]:
+    # The last loop runs first, and each loop iterates over its layers in reverse. ``d_x`` is first
+    # the gradient of the loss with respect to the output of a layer, and then with respect to the
+    # input of that layer.
     context, inputs, layers = saved
 
-    def one_layer(d_x: jax.Array, saved: tuple) -> tuple:
+    def one_layer(d_x: jax.Array, saved: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
         x, number = saved
+        # Recomputes the layer from its input; ``pull`` returns the gradients of both arguments.
         _, pull = jax.vjp(partial(layer, context), x, _at(layers, number))
         return pull(d_x)
 
@@ -85,7 +105,7 @@ def _backward(layer: Layer, saved: tuple, d_x: jax.Array) -> tuple:
         d_x, gradient = jax.lax.scan(one_layer, d_x, (part, numbers), reverse=True)
         gradients.insert(0, gradient)
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
-    # The context (rotation, segment ids) has no gradient.
+    # None is a zero gradient: the context (RoPE angles and segment ids) is not differentiated.
     return None, d_x, joined
 
 
@@ -93,13 +113,16 @@ _recomputed.defvjp(_forward, _backward)
 
 
 def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
-    """Return the numbers of the layers of each loop.
+    """Return the indices of the layers in each loop.
 
-    The backward pass starts with the second loop, which has a share s of the layers. At its end
-    memory holds all inputs and s of the gradients; at the end of the first loop, all gradients and
-    1 - s of the inputs. The larger of the two is least if they are equal, that is if
-    s = gradients / (gradients + inputs).
+    The input of a layer has the size of ``x``. The division into loops minimizes the peak memory of
+    the backward pass.
     """
+    # The backward pass starts with the second loop. Let s be the share of the layers in that loop,
+    # g the bytes of all gradients and i the bytes of all inputs. At the end of the second loop,
+    # memory holds all inputs and s of the gradients: i + s g. At the end of the first loop, it
+    # holds all gradients and 1 - s of the inputs: g + (1 - s) i. The larger of the two is smallest
+    # if they are equal, which is the case for s = g / (g + i).
     leaves = jax.tree.leaves(layers)
     count, gradients = leaves[0].shape[0], sum(leaf.nbytes for leaf in leaves)
     inputs = count * x.nbytes
@@ -110,11 +133,9 @@ def _loops(x: jax.Array, layers: Any) -> list[jax.Array]:
 
 
 def _at(layers: Any, number: jax.Array) -> Any:
-    """Return the parameters of layer ``number``.
-
-    The arrays are made to depend on the loop's counter. Otherwise the compiler moves the conversion
-    to the compute type out of the loop and holds converted copies of all layers.
-    """
+    """Return the parameters of layer ``number`` from the stacked parameters ``layers``."""
+    # ``0.0 * number`` makes the parameters depend on the loop counter. Otherwise XLA moves their
+    # conversion to the compute dtype out of the loop and keeps converted copies of all layers.
 
     def take(leaf: jax.Array) -> jax.Array:
         parameter = jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)

@@ -1,4 +1,4 @@
-"""JAX's splash attention with the signature of our kernel: an alternative and a baseline."""
+"""JAX's splash attention with the signature of ``flash_attention``, as a baseline."""
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 BLOCKS = (512, 256, 128)
-"""Block sizes in order of preference; a row takes the first that divides its length."""
+"""Block sizes in tokens. The default is the first size that divides the length of a row."""
 
 
 def splash_attention(
@@ -22,15 +22,18 @@ def splash_attention(
     fused_backward: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Compute ``reference.attention`` in tiles of ``block`` x ``block`` scores, one row per call.
+    """Return causal attention within segments, computed by JAX's splash attention.
 
-    The fused backward pass writes a partial gradient of the query for every block of keys; the
-    other one computes the scores twice. ``length`` is a multiple of ``block``, or of 128 if
-    ``block`` is None.
+    The result equals that of ``pallas_kernels.reference.attention`` up to rounding. A tile of
+    scores has ``block`` queries and ``block`` keys, and ``length`` must be a multiple of ``block``.
+    If ``block`` is None, the first size in ``BLOCKS`` that divides ``length`` is used, and
+    ``length`` must be a multiple of 128. With ``fused_backward``, one kernel computes all gradients
+    and writes a partial gradient of the query for every block of keys. Otherwise, the gradients are
+    computed by two kernels, each of which computes all scores.
     """
     length, heads, head_dim = query.shape[1:]
-    # The kernel works on whole registers of 128 lanes. Smaller heads are padded with zeros, which
-    # contribute nothing to scores and output.
+    # The kernel needs a head_dim that is a multiple of the 128 lanes of a register. Smaller heads
+    # are padded with zeros, which change neither the scores nor the output.
     padding = [(0, 0)] * 3 + [(0, -head_dim % 128)]
     query, key, value = (
         jnp.pad(x, padding).swapaxes(1, 2) for x in (query * head_dim**-0.5, key, value)
@@ -49,14 +52,19 @@ def splash_attention(
     )
     ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
     out = jax.vmap(kernel)(query, key, value, ids)
+    assert isinstance(out, jax.Array)
     return out.swapaxes(1, 2)[..., :head_dim]
 
 
 def _block_sizes(block: int, fused_backward: bool) -> splash_attention_kernel.BlockSizes:
-    names = ["block_q", "block_kv", "block_kv_compute"]
-    names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-    if not fused_backward:
-        names += ["block_q_dq", "block_kv_dq"]
     return splash_attention_kernel.BlockSizes(
-        **dict.fromkeys(names, block), use_fused_bwd_kernel=fused_backward
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=None if fused_backward else block,
+        block_kv_dq=None if fused_backward else block,
+        use_fused_bwd_kernel=fused_backward,
     )

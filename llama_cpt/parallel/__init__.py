@@ -1,1 +1,1 @@
-"""The device mesh, shardings, and computations that are split over mesh axes."""
+"""The device mesh, shardings, and computations with explicit partitioning over mesh axes."""

@@ -1,10 +1,11 @@
-"""Vocabulary parallelism: the rows of a vocabulary table distributed over neighbors on the mesh.
+"""Vocabulary parallelism: each device of a group works on a part of a vocabulary table's rows.
 
-A table (vocab, embed) is stored in slices of its embed dimension. A device that processed its own
-tokens with the whole table would hold all of it, and all of its gradient in float32. Instead each
-device of a group of neighbors takes a share of the rows and processes the tokens of the whole
-group. Nothing is computed twice, and the tokens that are exchanged are fewer bytes than the rows
-that are not. All methods run inside ``jax.shard_map``.
+A table (vocab, embed) is the embedding or the output matrix of a model. It is stored with its embed
+dimension partitioned over the devices. If each device processed only its own tokens, it would
+need to hold the whole table and the table's whole gradient in float32. Instead, the devices form
+groups. Each device of a group gathers one part of the table's rows, called its share, and processes
+the tokens of the whole group. No work is done twice, and exchanging the tokens moves fewer bytes
+than gathering the remaining rows would.
 """
 
 from dataclasses import dataclass
@@ -15,34 +16,44 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from llama_cpt.parallel.mesh import partition_spec
 
-# The mesh axes of a table's two dimensions.
+# The mesh axes over which the two dimensions of a table are partitioned.
 VOCAB_AXIS, EMBED_AXIS = partition_spec("vocab", "embed")
 
 
 @dataclass(frozen=True)
 class VocabGroups:
-    """Groups of ``size`` successive devices among the ``devices`` on a table's embed axis."""
+    """Collectives for groups of devices. The rows of a table are divided among a group's devices.
+
+    The groups partition the devices on the mesh axes of the table's embed dimension. ``devices`` is
+    the number of these devices, and ``size`` is the number of devices per group. Within a group,
+    device i holds the i-th share of the table's rows. Call the methods inside ``jax.shard_map``.
+    """
 
     size: int
     devices: int
 
     @property
     def within_groups(self) -> list[list[int]]:
-        """The groups of neighbors, which hold all rows between them."""
+        """The device indices of each group. The devices of a group together hold all rows."""
         starts = range(0, self.devices, self.size)
         return [list(range(start, start + self.size)) for start in starts]
 
     @property
     def across_groups(self) -> list[list[int]]:
-        """The groups of devices that have the same share of the rows."""
+        """Lists of device indices. The devices in a list hold the same rows of the table."""
         return [list(range(rank, self.devices, self.size)) for rank in range(self.size)]
 
     def gather_rows(
         self, table: Float[Array, "vocab slice"], dtype: jnp.dtype
     ) -> Float[Array, "share embed"]:
-        """Return this device's share of the rows, from every device's slice of all rows."""
-        # Cast first, so that the collectives move the compute type. Within a group, rows are
-        # exchanged for slices; across groups, the remaining slices of the share are gathered.
+        """Return this device's share of the rows with the whole embed dimension, in ``dtype``.
+
+        ``table`` is the part of the table that this device stores: all rows, and a slice of the
+        embed dimension.
+        """
+        # The cast comes first, so that the collectives move arrays of the compute type. The
+        # all-to-all within a group leaves each device with its share of the rows and the embed
+        # slices of its group. The all-gather across groups adds the remaining embed slices.
         x = table.astype(dtype)
         x = jax.lax.all_to_all(
             x, EMBED_AXIS, 0, 1, axis_index_groups=self.within_groups, tiled=True
@@ -52,7 +63,12 @@ class VocabGroups:
         )
 
     def scatter_rows(self, gradient: Float[Array, "share embed"]) -> Float[Array, "vocab slice"]:
-        """Return the sum of the gradients of all devices' shares, sharded like the table."""
+        """Return the gradient of this device's stored part of the table.
+
+        ``gradient`` is the gradient of this device's share of the rows, summed over the tokens of
+        the device's group. The result is summed over all tokens. This method is the transpose of
+        ``gather_rows``.
+        """
         x = jax.lax.psum_scatter(
             gradient,
             EMBED_AXIS,
@@ -63,37 +79,48 @@ class VocabGroups:
         x = jax.lax.all_to_all(
             x, EMBED_AXIS, 1, 0, axis_index_groups=self.within_groups, tiled=True
         )
-        # Replicas hold copies of the table, so their gradients are summed.
+        # Replicas hold copies of the table and process different tokens.
         return jax.lax.psum(x, "replica")
 
     def gather_tokens(self, x: Shaped[Array, "own ..."]) -> Shaped[Array, "all ..."]:
-        """Return the ``x`` of all devices of the group, concatenated."""
+        """Return the arrays ``x`` of all devices of the group, concatenated along dimension 0."""
         return jax.lax.all_gather(x, EMBED_AXIS, axis_index_groups=self.within_groups, tiled=True)
 
     def scatter_tokens(self, x: Float[Array, "all ..."]) -> Float[Array, "own ..."]:
-        """Return the sum of ``x`` over all rows, for this device's tokens."""
+        """Sum ``x`` over all shares of the table, and return the sums for this device's tokens.
+
+        ``x`` is the contribution of this device's share to all tokens of the group.
+        """
         x = jax.lax.psum_scatter(x, EMBED_AXIS, axis_index_groups=self.within_groups, tiled=True)
         return jax.lax.psum(x, VOCAB_AXIS)
 
     def local_tokens(self, x: Shaped[Array, "all ..."]) -> Shaped[Array, "own ..."]:
-        """Return this device's tokens of ``x``, which all devices of the group hold."""
+        """Return the part of ``x`` that belongs to this device's tokens.
+
+        Dimension 0 of ``x`` contains all tokens of the group. ``x`` is equal on all devices of the
+        group.
+        """
         own = x.shape[0] // self.size
         return jax.lax.dynamic_slice_in_dim(x, self._rank() * own, own)
 
     def sum(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-        """Return the sum of ``x`` over all rows."""
+        """Return the sum of ``x`` over the devices that together hold all rows of the table."""
         return jax.lax.psum(
             jax.lax.psum(x, EMBED_AXIS, axis_index_groups=self.within_groups), VOCAB_AXIS
         )
 
     def max(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-        """Return the maximum of ``x`` over all rows."""
+        """Return the maximum of ``x`` over the devices that together hold all rows of the table."""
         return jax.lax.pmax(
             jax.lax.pmax(x, EMBED_AXIS, axis_index_groups=self.within_groups), VOCAB_AXIS
         )
 
     def local_ids(self, tokens: Int[Array, "*dims"], rows: int) -> Int[Array, "*dims"]:
-        """Return ids within this device's ``rows``, or ``rows`` if another device has the token."""
+        """Return ``tokens`` as indices into the ``rows`` table rows that this device holds.
+
+        If a different device holds the row of a token, the index is ``rows``, which is out of
+        range.
+        """
         ids = tokens - (jax.lax.axis_index(VOCAB_AXIS) * self.size + self._rank()) * rows
         return jnp.where((ids >= 0) & (ids < rows), ids, rows)
 
@@ -102,12 +129,13 @@ class VocabGroups:
 
 
 def make_vocab_groups(rows: int, tokens: int) -> VocabGroups:
-    """Return the largest groups that move no more bytes than devices on their own would.
+    """Return the largest groups that move at most as many bytes as groups of size 1.
 
-    Each of g neighbors gathers a g-th of the rows and g times the tokens, and scatters as many.
-    ``rows`` and ``tokens`` are those of one device.
+    ``rows`` is the number of table rows on a device's tensor shard, and ``tokens`` is the number of
+    tokens of one device. Call this function inside ``jax.shard_map``.
     """
-    # The size is the largest power of two that divides devices and rows and still pays.
+    # In a group of g devices, each device gathers rows / g rows and g * tokens tokens, and scatters
+    # as many. The size is a power of two that divides the number of devices and the number of rows.
     devices, size = jax.lax.axis_size(EMBED_AXIS), 2
     while not devices % size and not rows % size and rows // size + tokens * size <= rows:
         size *= 2

@@ -1,1 +1,1 @@
-"""Memory, FLOPs, traffic and time of a training step compiled ahead of time."""
+"""Estimates of a training step's memory, FLOPs, traffic and time, without running the step."""

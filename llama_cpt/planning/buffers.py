@@ -1,8 +1,8 @@
-"""The arrays that are live at the peak memory of a compiled program, and a breakdown of them.
+"""Arrays that are live when a compiled program needs the most memory, grouped by purpose.
 
-The compiler reports the peak, but not the arrays at the peak. A liveness analysis over the
-scheduled instructions estimates them. Its peak differs from the compiler's, because the text does
-not show all arrays that share a buffer.
+The compiler reports the peak memory but does not list the live arrays. The functions here find the
+arrays by a liveness analysis of the scheduled HLO text. The peak of the analysis differs from the
+compiler's peak, because the text does not show every case in which two arrays share a buffer.
 """
 
 from collections.abc import Iterable
@@ -17,15 +17,19 @@ import jax
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
 from llama_cpt.planning.program import HloModule
 
-# Instructions whose result aliases their operands: they neither allocate nor use an array.
+# Instructions whose result aliases an operand. They allocate no array, and they do not count as
+# uses that keep an array alive.
 _ALIASES = ("bitcast", "opt-barrier", "get-tuple-element", "tuple")
+# Instructions that write their result into the buffer of the first operand.
 _IN_PLACE = ("dynamic-update-slice", "scatter")
-# Instructions whose result is not allocated by the program; arguments are counted elsewhere.
+# Instructions whose result the analysis does not count. The compiler reports the size of the
+# program's arguments separately; the remaining results are negligible.
 _UNALLOCATED = ("parameter", "constant", "after-all", "partition-id", "replica-id")
 
-# The arrays that a result refers to, by number, or a tuple of these.
-ArrayRefs = frozenset | tuple
-_NO_ARRAYS: frozenset = frozenset()
+# The set of buffer indices that an instruction's result refers to. For a tuple result, a Python
+# tuple with an ArrayRefs per element.
+ArrayRefs = frozenset[int] | tuple[Any, ...]
+_NO_ARRAYS: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -34,33 +38,33 @@ class Buffer:
 
     shape: Shape
     origin: str
-    """The JAX operation that allocated it."""
+    """Path of the JAX operation that computes the array, including its name scopes."""
     carried: bool = False
-    """Whether a loop carries it from iteration to iteration."""
+    """True if the array is a part of the state of a while loop."""
 
     @property
     def bytes(self) -> int:
-        """Bytes in memory, padding included."""
+        """Size in bytes, including the padding of the layout."""
         return self.shape.padded_bytes
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest total of arrays that are live at once, the program's arguments not included."""
+    """The peak memory of a program, without the program's arguments."""
 
     bytes: int
     buffers: tuple[Buffer, ...]
-    """The live arrays, largest first."""
+    """The arrays that are live at the peak, sorted from largest to smallest."""
 
 
 def peak_of(program: HloModule) -> Peak:
-    """Return the peak of a scheduled program."""
+    """Return the peak memory of ``program``; its instructions must be in scheduled order."""
     found = _Liveness(program).peak(program.entry)
     return Peak(found.bytes, tuple(sorted(found.buffers, key=lambda one: -one.bytes)))
 
 
 class _Liveness:
-    """Liveness analysis of computations, each analyzed once."""
+    """Liveness analysis of a program's computations; the result for each computation is cached."""
 
     def __init__(self, program: HloModule) -> None:
         self.program = program
@@ -80,8 +84,9 @@ class _Liveness:
                 for number in _flatten(refs.get(operand, _NO_ARRAYS)):
                     last_use[number] = index
                     buffers[number] = _mark_use(buffers[number], one)
-        # The result of a loop body, and of the program, is written to the buffers of its arguments
-        # (XLA aliases loop state; train_step donates the train state), so it is not counted.
+        # The results of a loop body reuse the buffers of the loop state, and the results of the
+        # train step reuse the donated train state. Therefore the arrays in the result of a
+        # computation are not counted.
         seen = set(_flatten(refs[computation.root.name]))
         live: set[int] = set()
         peak = Peak(0, ())
@@ -105,7 +110,11 @@ class _Liveness:
 def _allocations(
     program: HloModule, computation: Computation
 ) -> tuple[dict[str, ArrayRefs], list[Buffer]]:
-    """Return the arrays that each result refers to, by instruction, and the arrays themselves."""
+    """Return the arrays that each instruction of ``computation`` refers to, and all arrays.
+
+    The first value maps the name of an instruction to indices in the second value, the list of all
+    arrays.
+    """
     buffers: list[Buffer] = []
     done = {
         one.operands[0]: one
@@ -113,7 +122,7 @@ def _allocations(
         if one.opcode.endswith("-done") and one.operands
     }
 
-    def allocate(shape: Shape, one: Instruction) -> frozenset:
+    def allocate(shape: Shape, one: Instruction) -> frozenset[int]:
         if not shape.in_hbm or not shape.padded_bytes:
             return _NO_ARRAYS
         buffers.append(Buffer(shape, one.origin))
@@ -129,8 +138,8 @@ def _allocations(
         if one.opcode in (*_ALIASES, "while", "send") or one.opcode.endswith("-done"):
             return operands[0] if operands else _NO_ARRAYS
         if one.opcode.endswith("-start"):
-            # The tuple of a start instruction also has its inputs and contexts; the shapes of the
-            # matching done instruction are the arrays that it allocates.
+            # The result of a start instruction also contains the inputs and context values. The
+            # result of the matching done instruction contains only the arrays that are allocated.
             shapes = done[one.name].shapes if one.name in done else one.shapes[:1]
             return frozenset().union(*(allocate(shape, one) for shape in shapes))
         aliased = _aliased_operands(program, one)
@@ -147,19 +156,22 @@ def _allocations(
 
 
 def _mark_use(buffer: Buffer, one: Instruction) -> Buffer:
-    """Return ``buffer`` with what its use in ``one`` reveals.
+    """Return ``buffer``, updated for its use by instruction ``one``.
 
-    The initial state of a loop has no origin of its own; the loop's origin describes it.
+    If ``one`` is a loop, the buffer is carried. A buffer without an origin, such as the initial
+    state of a loop, takes the origin of ``one``.
     """
     carried = buffer.carried or one.opcode == "while"
     return Buffer(buffer.shape, buffer.origin or one.origin, carried)
 
 
 def _aliased_operands(program: HloModule, one: Instruction) -> dict[int, int]:
-    """Return which operand each element of the result overwrites, by element number.
+    """Return a map from the index of a result element to the index of the operand it overwrites.
 
-    A Pallas kernel or a fusion may declare this (``output_to_operand_aliasing={{1}: (0, {})}``). A
-    fusion whose root updates a parameter in place aliases it without declaring it.
+    Result elements that overwrite no operand are not in the map. A Pallas kernel or a fusion can
+    declare the aliasing in an attribute: ``output_to_operand_aliasing={{1}: (0, {})}``. If the root
+    of a fusion updates a parameter in place, the attribute is missing; the function finds the
+    operand from the instructions of the fusion.
     """
     if one.opcode in _IN_PLACE:
         return {0: 0}
@@ -181,34 +193,36 @@ def _aliased_operands(program: HloModule, one: Instruction) -> dict[int, int]:
     return aliased
 
 
-def _flatten(refs: ArrayRefs) -> frozenset:
+def _flatten(refs: ArrayRefs) -> frozenset[int]:
     if isinstance(refs, frozenset):
         return refs
     return frozenset().union(*map(_flatten, refs))
 
 
 def _element(refs: ArrayRefs, index: int) -> ArrayRefs:
-    # A while loop's state may be known as one set only; then each element refers to all of it.
+    # If the arrays of a tuple are not known by element, as in a loop state that is a parameter,
+    # every element is taken to refer to all of them.
     return refs[index] if isinstance(refs, tuple) and index < len(refs) else _flatten(refs)
 
 
 @dataclass(frozen=True)
 class PeakBreakdown:
-    """The arrays of a peak by purpose, in bytes of one device."""
+    """Bytes per device of the arrays that are live at the peak, by purpose."""
 
     gradients: int
     saved: int
-    """Inputs of the layers, and whatever else the remat policy saves."""
+    """Bytes of the layer inputs and other activations that the remat policy saves."""
     others: int
-    """Gathered weights, logits, activations of one layer."""
+    """Bytes of all other arrays: gathered weights, logits, activations of one layer."""
 
 
 def break_down_peak(peak: Peak, trained: Any, *, layers: int, tokens: int) -> PeakBreakdown:
-    """Classify the arrays of the peak of a training step by dtype and shape.
+    """Return the bytes at the peak of a training step by purpose.
 
-    The compiler does not record the purpose of an array. Gradients are float32 and have the shape
-    of a parameter's shard. A saved activation is carried by a loop over layers, all of them or a
-    part, and has values per layer and token. ``trained`` has the abstract parameters; ``tokens`` is
+    The compiler does not record the purpose of an array, so arrays are classified by dtype and
+    shape. An array is a gradient if it is float32 and has the shape of a parameter's shard. It is
+    a saved activation if it is carried by a loop over layers and its leading dimensions are layers
+    and tokens. ``trained`` is a pytree of abstract parameters with shardings, and ``tokens`` is
     the number of tokens of a micro-batch on one device.
     """
     leaves = jax.tree.leaves(trained)
@@ -225,11 +239,12 @@ def _purpose(one: Buffer, shards: Iterable[tuple[int, ...]], layers: int, tokens
     for shard in shards:
         if dims == shard or (stacked and shard[0] == layers and dims[1:] == shard[1:]):
             return "gradients" if one.shape.dtype == "f32" else "others"
-    # The leading dimensions after the layers multiply to the tokens: (layers, rows, length, ...).
+    # The shape of a saved activation is (layers, rows, length, ...), where rows x length = tokens.
+    # The compiler can merge or split the two dimensions, so every leading product is compared.
     rows = itertools.accumulate(dims[1:], operator.mul) if stacked else ()
     return "saved" if tokens in rows else "others"
 
 
 def _without_ones(dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop dimensions of size 1, which the compiler adds and removes."""
+    """Return ``dims`` without dimensions of size 1, which the compiler adds and removes freely."""
     return tuple(size for size in dims if size > 1)

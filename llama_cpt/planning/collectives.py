@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: bytes received, by kind and by the mesh axes they cross."""
+"""Totals of a compiled program's collectives, by kind and by the mesh axes that they cross."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,34 +11,40 @@ from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import HloStep
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-# The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice of its result;
-# the name of the fused computation begins so.
+# Prefix of the name of a fused computation that implements a reduce-scatter: the TPU compiler
+# writes it as an all-reduce and a slice of the result.
 FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+# The mesh axis along which the devices of different TPU slices differ.
 SLICES_AXIS = "replica"
 
 
 @dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind over the same mesh axes: the total of one device per step."""
+    """Totals, per device and step, of the collectives of one kind over one set of mesh axes.
+
+    Each collective exchanges data within groups of devices.
+    """
 
     kind: str
     axes: tuple[str, ...]
-    """Mesh axes along which the devices of a group differ."""
+    """Names of the mesh axes along which the devices of a group differ."""
     group: int
     """Number of devices in a group."""
     times: int
+    """Number of collectives that a device takes part in per step."""
     bytes: float
-    """Bytes that each device receives: (group - 1) / group of the full array, twice that for an
-    all-reduce, the whole array for a permutation."""
+    """Bytes that a device receives per step. A collective contributes (group - 1) / group of the
+    full array, an all-reduce twice this amount, and a permutation the whole array."""
 
 
 def collectives(steps: list[HloStep], mesh: Mapping[str, int]) -> list[Collective]:
-    """Return the collectives in ``steps``, the largest first.
+    """Return the totals of the collectives in ``steps``, sorted by bytes, largest first.
 
-    ``mesh`` has the sizes of the mesh axes, the last axis fastest, in the order in which the groups
-    number the devices. An asynchronous collective counts at its start, not at its done instruction.
+    ``mesh`` maps axis names to sizes. A device number in the program is the index of the device in
+    the flattened mesh (row-major order). An asynchronous collective is counted at its start
+    instruction.
     """
-    found: dict[tuple, list[float]] = {}
+    found: dict[tuple[str, tuple[str, ...], int], list[float]] = {}
     for step in steps:
         kind = kind_of(step)
         if kind is None:
@@ -59,10 +65,13 @@ def collectives(steps: list[HloStep], mesh: Mapping[str, int]) -> list[Collectiv
 
 
 def kind_of(step: HloStep) -> str | None:
-    """Return the kind of the collective that ``step`` starts, one of KINDS, or None."""
+    """Return the kind of collective that ``step`` starts (one of ``KINDS``).
+
+    Returns None if ``step`` is not a collective or does not start one.
+    """
     if step.instruction.opcode == "recv":
-        # Collectives between slices run in the Megascale runtime: the program has send and recv
-        # instructions, and the attribute of the recv names the collective.
+        # The Megascale runtime executes collectives between slices. In the HLO text they are send
+        # and recv instructions, and an attribute of the recv names the kind.
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.instruction.attributes)
         return kind[1].lower().replace("_", "-") if kind else None
     opcode = step.instruction.opcode.removesuffix("-start")
@@ -74,10 +83,11 @@ def kind_of(step: HloStep) -> str | None:
 
 
 def _is_continuation(step: HloStep) -> bool:
-    """Return whether ``step`` is a later part of a collective that another fusion starts.
+    """Return whether ``step`` continues a collective that an earlier fusion started.
 
-    The TPU compiler splits a collective that overlaps matrix products into a chain of fusions. Each
-    of them contains the same collective instruction; only the one that starts it counts.
+    The TPU compiler splits a collective that overlaps with matrix products into a chain of fusions.
+    Every fusion of the chain contains the collective instruction, so only the first fusion is
+    counted.
     """
     if not step.fused or "chain_id=" not in step.instruction.attributes:
         return False
@@ -85,11 +95,14 @@ def _is_continuation(step: HloStep) -> bool:
 
 
 def received_bytes(kind: str, one: Instruction, group: int) -> float:
-    """Return the bytes that one device receives with a bandwidth-optimal (ring) algorithm."""
+    """Return the bytes that a device receives in one collective with the ring algorithm.
+
+    ``group`` is the number of devices in a group.
+    """
     shapes = one.shapes
     if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
-        # The result is (inputs, outputs, contexts), with as many outputs as inputs. A context is a
-        # scalar u32 or s32. An all-reduce-start has its outputs only.
+        # The result is a tuple of inputs, as many outputs, and contexts, which are u32 or s32
+        # scalars. The result of an all-reduce-start contains only the outputs.
         arrays = [shape for shape in shapes if shape.dtype not in ("u32", "s32") or shape.dims]
         half = max(len(arrays) // 2, 1)
         shapes = arrays[half : 2 * half] or arrays
@@ -101,17 +114,20 @@ def received_bytes(kind: str, one: Instruction, group: int) -> float:
         case "all-reduce":
             return 2 * share * amount
         case "reduce-scatter" if one.opcode.startswith(("reduce-scatter", "recv")):
-            # Here the result is the scattered part; in a fused all-reduce it is the full array.
+            # The result of these instructions is one device's part of the array. The result of a
+            # fused all-reduce is the full array.
             return share * amount * group
-    return share * amount
+        case _:
+            return share * amount
 
 
 def device_groups(one: Instruction, devices: int) -> np.ndarray:
-    """Parse the device groups of a collective: an array of shape (groups, devices per group).
+    """Return the device numbers of a collective's groups, shape (groups, devices per group).
 
-    The compiler has several notations: lists ``{{0,1},{2,3}}``, iota ``[2,2]<=[4]`` (reshaped and
-    transposed counting), axes of a mesh ``mesh['a'=2,'b'=2] {'b'}``, and the source-target pairs of
-    a permutation. Without any of them all devices form one group.
+    The compiler uses four notations: lists ``{{0,1},{2,3}}``; an iota ``[2,2]<=[4]``, which is a
+    reshaped and possibly transposed range; axes of a mesh ``mesh['a'=2,'b'=2] {'b'}``; and the
+    source-target pairs of a permutation. If the instruction contains none of these notations, all
+    ``devices`` form one group.
     """
     if pairs := re.search(r"source_target_pairs=(\{\{.*?\}\})", one.attributes):
         return _parse_list(pairs[1])
@@ -128,9 +144,16 @@ def device_groups(one: Instruction, devices: int) -> np.ndarray:
 
 
 def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> np.ndarray:
-    """Return the groups along some mesh axes; ``'a':(before)size`` is a part of axis ``a``."""
-    # A sub-axis ``'a':(p)s`` has size s, with p positions of axis a before it; each axis is split
-    # into its named sub-axes and the rest, and groups run along the named ones.
+    """Return the device numbers of groups along ``axes``, shape (groups, devices per group).
+
+    ``mesh`` lists the axes, as in ``'a'=2,'b'=4``. ``order`` is the iota or list of device numbers
+    in the mesh; None means row-major order. ``axes`` names whole axes (``'a'``) or sub-axes
+    (``'b':(2)2``).
+    """
+    # In ``'a':(p)s``, axis a is split into dimensions. The sub-axis is the dimension of size s, and
+    # the dimensions before it (the slower ones) have p positions. Each axis becomes several
+    # dimensions: the named sub-axes and the remaining sub-axes. A group extends along the named
+    # sub-axes.
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     dims: list[int] = []
     crossed: list[int] = []
@@ -148,7 +171,10 @@ def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> np.ndarray:
 
 
 def _parse_iota(text: str) -> np.ndarray:
-    """Return the flat device ids of ``[2,4]T(1,0)``, iota reshaped and transposed, or of a list."""
+    """Return the device numbers, shape (devices,), of a list or of an iota like ``[2,4]T(1,0)``.
+
+    ``[2,4]T(1,0)`` is the range of 8 numbers, reshaped to (2, 4), transposed and flattened.
+    """
     iota = re.match(r"\(?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not iota:
         return np.asarray(_numbers(text))
@@ -163,14 +189,17 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _parse_list(text: str) -> np.ndarray:
     groups = [re.findall(r"\d+", group) for group in re.findall(r"\{([\d, ]+)\}", text)]
-    # A group of one device receives nothing; groups of other sizes are dropped so that the result
-    # is rectangular.
+    # A group of a single device receives nothing. Only the largest groups are returned, so that
+    # the result is a rectangular array.
     longest = max(map(len, groups))
     return np.asarray([group for group in groups if len(group) == longest], dtype=int)
 
 
 def crossed_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the names of the axes along which the devices of some group differ."""
+    """Return the names of the mesh axes along which devices of the same group differ.
+
+    ``groups`` has shape (groups, devices per group); ``mesh`` maps axis names to sizes.
+    """
     coordinates = np.stack(np.unravel_index(groups, tuple(mesh.values())))
     differ = (coordinates != coordinates[:, :, :1]).any(axis=(1, 2))
     return tuple(axis for axis, crossed in zip(mesh, differ, strict=True) if crossed)

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a lowered program for a TPU, and the figures of the result."""
+"""Ahead-of-time compilation for TPUs, and the memory and cost of the compiled program."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,58 +14,64 @@ from llama_cpt.planning.hbm_traffic import hbm_bytes
 from llama_cpt.planning.matrix_flops import MatrixFlops, matrix_flops
 from llama_cpt.planning.program import read_module
 
-# Units in the compiler's messages are binary: 15.75G is 15.75 GiB.
+# Bytes per unit in the compiler's messages. The units are binary: 15.75G is 15.75 GiB.
 UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True)
 class ProgramFigures:
-    """The work of a compiled program on one device, read from its HLO text."""
+    """The cost of a compiled program per device and call, computed from its HLO text."""
 
     matrix: MatrixFlops
     hbm_bytes: int
+    """Bytes that the program reads from and writes to HBM."""
     collectives: tuple[Collective, ...]
     live: Peak
-    """Arrays that are live at the peak, estimated by liveness analysis."""
+    """The arrays that are live at the peak, as estimated by a liveness analysis."""
     uncounted_loops: tuple[str, ...]
+    """Names of loops with an unknown trip count. The bodies of these loops are counted once."""
 
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """Bytes of one device as the compiler reports them, and the figures of the program."""
+    """The memory of a compiled program in bytes per device, and its cost."""
 
     arguments: int
-    """Bytes of the arguments, padding included."""
+    """Bytes of the program's arguments, including the padding of their layouts."""
     temporaries: int
     aliased: int
-    """Bytes of the arguments whose buffers the results reuse (donated arguments)."""
+    """Bytes of the donated arguments whose buffers the results reuse."""
     code: int
     peak: int
-    """Peak bytes, arguments included."""
+    """Peak bytes, including the arguments."""
     program: ProgramFigures
 
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """The compiler's refusal of a program that needs more memory than the chip has, in bytes."""
+    """Contents of the compiler error for a program that needs more memory than the chip has."""
 
     used: int
-    """Lower bound: for some programs the compiler reports temporaries only, and no arrays."""
+    """Bytes that the program needs per device. The value is a lower bound, because for some
+    programs the compiler reports only the temporaries."""
     available: int
+    """Bytes of the chip's memory that a program can use."""
     arrays: tuple[tuple[int, str, str], ...]
-    """The largest arrays: bytes, shape, the JAX operation that allocated it."""
+    """The largest arrays as (bytes, shape, JAX operation); empty if the compiler lists none."""
 
 
 def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram | OutOfMemory:
-    """Compile ``lowered`` for the devices of ``mesh`` and read the result.
+    """Compile ``lowered`` for the devices of ``mesh`` and return the program's memory and cost.
 
-    Returns OutOfMemory if the program needs more memory than the chip has.
+    Returns OutOfMemory if the program needs more memory than the chip has. Raises
+    ``jax.errors.JaxRuntimeError`` if the compilation fails for a different reason.
     """
     result = compile_with_text(lowered)
     if isinstance(result, OutOfMemory):
         return result
     compiled, text = result
     memory = compiled.memory_analysis()
+    assert memory is not None
     return CompiledProgram(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -77,13 +83,18 @@ def compile_program(lowered: jax.stages.Lowered, mesh: Mesh) -> CompiledProgram 
 
 
 def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str] | OutOfMemory:
-    """Compile ``lowered`` and return the executable with its HLO text.
+    """Compile ``lowered`` and return the executable and its HLO text.
 
-    The text is a dump of the compiler. ``as_text()`` goes through jaxlib's own parser, which in JAX
-    0.10 rejects asynchronous operations on several arrays, such as those in the steps for v5p.
+    Returns OutOfMemory if the program needs more memory than the chip has.
     """
+    # The text is read from a dump of the compiler. In JAX 0.10, ``compiled.as_text()`` parses the
+    # program with jaxlib, whose parser rejects asynchronous operations on several arrays. Programs
+    # for v5p contain such operations.
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_module_re": "jit_"}
+        options: dict[str, str | bool] = {
+            "xla_dump_to": folder,
+            "xla_dump_hlo_module_re": "jit_",
+        }
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
@@ -96,7 +107,7 @@ def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 
 
 def read_step(text: str, mesh: dict[str, int]) -> ProgramFigures:
-    """Read the figures of a program from its text; ``mesh`` has the sizes of the mesh axes."""
+    """Return the cost of a program from its HLO text; ``mesh`` maps axis names to sizes."""
     program = read_module(text)
     steps = program.steps()
     return ProgramFigures(
@@ -109,9 +120,12 @@ def read_step(text: str, mesh: dict[str, int]) -> ProgramFigures:
 
 
 def parse_out_of_memory(message: str) -> OutOfMemory | None:
-    """Parse the message of a compiler error; return None if it is not about memory."""
-    # The compiler has two messages: one after buffer assignment, which lists the largest arrays,
-    # and an early one, as soon as the temporaries alone exceed the memory.
+    """Parse the message of a compiler error.
+
+    Returns None if the message does not report that the program exceeds the chip's memory.
+    """
+    # The compiler has two messages. The first is raised after buffer assignment and lists the
+    # largest arrays. The second is raised earlier, if the temporaries alone exceed the memory.
     figures = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message) or re.search(
         r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
     )
@@ -128,5 +142,5 @@ def parse_out_of_memory(message: str) -> OutOfMemory | None:
 
 
 def _bytes(text: str) -> int:
-    """Parse ``15.75G`` into bytes."""
+    """Return the number of bytes that a size such as ``15.75G`` stands for."""
     return round(float(text[:-1]) * UNITS[text[-1].upper()])

@@ -1,11 +1,12 @@
-"""HBM traffic of a compiled program: bytes that its operations read and write."""
+"""Count of the bytes that the operations of a compiled program read from and write to HBM."""
 
 import math
 
 from llama_cpt.planning.hlo import Computation, Instruction, Shape
 from llama_cpt.planning.program import HloModule, HloStep
 
-# Instructions without traffic: names for memory, or callers of instructions that are counted.
+# Instructions that are not counted, because they only name memory or because they call computations
+# whose instructions are counted.
 _FREE = {
     "parameter",
     "constant",
@@ -23,16 +24,17 @@ _FREE = {
     "opt-barrier",
 }
 _READS_PART = ("dynamic-slice", "slice", "gather")
-# Inside a fusion these pass values on unchanged; a later slice may read only a part of them.
+# Operations of a fusion that do not read their whole operand if a slice of their result follows.
 _VIEWS = ("bitcast", "pad")
 
 
 def hbm_bytes(program: HloModule, steps: list[HloStep]) -> int:
-    """Return the HBM bytes of one device per step: operands once and results once per operation.
+    """Return the bytes of HBM traffic per device and step.
 
-    A fusion is one operation. An operand that it only slices counts as the slices, and a result
-    that it updates in place counts as the update. Padding and repeated reads of a kernel are not
-    counted.
+    The count assumes that each operation reads its operands once and writes its results once. A
+    fusion is one operation. If a fusion only slices an operand, only the bytes of the slices are
+    counted. If a fusion updates a result in place, only the bytes of the update are counted.
+    Padding is not counted, and repeated reads of an operand by a kernel count once.
     """
     total = 0
     for step in steps:
@@ -68,15 +70,16 @@ def _read_bytes(program: HloModule, step: HloStep) -> int:
 
 
 def _parameters(inner: Computation) -> dict[int, Instruction]:
-    """Return the parameters of a computation by number."""
+    """Return a map from parameter number to the parameter instruction of computation ``inner``."""
     every = inner.instructions.values()
     return {int(one.inside): one for one in every if one.opcode == "parameter"}
 
 
 def _sliced_bytes(program: HloModule, inner: Computation, name: str) -> float:
-    """Return the bytes of the slices that a fusion takes of the array ``name``.
+    """Return the bytes of the slices that fusion ``inner`` reads from the array ``name``.
 
-    Infinity if any other operation reads it, which then reads all of it.
+    Returns infinity if the fusion also reads the array with an operation that is not a slice,
+    because such an operation reads the whole array.
     """
     amount = 0.0
     for user in (each for each in inner.instructions.values() if name in each.operands):
@@ -92,14 +95,14 @@ def _sliced_bytes(program: HloModule, inner: Computation, name: str) -> float:
                 for index, parameter in _parameters(called).items()
                 if user.operands[index] == name
             )
-        # An array that is updated in place, or returned as it is, is not read.
+        # An array is not read if it is updated in place or returned unchanged.
         elif not (first and user.opcode == "dynamic-update-slice") and not _is_root_tuple(user):
             return math.inf
     return amount
 
 
 def _is_root_tuple(user: Instruction) -> bool:
-    """Return whether ``user`` is the result tuple of a fusion, which returns operands unchanged."""
+    """Return whether ``user`` is the root tuple of a fusion. A root tuple reads no operand."""
     return user.root and user.opcode == "tuple"
 
 
@@ -108,10 +111,10 @@ def _written_bytes(program: HloModule, step: HloStep) -> int:
     if one.opcode == "dynamic-update-slice":
         return _in_hbm(step.computation.operand(one, 1).shapes)
     if one.opcode == "copy-start":
-        # Its result is (output, input, context), unlike that of the other start instructions.
+        # The result is (output, input, context); other start instructions list the inputs first.
         return _in_hbm(one.shapes[:1])
     if one.opcode.endswith("-start"):
-        # Its result is (inputs, outputs, contexts), with as many outputs as inputs.
+        # The result is a tuple of inputs, as many outputs, and contexts.
         count = len(one.operands)
         return _in_hbm(one.shapes[count : 2 * count] or one.shapes)
     if one.opcode != "fusion":
@@ -125,7 +128,7 @@ def _written_bytes(program: HloModule, step: HloStep) -> int:
     total = 0
     for shape, each in zip(one.shapes, roots, strict=False):
         if each.opcode == "dynamic-update-slice":
-            # The rest of the array keeps its values; only the update is written.
+            # Only the update is written; the rest of the array keeps its values.
             shape = inner.operand(each, 1).shape if shape.in_hbm else shape
         total += 0 if each.opcode == "parameter" else _in_hbm((shape,))
     return total

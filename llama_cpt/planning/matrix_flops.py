@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products of a compiled program: the work of the matrix units."""
+"""Count of the floating-point operations in the matrix products of a compiled program."""
 
 from dataclasses import dataclass, field
 import itertools
@@ -10,37 +10,43 @@ from llama_cpt.planning.hlo import Instruction
 from llama_cpt.planning.program import HloStep
 
 # Number of matrix products per tile of attention scores, by kernel name. Each product takes
-# 2 * head_dim operations per score and head. The formula counts the causal pairs of a row that is
-# one document; rows of several documents need less, since the kernel skips tiles.
+# 2 * head_dim operations per score and head. The formula counts all causal pairs of a row, as if
+# the row were one document. A row of several documents needs fewer operations, because the kernel
+# skips tiles.
 ATTENTION_PRODUCTS = {"flash_attention_forward": 2, "flash_attention_backward": 5}
-# Prefixes of the compiler's names for int8 and the two fp8 formats.
+# First two letters of XLA's names for int8 (s8) and for the fp8 formats (f8e4m3fn, f8e5m2).
 EIGHT_BITS = ("s8", "f8")
-BY_FORMULA = "by formula, one document a row"
+BY_FORMULA = "by formula, one document per row"
 
 
 @dataclass
 class MatrixFlops:
-    """Floating-point operations of one device per step."""
+    """Floating-point operations of a program's matrix products, per device and step."""
 
     products: float = 0.0
-    """Operations of the compiler's own products, counted exactly."""
+    """Operations of the dot and convolution instructions, counted exactly."""
     narrow: dict[str, float] = field(default_factory=dict)
-    """The part of ``products`` with 8-bit operands, by the operands' dtype prefix."""
+    """The part of ``products`` whose operands have 8 bits, by dtype prefix (``s8`` or ``f8``)."""
     kernels: float = 0.0
-    """Operations of Pallas kernels, by their cost estimate or by formula."""
+    """Operations of all Pallas kernels, from their cost estimates or from a formula."""
     by_kernel: dict[str, float] = field(default_factory=dict)
+    """Operations by kernel name."""
     source: dict[str, str] = field(default_factory=dict)
-    """How each kernel's operations were counted."""
+    """Phrases that state how the operations were counted, by kernel name."""
     unknown_kernels: list[str] = field(default_factory=list)
-    """Kernels without a cost estimate or formula, which are not counted."""
+    """Names of kernels with neither a cost estimate nor a formula. They are not counted."""
 
     @property
     def total(self) -> float:
-        """Operations of products and kernels."""
+        """Sum of ``products`` and ``kernels``."""
         return self.products + self.kernels
 
     def as_bfloat16(self, chip: Chip) -> float:
-        """Return the bfloat16 operations that take ``chip`` as long as all of these."""
+        """Return the number of bfloat16 operations that take as long as ``total`` on ``chip``.
+
+        An 8-bit operation counts as less than one bfloat16 operation if the chip's peak rate for
+        8-bit operations is higher.
+        """
         saved = (
             flops * (1 - chip.peak_flops / chip.peak_of(dtype))
             for dtype, flops in self.narrow.items()
@@ -49,7 +55,10 @@ class MatrixFlops:
 
 
 def matrix_flops(steps: list[HloStep]) -> MatrixFlops:
-    """Sum the operations of all products in ``steps``, each times the trips of its loops."""
+    """Return the number of operations of all matrix products and kernels in ``steps``.
+
+    Each instruction is counted as often as it runs.
+    """
     found = MatrixFlops()
     for step in steps:
         match step.instruction.opcode:
@@ -59,11 +68,16 @@ def matrix_flops(steps: list[HloStep]) -> MatrixFlops:
                 _add_product(found, step, _convolution(step))
             case "custom-call" if "tpu_custom_call" in step.instruction.attributes:
                 _add_kernel(found, step)
+            case _:
+                pass
     return found
 
 
 def kernel_name(kernel: Instruction) -> str:
-    """Return the name that ``pallas_call`` was given, or that of the instruction."""
+    """Return the key of ``ATTENTION_PRODUCTS`` for ``kernel``.
+
+    For a kernel without a key, returns the name of its instruction without the numeric suffix.
+    """
     known = [name for name in ATTENTION_PRODUCTS if name in kernel.name + kernel.origin]
     return known[0] if known else re.sub(r"\.\d+$", "", kernel.name)
 
@@ -90,12 +104,12 @@ def _add_kernel(found: MatrixFlops, step: HloStep) -> None:
 
 
 def _scores_flops(step: HloStep) -> float:
-    """Return the operations of one product over all causal scores of an attention kernel.
+    """Return the number of operations of one matrix product for all scores of an attention kernel.
 
-    Queries and keys are the first two operands of shape (batch, length, width). With context
-    parallelism each device has as many early queries as late ones, so that its queries see half of
-    the keys on average. A kernel that processes a long row in several calls has the number of calls
-    in its name, ``_N_walks``; all of them together visit every score once.
+    The queries and the keys are the first two operands of rank 3, (batch, length, width). With
+    context parallelism, a device's queries are balanced between the start and the end of the row,
+    so a query attends to half of the keys on average. If a kernel processes a long row in N calls,
+    the name of the kernel contains ``_N_walks``. The N calls together compute every score once.
     """
     known, kernel = step.computation.instructions, step.instruction
     shapes = (known[name].shape.dims for name in kernel.operands)
@@ -114,15 +128,16 @@ def _dot(step: HloStep) -> float:
 
 
 def _convolution(step: HloStep) -> float:
-    """Count multiply-adds of input and kernel positions as XLA's HloCostAnalysis does.
+    """Return the number of operations of a convolution, counted like XLA's ``HloCostAnalysis``.
 
     Positions in the padding do not count. The TPU compiler writes every matrix product as a
-    convolution; a batch dimension can then be a spatial one, dilated so that each output position
-    meets exactly one kernel position.
+    convolution. A batch dimension of the product can become a spatial dimension, which is dilated
+    so that each output position is computed from exactly one kernel position.
     """
     one = step.instruction
     left, right = (step.computation.operand(one, n).shape.dims for n in range(2))
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    assert labels, one.attributes
     dims = [{letter: dim for dim, letter in enumerate(part)} for part in labels.groups()]
     window = _window(one.attributes, len(left) - 2)
     positions = math.prod(
@@ -143,13 +158,17 @@ def _convolution(step: HloStep) -> float:
 class _Window:
     stride: int = 1
     low: int = 0
-    """Padding before the first position; a negative one removes positions."""
+    """Number of padding positions before the first input position. A negative number removes input
+    positions."""
     left_dilation: int = 1
     right_dilation: int = 1
 
 
 def _window(attributes: str, dims: int) -> list[_Window]:
-    """Parse ``window={size=3x1 pad=1_1x0_0 lhs_dilate=2x1}``, one window per spatial dimension."""
+    """Parse the attribute ``window={size=3x1 pad=1_1x0_0 lhs_dilate=2x1}`` of a convolution.
+
+    Returns one window for each of the ``dims`` spatial dimensions.
+    """
     match = re.search(r"window=\{([^}]*)\}", attributes)
     words = dict(word.split("=") for word in match[1].split()) if match else {}
 
@@ -167,7 +186,11 @@ def _window(attributes: str, dims: int) -> list[_Window]:
 
 
 def _valid_positions(left: int, right: int, out: int, window: _Window) -> int:
-    """Count pairs (output, kernel position) of a spatial dimension that meet an input position."""
+    """Return the number of (output, kernel) position pairs that read a real input position.
+
+    ``left``, ``right`` and ``out`` are the sizes of the input, the kernel and the output in one
+    spatial dimension. Pairs that read padding or a zero of a dilated input are not counted.
+    """
     if window == _Window() and right == 1:
         return out
     count = 0
@@ -175,6 +198,6 @@ def _valid_positions(left: int, right: int, out: int, window: _Window) -> int:
         for position in range(out):
             source = position * window.stride - window.low + kernel * window.right_dilation
             inside = 0 <= source // window.left_dilation < left
-            # A dilated input has zeros between its elements.
+            # With dilation, only every left_dilation-th position is an element; the rest are zeros.
             count += source % window.left_dilation == 0 and inside
     return count

@@ -1,4 +1,4 @@
-"""The instructions of a compiled program, each with the number of times that it runs."""
+"""Instructions of a compiled program, with the number of times that each instruction runs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,25 +6,26 @@ import re
 
 from llama_cpt.planning.hlo import Computation, Instruction, read_computations
 
-# Instructions that run the computations that they name. Others, such as a reduction, name a scalar
-# computation, which is not a step of its own.
+# Opcodes of the instructions that run the computations that they name. Other instructions, such as
+# reduce, name a scalar function; its instructions are not counted separately.
 CALLERS = ("fusion", "call", "while", "conditional", "async-start")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# Opcodes that do not change the value of a scalar integer.
 _SAME = ("copy", "bitcast", "convert", "reshape")
 
-# A value (factor, offset) that stands for factor * counter + offset; a constant has factor 0.
+# A pair (factor, offset) for the value factor * counter + offset. The factor of a constant is 0.
 Linear = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class HloStep:
-    """An instruction in its computation, with the number of times that it runs per step."""
+    """An instruction, its computation, and its number of executions per call of the program."""
 
     instruction: Instruction
     computation: Computation = field(repr=False)
     times: int
     fused: bool
-    """Whether it is part of a fusion, so that its result is never written to memory."""
+    """True if the instruction is inside a fusion, so that its result is not written to HBM."""
 
 
 @dataclass
@@ -33,11 +34,12 @@ class HloModule:
 
     computations: dict[str, Computation] = field(repr=False)
     entry: str
+    """Name of the computation that runs first."""
     uncounted_loops: list[str] = field(default_factory=list)
-    """Loops with an unknown trip count, which are counted as one trip."""
+    """Names of the loops whose trip count is unknown, set by ``steps``. One trip is assumed."""
 
     def steps(self) -> list[HloStep]:
-        """Return every instruction that runs, those in loops and called computations included."""
+        """Return every instruction that runs, including those in loops and called computations."""
         self.uncounted_loops.clear()
         return list(self._inside(self.entry, 1, False))
 
@@ -59,25 +61,25 @@ class HloModule:
 
 
 def read_module(text: str) -> HloModule:
-    """Parse the text of a compiled module, as ``compiled.as_text()`` returns it."""
+    """Parse HLO text, as ``compiled.as_text()`` prints it, and return the module."""
     return HloModule(*read_computations(text))
 
 
 def trip_count(
     loop: Instruction, around: Computation, computations: Mapping[str, Computation]
 ) -> int | None:
-    """Return the trip count of a while loop in computation ``around``, or None if it is unknown.
+    """Return the trip count of ``loop``, a while instruction of computation ``around``.
 
-    The counter must be compared with a constant and grow by a constant, which is 2 in a loop that
-    the compiler unrolled twice. Its initial value is 0 unless a constant is found.
+    Returns None unless the loop condition compares a counter with a constant and the body adds a
+    constant increment to the counter. The increment is 2 if the compiler unrolled the loop by a
+    factor of 2. If the initial value of the counter is not a known constant, 0 is assumed.
     """
-    # Most loops carry the count in their backend_config; those that the compiler made by unrolling
-    # or pipelining another loop do not.
+    # Most loops have the trip count in their backend_config. Loops that the compiler creates by
+    # unrolling or pipelining a loop do not.
     if known := _TRIPS.search(loop.attributes):
         return int(known[1])
     condition, body = (
-        computations[re.search(rf"\b{part}=%?([\w.\-]+)", loop.attributes)[1]]
-        for part in ("condition", "body")
+        computations[loop.attribute(part).lstrip("%")] for part in ("condition", "body")
     )
     names = around.instructions
     initial = names[loop.operands[0]].operands if loop.operands[0] in names else ()
@@ -100,7 +102,11 @@ def _constant(
     index: int,
     computations: Mapping[str, Computation],
 ) -> int | None:
-    """Return element ``index`` of the initial loop state if it is a constant."""
+    """Return the constant value of element ``index`` of the initial loop state.
+
+    ``initial`` contains the names of the elements in computation ``around``. Returns None if the
+    element is not a constant.
+    """
     found = _linear(around, initial[index], None, computations) if index < len(initial) else None
     return found[1] if found and found[0] == 0 else None
 
@@ -108,11 +114,15 @@ def _constant(
 def _comparison(
     condition: Computation, computations: Mapping[str, Computation]
 ) -> tuple[int, int | str, bool] | None:
-    """Parse a loop condition into (index of the counter in the state, limit, inclusive).
+    """Parse a loop condition ``counter < limit`` or ``counter <= limit``.
 
-    The limit is text if it is an element of the state: the index of that element. The comparison
-    may be inside a fusion, whose parameters are then mapped back to its operands.
+    Returns (index, limit, inclusive). ``index`` is the counter's index in the loop state. If the
+    limit is a constant, ``limit`` is this constant as an int. If the limit is an element of the
+    loop state, ``limit`` is the element's index as a str. Returns None if the condition has a
+    different form.
     """
+    # If the comparison is inside a fusion, its operands are parameters of the fusion, which are
+    # replaced by the operands of the fusion.
     root, names = condition.root, condition.instructions
     operands = [names[name] for name in root.operands]
     direction = root
@@ -140,10 +150,11 @@ def _linear(
     computations: Mapping[str, Computation],
     bound: Mapping[int, Linear | None] | None = None,
 ) -> Linear | None:
-    """Return the value ``name`` as a linear function of the counter, or None if it is not one.
+    """Return the value of instruction ``name`` as a linear function of the loop counter.
 
-    The counter is element ``counter`` of the loop state. ``bound`` has the values of the parameters
-    of a fusion by number.
+    The counter is element ``counter`` of the loop state. In a fusion, ``bound`` maps the number of
+    a parameter to the value of the parameter. Returns None if the value of ``name`` is not a linear
+    function of the counter.
     """
     one = computation.instructions[name]
 

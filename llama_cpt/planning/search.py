@@ -1,4 +1,4 @@
-"""Settings of a config that may fit a topology: meshes, remat policies, micro-batch sizes."""
+"""Search for a mesh, remat policy and micro-batch size with which a config fits a topology."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from llama_cpt.model.quantized import MOST_TOKENS
 from llama_cpt.planning.analytic import AnalyticMemory, analytic_memory, analytic_seconds
 from llama_cpt.planning.step_plan import Memory
 
-# Remat policies that are certain to save no more activations, by remat policy.
+# For each remat policy, the policies that never save more activations than it does.
 REMATS = {
     "none": ("none", "dots", "minimal", "full", "offload"),
     "dots": ("dots", "full"),
@@ -19,33 +19,34 @@ REMATS = {
     "full": ("full",),
     "offload": ("offload",),
 }
+# Sizes of the mesh axes ``tensor`` and ``context`` that the search tries.
 TENSORS = (1, 2, 4, 8)
 CONTEXTS = (1, 2, 4, 8, 16)
-# Minimum tokens per device of a row that several devices share.
+# Minimum number of tokens of a row per device if the row is sharded over several devices.
 CONTEXT_TOKENS = 8192
-# While nothing fits yet, settings are compiled up to this multiple of the available memory: the
-# expectation is an estimate, and one that fits makes the search useful.
+# Until a setting fits, the search also compiles settings whose expected memory exceeds the chip's
+# memory by up to this factor, because the expected memory can be too high.
 DOUBT = 1.25
 HELD = "parameters, moments and gradients"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config with mesh, remat policy, micro-batch and evaluation batch set."""
+    """A setting of the search: a config with one choice of mesh, remat policy and batch sizes."""
 
     config: TrainConfig
     mesh: dict[str, int]
     analytic: AnalyticMemory
-    """Lower bound on the bytes of one device."""
+    """Lower bound on the memory of one device."""
     seconds: float
-    """Analytic estimate of the seconds per step."""
+    """Estimate of the seconds per step (``analytic_seconds``)."""
     fitted: bool
-    """Whether ``evaluation.batch_size`` was changed, because it exceeded the micro-batch or the
-    mesh does not divide it."""
+    """True if the search changed ``evaluation.batch_size``, because the batch size was not a
+    multiple of ``replica`` x ``fsdp`` or exceeded the micro-batch size."""
 
     @property
     def options(self) -> str:
-        """The settings as options of ``train``."""
+        """The setting as command-line options of ``train``."""
         mesh, config = self.config.mesh, self.config
         batch = f" --evaluation.batch-size {config.evaluation.batch_size}" if self.fitted else ""
         return (
@@ -57,16 +58,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CompiledCandidate:
-    """The outcome of compiling a candidate."""
+    """The memory of a compiled candidate."""
 
     candidate: Candidate
     used: int
-    """Bytes that one device needs."""
+    """Bytes that the run needs per device."""
     fits: bool
 
 
 def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
-    """Return all settings that the mesh divides, likely fastest first, whether or not they fit."""
+    """Return every setting whose mesh axes divide the model's sizes and the batch sizes.
+
+    The settings are sorted from the shortest to the longest estimated time per step. They include
+    settings that do not fit the chip's memory.
+    """
     found = [
         Candidate(
             one,
@@ -81,7 +86,11 @@ def candidates(config: TrainConfig, topology: Topology) -> list[Candidate]:
 
 
 def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
-    """Return why there are no ``candidates``: the model or the batch does not divide."""
+    """Return a phrase that states why ``candidates`` returned nothing.
+
+    Either no mesh divides the model's sizes, or no mesh that divides them has a number of row
+    shards, ``replica`` x ``fsdp``, that divides ``global_batch_size``.
+    """
     parts = {mesh["replica"] * mesh["fsdp"] for mesh in _meshes(config, topology)}
     if parts:
         counts = ", ".join(map(str, sorted(parts)))
@@ -99,10 +108,13 @@ def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
 
 
 def smallest_topology(config: TrainConfig, topology: Topology) -> str:
-    """Return the smallest slice of the same family on which the analytic memory may fit.
+    """Return a phrase that names the smallest slice with enough memory.
 
-    Returns a phrase for a message, empty if no slice is large enough. Slices whose mesh divides
-    ``global_batch_size`` are preferred; otherwise the phrase names the batch that is needed.
+    Only slices of the same chip family and with more chips than ``topology`` are considered. A
+    slice has enough memory if the chip's memory exceeds the analytic estimate for one of the
+    slice's meshes with remat ``offload``. Slices with a mesh whose ``replica`` x ``fsdp`` divides
+    ``global_batch_size`` take precedence. If no such slice exists, the phrase also states a number
+    that must divide the batch size. Returns an empty string if no slice has enough memory.
     """
     compute = replace(config.compute, remat="offload")
     larger = [
@@ -124,10 +136,12 @@ def smallest_topology(config: TrainConfig, topology: Topology) -> str:
 def next_to_try(
     left: list[Candidate], tried: list[CompiledCandidate], available: int
 ) -> Candidate | None:
-    """Return the first of ``left`` that is likely to fit ``available`` bytes.
+    """Return the candidate in ``left`` to compile next, given the results in ``tried``.
 
-    None ends the search: every remaining setting needs at least as much as one that failed, or is
-    far from fitting by what compiled settings of the same remat policy needed.
+    The result is the first candidate that is expected to fit ``available`` bytes. If there is no
+    such candidate and nothing in ``tried`` fits, the result is the candidate with the smallest
+    expected memory, provided that this memory is less than ``DOUBT * available``. Otherwise the
+    result is None, and the search stops.
     """
     failed = [one.candidate for one in tried if not one.fits]
     limit = available * (DOUBT if len(failed) == len(tried) else 1)
@@ -140,7 +154,11 @@ def next_to_try(
 
 
 def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
-    """Return False if a setting that needs no more memory failed on the same mesh."""
+    """Return whether ``one`` can fit, given that the settings in ``failed`` do not fit.
+
+    Returns False if ``failed`` contains a setting that has the same mesh as ``one`` and needs at
+    most as much memory as ``one``.
+    """
     return not any(
         one.mesh == other.mesh
         and other.config.compute.remat in REMATS[one.config.compute.remat]
@@ -150,10 +168,12 @@ def may_fit(one: Candidate, failed: list[Candidate]) -> bool:
 
 
 def expected_bytes(one: Candidate, tried: list[CompiledCandidate]) -> float:
-    """Return the bytes that one device is expected to need.
+    """Return the bytes per device that candidate ``one`` is expected to need.
 
-    This is the analytic memory plus the largest excess over it among compiled settings of the same
-    remat policy. The excess is scaled by the saved activations, with which it grows.
+    The result is the analytic memory plus a correction. The correction is the largest excess of the
+    compiled memory over the analytic memory among the compiled settings with the same remat policy.
+    The excess grows with the saved activations, so it is scaled down for a candidate that saves
+    fewer activations.
     """
     excess = [0.0]
     for other in tried:
@@ -170,13 +190,14 @@ def first_remedy(
     mesh: Mapping[str, int],
     memory: Memory | None = None,
 ) -> str:
-    """Return the first change to try if a step does not fit: an option if there is one.
+    """Return a phrase with the first change to try if a run does not fit.
 
-    ``memory`` is None if the compiler refused the step.
+    The phrase begins with a command-line option, unless more chips are required. ``memory`` is None
+    if the compiler rejected the step.
     """
     microbatch = config.microbatch_rows
     if memory and memory.fits_but_for_evaluation and config.evaluation.batch_size > microbatch:
-        return f"--evaluation.batch-size {microbatch}: as many rows as a step has at a time"
+        return f"--evaluation.batch-size {microbatch}: as many rows as a micro-batch of a step"
     available, alone = topology.chip.memory_bytes, analytic_memory(config, mesh).alone
     if alone > available:
         copies = mesh.get("replica", 1) // topology.slices
@@ -189,7 +210,7 @@ def first_remedy(
         phrase = f": {larger} at least" if larger else " than one slice has"
         return (
             f"more chips{phrase}; {'weights as they are read' if config.lora else HELD} alone take "
-            f"{alone / 1e9:.1f} GB per device of {available / 1e9:.1f}"
+            f"{alone / 1e9:.1f} GB per device of {available / 1e9:.1f} GB"
         )
     if config.compute.remat not in ("full", "offload"):
         return "--compute.remat full: the backward pass recomputes all but the layers' inputs"
@@ -202,7 +223,7 @@ def first_remedy(
     ]
     if smaller:
         return f"--microbatch-size {smaller[-1] * parts}: {smaller[-1]} rows per device at a time"
-    return "--search: another mesh (mesh.tensor) or compute.remat=offload; otherwise more chips"
+    return "--search: tries values of mesh.tensor and compute.remat=offload; otherwise, more chips"
 
 
 def _settings(
@@ -243,7 +264,10 @@ def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]
 
 
 def _contexts(config: TrainConfig) -> Iterator[int]:
-    """Yield numbers of devices that may share a row; splash and cudnn need whole rows."""
+    """Yield the sizes of the ``context`` axis that the attention and the row length allow.
+
+    The attention implementations ``splash`` and ``cudnn`` need whole rows and allow only size 1.
+    """
     can_share = config.compute.attention not in ("splash", "cudnn")
     most = config.data.sequence_length // CONTEXT_TOKENS if can_share else 1
     for context in CONTEXTS:
@@ -252,7 +276,7 @@ def _contexts(config: TrainConfig) -> Iterator[int]:
 
 
 def _microbatches(rows: int, parts: int) -> Iterator[int]:
-    """Yield micro-batches that divide ``rows`` with 1, 2, 4, ... rows on each of ``parts``."""
+    """Yield the micro-batch sizes that divide ``rows`` and are 1, 2, 4, ... times ``parts``."""
     microbatch = parts
     while microbatch <= rows:
         if rows % microbatch == 0:

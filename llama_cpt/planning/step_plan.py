@@ -1,4 +1,4 @@
-"""The plan of a step: workload, memory, compiled figures, roofline and throughput."""
+"""The plan of a training run: memory, cost of the compiled step, roofline and throughput."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +19,15 @@ from llama_cpt.training.train_step import TrainState
 
 @dataclass(frozen=True)
 class Workload:
-    """The work that a config defines, computed from the config alone."""
+    """The amount of work in a run, computed from its config."""
 
     tokens_per_step: int
     tokens: int
     """Tokens of the whole run."""
     flops_per_token: float
-    """``model_flops_per_token``: 6 N (4 N with LoRA) and causal attention."""
+    """Analytic FLOPs per token, as returned by ``model_flops_per_token``."""
     per_weight: int
+    """FLOPs per token and weight of a matrix product: 6, or 4 if the weights are frozen (LoRA)."""
     rows: int
     """Rows per device and micro-batch."""
     num_microbatches: int
@@ -35,51 +36,60 @@ class Workload:
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Memory of one device during a pass between the steps or before them, in bytes."""
+    """Memory, in bytes per device, while a program other than the train step runs."""
 
     peak: int
-    """Peak bytes, whatever else is live included."""
+    """Peak bytes, including arrays that are live but not used by the program."""
     refused: bool = False
-    """Whether the compiler refused the pass; ``peak`` is then a lower bound."""
+    """True if the compiler rejected the program because it needs too much memory. ``peak`` is then
+    a lower bound."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one device, in bytes."""
+    """Memory of a run in bytes per device."""
 
     parameters: int
-    """Trained and frozen parameters."""
+    """Bytes of the trained and the frozen parameters."""
     optimizer: int
+    """Bytes of the optimizer state."""
     batch: int
     arguments: int
-    """All of the above in the compiler's layout, padding included."""
+    """Bytes of parameters, optimizer state and batch together, padded to the compiler's layouts."""
     temporaries: int
-    """Gradients, activations, gathered weights: memory that the compiler allocates."""
+    """Bytes that the step allocates for gradients, activations and gathered weights."""
     code: int
+    """Bytes of the compiled program itself."""
     peak: int
-    """The most at once, arguments included."""
+    """Peak bytes of the step, including the arguments and without ``code``."""
     available: int
-    """Memory of the chip; the runtime reserves a part of it."""
+    """Bytes of the chip's memory, including the part that the runtime reserves."""
     loading: PassMemory | None = None
-    """Reading the base weights of a LoRA run, in float32, before the first step."""
+    """Memory while the float32 base weights of a LoRA run are read, before the first step. None
+    without LoRA."""
     reference: PassMemory | None = None
-    """The reference pass over preferences before the first step, if there is one."""
+    """Memory of the reference model's forward pass over the preference data, before the first step.
+    None if the loss needs no reference model."""
     evaluation: PassMemory | None = None
-    """The pass over held-out text, the optimizer's moments included, if there is one."""
+    """Memory of a held-out evaluation, including the optimizer state, which stays in memory. None
+    if the config has no held-out data."""
 
     @property
     def left(self) -> int:
-        """Memory of the chip that no program of the run needs; negative if the run does not fit."""
+        """Bytes of the chip's memory that remain free at the peak of the run.
+
+        A negative value means that the memory is too small by this number of bytes.
+        """
         return self.available - max([self.peak + self.code, *(one.peak for one in self._passes)])
 
     @property
     def fits(self) -> bool:
-        """Whether the run fits the chip's memory."""
+        """Whether the step and all other programs of the run fit the chip's memory."""
         return self.left >= 0 and not any(one.refused for one in self._passes)
 
     @property
     def fits_but_for_evaluation(self) -> bool:
-        """Whether only the pass over held-out text does not fit."""
+        """Whether held-out evaluation is the only program of the run that does not fit."""
         return not self.fits and replace(self, evaluation=None).fits
 
     @property
@@ -89,18 +99,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Throughput of the steps at one utilization of the chips."""
+    """The throughput of training at one value of the model FLOPs utilization (MFU)."""
 
     mfu: float
     tokens_per_day: float
     days: float
-    """Days for all tokens of the run."""
+    """Days that the steps of the run take."""
     chip_hours: float
+    """Hours of the run, times the number of chips."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of one config on one topology."""
+    """The predicted memory and speed of a config's training step on a TPU topology."""
 
     topology: Topology
     mesh: dict[str, int]
@@ -109,30 +120,31 @@ class Plan:
     memory: Memory
     program: ProgramFigures
     peak_breakdown: PeakBreakdown
-    """The arrays at the program's peak, by purpose."""
+    """Bytes of the arrays that are live at the step's peak, by purpose."""
     roofline: Roofline
 
     @property
     def model_flops(self) -> float:
-        """Model FLOPs of one device per step, recomputation not included."""
+        """Analytic FLOPs per device and step, without recomputation."""
         return self.work.tokens_per_step * self.work.flops_per_token / self.topology.devices
 
     @property
     def mfu_serial(self) -> float:
-        """Model FLOPs utilization (MFU) if nothing overlaps."""
+        """Model FLOPs utilization (MFU) if only one resource works at a time."""
         return self.model_flops / self.topology.chip.peak_flops / self.roofline.serial_seconds
 
     @property
     def mfu_overlapped(self) -> float:
-        """Upper bound on the MFU by the roofline: everything overlaps."""
+        """Model FLOPs utilization (MFU) if all resources work in parallel: an upper bound."""
         return self.model_flops / self.topology.chip.peak_flops / self.roofline.overlapped_seconds
 
     @property
     def throughputs(self) -> list[Throughput]:
-        """Throughput at each MFU of ``MFU_RANGE``, or at the roofline's bound if that is lower.
+        """Throughput at each MFU of ``MFU_RANGE``, from slow to fast.
 
-        The range was measured with bfloat16 products; the time that 8-bit products save is
-        subtracted from the time of a step.
+        An MFU above the roofline's bound is replaced by the bound. The MFUs of the range are from
+        runs with bfloat16 products. If the step has 8-bit products, the time that these products
+        save on the matrix units is subtracted from the step time.
         """
         chip, matrix = self.topology.chip, self.program.matrix
         saved = (matrix.total - matrix.as_bfloat16(chip)) / chip.peak_flops
@@ -141,7 +153,7 @@ class Plan:
         return [self._throughput(one) for one in sorted(seconds, reverse=True)]
 
     def _throughput(self, seconds: float) -> Throughput:
-        """Return the throughput of steps of ``seconds`` each."""
+        """Return the throughput if each step takes ``seconds``."""
         mfu = self.model_flops / self.topology.chip.peak_flops / seconds
         steps = 86400 / seconds
         days = self.work.tokens / self.work.tokens_per_step / steps
@@ -150,7 +162,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values, as ``plan --json`` prints it."""
+        """Return the plan as a JSON object, as ``plan --json`` prints it."""
         program = asdict(self.program)
         program["matrix"] |= {"total": self.program.matrix.total}
         program["live"] = {
@@ -176,7 +188,7 @@ class Plan:
 
 
 def describe_target(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
-    """Return the chips and the mesh of a plan as JSON values."""
+    """Return the topology and the mesh of a plan as a JSON object."""
     return {
         "topology": topology.text,
         "name": topology.name,
@@ -188,7 +200,7 @@ def describe_target(topology: Topology, mesh: dict[str, int]) -> dict[str, Any]:
 
 
 def workload(config: TrainConfig, rows: int) -> Workload:
-    """Return the workload of ``config`` with ``rows`` rows per device and micro-batch."""
+    """Return the workload of ``config`` if each device computes ``rows`` rows per micro-batch."""
     length = config.data.sequence_length
     tokens = config.global_batch_size * length
     frozen = config.lora is not None
@@ -212,8 +224,12 @@ def make_plan(
     state: TrainState,
     batch: Batch,
 ) -> Plan:
-    """Return the plan of a compiled step with the abstract arguments ``state`` and ``batch``."""
-    # Every array of a batch has shape (micro-batches, rows, ...).
+    """Return the plan of a compiled step.
+
+    ``state`` and ``batch`` are the arguments of the step, as ShapeDtypeStructs with shardings. The
+    plan does not include the memory of programs other than the step.
+    """
+    # Every array of a batch has shape (micro-batches, rows, ...), so the first one is used.
     tokens = jax.tree.leaves(batch)[0]
     mesh, rows = dict(tokens.sharding.mesh.shape), tokens.sharding.shard_shape(tokens.shape)[1]
     chip, work, program = topology.chip, workload(config, rows), compiled.program
@@ -242,7 +258,11 @@ def make_plan(
 
 
 def memory_of(compiled: CompiledProgram, state: Any, batch: Any, available: int) -> Memory:
-    """Return the memory of a compiled step with abstract arguments ``state`` and ``batch``."""
+    """Return the memory of a compiled step.
+
+    ``state`` and ``batch`` are the arguments of the step, as ShapeDtypeStructs with shardings.
+    ``available`` is the chip's memory in bytes.
+    """
     return Memory(
         parameters=device_bytes((state.trained, state.frozen)),
         optimizer=device_bytes(state.opt_state),
@@ -256,7 +276,7 @@ def memory_of(compiled: CompiledProgram, state: Any, batch: Any, available: int)
 
 
 def device_bytes(tree: Any) -> int:
-    """Return the bytes of a tree of arrays, or of shapes with shardings, on one device."""
+    """Return the bytes per device of a pytree of arrays or ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -264,7 +284,11 @@ def device_bytes(tree: Any) -> int:
 
 
 def largest_buffers(live: Peak, most: int) -> list[tuple[int, int, str, str]]:
-    """Return the ``most`` largest groups of equal arrays: (bytes, count, shape, origin)."""
+    """Return up to ``most`` groups of arrays, largest first, as (bytes, count, shape, origin).
+
+    The arrays of a group have the same shape, size in bytes and origin. ``bytes`` is the total of
+    the group.
+    """
     counted = Counter((str(one.shape), one.origin, one.bytes) for one in live.buffers)
     rows = [(size * n, n, shape, origin) for (shape, origin, size), n in counted.items()]
     return sorted(rows, reverse=True)[:most]

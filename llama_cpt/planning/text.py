@@ -1,4 +1,4 @@
-"""Plain-text output of the ``plan`` command."""
+"""Formatting of the text that the ``plan`` command prints."""
 
 from collections.abc import Iterator
 import math
@@ -14,7 +14,10 @@ SHOWN_ARRAYS = 6
 
 
 def format_plan(plan: Plan, remedy: str) -> str:
-    """Format a plan, without a final newline; ``remedy`` is printed if the step does not fit."""
+    """Format a plan as text without a final newline.
+
+    The text includes ``remedy``, the first change to try, if the run does not fit.
+    """
     arrays = _arrays(plan.memory, plan.program.live, plan.peak_breakdown)
     traffic = _traffic(plan.program)
     sections = (_title(plan), _memory(plan, remedy), arrays, _work(plan), traffic, _time(plan))
@@ -22,28 +25,32 @@ def format_plan(plan: Plan, remedy: str) -> str:
 
 
 def format_refusal(refused: OutOfMemory, topology: Topology, remedy: str) -> str:
-    """Format the compiler's refusal of a step that does not fit."""
+    """Format the compiler's error for a step that does not fit, followed by ``remedy``."""
     lines = [
         f"{_slices(topology)}: does not fit",
-        f"  needs {refused.used / GB:.2f} GB per device of {refused.available / GB:.2f} that a "
-        "program may use; the compiler stopped, so FLOPs and collectives are unknown",
+        f"  needs {refused.used / GB:.2f} GB per device; a program can use "
+        f"{refused.available / GB:.2f} GB. The compiler stopped, so FLOPs and collectives are "
+        "unknown.",
         f"  first to try: {remedy}",
     ]
     if refused.arrays:
-        lines += ["", "Largest arrays that the compiler reports, GB"]
+        lines += ["", "Largest arrays that the compiler reports, GB per device"]
     for size, shape, origin in refused.arrays[:SHOWN_ARRAYS]:
         lines.append(f"  {size / GB:9.3f}  {shape}  {_short(origin)}")
     return "\n".join(lines)
 
 
 def format_trial(tried: CompiledCandidate) -> str:
-    """Format a compiled setting of a search as one line."""
+    """Format the result of compiling a setting in a search as one line."""
     result = "fits" if tried.fits else "does not fit"
     return f"{result}: {tried.used / GB:.2f} GB per device; {tried.candidate.options}"
 
 
 def format_search(found: list[tuple[Candidate, Plan]], tried: int, topology: Topology) -> str:
-    """Format the settings of a search that fit, in the order given."""
+    """Format the result of a search as a table of the settings ``found``, in the given order.
+
+    ``tried`` is the number of settings that were compiled.
+    """
     lines = [
         f"{_slices(topology)}: {len(found)} of {tried} compiled settings fit, fastest first",
         "seconds per step by the roofline, serial (overlapped); peak GB per device; options",
@@ -88,30 +95,30 @@ def _memory(plan: Plan, remedy: str) -> Iterator[str]:
         ("evaluation", memory.evaluation, "peak of held-out evaluation, moments included"),
     ):
         if one:
-            refused = ", at least: the compiler refuses it" if one.refused else ""
+            refused = ", at least: the compiler rejects it" if one.refused else ""
             yield f"  {name:<12}{one.peak / GB:9.3f}  {remark}{refused}"
     if memory.fits:
-        yield f"  fits: {memory.left / GB:.2f} of {memory.available / GB:.2f} are left"
+        yield f"  fits: {memory.left / GB:.2f} GB of {memory.available / GB:.2f} GB are left"
     else:
         above, chip = -memory.left / GB, memory.available / GB
-        excess = f"{above:.2f} above" if above > 0 else "the compiler reserves a part of"
-        yield f"  does not fit: {excess} the chip's {chip:.2f}"
+        excess = f"{above:.2f} GB above" if above > 0 else "the compiler reserves a part of"
+        yield f"  does not fit: {excess} the chip's {chip:.2f} GB"
         yield f"  first to try: {remedy}"
 
 
 def _arrays(memory: Memory, live: Peak, breakdown: PeakBreakdown) -> Iterator[str]:
-    yield "Arrays at the peak, GB, arguments not included, by a liveness analysis whose peak is"
+    yield "Arrays at the peak without the arguments, GB per device, by a liveness analysis"
+    yield f"  its peak with the arguments is {(live.bytes + memory.arguments) / GB:.2f} GB"
     yield (
-        f"{(live.bytes + memory.arguments) / GB:.2f}: gradients {breakdown.gradients / GB:.2f}, "
-        f"saved for the backward pass {breakdown.saved / GB:.2f}, others "
-        f"{breakdown.others / GB:.2f}"
+        f"  gradients {breakdown.gradients / GB:.2f} GB, saved for the backward pass "
+        f"{breakdown.saved / GB:.2f} GB, others {breakdown.others / GB:.2f} GB"
     )
     for size, count, shape, origin in largest_buffers(live, SHOWN_ARRAYS):
         yield f"  {size / GB:9.3f}  {count} x {shape}  {_short(origin)}"
 
 
 def _short(origin: str) -> str:
-    """Return the end of an operation's path, which names the part of the model."""
+    """Return ``origin``; if it has 60 or more characters, only '...' and the last 57."""
     return origin if len(origin) < 60 else "..." + origin[-57:]
 
 
@@ -120,7 +127,7 @@ def _work(plan: Plan) -> Iterator[str]:
     ratio = matrix.total / plan.model_flops
     yield "Operations, TFLOP per device and step"
     yield f"  model     {plan.model_flops / 1e12:12.3f}  {factor} N and causal attention, analytic"
-    yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} of the model's"
+    yield f"  compiled  {matrix.total / 1e12:12.3f}  matrix products, {ratio:.3f} times the model's"
     for name, flops in matrix.narrow.items():
         times = plan.topology.chip.peak_of(name) / plan.topology.chip.peak_flops
         yield f"    of them   {flops / 1e12:10.3f}  {name}, at {times:g} times the bfloat16 rate"
@@ -136,7 +143,8 @@ def _traffic(program: ProgramFigures) -> Iterator[str]:
     yield "Collectives, GB received per device and step"
     for one in program.collectives:
         axes = " x ".join(one.axes)
-        yield f"  {one.bytes / GB:9.3f}  {one.kind} over {axes} ({one.group}), {one.times:,} times"
+        devices = f"({one.group} devices)"
+        yield f"  {one.bytes / GB:9.3f}  {one.kind} over {axes} {devices}, {one.times:,} times"
     if not program.collectives:
         yield "  none"
 
@@ -147,9 +155,10 @@ def _time(plan: Plan) -> Iterator[str]:
     for name, value in line.seconds.items():
         least = f"{value:10.4f} s per step at least" if value else f"{'-':>10}"
         yield f"  {name:<8}{least}"
-    mfu = f"MFU {plan.mfu_serial:.2f} with nothing overlapped, {plan.mfu_overlapped:.2f} with all"
+    serial, overlapped = f"{plan.mfu_serial:.2f}", f"{plan.mfu_overlapped:.2f}"
+    mfu = f"MFU {serial} if nothing overlaps, {overlapped} if everything overlaps"
     yield f"  bound by {line.bound}: {mfu}"
-    yield f"  {work.tokens_per_step:,} tokens per step, {work.tokens:,} in all"
+    yield f"  {work.tokens_per_step:,} tokens per step, {work.tokens:,} tokens in all"
     for one in plan.throughputs:
         limit = ", the roofline's bound" if one.mfu == plan.mfu_overlapped else ""
         yield (

@@ -1,4 +1,4 @@
-"""The attention kernels equal the reference in value and gradients, in interpret mode."""
+"""Tests that the attention kernels equal the reference in value and gradients, interpreted."""
 
 from dataclasses import dataclass
 import functools
@@ -27,17 +27,20 @@ class Case:
     sizes: BlockSizes
     dtype: str = "float32"
 
-    def operands(self) -> list[jax.Array]:
-        """Return query, key, value and the output's gradient."""
+    def operands(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Return random values for query, key, value and the gradient of the output."""
         draw = np.random.default_rng(0)
-        return [
-            jnp.asarray(draw.normal(size=(self.batch, self.length, n, self.head_dim)), self.dtype)
-            for n in (self.heads, self.kv_heads, self.kv_heads, self.heads)
-        ]
+
+        def drawn(heads: int) -> jax.Array:
+            shape = self.batch, self.length, heads, self.head_dim
+            return jnp.asarray(draw.normal(size=shape), self.dtype)
+
+        return drawn(self.heads), drawn(self.kv_heads), drawn(self.kv_heads), drawn(self.heads)
 
 
-# The cases cover groups of 1, 2, 3 and 4; two kv heads per step of the grid; rows that are padded,
-# that are shorter than a tile, and whose keys take several passes, the last of them shorter.
+# The cases cover groups of 1, 2, 3 and 4 query heads per key head, two key heads per step of the
+# grid, padded rows, rows shorter than a tile, and rows for which the backward kernel runs several
+# times.
 CASES = {
     "two kv heads per step": Case(2, 512, 4, 2, 64, BlockSizes(256, 128, 2, 128, 1, 256)),
     "padded": Case(1, 1152, 3, 1, 128, BlockSizes(256, 256, 1, 256)),
@@ -65,7 +68,7 @@ TRUTH = jax.jit(lambda *operands: value_and_gradients(reference.attention, *oper
 
 
 def errors(found, truth) -> list[float]:
-    """Return the relative errors of the value and of each gradient."""
+    """Return the relative errors (in the 2-norm) of the value and of each gradient."""
     pairs = zip(found, truth, strict=True)
     wide = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
     return [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in wide]
@@ -73,7 +76,7 @@ def errors(found, truth) -> list[float]:
 
 @st.composite
 def segments(draw, case: Case) -> np.ndarray:
-    """Draw one document, many short ones, one-token ones, recurring ids or padding at the end."""
+    """Draw segment ids of rows: packed documents, recurring ids, padding or a single document."""
     rows = []
     for _ in range(case.batch):
         spans = st.one_of(st.integers(1, 3), st.integers(1, case.length))
@@ -110,11 +113,11 @@ def test_kernel_equals_reference_in_value_and_gradients(name, examples):
 
 @pytest.mark.parametrize("name", ["one pass", "several passes"])
 def test_chunks_add_up_to_the_whole_row(name):
-    """Chunks (0, 3) and (1, 2) apart give all values, and gradients that sum to the row's."""
+    """Two calls with chunks (0, 3) and (1, 2) give the values and gradients of the whole row."""
     keys = 1024 if name == "one pass" else 256
     case = Case(2, 1024, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, keys))
     query, key, value, out_gradient = case.operands()
-    # The second row's last document lies in the last chunks: chunk 0 needs none of its keys.
+    # The last document of the second row is in the last chunks, so chunk 0 needs none of its keys.
     rows = [np.repeat([1, 2, 3], [200, 500, 324]), np.repeat([1, 2], [512, 512])]
     segment_ids = jnp.asarray(np.array(rows, np.int32))
     truth = TRUTH(query, key, value, out_gradient, segment_ids)
@@ -167,19 +170,22 @@ def test_kernel_equals_reference_for_any_shape(data):
 
 
 def test_reference_equals_itself_in_float64():
-    """tests/model/test_llama.py compares the reference with the formula in NumPy."""
+    """The float32 reference is accurate. tests/model/test_llama.py checks the formula itself."""
     case = CASES["two kv heads per step"]
     segment_ids = np.sort(np.random.default_rng(1).integers(1, 5, (2, 512)), -1).astype(np.int32)
     found = TRUTH(*case.operands(), segment_ids)
     with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in case.operands()]
-        truth = value_and_gradients(reference.attention, *wide, jnp.asarray(segment_ids))
+        query, key, value, out_gradient = (
+            jnp.asarray(np.asarray(x), jnp.float64) for x in case.operands()
+        )
+        ids = jnp.asarray(segment_ids)
+        truth = value_and_gradients(reference.attention, query, key, value, out_gradient, ids)
         assert truth[0].dtype == jnp.float64
     assert max(errors(found, truth)) < 1e-6
 
 
 def test_kernel_has_no_races():
-    """The TPU interpreter simulates buffers and copies, and detects races between them."""
+    """The TPU interpreter simulates buffers and copies, and detects data races between them."""
     case = Case(2, 256, 2, 1, 128, BlockSizes(128, 128, 1, 128, 0, 128))
     segment_ids = jnp.asarray(np.repeat([[1, 2, 3, 3]] * 2, 64, axis=1), jnp.int32)
 
@@ -198,14 +204,16 @@ def test_kernel_has_no_races():
 def races_found() -> bool:
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
+    assert interpret_pallas_call.races is not None
     return interpret_pallas_call.races.races_found
 
 
 def test_error_in_bfloat16_is_at_most_splash_attentions():
-    """Compare both with the float32 result of the same operands.
+    """Compare both kernels with the float32 result for the same operands.
 
-    Interpreted, splash multiplies the weights with the values in float32. A TPU rounds them to
-    bfloat16 first, as our kernel always does, so the value is allowed a slightly larger error.
+    In interpret mode, splash attention multiplies weights and values in float32. On a TPU, it
+    rounds the weights to bfloat16 first, as our kernel always does. Our error of the value may
+    therefore be slightly larger here.
     """
     case = CASES["bfloat16"]
     operands = case.operands()

@@ -1,4 +1,4 @@
-"""The table of tiles has every tile that a row needs and, for packed rows, no other."""
+"""Tests that the table has every tile that a row needs and, for packed rows, only needed tiles."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +14,14 @@ TABLE = jax.jit(needed_tiles, static_argnums=(1, 3))
 
 
 def visited(ids: np.ndarray, first_key: int = 0, num_keys: int | None = None) -> list[tuple]:
-    """Return (row, query block, key block, flags) of each entry."""
+    """Return (row, query block, key block, flags) of each valid entry of the table for ``ids``."""
     table = TABLE(jnp.asarray(ids), BLOCK, first_key, num_keys)
     tiles = unpack(table.entries[: int(table.count)], ids.shape[1] // BLOCK)
     return list(zip(*(np.asarray(part).tolist() for part in tiles), strict=True))
 
 
 def visible(ids: np.ndarray, row: int, query: int, key: int) -> np.ndarray:
-    """Return which pairs of a tile see each other."""
+    """Return the mask (queries, keys) of the visible pairs of a tile, computed with NumPy."""
     q, k = (np.arange(n * BLOCK, (n + 1) * BLOCK) for n in (query, key))
     return (q[:, None] >= k) & (ids[row, q][:, None] == ids[row, k])
 
@@ -53,7 +53,7 @@ def test_more_tables(rows, packed, data):
 
 
 def check_table(rows, packed, data):
-    """Tiles of the passes are the whole table's: all that is needed, flagged, in order."""
+    """Assert that the tables for spans of keys have all needed tiles, in order and with flags."""
     ids = np.array([np.sort(row) if packed else row for row in rows], np.int32)
     blocks = ids.shape[1] // BLOCK
     span = data.draw(st.integers(1, blocks))
@@ -83,7 +83,7 @@ def check_table(rows, packed, data):
 @settings(deadline=None, max_examples=8)
 @given(st.lists(st.integers(1, 4), min_size=24, max_size=24), st.permutations(range(6)), st.data())
 def test_table_of_some_query_blocks_is_a_part_of_the_whole(row, order, data):
-    """Each query block has the tiles that it has in the whole table."""
+    """A table for some query blocks has the same tiles for them as the table for all blocks."""
     ids, query_blocks = jnp.asarray([sorted(row)] * 2), order[: data.draw(st.sampled_from([1, 3]))]
     first, span = data.draw(st.sampled_from([(0, None), (2, 2), (4, 2)]))
     table = TABLE(ids, BLOCK, first, span, jnp.asarray(query_blocks))
@@ -97,7 +97,7 @@ def test_table_of_some_query_blocks_is_a_part_of_the_whole(row, order, data):
 
 
 def test_zigzag_order_balances_devices():
-    """In one document, devices that have chunks n and 7 - n visit equally many tiles."""
+    """In a row of one document, all devices with chunks n and 7 - n need equally many tiles."""
     ids = jnp.ones((1, 16 * BLOCK), jnp.int32)
     counts = [
         int(

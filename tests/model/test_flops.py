@@ -1,4 +1,4 @@
-"""Operations per token equal a count of the model's arrays and of a published size."""
+"""Tests of the FLOPs per token against a count of the model's arrays and Llama 3 8B's figure."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_flops_equal_a_count_of_matrices_and_visible_pairs():
 
 
 def test_flops_of_llama_3_8b():
-    """At 8192 tokens it has 6 x 7.50e9 weights of products and 6.44e9 of causal attention."""
+    """At length 8192: 6 x 7.50e9 FLOPs of matrix products and 6.44e9 of causal attention."""
     llama_8b = ModelConfig(
         128256, 4096, 14336, 32, 32, 8, 128, 5e5, None, 1e-5, False, context_length=8192
     )

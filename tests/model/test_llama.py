@@ -1,11 +1,11 @@
-"""The model: published presets, remat, packing, precision, and attention in float64."""
+"""Tests of the model: published presets, remat, packing, precision, attention in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import models
+from configs.llama3 import models
 from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend, resolve_attention
 from llama_cpt.model.llama import Llama, inverse_frequencies, with_precision
@@ -133,12 +133,16 @@ def test_preset_equals_the_published_config(name):
     )
 
 
-def packed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return one row of documents: tokens, positions, segment ids."""
+def packed() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the tokens, positions and segment ids of one row with several documents."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, sum(LENGTHS)))
     positions = np.concatenate([np.arange(n) for n in LENGTHS])[None]
     segments = np.repeat(np.arange(1, len(LENGTHS) + 1), LENGTHS)[None]
-    return tuple(jnp.asarray(x, jnp.int32) for x in (tokens, positions, segments))
+    return (
+        jnp.asarray(tokens, jnp.int32),
+        jnp.asarray(positions, jnp.int32),
+        jnp.asarray(segments, jnp.int32),
+    )
 
 
 def test_packed_documents_do_not_see_each_other():
@@ -182,7 +186,7 @@ def test_remat_leaves_gradients_unchanged(remat):
 
 
 def attention_in_float64(query, key, value, segments) -> np.ndarray:
-    """Compute attention query by query and head by head, over the visible keys."""
+    """Return attention, computed for each query and head over the visible keys."""
     batch, length, heads, head_dim = query.shape
     group = heads // key.shape[2]
     out = np.zeros(query.shape, np.float64)
@@ -201,8 +205,9 @@ def test_reference_attention_equals_the_formula_in_float64(kv_heads):
     key, value = (draw.normal(size=(2, 12, kv_heads, 8)).astype(np.float32) for _ in range(2))
     segments = np.array([[1] * 5 + [2] * 7, [1] * 11 + [2]], np.int32)
     have = attend(*map(jnp.asarray, (query, key, value, segments)), implementation="reference")
-    wide = (np.asarray(x, np.float64) for x in (query, key, value))
-    np.testing.assert_allclose(have, attention_in_float64(*wide, segments), atol=1e-5)
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    want = attention_in_float64(query, key, value, segments)
+    np.testing.assert_allclose(have, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
-"""New adapters add nothing; merged, unmerged and in PEFT they are the same model."""
+"""Tests of LoRA: new adapters change nothing; merged, attached and PEFT adapters are equal."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import (
     CorpusConfig,
@@ -53,7 +55,7 @@ def model_of(dtype: str = "float32") -> Llama:
 
 
 def adapters_of(model: Llama, lora: LoraConfig = LORA, *, drawn: bool) -> Adapters:
-    """Return new adapters, or, with B drawn too, adapters as training leaves them."""
+    """Return new adapters for ``model``; if ``drawn``, B is random instead of 0."""
     adapters = Adapters(lora, model, jax.random.key(1))
     for number, target in enumerate(lora.targets if drawn else ()):
         b = getattr(adapters, target).b
@@ -127,7 +129,10 @@ def test_checksum_depends_on_every_value_and_its_position():
 
 
 def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
-    """Write a LoRA run as ``train`` does, with ``model``, the weights in ``base``, as its base."""
+    """Write a LoRA run like one of ``train`` and return its folder.
+
+    ``base`` is the path of the base model's weights and ``model`` has the same weights.
+    """
     config = TrainConfig(
         output=str(folder),
         model=model.config,
@@ -149,7 +154,7 @@ def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
 
 @pytest.fixture
 def exported(tmp_path):
-    """A Hugging Face folder, a LoRA run based on it, and the logits of the two together."""
+    """A Hugging Face folder, a LoRA run based on it, and the logits of the adapted model."""
     pytest.importorskip("transformers")
     from llama_cpt.weights.hf_weights import load_hf
     from tests.weights.hf_models import save_llama
@@ -206,7 +211,7 @@ def test_adapters_can_be_based_on_a_run_with_adapters(exported, tmp_path):
     np.testing.assert_allclose(logits(loaded), expected, atol=2e-5)
     with open_source(str(second)).reader() as weights:
         for name in ("embedding", "layers/key", "layers/down"):
-            part = loaded
+            part: Any = loaded
             for attribute in name.split("/"):
                 part = getattr(part, attribute)
             np.testing.assert_allclose(weights.parameter(name), part[...], atol=1e-6)
@@ -218,7 +223,7 @@ def test_missing_or_changed_base_is_rejected(exported, tmp_path):
 
     base.rename(tmp_path / "moved")
     with pytest.raises(
-        UserError, match="run holds adapters.* were at .*base'; restore them, or a link"
+        UserError, match="run holds adapters.* were at .*base'; restore them at this path"
     ):
         to_hf(str(run), str(tmp_path / "out"))
     save_llama(base, seed=1)
@@ -228,6 +233,6 @@ def test_missing_or_changed_base_is_rejected(exported, tmp_path):
         to_hf(str(run), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     main(["to-hf", str(run), str(tmp_path / "out"), "--adapters"])
-    with pytest.raises(UserError, match="whole model, no adapters: drop --adapters"):
+    with pytest.raises(UserError, match="whole model and no adapters; drop --adapters"):
         main(["from-hf", str(base), str(tmp_path / "whole")])
         main(["to-hf", str(tmp_path / "whole"), str(tmp_path / "more"), "--adapters"])

@@ -1,4 +1,4 @@
-"""A row over several devices has the zigzag order and the loss and gradients of a whole row."""
+"""Tests of context parallelism: zigzag order, and equal loss and gradients on shared rows."""
 
 import math
 
@@ -15,7 +15,7 @@ from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
 from llama_cpt.parallel.mesh import make_mesh, partition_spec, shardings
 
 MODEL = ModelConfig(
-    # Large enough that neighbors share the rows of the table.
+    # Large enough that the devices of a group share the rows of the embedding table.
     vocab_size=1024,
     embed_dim=32,
     mlp_dim=48,
@@ -54,7 +54,7 @@ def test_zigzag_order_and_back(context):
 
 
 def packed_rows() -> TokenBatch:
-    """Return rows of documents of random lengths, and one that is a single document."""
+    """Return a batch of three rows with several documents each and one row with one document."""
     draw = np.random.default_rng(3)
     rows = draw.integers(1, MODEL.vocab_size, (4, MODEL.context_length + 1))
     rows[:3][draw.random((3, MODEL.context_length + 1)) < 0.15] = BOS
@@ -62,7 +62,10 @@ def packed_rows() -> TokenBatch:
 
 
 def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.ndarray]:
-    """Include noise on the embeddings, which must reach the right tokens too."""
+    """Return the loss and the gradients of all parameters for ``packed_rows`` on ``mesh``.
+
+    NEFTune is on, so that the test also covers the placement of its noise.
+    """
     objective = make_objective(
         NextTokenConfig(z_loss=1e-3, neftune_alpha=5.0),
         num_corpora=2,
@@ -80,7 +83,7 @@ def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.
 
 @pytest.fixture(scope="module")
 def whole() -> list[np.ndarray]:
-    """The loss and gradients on one device."""
+    """The result of ``loss_and_gradients`` on one device."""
     return loss_and_gradients(mesh_of(MeshConfig(1, 1, 1)), MODEL)
 
 

@@ -8,7 +8,7 @@ from llama_cpt.parallel.global_arrays import RowPlacement
 
 
 def test_row_map_is_computed_once_for_all_batches(monkeypatch):
-    """Whether a device is this process's is asked for the map only."""
+    """Only the constructor checks which devices belong to this process."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
     visited, real = [], global_arrays._is_own
@@ -24,7 +24,7 @@ def test_row_map_is_computed_once_for_all_batches(monkeypatch):
 
 
 def test_positions_follow_the_local_rows(monkeypatch):
-    """A process with every second device reads and places every second pair of rows."""
+    """A process with every second device loads every second pair of rows."""
     mesh = jax.make_mesh((8, 1), ("fsdp", "tensor"))
     sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
     monkeypatch.setattr(global_arrays, "_is_own", lambda device: device.id % 2 == 1)

@@ -1,4 +1,4 @@
-"""Meshes follow the chips' links and slices, and reject configs that do not fit the devices."""
+"""Tests of meshes: they follow the links and slices, and wrong configs raise UserError."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ import pytest
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.parallel.mesh import make_mesh, topology_mesh
 from llama_cpt.planning import compiling
+from llama_cpt.planning.compiling import CompiledProgram
 from llama_cpt.runtime.errors import UserError
 
 
@@ -60,7 +61,7 @@ def test_each_slice_is_one_replica():
 
 @pytest.mark.libtpu
 def test_mesh_axis_can_take_part_of_a_torus_axis():
-    """On 4 x 4 x 4, a mesh of 8 x 8 cuts an axis of the links, and neighbors stay neighbors."""
+    """On 4 x 4 x 4 chips, each row of an 8 x 8 mesh is a box of 8 adjacent chips."""
     mesh = topology_mesh(MeshConfig(fsdp=8, context=8), "v5p:4x4x4")
     rows = [np.array([device.coords for device in row]) for row in mesh.devices[0, :, :, 0]]
     for row in rows:
@@ -70,10 +71,11 @@ def test_mesh_axis_can_take_part_of_a_torus_axis():
 @pytest.mark.libtpu
 @pytest.mark.parametrize("topology", ["v5p:4x4x8", "v6e:16x16"])
 def test_topology_has_wrap_around_links(topology):
-    """Without them the compiler turns a gather along all chips into sums of zero-padded parts."""
+    """Without wrap-around links, the compiler replaces an all-gather by all-reduces."""
     mesh = topology_mesh(MeshConfig(), topology)
     placed, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("fsdp", None))
     gather = jax.jit(lambda weights: weights * 1, in_shardings=placed, out_shardings=whole)
     lowered = gather.lower(jax.ShapeDtypeStruct((8192, 1024), jnp.bfloat16))
-    sent = compiling.compile_program(lowered, mesh).program.collectives
-    assert {one.kind for one in sent} == {"all-gather"}
+    compiled = compiling.compile_program(lowered, mesh)
+    assert isinstance(compiled, CompiledProgram)
+    assert {one.kind for one in compiled.program.collectives} == {"all-gather"}

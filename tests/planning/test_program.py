@@ -1,4 +1,4 @@
-"""A program's text read back: loops, products, collectives, arrays that live together."""
+"""Tests of the figures that are read from HLO text: loops, FLOPs, collectives, live arrays."""
 
 import re
 
@@ -15,7 +15,8 @@ from llama_cpt.planning.program import read_module
 from llama_cpt.planning.roofline import roofline
 
 MESH = {"replica": 2, "fsdp": 4, "tensor": 2}
-# A scan of 5 over stacked weights: gathered, multiplied in a fusion, the result kept for each turn.
+# A loop with 5 iterations over stacked weights. Each iteration gathers weights, multiplies them in
+# a fusion and stores the result.
 TEXT = """\
 HloModule jit_step, is_scheduled=true
 
@@ -79,22 +80,22 @@ body=%body KNOWN
 """
 
 
-TOLD = ', backend_config={"known_trip_count":{"n":"5"}}'
+KNOWN_TRIPS = ', backend_config={"known_trip_count":{"n":"5"}}'
 
 
 def shortened(text: str) -> str:
-    """``%state#0`` for an element of a tuple, as XLA writes it since JAX 0.12."""
+    """Return ``text`` with tuple elements written as ``%state#0``, as in JAX 0.12 and later."""
     elements = r"\n +%([\w.]+) = .*get-tuple-element\(%([\w.]+)\), index=(\d+)"
     for name, whole, index in re.findall(elements, text):
         text = re.sub(rf"%{name}(?![\w.\-])", f"%{whole}#{index}", text)
     return re.sub(r"\n +%[\w.]+#\d+ = .*", "", text)
 
 
-@pytest.fixture(params=[(TOLD, str), ("", str), ("", shortened)])
+@pytest.fixture(params=[(KNOWN_TRIPS, str), ("", str), ("", shortened)])
 def program(request):
-    """Trips told by the compiler, or to be found in the loop's condition."""
-    told, written = request.param
-    return read_module(written(TEXT.replace("KNOWN", told)))
+    """The module of TEXT, with or without a known trip count in the loop's backend_config."""
+    trips, written = request.param
+    return read_module(written(TEXT.replace("KNOWN", trips)))
 
 
 def test_products_of_a_loop_are_multiplied(program):
@@ -111,14 +112,14 @@ def test_collectives_by_kind_and_axis(program):
 
 
 def test_arrays_of_the_peak(program):
-    """The room for all turns, and of one turn its input, the gathered weights and its output."""
+    """The peak has the buffer of all results, and one iteration's input, weights and output."""
     peak = peak_of(program)
     sizes = {str(one.shape) for one in peak.buffers}
     assert {"bf16[5,8,32]", "bf16[64,32]", "bf16[8,64]", "bf16[8,32]"} == sizes - {"s32[]"}
     assert peak.buffers[0].origin == "" and str(peak.buffers[0].shape) == "bf16[64,32]"
 
 
-def test_what_a_turn_updates_in_place_is_not_moved(program):
+def test_updates_in_place_count_only_the_update(program):
     x, gathered, y, scalar, flag = 2 * 8 * 64, 2 * 64 * 32, 2 * 8 * 32, 4, 1
     turn = (x + scalar) + (gathered + gathered // 4) + (x + gathered + y) + (2 * y + scalar)
     counting = 3 * scalar + 2 * scalar + flag
@@ -127,7 +128,7 @@ def test_what_a_turn_updates_in_place_is_not_moved(program):
     assert hbm_bytes(program, program.steps()) == expected
 
 
-# Copies into and out of the chip's small memory, a slice fetched ahead, one within fusions.
+# Copies into and out of VMEM, an asynchronous slice, and a slice inside nested fusions.
 FETCHED = """\
 %fetched (p: f32[32,8]) -> f32[8,8] {
   %p = f32[32,8]{1,0} parameter(0)
@@ -166,7 +167,7 @@ calls=%fetched
 """
 
 
-def test_copies_move_once_and_slices_what_they_take():
+def test_traffic_of_copies_and_slices():
     whole, ahead, row, scalar = 4 * 32 * 8, 4 * 8 * 8, 4 * 8, 4
     program = read_module(FETCHED)
     assert hbm_bytes(program, program.steps()) == whole + 2 * ahead + (row + scalar) + row
@@ -213,8 +214,8 @@ ENTRY %main (x.0: bf16[8,8]) -> bf16[8,8] {
 """
 
 
-def test_an_unrolled_loop_counts_by_its_step():
-    """1, 3, 5, 7: the compiler unrolls loops and does not say how often they run."""
+def test_trip_count_of_an_unrolled_loop():
+    """The counter is 1, 3, 5, 7: the compiler unrolled the loop and states no trip count."""
     program = read_module(UNROLLED)
     assert matrix_flops(program.steps()).products == 4 * 2 * 8**3
     unknown = read_module(UNROLLED.replace("add(%p, %two)", "multiply(%p, %two)"))
@@ -245,7 +246,7 @@ ENTRY %main (x: bf16[4]) -> bf16[32] {
 """
 
 
-def test_a_collective_among_products_counts_once():
+def test_chained_collective_counts_once():
     (one,) = collectives(read_module(CHAINED).steps(), MESH)
     assert (one.kind, one.times, one.bytes) == ("all-gather", 1, 64 * 7 / 8)
 
@@ -266,7 +267,7 @@ is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
 """
 
 
-def test_what_crosses_slices_goes_over_the_network():
+def test_collective_between_slices_uses_the_network():
     (one,) = collectives(read_module(NETWORK).steps(), MESH)
     assert (one.kind, one.axes, one.bytes) == ("all-reduce", ("replica",), 2 * 4 * 1024 / 2)
     chip = CHIPS["TPU v5 lite"]
@@ -274,7 +275,7 @@ def test_what_crosses_slices_goes_over_the_network():
     assert (line.ici, line.dcn) == (0, one.bytes / chip.dcn_bandwidth)
 
 
-def test_a_permutation_that_moves_nothing_is_not_sent():
+def test_identity_permutation_is_not_counted():
     text = """\
 ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
@@ -284,7 +285,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     assert not collectives(read_module(text).steps(), MESH)
 
 
-def test_products_of_eight_bits_are_priced_by_their_rate():
+def test_8_bit_products_count_at_their_rate():
     text = TEXT.replace("p.0: bf16", "p.0: s8").replace("p.1: bf16", "p.1: s8")
     text = text.replace("%p.0 = bf16", "%p.0 = s8").replace("%p.1 = bf16", "%p.1 = s8")
     flops = 5 * 2 * 8 * 64 * 32
@@ -325,7 +326,7 @@ def test_groups_name_mesh_axes(groups, axes, size):
         assert np.array_equal(np.sort(found.flatten()), np.arange(16))
 
 
-def test_layout_pads():
+def test_layout_padding():
     assert Shape("bf16", (3, 9, 64), "2,1,0:T(8,128)(2,1)").padded_bytes == 2 * 3 * 16 * 128
     assert Shape("f32", (5, 128), "1,0").padded_bytes == 4 * 5 * 128
     assert Shape("pred", (7,)).bytes == 7
@@ -333,7 +334,7 @@ def test_layout_pads():
 
 
 def test_batched_product_as_a_convolution():
-    """A TPU's way to write a batch of 6 products: a window that meets one kernel place only."""
+    """On TPUs, 6 batched products are a convolution that uses one kernel position per output."""
     text = """\
 ENTRY %main (l: bf16[6,8,16], r: bf16[6,16,4]) -> bf16[6,8,4] {
   %l = bf16[6,8,16]{2,1,0} parameter(0)
@@ -368,7 +369,7 @@ custom_call_target="tpu_custom_call"
     ],
 )
 def test_attention_of_a_part_of_the_queries(name, products):
-    """A device's queries see half of the row's keys; a walk sees its share of them."""
+    """A query sees half of the keys on average; one of N calls computes an N-th of the scores."""
     found = matrix_flops(read_module(KERNEL.replace("NAME", name)).steps())
     assert found.total == products * 2 * 2 * 64 * 16 * 129 / 2
     assert not found.unknown_kernels

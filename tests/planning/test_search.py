@@ -1,4 +1,4 @@
-"""Hand sums, what a search tries and in which order, remedies."""
+"""Tests of the analytic estimates, the search over settings, and the suggested remedies."""
 
 from dataclasses import replace
 import math
@@ -25,11 +25,11 @@ from tests.conftest import ROOT
 
 
 def shipped(name: str):
-    return load_config(str(ROOT / "configs" / f"{name}.py"))
+    return load_config(str(ROOT / "configs" / "llama3" / f"{name}.py"))
 
 
-def test_hand_sum_of_70b():
-    """128 chips, 2 x 8192 tokens each: 6.6 GB of arguments, 2.2 of gradients, 21.5 of carries."""
+def test_analytic_memory_of_70b():
+    """On 128 chips: 6.6 GB of arguments, 2.2 GB of gradients and 21.5 GB of saved layer inputs."""
     config = shipped("cpt_70b")
     assert parameters(config.model) == 70_553_706_496
     found = analytic_memory(config, {"fsdp": 128})
@@ -37,7 +37,7 @@ def test_hand_sum_of_70b():
     assert found.gradients == found.arguments / 3
     assert found.saved == 80 * 2 * 8192 * 8192 * 2
     assert found.gathered == 8192 * 28672 * 2
-    # 2.1 GB of layers' gradients are made while 21.5 of inputs go: they balance at 21.7.
+    # While 2.1 GB of gradients are allocated, 21.5 GB of inputs are freed: the peak is 21.8 GB.
     assert found.saved + found.gradients - found.never_together == pytest.approx(21.8e9, rel=0.01)
     assert not analytic_memory(replace(config, microbatch_size=128), {"fsdp": 128}).never_together
     halved = analytic_memory(replace(config, microbatch_size=128), {"fsdp": 128})
@@ -45,7 +45,7 @@ def test_hand_sum_of_70b():
     assert analytic_memory(config, {"fsdp": 64, "tensor": 2}).saved == found.saved * 2
 
 
-def test_search_tries_the_fast_first_and_nothing_twice():
+def test_candidates_are_distinct_and_sorted_by_time():
     config, topology = shipped("cpt_8b"), find_topology("v5e-32")
     every = candidates(config, topology)
     assert [one.seconds for one in every] == sorted(one.seconds for one in every)
@@ -68,24 +68,25 @@ def test_search_tries_the_fast_first_and_nothing_twice():
     assert may_fit(full[0], [offloads])
 
 
-def test_search_learns_from_what_was_compiled():
-    """What a policy needed beside the sum by hand, its other settings are expected to need too."""
+def test_compiled_settings_correct_the_expectation():
+    """The excess of a compiled setting raises the expectation for settings of its remat policy."""
     available = 16_000_000_000
     every = candidates(shipped("cpt_8b"), find_topology("v5e-32"))
     left = [one for one in every if one.analytic.total < available]
     first = next_to_try(left, [], available)
-    assert first is left[0]
+    assert first and first is left[0]
     tried = [CompiledCandidate(first, int(first.analytic.total + 40e9), False)]
     for one in left:
         same = one.config.compute.remat == first.config.compute.remat
         share = min(1.0, one.analytic.saved / first.analytic.saved)
         assert expected_bytes(one, tried) == one.analytic.total + (40e9 * share if same else 0)
     second = next_to_try(left, tried, available)
+    assert second
     assert second is next(
         one for one in left if expected_bytes(one, tried) < available and may_fit(one, [first])
     )
     assert second.config.compute.remat != first.config.compute.remat
-    # In doubt only as long as nothing fits.
+    # A setting above the available memory is tried only if nothing fits yet.
     doubtful = [one for one in left if one.config.compute.remat == "full"][-1]
     needed = int(available * (1 + DOUBT) / 2)
     unlike = next(one for one in every if one.mesh != doubtful.mesh and one.analytic.saved)
@@ -97,7 +98,7 @@ def test_search_learns_from_what_was_compiled():
     )
 
 
-def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
+def test_int8_candidates_respect_the_token_limit():
     config, topology = shipped("cpt_8b"), find_topology("v5p:2x2x4")
     compute = replace(config.compute, matmul_precision="int8")
     most = max(
@@ -109,7 +110,7 @@ def test_eight_bits_are_tried_with_the_tokens_that_they_can_sum():
 
 @pytest.mark.parametrize("name", ["v5e-128", "v5e-256"])
 def test_evaluation_is_fitted_to_the_mesh(name):
-    """The config's batch of 8 rows is for few devices; what is trained is none of its concern."""
+    """The search raises the config's 8 evaluation rows to a multiple of the fsdp axis."""
     every = candidates(shipped("cpt_1b"), find_topology(name))
     assert 32 in {one.mesh["fsdp"] for one in every}
     for one in every:
@@ -117,7 +118,7 @@ def test_evaluation_is_fitted_to_the_mesh(name):
         assert rows == one.mesh["fsdp"]
         assert one.options.endswith(f" --evaluation.batch-size {rows}")
     few = candidates(shipped("cpt_1b"), find_topology("v5e-8"))
-    # What fits a step's rows at a time fits no more of them scored.
+    # The evaluation batch is reduced to the micro-batch size.
     assert {4, 8} <= {one.config.microbatch_size for one in few}
     assert all(("evaluation" in one.options) == (one.config.microbatch_size < 8) for one in few)
 
@@ -132,7 +133,7 @@ def test_long_rows_are_shared_by_devices():
     assert {one.mesh["context"] for one in candidates(whole, topology)} == {1}
 
 
-def test_what_cannot_fit_names_what_may():
+def test_smallest_topology_that_may_fit():
     config, topology = shipped("cpt_70b"), find_topology("v6e-8")
     assert (
         min(one.analytic.total for one in candidates(config, topology)) > topology.chip.memory_bytes
@@ -144,25 +145,27 @@ def test_what_cannot_fit_names_what_may():
     assert "more chips: v6e:8x8" in first_remedy(config, topology, {"fsdp": 8})
 
 
-def test_a_small_batch_hides_no_slice():
+def test_smallest_topology_with_a_small_batch():
     config, topology = replace(shipped("cpt_70b"), global_batch_size=8), find_topology("v5e-64")
     assert smallest_topology(config, topology) == (
         "v5e:8x16 (v5e-128) with a global_batch_size that 16 divides"
     )
 
 
-def test_copies_on_one_slice_are_the_first_to_go():
+def test_first_remedy_removes_copies_within_a_slice():
     config, topology = shipped("cpt_8b"), find_topology("v5e-16")
-    told = first_remedy(config, topology, {"replica": 4, "fsdp": 4})
-    assert told.startswith("--mesh.replica 1 --mesh.fsdp 16: one copy")
+    remedy = first_remedy(config, topology, {"replica": 4, "fsdp": 4})
+    assert remedy.startswith("--mesh.replica 1 --mesh.fsdp 16: one copy")
     assert first_remedy(shipped("cpt_70b"), topology, {"replica": 4, "fsdp": 4}).startswith("more")
 
 
-def test_weights_beside_adapters_are_read_as_float32():
+def test_lora_base_weights_are_read_in_float32():
     lora = LoraConfig(rank=16, alpha=32.0)
     config, topology = replace(shipped("cpt_70b"), lora=lora, init_from="x"), find_topology("v6e-8")
-    told = first_remedy(config, topology, {"fsdp": 8})
-    assert told.startswith("more chips: v6e:4x4 (v6e-16) at least; weights as they are read alone")
+    remedy = first_remedy(config, topology, {"fsdp": 8})
+    assert remedy.startswith(
+        "more chips: v6e:4x4 (v6e-16) at least; weights as they are read alone"
+    )
     assert all(
         one.analytic.total >= one.analytic.loading > 34e9 for one in candidates(config, topology)
     )
@@ -175,12 +178,12 @@ def test_kto_needs_two_rows():
     rows = [one.config.microbatch_size for one in candidates(config, find_topology("v5p:2x2x2"))]
     assert min(rows) == 2
     whole = replace(config, microbatch_size=2)
-    told = first_remedy(whole, find_topology("v5p:2x2x2"), {"fsdp": 1, "tensor": 8})
-    assert "--search" in told
+    remedy = first_remedy(whole, find_topology("v5p:2x2x2"), {"fsdp": 1, "tensor": 8})
+    assert "--search" in remedy
 
 
 @pytest.mark.parametrize(
-    ("remat", "microbatch", "told"),
+    ("remat", "microbatch", "remedy"),
     [
         ("dots", 0, "--compute.remat full"),
         ("full", 0, "--microbatch-size 128: 4 rows"),
@@ -188,7 +191,7 @@ def test_kto_needs_two_rows():
         ("full", 160, "--microbatch-size 32: 1 rows"),
     ],
 )
-def test_first_remedy(remat, microbatch, told):
+def test_first_remedy(remat, microbatch, remedy):
     config = shipped("cpt_8b")
     config = replace(
         config,
@@ -196,7 +199,7 @@ def test_first_remedy(remat, microbatch, told):
         global_batch_size=320 if microbatch == 160 else config.global_batch_size,
         microbatch_size=microbatch,
     )
-    assert told in first_remedy(config, find_topology("v5e-32"), {"replica": 1, "fsdp": 32})
+    assert remedy in first_remedy(config, find_topology("v5e-32"), {"replica": 1, "fsdp": 32})
 
 
 def test_only_evaluation_is_too_large():
@@ -206,8 +209,8 @@ def test_only_evaluation_is_too_large():
     refused = replace(memory, evaluation=PassMemory(int(15e9), refused=True))
     assert memory.fits and not refused.fits and refused.left > 0
     for found in (refused, replace(memory, evaluation=PassMemory(int(17e9)))):
-        told = first_remedy(config, topology, {"fsdp": 32}, found)
-        assert told.startswith("--evaluation.batch-size 32: ")
+        remedy = first_remedy(config, topology, {"fsdp": 32}, found)
+        assert remedy.startswith("--evaluation.batch-size 32: ")
     above = replace(refused, peak=int(17e9))
     assert "evaluation" not in first_remedy(config, topology, {"fsdp": 32}, above)
 
@@ -232,13 +235,15 @@ total memory required for HLO temporaries (44.50G) exceeds available HBM (15.75G
 jit_step."""
 
 
-def test_the_compilers_refusal_is_read():
+def test_out_of_memory_messages_are_parsed():
     refused = parse_out_of_memory(REFUSAL)
+    assert refused
     assert (refused.used, refused.available) == (20.5 * 2**30, 15.75 * 2**30)
     assert refused.arrays == (
         (4 << 30, "bf16[32,2,8192,4096]", "jit(step)/jvp()/while"),
         (512 << 20, "f32[4008,4096]", ""),
     )
     early = parse_out_of_memory(EARLY_REFUSAL)
+    assert early
     assert (early.used, early.available, early.arrays) == (44.5 * 2**30, 15.75 * 2**30, ())
     assert parse_out_of_memory("INTERNAL: something else") is None
