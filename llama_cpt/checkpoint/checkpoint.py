@@ -1,13 +1,14 @@
-"""Saving and restoring of a run: Orbax writes the arrays, a manifest commits them.
+"""Saving and restoring checkpoints.
 
-The checkpoint folder of a run holds ``STEP/``, written by Orbax (a nested dict of arrays without
-Flax types, and JSON metadata that describes them), and ``STEP.manifest-*.json`` (``manifest.py``).
-The manifest is written last. A step without one was interrupted: it is never restored, and the
-next save removes it.
+The checkpoint folder of a run contains a folder ``STEP/`` and files ``STEP.manifest-*.json`` per
+checkpoint. Orbax writes ``STEP/``, which contains a nested dict of arrays, without Flax types, and
+JSON metadata. The manifest (``manifest.py``) is written last. A checkpoint with a complete manifest
+is called committed, and only committed checkpoints are restored. If a save was interrupted, the
+next save removes the files of the interrupted save.
 """
 
 import contextlib
-import sys
+import logging
 import threading
 from types import TracebackType
 from typing import Any
@@ -33,27 +34,28 @@ from llama_cpt.runtime.distributed import (
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
 from llama_cpt.runtime.retry import is_storage_error, is_transient
-from llama_cpt.runtime.storage import check_reachable
 
-CHECKPOINTS_FOLDER = "checkpoints"
-"""Name of the folder of checkpoints in a run's output folder."""
+logger = logging.getLogger(__name__)
 
 SAVE_TIMEOUT_SECONDS = 3600
-"""Maximum wait for the other processes' share of a save. Orbax's 600 s is too short for disks."""
+"""Seconds to wait until the other processes have written their parts of a checkpoint.
+
+Orbax's default, 600 s, is too short for slow disks.
+"""
 
 _TRANSIENT = "transient "
-"""Prefix of an error message between processes if the same save may succeed later."""
+"""Prefix that marks a transient error in the messages that processes send each other."""
 
 _EXIT_SECONDS = 60.0
-"""Maximum wait for the save in progress when a process ends alone."""
+"""Maximum seconds to wait for the save in progress when an error ends this process."""
 
 
 class CheckpointManager:
-    """The checkpoints of one run in ``folder``, local or ``gs://``.
+    """The checkpoints of one run in ``folder``, a local path or a ``gs://`` URL.
 
-    The newest ``keep`` stay, and an older healthy one if those may be unhealthy (``Retention``).
-    All processes must make the same calls in the same order. Only one run at a time may write to a
-    folder.
+    The newest ``keep`` checkpoints are kept. An older healthy checkpoint can be kept in addition
+    (see ``Retention``). All processes must call the same methods in the same order. Only one run at
+    a time can write to a folder.
     """
 
     def __init__(self, folder: str, keep: int = 1) -> None:
@@ -68,12 +70,12 @@ class CheckpointManager:
         self._failure: Exception | None = None
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Copy ``state`` (a pytree of arrays) to the host, then write it in the background.
+        """Copy ``state``, a pytree of arrays, to the host, and save the copy in the background.
 
-        ``metadata`` is plain JSON: rows consumed, resolved config, fingerprints. Waits for the
-        previous save. Does nothing if ``step`` is already saved. Raises SaveError if this save or
-        the previous one failed, and DivergedError if ``state`` is not finite; earlier checkpoints
-        are not touched.
+        ``metadata`` is a JSON dict that ``metadata(step)`` returns later. Waits for the previous
+        save. Does nothing if ``step`` is already saved. Raises SaveError if the previous save
+        failed or this save cannot be started, and DivergedError if ``state`` contains NaN or
+        infinity. These errors leave earlier checkpoints unchanged.
         """
         self.wait()
         if broadcast_from_primary(int(step in self.steps()), "step already saved"):
@@ -83,13 +85,14 @@ class CheckpointManager:
             more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
             raise DivergedError(
                 f"{self.folder}: the checkpoint of step {step} was not saved: {bad[0]}{more} "
-                "held NaN or infinity."
+                "contained NaN or infinity."
             )
         if is_primary():
             self._prepare(step)
         self._raise_on_all("checkpoint folder prepared")
         try:
-            # Returns once the arrays are copied to the host, so that a step may then donate them.
+            # This call returns when the arrays are copied to the host. After that, a step can
+            # donate their buffers.
             self._orbax.save(
                 self.folder / str(step),
                 args=ocp.args.PyTreeSave(arrays),
@@ -102,7 +105,10 @@ class CheckpointManager:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the save in progress is committed; raise SaveError if it failed."""
+        """Wait until all processes have committed the save in progress, and remove old checkpoints.
+
+        Raises SaveError on all processes if the save failed on one of them.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -113,34 +119,37 @@ class CheckpointManager:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in the background failed on this process; ``wait`` informs the others.
+        """True if the save in the background failed on this process.
 
-        Raises SaveError at once if the other processes cannot be informed because they wait inside
-        Orbax for this process's share.
+        A call of ``wait`` informs the other processes. Raises SaveError if they cannot be informed
+        because they are waiting inside Orbax for this process's part of the checkpoint.
         """
         self._raise_if_local()
         return self._failure is not None
 
     def steps(self) -> list[int]:
-        """Return the committed steps not known to be damaged, ascending; reads no arrays."""
+        """Return the steps of committed checkpoints that are not known to be damaged, ascending.
+
+        The files of the checkpoints are not verified.
+        """
         return [s for s in manifest.committed_steps(self.folder) if s not in self._damaged]
 
     def standing(self) -> str:
-        """Wait for the save in progress; return a sentence that names the newest checkpoint."""
+        """Wait for the save in progress, and return a sentence that names the newest checkpoint."""
         self._join()
         if not (steps := self.steps()):
             return "No checkpoint was saved before."
-        return f"The checkpoint of step {steps[-1]} stands: the run resumes from it."
+        return f"The checkpoint of step {steps[-1]} is valid, and the run can resume from it."
 
     def latest_verified(self) -> int | None:
-        """Return the newest step whose files all have the sizes and digests in its manifest.
+        """Return the step of the newest checkpoint whose files agree with its manifest.
 
-        Reports a damaged checkpoint on stderr and tries the one before it. Returns None if nothing
-        was ever saved. Raises UserError if checkpoints exist and all are damaged or all have lost
-        their manifests.
+        The sizes and digests of all files are verified. If a checkpoint is damaged, a warning is
+        logged and the previous checkpoint is verified. Returns None if the folder contains no
+        checkpoint. Raises UserError if all checkpoints are damaged or have lost their manifests.
         """
         self._warn_uncommitted()
-        # The primary chooses, because another process may see a shared folder with a delay.
+        # The primary process chooses, because other processes can see a shared folder with a delay.
         step = broadcast_from_primary(max(self.steps(), default=-1), "newest checkpoint")
         while step >= 0:
             if self.is_verified(step):
@@ -151,8 +160,8 @@ class CheckpointManager:
                 warn_once(f"falling back to the checkpoint of step {step} in {self.folder}")
         if self._damaged:
             raise UserError(
-                f"{self.folder}: every checkpoint is damaged {sorted(self._damaged)}; restore "
-                "one from a copy, or name another output folder to start again."
+                f"{self.folder}: every checkpoint is damaged (steps: {sorted(self._damaged)}); "
+                "restore one from a copy, or set a different output folder to start a new run."
             )
         if broadcast_from_primary(
             int(bool(message := manifest.unverifiable(self.folder))), "manifests lost"
@@ -161,7 +170,11 @@ class CheckpointManager:
         return None
 
     def is_verified(self, step: int) -> bool:
-        """Return whether all files of ``step`` agree with the manifest; report damage on stderr."""
+        """Return whether all files of the checkpoint of ``step`` agree with its manifest.
+
+        Damage is logged as a warning. All processes must call this method. Each of them verifies a
+        part of the files, and all get the same result.
+        """
         path = self.folder / str(step)
         damage = find_damage(path, process_index(), process_count())
         if damage:
@@ -169,7 +182,7 @@ class CheckpointManager:
         intact = all_processes_agree(
             damage is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS
         )
-        # Manifests of earlier versions do not record the step, but the metadata does.
+        # Manifests of earlier versions do not contain the step, but the metadata does.
         if intact and (recorded := (self.metadata(step) or {}).get("step", step)) != step:
             warn_once(f"checkpoint {step} is damaged: {path} holds the state of step {recorded}")
             intact = False
@@ -178,32 +191,38 @@ class CheckpointManager:
         return intact
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Return the exact state saved at ``step``, in the tree of ``abstract``.
+        """Return the state that was saved at ``step``, with the tree structure of ``abstract``.
 
-        ``abstract`` is a pytree like the saved one, of ShapeDtypeStructs (or arrays) with
-        shardings; the mesh may differ from that of the save. Arrays without sharding go to the
-        first device. Raises UserError if names, shapes or types differ. Does not verify digests;
-        call ``latest_verified`` or ``is_verified`` first.
+        ``abstract`` is a pytree of ShapeDtypeStructs or arrays with shardings. The mesh can differ
+        from the mesh of the save. Leaves without a sharding are restored to the first device.
+        Raises UserError if ``abstract`` and the checkpoint differ in the name, shape or type of an
+        array. Digests are not verified; call ``latest_verified`` or ``is_verified`` first.
         """
         return self._restore(step, abstract, partial=False)
 
     def restore_trained(self, step: int, abstract: Any) -> Any:
-        """Return only the ``trained`` part of the state, in the tree of ``abstract``."""
+        """Return only ``TrainState.trained``, as saved at ``step``, as a pytree like ``abstract``.
+
+        Raises UserError as ``restore`` does.
+        """
         return self._restore(step, {"trained": abstract}, partial=True)["trained"]
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Return the ``metadata`` that ``save`` was called with."""
+        """Return the ``metadata`` with which ``save`` was called for ``step``."""
         return self._orbax.metadata(self.folder / str(step)).custom_metadata
 
     def close(self) -> None:
-        """Wait for the save in progress, and stop Orbax's threads."""
+        """Wait for the save in progress as ``wait`` does, and stop Orbax's threads."""
         try:
             self.wait()
         finally:
             self._orbax.close()
 
     def _join(self) -> None:
-        """Wait for the save in progress, within limits: other processes may never agree to it."""
+        """Wait for the save in progress for at most ``_EXIT_SECONDS``.
+
+        The wait is limited, because the other processes might never commit their parts.
+        """
         if self._thread is not None:
             self._thread.join(_EXIT_SECONDS)
 
@@ -224,7 +243,9 @@ class CheckpointManager:
     def _restore(self, step: int, abstract: Any, *, partial: bool) -> Any:
         path = self.folder / str(step)
         item = jax.tree.map(_with_sharding, state_dict.to_state_dict(abstract))
-        saved = self._orbax.metadata(path).item_metadata.tree
+        description = self._orbax.metadata(path).item_metadata
+        assert description is not None
+        saved = description.tree
         if partial:
             saved = {name: saved[name] for name in item if name in saved}
         state_dict.check_compatible(str(path), saved, item)
@@ -245,7 +266,7 @@ class CheckpointManager:
             self._raise_failure()
 
     def _raise_on_all(self, purpose: str) -> None:
-        """Wait for all processes; raise the first failure of any of them on every process."""
+        """Wait for all processes. If one has failed, raise the first failure on all of them."""
         message = ""
         if isinstance(self._failure, SaveError):
             message = f"{_TRANSIENT if self._failure.transient else 'permanent '}{self._failure}"
@@ -255,7 +276,7 @@ class CheckpointManager:
         failures = [text for text in gathered if text]
         self._failure, failure = None, self._failure
         if failures:
-            # Only now have the other processes finished reading the files that they commit.
+            # At this point, no process is reading files for a commit.
             if is_primary():
                 with contextlib.suppress(Exception):
                     manifest.discard_uncommitted(self.folder)
@@ -279,8 +300,8 @@ class CheckpointManager:
             self._failure = SaveError(message, transient=is_transient(error))
 
     def _finish(self, step: int) -> None:
-        # Runs in the background thread. Agreement of the processes is left to ``wait``, because
-        # gathers from two threads could interleave in a different order on each process.
+        # This method runs in the background thread. The processes agree later, in ``wait``, because
+        # gathers from two threads could run in a different order on each process.
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
@@ -300,11 +321,11 @@ class CheckpointManager:
     def _record_failure(self, step: int, error: Exception, *, collective: bool = False) -> None:
         """Store the failure for the main thread and remove the files of the failed save.
 
-        ``collective`` means that all processes will reach ``_raise_on_all``. Otherwise the others
-        wait inside Orbax, and the failure is local.
+        ``collective`` is True if all processes will reach ``_raise_on_all``. If it is False, the
+        other processes wait inside Orbax, and the failure cannot be communicated to them.
         """
         kept: list[int] = []
-        # Orbax may still be writing other files. The next save removes what is left.
+        # Orbax can still be writing files. The next save removes the remaining files.
         with contextlib.suppress(Exception):
             if is_primary() and not collective:
                 manifest.discard(self.folder, step)
@@ -317,14 +338,15 @@ class CheckpointManager:
         self._failure = error
 
     def _prune(self) -> None:
-        """Remove damaged checkpoints and committed ones that ``Retention`` does not keep.
+        """Remove damaged checkpoints and those that ``Retention`` does not keep.
 
-        Prints a warning if a removal fails; it is tried again after the next save.
+        Logs a warning if a removal fails. The next save tries the removal again.
         """
         if not is_primary():
             return
         try:
-            # List the steps once: a step that others commit meanwhile must not count as old.
+            # The steps are listed once, because a checkpoint that other processes commit meanwhile
+            # must not count as old.
             committed = manifest.committed_steps(self.folder)
             for step in step_marks.marked(self.folder, step_marks.SAVING) & set(committed):
                 step_marks.remove(self.folder, step, step_marks.SAVING)
@@ -335,55 +357,15 @@ class CheckpointManager:
         except Exception as error:
             if not is_storage_error(error):
                 raise
-            print(f"warning: {self.folder}: old checkpoints stay ({error}).", file=sys.stderr)
+            logger.warning("%s: old checkpoints were not removed (%s).", self.folder, error)
 
     def _warn_uncommitted(self) -> None:
         if is_primary() and self.folder.exists():
             for path in manifest.uncommitted(self.folder):
                 warn_once(
-                    f"{path} has no complete manifest and is not used: its save was interrupted, "
-                    "or the manifest was removed"
+                    f"{path} has no complete manifest and is ignored. The save was interrupted, or "
+                    "the manifest was removed."
                 )
-
-
-def save_weights(folder: str, model: Any, metadata: dict[str, Any]) -> None:
-    """Save ``model`` alone as step 0 of a new run folder, and wait.
-
-    Raises UserError if the folder already holds checkpoints or ``model`` is not finite.
-    """
-    with CheckpointManager(str(epath.Path(folder) / CHECKPOINTS_FOLDER)) as checkpoints:
-        if checkpoints.steps():
-            raise UserError(f"{folder} holds checkpoints already; name another folder.")
-        try:
-            checkpoints.save(0, {"trained": model}, metadata)
-        except DivergedError as error:
-            raise UserError(f"{error} Get the weights again from their source.") from error
-
-
-def is_run_folder(folder: str) -> bool:
-    """Return whether ``folder``, local or ``gs://``, holds a folder of checkpoints."""
-    check_reachable(folder)
-    return (epath.Path(folder).expanduser() / CHECKPOINTS_FOLDER).exists()
-
-
-def open_run(folder: str, step: int | None = None) -> tuple[CheckpointManager, int]:
-    """Return the checkpoints of a run folder (or checkpoint folder) and a verified step.
-
-    The step is ``step`` if given, else the newest intact one. Raises UserError if there is none.
-    """
-    path = epath.Path(folder)
-    checkpoints = CheckpointManager(
-        str(path / CHECKPOINTS_FOLDER if is_run_folder(folder) else path)
-    )
-    if step is None:
-        step = checkpoints.latest_verified()
-    elif step not in checkpoints.steps():
-        raise UserError(f"{folder}: no checkpoint of step {step}; there are {checkpoints.steps()}.")
-    elif not checkpoints.is_verified(step):
-        raise UserError(f"{folder}: the checkpoint of step {step} is damaged.")
-    if step is None:
-        raise UserError(f"{folder} holds no checkpoint.")
-    return checkpoints, step
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

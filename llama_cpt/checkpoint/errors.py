@@ -1,4 +1,4 @@
-"""Errors of checkpoint storage, transient or permanent."""
+"""Transient and permanent errors of checkpoint storage."""
 
 import errno
 import os
@@ -8,12 +8,15 @@ from llama_cpt.runtime.retry import is_permanent
 
 
 class StorageError(UserError):
-    """Error of the storage of a checkpoint; ``transient`` if another attempt may succeed."""
+    """Error in reading or writing a checkpoint.
+
+    ``transient`` is True if the same operation can succeed later.
+    """
 
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
         self.transient = transient
-        # A scheduler restarts a command that ends with the status of a preemption.
+        # The launch scripts restart a command that exits with the status of a preemption.
         self.status = PREEMPTED if transient else USER_ERROR
 
 
@@ -21,20 +24,20 @@ class SaveError(StorageError):
     """Error for a checkpoint that could not be saved."""
 
     local_only = False
-    """Whether only this process failed while the others wait for its share of the save."""
+    """True if this process alone failed, and the other processes wait for its part of the files."""
 
 
 def save_error(folder: str, step: int, error: Exception, keep: int, kept: list[int]) -> SaveError:
-    """Return the error of the save of ``step`` in ``folder``, with its cause and remedy.
+    """Return a SaveError for ``step`` in ``folder``, with the cause and a remedy.
 
-    ``keep`` is the number of checkpoints that the run keeps, ``kept`` the steps that are left.
+    ``keep`` is ``checkpoint.keep`` of the run. ``kept`` contains the steps of existing checkpoints.
     """
     full = os.strerror(errno.ENOSPC) in str(error)
     reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
-    smaller = " or set a smaller checkpoint.keep" if keep > 1 else ""
-    remedy = f" Free some space{smaller}." if full else ""
+    smaller = " or decrease checkpoint.keep" if keep > 1 else ""
+    remedy = f" Free disk space{smaller}." if full else ""
     return SaveError(
         f"{folder}: the checkpoint of step {step} was not saved: {reason}.{remedy} Earlier "
-        f"checkpoints are untouched (steps: {kept}).",
+        f"checkpoints are unchanged (steps: {kept}).",
         transient=not is_permanent(error),
     )

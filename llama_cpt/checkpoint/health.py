@@ -1,4 +1,4 @@
-"""Health of a training state: whether its arrays are finite and its loss beats guessing."""
+"""Checks of a training state: finite arrays, and a loss below that of uniform guessing."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from llama_cpt.runtime.errors import UserError
 
 UNIFORM_SHARE = 0.99
-"""Fraction of the loss of a uniform distribution at which a model counts as dead."""
+"""A model is unhealthy if its loss is at least this fraction of a uniform distribution's loss."""
 
 
 class DivergedError(UserError):
@@ -17,18 +17,19 @@ class DivergedError(UserError):
 
 
 def dead_loss(vocab_size: int) -> float:
-    """Return the loss per token, in nats, from which a model is no better than uniform guesses.
+    """Return the loss per token, in nats, at or above which a model is unhealthy.
 
-    A model that was trained at all is far below it, whatever its language. One destroyed by a
-    learning rate that is far too large is at or above it.
+    The limit is 0.99 times the loss of a uniform distribution over the vocabulary. A trained model
+    has a much smaller loss in every language. A model that was destroyed by a far too high learning
+    rate has a loss at or above the limit.
     """
     return UNIFORM_SHARE * math.log(vocab_size)
 
 
 def non_finite(arrays: dict[str, Any]) -> list[str]:
-    """Return the names, such as ``trained/layers/query``, of arrays that hold NaN or infinity.
+    """Return the names, such as ``trained/layers/query``, of arrays that contain NaN or infinity.
 
-    The reduction runs on the devices that hold the arrays, and every process gets the same names.
+    The arrays are reduced on their devices. Every process gets the same names.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -1,9 +1,10 @@
-"""Manifests: size and digest of every file of a checkpoint, which commit the checkpoint.
+"""Manifests, which contain the size and digest of each file of a checkpoint.
 
-Orbax restores flipped bits without an error, and its own commit does not show what reached the
-disk. The checkpoint ``STEP`` is committed once ``STEP.manifest-00000-of-0000N.json`` and the other
-N - 1 parts exist. Each of N processes digests one share of the files, no matter which process wrote
-them, and writes one part.
+Orbax restores flipped bits without an error, and its own commit record does not prove that the
+files are on disk. A manifest has N parts, ``STEP.manifest-00000-of-0000N.json`` and so on, one per
+process. Each process computes the digests of every N-th file, regardless of which process wrote the
+file, and writes one part. The checkpoint of step ``STEP`` is called committed when all N parts
+exist.
 """
 
 from collections.abc import Callable
@@ -33,20 +34,23 @@ _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
 
 
 def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
-    """Sync share ``part`` of the files of folder ``checkpoint`` to disk and write its manifest.
+    """Flush every ``parts``-th file of ``checkpoint`` to disk and write one part of the manifest.
 
-    Each of ``parts`` processes must call this once the folder is complete. Raises OSError.
+    ``part``, from 0 to ``parts`` - 1, is the index of the first of these files, and also the index
+    of the manifest's part. Each of ``parts`` processes must call this function, with a different
+    ``part``, after Orbax has written the folder ``checkpoint``. Raises OSError if a file cannot be
+    read or written, and FileNotFoundError if the folder is empty.
     """
     all_files = files_below(str(checkpoint))
     if not all_files:
-        raise FileNotFoundError(f"{checkpoint} holds no files")
+        raise FileNotFoundError(f"{checkpoint} contains no files")
     names = all_files[part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
         commit_file = lambda name: with_retries(partial(_commit_file, checkpoint / name))
         digests = pool.map(commit_file, names)
         entries = dict(zip(names, digests, strict=True))
-    # A file survives a power failure only if its folder entry is on disk too. The manifest comes
-    # last, so that it never vouches for files that could still be lost.
+    # After a power failure, a file exists only if its folder entry was on disk too. The manifest is
+    # written last, so that it never lists files that could still be lost.
     for folder in {checkpoint, *((checkpoint / name).parent for name in names)}:
         with_retries(partial(_sync, folder))
     with_retries(partial(_sync, checkpoint.parent))
@@ -56,21 +60,22 @@ def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
 
 
 def committed_steps(folder: epath.Path) -> list[int]:
-    """Return the steps in ``folder`` whose manifests are complete, ascending."""
+    """Return the steps of the checkpoints in ``folder`` with complete manifests, ascending."""
     return sorted(int(step) for step, found in _parts(folder).items() if _complete(found))
 
 
 def uncommitted(folder: epath.Path) -> list[epath.Path]:
-    """Return the folders of steps whose manifests are missing or incomplete."""
+    """Return the checkpoint folders in ``folder`` with a missing or incomplete manifest."""
     committed = committed_steps(folder)
     steps = (path for path in _entries(folder) if path.name.isdigit())
     return [path for path in steps if int(path.name) not in committed]
 
 
 def without_manifest(folder: epath.Path) -> list[epath.Path]:
-    """Return the complete checkpoints whose manifest was lost rather than not written yet.
+    """Return the checkpoint folders that lost their manifest after the save was complete.
 
-    An interrupted save differs from these: it left a mark, or Orbax did not record its commit.
+    The folder of an interrupted save is not returned. An interrupted save is recognized by a mark
+    ``STEP.saving`` or by a missing commit record of Orbax.
     """
     marks = step_marks.marked(folder, step_marks.SAVING)
     return [
@@ -81,39 +86,40 @@ def without_manifest(folder: epath.Path) -> list[epath.Path]:
 
 
 def unverifiable(folder: epath.Path) -> str:
-    """Return an error message if all checkpoints in ``folder`` lost their manifests, else ''.
+    """Return an error message if all checkpoints in ``folder`` lost their manifests, else "".
 
-    Nothing in such a folder may be deleted.
+    If the message is not empty, no file in ``folder`` may be deleted.
     """
     if committed_steps(folder):
         return ""
     if not (lost := sorted(int(path.name) for path in without_manifest(folder))):
         return ""
     return (
-        f"{folder}: the checkpoints of steps {lost} are there, but their manifests "
-        "(STEP.manifest-*.json) are not, so they cannot be verified. Copy the manifests back, or "
-        "move these folders away to start again."
+        f"{folder}: the checkpoints of steps {lost} exist, but their manifests "
+        "(STEP.manifest-*.json) do not, so the checkpoints cannot be verified. Copy the manifests "
+        "back, or move these checkpoints to a different folder to start a new run."
     )
 
 
 def parts_of(checkpoint: epath.Path) -> list[epath.Path]:
-    """Return the files of the manifest of ``checkpoint``."""
+    """Return the paths of the parts of the manifest of ``checkpoint``."""
     return list(_parts(checkpoint.parent).get(checkpoint.name, {}).values())
 
 
 def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | None:
-    """Return what is wrong with share ``part`` of ``parts`` of a committed checkpoint, or None.
+    """Verify every ``parts``-th file of a committed checkpoint, beginning with file ``part``.
 
-    Reads every byte; the shares need not be those of ``commit``. Raises StorageError for a
-    file that cannot be read now, which may be intact.
+    Returns a description of the first damage found, or None. All bytes of these files are read.
+    ``parts`` can differ from the value that was passed to ``commit``. Raises StorageError if a file
+    cannot be read, in which case the file is not necessarily damaged.
     """
     manifests = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:
         contents = [json.loads(_read(path, path.read_text)) for path in manifests.values()]
-        # Manifests of earlier versions do not record the step.
+        # Manifests of earlier versions do not contain the step.
         steps = {content.get("step", int(checkpoint.name)) for content in contents}
         if steps - {int(checkpoint.name)}:
-            return f"{checkpoint}: its manifest is that of step {min(steps)}"
+            return f"{checkpoint}: its manifest belongs to step {min(steps)}"
         files = {name: entry for content in contents for name, entry in content["files"].items()}
         if any(content["all_files"] != len(files) for content in contents) or not files:
             return f"{checkpoint}: its manifest does not cover all its files"
@@ -138,7 +144,7 @@ def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | 
 
 
 def manifest_digest(checkpoint: epath.Path) -> str:
-    """Return the SHA-256 of the digests of a committed checkpoint's files: its identity."""
+    """Return the SHA-256 of the sizes and digests of a committed checkpoint's files."""
     parts = sorted(_parts(checkpoint.parent)[checkpoint.name].items())
     contents = [json.loads(path.read_text())["files"] for _, path in parts]
     files = {name: entry for content in contents for name, entry in content.items()}
@@ -146,7 +152,10 @@ def manifest_digest(checkpoint: epath.Path) -> str:
 
 
 def discard(folder: epath.Path, step: int) -> None:
-    """Remove all files of ``step``, the manifest first, so that no part is ever committed."""
+    """Remove the checkpoint of ``step``, its manifest and its marks from ``folder``.
+
+    The manifest is removed first, so that an incomplete checkpoint never counts as committed.
+    """
     pattern = re.compile(rf"{step}(\..*)?")
     names = [path.name for path in _entries(folder) if pattern.fullmatch(path.name)]
     for name in sorted(names, key=lambda name: ".manifest-" not in name):
@@ -155,9 +164,10 @@ def discard(folder: epath.Path, step: int) -> None:
 
 
 def discard_uncommitted(folder: epath.Path) -> None:
-    """Remove the files of interrupted saves: uncommitted steps, temporary folders, drafts.
+    """Remove the files of interrupted saves: uncommitted checkpoints and temporary files.
 
-    Checkpoints that lost their manifests stay if there is no other: they may be the only copy.
+    If no checkpoint is committed, checkpoints that lost their manifests are kept, because they can
+    be the only copy of the run.
     """
     committed = set(committed_steps(folder))
     spared = set() if committed else {int(path.name) for path in without_manifest(folder)}
@@ -170,7 +180,7 @@ def discard_uncommitted(folder: epath.Path) -> None:
 
 
 def size_and_digest(path: epath.Path) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256, hashlib's fastest on processors that support it."""
+    """Return the size of a file in bytes and its SHA-256 in hexadecimal."""
     size, digest = 0, hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -180,7 +190,7 @@ def size_and_digest(path: epath.Path) -> tuple[int, str]:
 
 
 def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
-    """Return ``{step: {(part, parts): manifest}}`` for every step whose folder exists."""
+    """Return ``{step: {(part, parts): path}}`` for the manifests of steps that have a folder."""
     found: dict[str, dict[tuple[int, int], epath.Path]] = {}
     paths = _entries(folder)
     names = {path.name for path in paths}
@@ -192,7 +202,10 @@ def _parts(folder: epath.Path) -> dict[str, dict[tuple[int, int], epath.Path]]:
 
 
 def _entries(folder: epath.Path) -> list[epath.Path]:
-    """Return the entries of ``folder``. An object store has no empty folders: they are missing."""
+    """Return the entries of ``folder``, or [] if it does not exist.
+
+    An empty folder does not exist in object storage.
+    """
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -200,12 +213,16 @@ def _entries(folder: epath.Path) -> list[epath.Path]:
 
 
 def _may_be_committed(checkpoint: epath.Path) -> bool:
-    """Return whether Orbax committed ``checkpoint``, True if its record cannot be read."""
+    """Return whether Orbax may have committed ``checkpoint``.
+
+    Returns True if Orbax's commit record says so, is malformed, or was lost after the commit.
+    """
     record = checkpoint / "_CHECKPOINT_METADATA"
     try:
         return json.loads(record.read_text()).get("commit_timestamp_nsecs") is not None
     except FileNotFoundError:
-        # Orbax writes this file first. Without it the save barely began, or the file was lost.
+        # Orbax writes the record first. If it is missing, either the save was interrupted at its
+        # start, or the record was lost. ``_METADATA`` exists only in the second case.
         return (checkpoint / "_METADATA").exists()
     except (ValueError, AttributeError):
         return True
@@ -240,9 +257,10 @@ def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
 
 
 def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
-    """Return ``read()`` of ``path``, with retries; raise StorageError if storage still fails.
+    """Return the result of ``read``, a function that reads ``path``; retry transient errors.
 
-    A missing file raises FileNotFoundError, because it is damage and not a failure of storage.
+    Raises StorageError if the last attempt fails. Raises FileNotFoundError if the file is missing,
+    which is damage and not a storage error.
     """
     try:
         return with_retries(read)
@@ -250,14 +268,14 @@ def _read(path: epath.Path, read: Callable[[], Result]) -> Result:
         if isinstance(error, FileNotFoundError) or not is_storage_error(error):
             raise
         raise StorageError(
-            f"{path} cannot be read ({error}). If this persists, move its checkpoint away "
-            "to use the one before it.",
+            f"{path} cannot be read ({error}). If this error persists, move the checkpoint to a "
+            "different folder to use the previous checkpoint.",
             transient=is_transient(error),
         ) from error
 
 
 def _sync(path: epath.Path) -> None:
-    """Wait until a local file or folder is on disk; object stores do so by themselves."""
+    """Flush a local file or folder to disk; object storage needs no flush."""
     if "://" in str(path):
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,11 +1,12 @@
-"""Retention: which checkpoints stay when newer ones are saved.
+"""Retention: the choice of the checkpoints to keep when a new checkpoint is saved.
 
-The newest ``keep`` stay. The newest healthy one before them stays as well, unless one of them is
-known to be healthy. A diverged run therefore never deletes its last good checkpoint.
+The newest ``keep`` checkpoints are kept. If none of them is known to be healthy, the newest healthy
+checkpoint among the older checkpoints is kept as well. A diverged run therefore never deletes its
+last healthy checkpoint.
 """
 
 import contextlib
-import sys
+import logging
 
 from etils import epath
 
@@ -13,12 +14,15 @@ from llama_cpt.checkpoint import step_marks
 from llama_cpt.checkpoint.step_marks import UNHEALTHY
 from llama_cpt.runtime.distributed import is_primary
 
+logger = logging.getLogger(__name__)
+
 
 class Retention:
-    """The checkpoints in ``folder`` that may be deleted, given what is known of their health.
+    """The health of the checkpoints in ``folder``, and the choice of the checkpoints to keep.
 
-    Saves of this process are unproven until ``judge`` is called for them, if ``expect`` was.
-    Anything else counts as healthy unless it has a mark on disk.
+    A checkpoint is healthy, unhealthy or unproven. It is unproven from the call of ``expect`` for
+    its step until the call of ``judge`` for its step. Otherwise it is unhealthy if ``judge``
+    recorded a problem or the file ``STEP.unhealthy`` exists, and healthy if not.
     """
 
     def __init__(self, folder: epath.Path, keep: int) -> None:
@@ -28,23 +32,29 @@ class Retention:
         self._warned = False
 
     def expect(self, step: int) -> None:
-        """Treat ``step`` as unproven until it is judged, which may have happened already."""
+        """Make the checkpoint of ``step`` unproven, unless ``judge`` was called for it already."""
         if step not in self._judged:
             self._unproven.add(step)
 
     def awaits(self, step: int) -> bool:
-        """Return whether ``step`` is unproven."""
+        """Return whether the checkpoint of ``step`` is unproven."""
         return step in self._unproven
 
     def judge(self, step: int, problem: str = "") -> None:
-        """Record that the state after ``step`` is healthy, or the ``problem`` that it has."""
+        """Record whether the state after ``step`` is healthy.
+
+        ``problem`` describes why the state is unhealthy. It is empty if the state is healthy.
+        """
         self._judged = {step: problem} | {s: found for s, found in self._judged.items() if found}
         self._unproven.discard(step)
         if problem:
             self.mark(step)
 
     def mark(self, step: int) -> None:
-        """Write the problem of ``step`` to disk for later starts, if its checkpoint is there."""
+        """Write the file ``STEP.unhealthy`` for later attempts if ``step`` has a known problem.
+
+        Does nothing if the checkpoint of ``step`` does not exist.
+        """
         problem = self._judged.get(step)
         if not problem or not is_primary() or not (self.folder / str(step)).exists():
             return
@@ -52,7 +62,10 @@ class Retention:
             step_marks.put(self.folder, step, UNHEALTHY, problem)
 
     def kept(self, steps: list[int]) -> list[int]:
-        """Return the members of ``steps`` (ascending) that must stay."""
+        """Return the steps of the checkpoints to keep.
+
+        ``steps`` contains the steps of all checkpoints in ascending order.
+        """
         newest, older = steps[-self.keep :], steps[: -self.keep]
         if not older:
             return newest
@@ -69,9 +82,13 @@ class Retention:
         if not problem or self._warned or not is_primary():
             return
         self._warned = True
-        print(
-            f"warning: {self.folder}: the checkpoint of step {healthy} is kept beyond "
-            f"checkpoint.keep={self.keep} because {problem}. To resume from step {healthy}, stop "
-            "the run, move the later checkpoints away and lower optimizer.peak_learning_rate.",
-            file=sys.stderr,
+        logger.warning(
+            "%s: the checkpoint of step %d is kept in addition to the newest checkpoint.keep=%d, "
+            "because %s. To resume from step %d, stop the run, move the later checkpoints to a "
+            "different folder and lower optimizer.peak_learning_rate.",
+            self.folder,
+            healthy,
+            self.keep,
+            problem,
+            healthy,
         )

@@ -1,6 +1,6 @@
-"""Saves with retries after transient storage errors."""
+"""Saving checkpoints with retries after transient storage errors."""
 
-import sys
+import logging
 import time
 from typing import Any
 
@@ -8,6 +8,8 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.runtime import retry
 from llama_cpt.runtime.distributed import is_primary
+
+logger = logging.getLogger(__name__)
 
 
 def save_with_retries(
@@ -18,11 +20,12 @@ def save_with_retries(
     *,
     wait: bool = False,
 ) -> None:
-    """Save ``state``, in the background unless ``wait``; its health is unproven until judged.
+    """Save ``state`` as ``CheckpointManager.save`` does, and mark its health as unproven.
 
-    If a transient error ended this save or the previous one, print a warning and try again;
-    training pauses meanwhile. Raises SaveError if the error is permanent, if the last attempt
-    failed, or if the other processes cannot try again together with this one.
+    The save runs in the background unless ``wait`` is True. If this save or the previous save fails
+    with a transient error, logs a warning, sleeps, and tries again. Raises SaveError if the error
+    is permanent, if the last attempt fails, or if the other processes are waiting inside Orbax and
+    cannot repeat the save. Raises DivergedError if ``state`` is not finite.
     """
     checkpoints.retention.expect(step)
     for pause in (*retry.RETRY_DELAYS, None):
@@ -35,6 +38,5 @@ def save_with_retries(
             if pause is None or not error.transient or error.local_only:
                 raise
             if is_primary():
-                retry_note = f"Step {step} is saved instead, in {pause:g} s."
-                print(f"warning: {error} {retry_note}", file=sys.stderr)
+                logger.warning("%s Step %d is saved instead, in %g s.", error, step, pause)
             time.sleep(pause)

@@ -1,8 +1,8 @@
-"""Verification of a checkpoint's digests, done once per process while its files stay the same."""
+"""Verification of a checkpoint's files, repeated only if the files have changed."""
 
 from concurrent.futures import ThreadPoolExecutor
+import logging
 import os
-import sys
 from typing import Any
 
 from etils import epath
@@ -10,15 +10,23 @@ from etils import epath
 from llama_cpt.checkpoint import manifest
 from llama_cpt.runtime.literal_paths import remote_storage
 
-_results: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
-"""State of the files and the damage found in them, by (checkpoint, share, shares)."""
+logger = logging.getLogger(__name__)
 
-_printed: set[str] = set()
-"""Messages that this process has printed."""
+_results: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
+"""Cached results of ``find_damage`` by (checkpoint, part, parts).
+
+A result contains the state of the files when they were verified, and the damage found.
+"""
+
+_logged: set[str] = set()
+"""Messages that ``warn_once`` has logged in this process."""
 
 
 def find_damage(checkpoint: epath.Path, part: int, parts: int) -> str | None:
-    """Return ``manifest.find_damage``, from memory if no file has changed since the last call."""
+    """Return a description of the first damage found, or None, as ``manifest.find_damage`` does.
+
+    The result is cached until a file of the checkpoint changes.
+    """
     key, before = (str(checkpoint), part, parts), _state_of_files(checkpoint)
     if before is not None and key in _results and _results[key][0] == before:
         return _results[key][1]
@@ -28,21 +36,25 @@ def find_damage(checkpoint: epath.Path, part: int, parts: int) -> str | None:
 
 
 def warn_once(message: str) -> None:
-    """Print ``message`` to stderr, unless this process has printed it before."""
-    if message not in _printed:
-        _printed.add(message)
-        print(message, file=sys.stderr)
+    """Log ``message`` as a warning, unless this process has logged it before."""
+    if message not in _logged:
+        _logged.add(message)
+        logger.warning("%s", message)
 
 
 def _state_of_files(checkpoint: epath.Path) -> Any:
-    """Return the state of the files of ``checkpoint`` and its manifest, None if unknown."""
+    """Return a value that changes if a file of ``checkpoint`` or its manifest changes.
+
+    Returns None if the state of the files is not available.
+    """
     if "://" in str(checkpoint):
         return _state_of_objects(checkpoint)
     files = [
         os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names
     ]
     files += [str(path) for path in manifest.parts_of(checkpoint)]
-    # The inode and the change time catch a replaced file whose modification time was restored.
+    # The inode and the change time show that a file was replaced, even if its modification time was
+    # restored.
     try:
         with ThreadPoolExecutor(manifest.THREADS) as pool:
             stats = list(pool.map(os.stat, files))
@@ -55,13 +67,17 @@ def _state_of_files(checkpoint: epath.Path) -> Any:
 
 
 def _state_of_objects(checkpoint: epath.Path) -> Any:
-    """Return the generation or tag of every object, None if the store has neither."""
+    """Return the size and the generation or ETag of every object of ``checkpoint``.
+
+    Returns None if the store has neither generations nor ETags.
+    """
     storage, root = remote_storage(str(checkpoint.parent))
     storage.invalidate_cache()
+    objects: Any = storage.find(root, detail=True)
     inside, names = f"{root}/{checkpoint.name}/", {p.name for p in manifest.parts_of(checkpoint)}
     found = [
         (path, entry.get("size"), entry.get("generation") or entry.get("etag"))
-        for path, entry in storage.find(root, detail=True).items()
+        for path, entry in objects.items()
         if path.startswith(inside) or path.rsplit("/", 1)[1] in names
     ]
     return sorted(found) if found and all(tag for *_, tag in found) else None

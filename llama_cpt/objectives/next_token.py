@@ -1,7 +1,8 @@
-"""Training objectives: functions (model, batch) -> (loss sum, weight, sums of the metrics).
+"""The next-token objective, and ``make_objective``, which creates the objective of a config.
 
-An objective returns sums. The step adds them over micro-batches and devices and divides once, so
-that accumulation is exact even if micro-batches have different numbers of counted tokens.
+An objective is a function ``(model, batch) -> (loss sum, weight, metrics)``. It returns sums, not
+means. The training step adds the sums of all micro-batches and divides once by the total weight.
+The result is exact even if micro-batches have different numbers of target tokens.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ from llama_cpt.objectives.preference import Sums, kto_loss, preference_loss
 from llama_cpt.objectives.preference_losses import LOSSES
 
 Objective = Callable[[Any, Any], tuple[jax.Array, jax.Array, Sums]]
-"""``(model, batch) -> (loss sum, weight, metrics)``; gradients flow from the loss sum."""
+"""A function ``(model, batch) -> (loss sum, weight, metrics)``.
+
+The training step differentiates the loss sum.
+"""
 
 
 def make_objective(
@@ -31,10 +35,10 @@ def make_objective(
     loss_chunk_tokens: int,
     seed: int,
 ) -> Objective:
-    """Return the objective that the config names.
+    """Return the objective that ``config`` describes.
 
-    ``seed`` is the seed of the run. If NEFTune draws noise, it is a constant of the compiled step;
-    otherwise it has no effect, so that runs with different seeds share a compiled step.
+    ``seed`` is the seed of the run. With NEFTune, the seed is a constant in the compiled step.
+    Otherwise it has no effect, and runs with different seeds can share a compiled step.
     """
     options = {"num_corpora": num_corpora, "loss_chunk_tokens": loss_chunk_tokens}
     match config:
@@ -57,11 +61,12 @@ def next_token_loss(  # noqa: PLR0913 - inputs, options of the loss and of the r
     loss_chunk_tokens: int,
     noise: Callable[..., jax.Array] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """Return the sum of the next token's cross-entropy over the counted targets, in nats.
+    """Return the loss sum in nats over the targets in ``loss_mask``, their number, and the metrics.
 
-    The second value is the number of counted targets. The metrics are ``train/nll`` over all
-    targets and ``corpus_loss`` per corpus, shape (num_corpora,), both without the z-loss.
-    ``noise(batch, embed_dim)``, if given, is added to the embeddings.
+    The loss is the cross-entropy plus the z-loss. The metrics are ``train/nll``, over all these
+    targets, and ``corpus_loss``, over the targets of each corpus, with shape (num_corpora,). They
+    do not include the z-loss. If ``noise`` is not None, ``noise(batch, embed_dim)`` is added to the
+    embeddings.
     """
     added = None if noise is None else noise(batch, model.config.embed_dim)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, embedding_noise=added)
@@ -69,10 +74,10 @@ def next_token_loss(  # noqa: PLR0913 - inputs, options of the loss and of the r
         loss_sum, nll = linear_cross_entropy(
             hidden, model.head, batch.targets, batch.loss_mask, z_loss, loss_chunk_tokens
         )
-    # The metrics are not differentiated: gradients flow from the loss sum only.
+    # Only the loss sum is differentiated, not the metrics.
     nll = jax.lax.stop_gradient(nll) * batch.loss_mask
     weight = jnp.sum(batch.loss_mask)
-    # Sums per corpus as a product with one-hot columns, which needs no scatter.
+    # A product with one-hot columns gives the sums per corpus without a scatter.
     member = jax.nn.one_hot(batch.corpus, num_corpora, dtype=jnp.float32)
     per_corpus = (
         jnp.einsum("bt,btc->c", nll, member),

@@ -1,8 +1,9 @@
-"""Preference objectives: log-probabilities of answers, their loss, and TRL's metrics.
+"""Preference objectives: log-probabilities of answers, preference losses, and TRL's metrics.
 
-The weight is the number of pairs (``kto``: of answers), and no term averages over the tokens of
-more than one pair, so that sums over micro-batches are exact. Only ``kto`` depends on how a batch
-is cut, because each micro-batch estimates the divergence from its own answers.
+The weight of an objective is the number of pairs, or, for ``kto``, the number of answers. No term
+is a mean over tokens of several pairs, so the sums over micro-batches are exact. Only ``kto``
+depends on the division of a batch into micro-batches, because the KL divergence is estimated
+separately for each micro-batch.
 """
 
 import jax
@@ -16,16 +17,16 @@ from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.objectives.preference_losses import LOSSES, Answers, kto_divergence
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Metrics by name, each the sum of its values and the sum of their weights."""
+"""A dict from a metric's name to the sum of its values and the sum of their weights."""
 
 
 def segment_logprobs(
     model: Llama, rows: TokenBatch, num_segments: int, *, loss_chunk_tokens: int
 ) -> Float[Array, "batch segments"]:
-    """Return the summed log-probability, in nats, of each segment's targets, float32.
+    """Return the summed log-probability in nats of each segment's targets, float32.
 
-    ``rows.loss_mask`` selects the targets. Segment s of a row (1 to ``num_segments``) is in column
-    s - 1. Gradients flow to the model.
+    Only the targets in ``rows.loss_mask`` are summed. Column s - 1 of the result belongs to segment
+    s of a row, for s from 1 to ``num_segments``. The result is differentiable.
     """
     hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)
     with jax.named_scope("loss"):
@@ -41,19 +42,19 @@ def preference_loss(
     num_corpora: int,
     loss_chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """Return the sum of the loss over the present pairs, the number of these, and the metrics.
+    """Return the loss sum over the pairs in ``batch``, the number of pairs, and the metrics.
 
-    The loss is the entry of ``LOSSES`` that ``config`` names, plus ``nll_weight`` times the NLL of
-    the chosen answer. The metrics have TRL's names; ``nll`` is the mean over pairs of the chosen
-    answer's nats per token.
+    The loss of a pair is the loss ``config.loss`` in ``LOSSES``, plus ``nll_weight`` times the mean
+    NLL per token of the chosen answer. The metrics have the same names as in TRL. The metric
+    ``nll`` is the mean NLL per token of the chosen answer, in nats, averaged over pairs.
     """
     answers = _answers(model, batch, loss_chunk_tokens)
-    # The two answers of a pair are successive segments of a row, the chosen one first.
+    # The two answers of a pair are successive segments of a row; the chosen answer is the first.
     chosen, rejected = _every_other(answers, 0), _every_other(answers, 1)
     present = batch.pair_mask
     loss = LOSSES[config.loss]
     pair_loss = loss.bind(config)(chosen, rejected) - config.nll_weight * chosen.mean
-    # Without a reference there is no log-ratio; TRL reports means over tokens for these losses.
+    # Reference-free losses have no log-ratio. For them, TRL reports means over tokens.
     mean = loss.reference_free
     rewards = [config.beta * (part.mean if mean else part.log_ratio) for part in (chosen, rejected)]
     values = {
@@ -64,7 +65,7 @@ def preference_loss(
         "logps/rejected": rejected.mean if mean else rejected.logprobs,
         "nll": -chosen.mean,
     }
-    # A row has room for the most pairs of any row; ``present`` leaves out the places without one.
+    # All rows are padded to the same number of pairs; ``present`` is 0 for the padding.
     sums = {name: _sum(value, present) for name, value in values.items()}
     sums["corpus_loss"] = _by_corpus(pair_loss, present, batch.rows, num_corpora)
     return *_sum(pair_loss, present), sums
@@ -78,13 +79,14 @@ def kto_loss(
     num_corpora: int,
     loss_chunk_tokens: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Sums]:
-    """Return the sum of KTO's loss over the present answers, their number, and the metrics.
+    """Return KTO's loss sum over the rated answers, the number of answers, and the metrics.
 
-    In the names of the metrics, ``chosen`` means good answers and ``rejected`` bad ones.
+    In the names of the metrics, ``chosen`` denotes answers rated good, and ``rejected`` denotes
+    answers rated bad.
     """
     segments = _answers(model, batch, loss_chunk_tokens)
-    # Each judged answer is followed by a mismatched one, which serves the estimate of the
-    # divergence only.
+    # Each rated answer is followed by a mismatched answer, which is used only to estimate the
+    # divergence.
     answers, mismatched = _every_other(segments, 0), _every_other(segments, 1)
     present = batch.answer_mask
     divergence = kto_divergence(mismatched, present)
@@ -100,7 +102,7 @@ def kto_loss(
 def _answers(
     model: Llama, batch: PreferenceBatch | UnpairedBatch, loss_chunk_tokens: int
 ) -> Answers:
-    """Return the answers of all segments, arrays (batch, segments)."""
+    """Score all answers of ``batch`` and return them as arrays of shape (batch, segments)."""
     rows, reference = batch.rows, batch.reference_logprobs
     num_segments = reference.shape[-1]
     logprobs = segment_logprobs(model, rows, num_segments, loss_chunk_tokens=loss_chunk_tokens)
@@ -109,15 +111,15 @@ def _answers(
 
 
 def _every_other(segments: Answers, first: int) -> Answers:
-    """Return every second segment's answer, beginning with segment ``first`` of a row."""
+    """Return the answers in columns ``first``, ``first`` + 2, ... of ``segments``."""
     return Answers(*(part[:, first::2] for part in segments))
 
 
 def _by_segment(
     values: Float[Array, "batch length"], segment_ids: Int[Array, "batch length"], num_segments: int
 ) -> Float[Array, "batch segments"]:
-    """Return the sum of ``values`` over each segment."""
-    # Not a matrix product, because a TPU would round its operands to bfloat16.
+    """Return the sum of ``values`` over the tokens of each segment."""
+    # This is not a matrix product, because a TPU would round the operands to bfloat16.
     member = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=jnp.float32)
     return jnp.sum(values[..., None] * member, axis=1)
 
@@ -125,7 +127,7 @@ def _by_segment(
 def _sum(
     values: Float[Array, "batch answers"], present: Float[Array, "batch answers"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the sum of the present values and their number."""
+    """Return the sum and the number of the values whose ``present`` is 1."""
     return jnp.sum(values * present), jnp.sum(present)
 
 
@@ -135,7 +137,10 @@ def _by_corpus(
     rows: TokenBatch,
     num_corpora: int,
 ) -> tuple[Float[Array, " corpora"], Float[Array, " corpora"]]:
-    """Return the sum and the weight of each corpus; a row belongs to one corpus."""
+    """Return, per corpus, the sum and the number of the values whose ``present`` is 1.
+
+    All answers of a row belong to the same corpus.
+    """
     member = jax.nn.one_hot(rows.corpus[:, 0], num_corpora, dtype=jnp.float32)
 
     def total(x: jax.Array) -> jax.Array:

@@ -1,11 +1,12 @@
-"""The preference losses and their table, one loss per pair or per judged answer, in nats.
+"""The preference losses, in nats per pair or per rated answer.
 
-``LOSSES`` is the only place that lists them. To add a loss, write its function, whose keyword-only
-parameters are fields of ``PreferenceConfig``, and enter it with the source of its equation.
+``LOSSES`` lists all losses. To add a loss, write a function whose keyword-only parameters are
+fields of ``PreferenceConfig``, and add it to ``LOSSES`` with the source of its equation.
 
-Letters: p the policy's log-probability of an answer, q the reference's, n its counted tokens,
-r = p - q its log-ratio; subscripts w and l are the chosen (won) and the rejected (lost) answer of a
-pair; s is the logistic function.
+The docstrings use these symbols. For an answer, p is its log-probability under the policy, q is its
+log-probability under the reference model, n is its number of counted tokens, and r = p - q is its
+log-ratio. The subscripts w and l denote the chosen (won) and the rejected (lost) answer of a pair.
+The function s is the logistic function.
 """
 
 from collections.abc import Callable
@@ -22,18 +23,20 @@ from llama_cpt.config.schema import PreferenceConfig
 
 PairLoss = Float[Array, "*pairs"]
 
-# An answer of probability 1 has infinite odds, so the mean log-probability is clipped to a value
-# that float32 distinguishes from 0.
+# An answer with probability 1 has infinite odds. The mean log-probability is therefore clipped to a
+# value that is distinct from 0 in float32.
 _MAX_MEAN_LOGPROB = -1e-6
 
 
 class Answers(NamedTuple):
-    """One answer per pair: log-probabilities in nats under the policy and the reference."""
+    """Answers, such as the chosen answer of each pair, as three arrays of the same shape."""
 
     logprobs: Float[Array, "*pairs"]
+    """Summed log-probability p of the answer under the policy, in nats."""
     reference: Float[Array, "*pairs"]
+    """Summed log-probability q of the answer under the reference model, in nats."""
     tokens: Float[Array, "*pairs"]
-    """Number of tokens that the log-probabilities are sums over; 0 (no answer) counts as 1."""
+    """Number n of counted tokens. It is 0 for padding; p and r are then divided by 1, not by n."""
 
     @property
     def log_ratio(self) -> Float[Array, "*pairs"]:
@@ -54,8 +57,8 @@ class Answers(NamedTuple):
 def sigmoid(chosen: Answers, rejected: Answers, *, beta: float, label_smoothing: float) -> PairLoss:
     """Return DPO's loss, -(1 - e) log s(beta (r_w - r_l)) - e log s(-beta (r_w - r_l)).
 
-    Rafailov et al. 2023, arXiv 2305.18290, equation 7; e = ``label_smoothing`` above 0 is
-    Mitchell's conservative DPO (2023, ericmitchell.ai/cdpo.pdf, equation 3).
+    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7. The symbol e is ``label_smoothing``;
+    e > 0 gives Mitchell's conservative DPO (2023, ericmitchell.ai/cdpo.pdf, equation 3).
     """
     margin = beta * (chosen.log_ratio - rejected.log_ratio)
     right, wrong = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
@@ -63,10 +66,10 @@ def sigmoid(chosen: Answers, rejected: Answers, *, beta: float, label_smoothing:
 
 
 def robust(chosen: Answers, rejected: Answers, *, beta: float, label_smoothing: float) -> PairLoss:
-    """Return rDPO's loss, [-(1 - e) log s(x) + e log s(-x)] / (1 - 2 e).
+    """Return rDPO's loss, [-(1 - e) log s(x) + e log s(-x)] / (1 - 2 e), x = beta (r_w - r_l).
 
-    With x = beta (r_w - r_l), it is unbiased if a share e = ``label_smoothing`` of the preferences
-    is flipped: Chowdhury, Kini, Natarajan 2024, arXiv 2403.00409, section 3.
+    The loss is unbiased if a fraction e = ``label_smoothing`` of the preferences is flipped.
+    Source: Chowdhury, Kini, Natarajan 2024, arXiv 2403.00409, section 3.
     """
     margin = beta * (chosen.log_ratio - rejected.log_ratio)
     right, wrong = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
@@ -74,10 +77,10 @@ def robust(chosen: Answers, rejected: Answers, *, beta: float, label_smoothing: 
 
 
 def hinge(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
-    """Return the hinge loss max(0, 1 - beta (r_w - r_l)).
+    """Return the hinge loss, max(0, 1 - beta (r_w - r_l)).
 
-    This is SLiC's rank loss (Zhao et al. 2023, arXiv 2305.10425, equation 1) on DPO's rewards, as
-    in RSO (Liu et al. 2023, arXiv 2309.06657, section 2).
+    Source: the rank loss of SLiC (Zhao et al. 2023, arXiv 2305.10425, equation 1), applied to DPO's
+    rewards as in RSO (Liu et al. 2023, arXiv 2309.06657, section 2).
     """
     return jax.nn.relu(1 - beta * (chosen.log_ratio - rejected.log_ratio))
 
@@ -85,35 +88,36 @@ def hinge(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
 def ipo(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
     """Return IPO's loss, (r_w / n_w - r_l / n_l - 1 / (2 beta))^2.
 
-    Azar et al. 2023, arXiv 2310.12036, equation 17, on means over tokens. The equation itself has
-    sums; according to TRL's source the authors computed it with means.
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, with means over tokens. The equation in
+    the paper uses sums. According to a comment in TRL's code, the authors used means.
     """
     margin = chosen.mean_log_ratio - rejected.mean_log_ratio
     return jnp.square(margin - 1 / (2 * beta))
 
 
 def sigmoid_norm(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
-    """Return -log s(beta (r_w / n_w - r_l / n_l)), DPO on means over tokens.
+    """Return DPO's loss with means over tokens, -log s(beta (r_w / n_w - r_l / n_l)).
 
-    TRL's ``sigmoid_norm``.
+    Source: ``loss_type="sigmoid_norm"`` of TRL's ``DPOConfig``.
     """
     return -jax.nn.log_sigmoid(beta * (chosen.mean_log_ratio - rejected.mean_log_ratio))
 
 
 def simpo(chosen: Answers, rejected: Answers, *, beta: float, gamma: float) -> PairLoss:
-    """Return SimPO's loss, -log s(beta (p_w / n_w - p_l / n_l) - gamma); it has no reference.
+    """Return SimPO's loss, -log s(beta (p_w / n_w - p_l / n_l) - gamma).
 
-    Meng, Xia, Chen 2024, arXiv 2405.14734, equation 6.
+    The loss does not use a reference model. Source: Meng, Xia, Chen 2024, arXiv 2405.14734,
+    equation 6.
     """
     return -jax.nn.log_sigmoid(beta * (chosen.mean - rejected.mean) - gamma)
 
 
 def orpo(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
-    """Return ORPO's loss, -p_w / n_w - beta log s(log odds_w - log odds_l); it has no reference.
+    """Return ORPO's loss, -p_w / n_w - beta log s(log odds_w - log odds_l).
 
-    With odds = P / (1 - P) and P = exp(p / n): Hong, Lee, Thorne 2024, arXiv 2403.07691, equations
-    6 and 7 (``beta`` is their lambda). The first term is the NLL of the answer alone; TRL counts
-    the prompt's tokens too.
+    Here odds = P / (1 - P) and P = exp(p / n). The loss does not use a reference model. Source:
+    Hong, Lee, Thorne 2024, arXiv 2403.07691, equations 6 and 7, in which ``beta`` is called lambda.
+    The first term is the mean NLL of the answer tokens. In TRL, it also includes the prompt tokens.
     """
     log_odds = _log_odds(chosen.mean) - _log_odds(rejected.mean)
     return -chosen.mean - beta * jax.nn.log_sigmoid(log_odds)
@@ -128,10 +132,11 @@ def kto(  # noqa: PLR0913 - each judgment has a weight
     desirable_weight: float,
     undesirable_weight: float,
 ) -> Float[Array, "*answers"]:
-    """Return KTO's loss: w_good (1 - s(beta (r - z))) or w_bad (1 - s(beta (z - r))).
+    """Return KTO's loss per answer.
 
-    The first is for answers whose ``good`` is 1, the second for those whose ``good`` is 0.
-    Ethayarajh et al. 2024, arXiv 2402.01306, equation 7; z = ``divergence`` is ``kto_divergence``.
+    The loss is ``desirable_weight`` (1 - s(beta (r - z))) if ``good`` is 1, and
+    ``undesirable_weight`` (1 - s(beta (z - r))) if ``good`` is 0, where z is ``divergence``, the
+    result of ``kto_divergence``. Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
     """
     reward = beta * (answers.log_ratio - divergence)
     desirable = desirable_weight * jax.nn.sigmoid(-reward)
@@ -139,10 +144,11 @@ def kto(  # noqa: PLR0913 - each judgment has a weight
 
 
 def kto_divergence(mismatched: Answers, present: Float[Array, "*answers"]) -> Float[Array, ""]:
-    """Return max(0, mean r) over the ``present`` mismatched answers, without gradient.
+    """Return max(0, m), where m is the mean of r over the mismatched answers.
 
-    The estimate z_0 of the KL divergence from the reference: Ethayarajh et al. 2024,
-    arXiv 2402.01306, section 4.1.
+    Answers whose ``present`` is 0 are ignored. A mismatched answer follows the prompt of a
+    different answer. The result is the estimate z_0 of the KL divergence from the reference model
+    (Ethayarajh et al. 2024, arXiv 2402.01306, section 4.1), in nats. It has no gradient.
     """
     total = jnp.sum(present * mismatched.log_ratio)
     mean = total / jnp.maximum(jnp.sum(present), 1.0)
@@ -152,32 +158,34 @@ def kto_divergence(mismatched: Answers, present: Float[Array, "*answers"]) -> Fl
 def _log_odds(mean: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
     """Return log(P / (1 - P)) for P = exp(mean)."""
     mean = jnp.minimum(mean, _MAX_MEAN_LOGPROB)
-    # 1 - P = -expm1(mean), which keeps its digits if P is close to 1.
+    # 1 - P equals -expm1(mean), which is accurate if P is close to 1.
     return mean - jnp.log(-jnp.expm1(mean))
 
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """An entry of the table of preference losses."""
+    """A preference loss and its properties, as an entry of ``LOSSES``."""
 
     function: Callable[..., jax.Array]
-    """``(chosen, rejected) -> losses``, or ``kto``'s; each keyword-only parameter is a field of
-    ``PreferenceConfig``."""
+    """Function ``(chosen, rejected) -> losses``, or a function with the signature of ``kto``.
+
+    Each keyword-only parameter is a field of ``PreferenceConfig``.
+    """
     source: str
-    """The paper and the number of the equation."""
+    """Paper and equation of the loss."""
     reference_free: bool = False
-    """True if the loss reads no reference log-probabilities."""
+    """True if the loss does not use reference log-probabilities."""
     takes_pairs: bool = True
-    """False if the loss takes single answers, judged good or bad."""
+    """False if the loss takes single answers that are rated good or bad."""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The fields of ``PreferenceConfig`` that the loss reads."""
+        """Names of the fields of ``PreferenceConfig`` that the loss uses."""
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
 
     def bind(self, config: PreferenceConfig) -> Callable[..., jax.Array]:
-        """Return the function with its options set to the values in ``config``."""
+        """Return ``function`` with its keyword-only parameters set from ``config``."""
         return partial(self.function, **{name: getattr(config, name) for name in self.options})
 
 
@@ -195,7 +203,7 @@ LOSSES: dict[str, PreferenceLoss] = {
     "orpo": PreferenceLoss(orpo, "ORPO, arXiv 2403.07691, eqs. 6 and 7", reference_free=True),
     "kto": PreferenceLoss(kto, "KTO, arXiv 2402.01306, eq. 7", takes_pairs=False),
 }
-"""The preference losses by the name in ``PreferenceConfig.loss``."""
+"""The preference losses by their name in ``PreferenceConfig.loss``."""
 
 REFERENCE_FREE = tuple(name for name, loss in LOSSES.items() if loss.reference_free)
-"""Names of the losses that read no reference log-probabilities."""
+"""Names of the losses that do not use reference log-probabilities."""

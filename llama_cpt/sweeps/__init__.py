@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one config that differ in a few values."""
+"""Sweeps: many runs of the same config with different values of some fields."""

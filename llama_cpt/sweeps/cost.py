@@ -1,4 +1,4 @@
-"""The cost of trials before they run, and the largest grid within a budget."""
+"""The estimated cost of trials, and the largest grid of trials within a budget."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,11 +13,14 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.trials import Trial, make_chains
 
 MIN_VALUES = 3
-"""Minimum values of ALMR and learning rate: an optimum between them needs three."""
+"""Minimum number of values of ALMR and of the learning rate in a grid.
+
+To show that an optimum lies between the lowest and the highest value, a grid needs three values.
+"""
 
 
 def trial_flops(trial: Trial) -> float:
-    """Return the FLOPs of the trial's own tokens, by ``model_flops_per_token``."""
+    """Return the number of model FLOPs for training on the trial's ``own_tokens``."""
     config = trial.config
     per_token = model_flops_per_token(
         config.model, config.data.sequence_length, frozen=config.lora is not None
@@ -26,17 +29,22 @@ def trial_flops(trial: Trial) -> float:
 
 
 def chip_hours(sweep: SweepConfig, trials: Sequence[Trial]) -> float:
-    """Return chip-hours on ``sweep.chip`` at ``sweep.mfu``, without evaluation and loading."""
+    """Return the estimated chip-hours of ``trials`` on ``sweep.chip`` at the MFU ``sweep.mfu``.
+
+    The time for loading and evaluation is not included.
+    """
     peak = next(chip.peak_flops for chip in CHIPS.values() if chip.name == sweep.chip)
     return sum(map(trial_flops, trials)) / (peak * sweep.mfu * 3600)
 
 
 def fit_to_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
-    """Return the sweep with as many of its values as ``budget`` chip-hours allow, evenly thinned.
+    """Return a copy of ``sweep`` with as many trials as possible within ``budget`` chip-hours.
 
-    ALMR and learning rate keep at least three values each, including the lowest and the highest;
-    other axes may shrink to one value. The largest token budgets are dropped only if nothing else
-    helps. Raises UserError, with the lowest cost, if no such grid is within the budget.
+    Values are removed from the axes so that the remaining values are evenly spaced. ALMR and
+    learning rate keep at least three values, including the lowest and the highest. Every other axis
+    keeps at least one value. The largest token budgets are removed only if every grid that includes
+    them costs more than ``budget``. Raises a UserError that states the lowest cost if every grid
+    costs more than ``budget``.
     """
     require_above_zero("--budget", budget)
     cheapest = math.inf
@@ -45,24 +53,30 @@ def fit_to_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
             part = replace(sweep, token_budgets=sweep.token_budgets[:count])
             grids = [(thinned, *_count_and_hours(thinned)) for thinned in _thinnings(part)]
             cheapest = min(cheapest, *(hours for _, _, hours in grids))
-            # The grid with the most trials; among equals the one whose shortest axis is longest.
+            # Choose the grid with the most trials. Among grids with equally many trials, choose the
+            # grid with the most values on its shortest axis.
             if affordable := [grid for grid in grids if grid[2] <= budget]:
                 return max(affordable, key=lambda grid: (grid[1], _shortest_axis(grid[0])))[0]
     raise UserError(
-        f"--budget={budget:g} chip-hours pay for no grid of this sweep: the smallest, of "
-        f"up to {MIN_VALUES} ratios and {MIN_VALUES} rates, costs {cheapest:.3g}. Raise the "
-        "budget, or set fewer tokens (num_steps, token_budgets) or a smaller model."
+        f"--budget={budget:g} chip-hours is less than the cost of every grid of this sweep. The "
+        f"smallest grid, with up to {MIN_VALUES} ratios and {MIN_VALUES} learning rates, costs "
+        f"{cheapest:.3g}. Increase the budget, or set fewer tokens (num_steps, token_budgets) or "
+        "a smaller model."
     )
 
 
 def _count_and_hours(sweep: SweepConfig) -> tuple[int, float]:
-    """Return the number of trials and their chip-hours."""
+    """Return the number of trials and the sum of their chip-hours."""
     trials = [trial for chain in make_chains(sweep) for trial in chain]
     return len(trials), chip_hours(sweep, trials)
 
 
 def _thinnings(sweep: SweepConfig) -> Iterator[SweepConfig]:
-    """Yield the sweep with every allowed number of values on each axis."""
+    """Yield copies of the sweep with fewer values per axis, in every permitted combination.
+
+    One copy has all values. If the sweep has Sobol points, the copies also have fewer points, but
+    at least four.
+    """
     choices = [range(_min_values(axis), len(axis.values) + 1) for axis in sweep.axes if axis.values]
     points = range(sweep.points, min(sweep.points, 4) - 1, -1)
     for count, kept in itertools.product(points, itertools.product(*choices)):

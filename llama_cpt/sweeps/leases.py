@@ -1,12 +1,12 @@
-"""Leases on chains of trials, for workers that share a folder, local or ``gs://``.
+"""Leases on chains of trials, for workers that share a local or ``gs://`` folder.
 
-A lease is a JSON file with its owner and a time stamp, which the owner renews. Object storage has
-no locks, so a worker takes a lease by writing, waiting and reading back: of several workers that
-write at the same time, the last write wins, and all of them read the same owner. The workers'
-clocks must agree to well within ``EXPIRY_SECONDS``.
+A lease is a JSON file with the name of its owner and a time stamp, which the owner renews. Object
+storage has no locks. A worker therefore takes a lease in three steps: it writes the file, waits,
+and reads the file. If several workers write at the same time, all of them read the last write and
+agree on the owner. The clocks of the workers must differ by much less than ``EXPIRY_SECONDS``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import json
 import os
@@ -20,12 +20,15 @@ from etils import epath
 RENEW_SECONDS = 30.0
 """Seconds between renewals of a lease."""
 EXPIRY_SECONDS = 300.0
-"""Seconds without renewal after which any worker may take the lease."""
+"""Seconds from the last renewal of a lease to its expiry. Any worker can take an expired lease."""
 
 
 @contextlib.contextmanager
-def hold_lease(file: epath.Path, worker: str) -> Iterator[bool]:
-    """Context manager that holds the lease ``file``; yields False if another worker holds it."""
+def hold_lease(file: epath.Path, worker: str) -> Generator[bool]:
+    """Context manager that takes the lease ``file``, renews it, and removes it on exit.
+
+    Yields True if ``worker`` has the lease, and False if a different worker has it.
+    """
     owner = f"{worker} ({socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]})"
     if not _take(file, owner):
         yield False
@@ -34,7 +37,7 @@ def hold_lease(file: epath.Path, worker: str) -> Iterator[bool]:
 
     def renew() -> None:
         while not done.wait(RENEW_SECONDS):
-            # A failed renewal is harmless: the lease expires only after ten of them.
+            # A failed renewal can be ignored, because the lease expires only after ten failures.
             with contextlib.suppress(OSError):
                 _write(file, owner)
 
@@ -43,7 +46,7 @@ def hold_lease(file: epath.Path, worker: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # The thread must end first, or it could write the file again after it is removed.
+        # The thread must end first. Otherwise it could write the file after the file was removed.
         done.set()
         thread.join()
         with contextlib.suppress(OSError):
@@ -51,7 +54,7 @@ def hold_lease(file: epath.Path, worker: str) -> Iterator[bool]:
 
 
 def lease_owner(file: epath.Path) -> str:
-    """Return the worker that holds the lease, "" if it is free or expired."""
+    """Return the name of the worker that has the lease, or "" if the lease is free or expired."""
     try:
         lease = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
@@ -64,7 +67,7 @@ def _take(file: epath.Path, owner: str) -> bool:
         return False
     file.parent.mkdir(parents=True, exist_ok=True)
     _write(file, owner)
-    # Long enough for other workers that saw the lease free to have written theirs.
+    # Wait until other workers that also found the lease free have written their files.
     time.sleep(0.05 if "://" not in str(file) else 2.0)
     return lease_owner(file) == owner
 

@@ -1,4 +1,4 @@
-"""Text previews of a sweep: its axes, its trials and their cost."""
+"""Text previews of a sweep's axes, trials and costs."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from llama_cpt.sweeps.trials import Trial
 
 
 def describe_sweep(sweep: SweepConfig) -> str:
-    """Return the sweep's axes and budgets in the syntax of a config."""
+    """Return the axes, Sobol points and token budgets of the sweep in the syntax of a config."""
     lines = [
         f'  AxisConfig("{axis.field}", {axis.values})'
         if axis.values
@@ -21,7 +21,7 @@ def describe_sweep(sweep: SweepConfig) -> str:
 
 
 def trial_table(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
-    """Return a table of every trial with its tokens and chip-hours, and the sum."""
+    """Return a text table with the steps, tokens and chip-hours of each trial, and their sums."""
     rows = [("trial", "steps", "tokens", "chip-hours")]
     rows += [_row(sweep, trial.name, [trial]) for trial in trials]
     rows.append(_row(sweep, f"{len(trials)} trials", trials))

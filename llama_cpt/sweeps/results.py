@@ -1,4 +1,4 @@
-"""Results of trials: the status file of each, and ``results.csv`` over all of them."""
+"""Results of trials: a status file per trial, and a table ``results.csv`` per sweep."""
 
 from collections.abc import Hashable, Sequence
 import csv
@@ -21,39 +21,47 @@ COLUMNS = (
     "base_bits_per_byte"
 ).split(", ")
 STATUS_FILE = "trial.json"
+"""Name of the status file in a trial's output folder."""
 
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """The result of a trial that has ended."""
+    """The status of a trial that has ended."""
 
     status: Literal["done", "diverged", "failed"]
     reason: str = ""
+    """Error message; empty if ``status`` is ``done``."""
     tokenizer: str = ""
-    """The fingerprint of its tokenizer."""
+    """Fingerprint of the trial's tokenizer."""
     seconds: float = 0.0
-    """Wall time of the whole trial."""
+    """Wall time of the whole trial in seconds."""
     step_seconds: float = 0.0
-    """Wall time of its training steps."""
+    """Wall time of the trial's training steps in seconds."""
     evaluation_seconds: float = 0.0
-    """Wall time of its held-out evaluations."""
+    """Wall time of the trial's held-out evaluations in seconds."""
 
 
 def read_status(trial: Trial) -> TrialStatus | None:
-    """Return the trial's status, or None if it has not ended."""
+    """Return the status of ``trial``, or None if the trial has not ended."""
     file = epath.Path(trial.config.output) / STATUS_FILE
     return TrialStatus(**json.loads(file.read_text())) if file.exists() else None
 
 
 def write_status(trial: Trial, status: TrialStatus) -> None:
-    """Write the status next to the trial's metrics, after them: its presence means the end."""
+    """Write the status file in the trial's output folder.
+
+    The file marks the trial as ended, so it must be written after the metrics.
+    """
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / STATUS_FILE, (json.dumps(asdict(status), indent=1) + "\n").encode())
 
 
 def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
-    """Return a key over all that the initial held-out losses depend on; equal keys share them."""
+    """Return the values in the trial's config that determine the initial held-out losses.
+
+    Trials with equal keys have the same initial losses.
+    """
     config = trial.config
     data, weights = config.data, config.init_from or f"random with seed {config.seed}"
     evaluation = data.tokenizer, data.heldout, data.sequence_length, config.evaluation.documents
@@ -61,13 +69,16 @@ def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
 
 
 def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
-    """Return the lines of the trial's ``metrics.jsonl`` with held-out losses, by step."""
+    """Return the lines with held-out losses in the trial's ``metrics.jsonl``, in order of steps."""
     lines = _metrics(trial)
     return [line for line in lines if any(key.startswith("eval/") for key in line)]
 
 
 def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
-    """Return group -> mean of its corpora's last held-out bits per byte, {} if not evaluated."""
+    """Return the last held-out bits per byte of each group, averaged over the group's corpora.
+
+    The dict is empty if the trial has not been evaluated.
+    """
     evaluations, groups = read_evaluations(trial), sweep.groups()
     if not evaluations:
         return {}
@@ -78,7 +89,10 @@ def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
 
 
 def step_seconds(trial: Trial) -> float:
-    """Return the seconds of the trial's training steps, from the throughput in its metrics."""
+    """Return the wall time of the trial's training steps in seconds.
+
+    The time is computed from the throughput in ``metrics.jsonl``.
+    """
     total, last = 0.0, trial.first_step
     for line in _metrics(trial):
         if speed := line.get("perf/tokens_per_second"):
@@ -88,14 +102,15 @@ def step_seconds(trial: Trial) -> float:
 
 
 def evaluation_seconds(trial: Trial) -> float:
-    """Return the seconds of the trial's held-out evaluations."""
+    """Return the wall time of the trial's held-out evaluations in seconds."""
     return sum((line.get("perf/evaluation_seconds", 0.0) for line in _metrics(trial)), 0.0)
 
 
 def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
-    """Write ``results.csv`` of all trials that have ended and return its path.
+    """Write ``results.csv`` with the evaluations of all ended trials, and return its path.
 
-    A diverged trial gets a last row with empty losses. Trials that failed are left out.
+    A diverged trial has an additional last row per corpus, in which the losses are empty. Failed
+    trials are omitted.
     """
     base: dict[tuple[Hashable, ...], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
@@ -103,13 +118,13 @@ def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
         if (status := read_status(trial)) is None or status.status == "failed":
             continue
         evaluations, key = read_evaluations(trial), initial_state_key(trial)
-        # A trial that continues another one has no evaluation of the initial weights of its own.
+        # A trial that continues from its parent's checkpoint does not evaluate the initial weights.
         if evaluations and evaluations[0]["step"] == 0:
             base[key] = evaluations[0]
         for corpus in sweep.groups().items():
             rows += _rows(sweep, trial, status, corpus, evaluations, base.get(key, {}))
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     file = epath.Path(sweep.output) / "results.csv"
@@ -130,10 +145,13 @@ def _rows(
     evaluations: Sequence[dict[str, Any]],
     base: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return the rows of one trial for one (corpus, group), one per evaluation."""
+    """Return one row of ``results.csv`` per evaluation of a trial on one corpus.
+
+    ``corpus`` is (corpus name, group), and ``base`` contains the metrics of the initial weights.
+    """
     config, (name, group) = trial.config, corpus
     constant = {
-        # With the sweep's name: sweeps of other pairs and sizes have trials of the same name.
+        # The name starts with the sweep's name, because trial names are unique only within a sweep.
         "run": f"{sweep.output.rstrip('/').rsplit('/', 1)[-1]}/{trial.name}",
         "pair": sweep.pair,
         "parameters": non_embedding_parameters(config.model),

@@ -1,16 +1,17 @@
-"""Running a sweep: every trial once, on one compiled step per size, with its status recorded."""
+"""Execution of the trials of a sweep. Trials of the same model size use one compiled step."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 import json
 import time
 import traceback
+from typing import Any, Literal
 
 from etils import epath
 import jax
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER
 from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
@@ -34,24 +35,26 @@ from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import BranchPoint, Evaluation, evaluate, fit
 
 WAIT_SECONDS = 20.0
-"""Seconds between checks of the leases of other workers."""
+"""Seconds between two checks of the leases of other workers."""
 
 
 @dataclass
 class SharedWork:
-    """Work that trials share."""
+    """Compiled programs and evaluations that several trials of this process use."""
 
     programs: dict[Hashable, TrainProgram] = field(default_factory=dict)
-    """Compiled programs by ``compile_key``."""
+    """Compiled training programs by ``compile_key``."""
     starts: dict[tuple[Hashable, ...], Evaluation] = field(default_factory=dict)
-    """Held-out losses before the first step, by ``initial_state_key``."""
+    """Held-out results of the initial weights by ``initial_state_key``."""
 
 
 def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
-    """Run the rest of ``worker``'s share, then trials that other workers have not taken or lost.
+    """Run the trials of ``sweep`` that have not ended, together with the other workers.
 
-    Returns when every trial has ended, or after a signal. Trials that diverged are not run again;
-    failed ones are. Raises UserError for a mistake that is found before a trial's first step.
+    This process is worker number ``worker`` of ``workers``, counted from 1. It first runs the
+    chains of trials that are assigned to it, then chains of other workers that no worker has
+    leased. Returns when all trials have ended, or after a stop signal. Diverged trials are not run
+    again. Failed trials are run again in the next call. Raises UserError if a config is invalid.
     """
     check_writable(sweep.output)
     chains = left = make_chains(sweep)
@@ -62,7 +65,7 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
     tried: set[str] = set()
     while left := [chain for chain in left if not _ended(chain, tried)]:
         own = [chain for chain in left if chains.index(chain) % workers == worker - 1]
-        # Shares of others are taken from the end, which their own workers reach last.
+        # Chains of other workers are taken from the end, because those workers run them last.
         free = [chain for chain in own or left[::-1] if not lease_owner(_lease_file(sweep, chain))]
         if not free:
             progress.report_waiting({lease_owner(_lease_file(sweep, chain)) for chain in left})
@@ -81,7 +84,10 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
 
 
 def _check_unchanged(trial: Trial) -> None:
-    """Raise UserError if ``trial`` has ended with another config than that of the sweep."""
+    """Raise UserError if ``trial`` has ended with a different config.
+
+    Changes that only cause a warning when a run resumes are permitted.
+    """
     file = epath.Path(trial.config.output) / "config.json"
     if read_status(trial) is None or not file.exists():
         return
@@ -93,7 +99,7 @@ def _check_unchanged(trial: Trial) -> None:
     except UserError as error:
         raise UserError(
             f"{trial.config.output} has ended, but not as this sweep would train it: {error} Set "
-            "another output for the sweep, or delete that folder."
+            "a different output for the sweep, or delete that folder."
         ) from None
 
 
@@ -102,11 +108,12 @@ def _run_chain(chain: BudgetChain, shared: SharedWork, progress: SweepProgress) 
         status = read_status(trial)
         if status and status.status != "failed":
             continue
-        parent = read_status(trial.parent) if trial.parent else None
-        if parent and parent.status != "done":
-            write_status(trial, TrialStatus(parent.status, f"as {trial.parent.name} did"))
-            progress.report(trial)
-            continue
+        if trial.parent:
+            parent = read_status(trial.parent)
+            if parent and parent.status != "done":
+                write_status(trial, TrialStatus(parent.status, f"as {trial.parent.name} did"))
+                progress.report(trial)
+                continue
         outcome = _run_trial(trial, shared, progress)
         if outcome is not Outcome.FINISHED:
             return outcome
@@ -115,16 +122,21 @@ def _run_chain(chain: BudgetChain, shared: SharedWork, progress: SweepProgress) 
 
 
 def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Outcome:
-    """Train ``trial`` and record its status; its output goes to ``log.txt`` in its folder."""
+    """Train ``trial``, write its status, and return the outcome.
+
+    The output of the trial is written to ``log.txt`` in the trial's folder. Raises UserError if the
+    trial's config is invalid.
+    """
     config, start = trial.config, time.monotonic()
     key = compile_key(config)
     with progress.capture(trial):
-        # An error here is a mistake in the sweep's config: it ends the sweep before any step.
+        # An error in build_run is a mistake in the sweep's config, so it ends the sweep.
         run = build_run(config, make_mesh(config.mesh), shared.programs.get(key))
         shared.programs[key] = run.program
         parent = trial.parent
         branch_point = BranchPoint(parent.config.output, trial.first_step) if parent else None
-        status, reason = "done", ""
+        status: Literal["done", "diverged", "failed"] = "done"
+        reason = ""
         try:
             outcome = fit(
                 run, branch_point=branch_point, at_start=_initial_losses(trial, run, shared)
@@ -132,7 +144,7 @@ def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Out
         except DivergedError as error:
             status, reason, outcome = "diverged", str(error), Outcome.FINISHED
         except Exception as error:
-            # Any failure is recorded, so that the other trials run.
+            # A failed trial must not prevent the other trials from running.
             traceback.print_exc()
             status, reason, outcome = "failed", f"{type(error).__name__}: {error}", Outcome.FINISHED
     if outcome is Outcome.FINISHED:
@@ -142,7 +154,11 @@ def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Out
 
 
 def _initial_losses(trial: Trial, run: Run, shared: SharedWork) -> Evaluation | None:
-    """Return the held-out losses of the initial weights, measured once for all trials."""
+    """Return the held-out results of the trial's initial weights.
+
+    Equal initial weights are evaluated only once per process. Returns None if the trial continues
+    from its parent or if the config has no held-out corpora.
+    """
     if trial.parent or not run.heldout:
         return None
     key = initial_state_key(trial)
@@ -153,9 +169,13 @@ def _initial_losses(trial: Trial, run: Run, shared: SharedWork) -> Evaluation | 
 
 
 def _ended(chain: BudgetChain, tried: set[str]) -> bool:
-    """Return whether ``chain`` is complete, or has failed in this call of the command."""
-    statuses = [read_status(trial) for trial in chain]
-    if None in statuses:
+    """Return whether all trials of ``chain`` have ended.
+
+    A failed trial counts as ended only if the current call of ``run_sweep`` has run its chain.
+    ``tried`` contains the name of the first trial of each chain that the current call has run.
+    """
+    statuses = [status for trial in chain if (status := read_status(trial))]
+    if len(statuses) < len(chain):
         return False
     return all(status.status != "failed" for status in statuses) or chain[0].name in tried
 
@@ -172,7 +192,11 @@ def _drop_checkpoints(chain: BudgetChain) -> None:
 
 
 def _check_compilations(shared: SharedWork) -> None:
-    """Assert that no step was compiled twice, which would double the cost of short trials."""
+    """Assert that each training step was compiled at most once.
+
+    A second compilation can take as long as all steps of a short trial.
+    """
     for program in shared.programs.values():
-        count = program.step._cache_size()
+        step: Any = program.step
+        count = step._cache_size()
         assert count <= 1, f"a step was compiled {count} times for one size and batch shape"

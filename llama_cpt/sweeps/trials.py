@@ -1,4 +1,4 @@
-"""The trials of a sweep: their configs, names and shared stable phases."""
+"""The trials of a sweep, and chains of trials with common steps before the learning-rate decay."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,37 +31,45 @@ class Trial:
     name: str
     config: TrainConfig
     size: str
-    """The name of its model size; "" if the sweep has one size."""
+    """Name of the trial's model size; "" if the sweep has one size."""
     parent: "Trial | None" = None
-    """The trial of the next smaller token budget, whose stable phase this one continues."""
+    """Trial with the next smaller token budget; None for the smallest budget.
+
+    Training continues from the parent's checkpoint at the start of the parent's learning-rate
+    decay.
+    """
 
     @property
     def stable_steps(self) -> int:
-        """Number of steps before the decay, which the trial of a larger budget shares."""
+        """Number of steps before the learning-rate decay."""
         return self.config.num_steps - self.config.optimizer.decay_steps
 
     @property
     def first_step(self) -> int:
-        """Number of steps that the parent has trained already."""
+        """Number of steps before the parent's checkpoint; 0 if the trial has no parent."""
         return self.parent.stable_steps if self.parent else 0
 
     @property
     def own_tokens(self) -> int:
-        """Number of row tokens that this trial trains on itself."""
+        """Number of tokens in the steps after ``first_step``, including padding."""
         return (self.config.num_steps - self.first_step) * tokens_per_step(self.config)
 
 
 BudgetChain = tuple[Trial, ...]
-"""Trials that differ only in their token budget, run in this order by one worker."""
+"""Trials that differ only in their token budget, smallest budget first.
+
+One worker runs all trials of a chain, in this order.
+"""
 
 Point = dict[str, tuple[str, Value]]
-"""A point of the grid: field -> (name of the value, value)."""
+"""A point of the sweep: a dict from the field of each axis to (name of the value, value)."""
 
 
 def make_chains(sweep: SweepConfig) -> list[BudgetChain]:
-    """Return all trials in chains, those of one size together, so that they share a compilation.
+    """Return all trials of ``sweep`` as chains, grouped by model size.
 
-    Raises UserError if the field of an axis is unknown or does not accept a value.
+    Raises UserError if the field of an axis is unknown, if a field does not accept a value, or if
+    two trials would have the same name.
     """
     values = to_dict(sweep.train)
     for axis in sweep.axes:
@@ -77,12 +85,15 @@ def make_chains(sweep: SweepConfig) -> list[BudgetChain]:
 
 
 def tokens_per_step(config: TrainConfig) -> int:
-    """Return the number of row tokens per step."""
+    """Return the number of tokens per training step, including padding."""
     return config.global_batch_size * config.data.sequence_length
 
 
 def mean_almr(config: TrainConfig) -> Fraction:
-    """Return the target share of additional tokens over the whole run, all stages together."""
+    """Return the target ALMR, averaged over all steps of the run.
+
+    ALMR is the share of training tokens from ``data.additional``, from 0 to 1.
+    """
     stages = [*config.data.almr_stages(), (config.num_steps, Fraction(0))]
     parts = [
         (min(until, config.num_steps) - min(start, config.num_steps)) * almr
@@ -92,7 +103,11 @@ def mean_almr(config: TrainConfig) -> Fraction:
 
 
 def mixture_order(config: TrainConfig) -> str:
-    """Return ``interleaved`` (one ratio), ``block`` (one group per stage) or ``staged``."""
+    """Return the kind of ``data.almr``: ``interleaved``, ``block`` or ``staged``.
+
+    ``interleaved`` means one ratio for all steps. ``block`` means several stages, each of which
+    uses only one group of corpora. ``staged`` means any other list of stages.
+    """
     shares = [almr for step, almr in config.data.almr_stages() if step < config.num_steps]
     if len(shares) == 1:
         return "interleaved"
@@ -100,7 +115,12 @@ def mixture_order(config: TrainConfig) -> str:
 
 
 def _points(sweep: SweepConfig) -> list[Point]:
-    """Return all points: cells times Sobol points times the grid of the other axes."""
+    """Return the points of the sweep.
+
+    The points are the Cartesian product of three sets: the pairs of ALMR and learning rate in
+    ``cells``, the Sobol points of the axes with ``between``, and the grid of the axes with
+    ``values``.
+    """
     grids = [
         [(axis.field, (name, value)) for name, value in zip(_names(axis), axis.values, strict=True)]
         for axis in sweep.axes
@@ -112,7 +132,7 @@ def _points(sweep: SweepConfig) -> list[Point]:
     sobol = _sobol_points([axis for axis in sweep.axes if axis.between], sweep)
     parts = itertools.product(cells, sobol, itertools.product(*grids))
     found = [dict(itertools.chain(*part)) for part in parts]
-    # Trial names list the fields in the order of the axes.
+    # The order of the fields in a point is their order in the trial's name.
     order = [
         *((ALMR_FIELD, LEARNING_RATE_FIELD) if sweep.cells else ()),
         *(axis.field for axis in sweep.axes),
@@ -123,11 +143,16 @@ def _points(sweep: SweepConfig) -> list[Point]:
 def _sobol_points(
     axes: Sequence[AxisConfig], sweep: SweepConfig
 ) -> list[tuple[tuple[str, tuple[str, Value]], ...]]:
-    """Return scrambled Sobol points, fixed by the seed, in as few digits as keep them distinct."""
+    """Return ``sweep.points`` scrambled Sobol points, which depend on the seed of the config.
+
+    Values are rounded to the smallest number of digits, at least three, with which all points are
+    distinct.
+    """
     if not axes:
         return [()]
     sampler = qmc.Sobol(len(axes), rng=np.random.default_rng(sweep.train.seed))
-    # Sobol points are balanced for powers of two only, so draw the next one and take the first.
+    # Sobol points are balanced only if their number is a power of two. The next power of two is
+    # drawn, and the first ``sweep.points`` are used.
     unit = sampler.random_base2(max(sweep.points - 1, 1).bit_length())[: sweep.points]
     columns = [_scale(unit[:, column], axis) for column, axis in enumerate(axes)]
     names: list[tuple[str, ...]] = []
@@ -158,35 +183,43 @@ def _name(value: Value) -> str:
 
 
 def _load_optimal_rate(law: str) -> OptimalRate | None:
-    """Return the optimal learning rate per ALMR from the law's file, None without a law."""
+    """Return the optimal learning rate as a function of ALMR, read from the file ``law``.
+
+    Returns None if ``law`` is "". Raises UserError if the file contains no optimal learning rate.
+    """
     if not law:
         return None
     if (optimal := load_law(law).optimal_rate) is None:
         raise UserError(
-            f"{law} has no optimal learning rate per ALMR: the law was refused; set another law."
+            f"{law} has no optimal learning rate per ALMR, because the fit was rejected; set a "
+            "different law."
         )
     return optimal
 
 
 def _rate_at(optimal: OptimalRate, almr: float) -> float:
-    """Return the optimal rate at ``almr``, interpolated in its logarithm, constant outside."""
+    """Return the optimal learning rate at ``almr``.
+
+    The logarithm of the rate is interpolated linearly. Outside the law's range of ALMR,
+    the rate at the nearest end of the range is returned.
+    """
     return float(np.exp(np.interp(almr, optimal.almr, np.log(optimal.learning_rate.value))))
 
 
 def _chain(
     sweep: SweepConfig, size: SizeConfig, point: Point, optimal: OptimalRate | None
 ) -> BudgetChain:
-    """Return the trials of one point and size, one per token budget."""
+    """Return the trials of one point and model size, one per token budget."""
     values = to_dict(replace(sweep.train, model=size.model, init_from=size.init_from))
     parts = [size.name] if size.name else []
     for field, (name, value) in point.items():
         _set(values, field, value)
         parts.append(f"{field.rsplit('.', 1)[-1]}_{name}")
     stem = "-".join(parts) or "trial"
-    # from_dict checks every value against its field's type and names the field in errors.
+    # from_dict checks the type of every value and names the field in its errors.
     config = from_dict(TrainConfig, values, f"trial {stem}")
     if optimal:
-        # With a law, the axis of the learning rate holds multiples of the optimal rate.
+        # With a law, the values of the learning rate are multiples of the optimal rate.
         optimizer = config.optimizer
         rate = optimizer.peak_learning_rate * _rate_at(optimal, float(mean_almr(config)))
         optimizer = replace(optimizer, peak_learning_rate=float(f"{rate:.3g}"))
@@ -213,15 +246,17 @@ def _with_tokens(config: TrainConfig, tokens: int, sweep: SweepConfig) -> TrainC
 
 
 def _with_stable_checkpoint(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` with a kept checkpoint at the start of the decay, for the next budget.
+    """Return ``config`` with settings that save and keep a checkpoint at the start of the decay.
 
-    Checkpoints are evenly spaced up to it, so the decay may start a step or two early.
+    The trial with the next larger token budget continues from this checkpoint. All checkpoints are
+    evenly spaced, so the decay can start some steps earlier than in ``config``. Raises UserError if
+    the run has no step before the decay.
     """
     stable = config.num_steps - config.optimizer.decay_steps
     if stable < 1:
         raise UserError(
-            f"token_budgets: the smallest is {config.num_steps} steps, too few for a stable phase "
-            "and a decay; raise it."
+            f"token_budgets: the smallest has only {config.num_steps} steps, which is too few for "
+            "a stable phase and a decay; increase it."
         )
     saves = -(-stable // config.checkpoint.every_steps)
     every = stable // saves
@@ -232,7 +267,7 @@ def _with_stable_checkpoint(config: TrainConfig) -> TrainConfig:
         checkpoint=replace(
             config.checkpoint,
             every_steps=every,
-            # The checkpoints of the decay and the final one must not displace it.
+            # Keep this checkpoint although later checkpoints are saved during and after the decay.
             keep=max(config.checkpoint.keep, decay // every + 2),
         ),
     )
@@ -252,7 +287,10 @@ def _require_field(config: TrainConfig, values: dict[str, Any], field: str) -> N
 
 
 def _children(section: Any) -> dict[str, Any]:
-    """Return the fields of a section by name, or the entries of a tuple by index."""
+    """Return the fields of a config section by name, or the entries of a list by index.
+
+    The dict is empty for a value without fields or entries.
+    """
     if isinstance(section, list):
         return {str(index): entry for index, entry in enumerate(section)}
     return section if isinstance(section, dict) else {}

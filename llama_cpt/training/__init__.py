@@ -1,1 +1,1 @@
-"""The compiled training step, the training loop, and what surrounds it."""
+"""Training: the compiled step, the training loop, resuming, reports and the watchdog."""

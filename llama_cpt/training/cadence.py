@@ -1,16 +1,18 @@
-"""Cadence of a run: the steps after which it evaluates, saves a checkpoint and reports.
+"""The steps after which a run evaluates, saves a checkpoint and logs metrics.
 
-Every function is pure in the number of steps done, so that a resumed run acts at the same steps.
+The results of the functions depend only on their arguments, so a resumed run and an uninterrupted
+run evaluate, save and log after the same steps.
 """
 
 from llama_cpt.config.schema import EvaluationConfig, TrainConfig
 
 
 def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int) -> bool:
-    """Return whether held-out loss is due after ``steps_done`` steps.
+    """Return whether the held-out loss is measured after ``steps_done`` steps.
 
-    It is due before the first step, every ``every_steps``, at the end, and, with
-    ``early_evaluations``, at powers of two below ``every_steps``.
+    The loss is measured before the first step, after every ``every_steps`` steps and after the
+    last step. With ``early_evaluations``, it is also measured after 1, 2, 4, 8, ... steps, up to
+    the largest power of two below ``every_steps``.
     """
     power_of_two = steps_done & (steps_done - 1) == 0
     return (
@@ -21,10 +23,16 @@ def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int
 
 
 def is_checkpoint_step(config: TrainConfig, steps_done: int) -> bool:
-    """Return whether a checkpoint is due after ``steps_done`` steps; the last step saves anyway."""
+    """Return whether ``steps_done`` is a multiple of ``checkpoint.every_steps``.
+
+    The training loop saves a checkpoint if the result is True, and always after the last step.
+    """
     return steps_done % config.checkpoint.every_steps == 0
 
 
 def is_report_step(config: TrainConfig, steps_done: int) -> bool:
-    """Return whether the metrics of a step are due; those of the first and the last always are."""
+    """Return whether the metrics of step number ``steps_done``, counted from 1, are logged.
+
+    The metrics of the first and the last step are always logged.
+    """
     return steps_done % config.log_every_steps == 0 or steps_done in (1, config.num_steps)

@@ -1,6 +1,9 @@
-"""Goodput: the share of a run's wall time that trained, and where the rest of the time went."""
+"""Goodput: the fraction of a run's wall time that is spent in training steps.
 
-from collections.abc import Iterator, Mapping, Sequence
+Every launch of a run is called an attempt. An interrupted run has several attempts.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
 import contextlib
 import time
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 from llama_cpt.runtime.progress import duration
 
 STEP = "step"
-PARTS = (
+PARTS: tuple[str, ...] = (
     STEP,
     "startup",
     "restore",
@@ -22,25 +25,34 @@ PARTS = (
     "repeated",
     "stopped",
 )
-"""Names of the parts. ``data``: a step waits for rows. ``repeated``: steps that are trained again
-because they were not saved. ``stopped``: from the last line of metrics to the next start."""
+"""Names of the parts into which a run's wall time is divided.
+
+``step`` is the time of training steps and counts as goodput. ``data`` is the time spent waiting for
+rows. ``repeated`` is the time of steps that an attempt did after its last checkpoint, and that
+the next attempt did again. ``stopped`` is the time from the last metrics of an attempt to the
+launch of the next attempt.
+"""
 
 _SECONDS, _CLOCK = "perf/seconds/", "perf/unix_seconds"
 
 
 class Goodput:
-    """A clock that attributes every second to one part; it starts in ``startup``."""
+    """A clock that attributes each second of a run to one of ``PARTS``.
+
+    The clock starts in the part ``startup`` at the Unix time ``started``, by default the
+    current time.
+    """
 
     def __init__(self, started: float | None = None) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        """Seconds of this start by part."""
+        """Seconds per part since the clock started. Earlier attempts are not included."""
         self._before = dict.fromkeys(PARTS, 0.0)
         self.part, self.since = "startup", time.time() if started is None else started
         self._started = self.since
 
     @contextlib.contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Context manager that attributes the seconds inside to ``part``."""
+    def measure(self, part: str) -> Generator[None]:
+        """Context manager that attributes the time of its block to ``part``."""
         outer = self.part
         self.switch_to(part)
         try:
@@ -49,16 +61,16 @@ class Goodput:
             self.switch_to(outer)
 
     def switch_to(self, part: str) -> None:
-        """Attribute the seconds from now on to ``part``."""
+        """Attribute the time from now on to ``part``."""
         now = time.time()
         self.seconds[self.part] += now - self.since
         self.part, self.since = part, now
 
     def continue_from(self, lines: Sequence[Mapping[str, Any]], first_step: int) -> None:
-        """Add the seconds of earlier starts from the ``lines`` of metrics of a resumed run.
+        """Add the seconds of earlier attempts, read from ``lines`` of ``metrics.jsonl``.
 
-        The run resumes after ``first_step``; if that step has no line of its own, its seconds are
-        interpolated linearly.
+        The run resumes after ``first_step``. If ``lines`` contains no entry for this step, the time
+        of the training steps up to ``first_step`` is interpolated linearly.
         """
         timed = [line for line in lines if _CLOCK in line]
         if not timed:
@@ -68,13 +80,13 @@ class Goodput:
         trained = float(np.interp(first_step, steps, seconds, left=0.0))
         last = timed[-1]
         self._before = {part: last.get(_SECONDS + part, 0.0) for part in PARTS}
-        # Steps after the checkpoint were trained but not saved: their seconds count as lost.
+        # Steps after the checkpoint were done but not saved, so their time counts as lost.
         self._before[STEP] = trained
         self._before["repeated"] += seconds[-1] - trained
         self._before["stopped"] += max(self._started - last[_CLOCK], 0.0)
 
     def values(self) -> dict[str, float]:
-        """Return metric key -> value up to now."""
+        """Return the metrics ``perf/goodput``, ``perf/unix_seconds`` and ``perf/seconds/PART``."""
         self.switch_to(self.part)
         seconds = self._total_seconds()
         spent = {_SECONDS + part: value for part, value in seconds.items() if value}
@@ -82,7 +94,11 @@ class Goodput:
         return {"perf/goodput": share, _CLOCK: self.since} | spent
 
     def summary(self) -> str:
-        """Return one line: the share that trained, then the other parts, largest first."""
+        """Return one line that summarizes the wall time of the run.
+
+        The line contains the goodput, the wall time, and the fraction of the wall time in each part
+        except ``step``. A fraction that rounds to 0.0 % is omitted.
+        """
         share = self.values()["perf/goodput"]
         seconds = self._total_seconds()
         total = max(sum(seconds.values()), 1e-9)
@@ -92,5 +108,5 @@ class Goodput:
         return f"goodput {share:.1%} of {duration(total)}" + (f"; {shown}" if shown else "")
 
     def _total_seconds(self) -> dict[str, float]:
-        """Return the seconds of all starts by part."""
+        """Return the seconds per part, summed over all attempts of the run."""
         return {part: self._before[part] + value for part, value in self.seconds.items()}

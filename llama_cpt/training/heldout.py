@@ -1,9 +1,12 @@
-"""Held-out loss and bits per byte: every token of whole documents scored once, in rolling windows.
+"""Held-out loss and bits per byte of whole documents, scored in rolling windows.
 
-The windows are those of lm-evaluation-harness (``get_rolling_token_windows`` with ``context_len``
-1), so that numbers are comparable: BOS is read and not scored, EOS is neither, a window's first
-input is the last token of the previous window, and the last window starts early enough to be full.
-Bits per byte divide by the UTF-8 bytes of the source text, so they do not depend on the tokenizer.
+Every token of a document's text is scored once. The windows are the same as in
+lm-evaluation-harness (``get_rolling_token_windows`` with ``context_len`` 1), so the results can be
+compared with the results of lm-evaluation-harness. BOS is the first input and is not scored. EOS is
+not used. The first input of a window is the last target of the previous window. If the last of
+several windows would be shorter, it is extended to the full length with earlier tokens of the
+document, and these tokens are not scored again. For bits per byte, the summed loss is divided by
+the number of UTF-8 bytes of the source text, so models with different tokenizers can be compared.
 """
 
 import bisect
@@ -22,34 +25,44 @@ from llama_cpt.runtime.progress import Progress
 
 @runtime_checkable
 class Documents(Protocol):
-    """The held-out documents of a corpus, as ``prepare`` stores them."""
+    """A sequence of tokenized held-out documents of one corpus."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> Sequence[tuple[np.ndarray, int]]:
-        """Return each document's tokens from BOS to EOS and the bytes of its source text."""
+        """Return ``(tokens, num_bytes)`` of each document in ``indices``.
+
+        ``tokens`` starts with BOS and ends with EOS. ``num_bytes`` is the number of UTF-8 bytes of
+        the source text.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class HeldoutResult:
-    """The loss of a model on one held-out corpus."""
+    """The loss of a model on the sampled documents of one held-out corpus."""
 
     loss: float
-    """Nats per token of text."""
+    """Mean negative log-likelihood in nats per scored token."""
     bits_per_byte: float
+    """Summed negative log-likelihood in bits, divided by ``bytes``."""
     tokens: int
+    """Number of scored tokens."""
     bytes: int
+    """Number of UTF-8 bytes of the documents' source text."""
     documents: int
+    """Number of documents in the sample."""
 
 
 class Window(NamedTuple):
-    """A part of one document; ``targets[-scored:]`` are scored, the rest is context."""
+    """A window of one document's tokens. Only the last ``scored`` targets are scored."""
 
     tokens: Integer[np.ndarray, " length"]
     targets: Integer[np.ndarray, " length"]
     scored: int
+    """Number of targets at the end that are scored; the targets before them are context."""
     corpus: int
+    """Index of the held-out corpus."""
 
 
 def evaluate_heldout(
@@ -61,11 +74,12 @@ def evaluate_heldout(
     documents: int,
     bos_id: int,
 ) -> dict[str, HeldoutResult]:
-    """Score up to ``documents`` documents of each corpus, always the same ones, evenly spaced.
+    """Return a dict from corpus name to the results on up to ``documents`` documents.
 
-    ``score(batch)`` returns the negative log-likelihood of ``batch.targets`` in nats, float32
-    (batch_size, sequence_length); every batch has that shape. Sums are float64. Raises UserError
-    if the documents of a corpus hold no text.
+    The documents are evenly spaced in the corpus, so the choice is deterministic. ``score(batch)``
+    returns the negative log-likelihood of ``batch.targets`` in nats. All batches and all results of
+    ``score`` have shape (batch_size, sequence_length). Losses are summed in float64. Raises
+    UserError if the chosen documents of a corpus contain no text.
     """
     windows: list[Window] = []
     byte_counts, document_counts = [], []
@@ -75,8 +89,8 @@ def evaluate_heldout(
         document_counts.append(len(chosen))
         if not byte_counts[-1]:
             raise UserError(
-                f"held-out corpus {name!r}: its {len(chosen)} documents hold no text; check its "
-                "source."
+                f"held-out corpus {name!r}: the {len(chosen)} chosen documents hold no text; check "
+                "the source file."
             )
         for tokens, _ in chosen:
             windows += rolling_windows(tokens, sequence_length, bos_id=bos_id, corpus=corpus)
@@ -94,7 +108,7 @@ def evaluate_heldout(
 
 
 def evenly_spaced(available: int, wanted: int) -> list[int]:
-    """Return ``min(wanted, available)`` evenly spaced indices below ``available``."""
+    """Return ``min(wanted, available)`` evenly spaced indices in ``range(available)``."""
     count = min(available, wanted)
     return [i * available // count for i in range(count)]
 
@@ -102,9 +116,9 @@ def evenly_spaced(available: int, wanted: int) -> list[int]:
 def rolling_windows(
     document: Integer[np.ndarray, " n"], length: int, *, bos_id: int, corpus: int
 ) -> Iterator[Window]:
-    """Yield windows of at most ``length`` tokens that score each token of ``document`` once.
+    """Yield windows of at most ``length`` tokens that together score each text token once.
 
-    ``document`` includes BOS and EOS; one without text has no windows.
+    ``document`` starts with BOS and ends with EOS. A document without text yields no window.
     """
     text = np.asarray(document[:-1], np.int32)
     text[:1] = bos_id
@@ -115,12 +129,12 @@ def rolling_windows(
 
 
 def pack_windows(windows: Sequence[Window], length: int) -> list[list[Window]]:
-    """Pack windows into rows of at most ``length`` tokens by best fit, longest windows first.
+    """Pack ``windows`` into rows of at most ``length`` tokens and return the windows of each row.
 
-    Short windows share a row as separate segments.
+    Windows are packed by best fit, longest first.
     """
     rows: list[list[Window]] = []
-    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
+    room: list[tuple[int, int]] = []  # (number of free tokens, row index), ascending
     for window in sorted(windows, key=lambda window: -len(window.tokens)):
         size = len(window.tokens)
         fit = bisect.bisect_left(room, (size, -1))
@@ -134,9 +148,10 @@ def pack_windows(windows: Sequence[Window], length: int) -> list[list[Window]]:
 
 
 def window_batch(rows: Sequence[Sequence[Window]], batch_size: int, length: int) -> TokenBatch:
-    """Return one batch (batch_size, length) of up to ``batch_size`` rows; padding has segment 0.
+    """Return a batch of shape (batch_size, length) with up to ``batch_size`` rows of windows.
 
-    ``loss_mask`` is 1 for scored targets; ``corpus`` indexes the held-out corpora.
+    Each window is a segment, and padding has segment id 0. The field ``loss_mask`` is 1 for scored
+    targets. The field ``corpus`` contains the index of the held-out corpus of each token.
     """
     fields = {
         name: np.zeros((batch_size, length), np.int32)
@@ -164,7 +179,10 @@ def _sums(
     length: int,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the summed NLL in nats and the number of scored tokens per corpus, float64."""
+    """Return the summed NLL in nats and the number of scored tokens per corpus.
+
+    Both arrays are float64 and have shape (num_corpora,).
+    """
     nll, tokens = np.zeros(num_corpora), np.zeros(num_corpora)
     rows = pack_windows(windows, length)
     total = float(sum(window.scored for window in windows))

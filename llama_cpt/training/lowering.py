@@ -1,4 +1,8 @@
-"""Lowering of a run's programs for TPUs, which need not exist: ``.compile()`` runs ``libtpu``."""
+"""Ahead-of-time lowering of a run's programs for TPU topologies.
+
+No TPU is needed, because the ``compile()`` method of the lowered programs runs the compiler in the
+package ``libtpu``.
+"""
 
 from dataclasses import replace
 import importlib.util
@@ -17,12 +21,15 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import TrainProgram, batch_sharding, make_program
 from llama_cpt.training.reference import row_sharding, scorer_program
 
-# Assumed tokens per preference pair; a run reads the number of pairs per row from its data.
 ROW_TOKENS_PER_PAIR = 1024
+"""Assumed number of tokens per preference pair in the result of ``abstract_batch``.
 
+Training does not use this value, because the number of pairs per row depends on the data.
+"""
 
-# Variables that libtpu reads when it is loaded. They keep it from querying the metadata server for
-# the machine's type, and allow two compilations at a time.
+# Environment variables that libtpu reads when it is loaded. With these values, libtpu does not
+# query the metadata server for the machine's type, and several processes can compile at the same
+# time.
 COMPILER_SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -36,25 +43,34 @@ CONTAINER = (
 
 
 def lower_step(config: TrainConfig, topology: str, slices: int = 1) -> jax.stages.Lowered:
-    """Lower the step that ``train`` would run on ``topology``, such as ``v5p:4x4x8``."""
+    """Lower the training step of ``config`` for ``slices`` slices of ``topology``.
+
+    ``topology`` is a name such as ``v5p:4x4x8``. Raises UserError as ``topology_program`` does.
+    """
     return lower_program(config, topology_program(config, topology, slices))
 
 
 def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> TrainProgram:
-    """Return the programs of ``config`` for ``slices`` slices of ``topology``; no TPU needed."""
+    """Return the programs of ``config`` for ``slices`` slices of ``topology``.
+
+    No TPU is needed. Raises UserError if ``libtpu`` cannot be used or the topology is unknown.
+    """
     require_compiler()
     return make_program(config, topology_mesh(config.mesh, topology, slices), "tpu")
 
 
 def lower_program(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
-    """Lower the step of ``program`` with abstract arguments."""
+    """Lower the training step of ``program`` with ShapeDtypeStructs as arguments."""
     with jax.set_mesh(program.mesh):
         rate = jax.ShapeDtypeStruct((), jnp.float32)
         return program.step.lower(program.state_shapes, abstract_batch(config, program.mesh), rate)
 
 
 def require_compiler() -> None:
-    """Raise UserError if ``libtpu`` is not installed or not available for this machine."""
+    """Check that ``libtpu``, the TPU compiler, is installed, and set its environment variables.
+
+    Raises UserError if ``libtpu`` is not installed. The package supports only Linux on x86_64.
+    """
     machine = f"{platform.system()} on {platform.machine()}"
     if importlib.util.find_spec("libtpu") is not None:
         for name, value in COMPILER_SETTINGS.items():
@@ -66,44 +82,45 @@ def require_compiler() -> None:
         )
     else:
         raise UserError(
-            "libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]' (no TPU "
+            "libtpu, the TPU compiler, is not installed; run: pip install -e '.[tpu]' (no TPU is "
             "needed)."
         )
 
 
 def lower_reference(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
-    """Lower the pass that computes a preference run's reference log-probabilities."""
+    """Lower the program that computes the reference log-probabilities of one micro-batch."""
     scorer = scorer_program(config.compute.loss_chunk_tokens)
     with jax.set_mesh(program.mesh):
-        return scorer.lower(program.base_model_shapes, _rows(abstract_batch(config, program.mesh)))
+        batch = _microbatch(abstract_batch(config, program.mesh), program.mesh)
+        return scorer.lower(program.base_model_shapes, batch)
 
 
 def lower_evaluation(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
-    """Lower the pass over one batch of held-out text."""
+    """Lower the program that scores one batch of held-out text."""
     size = config.evaluation.batch_size
-    # Held-out text is scored as next-token batches, whatever the run's objective is.
+    # Held-out text is scored in next-token batches for every objective.
     as_text = replace(
         config, objective=NextTokenConfig(), global_batch_size=size, microbatch_size=0
     )
     with jax.set_mesh(program.mesh):
-        return program.score.lower(
-            program.state_shapes.model, _rows(abstract_batch(as_text, program.mesh))
-        )
+        batch = _microbatch(abstract_batch(as_text, program.mesh), program.mesh)
+        return program.score.lower(program.state_shapes.model, batch)
 
 
-def _rows(batch: Batch) -> Batch:
-    """Return the shapes and shardings of one micro-batch of ``batch``, placed for scoring."""
+def _microbatch(batch: Batch, mesh: Mesh) -> Batch:
+    """Return one micro-batch of the abstract ``batch`` with the sharding for scoring."""
 
     def leaf(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(
-            shape.shape[1:], shape.dtype, sharding=row_sharding(shape.sharding.mesh)
-        )
+        return jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype, sharding=row_sharding(mesh))
 
     return jax.tree.map(leaf, batch)
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
-    """Return the shapes and shardings of a step's batch: (micro-batches, rows, ...)."""
+    """Return a step's batch in which every array is a ShapeDtypeStruct with a sharding.
+
+    Every field has the leading dimensions (micro-batches, rows per micro-batch).
+    """
     rows = config.num_microbatches, config.microbatch_rows
 
     def leaf(dtype: Any, last: int = config.data.sequence_length) -> jax.ShapeDtypeStruct:

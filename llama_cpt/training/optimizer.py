@@ -1,4 +1,4 @@
-"""AdamW and the learning-rate schedules; rates are computed on the host."""
+"""AdamW, and learning-rate schedules that are computed on the host."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from llama_cpt.runtime.errors import UserError
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Return the learning rate of step number ``step``, which counts from 0.
+    """Return the learning rate of step number ``step``, counted from 0.
 
-    Warm-up is linear from ``initial_learning_rate`` and reaches the peak on step ``warmup_steps``;
-    ``cosine``, ``linear`` and the decay of ``wsd`` reach the final rate on the last step. The rate
-    depends on the step number only, so a resumed run computes the same rates.
+    Warm-up is linear from ``initial_learning_rate`` and reaches the peak on step ``warmup_steps``.
+    The schedules ``cosine``, ``linear`` and ``wsd`` reach the final rate on the last step. The rate
+    depends only on the arguments, so a resumed run uses the same rates as an uninterrupted run.
     """
     peak, final = config.peak_learning_rate, config.final_learning_rate_fraction
     if step < config.warmup_steps:
@@ -36,21 +36,27 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 def check_schedule(config: OptimizerConfig, num_steps: int) -> None:
-    """Raise UserError if warm-up and decay do not fit into ``num_steps``."""
+    """Raise UserError if warm-up and decay together are longer than ``num_steps``.
+
+    Also raises UserError if the schedule ``wsd`` has no decay steps.
+    """
     decay_steps = config.decay_steps if config.schedule == "wsd" else 0
     if config.schedule == "wsd" and decay_steps < 1:
-        raise UserError("optimizer.schedule=wsd needs optimizer.decay_steps of at least 1; set it.")
+        raise UserError(
+            f"optimizer.decay_steps is {decay_steps}; optimizer.schedule=wsd requires at least 1."
+        )
     if config.warmup_steps + decay_steps > num_steps:
         raise UserError(
             f"optimizer.warmup_steps={config.warmup_steps} and optimizer.decay_steps={decay_steps} "
-            f"do not fit into num_steps={num_steps}; shorten them or train more steps."
+            f"do not fit into num_steps={num_steps}; decrease them or increase num_steps."
         )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return AdamW (arXiv 1711.05101) without its learning rate.
+    """Return AdamW (arXiv 1711.05101) with gradient clipping and without a learning rate.
 
-    The step multiplies the updates by the rate, which is an argument of the compiled program.
+    The training step multiplies the updates by the learning rate, which is an argument of the
+    compiled program.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -60,7 +66,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(model: Any) -> Any:
-    """Return the weight-decay mask of ``model``: True for matrices, False for norm scales."""
+    """Return a tree like ``model`` with True for each matrix and False for each norm scale.
+
+    Weight decay applies only to the parameters with True.
+    """
     return jax.tree.map(
         lambda parameter: "norm" not in parameter.get_metadata("axes"),
         model,

@@ -1,9 +1,9 @@
-"""Watching for Compute Engine's preemption notice, which precedes any signal."""
+"""Detection of Compute Engine's preemption notice, which arrives before any signal."""
 
 from http.client import HTTPException
+import logging
 import os
 import signal
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -11,18 +11,20 @@ import urllib.request
 from llama_cpt.runtime.distributed import on_tpu_host
 
 METADATA_HOST = "GCE_METADATA_HOST"
-"""The environment variable with the metadata server's host, as in Google's own libraries."""
+"""Environment variable that sets the metadata server's host, as for Google's client libraries."""
 _URL = "http://{}/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec={}"
-# With wait_for_change the server answers when the value changes, or after this time.
+# With wait_for_change, the server answers when the value changes, or after this number of seconds.
 _ANSWER_SECONDS = 60
 _RETRY_SECONDS = 5.0
 
+logger = logging.getLogger(__name__)
+
 
 class PreemptionWatcher:
-    """Context manager that turns a preemption notice into a SIGTERM to this process.
+    """Context manager that sends SIGTERM to this process upon a preemption notice.
 
-    It polls the metadata server on TPU hosts and if ``GCE_METADATA_HOST`` is set, and sends no
-    request otherwise.
+    A thread polls the metadata server if the machine is a TPU host or ``GCE_METADATA_HOST`` is set.
+    Otherwise no request is sent.
     """
 
     def __init__(self) -> None:
@@ -37,11 +39,13 @@ class PreemptionWatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # The thread is a daemon and not joined: its request may stay open for a minute.
+        # The thread is not joined, because its request can stay open for a minute. It is a daemon,
+        # so it does not keep the process alive.
         self._closed.set()
 
     def _watch(self) -> None:
-        etag = "0"  # The first request returns at once; later ones wait until the value changes.
+        # With this tag the first request returns at once. Later requests wait for a change.
+        etag = "0"
         while not self._closed.is_set():
             url = f"{_URL.format(self._host, _ANSWER_SECONDS)}&last_etag={etag}"
             request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
@@ -51,14 +55,15 @@ class PreemptionWatcher:
                     etag = answer.headers.get("ETag", "0")
             except (OSError, HTTPException) as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code == 404:
-                    # GKE's server does not have this entry; GKE sends SIGTERM early enough itself.
+                    # GKE's metadata server lacks this entry. GKE itself sends SIGTERM to the pod
+                    # when the machine is preempted.
                     return
                 self._closed.wait(_RETRY_SECONDS)
                 continue
             if preempted and not self._closed.is_set():
-                print("\npreemption notice: this machine will be reclaimed", file=sys.stderr)
-                # Python runs the handler of StopSignals in the main thread, between two steps.
+                logger.warning("preemption notice: this machine will be reclaimed")
+                # Python runs the signal handler of StopSignals in the main thread.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            # A server that ignores wait_for_change answers at once; do not flood it.
+            # Limit the rate of requests in case the server ignores wait_for_change.
             self._closed.wait(1.0)

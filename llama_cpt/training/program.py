@@ -1,6 +1,6 @@
-"""The compiled programs of a run, made by one function for ``train`` and for ``plan``."""
+"""The jitted programs of a run, for the commands ``train`` and ``plan``."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 import math
 
@@ -33,49 +33,37 @@ from llama_cpt.training.train_step import (
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """The compiled programs: the same on a pod, on a laptop and ahead of time."""
+    """The jitted programs of a run for one mesh, and the shapes of the training state."""
 
     mesh: Mesh
     state_shapes: TrainState
-    """The abstract state: shapes and shardings."""
+    """The training state as ShapeDtypeStructs with shardings."""
     optimizer: optax.GradientTransformation
-    step: Callable
-    """``step(state, batch, learning_rate) -> (state, metrics)``, jitted, the state donated."""
-    score: Callable
-    """``score(model, batch) -> nll`` (batch, length), jitted."""
+    step: jax.stages.Wrapped
+    """Jitted ``step(state, batch, learning_rate) -> (state, metrics)``. It donates ``state``."""
+    score: jax.stages.Wrapped
+    """Jitted ``score(model, batch)``, which returns the NLL in nats of each target, float32 (batch,
+    length)."""
 
     @property
     def base_model_shapes(self) -> Llama:
-        """The abstract model that ``init_from`` is read into: float32, without adapters."""
+        """The float32 model without adapters, as ShapeDtypeStructs, for loading ``init_from``."""
         if not isinstance(self.state_shapes.trained, Adapters):
             return self.state_shapes.trained
         return with_shardings(cast_abstract(self.state_shapes.frozen, jnp.float32), self.mesh)
 
 
 def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
-    """Return the jitted step and score of ``config`` on ``mesh``.
+    """Return the jitted programs of ``config`` on ``mesh``, without compiling them.
 
-    ``backend`` resolves ``compute.attention=auto``. Raises UserError if the mesh does not divide
-    the config's sizes.
+    ``backend`` is the platform, such as ``tpu``, for which ``compute.attention=auto`` is resolved.
+    Raises UserError if a size in the config is not divisible by the mesh axes that shard it, or if
+    the attention implementation or the matrix precision is not available.
     """
     check_mesh(config, mesh)
     compute = config.compute
     require_qwix(compute.matmul_precision)
-    attention = resolve_attention(
-        compute.attention,
-        backend,
-        config.data.sequence_length,
-        config.model.head_dim,
-        compute.dtype,
-        mesh.shape["context"],
-    )
-    model = abstract_llama(
-        config.model,
-        compute_dtype=compute.dtype,
-        remat=compute.remat,
-        attention=attention,
-        matmul_precision=compute.matmul_precision,
-    )
+    model = _abstract_model(config, mesh, backend)
     optimizer = make_optimizer(config.optimizer)
     objective = make_objective(
         config.objective,
@@ -84,7 +72,8 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
         seed=config.seed,
     )
     if config.lora:
-        # Frozen weights are stored in the compute type: each product would round them to it anyway.
+        # Frozen weights are stored in the compute type, because each matrix product would otherwise
+        # convert them to that type.
         frozen = cast_abstract(model, compute.dtype)
         adapters = abstract_adapters(config.lora, frozen)
         abstract = abstract_state(adapters, optimizer, mesh, frozen)
@@ -96,34 +85,57 @@ def make_program(config: TrainConfig, mesh: Mesh, backend: str) -> TrainProgram:
 
     @jax.jit
     def score(model: Llama, batch: TokenBatch) -> jax.Array:
-        # Held-out text is scored as users of the trained weights compute with them.
+        # Held-out text is scored without quantized products, because the trained weights are later
+        # used without quantized products.
         model = with_precision(model, "bf16")
         hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
-        # Replicated: every process adds up the whole of it.
+        # The result is replicated, because every process sums the whole array.
         return constrain(token_nll(hidden, model.head, batch.targets, compute.loss_chunk_tokens))
 
     return TrainProgram(mesh, abstract, optimizer, step, score)
 
 
-def compile_key(config: TrainConfig) -> Hashable:
-    """Return what the compiled step depends on; runs with equal keys share one compilation.
+def _abstract_model(config: TrainConfig, mesh: Mesh, backend: str) -> Llama:
+    """Return the float32 model of ``config`` for ``backend`` as ShapeDtypeStructs."""
+    compute = config.compute
+    attention = resolve_attention(
+        compute.attention,
+        backend,
+        config.data.sequence_length,
+        config.model.head_dim,
+        compute.dtype,
+        mesh.shape["context"],
+    )
+    return abstract_llama(
+        config.model,
+        compute_dtype=compute.dtype,
+        remat=compute.remat,
+        attention=attention,
+        matmul_precision=compute.matmul_precision,
+    )
 
-    Each field of the config declares whether it is part of the key (``config.fields.FieldTraits``).
-    ALMR, learning rate, schedule, number of steps and names of corpora are not, nor is the seed
-    unless the step draws random numbers.
+
+def compile_key(config: TrainConfig) -> Hashable:
+    """Return the values of ``config`` on which the compiled step depends.
+
+    Runs with equal keys can share a ``TrainProgram``. Each field declares whether it is part of the
+    key (``config.fields.FieldTraits``). For example, the key does not contain the ALMR, the
+    learning rate or the number of steps. It contains the seed only if the step draws random
+    numbers.
     """
     return compiled_values(config)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of every field of a step's batch (micro-batches, rows, ...)."""
+    """Return the sharding of a batch whose fields have shape (micro-batches, rows, ...)."""
     return NamedSharding(mesh, partition_spec("microbatch", "batch", None))
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Raise UserError, naming the field, for a size that the mesh does not divide.
+    """Raise UserError if a size in ``config`` is not divisible by the mesh axes that shard it.
 
-    The model's sizes are checked first: they require another mesh, and the batch follows the mesh.
+    The model's sizes are checked first, because they can require a different mesh, and the valid
+    batch sizes depend on the mesh.
     """
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
@@ -138,12 +150,13 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
         if size % parts:
             raise UserError(
                 f"model.{name}={size} is not a multiple of the mesh's {axis} ({parts}); set "
-                "another mesh or use another number of chips."
+                "a different mesh or use a different number of chips."
             )
     for name, size, axis, parts in (
         (field, config.microbatch_rows, "replica x fsdp", slices),
         ("evaluation.batch_size", config.evaluation.batch_size, "replica x fsdp", slices),
-        # Context parallelism cuts a row into two chunks per device, to balance the causal mask.
+        # Context parallelism gives each device two chunks of a row, so that every device computes
+        # an equal share of the causal mask.
         (
             "data.sequence_length",
             config.data.sequence_length,
@@ -160,12 +173,15 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def needs_reference(config: TrainConfig) -> bool:
-    """Return whether the objective needs log-probabilities of the initial model."""
+    """Return whether the objective uses log-probabilities of answers under the initial model."""
     objective = config.objective
     return isinstance(objective, PreferenceConfig) and objective.loss not in REFERENCE_FREE
 
 
 def describe_precision(compute: ComputeConfig) -> str:
-    """Return the compute type, with the precision of matrix products if it is lower."""
+    """Return the compute type, followed by the operand type of matrix products if it differs.
+
+    Examples are ``bfloat16`` and ``bfloat16 int8``.
+    """
     unquantized = compute.matmul_precision == "bf16"
     return compute.dtype if unquantized else f"{compute.dtype} {compute.matmul_precision}"

@@ -1,9 +1,9 @@
-"""Reports of a run: console lines, metrics.jsonl and TensorBoard, and the check for divergence."""
+"""The reports of a run (log lines, metrics.jsonl, TensorBoard) and the check for divergence."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
+import logging
 import math
-import sys
 import time
 from typing import Any
 
@@ -24,12 +24,14 @@ from llama_cpt.training.cadence import is_report_step
 from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.run import Run
 
+logger = logging.getLogger(__name__)
+
 
 class Reporter:
-    """Reporter of a run's steps; a step's metrics are fetched while the next step runs.
+    """Context manager that reports the steps and evaluations of a run.
 
-    JAX dispatches steps asynchronously. Fetching a step's metrics waits for that step only, so a
-    delay of one step keeps the devices busy.
+    The metrics of a step are fetched after the next step has been dispatched. JAX dispatches steps
+    asynchronously, so this delay keeps the devices busy while the host waits for the metrics.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Reporter:
         )
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
-        # Throughput is measured from the end of the first step, which compiles.
+        # The first step is excluded from the throughput, because it includes the compilation.
         self._timed_at, self._timed_step, self._seconds_per_step = 0.0, -1, 0.0
 
     def __enter__(self) -> "Reporter":
@@ -57,31 +59,39 @@ class Reporter:
         try:
             if kind is None:
                 self.flush()
-                self._print(self.clock.summary())
+                _log(self.clock.summary())
         finally:
             self.writer.close()
 
     def step(self, done: int, metrics: dict[str, Any], rate: float) -> None:
-        """Record that step number ``done`` was dispatched, and report the one before if due."""
+        """Record that step number ``done`` was dispatched, and report the previous step.
+
+        ``done`` counts from 1, ``metrics`` contains the metrics that the step returned, and
+        ``rate`` is the learning rate of the step. Raises DivergedError as ``flush`` does.
+        """
         self.flush()
         self._pending = done, metrics, rate
 
     def flush(self) -> None:
-        """Report the pending step. Raises DivergedError if its loss or gradient is not finite."""
+        """Report the last dispatched step, unless it has already been reported.
+
+        Waits until the step has finished. Its metrics are written only if ``is_report_step``
+        selects the step. Raises DivergedError if the loss or the gradient norm is not finite.
+        """
         if self._pending is None:
             return
         (done, metrics, rate), self._pending = self._pending, None
-        # Every step is checked, also one that is not logged: a diverged model must not be saved.
-        # The loss is that of the weights before the update; a gradient that is not finite makes the
-        # weights after it so.
+        # Every step is checked, even if its metrics are not written, because a diverged model must
+        # not be saved. The loss belongs to the weights before the update. The gradient norm shows
+        # whether the weights after the update are finite.
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(metrics[name])):
                 raise DivergedError(f"{name} of step {done} is {value}.")
         if self.retention is not None and self.retention.awaits(done - 1):
             self._judge(done - 1, per_token_loss(metrics["sums"]))
         config = self.run.config
-        # Which steps are logged depends on their numbers only, not on where a run was resumed, so
-        # that the metrics of a resumed run equal those of an uninterrupted one.
+        # The choice of steps depends only on their numbers, so that a resumed run writes the same
+        # metrics as an uninterrupted run.
         due = is_report_step(config, done)
         if due or self._timed_step < 0:
             self._update_throughput(done)
@@ -95,8 +105,12 @@ class Reporter:
         self._warn_of_unlearning(done, values)
 
     @contextlib.contextmanager
-    def pause(self, part: str) -> Iterator[None]:
-        """Context manager for work other than training; ``part`` is excluded from throughput."""
+    def pause(self, part: str) -> Generator[None]:
+        """Context manager for work other than training steps.
+
+        The time of the ``with`` block is attributed to ``part``, one of ``goodput.PARTS``, and is
+        excluded from the throughput.
+        """
         self.flush()
         start = time.monotonic()
         with self.clock.measure(part):
@@ -104,9 +118,11 @@ class Reporter:
         self._timed_at += time.monotonic() - start
 
     def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
-        """Report the held-out results by corpus after ``done`` steps; they took ``seconds``.
+        """Report the held-out results after ``done`` steps.
 
-        Raises DivergedError if a loss is not finite, UserError if that is so before the first step.
+        ``results`` maps a corpus name to a HeldoutResult. ``seconds`` is the duration of the
+        evaluation. If a loss is not finite, raises UserError if ``done`` is 0 and DivergedError
+        otherwise.
         """
         for name, result in results.items():
             _require_finite(name, result.loss, done)
@@ -117,10 +133,14 @@ class Reporter:
             values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte
         self.writer.write(done, values | self.clock.values())
         bits = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
-        self._print(f"step {done:>6}  held-out bits per byte: {bits}")
+        _log(f"step {done:>6}  held-out bits per byte: {bits}")
 
     def _judge(self, step: int, loss: float | None) -> None:
-        """Record whether the weights after ``step``, whose loss per token this is, are healthy."""
+        """Record whether the weights after ``step`` are healthy.
+
+        ``loss`` is the loss of these weights in nats per token. If it is None, the weights count as
+        healthy.
+        """
         if self.retention is None:
             return
         limit, problem = dead_loss(self.run.config.model.vocab_size), ""
@@ -138,7 +158,7 @@ class Reporter:
         self._timed_at, self._timed_step = now, done
 
     def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
-        """Return metric key -> value of one step."""
+        """Return the metrics of step number ``done`` by name."""
         mixture, rows = self.run.mixture, done * self.run.config.global_batch_size
         values = {
             "train/loss": float(metrics["loss"]),
@@ -181,10 +201,14 @@ class Reporter:
             if "perf/mfu" in values:
                 parts.append(f"MFU {values['perf/mfu']:.1%}")
             parts.append(f"{duration((num_steps - done) * self._seconds_per_step)} left")
-        self._print("  ".join(parts))
+        _log("  ".join(parts))
 
     def _warn_of_unlearning(self, done: int, values: dict[str, float]) -> None:
-        """Warn once if chosen answers became much less likely than under the reference."""
+        """Log a warning once per attempt if the chosen answers became much less likely.
+
+        The limit is ``objective.chosen_logp_drop_warning`` nats below the mean log-probability of
+        these answers under the reference model.
+        """
         objective = self.run.config.objective
         if self._warned or not isinstance(objective, PreferenceConfig):
             return
@@ -195,17 +219,20 @@ class Reporter:
         if drop > objective.chosen_logp_drop_warning:
             self._warned = True
             if is_primary():
-                print(
-                    f"warning: step {done}: logps/chosen is {drop:.1f} nats below the "
-                    f"reference's, more than objective.chosen_logp_drop_warning="
-                    f"{objective.chosen_logp_drop_warning:g}: the model unlearns chosen answers. "
-                    "Lower optimizer.peak_learning_rate, or raise objective.beta or nll_weight.",
-                    file=sys.stderr,
+                logger.warning(
+                    "step %d: logps/chosen is %.1f nats below the reference model's, more than "
+                    "objective.chosen_logp_drop_warning=%g. The model unlearns chosen answers; "
+                    "decrease optimizer.peak_learning_rate, or increase objective.beta or "
+                    "objective.nll_weight.",
+                    done,
+                    drop,
+                    objective.chosen_logp_drop_warning,
                 )
 
-    def _print(self, line: str) -> None:
-        if is_primary():
-            print(line, flush=True)
+
+def _log(line: str) -> None:
+    if is_primary():
+        logger.info("%s", line)
 
 
 def _require_finite(corpus: str, loss: float, done: int) -> None:
@@ -213,14 +240,14 @@ def _require_finite(corpus: str, loss: float, done: int) -> None:
         return
     if done == 0:
         raise UserError(
-            f"held-out loss of {corpus} before the first step is {loss}: the initial weights are "
-            "invalid; check init_from."
+            f"held-out loss of {corpus} before the first step is {loss}, so the initial "
+            "weights are invalid; check init_from."
         )
     raise DivergedError(f"held-out loss of {corpus} after step {done} is {loss}.")
 
 
 def per_token_loss(sums: dict[str, Any]) -> float | None:
-    """Return the mean NLL per target token in nats, or None if the objective does not report it."""
+    """Return the mean NLL per target token in nats, or None if ``sums`` contains no NLL."""
     for name in ("train/nll", "nll"):
         if name in sums and float(sums[name][1]) > 0:
             total, weight = sums[name]
@@ -229,10 +256,11 @@ def per_token_loss(sums: dict[str, Any]) -> float | None:
 
 
 def mean_metrics(sums: dict[str, Any]) -> dict[str, float]:
-    """Return metric key -> mean of every (sum, weight) in ``sums`` with a positive weight.
+    """Return sum / weight of each metric in ``sums`` that has a positive weight.
 
-    ``rewards/margins`` is the mean of chosen less that of rejected rewards, which is the mean
-    margin for pairs and TRL's definition for KTO. ``corpus_loss`` is a vector and left out.
+    Adds ``rewards/margins``, the mean reward of chosen answers minus the mean reward of rejected
+    answers. For pairs, this difference equals the mean margin. For KTO, it is the margin as defined
+    by TRL. Omits ``corpus_loss``, which is a vector.
     """
     values = {
         name: float(total) / float(weight)

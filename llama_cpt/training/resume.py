@@ -1,4 +1,10 @@
-"""Checks of a config against the checkpoint to resume from, field by field."""
+"""Checks that a config, its data and its output folder agree with the checkpoint to resume from.
+
+``FieldTraits.on_resume`` declares per field whether a change is ignored, logged, rejected unless
+``--allow-change`` names the field, or always rejected. Even with ``--allow-change``, a resumed run
+cannot change the batch size or the ALMR of past steps, or decrease ``num_steps`` below the number
+of steps done.
+"""
 
 from collections.abc import Sequence
 import json
@@ -7,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER as CHECKPOINTS
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.checkpoint.step_marks import SAVING, marked
 from llama_cpt.config.fields import (
     FieldTraits,
@@ -30,18 +36,20 @@ def check_resume(
     allow: Sequence[str] = (),
     steps_done: int = 0,
 ) -> list[str]:
-    """Return a warning for each allowed change between ``saved_config`` and ``config``.
+    """Return a warning for each permitted change from ``saved_config`` to ``config``.
 
-    ``saved_config`` is the checkpoint's; ``allow`` names fields (``optimizer.beta2``) or sections
-    (``optimizer``) that may change as well. Raises UserError, naming the field, both values and the
-    flag, for any other change, and if ``num_steps`` is below ``steps_done``.
+    ``saved_config`` is the config in the checkpoint, and ``steps_done`` is the checkpoint's step.
+    ``allow`` contains the fields (``optimizer.beta2``) or sections (``optimizer``) that the user
+    named with ``--allow-change``. Raises UserError if a change is not permitted; the message
+    contains the field and the values before and after. Raises UsageError if ``allow`` contains an
+    unknown name.
     """
     if config.num_steps < steps_done:
         raise UserError(
             f"num_steps={config.num_steps}, but {steps_done} steps are done already; increase "
-            "num_steps or set another output folder."
+            "num_steps or set a different output folder."
         )
-    # from_dict adds defaults: a config saved before a field existed means the field's default.
+    # from_dict adds defaults, so a field that is missing in an older config has its default.
     before = _flat(to_dict(from_dict(TrainConfig, saved_config, "the checkpoint's config")))
     now = _flat(to_dict(config))
     names = sorted(before.keys() | now.keys())
@@ -64,8 +72,8 @@ def check_resume(
             continue
         if rule == "never":
             raise UserError(
-                f"{name} was {old}, is {new}: the run cannot be resumed with this value. Set it "
-                "back, or set another output folder to start a new run."
+                f"{name} was {old}, is {new}, and cannot change when a run resumes. Restore the "
+                "old value, or set a different output folder to start a new run."
             )
         grows = name == "num_steps" and new > old
         if grows or rule == "warn" or _covers(allow, name):
@@ -74,8 +82,9 @@ def check_resume(
             refused[name] = f"{name} was {old}, is {new}"
     if refused:
         raise UserError(
-            f"the checkpoint was trained with another config: {'; '.join(refused.values())}. Set "
-            f"back, set another output folder, or pass {' '.join(map(_flag, refused))}."
+            f"the checkpoint was trained with another config: {'; '.join(refused.values())}. "
+            "Restore the old values, set a different output folder, or pass "
+            f"{' '.join(map(_flag, refused))}."
         )
     return warnings
 
@@ -83,9 +92,11 @@ def check_resume(
 def check_fingerprints(
     saved: dict[str, Any], now: dict[str, Any], allow: Sequence[str] = ()
 ) -> None:
-    """Compare the fingerprints of tokenizer and corpora, strings in nested dicts.
+    """Raise UserError if a fingerprint of the tokenizer or of a corpus has changed.
 
-    Raises UserError naming all that changed, unless ``allow`` covers their sections.
+    ``saved`` contains the fingerprints from the checkpoint, and ``now`` contains the fingerprints
+    of this run. Both are nested dicts of strings. Changes in the config sections that ``allow``
+    contains (``data`` or ``data.heldout``) are permitted.
     """
     before, after = _flat(saved), _flat(now)
     names = sorted(before.keys() | after.keys())
@@ -94,15 +105,18 @@ def check_fingerprints(
     if refused:
         flags = " ".join(_flag(section) for section in sorted({*map(_section, refused)}))
         raise UserError(
-            f"the data of the checkpoint has changed: {', '.join(refused)}. Restore it, set "
-            f"another output folder, or pass {flags}."
+            f"the data of the checkpoint has changed: {', '.join(refused)}. Restore the data, set "
+            f"a different output folder, or pass {flags}."
         )
 
 
 def missing_save(output: str, found: int) -> str | None:
-    """Return a warning if the metrics in ``output`` show a later save than step ``found``.
+    """Return a warning if the run in ``output`` saved a checkpoint that no longer exists.
 
-    ``found`` is the step to resume after, 0 if there is no checkpoint.
+    ``found`` is the step of the checkpoint to resume from, or 0 if there is no checkpoint. The step
+    of the expected checkpoint is derived from the last step in ``metrics.jsonl`` and the save
+    interval in ``config.json``. Returns None if no checkpoint after ``found`` is expected, or if
+    ``CheckpointManager`` already reports the expected checkpoint as damaged or interrupted.
     """
     folder = epath.Path(output)
     last = max((line["step"] for line in read_lines(folder / METRICS)), default=0)
@@ -112,33 +126,33 @@ def missing_save(output: str, found: int) -> str | None:
         expected = last if last >= end else last - last % every
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if expected <= found or _is_reported_elsewhere(folder / CHECKPOINTS, expected):
+    if expected <= found or _is_reported_elsewhere(folder / CHECKPOINTS_FOLDER, expected):
         return None
     return (
         f"{folder / METRICS} reaches step {last}, but the checkpoint of step {expected} does "
-        f"not exist: it was removed, or its save failed. Training continues after step {found}; "
-        "stop it if you can restore that checkpoint."
+        f"not exist. The checkpoint was removed, or its save failed. Training continues after step "
+        f"{found}; stop the run if you can restore the checkpoint of step {expected}."
     )
 
 
 def _is_reported_elsewhere(checkpoints: epath.Path, step: int) -> bool:
-    """Return whether reading the checkpoints reports ``step`` as damaged or interrupted."""
+    """Return whether ``CheckpointManager`` reports a damaged or interrupted save of ``step``."""
     return (checkpoints / str(step)).exists() or step in marked(checkpoints, SAVING)
 
 
 def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: int) -> None:
-    """Raise UserError if ``config`` changes the number or the shares of the rows consumed so far.
+    """Raise UserError if ``config`` changes the batch size or ``data.almr`` of past steps.
 
-    The mixture computes each row from its number alone, and a resumed run starts at row
-    ``steps_done * global_batch_size``. Another batch size or another share of past steps would
-    repeat or skip rows.
+    The mixture selects each row by the row's number in the run, and a resumed run starts at row
+    ``steps_done * global_batch_size``. With a different batch size, or a different ``data.almr`` in
+    past steps, the resumed run would repeat or skip rows.
     """
     batch_size = before["global_batch_size"]
     if steps_done and config.global_batch_size != batch_size:
         raise UserError(
-            f"global_batch_size was {batch_size}, is {config.global_batch_size}: the rows consumed "
-            "are counted by it, so it cannot change within a run. Start a new run from this one: "
-            f"--init-from {config.output} with another output."
+            f"global_batch_size was {batch_size}, is {config.global_batch_size}; it cannot change "
+            "after the first step, because the number of consumed rows depends on it. Start a new "
+            f"run from this one: --init-from {config.output} with a different output."
         )
     saved = before["data.almr"]
     saved = saved if isinstance(saved, list) else [[0, saved]]
@@ -149,15 +163,15 @@ def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: 
     if stages != done:
         kept = ", ".join(f"({step}, {share:g})" for step, share in done)
         raise UserError(
-            f"data.almr was {before['data.almr']}, is {config.data.almr}: {steps_done} steps are "
-            "done already with their own value. Keep their stages and add yours: "
-            f"({kept}, ({steps_done}, ...)), and pass --allow-change data.almr; or set another "
+            f"data.almr was {before['data.almr']}, is {config.data.almr}, but {steps_done} steps "
+            "are done already with the old value. Keep the old stages and add the new one: "
+            f"({kept}, ({steps_done}, ...)), and pass --allow-change data.almr; or set a different "
             "output folder."
         )
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:
-    """Flatten nested dicts and lists to dotted names: ``{"data.original[0].name": "en", ...}``."""
+    """Flatten nested dicts and lists into a dict such as ``{"data.original[0].name": "en"}``."""
     if isinstance(values, dict):
         inner = [(f"{name}.{key}" if name else key, value) for key, value in values.items()]
     elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
@@ -181,12 +195,12 @@ def _section(fingerprint: str) -> str:
 
 
 def _rule(name: str) -> str:
-    """Return how the field with this dotted name, such as ``data.original[0].name``, may change."""
+    """Return ``FieldTraits.on_resume`` of a field; ``name`` is like ``data.original[0].name``."""
     return _TRAITS.get(re.sub(r"\[\d+\]", "", name), FieldTraits()).on_resume
 
 
 def _consequence(name: str, config: TrainConfig) -> str:
     schedule = config.optimizer.schedule
     if name == "num_steps" and schedule != "constant":
-        return f"; from here on the {schedule} learning rate follows the new length"
+        return f"; the {schedule} learning-rate schedule now spans the new number of steps"
     return ""

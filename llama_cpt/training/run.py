@@ -1,17 +1,17 @@
-"""Construction of a run from a config: data, model and step, for every command that trains."""
+"""Construction of a run from a config: checks, token rows, mixture and jitted programs."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
-import sys
+import logging
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from llama_cpt.config.schema import TrainConfig
+from llama_cpt.config.schema import PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import Batch
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, build_mixture
@@ -44,22 +44,30 @@ from llama_cpt.training.reference import (
 from llama_cpt.training.train_step import TrainState, init_state, state_from_model
 from llama_cpt.weights.source import open_source
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run, ready for ``trainer.fit``."""
+    """A run that passed all checks and can be trained with ``trainer.fit``."""
 
     config: TrainConfig
     program: TrainProgram
     tokenizer: Tokenizer
     mixture: Mixture
     rows: tuple[RowSource, ...]
+    """Token rows of each corpus, in the order of the mixture."""
     heldout: dict[str, HeldoutDocuments]
+    """Held-out documents by corpus name."""
     fingerprints: dict[str, Any]
-    """The fingerprints of tokenizer and corpora, which must not change when the run resumes."""
+    """Fingerprints of the tokenizer and the corpora. A resumed run compares them with those in the
+    checkpoint."""
 
     def start(self) -> TrainState:
-        """Return the state before the first step: weights of ``init_from``, or random ones."""
+        """Return the state before the first step.
+
+        The weights are loaded from ``init_from``. Without ``init_from`` they are random.
+        """
         program, key = self.program, jax.random.key(self.config.seed)
         optimizer, mesh = program.optimizer, program.mesh
         if lora := self.config.lora:
@@ -74,17 +82,18 @@ class Run:
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:
-        """Return the frozen weights of ``init_from``, in the compute type, for adapters."""
+        """Return the weights of ``init_from`` in the compute type, as the base model for LoRA."""
         model = open_source(self.config.init_from).load(
             self.program.base_model_shapes, self.program.mesh
         )
         return cast_model(model, self.config.compute.dtype)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield the global batches from step ``first_step`` on, without end.
+    def batches(self, first_step: int) -> Generator[Batch]:
+        """Yield the global batches of successive steps, without end.
 
-        Every process reads only the rows of its own devices. Rows are a function of their number,
-        so a resumed run reads the rows that an uninterrupted one would.
+        The first batch is for step number ``first_step``, counted from 0. Every process reads only
+        the rows of its own devices. The content of a row depends only on the row's number in the
+        run, so a resumed run reads the same rows as an uninterrupted run.
         """
         config = self.config
         placement = RowPlacement(batch_sharding(self.program.mesh), config.microbatch_rows)
@@ -97,31 +106,24 @@ class Run:
             start_row=first_step * config.global_batch_size,
             rows_here=placement.local_rows,
         )
+        assert isinstance(source, Generator)
         with contextlib.closing(source):
             for batch in source:
                 yield placement.to_global(batch)
 
 
 def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = None) -> Run:
-    """Prepare missing data, run all checks that precede a step, and return the run.
+    """Check ``config`` and its inputs, prepare missing token rows, and return the run.
 
-    Nothing is compiled yet. ``program`` is that of a config with the same ``compile_key``, whose
-    step may be compiled already. Raises UserError for mistakes in the config and its inputs.
+    This function does not compile the training step. If ``program`` is None, it is created.
+    Otherwise it must come from a config with the same ``compile_key``. Raises UserError if a check
+    fails: for example, if a folder cannot be written, or if the config does not match the initial
+    weights, the tokenizer or the corpora.
     """
-    validate_run_folder(config.output)
-    check_writable(config.output)
-    check_shared("output", config.output)
-    # Prepared rows in a bucket may be read-only.
-    if "://" not in config.data.prepared:
-        check_writable(config.data.prepared)
+    _check_folders(config)
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
-    if config.init_from:
-        open_source(config.init_from).check(config.model)
-    elif needs_reference(config):
-        raise UserError(
-            f"objective.loss={config.objective.loss} needs init_from, its reference; set it."
-        )
+    _check_initial_weights(config)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.model.vocab_size)
     prepared = primary_first(
@@ -129,7 +131,7 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
         "token rows prepared",
     )
     for message in prepared.lossy() if is_primary() else ():
-        print(f"warning: {message}", file=sys.stderr)
+        logger.warning("%s", message)
     corpora = config.data.additional + config.data.original
     mixture = build_mixture(
         config.data,
@@ -154,6 +156,26 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
     )
 
 
+def _check_folders(config: TrainConfig) -> None:
+    """Raise UserError if a folder that the run writes to cannot be used."""
+    validate_run_folder(config.output)
+    check_writable(config.output)
+    check_shared("output", config.output)
+    # Prepared rows in a bucket can be read-only.
+    if "://" not in config.data.prepared:
+        check_writable(config.data.prepared)
+
+
+def _check_initial_weights(config: TrainConfig) -> None:
+    """Raise UserError if ``init_from`` does not fit ``model``, or is required but not set."""
+    if config.init_from:
+        open_source(config.init_from).check(config.model)
+    elif isinstance(config.objective, PreferenceConfig) and needs_reference(config):
+        raise UserError(
+            f"objective.loss={config.objective.loss} needs init_from as its reference; set it."
+        )
+
+
 def _references(
     config: TrainConfig,
     program: TrainProgram,
@@ -161,7 +183,10 @@ def _references(
     tokenizer: Tokenizer,
     identity: str,
 ) -> dict[str, np.ndarray]:
-    """Return the reference log-probabilities per corpus by the initial model, of ``identity``."""
+    """Return the reference log-probabilities of each corpus under the initial model.
+
+    ``identity`` is the ``model_identity`` of the initial model.
+    """
 
     def make_score() -> Score:
         weights = open_source(config.init_from).load(program.base_model_shapes, program.mesh)
@@ -183,7 +208,7 @@ def _references(
 
 
 def _llama_like(model: Llama, key: jax.Array) -> Llama:
-    """Return a model with random weights and the settings of the abstract ``model``."""
+    """Return a model with random weights and the same settings as the abstract ``model``."""
     return Llama(
         model.config,
         key,

@@ -1,9 +1,10 @@
-"""Stopping a run: signals, and agreement of all processes on the step at which to stop."""
+"""Stop signals, and the agreement of all processes on the step after which to stop."""
 
 import enum
+import logging
 import signal
-import sys
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,30 +14,34 @@ import numpy as np
 from llama_cpt.runtime import errors
 from llama_cpt.runtime.distributed import process_count
 
+logger = logging.getLogger(__name__)
+
 SAVE_FAILED = 1
-"""The vote to save again after a background save failed; it is below every vote to stop."""
+"""Vote to save again after a background save failed. It is smaller than every vote to stop."""
 
 
 class Outcome(enum.Enum):
-    """The result of ``fit``; the value is the exit status of the process."""
+    """The result of ``fit``, with the exit status of the process as its value."""
 
     FINISHED = 0
+    """All steps are done."""
     PREEMPTED = errors.PREEMPTED
-    """Stopped by SIGTERM and saved; the launch scripts restart the run."""
+    """The run received SIGTERM and saved a checkpoint; the launch scripts restart the run."""
     INTERRUPTED = errors.INTERRUPTED
-    """Stopped by Ctrl-C and saved."""
+    """The run received Ctrl-C and saved a checkpoint."""
 
 
 class StopSignals:
-    """Context manager that records SIGTERM and SIGINT; a second Ctrl-C raises KeyboardInterrupt.
+    """Context manager that records SIGTERM and SIGINT (Ctrl-C) instead of ending the process.
 
-    The loop reads ``outcome`` between two steps, so a step is never interrupted and the checkpoint
-    is that of a whole step.
+    A second Ctrl-C raises KeyboardInterrupt. The training loop reads ``outcome`` between two steps,
+    so every checkpoint contains the state after a whole step.
     """
 
     def __init__(self) -> None:
         self.outcome = Outcome.FINISHED
-        """The outcome that the last signal requests."""
+        """The outcome for the last received signal, or FINISHED if no signal was received."""
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._previous = {
@@ -54,16 +59,16 @@ class StopSignals:
             raise KeyboardInterrupt
         interrupted = number == signal.SIGINT
         self.outcome = Outcome.INTERRUPTED if interrupted else Outcome.PREEMPTED
-        print(f"\n{signal.Signals(number).name}: saving, then exiting", file=sys.stderr)
+        logger.warning("%s: saving, then exiting", signal.Signals(number).name)
 
 
 class StopConsensus:
-    """Agreement of all processes on the largest vote that any of them cast, at the same step.
+    """A vote of all processes before each step. Every process receives the maximum vote.
 
-    All processes must leave the loop after the same step: one that stopped alone would leave the
-    others waiting in the next step's collectives. With several processes, ``poll`` therefore
-    returns the result of the previous call. The maximum is computed on the devices between two
-    steps and read a step later, so no step waits for it.
+    All processes must leave the training loop after the same step. If one process stopped alone,
+    the other processes would wait for it in the collectives of the next step. The maximum is
+    computed on the devices between two steps, and each process reads the maximum one step later, so
+    that no step waits for the result.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -73,9 +78,10 @@ class StopConsensus:
         self._pending: jax.Array | None = None
 
     def poll(self, vote: int) -> int:
-        """Cast ``vote`` and return the largest vote of the previous call; 0 at the first call.
+        """Cast ``vote`` and return the maximum of the votes of the previous call.
 
-        Every process calls this at every step. A single process gets its own vote back at once.
+        The first call returns 0. Every process must call this method once per step. If the run has
+        a single process, its own ``vote`` is returned at once.
         """
         if process_count() == 1:
             return vote
@@ -86,5 +92,5 @@ class StopConsensus:
         return 0 if previous is None else int(previous)
 
     def reset(self) -> None:
-        """Discard the votes of the last call, which the processes have just acted on."""
+        """Discard the votes of the previous call, so that the next ``poll`` returns 0."""
         self._pending = None

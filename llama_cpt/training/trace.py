@@ -1,11 +1,11 @@
-"""Profiler traces of a few steps, for XProf and Perfetto."""
+"""Profiler traces of a range of steps, in the formats of XProf and Perfetto."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
+import logging
 from pathlib import Path
 import re
 import shutil
-import sys
 import tempfile
 
 from etils import epath
@@ -14,26 +14,34 @@ import jax
 from llama_cpt.runtime.distributed import is_primary, process_count, process_index
 from llama_cpt.runtime.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "profile"
-"""The folder of traces below a run's output folder."""
+"""Name of the folder of traces in a run's output folder."""
 
 NO_STEPS = 0, 0
-"""The value for a run without a trace."""
+"""Value of the argument ``steps`` of ``Trace`` for a run without a trace."""
 
 
 def steps_to_trace(text: str) -> tuple[int, int]:
-    """Parse ``FIRST:LAST``, step numbers from 1. Raises UserError if they are not such numbers."""
+    """Parse ``FIRST:LAST`` and return both step numbers.
+
+    Raises UsageError unless ``text`` has this format and 1 <= FIRST <= LAST.
+    """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"--profile {text}: must be FIRST:LAST, steps from 1, such as 10:13.")
+        raise UsageError(
+            f"--profile {text}: must be FIRST:LAST, two step numbers counted from 1, such as 10:13."
+        )
     return int(found[1]), int(found[2])
 
 
 class Trace:
-    """A trace of the first to the last of ``steps``, inclusive, written to ``folder``.
+    """A profiler trace of a range of steps, written to ``folder``.
 
-    ``NO_STEPS`` traces nothing. Every process writes its own trace; the first one also writes a
-    file for Perfetto. A failure is reported and does not end the run.
+    ``steps`` contains the first and the last step of the range, or is ``NO_STEPS``. Every process
+    writes its own trace for XProf. The primary process also writes a file for Perfetto. An error of
+    the profiler is logged as a warning and does not end the run.
     """
 
     def __init__(self, steps: tuple[int, int], folder: str) -> None:
@@ -41,12 +49,18 @@ class Trace:
         self._folder, self._running = "", False
 
     def warn_if_unreachable(self, first_step: int, num_steps: int) -> None:
-        """Print a warning if no step after ``first_step`` up to ``num_steps`` starts the trace."""
+        """Log a warning if this attempt does not include the first step of the trace.
+
+        ``first_step`` is the number of steps done before this attempt, and ``num_steps`` is the
+        number of steps in the whole run.
+        """
         if self._first and not first_step < self._first <= num_steps:
-            print(
-                f"--profile {self._first}:{self._last}: no trace: this start trains steps "
-                f"{first_step + 1} to {num_steps}.",
-                file=sys.stderr,
+            logger.warning(
+                "--profile %d:%d: no trace: this attempt runs steps %d to %d.",
+                self._first,
+                self._last,
+                first_step + 1,
+                num_steps,
             )
 
     def begins_at(self, step: int) -> bool:
@@ -54,10 +68,10 @@ class Trace:
         return step == self._first
 
     def begin(self) -> None:
-        """Start the trace."""
+        """Start the trace; an error of the profiler is logged as a warning."""
         with self._errors_as_warnings():
-            # The profiler writes local files only, named by host, and several processes may share a
-            # host: each writes to a folder of its own first.
+            # The profiler writes only local files and names them after the host. Several processes
+            # can run on one host, so each process first writes to a separate temporary folder.
             self._folder = tempfile.mkdtemp(prefix="profile-")
             jax.profiler.start_trace(self._folder, create_perfetto_trace=is_primary())
             self._running = True
@@ -67,7 +81,10 @@ class Trace:
         return self._running and step >= self._last
 
     def close(self) -> None:
-        """Stop and write the trace, also if the run ends before the last step to trace."""
+        """Stop the trace and write its files, if the trace is running.
+
+        The training loop also calls this method if the run ends before the last step to trace.
+        """
         if not self._running:
             return
         self._running = False
@@ -78,10 +95,13 @@ class Trace:
             finally:
                 shutil.rmtree(self._folder, ignore_errors=True)
             if is_primary():
-                print(f"trace of steps {self._first} to {self._last}: {self._target}", flush=True)
+                logger.info("trace of steps %d to %d: %s", self._first, self._last, self._target)
 
     def _move(self) -> None:
-        """Copy the files to the folder that XProf reads, prefixed by the process number."""
+        """Copy the files to the folder that XProf reads.
+
+        If the run has several processes, the process index is prepended to the file names.
+        """
         run = epath.Path(self._target, "plugins", "profile", f"steps_{self._first}_{self._last}")
         run.mkdir(parents=True, exist_ok=True)
         own = f"process_{process_index()}." if process_count() > 1 else ""
@@ -90,9 +110,9 @@ class Trace:
                 (run / f"{own}{file.name}").write_bytes(file.read_bytes())
 
     @contextlib.contextmanager
-    def _errors_as_warnings(self) -> Iterator[None]:
+    def _errors_as_warnings(self) -> Generator[None]:
         try:
             yield
         except Exception as error:
-            # Any failure of the profiler is a warning: the run is worth more than its trace.
-            print(f"warning: {self._target}: no trace: {error}", file=sys.stderr)
+            # A failure of the profiler must not end the run.
+            logger.warning("%s: no trace: %s", self._target, error)

@@ -1,4 +1,4 @@
-"""The sharded state of a run and the step that advances it."""
+"""The sharded training state and the training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,29 +19,34 @@ from llama_cpt.parallel.mesh import shardings, with_shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """The state that a step reads and replaces."""
+    """The state of a training run: weights and optimizer state."""
 
     trained: Any
-    """The model, or the adapters if only they are trained."""
+    """The adapters in a LoRA run, and the model in any other run."""
     frozen: Any
-    """The model that adapters are added to; an empty tuple without adapters."""
+    """The frozen base model in a LoRA run, and an empty tuple in any other run."""
     opt_state: Any
+    """The optimizer state of ``trained``."""
 
     @property
     def model(self) -> Llama:
-        """The model with its adapters, if any; it shares the state's arrays."""
+        """The model, which shares the arrays of the state. For LoRA, it includes the adapters."""
         return combine(self.trained, self.frozen)
 
     @property
     def checkpointed(self) -> "TrainState":
-        """The part that checkpoints store: all but the frozen weights of ``init_from``."""
+        """The part of the state that a checkpoint stores: everything except frozen weights."""
         return replace(self, frozen=())
 
 
 def abstract_state(
     trained: Any, optimizer: optax.GradientTransformation, mesh: Mesh, frozen: Any = ()
 ) -> TrainState:
-    """Return the abstract state; optimizer moments are sharded as their parameters."""
+    """Return the training state as ShapeDtypeStructs with shardings on ``mesh``.
+
+    ``trained`` and ``frozen`` are the abstract weights. Optimizer moments have the shardings of
+    their parameters.
+    """
     state = TrainState(trained, frozen, jax.eval_shape(optimizer.init, trained))
     return with_shardings(state, mesh)
 
@@ -49,7 +54,11 @@ def abstract_state(
 def init_state(
     make_model: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Return a state with a new model, created sharded: no device ever holds all of it."""
+    """Return a state with the model that ``make_model`` creates and a new optimizer state.
+
+    The model is created inside a jitted function with its final shardings, so no device ever stores
+    the whole model.
+    """
 
     def create() -> TrainState:
         model = make_model()
@@ -60,25 +69,33 @@ def init_state(
 
 
 def state_from_model(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Return a state with the arrays of ``model`` and moments sharded as its parameters."""
+    """Return a state with the sharded arrays of ``model`` and a new optimizer state.
+
+    Optimizer moments have the shardings of their parameters.
+    """
     placed = shardings(jax.eval_shape(optimizer.init, model), mesh)
     return TrainState(model, (), jax.jit(optimizer.init, out_shardings=placed)(model))
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
-    """Return ``step(state, batch, learning_rate) -> (state, metrics)``.
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]:
+    """Return the function ``step(state, batch, learning_rate) -> (state, metrics)``.
 
-    ``batch`` has a leading micro-batch dimension; gradients and sums are added over it in float32
-    and divided once, by the weight of the whole batch. Micro-batches of different weight therefore
-    give the gradient of the whole batch. ``learning_rate`` is a float32 scalar argument, so that
-    one compilation serves every schedule.
+    The fields of ``batch`` have a leading micro-batch dimension. Gradients and losses are summed
+    over micro-batches in float32 and divided once by the weight of the whole batch, so the result
+    is the gradient of the whole batch even if micro-batches have different weights.
+    ``learning_rate`` is a float32 scalar argument, so one compilation serves every schedule.
+    ``metrics`` contains ``loss``, ``grad_norm`` and ``sums``. ``sums`` maps the name of each metric
+    of the objective to the sum of its values and the sum of their weights.
     """
 
     def step(
         state: TrainState, batch: Batch, learning_rate: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         gradients, loss_sum, weight, sums = _accumulate(objective, state, batch)
-        # A batch without target tokens has weight 0; its gradients are 0 and must not become NaN.
+        # A batch without target tokens has weight 0. Its gradients are 0, and a division by 0 would
+        # turn them into NaN.
         weight = jnp.maximum(weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         with jax.named_scope("optimizer"):
@@ -95,18 +112,21 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
 
 def jit_train_step(
-    step: Callable, placed: TrainState, options: dict[str, bool] | None = None
-) -> Callable:
-    """Return ``step`` jitted, with the state donated and its shardings ``placed`` kept."""
+    step: Callable[..., Any], placed: TrainState, options: dict[str, bool] | None = None
+) -> jax.stages.Wrapped:
+    """Return the jitted ``step``, which donates the state.
+
+    ``placed`` contains the shardings of the returned state. ``options`` contains compiler options.
+    """
     out_shardings = placed, None
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
-def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
-    """Return gradients, loss sum, weight and sums, added over micro-batches one at a time."""
+def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple[Any, ...]:
+    """Return the sums over micro-batches of gradients, loss, weight and metrics."""
 
-    def one(part: Batch) -> tuple:
-        def loss(trained: Any) -> tuple:
+    def one(part: Batch) -> tuple[Any, ...]:
+        def loss(trained: Any) -> tuple[Any, ...]:
             loss_sum, weight, sums = objective(combine(trained, state.frozen), part)
             return loss_sum, (weight, sums)
 
@@ -114,11 +134,11 @@ def _accumulate(objective: Objective, state: TrainState, batch: Batch) -> tuple:
         (loss_sum, (weight, sums)), gradients = value_and_gradients(state.trained)
         return gradients, loss_sum, weight, sums
 
-    # Without a scan, one micro-batch needs no buffer for the running sum of gradients.
+    # A single micro-batch needs no scan and therefore no buffer for summed gradients.
     if jax.tree.leaves(batch)[0].shape[0] == 1:
         return one(jax.tree.map(lambda leaf: leaf[0], batch))
 
-    def add(total: tuple, part: Batch) -> tuple:
+    def add(total: tuple[Any, ...], part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(part)), None
 
     first = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batch))

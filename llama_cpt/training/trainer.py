@@ -1,15 +1,15 @@
-"""The training loop: step, log, evaluate, save.
+"""The training loop, with evaluation, logging and checkpoints.
 
-A resumed run equals an uninterrupted one to the last bit, for four reasons: a checkpoint holds the
-whole state; learning rates are functions of the step number, and rows and random draws of the row
-number; a stop takes effect only between two steps; and evaluation does not change the state.
+A resumed run equals an uninterrupted run bit for bit, for four reasons. A checkpoint contains
+the whole state. Learning rates depend only on the step number, and rows and random draws depend
+only on the row number. A run stops only between two steps. Evaluation does not change the state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, replace
 import json
-import sys
+import logging
 import time
 from typing import Any
 
@@ -17,8 +17,9 @@ from etils import epath
 import jax
 import numpy as np
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.checkpoint.save_retries import save_with_retries
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
@@ -47,21 +48,25 @@ from llama_cpt.training.train_step import TrainState
 from llama_cpt.training.watchdog import Watchdog
 from llama_cpt.weights.lora_base_check import NOTED, checksums, read_lora_base
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class BranchPoint:
-    """A checkpoint of another run, from which this one continues.
+    """A checkpoint from which a new run continues, saved by a different run.
 
-    Both configs must agree but for length and decay.
+    The configs of the two runs may differ only in ``num_steps``, ``optimizer.decay_steps`` and the
+    fields that may change when a run resumes.
     """
 
     output: str
+    """Output folder of the run that saved the checkpoint."""
     step: int
-    """The step of the checkpoint, before the other run's decay."""
+    """Step of the checkpoint. The learning rate must not have decayed before this step."""
 
 
 Evaluation = dict[str, HeldoutResult]
-"""Held-out results by corpus."""
+"""Held-out results by corpus name."""
 
 
 def fit(
@@ -73,12 +78,16 @@ def fit(
     started: float | None = None,
     profile: tuple[int, int] = NO_STEPS,
 ) -> Outcome:
-    """Train to ``config.num_steps``, from the newest undamaged checkpoint if there is one.
+    """Train ``run`` until all steps are done or a stop signal arrives, and return the outcome.
 
-    A new run starts from ``branch_point`` if given. ``at_start`` is the result of evaluation before
-    the first step, if known. ``started`` is the Unix time at which the command started, now if
-    None; ``profile`` holds the first and the last step to trace. Raises UserError if the run in
-    ``config.output`` cannot be resumed with this config, DivergedError if the loss is not finite.
+    Training resumes from the newest undamaged checkpoint in ``config.output``. Without a
+    checkpoint, training continues from ``branch_point`` if given, and otherwise starts from the
+    initial weights. ``allow_change`` contains the names of the config fields that may change when
+    the run resumes. ``at_start`` contains the held-out results before the first step. If it is
+    None, they are measured. ``started`` is the Unix time at which the command was launched; the
+    default is the current time. ``profile`` contains the first and the last step to trace. Raises
+    UserError if the run cannot be resumed with this config, and DivergedError if a loss or a
+    gradient is not finite.
     """
     config = run.config
     output = epath.Path(config.output)
@@ -86,14 +95,15 @@ def fit(
     clock, trace = Goodput(started), Trace(profile, str(output / TRACES))
     lock = file_lock(
         output / ".lock",
-        f"{config.output}: another process trains there; wait for it, or set another output.",
+        f"{config.output}: another process trains in this folder; wait until it ends, or set a "
+        "different output folder.",
         wait=False,
     )
     with (
         StopSignals() as signals,
         PreemptionWatcher(),
         Watchdog(clock) as watchdog,
-        # The first process holds the lock for all processes of the run.
+        # The primary process holds the lock for all processes of the run.
         lock if is_primary() else contextlib.nullcontext(),
         CheckpointManager(str(output / CHECKPOINTS_FOLDER), config.checkpoint.keep) as checkpoints,
         _with_remedy(checkpoints),
@@ -104,7 +114,7 @@ def fit(
             trace.warn_if_unreachable(first_step, config.num_steps)
             clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
             save_config(config, output / "config.json")
-            print(_describe(run), flush=True)
+            logger.info("%s", _describe(run))
         with (
             Reporter(run, first_step, clock, checkpoints.retention) as report,
             contextlib.closing(trace),
@@ -117,7 +127,7 @@ def fit(
             report.flush()
             if last > first_step:
                 _save(run, state, last, services, wait=True)
-            # The process must not exit before the background save is complete.
+            # The process must not exit while a save is running in the background.
             with clock.measure("save"):
                 checkpoints.wait()
         return outcome
@@ -130,11 +140,15 @@ def _first_state(
     allow_change: Sequence[str],
     branch_point: BranchPoint | None,
 ) -> tuple[TrainState, int]:
-    """Return the state to start from and its step: restored, branched off, or new."""
+    """Return the state in which this attempt starts, and the number of steps done.
+
+    The state is restored from the run's newest checkpoint. Without a checkpoint, the state is
+    restored from ``branch_point`` if given, and is otherwise new.
+    """
     with clock.measure("restore"):
         step = find_resume_step(run, checkpoints, allow_change)
         if is_primary() and (message := missing_save(run.config.output, step)):
-            print(f"warning: {message}", file=sys.stderr)
+            logger.warning("%s", message)
         if step:
             return restore_state(run, checkpoints, step), step
     if branch_point:
@@ -143,13 +157,13 @@ def _first_state(
 
 
 @contextlib.contextmanager
-def _with_remedy(checkpoints: CheckpointManager) -> Iterator[None]:
-    """Context manager that adds the remedy and the valid checkpoint to a DivergedError."""
+def _with_remedy(checkpoints: CheckpointManager) -> Generator[None]:
+    """Context manager that adds a remedy and the newest checkpoint to a DivergedError."""
     try:
         yield
     except DivergedError as error:
         raise DivergedError(
-            f"{error} Lower optimizer.peak_learning_rate or lengthen the warm-up. "
+            f"{error} Lower optimizer.peak_learning_rate or increase optimizer.warmup_steps. "
             f"{checkpoints.standing()}"
         ) from error
 
@@ -157,9 +171,10 @@ def _with_remedy(checkpoints: CheckpointManager) -> Iterator[None]:
 def _earlier_lines(
     config: TrainConfig, first_step: int, allow_change: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the lines of ``metrics.jsonl`` that earlier starts of this run wrote.
+    """Return the lines of ``metrics.jsonl`` that earlier attempts of this run wrote.
 
-    Without a checkpoint the folder may hold another run, so its ``config.json`` must agree.
+    If the run has no checkpoint, the lines can belong to a different run. In this case, they are
+    returned only if ``check_resume`` accepts the saved ``config.json``.
     """
     output = epath.Path(config.output)
     if first_step == 0:
@@ -172,7 +187,7 @@ def _earlier_lines(
 
 
 def _describe(run: Run) -> str:
-    """Return one line with the run's size, devices and resolved settings."""
+    """Return one line with the number of parameters, the devices and the resolved settings."""
     abstract, mesh = run.program.state_shapes, run.program.mesh
     size, trained = _size(abstract.model), _size(abstract.trained)
     parameters = f"{size:,} parameters"
@@ -195,9 +210,10 @@ def _size(tree: Any) -> int:
 
 
 def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Sequence[str]) -> int:
-    """Return the step to resume after, 0 for a new run.
+    """Return the step of the newest undamaged checkpoint, or 0 if there is no checkpoint.
 
-    Raises UserError if the saved config and data do not agree with those of ``run``.
+    Raises UserError if the checkpoint's config or data differ from those of ``run`` in a way that
+    neither ``FieldTraits.on_resume`` nor ``allow_change`` permits.
     """
     step = checkpoints.latest_verified()
     if step is None:
@@ -205,20 +221,22 @@ def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Seq
     saved = checkpoints.metadata(step)
     for warning in check_resume(saved["config"], run.config, allow_change, step):
         if is_primary():
-            print(f"resume: {warning}", file=sys.stderr)
+            logger.warning("resume: %s", warning)
     check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
     done = step == run.config.num_steps
     message = f"all {step} steps are done; increase num_steps to continue"
     if is_primary():
-        print(f"{run.config.output}: {message if done else f'resuming after step {step}'}")
+        resuming = f"resuming after step {step}"
+        logger.info("%s: %s", run.config.output, message if done else resuming)
     checkpoints.retention.expect(step)
     return step
 
 
 def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainState:
-    """Return the state after ``step``.
+    """Return the state in the checkpoint of ``step``.
 
-    Raises UserError if the frozen weights below adapters are not those they were trained with.
+    For LoRA, the state includes the frozen base model, which is loaded from ``init_from``.
+    Raises UserError if the base model differs from the model with which the adapters were trained.
     """
     state = checkpoints.restore(step, run.program.state_shapes.checkpointed)
     if base := read_lora_base(checkpoints.metadata(step), run.config.output):
@@ -229,15 +247,19 @@ def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainS
 
 
 def _restore_branch_point(run: Run, branch_point: BranchPoint) -> TrainState:
-    """Return the state of ``branch_point``, after the checks of a resumed run."""
+    """Return the state in the checkpoint ``branch_point``.
+
+    Raises UserError if the checkpoint is missing or damaged, or if its config or data do not allow
+    ``run`` to continue from it.
+    """
     step = branch_point.step
     with CheckpointManager(
         str(epath.Path(branch_point.output) / CHECKPOINTS_FOLDER)
     ) as checkpoints:
         if step not in checkpoints.steps() or not checkpoints.is_verified(step):
             raise UserError(
-                f"{branch_point.output} holds no intact checkpoint of step {step}; delete that "
-                "folder to train it again."
+                f"{branch_point.output} has no undamaged checkpoint of step {step}; delete that "
+                "folder to train the run again."
             )
         saved = checkpoints.metadata(step)
         check_resume(saved["config"], run.config, ("optimizer.decay_steps",), step)
@@ -246,7 +268,7 @@ def _restore_branch_point(run: Run, branch_point: BranchPoint) -> TrainState:
 
 
 def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[str, Any]:
-    """Return the metadata that a checkpoint stores next to its arrays."""
+    """Return the JSON metadata that is stored in the checkpoint after ``steps_done`` steps."""
     return {
         NOTED: checksums(state.frozen),
         "step": steps_done,
@@ -258,7 +280,7 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
 
 @dataclass(frozen=True)
 class _LoopServices:
-    """The services that the loop uses."""
+    """The objects that the training loop uses to save, report, stop and trace."""
 
     checkpoints: CheckpointManager
     report: Reporter
@@ -270,7 +292,7 @@ class _LoopServices:
 def _loop(
     run: Run, state: TrainState, batches: Iterator[Batch], first_step: int, services: _LoopServices
 ) -> tuple[TrainState, int, Outcome]:
-    """Train from ``first_step`` to the end or to a signal on any process.
+    """Train from ``first_step`` until all steps are done or any process receives a signal.
 
     Returns the state, the number of steps done and the outcome.
     """
@@ -283,30 +305,18 @@ def _loop(
             return state, step, Outcome(vote)
         if vote == SAVE_FAILED:
             _save(run, state, step, services)
-            # Votes cast before this save are about the failure that it has just repaired.
+            # Pending votes refer to the failed save, which has now been repeated.
             consensus.reset()
-        done, rate = step + 1, learning_rate(config.optimizer, step, config.num_steps)
         with report.clock.measure("data"):
             batch = next(batches)
-        if services.trace.begins_at(done):
-            with report.pause("trace"):
-                services.trace.begin()
-        with report.clock.measure("compile" if step == first_step else STEP):
-            with jax.profiler.StepTraceAnnotation("step", step_num=done):
-                # Returns once the step is dispatched; the old state's buffers are donated.
-                state, metrics = run.program.step(state, batch, np.float32(rate))
-        services.watchdog.steps_done = step - first_step
-        report.step(done, metrics, rate)
-        if services.trace.ends_at(done):
-            # Reporting fetches the step's metrics, so the trace ends after the step has.
-            with report.pause("trace"):
-                services.trace.close()
+        state = _train_step(run, state, batch, step, first_step, services)
+        done = step + 1
         if run.heldout and is_evaluation_step(config.evaluation, done, config.num_steps):
             _evaluate_and_report(run, state, report, done)
         if is_checkpoint_step(config, done):
             _save(run, state, done, services)
-    # A signal during the last step counts only for a single process: several processes have not
-    # agreed on it and must exit with the same status.
+    # Several processes cannot agree on a signal that arrives during the last step, and all of them
+    # must exit with the same status, so they ignore the signal. A single process reports it.
     return (
         state,
         config.num_steps,
@@ -314,12 +324,38 @@ def _loop(
     )
 
 
+def _train_step(
+    run: Run, state: TrainState, batch: Batch, step: int, first_step: int, services: _LoopServices
+) -> TrainState:
+    """Dispatch step number ``step``, counted from 0, and return the new state.
+
+    Also reports the previous step, and starts or stops the profiler trace at its first or last
+    step.
+    """
+    report, trace = services.report, services.trace
+    done, rate = step + 1, learning_rate(run.config.optimizer, step, run.config.num_steps)
+    if trace.begins_at(done):
+        with report.pause("trace"):
+            trace.begin()
+    with report.clock.measure("compile" if step == first_step else STEP):
+        with jax.profiler.StepTraceAnnotation("step", step_num=done):
+            # The call returns when the step is dispatched. It donates the buffers of the old state.
+            state, metrics = run.program.step(state, batch, np.float32(rate))
+    services.watchdog.steps_done = step - first_step
+    report.step(done, metrics, rate)
+    if trace.ends_at(done):
+        # ``pause`` fetches the metrics of the step, so the step ends before the trace does.
+        with report.pause("trace"):
+            trace.close()
+    return state
+
+
 def _save(
     run: Run, state: TrainState, done: int, services: _LoopServices, *, wait: bool = False
 ) -> None:
     with services.report.pause("save"):
-        # A run that resumes from this checkpoint does not write the earlier lines again, so they
-        # must be in the bucket before it.
+        # A run that resumes from this checkpoint does not write the metrics of earlier steps again,
+        # so these metrics must be uploaded before the checkpoint.
         services.report.writer.upload()
         save_with_retries(
             services.checkpoints,
@@ -333,7 +369,10 @@ def _save(
 def _evaluate_and_report(
     run: Run, state: TrainState, report: Reporter, done: int, known: Evaluation | None = None
 ) -> None:
-    """Report the evaluation after ``done`` steps: ``known``, or measured now."""
+    """Report the held-out results after ``done`` steps.
+
+    The results are ``known`` if given. Otherwise they are measured.
+    """
     with report.pause("evaluation"):
         start = time.monotonic()
         results = known or evaluate(run, state)
@@ -341,7 +380,7 @@ def _evaluate_and_report(
 
 
 def evaluate(run: Run, state: TrainState) -> Evaluation:
-    """Return loss and bits per byte of every held-out corpus."""
+    """Return the loss and the bits per byte of every held-out corpus for ``state``."""
     config, mesh = run.config, run.program.mesh
     rows = row_sharding(mesh)
 

@@ -1,6 +1,7 @@
-"""A watchdog thread that reports a step or phase that takes too long, with all thread stacks."""
+"""A watchdog that logs the stacks of all threads if a step or phase exceeds its time limit."""
 
 import faulthandler
+import logging
 import sys
 import threading
 import time
@@ -14,26 +15,31 @@ from llama_cpt.runtime.distributed import (
 )
 from llama_cpt.training.goodput import STEP, Goodput
 
+logger = logging.getLogger(__name__)
+
 STEP_SECONDS = 120.0
-"""Minimum limit for a step, in seconds."""
+"""Minimum time limit for a step, in seconds."""
 STEP_TIMES = 20.0
-"""Limit for a step as a multiple of the mean step time since the start."""
+"""Time limit for a step, as a multiple of the mean step time in this attempt."""
 OTHER_SECONDS = 3600.0
-"""Limit for the first steps, which compile, and for anything that is not a step, in seconds."""
+"""Time limit in seconds for phases other than steps, and for the first two steps of an attempt."""
 _ANSWER_SECONDS = 30.0
-"""Time that the other processes have to report the same phase."""
+"""Seconds to wait for other processes to report that they also exceed a time limit."""
 
 
 class Watchdog:
-    """Context manager that watches ``clock`` and reports each overlong phase once, on stderr.
+    """Context manager that logs a warning when the current phase of ``clock`` takes too long.
 
-    With several processes each publishes its phase, and those in another phase or without an answer
-    are named. The watchdog only reports: a slow phase may still succeed.
+    A phase is a period that ``clock`` attributes to one part of ``goodput.PARTS``. The warning is
+    logged once per phase. If the run has several processes, a process that exceeds a limit also
+    publishes its phase to the other processes. After 30 s, this process logs which processes are in
+    a different phase, are within their limit, or do not answer. The watchdog never ends a process,
+    because a slow phase can still succeed.
     """
 
     def __init__(self, clock: Goodput, *, poll_seconds: float = 5.0) -> None:
         self.steps_done = 0
-        """Steps finished since the start, updated by the training loop."""
+        """Number of steps finished in this attempt, set by the training loop."""
         self._clock, self._poll_seconds = clock, poll_seconds
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -47,8 +53,8 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        # The clock is read without a lock, so that the loop never waits. A pair of values read in
-        # the middle of a switch can cause one wrong report at worst.
+        # The clock is read without a lock, so that the training loop never waits. If the clock
+        # switches between the two reads, the worst effect is one wrong report.
         reported = 0.0
         while not self._closed.wait(self._poll_seconds):
             since, part = self._clock.since, self._clock.part
@@ -63,11 +69,13 @@ class Watchdog:
         return max(STEP_SECONDS, STEP_TIMES * self._clock.seconds[STEP] / self.steps_done)
 
     def _report(self, part: str, taken: float, limit: float) -> None:
-        phase = f"{part}, {self.steps_done} steps after the start"
-        print(
-            f"watchdog: process {process_index()}: {phase}: running for {taken:.0f} s (limit "
-            f"{limit:.0f} s). Thread stacks:",
-            file=sys.stderr,
+        phase = f"{part}, {self.steps_done} steps after the launch"
+        logger.warning(
+            "watchdog: process %d: %s: running for %.0f s (limit %.0f s). Thread stacks:",
+            process_index(),
+            phase,
+            taken,
+            limit,
         )
         faulthandler.dump_traceback(file=sys.stderr)
         if process_count() == 1:
@@ -78,5 +86,5 @@ class Watchdog:
         phases = kv_get("late")
         for process in range(process_count()):
             if phases.get(process) != phase:
-                other = phases.get(process, "reports nothing overdue, or does not answer")
-                print(f"watchdog: {process_label(process)}: {other}", file=sys.stderr)
+                other = phases.get(process, "not late, or does not answer")
+                logger.warning("watchdog: %s: %s", process_label(process), other)

@@ -1,4 +1,4 @@
-"""Checkpoints are exact, verified, and committed whole or not at all."""
+"""Checkpoints are exact and verified, and an incomplete checkpoint is never committed."""
 
 import dataclasses
 import functools
@@ -18,7 +18,8 @@ import optax
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import CheckpointManager, open_run, save_weights
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import open_run, save_weights
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, shardings, with_shardings
@@ -48,16 +49,17 @@ def model_shapes(config=TINY):
 
 
 def make_model(seed=0):
-    """A model of numbers that are cheap to draw."""
+    """Return a model with random numbers that are fast to generate."""
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32))
     return jax.tree.map(draw, model_shapes())
 
 
 def make_state(mesh, seed=0):
-    """A model with moments that are not zero, placed on ``mesh``."""
+    """Return a model with optimizer moments that are not zero, sharded on ``mesh``."""
     model = make_model(seed)
-    zeros = optax.adam(1e-3).init(model)[0]
+    zeros = optax.scale_by_adam().init(model)
+    assert isinstance(zeros, optax.ScaleByAdamState)
     moments = zeros._replace(count=jnp.int32(3), mu=make_model(seed + 8), nu=make_model(seed + 9))
     state = TrainState(model, (), (moments,))
     return jax.device_put(state, shardings(state, mesh))
@@ -103,7 +105,8 @@ def test_restore_is_exact_on_any_mesh(tmp_path, sizes):
         checkpoints.wait()
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
         abstract = abstract_of(state, mesh)
-        restored = checkpoints.restore(checkpoints.latest_verified(), abstract)
+        assert checkpoints.latest_verified() == 3
+        restored = checkpoints.restore(3, abstract)
         assert checkpoints.metadata(3) == METADATA
     assert_same_bits(restored, state)
     for array, want in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
@@ -111,7 +114,7 @@ def test_restore_is_exact_on_any_mesh(tmp_path, sizes):
 
 
 def test_save_is_a_snapshot_of_the_state(tmp_path):
-    """Donating and overwriting the buffers right after ``save`` must not reach the disk."""
+    """Donated and overwritten buffers do not change a save that is still in progress."""
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = jax.device_put({"trained": {"w": np.arange(4_000_000, dtype=np.float32)}})
     before = np.array(state["trained"]["w"])
@@ -146,7 +149,7 @@ def test_restore_trained_reads_parameters_of_a_run(tmp_path):
         load_trained(str(tmp_path / "checkpoints"), model_shapes(), step=1),
         make_state(mesh, seed=1).trained,
     )
-    with pytest.raises(UserError, match="no checkpoint of step 5; there are"):
+    with pytest.raises(UserError, match="no checkpoint of step 5; choose one of"):
         load_trained(str(tmp_path), abstract, step=5)
 
 
@@ -154,9 +157,9 @@ def test_save_weights_writes_a_model_without_optimizer(tmp_path):
     model = make_model()
     save_weights(str(tmp_path / "run"), model, {"step": 0})
     assert_same_bits(load_trained(str(tmp_path / "run"), model_shapes()), model)
-    with pytest.raises(UserError, match="holds checkpoints already"):
+    with pytest.raises(UserError, match="contains checkpoints already"):
         save_weights(str(tmp_path / "run"), model, {"step": 0})
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="contains no checkpoint"):
         load_trained(str(tmp_path / "nowhere"), model_shapes())
 
 
@@ -166,10 +169,10 @@ def test_restore_rejects_another_model_by_name(tmp_path):
     with pytest.raises(UserError, match=r"trained/layers/down is float32\[2, 64, 32\].*128"):
         load_trained(str(tmp_path), model_shapes(wide))
     tied = dataclasses.replace(TINY, tied_embeddings=True)
-    with pytest.raises(UserError, match="holds trained/lm_head, which this config does not have"):
+    with pytest.raises(UserError, match="has trained/lm_head, which is not in the model"):
         load_trained(str(tmp_path), model_shapes(tied))
     with CheckpointManager(str(tmp_path / "checkpoints")) as checkpoints:
-        with pytest.raises(UserError, match="holds no opt_state/count"):
+        with pytest.raises(UserError, match="has no opt_state/count"):
             wanted = {"trained": model_shapes(), "opt_state": {"count": jnp.int32(0)}}
             checkpoints.restore(0, wanted)
 
@@ -199,16 +202,15 @@ def flip(path):
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes instead of"),
     ],
 )
-def test_damaged_file_falls_back_to_previous_checkpoint(tmp_path, capfd, harm, words):
+def test_damaged_file_falls_back_to_previous_checkpoint(tmp_path, caplog, harm, words):
     save_small(tmp_path, 1, 2)
     bad = biggest_file(tmp_path / "2")
     harm(bad)
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         assert checkpoints.latest_verified() == 1
-        printed = capfd.readouterr().err
-        assert str(bad) in printed and words in printed
-        assert "falling back to the checkpoint of step 1" in printed
-        # The run saves step 2 again: the damaged one is replaced, and only then is 1 removed.
+        assert str(bad) in caplog.text and words in caplog.text
+        assert "falling back to the checkpoint of step 1" in caplog.text
+        # A new save of step 2 replaces the damaged checkpoint. Step 1 is removed after that.
         checkpoints.save(2, small(2), {})
         checkpoints.wait()
         assert checkpoints.latest_verified() == 2
@@ -216,15 +218,15 @@ def test_damaged_file_falls_back_to_previous_checkpoint(tmp_path, capfd, harm, w
     assert load_trained(str(tmp_path), {"w": small(0)["trained"]["w"]})["w"][0] == 2
 
 
-def test_damaged_manifest_falls_back_until_nothing_is_left(tmp_path, capfd):
+def test_damaged_manifest_falls_back_until_nothing_is_left(tmp_path, caplog):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").write_text('{"all_files": 3')
     with CheckpointManager(str(tmp_path)) as checkpoints:
         assert checkpoints.latest_verified() == 1
-    assert "manifest cannot be read" in capfd.readouterr().err
+    assert "manifest cannot be read" in caplog.text
     flip(biggest_file(tmp_path / "1"))
     with CheckpointManager(str(tmp_path)) as checkpoints:
-        with pytest.raises(UserError, match=r"every checkpoint is damaged \[1, 2\]"):
+        with pytest.raises(UserError, match=r"every checkpoint is damaged \(steps: \[1, 2\]\)"):
             checkpoints.latest_verified()
 
 
@@ -239,7 +241,7 @@ def test_folders_may_be_relative_or_remote(monkeypatch, tmp_path):
 
 
 def test_step_committed_during_a_removal_is_kept(tmp_path, monkeypatch):
-    """Another process writes its manifest of step 2 after the first has listed the steps."""
+    """A second process commits step 2 after the first process has listed the steps."""
     save_small(tmp_path, 1)
     committed_steps, commit, looks = manifest.committed_steps, manifest.commit, itertools.count()
 

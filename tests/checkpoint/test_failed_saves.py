@@ -1,4 +1,4 @@
-"""Saves that fail or are interrupted leave earlier checkpoints and nothing partial."""
+"""A save that fails or is interrupted leaves earlier checkpoints and no partial files."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from llama_cpt.runtime.errors import UserError
 from tests.checkpoint.test_checkpoint import load_trained, save_small, small
 
 
-def test_interrupted_save_is_never_restored(tmp_path, capfd):
+def test_interrupted_save_is_never_restored(tmp_path, caplog):
     save_small(tmp_path, 1, 2)
     (tmp_path / "2.manifest-00000-of-00001.json").unlink()
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
@@ -28,7 +28,7 @@ def test_interrupted_save_is_never_restored(tmp_path, capfd):
     (tmp_path / "1.manifest-00000-of-00001.json.draft").write_text("{")
     with CheckpointManager(str(tmp_path), keep=3) as checkpoints:
         assert checkpoints.latest_verified() == 1
-        assert "2 has no complete manifest" in capfd.readouterr().err
+        assert "2 has no complete manifest" in caplog.text
         checkpoints.save(2, small(22), {})
         checkpoints.wait()
         assert checkpoints.latest_verified() == 2
@@ -61,7 +61,7 @@ def random_state(megabytes):
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 4 MB."""
+    """A folder in a file system of 4 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -72,7 +72,7 @@ def full_disk(tmp_path):
 
 
 def check_failed_save(folder, reason):
-    """Saving 1 MB succeeded as step 1; saving 8 MB as step 2 must fail for ``reason``."""
+    """Assert that a save of 8 MB as step 2 fails with ``reason`` after a save of 1 MB as step 1."""
     with CheckpointManager(str(folder), keep=1) as checkpoints:
         with pytest.raises(UserError, match=rf"step 2 was not saved: {reason}.*\(steps: \[1\]\)"):
             checkpoints.save(2, random_state(8), {})
@@ -135,7 +135,7 @@ KILLED = textwrap.dedent("""
 
 @pytest.mark.slow
 def test_kill_at_any_moment_keeps_committed_steps(tmp_path):
-    """After SIGKILL a whole step is restored, and no committed step is lost."""
+    """After SIGKILL at a random moment, the newest committed step is restored."""
     rng = np.random.default_rng(0)
     newest = 0
     for _ in range(12):
@@ -144,6 +144,7 @@ def test_kill_at_any_moment_keeps_committed_steps(tmp_path):
         )
         # Saving step n + 1 begins only when step n is committed.
         started = 0
+        assert child.stdout is not None
         for _ in range(rng.integers(1, 4)):
             started = int(child.stdout.readline())
         try:

@@ -1,4 +1,4 @@
-"""The last good checkpoint survives a lost model, lost manifests and damage, in every command."""
+"""The last healthy checkpoint survives divergence, lost manifests and damage, in every command."""
 
 from dataclasses import replace
 import itertools
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import CheckpointManager, save_weights
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CheckpointConfig, MeshConfig
 from llama_cpt.parallel.mesh import make_mesh
@@ -27,7 +28,7 @@ from tests.runs import saved_steps, train, train_until
 
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory) -> Path:
-    """A run with checkpoints of steps 3, 6 and 8."""
+    """The folder of a run with checkpoints of steps 3, 6 and 8."""
     output = tmp_path_factory.mktemp("finished") / "run"
     assert train(make_config(output)) is Outcome.FINISHED
     return output
@@ -35,7 +36,7 @@ def finished(make_config, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of ``finished`` to damage, and its config."""
+    """A copy of the folder ``finished``, which the test can damage, and its config."""
     output = tmp_path / "run"
     shutil.copytree(finished, output)
     return output, replace(load_config(str(output / "config.json")), output=str(output))
@@ -46,7 +47,7 @@ def manifest_of(output: Path, step: int) -> Path:
 
 
 def spoil(monkeypatch, step: int, rate: float) -> None:
-    """Make the learning rate of the update ``step`` equal to ``rate``."""
+    """Set the learning rate of step number ``step``, counted from 1, to ``rate``."""
     real = trainer.learning_rate
     spoiled = lambda config, at, steps: rate if at == step - 1 else real(config, at, steps)
     monkeypatch.setattr(trainer, "learning_rate", spoiled)
@@ -60,7 +61,7 @@ def test_non_finite_state_is_never_committed(tmp_path, where, value):
     part.layers.down[...] = part.layers.down[...].at[1, 2, 3].set(value)
     with CheckpointManager(str(tmp_path), keep=1) as checkpoints:
         checkpoints.save(1, make_state(make_mesh(MeshConfig(1, 8, 1))), {})
-        with pytest.raises(DivergedError, match="step 2 was not saved: .*layers/down held NaN"):
+        with pytest.raises(DivergedError, match="step 2 was not saved: .*down contained NaN"):
             checkpoints.save(2, state, {})
         assert checkpoints.latest_verified() == 1
     assert not list(tmp_path.glob("2*"))
@@ -69,7 +70,7 @@ def test_non_finite_state_is_never_committed(tmp_path, where, value):
 def test_save_weights_rejects_non_finite_weights(tmp_path):
     model = make_model()
     model.embedding[...] = model.embedding[...].at[0, 0].set(jnp.nan)
-    with pytest.raises(UserError, match="held NaN or infinity. Get the weights again"):
+    with pytest.raises(UserError, match="contained NaN or infinity. Download or export"):
         save_weights(str(tmp_path), model, {})
 
 
@@ -77,11 +78,11 @@ def test_save_weights_rejects_non_finite_weights(tmp_path):
 def test_non_finite_update_before_a_save_keeps_the_last_checkpoint(
     step, make_config, tmp_path, monkeypatch
 ):
-    """Their loss is not computed before the save, at an interval or at the end."""
+    """The loss of the updated weights is not known yet when the checkpoint is saved."""
     config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
     spoil(monkeypatch, step, float("inf"))
     before = 3 if step == 6 else 6
-    message = rf"step {step} was not saved.*Lower optimizer.*checkpoint of step {before} stands"
+    message = rf"step {step} was not saved.*Lower optimizer.*checkpoint of step {before} is valid"
     with pytest.raises(DivergedError, match=message):
         train(replace(config, data=replace(config.data, heldout=())))
     assert saved_steps(tmp_path / "run") == [before]
@@ -93,22 +94,22 @@ def test_non_finite_update_before_a_preemption_keeps_the_last_checkpoint(
     config = make_config(tmp_path / "run")
     config = replace(config, data=replace(config.data, heldout=()))
     spoil(monkeypatch, 5, float("inf"))
-    with pytest.raises(DivergedError, match="step 5 was not saved.*checkpoint of step 3 stands"):
+    with pytest.raises(DivergedError, match="step 5 was not saved.*checkpoint of step 3 is valid"):
         train_until(config, 5, monkeypatch, signal.SIGTERM)
     assert saved_steps(tmp_path / "run") == [3]
 
 
 @pytest.mark.parametrize("step", [4, 6])
 def test_diverged_run_keeps_the_last_healthy_checkpoint(
-    step, make_config, tmp_path, monkeypatch, capfd
+    step, make_config, tmp_path, monkeypatch, caplog
 ):
-    """Update ``step`` makes finite weights worse than guessing; 6 is saved before that is known."""
+    """Step ``step`` makes finite weights unhealthy; step 6 is saved before its loss is known."""
     config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every_steps=3, keep=1))
     with monkeypatch.context() as patch:
         spoil(patch, step, 1e4)
         assert train(config) is Outcome.FINISHED
     assert saved_steps(tmp_path / "run") == [3, 8]
-    warned = [line for line in capfd.readouterr().err.splitlines() if "is kept beyond" in line]
+    warned = [line for line in caplog.messages if "is kept in addition" in line]
     assert len(warned) == 1 and "the checkpoint of step 3" in warned[0]
 
 
@@ -143,16 +144,16 @@ def test_checkpoints_without_manifests_are_not_deleted(copied):
         manifest_of(output, step).unlink()
     before = contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()
     for command in (lambda: train(config), lambda: open_source(str(output)).architecture):
-        with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there, but their manifests"):
+        with pytest.raises(UserError, match=r"steps \[3, 6, 8\] exist, but their manifests"):
             command()
-    with pytest.raises(UserError, match=r"steps \[3, 6, 8\] are there"):
+    with pytest.raises(UserError, match=r"steps \[3, 6, 8\] exist"):
         with CheckpointManager(str(output / "checkpoints")) as checkpoints:
             checkpoints.save(9, small(9), {})
     assert (contents(output / "checkpoints"), (output / "metrics.jsonl").read_bytes()) == before
 
 
 def test_interrupted_first_save_can_be_repeated(tmp_path, monkeypatch):
-    """The folder as a kill during the commit leaves it, and as an earlier version left it."""
+    """A kill during the commit leaves such a folder, with and without the mark of this version."""
     commit = manifest.commit
 
     def copy_and_commit(checkpoint, *share):
@@ -182,7 +183,7 @@ def test_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
     real, calls = manifest.size_and_digest, itertools.count()
     monkeypatch.setattr(manifest, "size_and_digest", lambda path: (next(calls), real(path))[1])
 
-    def newest() -> int:
+    def newest() -> int | None:
         with CheckpointManager(str(tmp_path)) as checkpoints:
             return checkpoints.latest_verified()
 
@@ -195,7 +196,7 @@ def test_checkpoint_is_digested_once_until_it_changes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_checkpoint_under_another_step_is_damaged(earlier_version, copied, capfd):
+def test_checkpoint_under_another_step_is_damaged(earlier_version, copied, caplog):
     output, config = copied
     shutil.copytree(output / "checkpoints/6", output / "checkpoints/9")
     content = json.loads(manifest_of(output, 6).read_text())
@@ -204,8 +205,8 @@ def test_checkpoint_under_another_step_is_damaged(earlier_version, copied, capfd
     manifest_of(output, 9).write_text(json.dumps(content))
     with CheckpointManager(str(output / "checkpoints")) as checkpoints:
         assert checkpoints.latest_verified() == 8
-    message = "holds the state of step 6" if earlier_version else "its manifest is that of step 6"
-    assert message in capfd.readouterr().err
+    message = "holds the state of step 6" if earlier_version else "its manifest belongs to step 6"
+    assert message in caplog.text
 
 
 def test_manifests_of_earlier_versions_are_read(copied):
@@ -218,12 +219,13 @@ def test_manifests_of_earlier_versions_are_read(copied):
     assert saved_steps(output) == [3, 6, 8]
 
 
-def test_missing_newest_checkpoint_is_reported(copied, capfd):
+def test_missing_newest_checkpoint_is_reported(copied, caplog):
     output, config = copied
     shutil.rmtree(output / "checkpoints/8")
     manifest_of(output, 8).unlink()
     assert train(config) is Outcome.FINISHED
-    warned = capfd.readouterr().err
+    warned = caplog.text
     assert "the checkpoint of step 8 does not exist" in warned and "after step 6" in warned
+    caplog.clear()
     assert train(config) is Outcome.FINISHED
-    assert "does not exist" not in capfd.readouterr().err
+    assert "does not exist" not in caplog.text

@@ -1,11 +1,13 @@
-"""Saves are retried after transient storage errors, and only after those."""
+"""Saves are retried after transient storage errors, but not after other errors."""
 
 import errno
 import itertools
 import os
 import subprocess
 import sys
+from typing import Any
 
+from etils import epath
 import jax.numpy as jnp
 import pytest
 
@@ -21,14 +23,14 @@ STATE = {"trained": {"w": jnp.ones(8)}}
 
 @pytest.fixture
 def fail(monkeypatch):
-    """``fail(number, times)``: the first ``times`` commits raise the error ``number``."""
+    """Return ``fail(number, times)``, after which ``times`` commits raise OSError ``number``."""
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     real = manifest.commit
 
     def set_up(number: int, times: int) -> list[int]:
         tries: list[int] = []
 
-        def commit(*arguments: object) -> None:
+        def commit(*arguments: Any) -> None:
             tries.append(0)
             if len(tries) <= times:
                 raise OSError(number, os.strerror(number))
@@ -40,19 +42,18 @@ def fail(monkeypatch):
     return set_up
 
 
-def test_transient_error_is_retried(tmp_path, fail, capfd):
+def test_transient_error_is_retried(tmp_path, fail, caplog):
     tries = fail(errno.EIO, 2)
     with CheckpointManager(str(tmp_path), 9) as checkpoints:
         save_with_retries(checkpoints, 1, STATE, {})
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [2] and len(tries) == 3
-    printed = capfd.readouterr().err
-    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in printed
-    assert printed.count("Step 2 is saved instead, in 0 s.") == 2
+    assert "the checkpoint of step 1 was not saved: [Errno 5] Input/output error" in caplog.text
+    assert caplog.text.count("Step 2 is saved instead, in 0 s.") == 2
 
 
 def test_local_error_is_not_retried(tmp_path, monkeypatch):
-    """The other processes wait inside Orbax, so that only a restart can help."""
+    """The other processes wait inside Orbax, so the save cannot be repeated without a restart."""
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     with CheckpointManager(str(tmp_path), 9) as checkpoints:
         tries = []
@@ -69,10 +70,10 @@ def test_local_error_is_not_retried(tmp_path, monkeypatch):
     assert failed.value.status == 75 and len(tries) == 1
 
 
-def test_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
+def test_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch, caplog):
     real = manifest.discard
 
-    def fails(folder: object, step: int) -> None:
+    def fails(folder: epath.Path, step: int) -> None:
         if step == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(folder, step)
@@ -82,7 +83,7 @@ def test_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(manifest, "discard", fails)
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
         assert checkpoints.steps() == [1, 2]
-        assert "old checkpoints stay ([Errno 5] Input/output error)" in capfd.readouterr().err
+        assert "old checkpoints were not removed ([Errno 5] Input/output error)" in caplog.text
         monkeypatch.setattr(manifest, "discard", real)
         save_with_retries(checkpoints, 3, STATE, {}, wait=True)
         assert checkpoints.steps() == [3]
@@ -90,14 +91,14 @@ def test_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("reads", [2, 99])
 def test_unreadable_checkpoint_is_not_damaged(reads, tmp_path, monkeypatch):
-    """After the retries the newest checkpoint is read, or the start ends with a transient error."""
+    """The newest checkpoint is read after retries, or a transient error is raised."""
     with CheckpointManager(str(tmp_path), 2) as checkpoints:
         save_with_retries(checkpoints, 1, STATE, {}, wait=True)
         save_with_retries(checkpoints, 2, STATE, {}, wait=True)
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     real, tries = manifest.size_and_digest, itertools.count()
 
-    def digest_of(path: object) -> tuple[int, str]:
+    def digest_of(path: epath.Path) -> tuple[int, str]:
         if next(tries) < reads:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path)
@@ -108,7 +109,7 @@ def test_unreadable_checkpoint_is_not_damaged(reads, tmp_path, monkeypatch):
             assert checkpoints.latest_verified() == 2
         else:
             with pytest.raises(
-                StorageError, match="cannot be read .* move its checkpoint"
+                StorageError, match="cannot be read .* move the checkpoint"
             ) as failed:
                 checkpoints.latest_verified()
             assert failed.value.status == 75
@@ -135,7 +136,7 @@ with CheckpointManager("gs://bucket/run/checkpoints") as checkpoints:
 
 
 def test_changes_by_others_in_a_bucket_are_seen(tmp_path):
-    """A change by another process is seen at once."""
+    """A checkpoint that a different process damages is detected at the next verification."""
     with storage(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", BUCKET], capture_output=True, text=True, check=False

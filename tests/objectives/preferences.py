@@ -1,4 +1,4 @@
-"""Small batches of preferences and of judged answers, of different lengths."""
+"""Small batches of random preference pairs and rated answers of different lengths."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
 
 
 def random_judged(count: int, seed: int = 0) -> list[Judged]:
-    """Return answers, most of them good, each with the next one's answer as its mismatch."""
+    """Return rated answers; two in three are good, and the mismatch is the next answer."""
     pairs = random_pairs(count, seed)
     return [
         Judged(pair.prompt, pair.chosen, pairs[(i + 1) % count].chosen, i % 3 != 1)
@@ -44,7 +44,10 @@ def random_judged(count: int, seed: int = 0) -> list[Judged]:
 
 
 def pack(rows: list[list[tuple[list[int], list[int]]]], length: int) -> TokenBatch:
-    """Return rows of (prompt, answer) segments with a loss on answers; row r has corpus r % 2."""
+    """Return rows of (prompt, answer) segments.
+
+    Only answers count in the loss. Row r belongs to corpus r % 2.
+    """
     shape = len(rows), length
     fields = {
         name: np.zeros(shape, np.int32)
@@ -70,7 +73,10 @@ def pack(rows: list[list[tuple[list[int], list[int]]]], length: int) -> TokenBat
 def preference_batch(
     rows: list[list[Pair]], length: int, reference: np.ndarray | None = None
 ) -> PreferenceBatch:
-    """Return rows with room for the most pairs; ``reference`` is (rows, 2 pairs), or zeros."""
+    """Return a batch of ``rows``, padded to the largest number of pairs per row.
+
+    ``reference`` has the reference log-probabilities (rows, 2 pairs), by default zeros.
+    """
     most = max(len(row) for row in rows)
     segments = [[(p.prompt, a) for p in row for a in (p.chosen, p.rejected)] for row in rows]
     present = np.array([[p < len(row) for p in range(most)] for row in rows], np.float32)

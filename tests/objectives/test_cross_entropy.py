@@ -1,4 +1,4 @@
-"""The chunked loss equals the plain loss: value, each token's NLL and both gradients."""
+"""The chunked loss has the same value, NLL per token and gradients as the loss on whole logits."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def mesh_of(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return hidden, head, targets and a mask that counts another number of tokens per row."""
+    """Return hidden, head, targets and a mask with a different number of tokens in each row."""
     draw = np.random.default_rng(seed)
     hidden = draw.normal(size=(BATCH, LENGTH, EMBED)).astype(np.float32)
     head = draw.normal(size=(VOCAB, EMBED)).astype(np.float32)
@@ -34,7 +34,7 @@ def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 
 
 def plain(hidden, head, targets, weights, z_loss):
-    """Return loss, NLL, d loss / d hidden, d loss / d head in float64, from whole logits."""
+    """Return the loss, the NLL and both gradients in float64, computed from whole logits."""
     hidden, head, weights = (np.asarray(x, np.float64) for x in (hidden, head, weights))
     logits = hidden @ head.T
     top = logits.max(-1, keepdims=True)
@@ -64,7 +64,7 @@ def ours(mesh, arrays, z_loss, chunk_tokens):
 
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-# 5 does not divide any device's tokens, and 1000 is more than there are.
+# The number of tokens per device is not a multiple of 5, and is less than 1000.
 @pytest.mark.parametrize("chunk_tokens", [5, 1000])
 def test_loss_and_gradients_equal_those_of_whole_logits(name, z_loss, chunk_tokens):
     arrays = inputs()

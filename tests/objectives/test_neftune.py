@@ -1,4 +1,4 @@
-"""NEFTune's noise has the paper's scale, depends on seed and row, and is optional."""
+"""The noise of NEFTune has the scale in the paper, depends on seed and row, and is optional."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ CONFIG = replace(MODEL, vocab_size=VOCAB, context_length=LENGTH)
 
 
 def batch() -> TokenBatch:
-    """Return four rows of three conversations and padding."""
+    """Return four rows, each with three conversations and padding."""
     pairs = random_pairs(12)
     rows = [[(p.prompt, p.chosen) for p in pairs[3 * r : 3 * r + 3]] for r in range(4)]
     return jax.tree.map(jnp.asarray, pack(rows, LENGTH))
@@ -55,7 +55,8 @@ def test_noise_depends_on_seed_and_row_only():
     rows = batch()
     whole = noise(rows)
     assert (noise(rows, seed=1) != whole).mean() > 0.99
-    # The same row elsewhere in a batch, then the same text under another number, in either word.
+    # The first batch has the same rows at different positions. The others have different row
+    # numbers.
     np.testing.assert_array_equal(noise(jax.tree.map(lambda x: x[2:], rows)), whole[2:])
     for word in (0, 1):
         other = replace(rows, row=rows.row.at[:, word].add(7))

@@ -1,4 +1,4 @@
-"""SFT's loss on assistant tokens equals TRL's, in packed rows and in rows of their own."""
+"""The SFT loss on assistant tokens equals TRL's, with and without packing."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ LENGTH, CHUNK = 48, 24
 
 
 def conversations() -> list[tuple[list[int], list[int]]]:
-    """Return (prompt, answer of the assistant) of several lengths."""
+    """Return (prompt, answer) pairs of token ids with several lengths."""
     draw = np.random.default_rng(3)
     return [(draw_tokens(draw, 1, 9), draw_tokens(draw, 1, 9)) for _ in range(6)]
 

@@ -1,4 +1,4 @@
-"""Losses, rewards and gradients on a tiny Llama equal TRL's for any packing and mesh."""
+"""Losses, rewards and gradients on a tiny Llama equal TRL's, for several packings and meshes."""
 
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ def in_rows(things: list) -> list[list]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The policy and the reference, in JAX (ours) and in torch (theirs)."""
+    """The policy and the reference model, each in JAX (``ours``) and in PyTorch (``theirs``)."""
     found = {}
     for name, seed in (("policy", 0), ("reference", 1)):
         folder = tmp_path_factory.mktemp(name)
@@ -81,7 +81,7 @@ def pairs_in_rows(pairs: list[Pair], reference: Llama) -> PreferenceBatch:
 
 
 def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=None):
-    """Return loss, mean gradient, metrics and sums, in ``parts`` micro-batches on ``mesh``."""
+    """Return loss, mean gradient, metrics and sums of ``parts`` micro-batches on ``mesh``."""
     mesh = mesh or one_device()
     objective = make_objective(config, num_corpora=2, loss_chunk_tokens=CHUNK, seed=0)
     rows = jax.NamedSharding(mesh, partition_spec("microbatch", "batch", None))
@@ -96,7 +96,7 @@ def run(config: PreferenceConfig, model: Llama, batch, *, parts: int = 1, mesh=N
 
 
 def assert_gradient(ours: Llama, theirs, tolerance: float = 1e-4) -> None:
-    """Assert that every parameter's gradient equals the one that torch left in ``theirs``."""
+    """Assert that the gradient of every parameter equals ``theirs.grad`` in PyTorch."""
     expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
     seen = set()
     for path, gradient in parameters_by_path(ours).items():
@@ -123,7 +123,7 @@ LOGPS = ("logps/chosen", "logps/rejected")
     ("loss", "fields"),
     [
         ("sigmoid", {}),
-        # These formulas are held to their equations in test_preference_losses.
+        # test_preference_losses compares these formulas with their equations.
         pytest.param("robust", {"label_smoothing": 0.2}, marks=pytest.mark.slow),
         pytest.param("hinge", {}, marks=pytest.mark.slow),
         ("ipo", {}),
@@ -142,10 +142,11 @@ def test_losses_with_a_reference_equal_trl(loss, fields, models, dpo):
 
 
 def of_equal_answers(pairs: list[Pair]) -> list[Pair]:
-    """Return prompts of one token and chosen answers of one length, for which the NLLs agree.
+    """Return ``pairs`` with prompts of one token and chosen answers of equal length.
 
-    TRL's NLL is a mean over the tokens of all chosen answers, and for ORPO of prompts too; ours is
-    a mean over pairs of means over the answer.
+    For such pairs our NLL and TRL's agree. TRL's NLL is a mean over the tokens of all chosen
+    answers, for ORPO including the prompts. Our NLL is first averaged over the tokens of an answer,
+    then over the pairs.
     """
     return [Pair(p.prompt[:1], (p.chosen * 4)[:4], p.rejected) for p in pairs]
 
@@ -188,7 +189,10 @@ def test_orpo_equals_trl(models):
 
 @pytest.mark.parametrize("shift", [0.0, 40.0])
 def test_kto_equals_trl(shift, models, tmp_path):
-    """The divergence is above 0, or clipped at 0 if the reference is ``shift`` nats likelier."""
+    """The divergence is positive for shift 0, and clipped to 0 for shift 40.
+
+    ``shift``, in nats, is added to the log-probabilities of the reference model.
+    """
     answers = random_judged(6)
     batch = unpaired_batch([answers[:2], answers[2:]], LENGTH)
     reference = reference_of(models.reference.ours, batch) + np.float32(shift)
@@ -199,7 +203,7 @@ def test_kto_equals_trl(shift, models, tmp_path):
     want, want_metrics = trl.run_kto(
         trainer, answers, columns if shift else None, beta=0.05, **weights
     )
-    config = PreferenceConfig(loss="kto", beta=0.05, **weights)
+    config = PreferenceConfig(loss="kto", beta=0.05, desirable_weight=1.5, undesirable_weight=0.5)
     batch = replace(batch, reference_logprobs=reference)
     have, gradient, metrics, _ = run(config, models.policy.ours, batch)
     np.testing.assert_allclose(have, want, rtol=1e-4)
@@ -237,7 +241,7 @@ def test_microbatches_and_meshes_leave_loss_and_gradients_unchanged(fields, part
 
 
 def test_packing_leaves_losses_unchanged(models):
-    """Absent pairs, other pairs of the row and padding have no effect; corpora are separate."""
+    """Missing pairs, other pairs in the row and padding do not change the loss of a pair."""
     config = PreferenceConfig(loss="sigmoid", nll_weight=0.1)
     packed = preference_batch(in_rows(PAIRS), LENGTH)
     alone = preference_batch([[pair] for pair in PAIRS], 24)

@@ -1,7 +1,7 @@
-"""Each loss equals its equation in float64, is finite at the limits, and is in the table."""
+"""Each loss equals its equation in float64, is finite for extreme values, and is in ``LOSSES``."""
 
 import math
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,8 +53,8 @@ EQUATIONS = {
 
 
 def ours(name: str, chosen: Answers, rejected: Answers) -> jax.Array:
-    """Compute the loss through the table, as training does."""
-    loss = {"cdpo": "sigmoid"}.get(name, name)
+    """Return the loss computed by the entry of ``LOSSES``, as in training."""
+    loss: Any = "sigmoid" if name == "cdpo" else name
     smoothing = SMOOTHING if name in ("cdpo", "robust") else 0.0
     config = PreferenceConfig(loss, beta=BETA, label_smoothing=smoothing, gamma=GAMMA)
     return LOSSES[loss].bind(config)(chosen, rejected)
@@ -95,7 +95,7 @@ def test_reference_free_losses_are_those_that_ignore_the_reference(name):
         return ours(name, chosen, Answers(-12 * one, -13 * one, 6 * one)).sum()
 
     ignored = not np.any(jax.grad(loss)(-7.5 * one))
-    assert ignored == LOSSES[{"cdpo": "sigmoid"}.get(name, name)].reference_free
+    assert ignored == LOSSES["sigmoid" if name == "cdpo" else name].reference_free
 
 
 logprob = st.floats(-80, -0.03125, width=32)
@@ -136,7 +136,7 @@ def test_dpo_loss_is_log_2_at_the_reference():
 
 
 def test_orpo_is_finite_for_certain_and_absent_answers():
-    """Probability 1 has infinite odds; an absent answer has neither a sum nor tokens."""
+    """An answer with probability 1 has infinite odds; a missing answer has sum 0 and no tokens."""
 
     def loss(logprobs: jax.Array) -> jax.Array:
         answers = Answers(logprobs, jnp.zeros(2), jnp.array([3.0, 0.0]))

@@ -1,4 +1,4 @@
-"""Losses and metrics of one batch by TRL's trainers of a tiny Llama."""
+"""Losses and metrics of one batch on a tiny Llama, computed by TRL's trainers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +8,14 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
 import transformers
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from tests.objectives.preferences import VOCAB, Judged, Pair
 
@@ -50,8 +55,13 @@ def kto_trainer(model: Any, reference: Any, folder: Path) -> KTOTrainer:
     )
 
 
-def run_dpo(trainer: DPOTrainer, pairs: list[Pair], **settings: Any) -> tuple[float, dict]:
-    """Return loss and metrics with attributes of the trainer set (``loss_types``, ``beta``...)."""
+def run_dpo(
+    trainer: DPOTrainer, pairs: list[Pair], **settings: Any
+) -> tuple[float, dict[str, Any]]:
+    """Return TRL's loss and metrics of ``pairs``.
+
+    ``settings`` are set as attributes of the trainer, such as ``loss_types`` and ``beta``.
+    """
     for name, value in settings.items():
         assert hasattr(trainer, name)
         setattr(trainer, name, value)
@@ -63,10 +73,11 @@ def run_dpo(trainer: DPOTrainer, pairs: list[Pair], **settings: Any) -> tuple[fl
 
 def run_kto(
     trainer: KTOTrainer, answers: list[Judged], columns: Any, **settings: Any
-) -> tuple[float, dict]:
-    """Return loss and metrics.
+) -> tuple[float, dict[str, Any]]:
+    """Return TRL's loss and metrics of ``answers``.
 
-    ``columns``: reference log-probabilities (answers, 2) of answer and mismatch, or None.
+    ``columns`` has the reference log-probabilities (answers, 2) of each answer and its mismatch. If
+    it is None, TRL computes them. ``settings`` are set as attributes of the trainer.
     """
     for name, value in settings.items():
         assert hasattr(trainer, name)
@@ -87,7 +98,7 @@ def run_kto(
     return _run(trainer, inputs)
 
 
-def _run(trainer: Any, inputs: dict[str, Any]) -> tuple[float, dict]:
+def _run(trainer: Any, inputs: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     trainer.model.train()
     trainer.model.zero_grad()
     trainer._metrics["train"].clear()
@@ -96,9 +107,9 @@ def _run(trainer: Any, inputs: dict[str, Any]) -> tuple[float, dict]:
     return loss.item(), {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
 
-def _sides(pairs: list[Pair]) -> dict[str, torch.Tensor]:
-    """Return the chosen and rejected sides as the collators of CPO and ORPO do."""
-    batch = {}
+def _sides(pairs: list[Pair]) -> dict[str, Any]:
+    """Return the chosen and the rejected answers as the collators of CPO and ORPO do."""
+    batch: dict[str, Any] = {}
     for side in ("chosen", "rejected"):
         whole = [pair.prompt + getattr(pair, side) for pair in pairs]
         width = max(len(ids) for ids in whole)
@@ -111,10 +122,15 @@ def _sides(pairs: list[Pair]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def run_odds(kind: type, model: Any, pairs: list[Pair], **settings: Any) -> tuple[float, dict]:
-    """Return loss and metrics by the methods of a CPO (SimPO) or ORPO trainer without setup."""
+def run_odds(
+    kind: type[Any], model: Any, pairs: list[Pair], **settings: Any
+) -> tuple[float, dict[str, Any]]:
+    """Return TRL's loss and metrics of ``pairs`` for SimPO (CPOTrainer) or ORPO (ORPOTrainer).
+
+    The trainer is created without its ``__init__``; ``settings`` are set as its attributes.
+    """
     assert kind in (CPOTrainer, ORPOTrainer)
-    trainer = object.__new__(kind)
+    trainer: Any = object.__new__(kind)
     device = torch.device("cpu")
     accelerator = SimpleNamespace(device=device, gather_for_metrics=lambda x: x)
     defaults = {"is_encoder_decoder": False, "aux_loss_enabled": False, "label_smoothing": 0.0}
@@ -130,7 +146,7 @@ def run_odds(kind: type, model: Any, pairs: list[Pair], **settings: Any) -> tupl
 def sft_loss(
     model: Any, conversations: list[tuple[list[int], list[int]]], folder: Path, *, packing: bool
 ) -> float:
-    """Return the loss on the answers of all (prompt, answer), in one batch."""
+    """Return TRL's SFT loss on the answers of all (prompt, answer) pairs, in one batch."""
     rows = [
         {"input_ids": prompt + answer, "assistant_masks": [0] * len(prompt) + [1] * len(answer)}
         for prompt, answer in conversations
@@ -151,5 +167,6 @@ def sft_loss(
     )
     inputs = next(iter(trainer.get_train_dataloader()))
     assert inputs["input_ids"].shape[0] == (1 if packing else len(rows))
+    assert isinstance(trainer.model, torch.nn.Module)
     with torch.no_grad():
         return trainer.compute_loss(trainer.model, inputs).item()

@@ -1,11 +1,14 @@
-"""A sweep runs every trial once on one compiled step, also if some of them fail."""
+"""A sweep runs every trial once with one compiled step, even if some trials fail."""
 
 import csv
 from dataclasses import replace
 import json
+import logging
 import os
+from pathlib import Path
 import threading
 import time
+from typing import Any
 
 from etils import epath
 import jax
@@ -17,7 +20,7 @@ from llama_cpt.config.sweep import AxisConfig, SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps import leases, runner
-from llama_cpt.sweeps.results import COLUMNS, read_status
+from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status
 from llama_cpt.sweeps.runner import SharedWork, run_sweep
 from llama_cpt.sweeps.trials import make_chains
 from llama_cpt.training import trainer
@@ -44,13 +47,19 @@ def trials_of(sweep):
     return [trial for chain in make_chains(sweep) for trial in chain]
 
 
+def status_of(trial) -> TrialStatus:
+    status = read_status(trial)
+    assert status is not None
+    return status
+
+
 def rows_of(sweep):
     with open(f"{sweep.output}/results.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def steps_counted(monkeypatch):
-    """Return a list that grows by (peak learning rate, step) for every step run."""
+    """Return a list to which every training step appends (peak learning rate, step)."""
     counted, real = [], trainer.learning_rate
 
     def count(optimizer, step, num_steps):
@@ -66,15 +75,16 @@ def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     monkeypatch.setattr(runner, "SharedWork", lambda: made.append(SharedWork()) or made[0])
     assert run_sweep(sweep) is Outcome.FINISHED
     (program,) = made[0].programs.values()
-    assert program.step._cache_size() == 1
+    step: Any = program.step
+    assert step._cache_size() == 1
     for trial in trials_of(sweep):
         alone = replace(trial.config, output=f"{trial.config.output}_alone")
         fit(build_run(alone, program.mesh))
-        assert learnt(epath.Path(trial.config.output)) == learnt(epath.Path(alone.output))
+        assert learnt(Path(trial.config.output)) == learnt(Path(alone.output))
     rows = rows_of(sweep)
     assert list(rows[0]) == COLUMNS
     assert len(rows) == 4 * 2 * len({row["step"] for row in rows})
-    last = learnt(epath.Path(trials_of(sweep)[-1].config.output))[-1]
+    last = learnt(Path(trials_of(sweep)[-1].config.output))[-1]
     assert float(rows[-1]["bits_per_byte"]) == last["eval/en/bits_per_byte"]
     assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
 
@@ -127,12 +137,13 @@ def test_stopped_sweep_resumes_within_a_trial(sweep, monkeypatch):
     assert len(counted) == 4 * 8
 
 
-def test_diverged_trial_is_recorded_and_others_run(sweep, monkeypatch, capsys):
+def test_diverged_trial_is_recorded_and_others_run(sweep, monkeypatch, caplog):
     wild = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e30))))
-    assert run_sweep(wild) is Outcome.FINISHED
-    statuses = [read_status(trial) for trial in trials_of(wild)]
+    with caplog.at_level(logging.INFO, "llama_cpt"):
+        assert run_sweep(wild) is Outcome.FINISHED
+    statuses = [status_of(trial) for trial in trials_of(wild)]
     assert [status.status for status in statuses] == ["done", "diverged"] * 2
-    assert "diverged: " in capsys.readouterr().out
+    assert "diverged: " in caplog.text
     last = {row["run"]: row for row in rows_of(wild)}
     assert [row["loss"] == "" for row in last.values()] == [False, True] * 2
     counted = steps_counted(monkeypatch)
@@ -149,7 +160,7 @@ def test_failed_trial_is_run_again_by_the_next_call(sweep, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runner, "fit", out_of_memory)
         assert run_sweep(sweep) is Outcome.FINISHED
-    statuses = [read_status(trial) for trial in trials_of(sweep)]
+    statuses = [status_of(trial) for trial in trials_of(sweep)]
     assert [status.status for status in statuses] == ["failed", "failed", "done", "done"]
     assert "RESOURCE_EXHAUSTED" in statuses[0].reason
     assert (
@@ -157,7 +168,7 @@ def test_failed_trial_is_run_again_by_the_next_call(sweep, monkeypatch):
         in (epath.Path(trials_of(sweep)[0].config.output) / "log.txt").read_text()
     )
     run_sweep(sweep)
-    assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert {status_of(trial).status for trial in trials_of(sweep)} == {"done"}
 
 
 def test_config_mistake_ends_the_sweep_before_a_step(sweep):
@@ -183,7 +194,7 @@ def test_larger_budget_continues_the_stable_phase(sweep, monkeypatch):
     alone = replace(second.config, output=f"{second.config.output}_alone")
     run = build_run(alone, one_device(alone.mesh))
     fit(run)
-    assert learnt(epath.Path(alone.output))[-3:] == learnt(epath.Path(second.config.output))[-3:]
+    assert learnt(Path(alone.output))[-3:] == learnt(Path(second.config.output))[-3:]
     folders = [epath.Path(trial.config.output) / "checkpoints" for trial in trials_of(sweep)]
     assert not any(folder.exists() for folder in folders)
     later = [row for row in rows_of(sweep) if row["run"].endswith(f"/{second.name}")]
@@ -200,7 +211,7 @@ def test_worker_takes_over_an_expired_lease(sweep, monkeypatch):
     start = time.time()
     assert run_sweep(sweep, 2, 2) is Outcome.FINISHED
     assert time.time() - start > 1.0
-    assert {read_status(trial).status for trial in trials_of(sweep)} == {"done"}
+    assert {status_of(trial).status for trial in trials_of(sweep)} == {"done"}
     assert not list(lease.parent.iterdir())
 
 

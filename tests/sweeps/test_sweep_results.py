@@ -8,7 +8,7 @@ import json
 from etils import epath
 import pytest
 
-from configs.demo_cpt import config as cpt
+from configs.demo.cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.sweeps.leases import hold_lease, lease_owner
@@ -33,7 +33,10 @@ def trials_of(sweep):
 
 
 def write_metrics(trial, losses):
-    """Write the trial's metrics: (step, zh, en) losses, with bits per byte half of them."""
+    """Write ``metrics.jsonl`` of a trial with (step, loss of zh, loss of en) per evaluation.
+
+    Bits per byte are half of the loss.
+    """
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True)
     lines = [{"step": 1, "train/loss": 3.0}]

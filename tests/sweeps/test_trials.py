@@ -1,4 +1,4 @@
-"""Trials of a sweep's config: names, configs, chains and costs."""
+"""Names, configs, chains and costs of the trials of a sweep."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from configs.demo_cpt import config as cpt
+from configs.demo.cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
@@ -65,7 +65,7 @@ def test_sobol_points_fill_their_ranges_and_are_fixed():
     sweep = replace(SWEEP, axes=(*between, AxisConfig("seed", (0, 1))), points=16)
     trials = trials_of(sweep)
     assert trials == trials_of(sweep) and len(trials) == 32
-    ratios = sorted({trial.config.data.almr for trial in trials})
+    ratios = sorted({float(mean_almr(trial.config)) for trial in trials})
     rates = sorted({trial.config.optimizer.peak_learning_rate for trial in trials})
     # A Sobol sequence of 16 has one point in each sixteenth of every axis, up to the rounding.
     assert all(abs(x - (0.1 + 0.05 * (i + 0.5))) < 0.026 for i, x in enumerate(ratios))
@@ -82,7 +82,7 @@ def test_axis_may_name_an_entry_of_a_tuple():
     axis = AxisConfig("data.additional.0.name", ("zh", "other"), names=("zh", "b"))
     sweep = replace(SWEEP, axes=(axis,), heldout_groups=(("zh", "additional"),))
     assert [t.config.data.additional[0].name for t in trials_of(sweep)] == ["zh", "other"]
-    with pytest.raises(UserError, match="is part of a folder's name"):
+    with pytest.raises(UserError, match="becomes part of a folder's name"):
         AxisConfig("seed", (0, 1), names=("../x", "y"))
 
 
@@ -92,14 +92,14 @@ def test_token_budgets_share_their_stable_phase():
     assert [t.config.num_steps for t in (first, second, third)] == [100, 200, 400]
     assert (first.stable_steps, second.stable_steps, third.stable_steps) == (80, 160, 320)
     assert (first.first_step, second.first_step, third.first_step) == (0, 80, 160)
-    # The decay of a parent starts at a checkpoint that later checkpoints do not displace.
+    # The checkpoint at the start of a parent's decay is kept when later ones are saved.
     for trial in (first, second):
         saves = trial.config.checkpoint
         assert trial.stable_steps % saves.every_steps == 0
         later = trial.config.num_steps // saves.every_steps - (
             trial.stable_steps // saves.every_steps
         )
-        # One more for the final checkpoint, which need not be at a multiple.
+        # The final checkpoint counts as well, even if its step is not a multiple.
         assert saves.keep >= later + 2
     assert first.own_tokens + second.own_tokens + third.own_tokens == (100 + 120 + 240) * TOKENS
 
@@ -139,7 +139,7 @@ def test_a_budget_thins_the_grid_and_keeps_its_ends(share):
     for axis, whole in zip(thinned.axes, SWEEP.axes, strict=True):
         assert {axis.values[0], axis.values[-1]} == {whole.values[0], whole.values[-1]}
         assert len(axis.values) >= 3
-    with pytest.raises(UserError, match="pay for no grid.*costs"):
+    with pytest.raises(UserError, match="less than the cost of every grid.*costs"):
         fit_to_budget(SWEEP, price * 0.1)
     with pytest.raises(UserError, match="--budget=-5.0 must be"):
         fit_to_budget(SWEEP, -5.0)
@@ -162,7 +162,7 @@ def test_largest_token_budget_is_dropped_if_needed():
         ({"points": 4}, "no axis has between"),
         ({"token_budgets": (10, 20)}, "wsd"),
         ({"train": replace(cpt, data=replace(cpt.data, heldout=()))}, "a sweep needs both"),
-        ({"train": WSD, "token_budgets": (1, TOKENS * 8)}, "smallest is 1 steps, too few"),
+        ({"train": WSD, "token_budgets": (1, TOKENS * 8)}, "smallest has only 1 steps"),
         ({"axes": (AxisConfig("data.original.1.weight", (1.0,)),)}, "no such field"),
         ({"chip": "v9"}, "chip='v9' must be one of"),
     ],

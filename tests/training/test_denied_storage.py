@@ -1,4 +1,4 @@
-"""Every command names a path that storage denies, before any work."""
+"""Every command reports a path without access permission before it does any work."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Goodput counts every second once, over restarts too; the watchdog reports what takes too long."""
+"""Goodput counts every second once, also over restarts; the watchdog reports late phases."""
 
 import time
 
@@ -11,7 +11,7 @@ from llama_cpt.training.watchdog import Watchdog
 
 @pytest.fixture
 def now(monkeypatch) -> list[float]:
-    """The current time, which the test sets."""
+    """A list with the current time, which the test changes."""
     clock = [1000.0]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     return clock
@@ -42,7 +42,7 @@ def test_restart_counts_repeated_and_stopped_seconds(now):
     for step in (1, 2, 3):
         now[0] += 10
         lines.append({"step": step} | first.values())
-    # Killed after step 3, with step 1 saved; started again 100 seconds later.
+    # The run is killed after step 3 and restarted 100 seconds later. Step 1 was saved.
     now[0] += 100
     second = Goodput()
     second.continue_from([{"step": 0}, *lines], 1)
@@ -72,20 +72,19 @@ def test_seconds_between_two_lines_are_interpolated():
         assert values.get("perf/seconds/repeated", 0.0) == pytest.approx(3000 - trained)
 
 
-def test_watchdog_reports_a_late_step_once_with_stacks(monkeypatch, capfd):
+def test_watchdog_reports_a_late_step_once_with_stacks(monkeypatch, capfd, caplog):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
     clock.switch_to("step")
     with Watchdog(clock, poll_seconds=0.01) as dog:
         clock.seconds["step"], dog.steps_done = 0.002, 2
         time.sleep(0.3)
-    errors = capfd.readouterr().err
-    assert errors.count("watchdog: process 0: step, 2 steps after the start") == 1
-    assert "test_watchdog_reports_a_late_step_once_with_stacks" in errors
+    assert caplog.text.count("watchdog: process 0: step, 2 steps after the launch") == 1
+    assert "test_watchdog_reports_a_late_step_once_with_stacks" in capfd.readouterr().err
 
 
-def test_watchdog_limit_ignores_earlier_starts(monkeypatch, capfd):
-    """The hours of earlier starts do not raise the limit."""
+def test_watchdog_limit_ignores_earlier_starts(monkeypatch, caplog):
+    """The hours of earlier attempts do not raise the limit."""
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
     clock = Goodput()
     clock.continue_from([{"step": 9, "perf/seconds/step": 9000.0, "perf/unix_seconds": 0.0}], 9)
@@ -93,10 +92,10 @@ def test_watchdog_limit_ignores_earlier_starts(monkeypatch, capfd):
     with Watchdog(clock, poll_seconds=0.01) as dog:
         dog.steps_done = 2
         time.sleep(0.3)
-    assert "watchdog: process 0: step, 2 steps after the start" in capfd.readouterr().err
+    assert "watchdog: process 0: step, 2 steps after the launch" in caplog.text
 
 
-def test_watchdog_is_silent_while_steps_finish(monkeypatch, capfd):
+def test_watchdog_is_silent_while_steps_finish(monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.5)
     clock = Goodput()
     with Watchdog(clock, poll_seconds=0.01) as dog:
@@ -104,4 +103,4 @@ def test_watchdog_is_silent_while_steps_finish(monkeypatch, capfd):
         for _ in range(10):
             clock.switch_to("step")
             time.sleep(0.02)
-    assert "watchdog" not in capfd.readouterr().err
+    assert not caplog.records

@@ -1,4 +1,4 @@
-"""Held-out loss equals a computation one token at a time."""
+"""The held-out loss equals a computation with one forward pass per token."""
 
 import math
 
@@ -39,7 +39,7 @@ TINY = ModelConfig(
 
 
 class InMemory:
-    """Documents whose tokens are their UTF-8 bytes, shifted past the special ids."""
+    """Documents with one token per UTF-8 byte; token ids start above the special ids."""
 
     def __init__(self, *texts):
         self.texts = texts
@@ -93,7 +93,7 @@ def evaluate(score, corpora=CORPORA, documents=99, batch_size=3):
 
 
 def document_nll(forward, tokens):
-    """Return a document's summed NLL, each token computed alone from its window's context."""
+    """Return a document's summed NLL, with a separate forward pass per token."""
     total = 0.0
     count = len(tokens) - 2
     for i in range(1, count + 1):
@@ -122,7 +122,7 @@ def test_loss_equals_one_token_at_a_time(score, forward):
 
 
 def test_bits_per_byte_divide_by_source_bytes():
-    """The divisor is the same if the tokenizer makes one token of each document."""
+    """The divisor does not change if the tokenizer encodes each document as one token."""
 
     class OneToken(InMemory):
         def tokens(self, data):
@@ -138,7 +138,7 @@ def test_batch_size_does_not_change_the_loss(score):
 
     def record_shape(batch):
         shapes.add(batch.tokens.shape)
-        # Values on padding and context must not count, not even a NaN.
+        # Losses of padding and context must be ignored, even if they are NaN.
         return np.where(batch.loss_mask > 0, score(batch), np.nan)
 
     one, many = evaluate(record_shape, batch_size=1), evaluate(record_shape, batch_size=7)
@@ -148,7 +148,7 @@ def test_batch_size_does_not_change_the_loss(score):
 
 
 def test_windows_equal_those_of_the_harness():
-    """The windows are those in the test of lm-evaluation-harness for range(34) by 10."""
+    """The expected windows come from lm-evaluation-harness's test of range(34) with length 10."""
     document = np.array([99, *range(34), 98], np.uint32)
     windows = list(rolling_windows(document, 10, bos_id=77, corpus=0))
     assert [(w.tokens.tolist(), w.targets[-w.scored :].tolist()) for w in windows] == [
@@ -188,5 +188,5 @@ def test_documents_are_evenly_spaced(score):
 
 
 def test_corpus_without_text_is_rejected(score):
-    with pytest.raises(UserError, match="held-out corpus 'none': its 2 documents hold no text"):
+    with pytest.raises(UserError, match="'none': the 2 chosen documents hold no text"):
         evaluate(score, {"none": InMemory("", "")})

@@ -1,6 +1,7 @@
-"""Paths that libraries would read as patterns, chains or URLs are literal, or rejected."""
+"""Paths that libraries would parse as globs, chains or URLs are used literally, or rejected."""
 
 from dataclasses import replace
+import logging
 from pathlib import Path
 import re
 import shutil
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from llama_cpt.checkpoint import manifest
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.schema import CheckpointConfig, EvaluationConfig, TrainConfig
 from llama_cpt.convert import from_hf
 from llama_cpt.evaluation.named_models import parse_model_names
@@ -31,7 +33,7 @@ STATE = {"trained": {"w": np.arange(6.0, dtype=np.float32)}}
 
 
 def moved_below(folder: Path, config: TrainConfig, corpora: Path) -> TrainConfig:
-    """Return ``config`` with all paths below ``folder``; copy corpora and tokenizer."""
+    """Copy the corpora and the tokenizer to ``folder``; return ``config`` with all paths in it."""
     shutil.copytree(corpora, folder / "text", ignore=shutil.ignore_patterns("prepared"))
     moved = lambda corpus: replace(corpus, source=str(folder / "text" / Path(corpus.source).name))
     groups = ("additional", "original", "heldout")
@@ -45,7 +47,7 @@ def moved_below(folder: Path, config: TrainConfig, corpora: Path) -> TrainConfig
 
 
 def test_run_below_any_name_stops_moves_resumes_and_converts(
-    make_config, corpora, tmp_path, monkeypatch, capsys
+    make_config, corpora, tmp_path, monkeypatch, caplog
 ):
     folder = tmp_path / NAME
     plain = make_config(tmp_path, num_steps=4, evaluation=EvaluationConfig(every_steps=100))
@@ -53,8 +55,10 @@ def test_run_below_any_name_stops_moves_resumes_and_converts(
     train_until(config, 2, monkeypatch, signal.SIGTERM)
     renamed = folder / "ok[1]"
     Path(config.output).rename(renamed)
-    train(replace(config, output=str(renamed), checkpoint=CheckpointConfig(every_steps=3, keep=1)))
-    assert "after step 2" in capsys.readouterr().out
+    moved = replace(config, output=str(renamed), checkpoint=CheckpointConfig(every_steps=3, keep=1))
+    with caplog.at_level(logging.INFO, "llama_cpt"):
+        train(moved)
+    assert "after step 2" in caplog.text
     assert [line["step"] for line in learnt(renamed) if "train/loss" in line] == [1, 2, 3, 4]
     with CheckpointManager(str(renamed / CHECKPOINTS_FOLDER)) as checkpoints:
         assert checkpoints.steps() == [4] and checkpoints.latest_verified() == 4
@@ -96,7 +100,7 @@ def test_checkpoint_without_merged_files_is_not_committed(tmp_path, monkeypatch)
 
 def test_manifest_of_an_empty_folder_is_not_written(tmp_path):
     (tmp_path / "3").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no files"):
+    with pytest.raises(FileNotFoundError, match="contains no files"):
         manifest.commit(epath.Path(tmp_path / "3"), 0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import open_run
+from llama_cpt.checkpoint.run_folder import open_run
 from llama_cpt.config.schema import ComputeConfig, LoraConfig, TrainConfig
 from llama_cpt.model.lora import merge_adapters
 from llama_cpt.parallel.mesh import make_mesh
@@ -25,7 +25,7 @@ LORA = LoraConfig(rank=2, alpha=64.0, targets=("query", "up", "down"))
 
 @pytest.fixture(scope="module")
 def base(make_config, tmp_path_factory) -> Path:
-    """The folder of a run of two steps to start from."""
+    """The folder of a run of two steps, which serves as the base model."""
     output = tmp_path_factory.mktemp("base") / "run"
     train(make_config(output, num_steps=2))
     return output
@@ -73,7 +73,9 @@ def test_state_and_checkpoint_hold_only_adapters(whole, lora_config):
         assert {"/".join(key.name for key in path[:2]) for path, _ in paths} == factors
     checkpoints, step = open_run(str(whole))
     with checkpoints:
-        tree = checkpoints._orbax.metadata(checkpoints.folder / str(step)).item_metadata.tree
+        saved = checkpoints._orbax.metadata(checkpoints.folder / str(step)).item_metadata
+    assert saved is not None
+    tree = saved.tree
     assert set(tree) == {"trained", "opt_state"} and set(tree["trained"]) == set(LORA.targets)
 
 
@@ -106,10 +108,10 @@ def test_next_run_starts_from_merged_adapters(whole, lora_config, make_config, t
 @pytest.mark.parametrize(
     ("lora", "field"),
     [
-        (replace(LORA, rank=4), "lora.rank was 2, is 4: the run cannot"),
-        (replace(LORA, targets=("query", "up")), "lora.targets was .*the run cannot"),
+        (replace(LORA, rank=4), "lora.rank was 2, is 4, and cannot change"),
+        (replace(LORA, targets=("query", "up")), "lora.targets was .*, and cannot change"),
         (replace(LORA, alpha=1.0), "lora.alpha was 64.0, is 1.0.*--allow-change lora.alpha"),
-        (None, "lora.rank was 2, is absent: the run cannot"),
+        (None, "lora.rank was 2, is absent, and cannot change"),
     ],
 )
 def test_resume_rejects_other_adapters(lora, field, whole, lora_config):
@@ -128,7 +130,7 @@ def test_resume_rejects_other_frozen_weights(base, whole, lora_config, make_conf
     shutil.copytree(base, moved)
     config = lora_config(tmp_path / "run", init_from=str(moved), num_steps=2)
     train(config)
-    # After more training, the newest checkpoint of the base is another model.
+    # After more training, the newest checkpoint of the base run contains a different model.
     train(make_config(moved, num_steps=3), allow_change=["optimizer"])
     with pytest.raises(
         UserError, match="embedding differs from the weights that the adapters were"
@@ -142,7 +144,7 @@ def test_resume_rejects_other_frozen_weights(base, whole, lora_config, make_conf
 
 
 def test_lora_state_is_smaller(make_config, tmp_path):
-    """State and gradients are those of the adapters only."""
+    """The optimizer state and the gradients contain only the adapters."""
     config = make_config(tmp_path / "run")
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     sizes = {}

@@ -1,4 +1,4 @@
-"""A step with adapters does not depend on meshes or micro-batches and updates only adapters."""
+"""A LoRA step does not depend on the mesh or the micro-batch size, and updates only adapters."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ LORA = LoraConfig(rank=3, alpha=12.0, targets=("query", "value", "output", "gate
 
 
 def two_steps(mesh_name: str, num_microbatches: int) -> tuple:
-    """Return the metrics of two steps and the state after them."""
+    """Return the metrics of two steps and the state after the second step."""
     mesh, tx = mesh_of(mesh_name), make_optimizer(OPTIMIZER)
     objective = make_objective(NextTokenConfig(), num_corpora=2, loss_chunk_tokens=24, seed=0)
     model = abstract_llama(MODEL)

@@ -1,4 +1,4 @@
-"""A preemption notice stops a run as SIGTERM does; other answers change nothing."""
+"""A preemption notice stops a run like SIGTERM; other answers of the server have no effect."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import threading
@@ -13,15 +13,16 @@ from llama_cpt.training.stop import Outcome, StopSignals
 
 @pytest.fixture
 def server(monkeypatch):
-    """A metadata server: (replies to give, the last one forever; paths requested so far).
+    """A local metadata server, as (its replies, the paths of the requests so far).
 
-    Every reply has its own ``ETag``. Status 0 is a reply that is not HTTP.
+    The last reply is repeated forever. Every reply has a different ``ETag``. A reply with status 0
+    is not valid HTTP.
     """
     replies: list[tuple[int, bytes]] = []
     requests: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
-        def log_message(self, *_):
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def do_GET(self):  # noqa: N802 - http.server's name
@@ -54,13 +55,13 @@ def outcome_within(seconds: float) -> Outcome:
         return signals.outcome
 
 
-def test_preemption_notice_is_a_sigterm(server, capsys):
+def test_preemption_notice_is_a_sigterm(server, caplog):
     replies, requests = server
     replies += [(200, b"FALSE"), (200, b"FALSE"), (200, b"TRUE\n")]
     assert outcome_within(20) is Outcome.PREEMPTED
     assert [path.rsplit("=", 1)[1] for path in requests] == ["0", "tag1", "tag2"]
     assert "/computeMetadata/v1/instance/preempted?wait_for_change=true" in requests[0]
-    assert "preemption notice" in capsys.readouterr().err
+    assert "preemption notice" in caplog.text
 
 
 def test_server_without_notices_is_asked_once(server):

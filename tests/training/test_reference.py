@@ -1,4 +1,4 @@
-"""Reference log-probabilities are correct, computed once, and never those of another model."""
+"""Reference log-probabilities are correct, and are computed once per model."""
 
 from dataclasses import replace
 import json
@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import save_weights
+from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.model.llama import Llama
+from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.parallel.mesh import make_mesh, shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import (
+    AnswerBatch,
     ReferenceIdentity,
     make_scorer,
     model_identity,
     reference_logprobs,
+    row_sharding,
+    scorer_program,
 )
 from tests.objectives.preferences import VOCAB, preference_batch, random_pairs
 from tests.training.tiny_step import MODEL
@@ -30,7 +34,7 @@ PAIRS = random_pairs(2 * ROWS)
 
 
 class Rows:
-    """Rows of two pairs each, in memory."""
+    """Rows in memory with two preference pairs per row."""
 
     def __len__(self) -> int:
         return ROWS
@@ -40,7 +44,7 @@ class Rows:
 
 
 class Counted:
-    """A ``make_score`` that counts its calls and those of the function that it returns."""
+    """A ``make_score`` that counts its calls and the calls of the function that it returns."""
 
     def __init__(self, mesh: jax.sharding.Mesh, seed: int = 0) -> None:
         self.mesh, self.seed, self.made, self.scored = mesh, seed, 0, 0
@@ -53,7 +57,7 @@ class Counted:
             model = jax.jit(create, out_shardings=placed)()
         score = make_scorer(model, self.mesh, loss_chunk_tokens=24)
 
-        def counted(batch: PreferenceBatch) -> np.ndarray:
+        def counted(batch: AnswerBatch) -> np.ndarray:
             self.scored += 1
             return score(batch)
 
@@ -78,7 +82,7 @@ def columns(folder, make_score, identity=IDENTITY, fingerprint="f") -> np.ndarra
 
 @pytest.fixture(scope="module")
 def cached(mesh, tmp_path_factory):
-    """A cache folder and the array stored in it."""
+    """A cache folder and the array that it contains."""
     folder = tmp_path_factory.mktemp("reference")
     return folder, columns(folder, Counted(mesh))
 
@@ -103,6 +107,15 @@ def test_equals_each_answer_scored_alone(cached):
             np.testing.assert_allclose(value, each[-len(answer) :].sum(), rtol=1e-5)
 
 
+def test_every_device_holds_all_log_probabilities(mesh):
+    """Otherwise a process of several could not read those of the other processes."""
+    batch = from_replicated(Rows().batch(np.arange(4)), row_sharding(mesh))
+    with jax.set_mesh(mesh):
+        model = jax.jit(lambda: Llama(CONFIG, jax.random.key(0)))()
+        logprobs = scorer_program(24)(model, batch)
+    assert len(logprobs.sharding.device_set) == 4 and logprobs.is_fully_replicated
+
+
 def test_second_call_reads_the_cache(cached, mesh):
     folder, array = cached
     again = Counted(mesh)
@@ -121,7 +134,7 @@ def test_cache_depends_on_model_tokenizer_dtype_and_corpus(cached, mesh, field):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no_digest", "bad_digest", "another_shape"])
-def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, capsys):
+def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, caplog):
     array = columns(tmp_path, Counted(mesh))
     (file,) = tmp_path.glob("*/zh.npy")
     content, digest = bytearray(file.read_bytes()), file.with_name("zh.npy.json")
@@ -138,11 +151,9 @@ def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, capsys):
         damaged["bad_digest"] = (digest, b"{")
         path, what = damaged.get(damage, (digest, None))
         path.unlink() if what is None else path.write_bytes(what)
-    errors = capsys.readouterr().err
     again = Counted(mesh)
     np.testing.assert_array_equal(columns(tmp_path, again), array)
-    errors += capsys.readouterr().err
-    assert again.made == 1 and ("recomputing it" in errors) == (damage != "no_digest")
+    assert again.made == 1 and ("recomputing it" in caplog.text) == (damage != "no_digest")
     assert columns(tmp_path, again) is not None and again.made == 1
 
 

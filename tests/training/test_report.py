@@ -1,7 +1,9 @@
-"""Preference metrics have TRL's names, and a warning reports unlearned chosen answers."""
+"""Preference metrics have TRL's names, and unlearned chosen answers cause one warning."""
 
 from dataclasses import replace
 import json
+import logging
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,8 +18,11 @@ from llama_cpt.training.run import build_run
 PAIRS = 4.0
 
 
-def metrics_of(log_ratio: float) -> dict:
-    """Return a step's metrics: four pairs, chosen ``log_ratio`` nats above the reference."""
+def metrics_of(log_ratio: float) -> dict[str, Any]:
+    """Return the metrics of a step with four pairs.
+
+    The chosen answers are ``log_ratio`` nats above the reference.
+    """
     per_pair = {
         "rewards/chosen": 0.1 * log_ratio,
         "rewards/rejected": -0.5,
@@ -26,28 +31,38 @@ def metrics_of(log_ratio: float) -> dict:
         "logps/rejected": -50.0,
         "nll": 1.5,
     }
-    sums = {name: (np.float32(PAIRS * x), np.float32(PAIRS)) for name, x in per_pair.items()}
+    sums: dict[str, Any] = {
+        name: (np.float32(PAIRS * x), np.float32(PAIRS)) for name, x in per_pair.items()
+    }
     sums["corpus_loss"] = np.array([1.0, 6.0], np.float32), np.array([1.0, 3.0], np.float32)
     return {"loss": np.float32(1.75), "grad_norm": np.float32(1), "sums": sums}
 
 
 @pytest.fixture
-def report_steps(make_config, tmp_path, capsys):
-    """``report_steps(objective, log_ratios)``: lines of metrics.jsonl, stdout and stderr."""
+def report_steps(make_config, tmp_path, caplog):
+    """Return a function that reports steps with the given objective and log-ratios.
+
+    The function returns the lines of metrics.jsonl and the messages of levels INFO and WARNING.
+    """
 
     def report_all(
         objective: PreferenceConfig, log_ratios: list[float]
-    ) -> tuple[list[dict], str, str]:
+    ) -> tuple[list[dict[str, Any]], str, str]:
         config = make_config(tmp_path / "run")
         run = build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
         data = replace(config.data, chat=ChatConfig())
         run = replace(run, config=replace(config, objective=objective, data=data))
-        capsys.readouterr()
-        with Reporter(run, 0, Goodput()) as report:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "llama_cpt"), Reporter(run, 0, Goodput()) as report:
             for step, log_ratio in enumerate(log_ratios, 1):
                 report.step(step, metrics_of(log_ratio), 1e-3)
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines], *capsys.readouterr()
+        levels = (logging.INFO, logging.WARNING)
+        info, warnings = (
+            "\n".join(r.getMessage() for r in caplog.records if r.levelno == level)
+            for level in levels
+        )
+        return [json.loads(line) for line in lines], info, warnings
 
     return report_all
 
@@ -72,12 +87,12 @@ def test_preference_metrics_have_trl_names(report_steps):
 
 def test_warns_once_if_chosen_answers_are_unlearned(report_steps):
     objective = PreferenceConfig(loss="sigmoid", chosen_logp_drop_warning=20.0)
-    _, _, errors = report_steps(objective, [0.0, -19.0, -21.0, -30.0])
-    assert errors.count("logps/chosen is 21.0 nats below") == 1 and errors.count("warning: ") == 1
+    _, _, warnings = report_steps(objective, [0.0, -19.0, -21.0, -30.0])
+    assert "logps/chosen is 21.0 nats below" in warnings and "\n" not in warnings
 
 
 def test_reference_free_loss_does_not_warn(report_steps):
-    assert "warning" not in report_steps(PreferenceConfig(loss="simpo"), [-500.0])[2]
+    assert not report_steps(PreferenceConfig(loss="simpo"), [-500.0])[2]
 
 
 def test_means_omit_sums_without_weight():

@@ -1,4 +1,4 @@
-"""Changes of a config that a resumed run may and may not have."""
+"""The changes of a config that are permitted, need --allow-change, or are refused on resume."""
 
 from dataclasses import replace
 import json
@@ -143,7 +143,7 @@ def test_fewer_steps_than_done_are_rejected():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (replace(CONFIG, init_from="other"), "init_from was '', is other: the run cannot"),
+        (replace(CONFIG, init_from="other"), "init_from was '', is other, and cannot change"),
         (replace(CONFIG, model=replace(CONFIG.model, mlp_dim=128)), "model.mlp_dim was 64, is 128"),
     ],
 )
@@ -162,7 +162,7 @@ def test_batch_size_cannot_change_after_a_step():
 
 def test_ratio_of_past_steps_cannot_change():
     allow = {"allow": ["data.almr"], "steps_done": 60}
-    with pytest.raises(UserError, match=r"stages and add yours: \(\(0, 0.33\), \(60, ...\)\)"):
+    with pytest.raises(UserError, match=r"add the new one: \(\(0, 0.33\), \(60, ...\)\)"):
         check_resume(SAVED, with_data(almr=0.5), **allow)
     later = with_data(almr=((0, 0.33), (60, 0.5)))
     assert len(check_resume(SAVED, later, **allow)) == 1

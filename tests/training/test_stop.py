@@ -1,4 +1,4 @@
-"""Every process learns the largest vote of any process one step later, and once."""
+"""Every process receives the largest vote of all processes once, one step later."""
 
 import jax
 import pytest

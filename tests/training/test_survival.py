@@ -1,4 +1,8 @@
-"""A run that is killed at random moments, also while saving, loses nothing."""
+"""A run that is killed at random moments, also while saving, gives the same metrics.
+
+Each kill follows a random number of trained steps. The run saves every second step, so some kills
+interrupt a save.
+"""
 
 from dataclasses import replace
 import os
@@ -19,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
 
 
-def start(config: TrainConfig) -> subprocess.Popen:
-    """Start ``python -m llama_cpt.train`` on this config as a separate process."""
+def start(config: TrainConfig) -> subprocess.Popen[bytes]:
+    """Start ``python -m llama_cpt.train`` with ``config`` as a separate process."""
     folder = Path(config.output).parent
     path = folder / "config.json"
     save_config(config, path)
@@ -36,7 +40,7 @@ def start(config: TrainConfig) -> subprocess.Popen:
 
 
 def finish(config: TrainConfig) -> None:
-    """Train to the end in a separate process."""
+    """Train until all steps are done, in a separate process."""
     assert start(config).wait() == 0, (Path(config.output).parent / "log").read_text()
 
 
@@ -44,7 +48,7 @@ def lines_of(metrics: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def wait_for_progress(process: subprocess.Popen, metrics: Path, new_lines: int) -> None:
+def wait_for_progress(process: subprocess.Popen[bytes], metrics: Path, new_lines: int) -> None:
     """Wait until the run has truncated its metrics and written ``new_lines`` more."""
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     least = None
@@ -73,7 +77,7 @@ def test_run_killed_at_random_moments_is_bit_exact(make_config, tmp_path):
     output, draw = Path(killed.output), random.Random(0)
     for _ in range(KILLS):
         process = start(killed)
-        # Each try trains at most 18 of its 20 steps, so the run cannot end before the last kill.
+        # Each attempt trains at most 18 of 20 steps, so the run cannot end before the last kill.
         wait_for_progress(process, output / "metrics.jsonl", draw.randint(0, 17))
         time.sleep(draw.uniform(0.0, 0.02))
         assert process.poll() is None, (output.parent / "log").read_text()

@@ -1,4 +1,4 @@
-"""A trace holds the requested steps; its failure does not end the run."""
+"""A trace contains the requested steps, and a failed trace does not end the run."""
 
 import gzip
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+from etils import epath
 import pytest
 
 from llama_cpt.config.loading import save_config
@@ -24,14 +25,14 @@ def test_malformed_steps_are_rejected(steps):
 @pytest.mark.parametrize(
     ("after", "num_steps", "none"), [(9, 100, ""), (20, 100, "21 to 100"), (0, 5, "1 to 5")]
 )
-def test_unreachable_trace_is_a_warning(after, num_steps, none, capsys):
+def test_unreachable_trace_is_a_warning(after, num_steps, none, caplog):
     Trace(steps_to_trace("10:13"), "nowhere").warn_if_unreachable(after, num_steps)
-    text = capsys.readouterr().err
-    assert (f"--profile 10:13: no trace: this start trains steps {none}" in text) == bool(none)
+    message = f"--profile 10:13: no trace: this attempt runs steps {none}"
+    assert (message in caplog.text) == bool(none)
 
 
-def traced(config: Path) -> subprocess.CompletedProcess:
-    """Trace steps 2 and 3 in a separate process: the profiler crashes after libtpu has run."""
+def traced(config: Path) -> subprocess.CompletedProcess[str]:
+    """Trace steps 2 and 3 in a separate process, because the profiler crashes after libtpu ran."""
     return subprocess.run(
         [sys.executable, "-m", "llama_cpt.train", str(config), "--profile", "2:3"],
         cwd=ROOT,
@@ -53,9 +54,9 @@ def test_trace_is_written_for_xprof_and_perfetto(make_config, tmp_path):
     (xprof,) = Path(config.output).rglob("*.xplane.pb")
     text = gzip.decompress(perfetto.read_bytes()).decode()
     assert '"step_num": "3"' in text.replace('":"', '": "') and xprof.stat().st_size
-    assert f"trace of steps 2 to 3: {config.output}/profile" in done.stdout
+    assert f"trace of steps 2 to 3: {config.output}/profile" in done.stderr
     # Writing the trace takes longer than these steps and does not count as training.
-    *_, last = read_lines(Path(config.output, "metrics.jsonl"))
+    *_, last = read_lines(epath.Path(config.output, "metrics.jsonl"))
     assert last["perf/seconds/trace"] > last["perf/seconds/step"]
 
 
@@ -66,5 +67,5 @@ def test_trace_that_cannot_be_written_is_a_warning(make_config, tmp_path):
     os.makedirs(config.output)
     Path(config.output, "profile").write_text("not a folder")
     done = traced(tmp_path / "config.json")
-    assert done.returncode == 0 and "step      4/4" in done.stdout
-    assert f"warning: {config.output}/profile: no trace: " in done.stderr
+    assert done.returncode == 0 and " INFO step      4/4" in done.stderr
+    assert f" WARNING {config.output}/profile: no trace: " in done.stderr

@@ -1,4 +1,6 @@
-"""A tiny model, meshes and a batch for tests of single steps."""
+"""A tiny model, meshes and a batch for tests of single training steps."""
+
+from typing import Any
 
 from flax import nnx
 import jax
@@ -23,7 +25,7 @@ MODEL = ModelConfig(
     context_length=16,
 )
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2)
-# Each micro-batch must divide over the batch axes: 32 rows in 4 parts over 8 devices.
+# The rows of a micro-batch must be a multiple of the batch axes: 32 rows / 4 parts = 8 devices.
 ROWS, LENGTH = 32, 16
 MESHES = {
     "1x1": MeshConfig(1, 1, 1),
@@ -39,7 +41,10 @@ def mesh_of(name: str) -> jax.sharding.Mesh:
 
 
 def ragged_batch(num_microbatches: int) -> TokenBatch:
-    """Return rows of two documents; the share of target tokens ranges from none to all."""
+    """Return rows with two documents each.
+
+    From the first to the last row, the fraction of targets that count increases from 0 to 1.
+    """
     draw = np.random.default_rng(7)
     tokens = draw.integers(0, MODEL.vocab_size, (ROWS, LENGTH + 1), dtype=np.int32)
     cut = draw.integers(1, LENGTH, (ROWS, 1))
@@ -60,6 +65,6 @@ def ragged_batch(num_microbatches: int) -> TokenBatch:
     )
 
 
-def params(tree) -> list[nnx.Param]:
+def params(tree) -> list[nnx.Param[Any]]:
     is_param = lambda leaf: isinstance(leaf, nnx.Param)
     return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_param) if is_param(leaf)]
