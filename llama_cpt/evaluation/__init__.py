@@ -1,1 +1,1 @@
-"""Evaluation of models: benchmarks, bits per byte, comparison and judging."""
+"""Evaluation of models: benchmarks, bits per byte, comparisons and judged answers."""

@@ -1,4 +1,4 @@
-"""Benchmarks by name: this package's task files over local data, or tasks of the harness."""
+"""Loading of benchmarks by name, from this package's task files or lm-evaluation-harness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,31 +21,34 @@ FOLDER, YAML = Path(__file__).with_name("tasks"), ".yaml"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The tasks of the harness that make up one benchmark."""
+    """A benchmark and the lm-evaluation-harness tasks that compute its scores."""
 
     name: str
     parts: dict[str, Task]
-    """Tasks by subject; the key is "" if there are no subjects."""
+    """Tasks by subject. A benchmark without subjects has a single task with the key ``""``."""
 
 
-# Benchmarks with one file per subject: the split that is evaluated, and the ending of its files.
+# Benchmarks with one file per subject: the evaluated split and the suffix of its file names.
 _SUBJECTS = {"cmmlu": ("test", ".csv"), "ceval": ("val", "_val.csv"), "mmlu": ("test", "_test.csv")}
 LOCAL = tuple(sorted(file.stem for file in FOLDER.glob(f"*{YAML}")))
-"""Benchmarks that ``--data`` may contain."""
+"""Names of the benchmarks that can be read from the folder that ``--data`` names."""
 WORLD = tuple(name for name in LOCAL if name.startswith("world_"))
-"""Benchmarks of the demo's world, which are not on the hub."""
+"""Names of the benchmarks about the demo's synthetic world, which need the option ``--data``."""
 HUB = {"ceval": "ceval-valid", "mgsm_zh": "mgsm_direct_zh"}
-"""Names in the harness of benchmarks that it names differently."""
+"""Task names in lm-evaluation-harness, keyed by benchmark, for tasks with a different name."""
 
 
 def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
-    """Load a benchmark from the folder ``data``, or from the harness if ``data`` is empty.
+    """Load the benchmark ``name``.
 
-    ``shots`` is the number of worked examples before each question; None takes the task's own. A
-    ``name`` that ends in ``.yaml`` is a task file. Raises UserError if the name is unknown or the
-    data is missing.
+    A name that ends in ``.yaml`` is the path of a task file, which defines the benchmark and the
+    location of its data. A benchmark in ``LOCAL`` is read from the folder ``data``, unless ``data``
+    is empty. In all other cases, lm-evaluation-harness loads the data from the Hugging Face Hub.
+    ``shots`` is the number of worked examples before each question; None keeps the task's default.
+    Raises UserError if the name is unknown, if the data is missing, or if the task sets ``repeats``
+    above 1.
     """
-    # The harness logs every task that it builds.
+    # The harness logs a line for every task that it builds.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if name.endswith(YAML):
         manager = TaskManager(include_defaults=False)
@@ -59,18 +62,18 @@ def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
     for task in benchmark.parts.values():
         if task.config.repeats > 1:
             raise UserError(
-                f"task {name} asks each question {task.config.repeats} times, which is not "
-                "supported; run it with lm_eval on the exported model."
+                f"task {name} sets repeats={task.config.repeats}, which is not supported; run the "
+                "task with lm_eval on the exported model."
             )
         default = task.config.num_fewshot or 0
-        # A task that sets 0 worked examples keeps them, as in the harness.
+        # As in the harness, ``shots`` does not apply to a task that sets num_fewshot to 0.
         num_fewshot = default if shots is None or task.config.num_fewshot == 0 else shots
         task.set_config("num_fewshot", num_fewshot)
     return benchmark
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, with similar names, for an unknown benchmark."""
+    """Raise UserError if ``name`` is neither a known benchmark nor an existing task file."""
     if name in LOCAL or Path(name).is_file():
         return
     if name.endswith(YAML):
@@ -83,7 +86,7 @@ def check_name(name: str) -> None:
 
 
 def runs_code(name: str) -> bool:
-    """Return whether a benchmark runs code that the model generates."""
+    """Return whether the benchmark ``name`` executes code that the model generates."""
     return name == "humaneval"
 
 
@@ -105,19 +108,21 @@ def _task(config: dict[str, Any], name: str, data: str, part: str) -> Configurab
 
 
 def _from_harness(manager: TaskManager, name: str, harness_name: str) -> Benchmark:
-    """Load a benchmark by its name in the harness, or from a task file."""
+    """Load a benchmark by its task name in lm-evaluation-harness, or from a task file."""
     try:
         tasks = manager.load([harness_name])["tasks"]
-    # The hub client, the network, a task's code and its data loader may raise anything.
+    # The hub client, the network, the task's code and its data loader can raise any exception.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"task {name} could not be loaded ({reason[0]}); without the hub, set --data to a "
-            "folder with a copy of a built-in benchmark."
+            f"task {name} could not be loaded ({reason[0]}); if the Hugging Face Hub cannot be "
+            "reached, set --data to a folder with a copy of a built-in benchmark."
         ) from None
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"task {name} runs generated code without limits; use humaneval.")
+            raise UserError(
+                f"task {name} runs generated code outside a sandbox; use the task humaneval."
+            )
     names = {one: one.removeprefix(f"{harness_name}_") for one in tasks}
     return Benchmark(
         name, {"" if len(tasks) == 1 else names[one]: task for one, task in tasks.items()}
@@ -130,12 +135,15 @@ def _manager() -> TaskManager:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read a task file in the harness's format, with ``!function MODULE.NAME`` in this package."""
+    """Read a task file in the format of lm-evaluation-harness.
+
+    ``!function MODULE.NAME`` refers to a function in ``llama_cpt.evaluation.tasks``.
+    """
 
     class Loader(yaml.SafeLoader):
         pass
 
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable:
+    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable[..., Any]:
         module, _, attribute = loader.construct_scalar(node).rpartition(".")
         package = "llama_cpt.evaluation.tasks"
         return getattr(importlib.import_module(f"{package}.{module}"), attribute)

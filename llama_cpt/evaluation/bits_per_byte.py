@@ -1,7 +1,8 @@
 """Bits per byte of whole held-out documents.
 
-A document whose source has a translation in the training text may be easy because of it. Documents
-of sources without such a counterpart are a second task, ``bpb_no_counterpart``.
+A held-out document can be easy to predict if the training text contains a translation of the
+document. The task ``bpb_no_counterpart`` therefore includes only documents from sources that the
+user lists. The documents of these sources must have no translation in the training text.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -39,29 +40,33 @@ from llama_cpt.training.heldout import evenly_spaced
 
 TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
-"""Tokens of one device per batch, padding included."""
+"""Number of tokens per device in a batch, including padding."""
 KEEP_SECONDS = 2.0
-"""Maximum time between writes of new scores."""
+"""Interval in seconds at which new scores are appended to the file of scores."""
 
 
 @dataclass(frozen=True)
 class HeldoutText:
-    """A document to score."""
+    """A held-out document to score."""
 
     corpus: str
     id: str
-    """File name, with the folders that differ between files, and number of the document."""
+    """``PATH:NUMBER``: the path of a file, and the line or row of the document, counted from 1.
+
+    NUMBER is 0 if the whole file is one document. PATH omits the leading folders that are common to
+    all files of the corpus.
+    """
     text: str
     source: str
-    """Field ``source`` of the document, or its file name if it has none."""
+    """The document's field ``source`` if it is a string, otherwise the name of its file."""
     corpus_digest: str
-    """Hash of all documents of the corpus, whether selected or not."""
+    """Hash of all documents of the corpus, including documents that are not scored."""
 
 
 def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[HeldoutText]:
-    """Return up to ``limit`` documents of each corpus, spread evenly over it.
+    """Return up to ``limit`` evenly spaced documents per corpus, or all if ``limit`` is None.
 
-    Raises UserError for a corpus without text and for a document that cannot be read.
+    Raises UserError if a corpus has no text or if a selected document cannot be read.
     """
     found = []
     for corpus in corpora:
@@ -80,7 +85,8 @@ def heldout_texts(corpora: Sequence[CorpusConfig], limit: int | None) -> list[He
             found.append(HeldoutText(corpus.name, example_id, text, source, digest))
         if not any(one.corpus == corpus.name and one.text for one in found):
             raise UserError(
-                f"held-out corpus {corpus.name!r} has no text ({corpus.source}); set other files."
+                f"held-out corpus {corpus.name!r} has no text ({corpus.source}); set its "
+                "source to files with text."
             )
     return found
 
@@ -93,7 +99,10 @@ def score_texts(
     folder: Path,
     settings: Mapping[str, Any],
 ) -> None:
-    """Score the texts without a score in ``folder``; append scores as they are computed."""
+    """Score the documents that have no score in ``folder`` yet.
+
+    New scores are appended to ``bpb.jsonl`` in ``folder`` every ``KEEP_SECONDS`` seconds.
+    """
     keys = [(text.corpus, text.id) for text in texts]
     pending = [texts[number] for number in unscored(keys, folder, TASK, settings)]
     if not pending:
@@ -122,7 +131,7 @@ def score_texts(
 def write_no_counterpart(
     folder: Path, sources: Collection[str], settings: Mapping[str, Any]
 ) -> None:
-    """Write the ``bpb`` scores of documents from ``sources`` as the task ``bpb_no_counterpart``."""
+    """Copy the ``bpb`` scores of documents from ``sources`` to the task ``bpb_no_counterpart``."""
     chosen = [
         replace(score, task=NO_COUNTERPART)
         for score in start_task(folder, TASK, settings)
@@ -134,25 +143,33 @@ def write_no_counterpart(
 
 
 def read_source_names(file: str) -> frozenset[str]:
-    """Return the sources in ``file``, one per line; raise UserError if there are none."""
+    """Return the source names in ``file``, which contains one name per line and ``#`` comments.
+
+    Raises UserError if the file does not exist or contains no names.
+    """
     if not Path(file).is_file():
         raise UserError(f"{file}: file does not exist; check --no-counterpart.")
     lines = (line.partition("#")[0].strip() for line in Path(file).read_text("utf-8").splitlines())
     if not (names := frozenset(filter(None, lines))):
-        raise UserError(f"{file} has no sources; write one 'source' field per line.")
+        raise UserError(
+            f"{file} has no sources; write one value of the documents' field 'source' per line."
+        )
     return names
 
 
 def require_known(names: Collection[str], texts: Sequence[HeldoutText], file: str) -> None:
-    """Raise UserError if no held-out document is from any of ``names``."""
+    """Raise UserError if no document has a source in ``names``, which were read from ``file``."""
     sources = {text.source for text in texts}
     if not sources & set(names):
         examples = ", ".join(sorted(sources)[:5])
-        raise UserError(f"{file}: no held-out document has one of its sources; use: {examples}.")
+        raise UserError(
+            f"{file}: none of its sources occurs in the held-out documents; write sources such as "
+            f"{examples}."
+        )
 
 
 def text_fingerprint(texts: Sequence[HeldoutText]) -> str:
-    """Return a hash of all documents of the corpora, which does not depend on the limit."""
+    """Return a hash of all documents of the corpora, including documents that are not scored."""
     return _digest(sorted({f"{one.corpus} {one.corpus_digest}" for one in texts}))
 
 
@@ -166,7 +183,10 @@ def _score(text: HeldoutText, nats: float, tokens: int) -> ExampleScore:
 
 
 def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocument]:
-    """Return a field of every document by file and number."""
+    """Return the field ``field`` of every document, by file path and document number.
+
+    The value for a document that cannot be read is a ``BadDocument``.
+    """
     return {
         (one.path, one.number): one if isinstance(one, BadDocument) else one.text
         for block in read_blocks(sources, field, 1 << 20)
@@ -175,7 +195,7 @@ def _fields(sources: Sources, field: str) -> dict[tuple[str, int], str | BadDocu
 
 
 def _names(paths: Collection[str]) -> dict[str, str]:
-    """Return each path without the leading folders that all of them share."""
+    """Return a dict from each path to the path without the leading folders common to all paths."""
     parts = [path.split("/") for path in paths]
     common = len(os.path.commonprefix([one[:-1] for one in parts]))
     return {path: "/".join(one[common:]) for path, one in zip(paths, parts, strict=True)}

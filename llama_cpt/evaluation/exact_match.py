@@ -1,4 +1,4 @@
-"""Exact-match accuracy on questions with known answers, with intervals and chance."""
+"""Exact-match accuracy per language, with confidence intervals and the accuracy of guessing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,30 +17,31 @@ class Question:
     language: str
     question: str
     answers: tuple[str, ...]
-    """Accepted answers, compared exactly but for surrounding whitespace."""
+    """Accepted answers; a model's answer is compared without its surrounding whitespace."""
     optional_suffix: str = option("", former_name="closing")
-    """Text that may follow the answer; answers with it are counted."""
+    """Text that is removed from the end of a model's answer before the comparison."""
     chance: float = 0.0
-    """Probability that a guess among plausible answers is right."""
+    """Probability that a random guess among plausible answers is correct."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The accuracy on the questions of one language."""
+    """The exact-match accuracy on the questions of one language."""
 
     questions: int
     correct: int
     with_suffix: int
-    """Number of answers that end with the optional suffix."""
+    """Number of answers that end with the ``optional_suffix`` of their question."""
     chance: float
+    """Mean of ``Question.chance`` over the questions."""
 
     @property
     def share(self) -> float:
-        """Share of questions with a correct answer."""
+        """Share of questions with a correct answer, from 0 to 1."""
         return self.correct / self.questions
 
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson score interval of the share (Wilson 1927, JASA 22, eq. 6)."""
+        """Return the 95 % Wilson score interval of ``share`` (Wilson 1927, JASA 22, eq. 6)."""
         z, n, p = 1.959964, self.questions, self.share
         center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -48,28 +49,29 @@ class Accuracy:
 
 
 def read_questions(path: str) -> tuple[Question, ...]:
-    """Return the questions of a JSON Lines file with the fields of ``Question``.
+    """Return the questions in a JSON Lines file.
 
-    Raises UserError, with the line number, for a line that is not a question.
+    Each line is an object with the fields of ``Question``. Raises UserError if the file does not
+    exist or if a line is not a valid question.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: file of questions does not exist; check the path.")
+        raise UserError(f"{path}: file of questions does not exist; set an existing file.")
     questions = []
     for number, line in enumerate(Path(path).read_text("utf-8").strip().split("\n"), 1):
         try:
             found = from_dict(Question, json.loads(line), "question")
         except (ValueError, UserError) as error:
-            raise UserError(f"{path}:{number}: not a question ({error}).") from None
+            raise UserError(f"{path}:{number}: not a question ({error}); fix it.") from None
         if not found.question or not found.answers:
-            raise UserError(f"{path}:{number}: not a question (question or answers are empty).")
+            raise UserError(
+                f"{path}:{number}: not a question (question or answers are empty); fix it."
+            )
         questions.append(found)
-    if not questions:
-        raise UserError(f"{path}: has no questions; write one JSON object per line.")
     return tuple(questions)
 
 
 def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Accuracy]:
-    """Return the accuracy of ``answers``, one per question, by language."""
+    """Return the accuracy by language; ``answers`` contains one answer per question."""
     found: dict[str, Accuracy] = {}
     for language in dict.fromkeys(question.language for question in questions):
         pairs = [
@@ -92,7 +94,7 @@ def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Ac
 
 
 def accuracy_table(by_stage: Mapping[str, Mapping[str, Accuracy]]) -> list[tuple[str, ...]]:
-    """Return rows of text: stage, language, correct, its interval, chance, with suffix."""
+    """Return a table of text cells, the header first, with one row per stage and language."""
     rows = [("stage", "language", "correct", "95 % interval", "chance", "with suffix")]
     for stage, by_language in by_stage.items():
         for language, accuracy in by_language.items():

@@ -1,15 +1,16 @@
-"""A decoder as a model of lm-evaluation-harness: requests in, log-likelihoods and text out.
+"""An adapter that lets lm-evaluation-harness (the harness) evaluate a decoder.
 
-Texts are tokenized as in the Hugging Face backend of the harness, so that scores are equal up to
-rounding: BOS comes first, a context is tokenized alone, and the tokens of a continuation are those
-of the whole text after the length of the context's. There are two differences. The name of a
-special token in a text stays text, and a continuation that adds no token to its context is scored
-by the last token of the whole.
+Texts are tokenized as in the harness's Hugging Face backend, so that scores are equal up to
+rounding. Each text begins with BOS. A context is tokenized once alone and once together with its
+continuation. If the context alone has n tokens, the continuation consists of the tokens of the
+whole text after the first n. There are two differences from the backend. First, the name of a
+special token is encoded as ordinary text, unless the chat template rendered the text. Second, if
+the continuation adds no token to the context, the last token of the whole text is scored.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from lm_eval.api.model import LM
 import numpy as np
 
 from llama_cpt.data.chat.conversations import Message
+from llama_cpt.data.chat.formats import ROLES
 from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.evaluation.question_rows import (
@@ -37,17 +39,20 @@ from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
-Kind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 Answer = tuple[float, bool] | float | str
+Arguments = tuple[Any, ...]
 
 BATCH_TOKENS = 2048
-"""Tokens of one device per batch, padding included."""
+"""Number of tokens per device in a batch, including padding."""
 SLAB = 8192
 """Number of requests that are tokenized and batched together."""
 
 
 class HarnessModel(LM):
-    """A model of the harness; ``template`` is None for a base model."""
+    """An adapter that gives a decoder the model interface of lm-evaluation-harness.
+
+    ``template`` is the chat template; it is None for a base model.
+    """
 
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, mesh: Mesh, template: ChatTemplate | None
@@ -56,58 +61,76 @@ class HarnessModel(LM):
         self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
         self.template = template
         self.cut: set[int] = set()
-        """Numbers of the requests of the current call whose beginning was truncated."""
+        """Indices of requests of the current ``answers`` call that were truncated on the left."""
         self._start = 0
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._bos = tokenizer.decode([tokenizer.bos_id])
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of each continuation, in nats, and whether greedy picks it."""
+        """Return (log-likelihood in nats, is_greedy) for each continuation.
+
+        The second value is True if greedy decoding generates the continuation.
+        """
         return self._all("loglikelihood", requests)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-likelihood of each text, in nats, in windows of the model's context."""
+        """Return the log-likelihood of each text in nats.
+
+        A text that is longer than the context is scored in windows of the context length.
+        """
         return self._all("loglikelihood_rolling", requests)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return a continuation of each context, up to the first of its stop strings."""
+        """Return the generated continuation of each context, up to the first stop string."""
         return self._all("generate_until", requests)
 
-    def answers(self, kind: Kind, requests: Sequence[Instance]) -> Iterator[tuple[int, Answer]]:
-        """Yield the number and answer of each request, in any order, as soon as it is known."""
+    def answers(self, kind: str, requests: Sequence[Instance]) -> Iterator[tuple[int, Answer]]:
+        """Yield the index and answer of each request as soon as the answer is known, in any order.
+
+        ``kind`` is ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``.
+        """
+        compute: Callable[[Sequence[Arguments]], Iterator[tuple[int, Answer]]] = {
+            "loglikelihood": self._scored,
+            "loglikelihood_rolling": self._rolled,
+            "generate_until": self._written,
+        }[kind]
         self.cut = set()
         for self._start in range(0, len(requests), SLAB):
             slab = [request.args for request in requests[self._start : self._start + SLAB]]
-            for number, answer in _BY_KIND[kind](self, slab):
+            for number, answer in compute(slab):
                 yield self._start + number, answer
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the prompt of a conversation.
+        """Return the prompt of a conversation, rendered with the chat template.
 
-        Without a generation prompt, the model continues the last message.
+        If ``add_generation_prompt`` is False, the prompt ends with the last message, which the
+        model then continues. Raises UserError if the model has no chat template.
         """
         if self.template is None:
             raise UserError(
-                f"{self.tokenizer.path}: this model has no chat template (a base model): evaluate "
-                "it without --chat-template."
+                f"{self.tokenizer.path}: the model has no chat template; evaluate it without "
+                "--chat-template."
             )
-        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        messages = [Message(ROLES[turn["role"]], turn["content"]) for turn in chat_history]
         prefix = "" if add_generation_prompt else messages.pop().content
         return self.template.prompt_text(messages) + prefix
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return the fingerprint of the template, which is part of the harness's cache key."""
+        """Return the chat template's fingerprint for the harness's cache key.
+
+        The result is "" if the model has no chat template or ``chat_template`` is False or "".
+        """
         return self.template.fingerprint if self.template and chat_template else ""
 
     @property
     def tokenizer_name(self) -> str:
-        """Fingerprint of the tokenizer, which is part of the harness's cache key."""
+        """Fingerprint of the tokenizer for the harness's cache key."""
         return self.tokenizer.fingerprint
 
-    def _all(self, kind: Kind, requests: list[Instance]) -> list[Any]:
+    def _all(self, kind: str, requests: list[Instance]) -> list[Any]:
         found: dict[int, Answer] = {}
         with Progress(kind, float(len(requests)), "requests") as progress:
             for number, answer in self.answers(kind, requests):
@@ -115,9 +138,9 @@ class HarnessModel(LM):
                 progress.update(1.0)
         return [found[number] for number in range(len(requests))]
 
-    def _scored(self, slab: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
+    def _scored(self, slab: Sequence[Arguments]) -> Iterator[tuple[int, tuple[float, bool]]]:
         pairs = self._pairs(slab)
-        # The last token of an option is predicted, not read.
+        # The last token of an option is only predicted, so it takes no position in the context.
         self._note_cut(len(c) + len(option) - 1 > self.context_length for c, option in pairs)
         rows = make_rows(pairs, self.context_length)
         for group in merge_ungrouped(group_by_prefix(rows)):
@@ -140,10 +163,10 @@ class HarnessModel(LM):
         with jax.set_mesh(self.mesh):
             return read_prefix(self.decoder, rows, lengths[0])
 
-    def _rolled(self, slab: Sequence[tuple]) -> Iterator[tuple[int, float]]:
+    def _rolled(self, slab: Sequence[Arguments]) -> Iterator[tuple[int, float]]:
         ids = self.tokenizer.encode_batch([text for (text,) in slab])
         bos = self.tokenizer.bos_id
-        # As in the Hugging Face backend, BOS is also scored: a BOS is read before it.
+        # As in the Hugging Face backend, BOS itself is scored, so an additional BOS precedes it.
         documents = [np.array([bos, bos, *one], np.int32) for one in ids]
         nats = rolling_loglikelihood(
             self.decoder,
@@ -155,7 +178,7 @@ class HarnessModel(LM):
         for number, nll in nats:
             yield number, -nll
 
-    def _written(self, slab: Sequence[tuple]) -> Iterator[tuple[int, str]]:
+    def _written(self, slab: Sequence[Arguments]) -> Iterator[tuple[int, str]]:
         contexts = self._encoded([context for context, _ in slab])
         specs = [make_answer_spec(options, self.context_length) for _, options in slab]
         limits = [self.context_length - spec.max_new_tokens for spec in specs]
@@ -172,16 +195,19 @@ class HarnessModel(LM):
     def _stop_ids(self) -> tuple[int, ...]:
         return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
 
-    def _pairs(self, slab: Sequence[tuple]) -> list[tuple[Tokens, Tokens]]:
-        """Return the tokens of contexts and continuations; spaces between belong to the latter."""
+    def _pairs(self, slab: Sequence[Arguments]) -> list[tuple[Tokens, Tokens]]:
+        """Return the tokens of each context and the tokens of its continuation.
+
+        Whitespace at the end of a context is moved to the beginning of its continuation.
+        """
         split = [len(context.rstrip()) for context, _ in slab]
         contexts = [context[:end] for (context, _), end in zip(slab, split, strict=True)]
         ids = self._encoded([c + t for c, t in slab] + list(dict.fromkeys(contexts)))
         before = dict(zip(dict.fromkeys(contexts), ids[len(slab) :], strict=True))
         pairs = []
         for whole, context in zip(ids, contexts, strict=False):
-            # As in the Hugging Face backend, the context's tokens are those of the context alone,
-            # even if a token of the whole text spans the boundary.
+            # As in the Hugging Face backend, the context is tokenized alone, even if a token of the
+            # whole text spans the boundary.
             size = len(before[context])
             has_own_tokens = size < len(whole)
             pairs.append(
@@ -190,13 +216,18 @@ class HarnessModel(LM):
         return pairs
 
     def _encoded(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of each text, BOS first; a rendered template has special tokens."""
+        """Return the tokens of each text; the first token is BOS.
+
+        The names of special tokens are encoded as special tokens only in texts that the chat
+        template rendered.
+        """
+        template = self.template
         plain = [text for text in texts if not self._is_rendered(text)]
         ids = iter(self.tokenizer.encode_batch(plain) if plain else ())
         return [
             np.array(
-                self.template.encode(text)
-                if self._is_rendered(text)
+                template.encode(text)
+                if template is not None and self._is_rendered(text)
                 else [self.tokenizer.bos_id, *next(ids)],
                 np.int32,
             )
@@ -205,10 +236,3 @@ class HarnessModel(LM):
 
     def _is_rendered(self, text: str) -> bool:
         return self.template is not None and text.startswith(self._bos)
-
-
-_BY_KIND = {
-    "loglikelihood": HarnessModel._scored,
-    "loglikelihood_rolling": HarnessModel._rolled,
-    "generate_until": HarnessModel._written,
-}

@@ -1,4 +1,4 @@
-"""Learning curves of continual pre-training: bits per byte gained and forgotten, by tokens."""
+"""Learning curves of continual pre-training: held-out bits per byte versus training tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ import numpy as np
 
 from llama_cpt.runtime.errors import UserError
 
-# The palette of Okabe and Ito (2008), which color-blind readers can distinguish; line styles differ
-# too.
+# Colors of Okabe and Ito (2008), which color-blind readers can distinguish, and line styles.
 _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
 _GREY = "#555555"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out bits per byte of one run."""
+    """Held-out bits per byte of one run during training."""
 
     label: str
     tokens: Float[np.ndarray, " points"]
-    """Tokens trained on at each point, from 0."""
+    """Number of tokens trained on before each evaluation."""
     bits: Mapping[str, Float[np.ndarray, " points"]]
-    """Bits per byte by held-out corpus."""
+    """Bits per byte at each evaluation, by held-out corpus."""
 
     def change(self, corpus: str) -> float:
-        """Return the ratio of the last to the first measurement."""
+        """Return the ratio of the last to the first bits per byte of ``corpus``."""
         return float(self.bits[corpus][-1] / self.bits[corpus][0])
 
 
 def read_curve(folder: str, label: str, corpora: Sequence[str]) -> Curve:
-    """Read the evaluations in a run's ``metrics.jsonl``.
+    """Return the learning curve of a run, read from the ``metrics.jsonl`` in its folder.
 
-    Raises UserError if the run has fewer than two evaluations of all ``corpora``.
+    Raises UserError if ``folder`` is not a run folder, or if fewer than two evaluations of the run
+    include all ``corpora``.
     """
     run = epath.Path(folder)
     try:
@@ -50,7 +50,8 @@ def read_curve(folder: str, label: str, corpora: Sequence[str]) -> Curve:
     points = [p for p in lines if all(f"eval/{name}/bits_per_byte" in p for name in corpora)]
     if len(points) < 2:
         raise UserError(
-            f"{folder}: {len(points)} held-out evaluations of {', '.join(corpora)}; two are needed."
+            f"{folder}: {len(points)} held-out evaluations of {', '.join(corpora)}; at least 2 are "
+            "needed; set a lower evaluation.every_steps."
         )
     tokens_per_step = config["global_batch_size"] * config["data"]["sequence_length"]
     bits = {
@@ -67,9 +68,9 @@ def draw_curves(
     original: str,
     names: Mapping[str, str],
 ) -> None:
-    """Draw a PNG with a panel for the ``added`` corpus and one for the ``original`` corpus.
+    """Write a PNG with a panel for the ``added`` corpus and a panel for the ``original`` corpus.
 
-    ``names`` has the names of the languages for the labels. The title is ``finding``.
+    ``names`` maps each corpus to the name of its language. The title is the result of ``finding``.
     """
     figure = Figure(figsize=(8, 4.3), layout="constrained")
     figure.suptitle(finding(curves, added, original, names), fontsize=10, fontweight="bold")
@@ -81,14 +82,18 @@ def draw_curves(
 
 
 def save_figure(figure: Figure, output: Path, *, dpi: int) -> None:
-    """Write a PNG atomically: under another name, then renamed."""
+    """Write ``figure`` as a PNG to a temporary file and rename the file to ``output``."""
     partial = output.with_name(f"{output.name}.partial")
     figure.savefig(partial, format="png", dpi=dpi)
     os.replace(partial, output)
 
 
 def finding(curves: Sequence[Curve], added: str, original: str, names: Mapping[str, str]) -> str:
-    """Return the finding in words, one line per run."""
+    """Return a line per run about the changes in bits per byte of ``added`` and ``original``.
+
+    A run learns ``added`` if its bits per byte fall by more than 5 %. The run keeps ``original`` if
+    its bits per byte rise by less than 5 %.
+    """
     lines = []
     for curve in curves:
         learned = "learns" if curve.change(added) < 0.95 else "does not learn"
@@ -119,11 +124,11 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], corpus: str) -> None:
 
 
 def _label_ends(axes: Axes, labels: list[tuple[float, str, str, str]], end: float) -> None:
-    """Write the name and value of each line next to its end, without overlap."""
+    """Write the name and last value of each curve to the right of the curves, without overlap."""
     low, high = np.log(axes.get_ylim())
     previous = -np.inf
     for value, text, color, weight in sorted(labels):
-        # Labels need 11 % of the height of the logarithmic axis.
+        # A label takes 11 % of the height of the logarithmic axis.
         position = max(np.log(value), previous + 0.11 * (high - low))
         previous = position
         axes.annotate(

@@ -1,4 +1,4 @@
-"""The models that a command names, all of them checked before any is loaded."""
+"""Models named on the command line. All models are checked before any weights are loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ from llama_cpt.training.reference import model_identity
 from llama_cpt.weights.source import open_source
 
 RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
-"""Names in the output folder that are not folders of models."""
+"""Names that a model cannot have, because they are names of other files in the output folder."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Requirements on every named model."""
+    """Command-line options that apply to every named model."""
 
     tokenizer: str = ""
-    """Tokenizer to use instead of the model's own; empty uses the model's own."""
+    """Tokenizer for all models; if empty, each model uses its own tokenizer."""
     chat_template: bool = False
-    """Whether questions are asked in the model's chat template."""
+    """True if the prompts for a model are rendered with the model's chat template."""
     conversations: bool = False
-    """Whether the model answers conversations, which needs a chat template."""
+    """True if the models answer conversations, which requires a chat template."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A named model that was checked; its weights are not loaded yet."""
+    """A named model that passed ``check_model``, without its weights."""
 
     source: str
     config: ModelConfig
@@ -51,31 +51,33 @@ class LoadedModel:
     """A model to evaluate, with its weights on the devices."""
 
     folder: Path
-    """The folder of its scores."""
+    """Folder of the model's scores."""
     decoder: Decoder
     tokenizer: Tokenizer
     template: ChatTemplate | None
     mesh: Mesh
     identity: dict[str, str]
-    """The settings that its scores depend on, as in ``model_settings``."""
+    """Settings that the scores depend on, as returned by ``model_settings``."""
 
 
 def parse_model_names(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the source folder of each model by name.
+    """Return the source folder of each model, by model name.
 
-    An argument is ``FOLDER``, whose last part is the name, or ``NAME=FOLDER``. Raises UserError for
-    a name that cannot be a folder of scores or that two models share.
+    An argument is ``NAME=FOLDER`` or ``FOLDER``. Without ``NAME=``, the name is the last component
+    of the path. Raises UserError if two models have the same name, or if a name cannot be the name
+    of a folder of scores.
     """
     sources: dict[str, str] = {}
     for argument in arguments:
         name, equals, source = argument.partition("=")
-        # A path may contain an equals sign itself.
+        # A path can contain an equals sign.
         if not equals or "/" in name or Path(argument).exists():
             name, source = Path(argument).resolve().name, argument
         if not (name and source) or name.startswith(".") or name in RESERVED_NAMES:
             raise UserError(
-                f"{argument}: the name cannot be a folder in --output; set another one with "
-                f"NAME=FOLDER, not empty, without a leading dot, not {' or '.join(RESERVED_NAMES)}."
+                f"{argument}: the model name {name!r} cannot be a folder in --output; set another "
+                "name with NAME=FOLDER. A name must not be empty, start with a dot, or be "
+                f"{' or '.join(RESERVED_NAMES)}."
             )
         if name in sources:
             raise UserError(f"two models are named {name}: set another name with NAME={source}.")
@@ -84,10 +86,10 @@ def parse_model_names(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
-    """Check that a model can be evaluated and return it without its weights.
+    """Check that the model in ``source`` can be evaluated, and return its ``ModelSpec``.
 
-    Raises UserError for anything that would otherwise end the evaluation after other models have
-    run for hours.
+    Raises UserError if the model cannot be evaluated. The command checks all models before it loads
+    any of them, because an evaluation can take hours.
     """
     weights = open_source(source)
     config = weights.architecture
@@ -95,13 +97,11 @@ def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
     tokenizer.require_size(config.vocab_size)
     template = find_chat_template(tokenizer)
     if options.chat_template and template is None:
-        raise UserError(
-            f"{label} has no chat template (a base model): evaluate it without --chat-template."
-        )
+        raise UserError(f"{label} has no chat template; evaluate it without --chat-template.")
     if options.conversations and template is None:
         raise UserError(
             f"{label} cannot answer conversations: its tokenizer has no chat template and no "
-            "tokens for one; name a model that was trained on chats."
+            "chat tokens; name a model that was trained on chats."
         )
     return ModelSpec(source, config, tokenizer, template)
 
@@ -109,7 +109,9 @@ def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
 def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
     """Load the weights of a model onto all devices.
 
-    The ``tensor`` axis takes as many devices as divide the key-value heads, ``fsdp`` the others.
+    The size of the ``tensor`` axis is the greatest common divisor of the number of devices and the
+    number of key-value heads. The size of the ``fsdp`` axis is the number of devices divided by the
+    size of the ``tensor`` axis.
     """
     config = spec.config
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
@@ -119,7 +121,7 @@ def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
 
 
 def model_settings(spec: ModelSpec) -> dict[str, str]:
-    """Return the settings that the scores of a model depend on."""
+    """Return the settings that scores depend on: the dtype, and hashes of weights and tokenizer."""
     return {
         "model": model_identity(spec.source, spec.config, 0)[:16],
         "tokenizer": spec.tokenizer.fingerprint[:16],

@@ -1,11 +1,13 @@
-"""Paired bootstrap intervals of differences between models, and what they show.
+"""Paired bootstrap intervals for the difference between two models, and the resulting findings.
 
-A difference is a ratio of sums over units, ``sum(change) / sum(over)``. For a score it is the
-change of each example over 1. For bits per byte it is the change of each document's nats over the
-first model's nats, which is the relative change and weights documents by their length. A unit is
-an example, with the values of both models, or all examples of a group; units are resampled whole
-(the paired and the cluster bootstrap: Efron and Tibshirani 1993, An Introduction to the Bootstrap,
-chapters 8 and 13).
+A difference is a ratio of sums over units, ``sum(change) / sum(over)``. For a score, ``change`` is
+the second model's score on an example minus the first model's, and ``over`` is 1. For bits per
+byte, ``change`` is the difference in a document's nats, and ``over`` is the first model's nats. The
+ratio is then the relative change in bits per byte, in which long documents have more weight.
+
+A unit is one example with the values of both models, or all examples of a group. The bootstrap
+resamples whole units (the paired and the cluster bootstrap: Efron and Tibshirani 1993, An
+Introduction to the Bootstrap, chapters 8 and 13).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +17,10 @@ from jaxtyping import Float
 import numpy as np
 from scipy.stats import norm, t
 
-Finding = Literal["gained", "kept", "forgotten", "not told apart"]
+Finding = Literal["gained", "kept", "forgotten", "no significant difference"]
 LEVEL = 0.95
 DRAWS = 10_000
-# Draws are made in chunks of this many resampling weights, 32 MB in float64.
+# Number of resampling weights that are drawn at a time; they take 32 MB in float64.
 _CHUNK = 4_000_000
 
 
@@ -31,12 +33,15 @@ def ratio_intervals(
 ) -> Float[np.ndarray, "levels pairs 2"]:
     """Return bootstrap intervals of ``sum(change) / sum(over)`` at each of ``levels``.
 
-    The result is deterministic. An interval has the 2.5 and 97.5 percentiles of the resampled
-    ratios, with their distances to the ratio scaled by t / z: Student's t at the level, with the
-    number of units less one as degrees of freedom, over the normal at 95 %. Percentiles at the
-    corrected levels would need more draws, and plain percentiles of few units are too narrow
-    (Hesterberg 2015, The American Statistician 69, 371-386, on expanded percentile intervals). A
-    single unit has an interval from minus infinity to infinity.
+    The random seed is fixed, so the result is deterministic. An interval is computed from the 2.5th
+    and 97.5th percentiles of the resampled ratios. The distances of these percentiles from the
+    observed ratio are multiplied by t / z and by the square root of n / (n - 1). Here n is the
+    number of units, t is the two-sided quantile of Student's t distribution with n - 1 degrees of
+    freedom at the requested level, and z is the two-sided quantile of the normal distribution at
+    95 %. There are two reasons for this method. Percentiles at levels near 100 % would need more
+    draws, and plain percentile intervals of few units are too narrow (Hesterberg 2015, The American
+    Statistician 69, 371-386, on expanded percentile intervals). If there is a single unit, the
+    interval is from minus infinity to infinity.
     """
     pairs, units = change.shape
     if units < 2:
@@ -47,32 +52,36 @@ def ratio_intervals(
     estimate = (change.sum(1) / over.sum(1))[:, None]
     distance = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1).T - estimate
     tails = (1 + np.asarray(levels)) / 2
-    # The bootstrap variance of a mean is (n - 1) / n of the unbiased one; the root corrects it.
+    # The bootstrap variance of a mean is (n - 1) / n times the unbiased variance.
     stretch = t.ppf(tails, units - 1) * np.sqrt(units / (units - 1)) / norm.ppf((1 + LEVEL) / 2)
     return estimate + stretch[:, None, None] * distance
 
 
 def corrected_level(comparisons: int) -> float:
-    """Return the Bonferroni level at which all intervals are correct at once in 95 % of cases."""
+    """Return the Bonferroni-corrected level of each of ``comparisons`` intervals.
+
+    At this level, the probability that all intervals contain their true values is at least 95 %.
+    """
     return 1 - (1 - LEVEL) / max(comparisons, 1)
 
 
 def classify(low: float, high: float, margin: float) -> Finding:
-    """Classify the interval of a change, of which more is better.
+    """Return the finding for a change with the interval ``low`` to ``high``.
 
-    Kept: the interval is within ``margin`` of zero, on whichever side. This is an equivalence test
-    (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15). Gained or forgotten: it is on one side of
-    zero, and not within the margin. Otherwise the examples are too few.
+    Positive changes are improvements. The finding is "kept" if the interval is within ``margin`` of
+    zero (an equivalence test: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15). Otherwise, it is
+    "gained" if the interval is above zero, "forgotten" if the interval is below zero, and "no
+    significant difference" if the interval contains zero.
     """
     if -margin <= low and high <= margin:
         return "kept"
     if low > 0:
         return "gained"
-    return "forgotten" if high < 0 else "not told apart"
+    return "forgotten" if high < 0 else "no significant difference"
 
 
 def _resampled(units: int, draws: int) -> Iterator[Float[np.ndarray, "draws units"]]:
-    """Yield chunks of draws: the number of times that each draw takes each unit."""
+    """Yield, in chunks of draws, the number of times that each draw contains each unit."""
     rng = np.random.default_rng(0)
     size = max(_CHUNK // units, 1)
     for done in range(0, draws, size):
@@ -80,6 +89,6 @@ def _resampled(units: int, draws: int) -> Iterator[Float[np.ndarray, "draws unit
 
 
 def _counts(rng: np.random.Generator, units: int, draws: int) -> Float[np.ndarray, "draws units"]:
-    # One bincount for all draws: draw d counts its units from d * units on.
+    # A single bincount counts all draws: the counts of draw d start at index d * units.
     taken = rng.integers(units, size=(draws, units)) + units * np.arange(draws)[:, None]
     return np.bincount(taken.ravel(), minlength=draws * units).reshape(draws, units).astype(float)

@@ -1,8 +1,9 @@
-"""Rows for ``score_options``: questions with their options, grouped by a shared prefix.
+"""Rows for ``score_options``: questions with their answer options, grouped by common prefix.
 
-A row is a question with its options, each of which is a branch after the question. Rows that begin
-with the same tokens form a group, whose prefix is read once. Batches have one of a few lengths and
-one of two numbers of rows, so that few programs are compiled.
+A row contains a question and its answer options; each option is a separate branch that continues
+the question. Rows that begin with the same tokens form a group, and the model reads the common
+prefix once per group. So that few programs are compiled, rows are padded to the lengths that
+``row_bucket`` returns, and for each length, there are only two possible numbers of rows per batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,48 +17,51 @@ from llama_cpt.runtime.errors import UserError
 
 Tokens = Int[np.ndarray, "_"]
 SHORTEST_PREFIX = 32
-"""Minimum number of shared tokens for a prefix to be read separately."""
+"""Minimum number of common tokens for which rows form a group."""
 SHORTEST_ROW = 32
+"""Minimum padded length of a row in tokens."""
 FEW = 8
-"""Factor by which the smaller of the two batch sizes is smaller."""
+"""Ratio of the larger to the smaller of the two possible numbers of rows in a batch."""
 
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """A question with the options to score after it."""
+    """The tokens of a question and of its answer options."""
 
     context: Tokens
-    """Tokens before all options, at least one."""
+    """Nonempty array of the tokens of the question. Each option continues the question."""
     options: list[tuple[int, Tokens]] = field(default_factory=list)
-    """Number of the request and tokens of each option."""
+    """Request index and tokens of each option."""
 
     def length(self, prefix: int) -> int:
-        """Return the length of the row after ``prefix`` tokens.
+        """Return the number of tokens in the row, without the first ``prefix`` tokens.
 
-        The last token of an option is predicted only, so it takes no position.
+        The last token of each option is not counted, because the model predicts it but does not
+        read it.
         """
         return len(self.context) - prefix + sum(len(option) - 1 for _, option in self.options)
 
     @property
     def scored(self) -> int:
-        """Number of predicted tokens."""
+        """Number of tokens to predict, summed over the options."""
         return sum(len(option) for _, option in self.options)
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Rows whose contexts begin with the same ``prefix`` tokens."""
+    """Rows with a common prefix: the first ``prefix`` tokens of all contexts are equal."""
 
     prefix: int
     rows: list[QuestionRow]
 
 
 def make_rows(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> list[QuestionRow]:
-    """Return rows for requests (context, continuation), which are numbered in order.
+    """Return the rows for ``pairs``, the context and continuation tokens of each request.
 
-    Contexts are truncated on the left to ``context_length``, as in lm-evaluation-harness. Requests
-    with the same context share a row as long as it fits. Raises UserError for a continuation that
-    is longer than ``context_length``.
+    As in lm-evaluation-harness, a context is truncated on the left so that the context and the
+    continuation without its last token fit into ``context_length`` tokens. Requests with the same
+    context are in the same row if the row has room for them. Raises UserError if a continuation is
+    longer than ``context_length``.
     """
     rows: list[QuestionRow] = []
     open_rows: dict[bytes, QuestionRow] = {}
@@ -77,7 +81,7 @@ def make_rows(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> li
 
 
 def group_by_prefix(rows: Sequence[QuestionRow]) -> list[PrefixGroup]:
-    """Group rows by a shared prefix; a group of one row has no prefix."""
+    """Group rows by common prefix; the ``prefix`` of a group with a single row is 0."""
     ordered = sorted(rows, key=lambda row: row.context.tolist())
     groups: list[PrefixGroup] = []
     start = 0
@@ -85,7 +89,8 @@ def group_by_prefix(rows: Sequence[QuestionRow]) -> list[PrefixGroup]:
         first, shared, end = ordered[start].context, len(ordered[start].context) - 1, start + 1
         while end < len(ordered):
             common = min(_shared_length(first, ordered[end].context), len(ordered[end].context) - 1)
-            # A row that shares much less would shorten the prefix, and so lengthen all other rows.
+            # A row with a much shorter common prefix would shorten the prefix of the group, and
+            # therefore lengthen all other rows of the group.
             is_second = end == start + 1
             if common < SHORTEST_PREFIX or not (is_second or 2 * common >= shared):
                 break
@@ -96,7 +101,7 @@ def group_by_prefix(rows: Sequence[QuestionRow]) -> list[PrefixGroup]:
 
 
 def merge_ungrouped(groups: Sequence[PrefixGroup]) -> list[PrefixGroup]:
-    """Return ``groups`` with all groups without a prefix merged into one."""
+    """Return ``groups`` after merging all groups without a prefix into a single group."""
     ungrouped = [row for group in groups if not group.prefix for row in group.rows]
     grouped = [group for group in groups if group.prefix]
     return [*grouped, PrefixGroup(0, ungrouped)] if ungrouped else grouped
@@ -105,7 +110,7 @@ def merge_ungrouped(groups: Sequence[PrefixGroup]) -> list[PrefixGroup]:
 def make_batches(
     group: PrefixGroup, batch_tokens: int, row_multiple: int
 ) -> Iterator[tuple[list[QuestionRow], int, int]]:
-    """Yield batches of rows, longest first, with the length and number to pad them to."""
+    """Yield (rows, padded length, padded number of rows) for each batch, longest rows first."""
     by_size: dict[int, list[QuestionRow]] = {}
     for row in sorted(group.rows, key=lambda row: -row.length(group.prefix)):
         size = row_bucket(max(row.length(group.prefix), row.scored))
@@ -121,7 +126,7 @@ def make_batches(
 
 
 def row_bucket(length: int) -> int:
-    """Return the least of 32, 48, 64, 96, 128, 192, ... that is at least ``length``."""
+    """Return the smallest of 32, 48, 64, 96, 128, 192, ... that is at least ``length``."""
     power = 1 << (max(length, SHORTEST_ROW) - 1).bit_length()
     return power * 3 // 4 if length <= power * 3 // 4 and power > SHORTEST_ROW else power
 
@@ -129,11 +134,16 @@ def row_bucket(length: int) -> int:
 def make_option_tokens(
     rows: Sequence[QuestionRow], prefix: int, size: int, number: int
 ) -> OptionTokens:
-    """Return a batch of shape (number, size); padding has branch -1, the context branch 0."""
+    """Return the rows without their first ``prefix`` tokens as a batch of shape (number, size).
+
+    In ``OptionTokens.options``, padding has the value -1 and the context has the value 0. The
+    options of a row are numbered from 1.
+    """
     tokens, positions = (np.zeros((number, size), np.int32) for _ in range(2))
     branches = np.full((number, size), -1, np.int32)
-    # Flat positions in the batch whose logits predict ``targets``. An option's first token is
-    # predicted at the end of the context, the others at the tokens of the option before them.
+    # Indices into the flattened batch of the tokens whose logits predict ``targets``. The last
+    # token of the context predicts the first token of each option; each token of an option predicts
+    # the next token of the option.
     places, targets = (np.zeros(number * size, np.int32) for _ in range(2))
     count = 0
     for i, row in enumerate(rows):
@@ -145,7 +155,7 @@ def make_option_tokens(
             more = len(option) - 1
             span = slice(end, end + more)
             tokens[i, span], branches[i, span] = option[:-1], branch
-            # Every option continues the context, so that all of them start at the same position.
+            # Every option continues the context, so all options start at the same position.
             positions[i, span] = np.arange(len(row.context), len(row.context) + more)
             scored = slice(count, count + len(option))
             places[scored] = [last, *range(i * size + end, i * size + end + more)]
@@ -155,7 +165,7 @@ def make_option_tokens(
 
 
 def _shared_length(a: Tokens, b: Tokens) -> int:
-    """Return the number of equal tokens at the beginning of two rows."""
+    """Return the length of the longest common prefix of two token arrays."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if different.size else size

@@ -1,18 +1,18 @@
-"""Questions of a benchmark, answered by a model, scored, and saved as they are answered."""
+"""Benchmark questions: requests to a model, and scoring and storage of the answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import hashlib
 import json
+import logging
 from pathlib import Path
-import sys
 import time
 from typing import Any, Protocol, runtime_checkable
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.utils import env
 import numpy as np
 
@@ -23,43 +23,46 @@ from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
-# The harness compiles a task's templates again for every question, which takes a minute for CMMLU.
-env.from_string = lru_cache(env.from_string)
+logger = logging.getLogger(__name__)
+
+# Without this cache, the harness compiles a task's templates for every question, which takes a
+# minute for CMMLU.
+vars(env)["from_string"] = lru_cache(env.from_string)
 
 SEED = 1234
-"""Seed of randomly drawn worked examples, as in the harness."""
+"""Seed for drawing worked examples, the same as in lm-evaluation-harness."""
 KEEP_SECONDS = 2.0
-"""Maximum time between writes of new scores, which a kill would lose with the current batch."""
+"""Interval in seconds at which new scores are appended to the file of scores."""
 
 
 @runtime_checkable
 class AnswerModel(Protocol):
-    """The part of ``HarnessModel`` that questions need."""
+    """The part of the interface of ``HarnessModel`` that this module uses."""
 
     cut: set[int]
-    """Numbers of the requests of the current call whose beginning was truncated."""
+    """Indices of the requests of the current ``answers`` call that were truncated on the left."""
 
     def answers(
-        self, kind: str, requests: Sequence[Instance]
+        self, kind: str, requests: Sequence[Instance], /
     ) -> Iterator[tuple[int, tuple[float, bool] | float | str]]:
-        """Yield the number and answer of each request as soon as it is known."""
+        """Yield the index and answer of each request as the answers arrive, in any order."""
         ...
 
 
 @dataclass
 class Question:
-    """An example of a benchmark with the requests to the model."""
+    """An example of a benchmark with its requests to the model."""
 
     benchmark: str
     part: str
     task: Task
     instances: list[Instance]
     cut: bool = False
-    """Whether it was longer than the model's context and lost its beginning."""
+    """True if the question was longer than the model's context and was truncated on the left."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Key of the example, as in ``ExampleScore``."""
+        """Group and identifier of the example, as in ``ExampleScore.key``."""
         return self.part, str(self.instances[0].doc_id)
 
     @property
@@ -69,20 +72,21 @@ class Question:
 
     @property
     def answered(self) -> bool:
-        """Whether the model has answered all requests."""
+        """True if the model has answered all requests of the question."""
         return all(instance.resps for instance in self.instances)
 
 
 def make_questions(
     benchmark: Benchmark, *, chat: HarnessModel | None, limit: int | None
 ) -> list[Question]:
-    """Return the examples of all parts in order, at most ``limit`` of each part.
+    """Return the questions of ``benchmark``, part by part.
 
-    ``chat`` is the model whose chat template is used; None asks in plain text.
+    The result contains up to ``limit`` questions per part, or all if ``limit`` is None. Prompts are
+    rendered with the chat template of the model ``chat``, or are plain text if ``chat`` is None.
     """
     found = []
     for part, task in benchmark.parts.items():
-        # Seed again for each model, so that all get the same worked examples.
+        # Reset the seed, so that every model gets the same worked examples.
         task.set_fewshot_seed(SEED)
         task.build_all_requests(
             limit=limit,
@@ -91,7 +95,7 @@ def make_questions(
             chat_template=chat.apply_chat_template if chat else None,
             tokenizer_name=chat.tokenizer_name if chat else "",
         )
-        by_example: dict[int, list[Instance]] = {}
+        by_example: dict[int | None, list[Instance]] = {}
         for instance in task.instances:
             by_example.setdefault(instance.doc_id, []).append(instance)
         for instances in by_example.values():
@@ -103,7 +107,10 @@ def make_questions(
 def answer_questions(
     questions: list[Question], model: AnswerModel, folder: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Answer the questions without a score in ``folder``; append scores as they are computed."""
+    """Answer and score the questions that have no score in ``folder`` yet.
+
+    New scores are appended to ``BENCHMARK.jsonl`` in ``folder`` every ``KEEP_SECONDS`` seconds.
+    """
     name = questions[0].benchmark
     settings = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
     numbers = unscored([question.key for question in questions], folder, name, settings)
@@ -120,8 +127,9 @@ def answer_questions(
                 if is_primary():
                     waiting.append(score_question(question))
                 if runs_code(name):
-                    # Only the primary process runs the code, which may take long. The others wait
-                    # here, because a collective of the next batch would time out.
+                    # Only the primary process runs the generated code, which can take minutes. The
+                    # other processes wait here; in a collective of the next batch they would time
+                    # out.
                     allgather_strings("", "generated code")
                 progress.update(1.0)
                 if time.monotonic() - written > KEEP_SECONDS:
@@ -131,40 +139,40 @@ def answer_questions(
             append_scores(file, waiting)
     if cut and is_primary():
         remedy = "; set fewer --shots" if questions[0].shots else ""
-        print(
-            f"warning: {name}: {cut} of {len(pending)} questions were longer than the model's "
-            f"context and lost their beginning{remedy}.",
-            file=sys.stderr,
+        logger.warning(
+            f"{name}: {cut} of {len(pending)} questions were longer than the model's context and "
+            f"were truncated on the left{remedy}."
         )
 
 
 def score_question(question: Question) -> ExampleScore:
-    """Score a question by the task's first metric that is a mean over examples.
+    """Score a question by the first metric of its task that is averaged over examples.
 
-    The first filter of the task counts; all other values go into ``detail``. Raises UserError if no
-    metric is a mean over examples.
+    Metrics of the task's first filter have precedence. All other values are stored in ``detail``.
+    Raises UserError if no metric is averaged over examples.
     """
-    values: dict[str, Any] = {}
-    for one in question.task._filters:
-        one.apply(question.instances)
-        answers = [instance.filtered_resps[one.name] for instance in question.instances]
-        metrics = question.task.process_results(question.instances[0].doc, answers)
-        suffix = f",{one.name}" if len(question.task._filters) > 1 else ""
-        values |= {f"{name}{suffix}": value for name, value in metrics.items()}
+    values = _metric_values(question)
     group, number = question.key
     answers = [instance.resps[0] for instance in question.instances]
     if isinstance(answers[0], tuple):
         answers = [logprob for logprob, _ in answers]
     if BITS_PER_BYTE in values:
         logprob, size = values[BITS_PER_BYTE]
-        score = {"metric": BITS_PER_BYTE, "score": -logprob / max(size, 1), "nats": -logprob}
-        return ExampleScore(question.benchmark, group, number, bytes=int(size), **score)
+        return ExampleScore(
+            question.benchmark,
+            group,
+            number,
+            BITS_PER_BYTE,
+            -logprob / max(size, 1),
+            nats=-logprob,
+            bytes=int(size),
+        )
     numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float | np.number)}
     metric = next((name for name in numbers if _is_mean(question.task, name)), None)
     if metric is None:
         raise UserError(
-            f"task {question.benchmark} has no metric that is a mean of its examples "
-            f"({', '.join(values)}) and cannot be compared example by example; run it with lm_eval."
+            f"task {question.benchmark} has no metric that is a mean over examples "
+            f"({', '.join(values)}), so models cannot be compared by example; run it with lm_eval."
         )
     score = numbers.pop(metric)
     detail: dict[str, Any] = {"answers": answers} | ({"metrics": numbers} if numbers else {})
@@ -177,27 +185,52 @@ def score_question(question: Question) -> ExampleScore:
         metric,
         score,
         chance=_chance(question, metric),
-        less_is_better=not question.task.higher_is_better().get(metric.partition(",")[0], True),
+        less_is_better=not _by_metric(question.task.higher_is_better(), metric, default=True),
         detail=detail,
     )
 
 
+def _metric_values(question: Question) -> dict[str, Any]:
+    """Return the value of each metric; keys are ``METRIC,FILTER`` if there are several filters."""
+    values: dict[str, Any] = {}
+    # The harness has no public name for the filters of a task.
+    filters = vars(question.task)["_filters"]
+    for one in filters:
+        one.apply(question.instances)
+        answers = [instance.filtered_resps[one.name] for instance in question.instances]
+        metrics = question.task.process_results(question.instances[0].doc, answers) or {}
+        suffix = f",{one.name}" if len(filters) > 1 else ""
+        values |= {f"{name}{suffix}": value for name, value in metrics.items()}
+    return values
+
+
 def _is_mean(task: Task, metric: str) -> bool:
-    return task.aggregation().get(metric.partition(",")[0]) is mean
+    return _by_metric(task.aggregation(), metric, default=None) is mean
+
+
+def _by_metric(values: Mapping[str, Any] | None, metric: str, *, default: Any) -> Any:
+    """Return the entry of ``values`` for ``metric``, whose suffix ``,FILTER`` is ignored."""
+    return (values or {}).get(metric.partition(",")[0], default)
 
 
 def _chance(question: Question, metric: str) -> float | None:
-    """Return the expected score of a guess among the options, or None without options."""
+    """Return the accuracy of a random guess among the answer options of ``question``.
+
+    Returns None if the question has no answer options or ``metric`` is not an accuracy.
+    """
     task = question.task
-    if not metric.startswith("acc") or task.config.doc_to_choice is None:
+    if not isinstance(task, ConfigurableTask) or task.config.doc_to_choice is None:
+        return None
+    if not metric.startswith("acc"):
         return None
     return 1 / len(task.doc_to_choice(question.instances[0].doc))
 
 
 def fingerprint(questions: list[Question]) -> str:
-    """Return a hash of the data of each part and of its first question as it is asked.
+    """Return a hash of each part's documents and of the requests of the part's first question.
 
-    The number of questions is left out, so that a higher limit resumes where a lower one ended.
+    The hash does not depend on the number of questions, so that an evaluation with a higher limit
+    reuses existing scores.
     """
     digest = hashlib.sha256()
     for part, question in {q.part: q for q in reversed(questions)}.items():

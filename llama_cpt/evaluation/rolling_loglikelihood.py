@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of whole documents, in nats, in rolling windows."""
+"""Negative log-likelihoods of whole documents in nats, computed in rolling windows."""
 
 from collections.abc import Iterator, Sequence
 import math
@@ -14,7 +14,7 @@ from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.training.heldout import Window, pack_windows, rolling_windows, window_batch
 
 LOGIT_TOKENS = 1024
-"""Number of tokens of one device whose logits are in memory at a time."""
+"""Number of tokens per device whose logits are in memory at the same time."""
 
 
 def rolling_loglikelihood(
@@ -25,17 +25,19 @@ def rolling_loglikelihood(
     bos_id: int,
     batch_tokens: int,
 ) -> Iterator[tuple[int, float]]:
-    """Yield the number and nats of each document as soon as all its windows are scored.
+    """Yield the index of each document and its negative log-likelihood in nats, in any order.
 
-    Documents begin with BOS, which is read but not scored, and end without EOS. ``batch_tokens`` is
-    the size of a batch on one device.
+    A document is yielded as soon as all its windows are scored. Documents must begin with BOS,
+    which is read but not scored, and must not end with EOS. ``batch_tokens`` is the number of
+    tokens per device in a batch.
     """
     length = decoder.ends.config.context_length
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     batch_size = max(batch_tokens // length, 1) * slices
     windows: list[Window] = []
     for number, tokens in enumerate(documents):
-        # rolling_windows does not score the last token, which is EOS in prepared rows. Append one.
+        # rolling_windows does not score the last token, which is EOS in prepared rows. Append a
+        # token in place of EOS.
         ended = np.append(tokens, bos_id)
         windows += rolling_windows(ended, length, bos_id=bos_id, corpus=number)
     nats, pending = np.zeros(len(documents)), np.zeros(len(documents), np.int64)

@@ -1,7 +1,8 @@
-"""Scores of a model on each example: ``DIR/MODEL/TASK.jsonl``, one line per example, appended.
+"""Scores of a model: ``DIR/MODEL/TASK.jsonl`` contains one line per example.
 
-``DIR/MODEL/TASK.settings.json`` has the model, task and settings of the scores. An evaluation
-resumes only if they are the same; other scores in the same file are an error.
+``DIR/MODEL/TASK.settings.json`` contains the settings of the evaluation, including the model. New
+scores are appended only if the settings have not changed; otherwise ``start_task`` raises
+UserError.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,45 +23,50 @@ from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.jsonl import append_lines, read_lines
 
 BITS_PER_BYTE = "bits_per_byte"
-"""The metric of held-out text, of which less is better."""
+"""Name of the metric for held-out text; lower values are better."""
 JUDGE_FOLDER = "conversations"
-"""Folder of conversations and judgements, next to the folders of the models."""
+"""Name of the folder of conversations and judgements, next to the folders of the models."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
 
 
 @dataclass(frozen=True)
 class ExampleScore:
-    """The score of one example by the first metric of its task."""
+    """The score of a model on one example, by one metric of the task."""
 
     task: str
-    """Name of the task, as in ``--tasks``, and of the file: ``cmmlu``."""
+    """Name of the task, as in ``--tasks`` and in the file name, for example ``cmmlu``."""
     group: str
     """Subject or held-out corpus; empty if the task has no groups."""
     id: str
-    """Identifier of the example in its group, the same for every model."""
+    """Identifier of the example in its group; it does not depend on the model."""
     metric: str
     score: float
-    """Value of the metric; of ``bits_per_byte``, ``nats`` and ``bytes`` are summed instead."""
+    """Value of the metric on this example."""
     nats: float | None = None
+    """Negative log-likelihood of the text; set only for the metric ``bits_per_byte``."""
     bytes: int | None = None
-    """Size of the source text in UTF-8."""
+    """Number of UTF-8 bytes of the text; set only for the metric ``bits_per_byte``."""
     chance: float | None = None
-    """Expected score of a guess, if the task has choices."""
+    """Expected score of a random guess; None if the task has no answer options."""
     less_is_better: bool = False
-    """Whether less is better; not set for bits per byte, of which it is known."""
-    detail: dict = field(default_factory=dict)
-    """Other metrics, log-likelihoods or generated text; ``cut`` if the prompt was truncated."""
+    """True if lower scores are better. The field is not set for the metric ``bits_per_byte``."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """Additional values, such as other metrics, log-likelihoods or generated text.
+
+    The entry ``cut`` is True if the prompt was truncated.
+    """
 
     @property
     def key(self) -> tuple[str, str]:
-        """Key of the example in its task."""
+        """Group and identifier, which together are unique in a task."""
         return self.group, self.id
 
 
 def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
-    """Return the scores in a model's ``folder`` by task, each example once, in file order.
+    """Return the scores in a model's ``folder``, by task.
 
-    Raises UserError, with the line number, for a line that is not a score.
+    The scores of a task are in file order, with at most one score per example. Raises UserError if
+    the folder contains no scores or if a line is not a score.
     """
     files = sorted(Path(folder).glob(f"*{LINES}"))
     if not files:
@@ -69,7 +75,10 @@ def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
 
 
 def read_task(file: Path) -> list[ExampleScore]:
-    """Return the scores of one task; an incomplete last line is ignored."""
+    """Return the first score of each example in ``file``, in file order.
+
+    An incomplete last line is ignored.
+    """
     found: dict[tuple[str, str], ExampleScore] = {}
     for score in read_lines(file, partial(from_dict, ExampleScore)):
         found.setdefault(score.key, score)
@@ -77,27 +86,27 @@ def read_task(file: Path) -> list[ExampleScore]:
 
 
 def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
-    """Append ``scores`` to ``file``, on disk when this returns; call ``start_task`` first."""
+    """Append ``scores`` to ``file`` and sync the file to disk; call ``start_task`` first."""
     if rows := [_to_json(score) for score in scores]:
         append_lines(file, rows)
 
 
 def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:
-    """Return the existing scores of ``task``; write its settings, or compare them.
+    """Return the existing scores of ``task``, and write ``settings`` if the task has no settings.
 
-    Raises UserError if the existing scores are of other settings.
+    Raises UserError if the task's existing settings differ from ``settings``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{task}{SETTINGS}"
-    # Through JSON, so that tuples compare equal to the lists in the file.
+    # Convert through JSON, so that tuples compare equal to the lists in the file.
     new = json.loads(json.dumps(settings))
     old = json.loads(file.read_text("utf-8")) if file.exists() else new
     changed = sorted(n for n in new | old if new.get(n) != old.get(n))
     if changed:
         differences = ", ".join(f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in changed)
         raise UserError(
-            f"{folder / task}{LINES} has scores with other settings: {differences}. Set another "
-            "output folder, or delete that file and its settings."
+            f"{folder / task}{LINES} has scores with different settings: {differences}. Set "
+            f"another output folder, or delete the file and {file.name}."
         )
     if not file.exists():
         _write_settings(file, new)
@@ -107,10 +116,10 @@ def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[Exa
 def unscored(
     keys: Sequence[tuple[str, str]], folder: Path, task: str, settings: Mapping[str, Any]
 ) -> list[int]:
-    """Return the indices of the examples ``keys`` without a score of ``task``.
+    """Return the indices into ``keys`` of the examples that have no score for ``task`` yet.
 
     Only the primary process reads the folder. Raises UserError if the processes have different
-    examples or settings, and as ``start_task`` does.
+    examples or settings, or if existing scores were computed with different settings.
     """
     digest = hashlib.sha256(json.dumps([keys, settings]).encode()).hexdigest()
     if len(set(allgather_strings(digest, "examples to score"))) > 1:
@@ -130,23 +139,25 @@ def unscored(
 def write_task(
     folder: Path, task: str, scores: Iterable[ExampleScore], settings: Mapping[str, Any]
 ) -> None:
-    """Replace the scores of a task, with their settings, by ``scores``."""
+    """Replace all scores and the settings of a task."""
     rows = (json.dumps(_to_json(score), ensure_ascii=False) + "\n" for score in scores)
     write_atomic(epath.Path(folder / f"{task}{LINES}"), "".join(rows).encode())
     _write_settings(folder / f"{task}{SETTINGS}", settings)
 
 
 def mean_score(scores: Sequence[ExampleScore]) -> float:
-    """Return the mean of scores of one metric, or the bits per byte of all their text."""
+    """Return the mean of ``scores``. For bits per byte, the mean is weighted by bytes."""
     if scores[0].metric == BITS_PER_BYTE:
         return bits_per_byte(scores)
     return sum(score.score for score in scores) / len(scores)
 
 
 def bits_per_byte(scores: Sequence[ExampleScore]) -> float:
-    """Return bits per byte of all the text: the sum of nats over the sum of bytes, in bits."""
-    nats = sum(score.nats for score in scores)
-    return nats / math.log(2) / sum(score.bytes for score in scores)
+    """Return the bits per byte of all texts together: total nats / ln 2 / total bytes."""
+    nats = [score.nats for score in scores if score.nats is not None]
+    sizes = [score.bytes for score in scores if score.bytes is not None]
+    assert len(nats) == len(sizes) == len(scores), "bits per byte need nats and bytes"
+    return sum(nats) / math.log(2) / sum(sizes)
 
 
 def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
@@ -155,6 +166,6 @@ def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _to_json(score: ExampleScore) -> dict[str, Any]:
-    """Return a score as JSON values, without the fields that have their default."""
+    """Return a score as a JSON object, without the fields that have their default value."""
     fields = asdict(score).items()
     return {name: value for name, value in fields if value is not False and value not in (None, {})}

@@ -1,4 +1,4 @@
-"""Summary of a model's scores: one JSON file, and a table of several models."""
+"""Summaries of scores: a JSON file per model, and a table with a column per model."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -13,11 +13,11 @@ from llama_cpt.runtime.files import write_atomic
 
 FILE = "summary.json"
 READ = ("parseable", "percent_parseable")
-"""Metrics that tell whether an answer could be parsed: of this package's task, of the harness's."""
+"""Names of the metric for parseable answers in this package and in lm-evaluation-harness."""
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Summarize all scores in a model's ``folder``, write ``summary.json`` and return it."""
+    """Write ``summary.json`` for all scores in a model's ``folder``, and return the summary."""
     tasks = {name: summary_of(scores) for name, scores in read_scores(str(folder)).items()}
     summary = {"model": folder.name, "tasks": tasks}
     content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
@@ -26,13 +26,13 @@ def write_summary(folder: Path) -> dict[str, Any]:
 
 
 def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
-    """Return the score of a task over all examples and by group, as JSON values."""
+    """Return the score of one task over all examples and by group, as a JSON object."""
     groups: dict[str, list[ExampleScore]] = {}
     for score in scores:
         groups.setdefault(score.group, []).append(score)
     summary: dict[str, Any] = {"metric": scores[0].metric, "examples": len(scores)}
     by_group = {name: mean_score(of) for name, of in sorted(groups.items())}
-    # A mean over languages has no meaning: their bits per byte do not compare.
+    # Bits per byte of different languages are not comparable, so their mean has no meaning.
     if scores[0].metric != BITS_PER_BYTE:
         summary["score"] = mean_score(scores)
     if "" not in groups:
@@ -50,7 +50,12 @@ def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return rows of text: a row per task, or per group if it has no score; a column per model."""
+    """Return a table of text cells, the header first, with a column per model.
+
+    A task has a row for its score, or a row per group if it has no overall score. Additional rows
+    contain the score of EQ-Bench as the authors of EQ-Bench define it, and the number of tokens per
+    character of held-out text.
+    """
     rows = [("task", *(str(summary["model"]) for summary in summaries))]
     lines: dict[tuple[str, str], dict[str, float | None]] = {}
     for summary in summaries:
@@ -70,7 +75,11 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _eq_bench(scores: Sequence[ExampleScore]) -> dict[str, Any]:
-    """Return the score as published: the mean of the parseable answers, if they are enough."""
+    """Return the share of parseable answers, and the score as the authors of EQ-Bench define it.
+
+    This score is the mean over the parseable answers, or None if the share of parseable answers is
+    less than ``LEAST_PARSEABLE``.
+    """
     parseable = [score for score in scores if any(map(score.detail["metrics"].get, READ))]
     share = len(parseable) / len(scores)
     published = mean_score(parseable) if share >= LEAST_PARSEABLE else None

@@ -1,4 +1,4 @@
-"""Generated answers to batches of prompts, each up to its first stop string."""
+"""Generation of answers in batches. An answer ends before its first stop string."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,14 @@ from llama_cpt.generation.sampling import Sampling
 from llama_cpt.parallel.mesh import BATCH_AXES
 
 ROWS = 16
-"""Number of prompts per device and batch."""
+"""Number of prompts per device in a batch."""
 NEW_TOKENS = 256
-"""Default number of new tokens, as in the harness."""
+"""Default maximum number of new tokens, the same as in lm-evaluation-harness."""
 
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """The stop strings, length and sampling of an answer."""
+    """The stop strings, maximum length and sampling settings of an answer."""
 
     stops: tuple[str, ...]
     max_new_tokens: int
@@ -40,7 +40,11 @@ class AnswerSpec:
 
 
 def make_answer_spec(options: Mapping[str, Any], context_length: int) -> AnswerSpec:
-    """Parse a task's ``generation_kwargs``; limit the new tokens to half of a short context."""
+    """Parse a task's ``generation_kwargs``.
+
+    If the task requests ``context_length`` or more new tokens, the maximum is set to half of
+    ``context_length``.
+    """
     until = options.get("until") or []
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     count = next((options[name] for name in names if options.get(name)), NEW_TOKENS)
@@ -68,10 +72,10 @@ def written_answers(
     specs: Sequence[AnswerSpec],
     stop_ids: Sequence[int],
 ) -> Iterator[tuple[int, str]]:
-    """Yield the number and text of each prompt's answer, batch by batch, longest prompts first."""
+    """Yield the index and answer of each prompt, batch by batch, the longest prompts first."""
     batch_size = ROWS * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    # Prompts of a batch share the padded length, the number of new tokens and the sampling.
-    groups: dict[tuple, list[int]] = {}
+    # The prompts of a batch have the same padded length, number of new tokens and sampling.
+    groups: dict[tuple[int, int, Sampling], list[int]] = {}
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
         spec = specs[number]
         size = bucket_length(len(prompts[number]))
@@ -100,11 +104,11 @@ def _batch_answers(
     stop_ids: Sequence[int],
     rows: int,
 ) -> list[str]:
-    """Return the answers of one batch; the prompts are padded to ``rows`` rows."""
+    """Return the answers to one batch of prompts, which is padded to ``rows`` rows."""
     spec = specs[0]
     tokens, lengths = pad_prompts([prompt.tolist() for prompt in prompts], row_multiple=rows)
     columns = bucket_length(tokens.shape[1] + spec.max_new_tokens)
-    # Stop strings may be names of special tokens, which are not part of the decoded text.
+    # Stop strings can be names of special tokens, which are not part of the decoded text.
     special = {i: tokenizer.decode([i]) for i in (tokenizer.bos_id, tokenizer.eos_id)}
     special |= {i: name for name, i in tokenizer.special_tokens.items()}
     written: list[list[int]] = [[] for _ in prompts]
@@ -133,7 +137,7 @@ def _batch_answers(
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Return ``text`` up to the first of ``stops``."""
+    """Return ``text`` up to the first occurrence of any of the strings ``stops``."""
     for stop in stops:
         text = text.split(stop)[0]
     return text

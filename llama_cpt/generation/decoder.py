@@ -1,14 +1,15 @@
-"""A Llama arranged for generation: prefill of a batch of prompts, then one token at a time.
+"""Prefill and decoding with a Llama model and a key-value cache.
 
-Prompts are padded on the right to a common length. Generated tokens go into the columns after it,
-the same column for every row, so that each step writes one slice of the cache. The columns between
-a short prompt and these are masked; positions count tokens, not columns.
+Prompts are padded on the right to a common length. Each decoding step appends one column to the
+cache, at the same index for every row, so the step updates one slice of the cache. The columns
+between a short prompt and its generated tokens are masked. Positions count tokens, not columns.
 
-Layers are separate rather than stacked: a loop over a stack copies a layer's weights before each
-use, and for a single token that is most of the work.
+Each layer has its own arrays instead of a slice of stacked arrays. A loop over stacked layers
+copies each layer's weights before use, and with one token per row, this copy takes most of the
+time.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,20 +22,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_cpt.data.batch import Leaf
 from llama_cpt.model.attention import attend
-from llama_cpt.model.llama import Block, Llama, rms_norm
+from llama_cpt.model.llama import Attention, Block, Llama, rms_norm
 from llama_cpt.parallel.mesh import constrain, shardings
 
 Layer = tuple[Leaf, Leaf]
-"""Keys and values of one layer, each (batch, kv_heads, columns, head_dim)."""
+"""The keys and the values of one layer, each of shape (batch, kv_heads, columns, head_dim)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Decoder:
-    """The weights of a model in its compute type, layer by layer."""
+    """The weights of a model in its compute dtype, with one ``Block`` per layer."""
 
     ends: Llama
-    """A model with the embedding, the last norm and the output matrix, but no layers."""
+    """The model without its layers: the embedding, the last norm and the output matrix."""
     layers: tuple[Block, ...]
     """The parameters of each layer."""
 
@@ -42,36 +43,40 @@ class Decoder:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of the tokens read so far, and the columns that each row attends to."""
+    """The key-value cache of a batch. A column holds one token per row."""
 
     layers: tuple[Layer, ...]
+    """The keys and values of each layer."""
     visible: Leaf
-    """bool (batch, columns)."""
+    """bool (batch, columns): True for the columns that a row attends to."""
     lengths: Leaf
-    """int32 (batch,): number of tokens in each row, which is the position of its next token."""
+    """int32 (batch,): the number of tokens in each row, which is the position of the next token."""
     column: Leaf
-    """int32: the column of every row's next token."""
+    """int32 scalar: the index of the column into which the next tokens are written."""
 
 
 def make_decoder(model: Llama, mesh: Mesh | None = None) -> Decoder:
-    """Return a copy of ``model``'s weights in its compute type, layer by layer, sharded as before.
+    """Return a decoder with a copy of the weights of ``model``, sharded in the same way.
 
-    ``mesh`` is the mesh of ``model``; None means one device. Raises ValueError for a mesh with a
-    context axis.
+    ``mesh`` is the mesh of ``model``; None means one device. Raises ValueError if the context axis
+    of ``mesh`` is larger than 1.
     """
     if mesh is not None and mesh.shape["context"] > 1:
-        raise ValueError("generation needs whole rows; set the mesh's context axis to 1")
+        raise ValueError(
+            f"mesh.context is {mesh.shape['context']}; it must be 1, because generation does not "
+            "support context parallelism"
+        )
     placed = None if mesh is None else shardings(jax.eval_shape(decoder_from_model, model), mesh)
     return jax.jit(decoder_from_model, out_shardings=placed)(model)
 
 
 def decoder_from_model(model: Llama) -> Decoder:
-    """Return the decoder of ``model``, for use inside a compiled program."""
-    # tree.map copies the tree, so that the caller's model keeps its layers.
+    """Return the decoder of ``model``. The function can run under ``jax.jit``."""
+    # tree.map copies the tree, so the caller's model keeps its layers.
     ends = jax.tree.map(lambda x: x.astype(model.compute_dtype), model)
     stacked, ends.layers = ends.layers, None
 
-    def one(layer: int, parameter: nnx.Param) -> nnx.Param:
+    def one(layer: int, parameter: nnx.Param[Any]) -> nnx.Param[Any]:
         return nnx.Param(parameter[...][layer], axes=parameter.get_metadata("axes")[1:])
 
     layers = tuple(
@@ -88,18 +93,19 @@ def prefill(
     *,
     columns: int,
 ) -> tuple[Float[Array, "batch length embed"], Cache]:
-    """Read prompts of ``lengths`` tokens, padded on the right, into a cache of ``columns``.
+    """Run the forward pass on a batch of prompts, and store the keys and values in a new cache.
 
-    Returns the normalized output at every token, for ``compute_logits``, and the cache.
+    ``tokens`` is padded on the right, and row i has ``lengths[i]`` tokens. The cache has
+    ``columns`` columns. Returns the hidden states of all tokens after the last norm, and the cache.
     """
     length = tokens.shape[1]
     index = jnp.arange(length)[None]
-    # Padding is segment 0, which no other token attends to.
+    # Padding has segment id 0, so the tokens of a prompt do not attend to it.
     segment_ids = (index < lengths[:, None]).astype(jnp.int32)
 
-    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Layer]:
         out = attend(query, key, value, segment_ids, implementation=decoder.ends.attention)
-        return out, tuple(_in_cache(x, columns) for x in (key, value))
+        return out, (_in_cache(key, columns), _in_cache(value, columns))
 
     positions = jnp.broadcast_to(index, tokens.shape)
     x, layers = run_decoder_layers(decoder, tokens, positions, [attention] * len(decoder.layers))
@@ -110,18 +116,23 @@ def prefill(
 def decode(
     decoder: Decoder, cache: Cache, tokens: Int[Array, " batch"]
 ) -> tuple[Float[Array, "batch embed"], Cache]:
-    """Read one more token of each row; return its normalized output and the extended cache."""
+    """Run the forward pass on one token per row.
+
+    Returns the hidden states after the last norm, and the cache with the new tokens.
+    """
     here = jnp.arange(cache.visible.shape[1])[None] == cache.column
     visible = cache.visible | here
 
-    def attention_of(keys: jax.Array, values: jax.Array) -> Callable:
-        def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
-            # All rows write to the same column, so that this is one slice and no scatter.
-            start = (0, 0, cache.column, 0)
-            kept = tuple(
-                _placed(jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), start))
-                for old, new in ((keys, key), (values, value))
-            )
+    def extend(old: jax.Array, new: jax.Array) -> jax.Array:
+        # All rows write to the same column, so this updates one slice and needs no scatter.
+        start = (0, 0, cache.column, 0)
+        return _placed(jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), start))
+
+    def attention_of(keys: jax.Array, values: jax.Array) -> Attention:
+        def attention(
+            query: jax.Array, key: jax.Array, value: jax.Array
+        ) -> tuple[jax.Array, Layer]:
+            kept = extend(keys, key), extend(values, value)
             return attend_to_cache(query, *kept, visible), kept
 
         return attention
@@ -134,7 +145,7 @@ def decode(
 def compute_logits(
     decoder: Decoder, hidden: Float[Array, "batch embed"]
 ) -> Float[Array, "batch vocab"]:
-    """Return the float32 logits of normalized outputs."""
+    """Return the float32 logits of ``hidden``, the hidden states after the last norm."""
     return jnp.einsum("bd,vd->bv", hidden, decoder.ends.head, preferred_element_type=jnp.float32)
 
 
@@ -144,9 +155,12 @@ def attend_to_cache(
     values: Float[Array, "batch kv_heads columns head_dim"],
     visible: Bool[Array, "batch columns"],
 ) -> Float[Array, "batch 1 heads head_dim"]:
-    """Attend from one query per row to its visible columns, as in ``pallas_kernels.reference``."""
+    """Return the attention output of one query per row. The query sees the row's visible columns.
+
+    The arithmetic is the same as in ``pallas_kernels.reference``.
+    """
     batch, _, heads, head_dim = query.shape
-    # Query heads that share a key-value head are grouped, so that keys are never repeated.
+    # Query heads that share a key-value head are grouped, so keys need not be repeated.
     grouped = query.reshape(batch, keys.shape[1], -1, head_dim)
     scores = jnp.einsum("bkgh,bksh->bkgs", grouped, keys, preferred_element_type=jnp.float32)
     hidden = jnp.where(visible, 0.0, -jnp.inf)[:, None, None]
@@ -156,9 +170,13 @@ def attend_to_cache(
 
 
 def run_decoder_layers(
-    decoder: Decoder, tokens: jax.Array, positions: jax.Array, attentions: list[Callable]
+    decoder: Decoder, tokens: jax.Array, positions: jax.Array, attentions: Sequence[Attention]
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Run all layers and the last norm; return the output and the cache entry of each attention."""
+    """Run all layers and the last norm.
+
+    ``attentions`` contains one function per layer. Each function returns the attention output and a
+    cache entry. Returns the hidden states after the last norm, and the cache entries of all layers.
+    """
     ends = decoder.ends
     x, rotation = ends.embed(tokens, positions)
     kept = []
@@ -169,7 +187,10 @@ def run_decoder_layers(
 
 
 def _in_cache(x: jax.Array, columns: int) -> jax.Array:
-    """Return keys or values (batch, length, kv_heads, head_dim) as the start of a layer's cache."""
+    """Convert keys or values of shape (batch, length, kv_heads, head_dim) to the cache's layout.
+
+    The result has shape (batch, kv_heads, columns, head_dim) and is padded with zeros.
+    """
     padding = [(0, 0), (0, 0), (0, columns - x.shape[1]), (0, 0)]
     return _placed(jnp.pad(x.swapaxes(1, 2), padding))
 

@@ -1,7 +1,8 @@
-"""Streamed generation for batches of ragged prompts, a few tokens per call.
+"""Streamed generation for batches of prompts of different lengths.
 
-Lengths are rounded up to a few buckets. Each batch size and bucket is compiled once, whatever the
-prompts, the sampling and the number of requested tokens.
+The lengths of the prompts and of the cache are rounded up to powers of two, called buckets. One
+program is compiled for each combination of batch size and buckets. The program supports all prompts
+of these lengths and all sampling options.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,26 +23,31 @@ from llama_cpt.parallel.mesh import BATCH_AXES, constrain
 from llama_cpt.runtime.errors import UserError
 
 MIN_BUCKET = 128
-"""Columns of the smallest bucket; the attention kernels for TPUs require multiples of it."""
+"""The smallest padded length, in tokens. The TPU attention kernels require multiples of 128."""
 TOKENS_PER_CALL = 8
-"""Maximum number of tokens per row that one call of the compiled program generates."""
+"""Maximum number of tokens per row that one call of ``advance`` generates."""
 STOP_IDS = 8
-"""Stop tokens are padded to a multiple of this, so that their number rarely recompiles."""
+"""The list of stop tokens is padded to a multiple of STOP_IDS entries, so that lists of different
+lengths use the same compiled program."""
 NO_TOKEN = -1
-"""Filler for rows that have stopped, and for unused stop tokens."""
+"""The placeholder for tokens of rows that have stopped, and for padding of the stop tokens."""
 GREEDY = Sampling()
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GenerationState:
-    """The state of a batch between two calls."""
+    """The state of a batch between two calls of ``advance``."""
 
     cache: Cache
     logits: Leaf
-    """float32 (batch, vocab): logits of the next token."""
+    """float32 (batch, vocab): the logits of the next token."""
     stopped: Leaf
-    """bool (batch,): rows that have reached a stop token."""
+    """bool (batch,): True for rows that have generated a stop token, and for padding rows."""
+
+
+Carry = tuple[jax.Array, GenerationState, jax.Array]
+"""The loop state of ``advance``: (number of generated tokens, state, generated tokens)."""
 
 
 def generate(
@@ -53,14 +59,22 @@ def generate(
     sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
-    """Return the continuation of each prompt, up to but without its first stop token.
+    """Return the token ids that continue each prompt, up to but excluding the first stop token.
 
-    ``mesh`` is the mesh of the weights; None means one device. Raises UserError for an empty prompt
-    and for one that leaves no room in the model's context.
+    ``mesh`` is the mesh of the weights; None means one device. Raises UserError if a prompt is
+    empty, holds an invalid token id, or leaves no room for ``max_new_tokens`` in the model's
+    context.
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    options = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "sampling": sampling}
-    for new in stream(decoder, prompts, **options, mesh=mesh):
+    batches = stream(
+        decoder,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        mesh=mesh,
+    )
+    for new in batches:
         for row, tokens in zip(rows, new, strict=True):
             row += tokens
     return rows
@@ -75,7 +89,10 @@ def stream(
     sampling: Sampling = GREEDY,
     mesh: Mesh | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Yield each row's new tokens, up to ``TOKENS_PER_CALL`` at a time, as in ``generate``."""
+    """Yield the new token ids of each prompt, at most ``TOKENS_PER_CALL`` ids per prompt at a time.
+
+    The parameters and errors are those of ``generate``.
+    """
     require_context_room(decoder, prompts, max_new_tokens)
     tokens, lengths = pad_prompts(prompts, row_multiple=_row_multiple(mesh))
     columns = bucket_length(tokens.shape[1] + max_new_tokens)
@@ -102,7 +119,7 @@ def start(
     *,
     columns: int,
 ) -> GenerationState:
-    """Read the prompts; return the state before the first generated token."""
+    """Run the prefill, and return the state before the first generated token."""
     hidden, cache = prefill(decoder, tokens, lengths, columns=columns)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     return GenerationState(cache, compute_logits(decoder, last), jnp.zeros(lengths.shape, bool))
@@ -116,18 +133,19 @@ def advance(
     stop_ids: Int[Array, " stops"],
     settings: Settings,
 ) -> tuple[GenerationState, Int[Array, "batch call"]]:
-    """Generate up to ``count`` (at most ``TOKENS_PER_CALL``) more tokens for each row.
+    """Generate up to ``count`` more tokens for each row; ``count`` is at most ``TOKENS_PER_CALL``.
 
-    A row holds ``NO_TOKEN`` from its stop token on. Ends early if all rows have stopped.
+    Returns the new state and the tokens, of shape (batch, TOKENS_PER_CALL). A row's stop token and
+    all later tokens are ``NO_TOKEN``. The loop ends early if all rows have stopped.
     """
     batch = state.stopped.shape[0]
     rows = jnp.arange(batch)
 
-    def unfinished(carried: tuple) -> jax.Array:
+    def unfinished(carried: Carry) -> jax.Array:
         done, state, _ = carried
         return (done < count) & ~state.stopped.all()
 
-    def one(carried: tuple) -> tuple:
+    def one(carried: Carry) -> Carry:
         done, state, new = carried
         token = sample(state.logits, settings, rows, state.cache.lengths)
         stopped = state.stopped | (token[:, None] == stop_ids[None]).any(-1)
@@ -137,21 +155,21 @@ def advance(
 
     new = jnp.full((batch, TOKENS_PER_CALL), NO_TOKEN, jnp.int32)
     _, state, new = jax.lax.while_loop(unfinished, one, (jnp.int32(0), state, new))
-    # Replicated, because every process reads the whole array.
+    # Both outputs are replicated, because every process reads the whole arrays.
     return replace(state, stopped=constrain(state.stopped)), constrain(new)
 
 
 def bucket_length(length: int) -> int:
-    """Return the smallest power of two, at least ``MIN_BUCKET``, that is not below ``length``."""
+    """Return the smallest power of two that is at least ``length`` and ``MIN_BUCKET``."""
     return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
 def pad_prompts(
     prompts: Sequence[Sequence[int]], *, row_multiple: int = 1
 ) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, " batch"]]:
-    """Return the prompts, padded on the right to a bucket's length, and their lengths.
+    """Return the prompts as one array, padded on the right to a bucket, and their lengths.
 
-    Rows of one token are added until their number is a multiple of ``row_multiple``.
+    Padding rows of length 1 are added until the number of rows is a multiple of ``row_multiple``.
     """
     rows = -(-len(prompts) // row_multiple) * row_multiple
     lengths = np.ones(rows, np.int32)
@@ -165,17 +183,23 @@ def pad_prompts(
 def require_context_room(
     decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
-    """Raise UserError unless every prompt is valid and leaves ``max_new_tokens`` in the context."""
+    """Raise UserError if a prompt is empty, holds an invalid token id, or is too long.
+
+    A prompt is too long if it leaves no room for ``max_new_tokens`` in the model's context.
+    """
     if not prompts or max_new_tokens < 1:
-        raise UserError("generation needs a prompt and max_new_tokens of 1 or more.")
+        raise UserError(
+            f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}: generation needs at "
+            "least one prompt and one new token."
+        )
     config = decoder.ends.config
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise UserError(f"prompt {number} is empty; begin it with BOS.")
+            raise UserError(f"prompt {number} is empty; begin the prompt with BOS.")
         if len(prompt) + max_new_tokens > config.context_length:
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
-                f"that is over the model's context of {config.context_length}; shorten it."
+                f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} "
+                f"it exceeds the model's context of {config.context_length}. Shorten the prompt."
             )
         if not all(0 <= token < config.vocab_size for token in prompt):
             raise UserError(
@@ -189,6 +213,6 @@ def _row_multiple(mesh: Mesh | None) -> int:
 
 
 def stop_array(stop_ids: Sequence[int]) -> Int[np.ndarray, " stops"]:
-    """Return ``stop_ids`` padded for ``advance``."""
+    """Return ``stop_ids`` as an array, padded with ``NO_TOKEN`` to a multiple of ``STOP_IDS``."""
     size = -(-max(len(stop_ids), 1) // STOP_IDS) * STOP_IDS
     return np.array([*stop_ids, *[NO_TOKEN] * (size - len(stop_ids))], np.int32)

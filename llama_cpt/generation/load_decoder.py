@@ -12,9 +12,12 @@ from pallas_kernels.flash_attention import refusal
 
 
 def load_decoder(source: str, config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:
-    """Return the model in ``source`` (see ``open_source``) on ``mesh``, computed in ``dtype``."""
-    # Prompts are padded to buckets: if the kernel supports the shortest, it supports all of them.
-    takes = jax.default_backend() == "tpu" and not refusal(MIN_BUCKET, config.head_dim)
-    attention = "pallas" if takes else "reference"
+    """Load a model onto ``mesh`` as a decoder that computes in ``dtype``.
+
+    ``source`` is a path or name that ``open_source`` accepts.
+    """
+    # Prompts are padded to buckets. A kernel that supports the smallest bucket supports all others.
+    supported = jax.default_backend() == "tpu" and not refusal(MIN_BUCKET, config.head_dim)
+    attention = "pallas" if supported else "reference"
     abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
     return make_decoder(open_source(source).load(abstract, mesh), mesh)

@@ -1,4 +1,4 @@
-"""Ahead-of-time lowering of prefill and decode for TPUs that are not attached."""
+"""Lowering of prefill and decode for a TPU slice on a machine without a TPU."""
 
 from typing import Any
 
@@ -20,7 +20,10 @@ DTYPE = "bfloat16"
 def lower_prefill(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, length: int, columns: int
 ) -> jax.stages.Lowered:
-    """Lower the call that reads ``rows`` prompts of ``length`` tokens for ``topology``."""
+    """Lower the prefill of ``rows`` prompts of ``length`` tokens for the TPU slice ``topology``.
+
+    The cache has room for ``columns`` tokens per row.
+    """
     placed = topology_mesh(mesh, topology)
     attention = resolve_attention("auto", "tpu", length, config.head_dim, DTYPE)
     decoder = _abstract_decoder(config, attention, placed)
@@ -33,7 +36,10 @@ def lower_prefill(
 def lower_decode(
     config: ModelConfig, mesh: MeshConfig, topology: str, *, rows: int, columns: int
 ) -> jax.stages.Lowered:
-    """Lower the call that decodes ``rows`` rows in a cache of ``columns`` for ``topology``."""
+    """Lower the decoding of ``rows`` rows for the TPU slice ``topology``.
+
+    The cache has room for ``columns`` tokens per row.
+    """
     placed = topology_mesh(mesh, topology)
     decoder = _abstract_decoder(config, "reference", placed)
     state = _abstract_state(config, placed, rows, columns)

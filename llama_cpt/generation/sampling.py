@@ -1,4 +1,4 @@
-"""Sampling of the next token from logits: greedy, temperature, top-k, top-p, min-p."""
+"""Sampling of the next token from logits, with temperature, top-k, top-p and min-p."""
 
 from dataclasses import dataclass
 
@@ -11,29 +11,32 @@ from llama_cpt.data.batch import Leaf
 from llama_cpt.runtime.errors import UserError
 
 Settings = tuple[Leaf, Leaf, Leaf, Leaf, Leaf]
-"""Temperature, top-k, top-p, min-p and seed, which are arguments of the compiled program."""
+"""The temperature, top-k, top-p, min-p and seed, as arguments of a compiled program."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of the choice of a token; the default is greedy.
+    """Sampling options. The default is greedy decoding.
 
-    The filters apply in the order of the fields, as in transformers; each is off by default.
+    Top-k, top-p and min-p are applied in this order, as in transformers. All three are off by
+    default.
     """
 
     temperature: float = 0.0
-    """Temperature; 0 is greedy: the likeliest token, whatever the other options."""
+    """The temperature. At 0, the most likely token is chosen and all other options are ignored."""
     top_k: int = 0
-    """Number of likeliest tokens to keep; 0 keeps all."""
+    """The number of most likely tokens to keep; 0 keeps all."""
     top_p: float = 1.0
-    """Total probability that the likeliest tokens must reach (nucleus, arXiv 1904.09751)."""
+    """The smallest set of most likely tokens with at least this total probability is kept (nucleus
+    sampling, arXiv 1904.09751)."""
     min_p: float = 0.0
-    """Minimum probability of a kept token relative to the likeliest (arXiv 2407.01082)."""
+    """The minimum ratio of a kept token's probability to the most likely token's probability (arXiv
+    2407.01082)."""
     seed: int = 0
-    """Seed of the random draws."""
+    """The seed of the random numbers."""
 
     def __post_init__(self) -> None:
-        """Validate the options, so that at least one token is left."""
+        """Raise UserError if an option is out of range."""
         if not 0 <= self.temperature < float("inf"):
             raise UserError(
                 f"temperature={self.temperature} must be finite and at least 0; 0 is greedy."
@@ -48,7 +51,7 @@ class Sampling:
             raise UserError(f"seed={self.seed} must be in [0, 2**32).")
 
     def settings(self) -> Settings:
-        """Return the options as arguments of ``sample``."""
+        """Return the options as NumPy scalars, in the form that ``sample`` takes."""
         return (
             np.float32(self.temperature),
             np.int32(min(self.top_k, 2**31 - 1)),
@@ -66,8 +69,9 @@ def sample(
 ) -> Int[Array, " batch"]:
     """Return one sampled token per row.
 
-    The randomness depends on the seed, the row's number and the position in the row, but not on the
-    other rows, on padding or on the mesh.
+    ``rows`` are the indices of the rows, and ``positions`` are the positions of the sampled tokens.
+    The random numbers depend on the seed, the row index and the position, but not on the batch, the
+    padding or the mesh.
     """
     temperature, *_, seed = settings
 
@@ -76,7 +80,7 @@ def sample(
         keys = jax.vmap(lambda row, at: jax.random.fold_in(jax.random.fold_in(key, row), at))(
             rows, positions
         )
-        # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample of them.
+        # Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample of their softmax.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         return jnp.argmax(filter_logits(logits / temperature, settings) + noise, axis=-1)
 
@@ -87,12 +91,13 @@ def sample(
 def filter_logits(
     logits: Float[Array, "batch vocab"], settings: Settings
 ) -> Float[Array, "batch vocab"]:
-    """Return ``logits`` (already divided by the temperature) with -inf for filtered tokens.
+    """Return ``logits`` with -inf for the tokens that top-k, top-p or min-p removes.
 
-    Tokens exactly as likely as the last kept one are kept as well.
+    ``logits`` must already be divided by the temperature. Top-k and top-p also keep every token
+    whose logit equals the smallest kept logit.
     """
     _, top_k, top_p, min_p, _ = settings
-    # Sorting is most of the work, so it is skipped if neither filter needs it.
+    # Sorting takes most of the time, so it is skipped if neither top-k nor top-p is on.
     logits = jax.lax.cond(
         (top_k > 0) | (top_p < 1),
         lambda: jnp.where(logits < _threshold(logits, top_k, top_p), -jnp.inf, logits),
@@ -103,7 +108,7 @@ def filter_logits(
 
 
 def _threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Return the smallest logit that top-k and then top-p keep, (batch, 1)."""
+    """Return the smallest logit that remains after top-k and then top-p, of shape (batch, 1)."""
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(vocab)[None]

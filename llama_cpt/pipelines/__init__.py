@@ -1,1 +1,1 @@
-"""Pipelines: CPT, SFT, DPO and export in one command, with a report."""
+"""Pipelines that run CPT, SFT, DPO and export in one command and write a report."""

@@ -1,4 +1,4 @@
-"""Scores of a pipeline's models on its tasks, per example, computed once and kept."""
+"""Benchmark scores of a pipeline's models. The scores are computed once per model."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from llama_cpt.runtime.files import write_atomic
 
 
 def check_tasks(config: PipelineConfig) -> None:
-    """Raise UserError for tasks that cannot run, before anything is trained."""
+    """Raise UserError if a benchmark of the pipeline cannot run. Call this before any training."""
     if TASK in config.tasks and not config.stages[0].data.heldout:
         raise UserError(
             f"tasks: {TASK} scores stages[0].data.heldout, which is empty; add a corpus."
@@ -43,10 +43,11 @@ def check_tasks(config: PipelineConfig) -> None:
 def run_benchmarks(
     name: str, source: str, stage: TrainConfig, config: PipelineConfig, model: str
 ) -> str:
-    """Score the weights in ``source``, of identity ``model``, on every task.
+    """Score the weights in ``source`` on every task, and return the folder of the scores.
 
-    Returns the folder of scores. Model, tokenizer and mesh are those of ``stage``. Existing scores
-    of other weights are replaced.
+    ``model`` is the result of ``model_identity``. The architecture, tokenizer and mesh are those of
+    ``stage``. Existing scores of the same weights and settings are reused. All other scores in the
+    folder are deleted.
     """
     folder = epath.Path(config.output) / "scores" / name
     status_file = folder.with_name(f"{name}.json")
@@ -59,7 +60,7 @@ def run_benchmarks(
     if set(config.tasks) <= set(status["done"]):
         return str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Written before the scores: after an interruption they are known to be those of these weights.
+    # Write the status before the scores, so that scores of an interrupted run can be identified.
     write_atomic(status_file, json.dumps(status).encode())
     _score(source, stage, config, Path(folder), model)
     write_atomic(status_file, json.dumps(status | {"done": list(config.tasks)}).encode())
@@ -84,7 +85,7 @@ def _score(
     from llama_cpt.evaluation.harness import HarnessModel
     from llama_cpt.evaluation.questions import answer_questions, make_questions
 
-    # Without a chat template, so that base and chat models get the same prompts.
+    # No chat template is used, so that base models and chat models get the same prompts.
     harness_model = HarnessModel(decoder, tokenizer, mesh, None)
     for name in benchmarks:
         benchmark = load_benchmark(name, config.benchmarks, None)

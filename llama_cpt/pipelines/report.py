@@ -1,4 +1,4 @@
-"""The report over all stages of a pipeline: gains, forgetting and sample answers."""
+"""The report on all stages of a pipeline: gains, forgetting and sample answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
 from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.runtime.files import write_atomic
-from llama_cpt.runtime.tables import markdown_cell, markdown_table
-from llama_cpt.weights.model_card import read_metrics
+from llama_cpt.runtime.metrics import read_lines
+from llama_cpt.runtime.tables import aligned_table, markdown_cell, markdown_table
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 LOGPS = ("logps/chosen", "logps/rejected")
@@ -30,11 +30,11 @@ class StageReport:
     bits: Mapping[str, float]
     """Held-out bits per byte by corpus."""
     curves: Mapping[str, list[tuple[int, float]]]
-    """(step, value) by preference metric; empty for other objectives."""
+    """List of (step, value) by preference metric; empty without a preference loss."""
     samples: Mapping[str, str]
-    """Answers by prompt."""
+    """Answer of the model, by prompt."""
     accuracies: Mapping[str, Accuracy]
-    """Accuracies in the examination by language."""
+    """Exact-match accuracy on the pipeline's questions, by language."""
 
 
 def read_stage(
@@ -45,11 +45,12 @@ def read_stage(
     samples: Mapping[str, str],
     accuracies: Mapping[str, Accuracy],
 ) -> StageReport:
-    """Return the report of a stage from its ``metrics.jsonl``: the last values of each key.
+    """Return the report of a stage, read from the ``metrics.jsonl`` of its run.
 
-    With ``before``, the first values: those of the model that the stage starts from.
+    The bits per byte are the last values in the file. If ``before`` is True, the bits per byte are
+    the first values, which are measured before the stage is trained.
     """
-    lines = read_metrics(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
+    lines = read_lines(epath.Path(stage.output) / "metrics.jsonl", stage.num_steps)
     bits: dict[str, float] = {}
     for line in lines[::-1] if before else lines:
         for key, value in line.items():
@@ -73,8 +74,8 @@ def write_report(
 ) -> None:
     """Write ``report.md`` and its figure ``report.png`` to the pipeline's folder.
 
-    ``scores`` are the folders of scores on the pipeline's tasks; their comparison is written next
-    to them.
+    ``scores`` contains one folder per model, with the model's scores on the pipeline's tasks. A
+    comparison of these scores is written to the subfolder ``scores/`` of the pipeline's folder.
     """
     folder = epath.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,31 +92,21 @@ def write_report(
 
 
 def summary(stages: Sequence[StageReport]) -> str:
-    """Return the tables of bits per byte and the examination for a terminal."""
+    """Return the tables of bits per byte and of exact-match accuracy for a terminal."""
     tables = [_bits_rows(stages, _corpora(stages))]
     if any(stage.accuracies for stage in stages):
         tables.append(accuracy_table({stage.name: stage.accuracies for stage in stages}))
-    return "\n\n".join(_aligned(rows) for rows in tables)
+    return "\n\n".join(aligned_table(rows) for rows in tables)
 
 
 def _corpora(stages: Sequence[StageReport]) -> list[str]:
     return list(dict.fromkeys(name for stage in stages for name in stage.bits))
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
 def _bits(stages: Sequence[StageReport], corpora: Sequence[str]) -> str:
     rows = _bits_rows(stages, corpora)
-    return "## Held-out bits per byte\n\nWhole documents, not trained on.\n\n" + markdown_table(
-        rows
-    )
+    explanation = "The bits per byte of whole documents that are not in the training data."
+    return f"## Held-out bits per byte\n\n{explanation}\n\n{markdown_table(rows)}"
 
 
 def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tuple[str, ...]]:
@@ -130,7 +121,7 @@ def _bits_rows(stages: Sequence[StageReport], corpora: Sequence[str]) -> list[tu
 
 
 def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
-    """Return the change from the first model in percent."""
+    """Return the change from the first model in percent, as text; empty for the first model."""
     if stage is first or corpus not in first.bits:
         return ""
     return f" ({stage.bits[corpus] / first.bits[corpus] - 1:+.1%})"
@@ -138,8 +129,8 @@ def _change(first: StageReport, stage: StageReport, corpus: str) -> str:
 
 def _examination(stages: Sequence[StageReport], count: int) -> str:
     explanation = (
-        f"{count} questions, one greedy answer each, which must match exactly. Chance: the "
-        "accuracy of guessing among the answers to that kind of question, by the examination."
+        f"{count} questions with one greedy answer each, which must match exactly. Chance is the "
+        "accuracy of guessing among plausible answers, as given in the file of questions."
     )
     rows = accuracy_table({stage.name: stage.accuracies for stage in stages})
     return f"## Examination\n\n{explanation}\n\n" + markdown_table(rows)
@@ -165,7 +156,7 @@ def _samples(stages: Sequence[StageReport], prompt: str) -> str:
 
 
 def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:
-    """Draw bits per byte after each stage and, next to it, the rewards if there are any."""
+    """Draw the bits per byte after each stage, and the rewards of stages with a preference loss."""
     rewarded = [stage for stage in stages if stage.curves.get("rewards/chosen")]
     figure = Figure(figsize=(4.6 * (1 + bool(rewarded)), 3.4), layout="constrained")
     axes = figure.subplots(1, 1 + bool(rewarded), squeeze=False)[0]

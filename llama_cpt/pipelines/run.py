@@ -1,13 +1,14 @@
-"""Running a pipeline: every stage that is not done, a report after each, and an export."""
+"""Execution of a pipeline: training of its stages, a report after each stage, and an export."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 import json
-import sys
+import logging
 
 from etils import epath
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
@@ -26,26 +27,30 @@ from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 from llama_cpt.weights.export import to_hf
 
+logger = logging.getLogger(__name__)
+
 BEFORE = "before"
-"""The name of the model that the pipeline starts from."""
+"""Name of the model from which the pipeline starts."""
 
 
 @dataclass(frozen=True)
 class PipelineModel:
-    """A model of the pipeline."""
+    """A model of the pipeline: the initial model, or the result of a stage."""
 
     name: str
     source: str
-    """The folder of its weights."""
+    """Folder of the model's weights."""
     stage: TrainConfig
-    """The run that made it; for ``BEFORE``, the run that starts from it."""
+    """Config of the run that trains the model; for ``BEFORE``, the config of the first stage."""
 
 
 def run_pipeline(config: PipelineConfig) -> Outcome:
-    """Run what is left of the pipeline; a complete pipeline only writes its report again.
+    """Run all stages that are not complete, write the report and export the last model.
 
-    Examination, prompts, tasks and the order of the stages are checked first. Raises UserError for
-    mistakes in the config and its inputs. The pipeline runs in a single process.
+    If all stages are complete, nothing is trained, and the report is written again. Returns the
+    outcome of the first stage that stops early, otherwise ``Outcome.FINISHED``. The pipeline runs
+    in a single process. Raises UserError if the config or an input file has a mistake. Questions,
+    prompts, tasks and the order of the stages are checked before any training.
     """
     check_local("output", config.output)
     check_local("questions", config.questions)
@@ -59,11 +64,11 @@ def run_pipeline(config: PipelineConfig) -> Outcome:
     for model in models:
         name, stage = model.name, model.stage
         if name != BEFORE and not _is_done(stage):
-            print(f"\npipeline: {name} ({stage.output})", flush=True)
+            logger.info(f"pipeline: {name} ({stage.output})")
             if (outcome := fit(build_run(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
-        # The identity reads the weights, so it is computed only if something depends on it.
+        # Computing the identity reads all weights, so it is computed only if it is needed.
         if texts or config.tasks or model.source == stages[-1].output:
             identity = model_identity(model.source, stage.model, stage.seed)
         if texts:
@@ -78,7 +83,7 @@ def run_pipeline(config: PipelineConfig) -> Outcome:
         if config.tasks:
             scores.append(run_benchmarks(name, model.source, stage, config, identity))
         if name == BEFORE:
-            # Its losses are in the metrics of the first stage, which has not been trained yet.
+            # The losses of this model are in the metrics of the first stage, which has not run yet.
             continue
         reports = [_report(config, done, answers, questions) for done in models[: len(answers)]]
         write_report(config, reports, questions, scores)
@@ -92,7 +97,7 @@ def run_pipeline(config: PipelineConfig) -> Outcome:
 def _check_stages(
     config: PipelineConfig, stages: Sequence[TrainConfig], texts: Sequence[str]
 ) -> None:
-    """Raise UserError for what can be found wrong before anything is trained."""
+    """Raise UserError for mistakes that can be found before any training."""
     _check_order(stages)
     check_tasks(config)
     for stage in stages if texts else ():
@@ -101,7 +106,7 @@ def _check_stages(
 
 
 def _models(config: PipelineConfig, stages: Sequence[TrainConfig]) -> list[PipelineModel]:
-    """Return the initial model, if the pipeline starts from one, and the model of each stage."""
+    """Return each stage's model, after the initial model if the first stage has ``init_from``."""
     first = stages[0]
     before = [PipelineModel(BEFORE, first.init_from, first)] if first.init_from else []
     names = zip(config.stage_names(), stages, strict=True)
@@ -109,9 +114,10 @@ def _models(config: PipelineConfig, stages: Sequence[TrainConfig]) -> list[Pipel
 
 
 def _export(config: PipelineConfig, last: TrainConfig, identity: str) -> epath.Path:
-    """Export the last stage's model, of ``identity``, and return the folder.
+    """Export the model of the last stage and return the folder of the export.
 
-    An export of the same weights is kept, one of other weights is replaced.
+    ``identity`` is the result of ``model_identity``. An existing export with a different identity
+    or dtype is replaced.
     """
     folder = epath.Path(config.output) / "exported"
     status_file = folder.with_name("exported.json")
@@ -131,7 +137,7 @@ def _report(
     answers: dict[str, list[str]],
     questions: tuple[Question, ...],
 ) -> StageReport:
-    """Return the report of ``model``: its run's metrics, its answers and their accuracies."""
+    """Return the report of ``model``: the metrics of its run, its answers and their accuracy."""
     count = len(config.prompts)
     return read_stage(
         model.name,
@@ -143,7 +149,7 @@ def _report(
 
 
 def _saved_step(stage: TrainConfig) -> int:
-    """Return the step of the stage's newest checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint of the stage, or 0 if it has no checkpoint."""
     folder = epath.Path(stage.output) / CHECKPOINTS_FOLDER
     if not folder.exists():
         return 0
@@ -152,7 +158,10 @@ def _saved_step(stage: TrainConfig) -> int:
 
 
 def _is_done(stage: TrainConfig) -> bool:
-    """Return whether all steps were trained with this config and the last checkpoint is intact."""
+    """Return whether the stage has an intact checkpoint at its last step.
+
+    Raises UserError if the stage was trained with an incompatible config.
+    """
     if _saved_step(stage) < stage.num_steps:
         return False
     with CheckpointManager(str(epath.Path(stage.output) / CHECKPOINTS_FOLDER)) as checkpoints:
@@ -161,12 +170,12 @@ def _is_done(stage: TrainConfig) -> bool:
             return False
         saved = checkpoints.metadata(step)["config"]
     for warning in check_resume(saved, stage, steps_done=step):
-        print(f"{stage.output}: {warning}", file=sys.stderr)
+        logger.warning(f"{stage.output}: {warning}")
     return True
 
 
 def _check_order(stages: Sequence[TrainConfig]) -> None:
-    """Raise UserError if a stage has started before the stage that it starts from was done."""
+    """Raise UserError if a stage was started before the previous stage was complete."""
     steps = [_saved_step(stage) for stage in stages]
     for earlier, done, later, started in zip(stages, steps, stages[1:], steps[1:], strict=False):
         if started and done < earlier.num_steps:
@@ -177,7 +186,7 @@ def _check_order(stages: Sequence[TrainConfig]) -> None:
 
 
 def describe_stages(config: PipelineConfig) -> str:
-    """Return one line per stage: its name, steps, objective and initial weights."""
+    """Return one line per stage with its name, number of steps, objective and initial weights."""
     return "\n".join(
         f"  {name}: {stage.num_steps:,} steps, objective "
         f"{to_dict(stage.objective).get('loss', 'next token')}, from {stage.init_from or 'random'}"

@@ -1,4 +1,4 @@
-"""Answers of a pipeline's models to prompts and an examination, generated once and kept."""
+"""Answers of a pipeline's models to prompts and questions, generated once and cached."""
 
 from collections.abc import Sequence
 import hashlib
@@ -18,16 +18,17 @@ from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.progress import Progress
 
 BATCH = 64
-"""Number of questions answered at a time."""
+"""Number of questions in a batch."""
 
 
 def render_prompts(
     questions: Sequence[str], config: TrainConfig, max_new_tokens: int
 ) -> tuple[list[list[int]], ChatTemplate, Tokenizer]:
-    """Return the questions' tokens in the chat template of ``config``, and template and tokenizer.
+    """Render the questions with the chat template of ``config``.
 
-    Raises UserError if a question leaves no room for its answer, or the tokenizer has no chat
-    tokens.
+    Returns the tokens of each rendered question, the template and the tokenizer. Raises UserError
+    if a question leaves no room for ``max_new_tokens`` in the context, or if the tokenizer has no
+    chat tokens.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
     chat = config.data.chat or ChatConfig()
@@ -36,8 +37,9 @@ def render_prompts(
     for text, prompt in zip(questions, prompts, strict=True):
         if len(prompt) + max_new_tokens > config.model.context_length:
             raise UserError(
-                f"{text[:40]!r} takes {len(prompt)} tokens: with max_new_tokens={max_new_tokens} "
-                f"that exceeds model.context_length={config.model.context_length}; shorten one."
+                f"{text[:40]!r} takes {len(prompt)} tokens: with max_new_tokens={max_new_tokens}, "
+                f"it exceeds model.context_length={config.model.context_length}; shorten the "
+                "prompt, or set a lower max_new_tokens."
             )
     return prompts, template, tokenizer
 
@@ -51,10 +53,11 @@ def sample_answers(
     identity: str,
     cache: epath.Path,
 ) -> list[str]:
-    """Return one greedy answer to each question by the weights in ``source``.
+    """Return one greedy answer to each question, generated with the weights in ``source``.
 
-    Model, tokenizer and mesh are those of ``config``. Answers are read from the file ``cache`` if
-    it was written for the same prompts and the same ``identity`` of the weights.
+    The architecture, tokenizer and mesh are taken from ``config``. If the file ``cache`` was
+    written for equal prompts, settings and weights, the answers are read from the file. Otherwise
+    the answers are generated and written to the file. ``identity`` identifies the weights.
     """
     prompts, template, tokenizer = render_prompts(questions, config, max_new_tokens)
     inputs = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])

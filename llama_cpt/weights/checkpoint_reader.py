@@ -1,4 +1,4 @@
-"""A checkpoint read one parameter at a time, for export and verification."""
+"""Reading of single parameters from a checkpoint, for export and verification."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -21,11 +21,13 @@ from llama_cpt.weights.parameter_reader import ParameterReader
 
 
 class CheckpointReader:
-    """The trained parameters in the verified checkpoint folder ``checkpoint``.
+    """A reader that returns the parameters of one checkpoint, one at a time.
 
-    Adapters are merged into the base weights that they were trained on; ``open_base`` opens those
-    when the first parameter is requested. ``run`` is the run's folder, for error messages. Raises
-    UserError if the checkpoint does not hold the arrays of ``config``.
+    ``checkpoint`` is the folder of a verified checkpoint, and ``run`` is the run's folder, which
+    appears in error messages. If the checkpoint holds LoRA adapters, ``parameter`` merges the
+    adapters into the base weights. In this case, ``lora_base`` describes the base weights, and
+    ``open_base`` is called when the first parameter is requested. The constructor raises UserError
+    if the checkpoint does not hold the arrays of ``config``.
     """
 
     def __init__(
@@ -44,11 +46,16 @@ class CheckpointReader:
         self._shapes = state_dict.to_state_dict(abstract)
         self._opened = ExitStack()
         self._orbax = ocp.Checkpointer(orbax_handler())
-        saved = self._orbax.metadata(checkpoint).item_metadata.tree
-        state_dict.check_compatible(str(checkpoint), saved["trained"], self._shapes)
+        saved = self._orbax.metadata(checkpoint).item_metadata
+        assert saved is not None
+        state_dict.check_compatible(str(checkpoint), saved.tree["trained"], self._shapes)
 
     def parameter(self, path: str) -> jax.Array:
-        """Return one array of the model, such as ``layers/query``, on this machine's CPU."""
+        """Return the float32 array of one parameter, such as ``layers/query``, on the host's CPU.
+
+        Adapters are merged into the array. Raises UserError if the base weights are missing or
+        have changed since the run.
+        """
         if self.lora_base is None:
             return self.stored_array(path)
         with self.lora_base.error_context(self._run):
@@ -61,7 +68,10 @@ class CheckpointReader:
         return merge_matrix(matrix, a, b, self.lora_base.lora.scale)
 
     def stored_array(self, path: str) -> jax.Array:
-        """Return one stored array, ``layers/query`` or ``query/a``; nothing else is read."""
+        """Read one array from the checkpoint, and return it on the host's CPU.
+
+        ``path`` is a parameter, such as ``layers/query``, or a LoRA factor, such as ``query/a``.
+        """
         like: Any = self._shapes
         for name in path.split("/"):
             like = like[name]
@@ -82,6 +92,7 @@ class CheckpointReader:
 
     @cached_property
     def _base(self) -> ParameterReader:
+        assert self.lora_base is not None
         base = self._opened.enter_context(self._open_base())
         require_same_architecture(self.config, base.config, self.lora_base.source)
         return base

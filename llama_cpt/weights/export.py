@@ -1,8 +1,8 @@
-"""Export of a run to a folder that transformers or peft loads, with tokenizer and model card."""
+"""Export of a run, with tokenizer and model card, to a folder for transformers or peft."""
 
 from functools import partial
+import logging
 from pathlib import Path
-import sys
 import tempfile
 
 from etils import epath
@@ -14,9 +14,10 @@ from llama_cpt.data.tokenizer.export import export_tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.atomic_dir import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
 from llama_cpt.weights.hub import HUB_NAME
-from llama_cpt.weights.model_card import model_card, read_metrics, training_sections
+from llama_cpt.weights.model_card import model_card, training_sections
 from llama_cpt.weights.peft import export_peft
 from llama_cpt.weights.provenance import (
     LICENSE_FILES,
@@ -26,6 +27,8 @@ from llama_cpt.weights.provenance import (
     find_origin,
 )
 from llama_cpt.weights.source import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def to_hf(
@@ -37,11 +40,13 @@ def to_hf(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the newest verified checkpoint of a run as a Hugging Face folder, adapters merged.
+    """Export the newest verified checkpoint of a run as the Hugging Face folder ``output``.
 
-    Config, tokenizer, model card and the base model's license are written next to the weights.
-    ``base`` is the folder or hub name of the base model if it is no longer where the run started
-    from, ``tokenizer`` the path of the tokenizer if it was moved.
+    LoRA adapters are merged into the base weights. The config, the tokenizer, a model card and the
+    base model's license are written next to the weights. ``shard_gb`` is the maximum size of a
+    weight file in GB. ``base`` is the folder or hub name of the base model; the default is found
+    through the run's ``init_from``. ``tokenizer`` is a path; the default is the run's tokenizer.
+    Raises UserError if ``output`` exists or if the run has no readable checkpoint.
     """
     require_above_zero("--shard-gb", shard_gb)
     check_new(output)
@@ -74,15 +79,17 @@ def to_peft(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the newest verified checkpoint of a LoRA run as a folder of adapters for ``peft``.
+    """Export the adapters in the newest verified checkpoint of a LoRA run for the library ``peft``.
 
-    ``base``, ``tokenizer`` and the other files that are written are as in ``to_hf``.
+    The parameters have the same meaning as in ``to_hf``. The tokenizer, a model card and the base
+    model's license are written next to the adapters. Raises UserError if ``output`` exists or if
+    the checkpoint holds a whole model instead of adapters.
     """
     check_new(output)
     run = RunFolder(checkpoint)
     with run.reader() as weights:
         if weights.lora_base is None:
-            raise UserError(f"{checkpoint} holds a whole model, no adapters: drop --adapters.")
+            raise UserError(f"{checkpoint} holds a whole model and no adapters; drop --adapters.")
         config = from_dict(TrainConfig, run.metadata["config"], checkpoint)
         origin = _origin(config, checkpoint) if base is None else find_origin(base)
         path = tokenizer or _find_tokenizer(run)
@@ -100,35 +107,42 @@ def to_peft(
 
 
 def _train_config(run: RunFolder) -> TrainConfig | None:
-    """Return the config of a run, None for a folder that ``convert from-hf`` wrote."""
+    """Return the config of a run; None for a folder that ``convert from-hf`` wrote."""
     config = run.metadata["config"]
     return from_dict(TrainConfig, config, run.path) if "init_from" in config else None
 
 
 def _origin(config: TrainConfig | None, source: str) -> Origin:
+    """Return the origin of ``source``.
+
+    If the base model cannot be found, log a warning and return an origin without a folder.
+    """
     try:
         return find_origin(source)
     except UserError as error:
         base = config.init_from if config else ""
-        print(
-            f"warning: the license and settings of the base model are not copied: {error} Name its "
-            "folder with --base.",
-            file=sys.stderr,
+        logger.warning(
+            "the base model's license and settings are not copied: %s Name the base model's folder "
+            "with --base.",
+            error,
         )
         return Origin(base, None)
 
 
 def _find_tokenizer(run: RunFolder) -> str | None:
-    """Return the path of the run's tokenizer; if there is none, print a warning."""
+    """Return the path of the run's tokenizer.
+
+    If the tokenizer is missing, log a warning and return None.
+    """
     try:
         return run.tokenizer
     except UserError as error:
-        print(f"warning: no tokenizer is written: {error}", file=sys.stderr)
+        logger.warning("no tokenizer is written: %s", error)
         return None
 
 
 def _stop_ids(config: TrainConfig | None, tokenizer: str | None) -> list[int] | None:
-    """Return the ids that end an answer of a model trained on chats; None for any other model."""
+    """Return the token ids that end an answer; None if the run did not train on chats."""
     if config is None or config.data.chat is None or tokenizer is None:
         return None
     template = load_chat_template(load_tokenizer(tokenizer), config.data.chat.template)
@@ -143,11 +157,11 @@ def _write_others(
     library: str,
     folder: epath.Path,
 ) -> None:
-    """Write tokenizer, license, generation settings and model card into ``folder``."""
+    """Write the tokenizer, license, generation settings and model card into ``folder``."""
     licenses = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
     chats = config is not None and config.data.chat is not None
-    same_vocab = origin.folder and origin.config().get("vocab_size") == run.architecture.vocab_size
-    if same_vocab and not chats:
+    same_vocab = origin.config().get("vocab_size") == run.architecture.vocab_size
+    if origin.folder and same_vocab and not chats:
         copy_files(origin.folder, folder, ("generation_config.json",))
     if tokenizer is not None:
         _write_tokenizer(tokenizer, folder)
@@ -155,7 +169,7 @@ def _write_others(
             (folder / "chat_template.jinja").write_text(LLAMA3_JINJA, encoding="utf-8")
     sections = []
     if config is not None:
-        metrics = read_metrics(epath.Path(run.path) / "metrics.jsonl", run.step)
+        metrics = read_lines(epath.Path(run.path) / "metrics.jsonl", run.step)
         sections = training_sections(config, run.metadata["rows_consumed"], metrics)
     name = folder.name.removesuffix(INCOMPLETE)
     (folder / "README.md").write_text(
@@ -164,7 +178,10 @@ def _write_others(
 
 
 def _write_tokenizer(source: str, folder: epath.Path) -> None:
-    """Copy a Hugging Face tokenizer with its template; convert any other tokenizer."""
+    """Write the tokenizer ``source`` into ``folder`` in Hugging Face's format.
+
+    If the tokenizer cannot be converted, log a warning and copy the tokenizer unchanged.
+    """
     path = epath.Path(source)
     if (path / "tokenizer.json").exists() and (path / "tokenizer_config.json").exists():
         copy_files(source, folder, TOKENIZER_FILES)
@@ -173,6 +190,6 @@ def _write_tokenizer(source: str, folder: epath.Path) -> None:
             try:
                 export_tokenizer(source, converted)
             except UserError as error:
-                print(f"warning: {error} It is copied unchanged.", file=sys.stderr)
+                logger.warning("%s The tokenizer is copied unchanged.", error)
                 epath.Path(load_tokenizer(source).path).copy(Path(converted) / "tokenizer.model")
             copy_files(converted, folder, ("*",))

@@ -1,7 +1,8 @@
 """Conversion between Hugging Face's ``config.json`` and ModelConfig.
 
-A config that is read means the same computation as in transformers' LlamaForCausalLM. A field that
-would change the mathematics and is not supported raises an error that names it.
+A ModelConfig that is read from ``config.json`` describes the same computation as transformers'
+LlamaForCausalLM. If an unsupported field would change this computation, reading raises a UserError
+that names the field.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.safetensors import read_json
 
-# Our field -> Hugging Face's, used both ways. head_dim and RoPE need more than a name.
+# Our field -> Hugging Face's field, for reading and writing. Code below converts head_dim and RoPE.
 FIELDS = {
     "vocab_size": "vocab_size",
     "embed_dim": "hidden_size",
@@ -22,7 +23,7 @@ FIELDS = {
     "tied_embeddings": "tie_word_embeddings",
     "context_length": "max_position_embeddings",
 }
-# Defaults of transformers for absent fields: the value of another field, or False.
+# Value that transformers uses for an absent field: False, or the value of the named field.
 ABSENT = {"num_key_value_heads": "num_attention_heads", "tie_word_embeddings": False}
 
 ROPE_SCALING = {
@@ -32,9 +33,9 @@ ROPE_SCALING = {
     "original_context_length": "original_max_position_embeddings",
 }
 
-# Fields that change the mathematics, with the values at which they do not. Fields that Llama itself
-# lacks are those that distinguish its relatives.
-NEUTRAL: dict[str, tuple] = {
+# Fields that change the computation, with the values for which they have no effect. Fields that
+# Llama does not have belong to related architectures.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
@@ -67,10 +68,10 @@ NEUTRAL: dict[str, tuple] = {
 
 
 def read_config(folder: str) -> ModelConfig:
-    """Return the architecture of a Hugging Face folder (local or ``gs://``).
+    """Return the architecture of a Hugging Face folder, which is a local path or a ``gs://`` URL.
 
-    Raises UserError for an architecture other than Llama, and for a field that changes the
-    mathematics and is not supported, by its name.
+    Raises UserError if the architecture is not Llama, or if an unsupported field changes the
+    computation.
     """
     path = f"{folder}/config.json"
     values = read_json(path)
@@ -79,7 +80,7 @@ def read_config(folder: str) -> ModelConfig:
         if name in values and values[name] not in neutral:
             raise UserError(
                 f"{path}: {name}={_short(values[name])} changes what the model computes and is "
-                f"not supported; only {_short(neutral[0])} is."
+                f"not supported; only {_short(neutral[0])} is supported."
             )
     fields = {ours: _field(values, theirs, path) for ours, theirs in FIELDS.items()}
     if values.get("head_dim") is None:
@@ -96,7 +97,10 @@ def read_config(folder: str) -> ModelConfig:
 def config_json(
     config: ModelConfig, dtype: str, *, bos_id: int | None, eos_id: int | list[int] | None
 ) -> dict[str, Any]:
-    """Return the ``config.json`` for transformers 4 and 5 of a model stored in ``dtype``."""
+    """Return the contents of ``config.json`` for a model stored in ``dtype``.
+
+    Versions 4 and 5 of transformers can read this file.
+    """
     rope: dict[str, Any] | None = None
     if config.rope_scaling:
         rope = {ROPE_SCALING[k]: v for k, v in vars(config.rope_scaling).items()}
@@ -122,18 +126,20 @@ def config_json(
 
 
 def generation_config_json(bos_id: int | None, eos_id: int | list[int] | None) -> dict[str, Any]:
-    """Return the ``generation_config.json`` of a model whose answers end at ``eos_id``."""
+    """Return the contents of ``generation_config.json``. Generation stops at ``eos_id``."""
     return {"_from_model_config": True, "bos_token_id": bos_id, "eos_token_id": eos_id}
 
 
 def require_same_architecture(expected: ModelConfig, found: ModelConfig, where: str) -> None:
-    """Raise UserError, naming the first field that differs, unless the two are equal.
+    """Raise UserError if the architectures differ. The message names the first differing field.
 
-    ``where`` is the file or folder of ``found``, for the message.
+    The message also names ``where``, which is the file or folder of ``found``.
     """
     for name, value in vars(expected).items():
         if value != getattr(found, name):
-            raise UserError(f"model.{name}={value}, but {where} has {getattr(found, name)}.")
+            raise UserError(
+                f"model.{name}={value}, but {where} has {getattr(found, name)}; both must be equal."
+            )
 
 
 def _require_llama(values: dict[str, Any], path: str) -> None:
@@ -175,7 +181,10 @@ def _number(values: dict[str, Any], name: str, path: str) -> Any:
 
 
 def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | None]:
-    """Return base and scaling, from ``rope_theta`` and ``rope_scaling`` or ``rope_parameters``."""
+    """Return the RoPE base and the RoPE scaling, which is None if the model uses no scaling.
+
+    Both are read from ``rope_theta`` and ``rope_scaling``, or from ``rope_parameters``.
+    """
     present = [n for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
     for name in present:
         if not isinstance(values[name], dict):
@@ -199,10 +208,12 @@ def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | 
     if kind == "llama3":
         allowed |= set(ROPE_SCALING.values())
     elif kind != "default":
-        raise UserError(f"{path}: rope type {kind!r} is not supported; default and llama3 are.")
+        raise UserError(
+            f"{path}: rope type {kind!r} is not supported; only 'default' and 'llama3' are."
+        )
     for name, value in rope.items():
         if name not in allowed or (name == "partial_rotary_factor" and value != 1):
-            raise UserError(f"{path}: RoPE's {name}={_short(value)} is not supported.")
+            raise UserError(f"{path}: the RoPE field {name}={_short(value)} is not supported.")
     if kind == "default":
         return theta, None
     scaling = {ours: _number(rope, theirs, path) for ours, theirs in ROPE_SCALING.items()}

@@ -34,14 +34,17 @@ THREADS = min(16, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of an export, and the files next to the weights."""
+    """Options of ``export_hf``."""
 
     dtype: str = "bfloat16"
+    """The dtype of the stored tensors, a key of EXPORT_DTYPES."""
     shard_bytes: int = 5_000_000_000
+    """The maximum number of tensor bytes per file. A tensor above this size gets its own file."""
     bos_id: int | None = None
     eos_id: int | list[int] | None = None
     write_others: Callable[[epath.Path], None] | None = None
-    """Function that writes tokenizer, license and card into the folder before the weights."""
+    """A function that writes more files, such as the tokenizer, into the folder before the weights
+    are written."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class OutTensor:
 
     @property
     def key(self) -> str:
-        """Name of the tensor in the file."""
+        """The tensor's name in the file."""
         return self.name.tensor(self.layer)
 
 
@@ -64,12 +67,12 @@ def export_hf(
     output: str,
     options: ExportOptions,
 ) -> None:
-    """Write the folder ``output`` (local or ``gs://``), which transformers loads.
+    """Write the folder ``output``, a local path or ``gs://`` URL, in the format of transformers.
 
-    ``parameter(path)`` returns an array of the model, such as ``layers/query``, on devices of this
-    process. It is called once per parameter, in the order of the files, so that only one parameter
-    is needed at a time. Raises UserError if ``output`` exists or cannot be written, or if a value
-    does not fit the dtype.
+    ``parameter(path)`` returns the array of one parameter, such as ``layers/query``, on devices of
+    this process. ``parameter`` is called once per path, in the order of the files, so only one
+    parameter is in memory at a time. Raises UserError if ``output`` exists or cannot be written, or
+    if a value overflows the dtype.
     """
     if options.dtype not in EXPORT_DTYPES:
         raise UserError(f"dtype={options.dtype!r} must be one of {', '.join(EXPORT_DTYPES)}.")
@@ -84,15 +87,17 @@ def export_hf(
         if len(shards) > 1:
             sizes = {"total_parameters": total_bytes // dtype.itemsize, "total_size": total_bytes}
             _write_json(folder / INDEX_FILE, {"metadata": sizes, "weight_map": weight_map})
-        ids = {"bos_id": options.bos_id, "eos_id": options.eos_id}
+        bos_id, eos_id = options.bos_id, options.eos_id
         if not (folder / "generation_config.json").exists():
-            _write_json(folder / "generation_config.json", generation_config_json(**ids))
-        # Written last: without this file the folder is not a model.
-        _write_json(folder / "config.json", config_json(config, options.dtype, **ids))
+            values = generation_config_json(bos_id, eos_id)
+            _write_json(folder / "generation_config.json", values)
+        # Written last, because a folder without config.json does not count as a model.
+        values = config_json(config, options.dtype, bos_id=bos_id, eos_id=eos_id)
+        _write_json(folder / "config.json", values)
 
 
 def _tensors(config: ModelConfig) -> list[OutTensor]:
-    """Return all tensors, parameter by parameter."""
+    """Return all tensors to write, grouped by parameter."""
     tensors = []
     for ours, parameter in parameters_by_path(abstract_llama(config)).items():
         name = BY_OURS[ours]
@@ -104,7 +109,10 @@ def _tensors(config: ModelConfig) -> list[OutTensor]:
 
 
 def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list[list[OutTensor]]:
-    """Split ``tensors`` into files of at most ``shard_bytes``, or of one larger tensor each."""
+    """Split ``tensors`` into one list per file.
+
+    A file holds at most ``shard_bytes`` of tensors, unless it holds a single larger tensor.
+    """
     shards: list[list[OutTensor]] = [[]]
     room = shard_bytes
     for tensor in tensors:
@@ -118,7 +126,7 @@ def _shards(tensors: list[OutTensor], dtype: np.dtype, shard_bytes: int) -> list
 
 
 class _Parameters:
-    """One parameter on the host at a time, from which its tensors are taken."""
+    """A cache that keeps the most recently requested parameter on the host."""
 
     def __init__(self, parameter: Callable[[str], jax.Array]) -> None:
         self._parameter = parameter
@@ -126,7 +134,10 @@ class _Parameters:
         self._path, self._array = "", np.zeros(0)
 
     def matrix(self, tensor: OutTensor) -> np.ndarray:
-        """Return a float32 matrix in Hugging Face's orientation; a vector is one row."""
+        """Return ``tensor`` as a float32 matrix in Hugging Face's orientation.
+
+        A vector becomes a matrix with one row.
+        """
         name = tensor.name
         if self._path != name.path:
             # The previous parameter is released before the next one is loaded.
@@ -143,7 +154,7 @@ def _write_shards(
     dtype: np.dtype,
     progress: Progress,
 ) -> dict[str, str]:
-    """Write the files; return the file of each tensor, by tensor name."""
+    """Write one safetensors file per shard, and return a map from tensor name to file name."""
     weight_map = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -152,26 +163,29 @@ def _write_shards(
             out.write(file_header([(t.key, dtype, t.shape) for t in shard]))
             for tensor in shard:
                 values = _as_dtype(tensor, parameters.matrix(tensor), dtype)
-                out.write(memoryview(values.reshape(-1).view(np.uint8)))
+                out.write(values.reshape(-1).view(np.uint8).data)
                 progress.update(values.nbytes / 1e9)
                 weight_map[tensor.key] = file
     return weight_map
 
 
 def _as_dtype(tensor: OutTensor, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return a contiguous copy in ``dtype``, converted on all cores."""
+    """Return a contiguous copy of ``matrix`` in ``dtype``, converted by several threads.
+
+    Raises UserError if a value overflows float16.
+    """
     out = np.empty(matrix.shape, dtype)
     height = max(1, -(-matrix.shape[0] // THREADS))
     stripes = [slice(top, top + height) for top in range(0, matrix.shape[0], height)]
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(partial(_convert_stripe, matrix, out), stripes))
     if dtype == np.float16 and not np.isfinite(out).all():
-        raise UserError(f"{tensor.key}: a value does not fit float16; export bfloat16 instead.")
+        raise UserError(f"{tensor.key}: a value overflows float16; export bfloat16 instead.")
     return out
 
 
 def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:
-    with np.errstate(over="ignore"):  # The caller checks the result.
+    with np.errstate(over="ignore"):  # The caller checks for overflow.
         convert(matrix[rows], out[rows])
 
 

@@ -1,4 +1,4 @@
-"""The table of names of our parameters and Hugging Face's tensors, used for import and export."""
+"""A table that maps our parameters to Hugging Face's tensors, for import and export."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,25 @@ from llama_cpt.weights.safetensors import ByteReader, StoredTensor, read_block, 
 
 @dataclass(frozen=True)
 class TensorName:
-    """A parameter of the model, and the Hugging Face tensor or tensors (one per layer) for it."""
+    """A parameter's name in our model, and the name of the Hugging Face tensors that store it.
+
+    A parameter that is stacked over layers is stored in one tensor per layer.
+    """
 
     path: str
+    """The parameter's path in our model, such as ``layers/query``."""
     hf_name: str
-    """Name of the tensor; ``{}`` stands for the layer."""
+    """The tensor's name, in which ``{}`` stands for the index of the layer."""
     transposed: bool
-    """Whether Hugging Face stores (out, in), where ours is (in, out)."""
+    """True if Hugging Face stores the matrix as (out, in). Our matrices are (in, out)."""
 
     @property
     def stacked(self) -> bool:
-        """Whether our parameter has a leading dimension of layers."""
+        """True if our parameter has a leading layer dimension."""
         return "{}" in self.hf_name
 
     def tensor(self, layer: int) -> str:
-        """Return the name of one layer's tensor."""
+        """Return the tensor's name for the layer with the index ``layer``."""
         return self.hf_name.format(layer)
 
 
@@ -49,12 +53,12 @@ TENSOR_NAMES = (
 )
 BY_OURS = {name.path: name for name in TENSOR_NAMES}
 
-# Tables in old exports, which transformers ignores as well.
+# RoPE tables that old exports contain. transformers ignores them as well.
 IGNORED_TENSORS = "rotary_emb.inv_freq"
 
 
-def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
-    """Return a model's parameters, concrete or abstract, by path such as ``layers/query``."""
+def parameters_by_path(model: Llama) -> dict[str, nnx.Param[Any]]:
+    """Return the parameters of a concrete or abstract model, keyed by path (``layers/query``)."""
     parameters = {}
     for ours in BY_OURS:
         holder, _, attribute = ours.rpartition("/")
@@ -65,7 +69,7 @@ def parameters_by_path(model: Llama) -> dict[str, nnx.Param]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the Hugging Face tensors by name, in the order of their use."""
+    """Return the shapes of the Hugging Face tensors by name, in the order of ``tensor_order``."""
     parameters = parameters_by_path(abstract_llama(config))
     shapes = {}
     for name, layer in tensor_order(config):
@@ -76,16 +80,22 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_order(config: ModelConfig) -> list[tuple[TensorName, int]]:
-    """Return (name, layer) of every tensor: the embedding, layer after layer, the output."""
+    """Return the name and layer index of every tensor, in the order of the forward pass.
+
+    The list includes the output matrix even if the model ties it to the embedding.
+    """
     stacked = [name for name in TENSOR_NAMES if name.stacked]
     layers = [(name, layer) for layer in range(config.num_layers) for name in stacked]
     return [(TENSOR_NAMES[0], 0), *layers, (TENSOR_NAMES[-2], 0), (TENSOR_NAMES[-1], 0)]
 
 
 def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
-    """Return ``model`` (concrete or abstract) with the values of ``arrays``, by path."""
+    """Return a copy of ``model`` with the values of ``arrays``, which are keyed by path.
 
-    def fill(path: tuple, parameter: nnx.Param) -> nnx.Param:
+    ``model`` can be concrete or abstract.
+    """
+
+    def fill(path: tuple[Any, ...], parameter: nnx.Param[Any]) -> nnx.Variable[Any]:
         return parameter.replace(arrays[jax.tree_util.keystr(path, simple=True, separator="/")])
 
     return jax.tree_util.tree_map_with_path(
@@ -96,15 +106,19 @@ def with_parameters(model: Llama, arrays: dict[str, Any]) -> Llama:
 def checked_tensors(
     folder: str, config: ModelConfig, reader: ByteReader
 ) -> dict[str, StoredTensor]:
-    """Return the stored tensors that ``config`` requires, by name; only headers are read.
+    """Return the stored tensors that ``config`` requires, keyed by name.
 
-    Raises UserError for a tensor that is missing, unexpected or of another shape.
+    Only the headers of the files are read, unless a model with tied embeddings also stores its
+    output matrix. Raises UserError if a tensor is missing or unexpected, or has a wrong shape.
     """
     tensors = stored_tensors(folder, reader)
     expected = tensor_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:
-            raise UserError(f"{folder}: no tensor {name!r}, which config.json requires.")
+            raise UserError(
+                f"{folder}: tensor {name!r} is missing, but config.json requires it; download the "
+                "folder again."
+            )
         if tensors[name].shape != shape:
             raise UserError(
                 f"{tensors[name].file}: {name!r} has shape {list(tensors[name].shape)}; "
@@ -122,15 +136,18 @@ def checked_tensors(
 
 
 def _require_same(head: StoredTensor, embedding: StoredTensor, reader: ByteReader) -> None:
-    """Raise UserError unless a tied model's second copy of the output matrix is the embedding."""
+    """Raise UserError if ``head``, the stored output matrix of a tied model, is not the embedding.
+
+    Values are compared bit by bit.
+    """
     rows = 1 << 10
     same = head.shape == embedding.shape and head.dtype == embedding.dtype
     for start in range(0, head.shape[0] if same else 0, rows):
         part = slice(start, min(start + rows, head.shape[0])), slice(0, head.shape[1])
-        pair = [read_block(reader, tensor, *part) for tensor in (head, embedding)]
-        same = same and np.array_equal(*(block.view(np.uint8) for block in pair))
+        blocks = [read_block(reader, tensor, *part) for tensor in (head, embedding)]
+        same = same and np.array_equal(blocks[0].view(np.uint8), blocks[1].view(np.uint8))
     if not same:
         raise UserError(
-            f"{head.file}: 'lm_head.weight' is not the embedding, but config.json ties the two; "
-            "set tie_word_embeddings to false to use it."
+            f"{head.file}: 'lm_head.weight' differs from the embedding, but config.json ties the "
+            "two; set tie_word_embeddings to false to use 'lm_head.weight'."
         )

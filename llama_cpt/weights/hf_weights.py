@@ -1,7 +1,8 @@
 """Streamed loading of Hugging Face safetensors into a sharded Llama.
 
-Each process reads only the bytes of its own slices, in blocks, and converts them to float32
-directly into the final buffers. Host memory peaks at the arrays and a few blocks.
+Each process reads only the slices that its devices need. The process reads these slices in blocks,
+converts each block to float32, and writes the values directly into the final buffer. Peak host
+memory is therefore the size of the arrays plus about one block per thread.
 """
 
 from collections.abc import Iterable
@@ -32,9 +33,10 @@ from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
 
 BLOCK_BYTES = 4 << 20
-# A tile of both layouts fits into a core's first caches while it is transposed.
+# Side of the square tiles in which matrices are transposed. A source tile and a destination tile
+# take at most 128 KiB together, which fits into the L2 cache of one core.
 TILE = 128
-# On CPU, XLA uses a NumPy buffer of this alignment without a copy.
+# Alignment in bytes that lets XLA on CPU use a NumPy buffer without a copy.
 ALIGNMENT = 64
 MAX_THREADS = 16
 
@@ -50,9 +52,9 @@ def load_hf(
 ) -> Llama:
     """Load a Hugging Face folder, ``gs://`` URL or hub name as a float32 Llama on ``mesh``.
 
-    ``config``, if given, must equal the folder's. ``mesh=None`` means one device; the model can
-    then be called without a mesh context. Raises UserError, before any large read, if the folder
-    is missing, damaged or not a supported model.
+    If ``config`` is given, it must equal the folder's config. If ``mesh`` is None, the model is on
+    one device and can be called without a mesh context. Raises UserError, before weights are
+    loaded, if the folder is missing or damaged, or if it does not hold a supported model.
     """
     folder = resolve(path)
     found = read_config(folder)
@@ -74,9 +76,10 @@ def load_hf(
 
 
 class HfWeights:
-    """A Hugging Face folder read one parameter at a time, as float32 on this machine's CPU.
+    """A reader that returns the parameters of a Hugging Face folder, one at a time.
 
-    Raises UserError if the folder is missing, damaged or not a supported model.
+    The constructor raises UserError if the folder is missing or damaged, or if it does not hold a
+    supported model.
     """
 
     def __init__(self, path: str) -> None:
@@ -88,7 +91,7 @@ class HfWeights:
             self._tensors = checked_tensors(folder, self.config, reader)
 
     def parameter(self, path: str) -> jax.Array:
-        """Return one array, such as ``layers/query``; nothing else is read."""
+        """Return the float32 array of a parameter, such as ``layers/query``, on the host's CPU."""
         plan = _plan(BY_OURS[path], self._shapes[path].get_value(), self._tensors)
         total = sum(block.size_bytes for block in plan.blocks)
         with byte_reader() as reader, Progress(f"read {path}", total / 1e9, "GB") as progress:
@@ -96,12 +99,12 @@ class HfWeights:
 
 
 Bounds = tuple[tuple[int, int], ...]
-"""(start, stop) in each dimension."""
+"""The (start, stop) of a slice in each dimension."""
 
 
 @dataclass(frozen=True)
 class ReadBlock:
-    """A rectangle of a stored matrix, read in one call."""
+    """A rectangular block of a stored matrix, which is read in one call."""
 
     tensor: StoredTensor
     layer: int
@@ -110,29 +113,32 @@ class ReadBlock:
 
     @property
     def size_bytes(self) -> int:
-        """Number of bytes to read."""
+        """The number of bytes to read."""
         (top, bottom), (left, right) = self.rows, self.columns
         return (bottom - top) * (right - left) * self.tensor.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """The blocks of one parameter that this process reads, and the slice on each of its devices."""
+    """The blocks of a parameter that a process reads, and the slices that each device holds."""
 
     name: TensorName
     like: jax.ShapeDtypeStruct
-    owned: dict[jax.Device, Bounds]
+    owned: dict[jax.Device, Bounds]  # pyright: ignore[reportInvalidTypeForm]
     blocks: tuple[ReadBlock, ...]
 
 
 def _plan(
     name: TensorName, like: jax.ShapeDtypeStruct, tensors: dict[str, StoredTensor]
 ) -> ReadPlan:
+    assert like.sharding is not None
     indices = like.sharding.addressable_devices_indices_map(like.shape)
-    owned = {device: _bounds(index, like.shape) for device, index in indices.items()}
+    owned = {
+        device: _bounds(index, like.shape) for device, index in indices.items() if index is not None
+    }
     layers = sorted({i for bounds in owned.values() for i in _layers(name, bounds)})
     matrices = [_matrix_bounds(name, bounds) for bounds in owned.values()]
-    # Devices that share rows or columns (replicas, the same shard of one axis) share the read.
+    # Rows or columns that several devices hold (replicas, or a shard of an axis) are read once.
     rows, columns = (_merged(side) for side in zip(*matrices, strict=True))
     blocks = []
     for layer in layers:
@@ -147,7 +153,7 @@ def _plan(
 
 
 def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
-    """Return the parameter as a sharded float32 array."""
+    """Read the blocks of ``plan``, and return the parameter as a sharded float32 array."""
     buffers = {bounds: _aligned_empty(bounds) for bounds in plan.owned.values()}
 
     def run(block: ReadBlock) -> int:
@@ -157,11 +163,12 @@ def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
                 _copy_overlap(plan.name, block, values, bounds, buffer)
         return block.size_bytes
 
-    # Blocks are disjoint, so that threads write to disjoint parts of the buffers without a lock.
+    # Blocks are disjoint, so threads write to disjoint parts of the buffers and need no lock.
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for count in pool.map(run, plan.blocks):
             progress.update(count / 1e9)
-    # On CPU the buffers become the arrays. Elsewhere they are released after the transfer.
+    # On CPU, the arrays use the memory of the buffers. On other platforms, the buffers are released
+    # after the transfer.
     shards = [jax.device_put(buffers[bounds], device) for device, bounds in plan.owned.items()]
     whole = jax.make_array_from_single_device_arrays(plan.like.shape, plan.like.sharding, shards)
     return jax.block_until_ready(whole)
@@ -170,9 +177,9 @@ def _read(plan: ReadPlan, reader: ByteReader, progress: Progress) -> jax.Array:
 def _copy_overlap(
     name: TensorName, block: ReadBlock, values: np.ndarray, bounds: Bounds, buffer: np.ndarray
 ) -> None:
-    """Copy the values that ``block`` shares with our slice at ``bounds`` into ``buffer``."""
+    """Copy the part of ``block`` inside the slice ``bounds`` of our parameter into ``buffer``."""
     matrix = buffer[block.layer - bounds[0][0]] if name.stacked else buffer
-    # Shaped as in the file: a vector is one row, a transposed matrix is a view.
+    # A view with the shape of the stored matrix. A vector is stored as a matrix with one row.
     view = matrix.T if name.transposed else matrix.reshape(-1, matrix.shape[-1])
     rows, columns = _matrix_bounds(name, bounds)
     from_rows, to_rows = _overlap(block.rows, rows)
@@ -181,7 +188,10 @@ def _copy_overlap(
 
 
 def convert(values: np.ndarray, out: np.ndarray) -> None:
-    """Set ``out[...] = values`` in the dtype of ``out``; fast if one is a transposed view."""
+    """Copy ``values`` into ``out``, converted to the dtype of ``out``.
+
+    The copy proceeds in tiles, because one of the two arrays can be a transposed view.
+    """
     for top in range(0, values.shape[0], TILE):
         for left in range(0, values.shape[1], TILE):
             tile = slice(top, top + TILE), slice(left, left + TILE)
@@ -193,7 +203,10 @@ def _layers(name: TensorName, bounds: Bounds) -> range:
 
 
 def _matrix_bounds(name: TensorName, bounds: Bounds) -> Bounds:
-    """Return the rows and columns of the stored matrix that our slice covers."""
+    """Return the part of the stored matrix that contains the slice ``bounds`` of our parameter.
+
+    The result is the (start, stop) of the rows and of the columns.
+    """
     matrix = bounds[1:] if name.stacked else bounds
     if len(matrix) == 1:
         return ((0, 1), *matrix)
@@ -205,7 +218,7 @@ def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
 
 
 def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the runs in order, with those that touch or overlap joined."""
+    """Sort (start, stop) intervals, and join the intervals that touch or overlap."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(set(runs)):
         if merged and start <= merged[-1][1]:
@@ -216,14 +229,20 @@ def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the overlap of two runs, relative to the start of each; empty if there is none."""
+    """Return the overlap of two (start, stop) intervals, as a slice of each interval.
+
+    Both slices are empty if the intervals do not overlap.
+    """
     start = max(a[0], b[0])
     stop = max(start, min(a[1], b[1]))
     return slice(start - a[0], stop - a[0]), slice(start - b[0], stop - b[0])
 
 
 def _aligned_empty(bounds: Bounds) -> np.ndarray:
-    """Return an uninitialized, aligned float32 array with the shape of a slice."""
+    """Return an uninitialized float32 array with the shape of ``bounds``.
+
+    The array's memory is aligned to ALIGNMENT bytes.
+    """
     shape = tuple(stop - start for start, stop in bounds)
     size_bytes = 4 * math.prod(shape)
     raw = np.empty(size_bytes + ALIGNMENT, np.uint8)

@@ -1,4 +1,4 @@
-"""Resolution of a model name to a folder: a local folder, a ``gs://`` URL or a name on the hub."""
+"""Resolution of a model's name to a folder. Models on the Hugging Face hub are downloaded."""
 
 import re
 
@@ -13,15 +13,22 @@ from llama_cpt.runtime.storage import UnreachableError, check_reachable
 COMPANION_FILES = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "USE_POLICY*", "NOTICE*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-# Errors of a broken connection or a full disk. The hub's base classes include the HTTP library's.
-DOWNLOAD_ERRORS = (*errors.HfHubHTTPError.__bases__, OSError, ValueError)
+# Errors of a broken connection or a full disk. The bases of HfHubHTTPError include the error class
+# of the HTTP library.
+DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (
+    *errors.HfHubHTTPError.__bases__,
+    OSError,
+    ValueError,
+)
 
 
 def resolve(source: str, *, weights: bool = True) -> str:
-    """Return the folder or URL that holds ``source``; download a hub model first, resumably.
+    """Return the folder or URL that holds the model ``source``.
 
-    ``weights=False`` downloads only tokenizer, config and license. Raises UserError, with the
-    remedy, if nothing has that name or access to it is denied.
+    ``source`` is a local folder, a ``gs://`` URL or a name on the hub. A model on the hub is
+    downloaded, and an interrupted download is resumed. With ``weights=False``, only the tokenizer,
+    config and license are downloaded. Raises UserError if the model does not exist or access is
+    denied, and UnreachableError if the storage or the hub cannot be reached.
     """
     check_reachable(source)
     path = epath.Path(source).expanduser()
@@ -42,7 +49,7 @@ def _download(name: str, patterns: list[str]) -> str:
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{name}: neither a folder nor a model on the hub ({page}); for a private one run "
+            f"{name}: neither a folder nor a model on the hub ({page}); for a private model, run "
             "`hf auth login`."
         ) from None
     except errors.LocalEntryNotFoundError:
@@ -54,12 +61,12 @@ def _download(name: str, patterns: list[str]) -> str:
         reason = (str(error).splitlines() or [repr(error)])[0]
         kind = UnreachableError if _is_transient(error) else UserError
         raise kind(
-            f"{name}: the download stopped: {reason}. Run the command again to resume it."
+            f"{name}: the download failed: {reason}. Run the command again to resume the download."
         ) from None
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether a later attempt may succeed."""
+    """Return whether the same download can succeed at a later attempt."""
     if (response := getattr(error, "response", None)) is not None:
         return response.status_code in (408, 429) or response.status_code >= 500
     return not isinstance(error, ValueError) and not is_permanent(error)

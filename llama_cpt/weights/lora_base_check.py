@@ -1,10 +1,10 @@
-"""Base weights of a LoRA run: their location, and a check that they have not changed.
+"""A check that the base weights of a LoRA run have not changed since the run.
 
-A checkpoint of a LoRA run holds only adapters. Its metadata records one checksum for each array of
-the base weights that they were trained on.
+A checkpoint of a LoRA run holds only adapters. The checkpoint's metadata contains the path or name
+of the base weights, and one checksum per array of the base weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -20,23 +20,23 @@ from llama_cpt.config.schema import LoraConfig
 from llama_cpt.runtime.errors import UserError
 
 NOTED = "trained_beside"
-"""Key of the checksums in a checkpoint's metadata."""
+"""The key of the checksums in a checkpoint's metadata."""
 
 
 @dataclass(frozen=True)
 class LoraBase:
-    """The base weights of a checkpoint of adapters, as its metadata describes them."""
+    """A description of a LoRA run's base weights, from the metadata of a checkpoint."""
 
     lora: LoraConfig
     source: str
-    """The ``init_from`` of the run."""
+    """The run's ``init_from``, which names the folder or model with the base weights."""
     dtype: str
-    """Type in which the run held the weights."""
+    """The dtype in which the run kept the base weights in memory."""
     checksums: dict[str, int]
-    """Checksums of the arrays in that type, by path such as ``layers/query``."""
+    """The checksum of each array after conversion to ``dtype``, by path (``layers/query``)."""
 
     def require(self, path: str, array: jax.Array) -> None:
-        """Raise UserError unless ``array``, in the run's type, equals the array in the run."""
+        """Raise UserError if ``array`` does not have the checksum of the parameter ``path``."""
         if self.checksums.get(path) != int(checksum(array, self.dtype)):
             raise UserError(
                 f"{self.source}: {path} differs from the weights that the adapters were trained "
@@ -44,26 +44,32 @@ class LoraBase:
             )
 
     def require_all(self, model: Any) -> None:
-        """Check every parameter of ``model`` as in ``require``."""
+        """Raise UserError if any parameter of ``model`` does not have its checksum."""
         for path, parameter in _parameters(model).items():
             self.require(path, parameter)
 
     @contextlib.contextmanager
-    def error_context(self, folder: str) -> Iterator[None]:
-        """Context manager that adds to a UserError why the run in ``folder`` needs the base."""
+    def error_context(self, folder: str) -> Generator[None]:
+        """Context manager that adds context to a UserError about the base weights.
+
+        The added text states that the run in ``folder`` holds adapters, and names the path from
+        which the run loaded the base weights.
+        """
         try:
             yield
         except UserError as error:
             raise UserError(
                 f"{folder} holds adapters, and their base weights cannot be read: {error} "
-                f"They were at {self.source!r}; restore them, or a link to them, there."
+                f"The base weights were at {self.source!r}; restore them at this path, or create a "
+                "link to them."
             ) from error
 
 
 def read_lora_base(metadata: dict[str, Any], where: str) -> LoraBase | None:
-    """Return the base weights in a checkpoint's metadata; None if it holds a whole model.
+    """Return the description of the base weights in a checkpoint's ``metadata``.
 
-    ``where`` names the checkpoint in error messages.
+    The result is None if the checkpoint holds a whole model. ``where`` names the checkpoint in
+    error messages.
     """
     config = metadata["config"]
     if config.get("lora") is None:
@@ -73,18 +79,19 @@ def read_lora_base(metadata: dict[str, Any], where: str) -> LoraBase | None:
 
 
 def checksums(model: Any) -> dict[str, int]:
-    """Return the checksum of every parameter of ``model`` by path; empty if it has none."""
+    """Return the checksum of each parameter of ``model`` in the parameter's dtype, by path."""
     sums = {path: checksum(x, str(x.dtype)) for path, x in _parameters(model).items()}
     return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
 @partial(jax.jit, static_argnums=1)
 def checksum(array: jax.Array, dtype: str) -> jax.Array:
-    """Return the sum over positions of a hash of the position and its bits in ``dtype``, mod 2^32.
+    """Return a 32-bit checksum of ``array`` after conversion to ``dtype``.
 
-    An integer sum does not depend on the order, so each device can sum its own slice. The hash is
-    the finalizer of MurmurHash3 (Appleby 2011), a bijection: a change of a single value is always
-    detected.
+    Each element's position and bits are hashed, and the hashes are summed modulo 2**32. An integer
+    sum does not depend on the order of its terms, so each device can sum its own slice. The hash is
+    the finalizer of MurmurHash3 (Appleby 2011). The finalizer is a bijection, so a change of a
+    single value always changes the checksum.
     """
     array = array.astype(dtype)
     bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))

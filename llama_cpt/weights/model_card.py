@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-import json
 from typing import Any
-
-from etils import epath
 
 from llama_cpt.config.schema import CorpusConfig, TrainConfig
 from llama_cpt.data.mixture import build_mixture
-from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.tables import markdown_table
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.provenance import Origin
@@ -26,7 +22,8 @@ model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 """,
     "peft": """## Use
 
-Adapters: `base_model_name_or_path` in `adapter_config.json` names their base model.
+This folder holds LoRA adapters. `base_model_name_or_path` in `adapter_config.json` names the base
+model.
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -44,10 +41,10 @@ def model_card(
     sections: Sequence[str],
     library: str = "transformers",
 ) -> str:
-    """Return the card of a model called ``name``, which ``library`` (a key of ``USES``) loads.
+    """Return the model card of the model ``name``, as Markdown with a YAML header.
 
-    ``licenses`` are the names of the base model's license files, copied next to the card;
-    ``sections`` are Markdown.
+    ``library`` is the library that loads the model, a key of ``USES``. ``licenses`` are the names
+    of the license files next to the card. ``sections`` are Markdown texts for the body.
     """
     header = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if HUB_NAME.fullmatch(origin.base):
@@ -58,7 +55,8 @@ def model_card(
     started = f"Started from {f'`{origin.base}`' if origin.base else 'random weights'}"
     started += "".join(f", then run `{run}`" for run in origin.runs) + "."
     if licenses:
-        started += f" The base's terms apply: {', '.join(f'[{f}]({f})' for f in licenses)}."
+        links = ", ".join(f"[{file}]({file})" for file in licenses)
+        started += f" The terms of the base model apply: {links}."
     body = [f"# {name}", started, *sections, USES[library].format(name=name)]
     return "\n".join(["---", *header, "---", ""]) + "\n" + "\n\n".join(body)
 
@@ -66,25 +64,15 @@ def model_card(
 def training_sections(
     config: TrainConfig, rows_consumed: int, metrics: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Return data, realized ALMR, learning rate, tokens and evaluation of a run, as Markdown."""
+    """Return the sections on a run's training, data and evaluation, as Markdown.
+
+    ``metrics`` are the records of ``metrics.jsonl``.
+    """
     sections = [_training(config, rows_consumed)]
     if config.data.additional or config.data.original:
         sections.append(_data(config, rows_consumed))
     evaluation = _evaluation(metrics)
     return [*sections, evaluation] if evaluation else sections
-
-
-def read_metrics(path: epath.Path, last_step: int) -> list[dict[str, Any]]:
-    """Return the lines of a run's ``metrics.jsonl`` up to ``last_step``; none without a file."""
-    if not path.exists():
-        return []
-    lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}).") from None
-    return [line for line in lines if line.get("step", 0) <= last_step]
 
 
 def _training(config: TrainConfig, rows: int) -> str:
@@ -112,7 +100,7 @@ def _data(config: TrainConfig, rows: int) -> str:
     counts: dict[str, int] = {}
     text = ""
     if rows:
-        # The number of rows in a corpus changes which rows are read, but not how many.
+        # The number of rows read per corpus does not depend on the size of the corpus.
         sizes = {corpus.name: 1 for _, corpora in groups for corpus in corpora}
         batch = config.global_batch_size
         mixture = build_mixture(data, sizes, seed=config.seed, global_batch_size=batch)
@@ -135,7 +123,7 @@ def _corpus_row(group: str, corpus: CorpusConfig, tokens: int) -> tuple[str, ...
 
 
 def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the first and last value of each held-out metric, if any."""
+    """Return a section with the first and last value of each held-out metric; '' if none exist."""
     measured: dict[str, list[float]] = {}
     for line in metrics:
         for key, value in line.items():
@@ -144,7 +132,8 @@ def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:
     if not measured:
         return ""
     cells = [(key, f"{v[0]:.4f}", f"{v[-1]:.4f}") for key, v in sorted(measured.items())]
-    return "## Evaluation\n\nHeld-out text.\n\n" + markdown_table([("", "first", "last"), *cells])
+    text = "First and last evaluation on held-out text."
+    return f"## Evaluation\n\n{text}\n\n" + markdown_table([("", "first", "last"), *cells])
 
 
 def _share(value: Fraction) -> str:

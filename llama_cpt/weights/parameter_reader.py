@@ -1,4 +1,4 @@
-"""The interface of weights that are read one parameter at a time."""
+"""The interface for reading a model's weights one parameter at a time."""
 
 from typing import Protocol
 
@@ -8,11 +8,11 @@ from llama_cpt.config.schema import ModelConfig
 
 
 class ParameterReader(Protocol):
-    """Weights read one parameter at a time, so that a model need not fit into host memory."""
+    """A reader of single parameters, for models that do not fit into host memory."""
 
     config: ModelConfig
     """The architecture of the model."""
 
     def parameter(self, path: str) -> jax.Array:
-        """Return one float32 array of the model, such as ``layers/query``, on the host's CPU."""
+        """Return the float32 array of a parameter, such as ``layers/query``, on the host's CPU."""
         ...

@@ -1,4 +1,4 @@
-"""Export of adapters to a folder that ``peft`` loads on top of a Hugging Face model."""
+"""Export of LoRA adapters to a folder that ``peft`` loads on top of a Hugging Face model."""
 
 from collections.abc import Callable
 import json
@@ -27,11 +27,11 @@ def export_peft(
     base: str,
     write_others: Callable[[epath.Path], None],
 ) -> None:
-    """Write the folder ``output``: the factors in ``dtype`` and peft's settings.
+    """Write the adapters in ``dtype`` and their ``adapter_config.json`` into the folder ``output``.
 
-    ``stored(path)`` returns a factor, such as ``query/a``; ``base`` is the model into which peft
-    loads the adapters; ``write_others`` writes the files next to the weights. Raises UserError if
-    ``output`` exists or cannot be written.
+    ``stored(path)`` returns one LoRA factor, such as ``query/a``. ``base`` is the model onto which
+    peft loads the adapters. ``write_others(folder)`` writes more files, such as the model card.
+    Raises UserError if ``output`` exists or cannot be written.
     """
     tensors = {}
     for target in lora.targets:
@@ -46,18 +46,21 @@ def export_peft(
             for tensor in tensors.values():
                 out.write(tensor.tobytes())
         text = json.dumps(adapter_config(lora, base), indent=2) + "\n"
-        # Written last: without this file the folder does not hold adapters.
+        # Written last, because peft does not load a folder without this file.
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def tensor_name(target: str, factor: str, layer: int) -> str:
-    """Return peft's name: ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``."""
+    """Return the name that peft gives to one LoRA factor of one layer.
+
+    An example is ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
+    """
     matrix = BY_OURS[f"layers/{target}"].tensor(layer).removesuffix(".weight")
     return f"base_model.model.{matrix}.lora_{factor.upper()}.weight"
 
 
 def adapter_config(lora: LoraConfig, base: str) -> dict[str, Any]:
-    """Return the fields of peft's ``LoraConfig`` that describe the adapters."""
+    """Return the contents of ``adapter_config.json``, the fields of peft's ``LoraConfig``."""
     modules = [BY_OURS[f"layers/{target}"].hf_name.split(".")[-2] for target in lora.targets]
     return {
         "peft_type": "LORA",

@@ -1,4 +1,4 @@
-"""Provenance of a model: the base model of a line of runs, and the files that belong to it."""
+"""Provenance of a model: the base model of a chain of runs, and the base model's license files."""
 
 from dataclasses import dataclass
 import fnmatch
@@ -21,32 +21,33 @@ TOKENIZER_FILES = (
     "chat_template.*",
 )
 ORIGIN_FILE = "origin.json"
-"""File that ``convert from-hf`` writes next to its checkpoint: ``{"base": SOURCE}``."""
+"""The name of a file that ``convert from-hf`` writes next to its checkpoint. The file contains
+``{"base": NAME}``, with the name of the converted model."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The base model of a line of runs, each of which started from the previous one."""
+    """The base model of a chain of runs, in which each run continued from the run before it."""
 
     base: str
-    """The hub name or the folder's name; empty if the line began with random weights."""
+    """The base model's hub name or folder name; empty if the chain began with random weights."""
     folder: str | None
-    """Folder of its config, license and tokenizer, if available."""
+    """The folder with the base model's config, license and tokenizer; None if it was not found."""
     runs: tuple[str, ...] = ()
-    """Names of the runs between the base model and the given one, earliest first."""
+    """The names of all runs before the last run, earliest first."""
 
     def config(self) -> dict[str, Any]:
-        """Return its Hugging Face ``config.json``; empty if there is none."""
+        """Return the base model's ``config.json``, or an empty dict if the file does not exist."""
         if self.folder is None or not (epath.Path(self.folder) / "config.json").exists():
             return {}
         return read_json(f"{self.folder}/config.json")
 
 
 def find_origin(source: str) -> Origin:
-    """Follow ``init_from`` from ``source`` (a folder or hub name) to the base model.
+    """Follow ``init_from`` from ``source``, a folder or hub name, to the base model.
 
-    Reads only ``config.json`` of each run, so that runs whose checkpoints were deleted can still be
-    followed. Raises UserError if a folder is missing or the line is a cycle.
+    Only the ``config.json`` of each run is read, so the checkpoints of the runs are not needed.
+    Raises UserError if a folder is missing or if the chain is a cycle.
     """
     runs: list[epath.Path] = []
     while source:
@@ -55,7 +56,8 @@ def find_origin(source: str) -> Origin:
             return Origin(source, resolve(source, weights=False), _names_between(runs))
         if folder in runs:
             raise UserError(
-                f"{folder}/config.json: init_from leads back to the same run; correct it."
+                f"{folder}/config.json: init_from leads back to the same run; set init_from to the "
+                "model that the run started from."
             )
         values = read_json(f"{folder}/config.json")
         if "init_from" not in values:
@@ -66,13 +68,13 @@ def find_origin(source: str) -> Origin:
 
 
 def write_origin(source: str, folder: epath.Path) -> None:
-    """Record in ``folder`` that its weights are those of ``source``."""
+    """Write into ``folder`` an ORIGIN_FILE that names ``source`` as the base model."""
     base = source if HUB_NAME.fullmatch(source) else _base_name(epath.Path(source))
     (folder / ORIGIN_FILE).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
 
 
 def copy_files(folder: str, output: epath.Path, patterns: tuple[str, ...]) -> list[str]:
-    """Copy the files of ``folder`` whose names match one of ``patterns``; return the names."""
+    """Copy the files in ``folder`` that match any pattern to ``output``; return their names."""
     copied = []
     for file in sorted(epath.Path(folder).iterdir(), key=lambda path: path.name):
         matches = any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
@@ -91,7 +93,7 @@ def _base_name(folder: epath.Path) -> str:
         base = read_json(f"{folder}/{ORIGIN_FILE}").get("base")
         if not isinstance(base, str):
             raise UserError(
-                f"{folder}/{ORIGIN_FILE}: has no 'base'; set it to the base model's name."
+                f"{folder}/{ORIGIN_FILE}: 'base' must be a string; set it to the base model's name."
             )
         return base
     return folder.name or str(folder)

@@ -1,11 +1,12 @@
-"""Reading of safetensors by byte ranges, with all headers checked before any data is read.
+"""Validation of safetensors headers, and reading of tensors by byte ranges.
 
-A file consists of 8 bytes of header length, a JSON header and the bytes of the tensors
-(https://huggingface.co/docs/safetensors). Ranges are read with ``pread``, because mapped pages
-would count as resident memory. Files are local or behind a URL such as ``gs://``.
+A file consists of the header's length in 8 bytes, a JSON header, and the tensors' bytes
+(https://huggingface.co/docs/safetensors). Ranges of local files are read with ``pread``, because
+the pages of a memory-mapped file would count as resident memory. In this module, the name of a file
+is a local path or a URL, such as a ``gs://`` URL.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from dataclasses import dataclass
 import json
@@ -30,49 +31,55 @@ DTYPES = {
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
-"""Limit of the reference implementation, against allocations that a broken file requests."""
+"""The maximum length of a header, as in the reference implementation. Without this limit, a damaged
+file could cause a huge allocation."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Location of a tensor's bytes."""
+    """A tensor in a file: its dtype, its shape and the location of its bytes."""
 
     name: str
     file: str
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
-    """Offset of the first byte in ``file``."""
+    """The offset of the first byte in ``file``."""
 
     @property
     def size_bytes(self) -> int:
-        """Number of bytes in the file."""
+        """The number of bytes that the tensor takes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(rows, columns); a vector is one row."""
+        """The shape as (rows, columns). A vector has one row."""
         return (1, *self.shape) if len(self.shape) == 1 else (self.shape[0], self.shape[1])
 
 
 class ByteReader:
-    """A reader of byte ranges of local files and URLs; safe for many threads at once."""
+    """A thread-safe reader of byte ranges of local files and URLs."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
 
     def read(self, file: str, start: int, out: np.ndarray) -> None:
-        """Fill ``out`` (contiguous uint8) with the bytes from ``start``."""
+        """Fill ``out``, a contiguous uint8 array, with the bytes of ``file`` from offset ``start``.
+
+        Raises UserError if the file ends before ``out`` is full.
+        """
         if "://" in file:
             filesystem, path = remote_storage(file)
             got = filesystem.cat_file(path, start=start, end=start + out.size)
+            assert not isinstance(got, str)
             out[: len(got)] = np.frombuffer(got, np.uint8)
             done = len(got)
         else:
             done = self._read_local(file, start, out)
         if done != out.size:
             raise UserError(
-                f"{file}: ended at byte {start + done} while it was read; download it again."
+                f"{file}: the file ended at byte {start + done} while it was read; download it "
+                "again."
             )
 
     def _read_local(self, file: str, start: int, out: np.ndarray) -> int:
@@ -82,7 +89,7 @@ class ByteReader:
             descriptor = self._descriptors.setdefault(file, opened)
             if descriptor != opened:
                 os.close(opened)
-        view, done = memoryview(out), 0
+        view, done = out.data, 0
         while done < out.size:
             count = os.preadv(descriptor, [view[done:]], start + done)
             if count == 0:
@@ -91,15 +98,15 @@ class ByteReader:
         return done
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all open files."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
 
 
 @contextlib.contextmanager
-def byte_reader() -> Iterator[ByteReader]:
-    """Context manager that returns a ByteReader and closes its files at the end."""
+def byte_reader() -> Generator[ByteReader]:
+    """Context manager that yields a ByteReader, and closes the reader's files on exit."""
     reader = ByteReader()
     try:
         yield reader
@@ -108,10 +115,13 @@ def byte_reader() -> Iterator[ByteReader]:
 
 
 def read_block(reader: ByteReader, tensor: StoredTensor, rows: slice, columns: slice) -> np.ndarray:
-    """Return ``tensor[rows, columns]`` in its own dtype; reads no other bytes of a local file."""
+    """Return ``tensor[rows, columns]`` in the tensor's dtype.
+
+    From a local file, only the bytes of this block are read. From a URL, whole rows are read.
+    """
     width = tensor.matrix_shape[1]
     if "://" in tensor.file and (columns.start, columns.stop) != (0, width):
-        # One request per row would take far longer than reading whole rows.
+        # One request per row would take much longer than one request for whole rows.
         return read_block(reader, tensor, rows, slice(0, width))[:, columns]
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     out = np.empty(shape, tensor.dtype)
@@ -127,9 +137,10 @@ def read_block(reader: ByteReader, tensor: StoredTensor, rows: slice, columns: s
 
 
 def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
-    """Return all tensors of a folder's safetensors by name, after a check of each file's header.
+    """Return all tensors of a folder's safetensors files, keyed by name.
 
-    Raises UserError for pickles, a missing or truncated shard, or an index that disagrees.
+    Only headers are read. Raises UserError if the folder holds pickles instead of safetensors, if a
+    file is missing or truncated, or if the index and the headers disagree.
     """
     tensors: dict[str, StoredTensor] = {}
     index = _read_index(folder)
@@ -144,13 +155,14 @@ def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
     absent = sorted(set(index) - set(tensors))
     if absent:
         raise UserError(
-            f"{folder}/{index[absent[0]]}: has no {absent[0]!r}, which the index lists."
+            f"{folder}/{index[absent[0]]}: has no {absent[0]!r}, which {INDEX_FILE} lists; "
+            "download the folder again."
         )
     return tensors
 
 
 def _read_index(folder: str) -> dict[str, str]:
-    """Return the file of each tensor, by tensor name; empty if there is only one file."""
+    """Return a map from tensor name to file name; empty if all tensors are in SINGLE_FILE."""
     path = epath.Path(folder)
     if not (path / INDEX_FILE).exists():
         if (path / SINGLE_FILE).exists():
@@ -163,14 +175,17 @@ def _read_index(folder: str) -> dict[str, str]:
                 "trust with transformers' save_pretrained(folder)."
             )
         raise UserError(
-            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; name a model's folder."
+            f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; name the folder of a model."
         )
     index = read_json(f"{folder}/{INDEX_FILE}").get("weight_map")
     if not isinstance(index, dict) or not index:
         raise UserError(f"{folder}/{INDEX_FILE}: has no weight_map; download it again.")
     for file in sorted(set(index.values())):
         if Path(file).name != file:
-            raise UserError(f"{folder}/{INDEX_FILE}: names a file outside the folder, {file!r}.")
+            raise UserError(
+                f"{folder}/{INDEX_FILE}: names a file outside the folder, {file!r}; download the "
+                "index again."
+            )
         if not (path / file).exists():
             raise UserError(
                 f"{folder}/{file}: missing, but {INDEX_FILE} lists it; download it again."
@@ -179,7 +194,10 @@ def _read_index(folder: str) -> dict[str, str]:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """Return the JSON object in a local file or behind a URL. Raises UserError if there is none."""
+    """Return the JSON object in ``path``, a local file or a URL.
+
+    Raises UserError if the file is missing or does not hold a JSON object.
+    """
     try:
         values = json.loads(epath.Path(path).read_text("utf-8"))
     except FileNotFoundError:
@@ -212,16 +230,20 @@ def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
             for start, stop in [value["data_offsets"]]
         ]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{broken}, its header is broken: {error!r}).") from None
+        raise UserError(
+            f"{broken}, its header is invalid: {error!r}); download it again."
+        ) from None
     return [_stored_tensor(file, size, 8 + length, entry) for entry in entries]
 
 
-def _stored_tensor(file: str, size: int, data_start: int, entry: tuple) -> StoredTensor:
+def _stored_tensor(
+    file: str, size: int, data_start: int, entry: tuple[str, str, tuple[int, ...], int, int]
+) -> StoredTensor:
     name, dtype, shape, start, stop = entry
     if dtype not in DTYPES:
         raise UserError(
-            f"{file}: {name!r} is {dtype}; {', '.join(DTYPES)} can be read. Dequantize the model "
-            "first."
+            f"{file}: {name!r} has dtype {dtype}; only {', '.join(DTYPES)} are supported. "
+            "Dequantize the model first."
         )
     tensor = StoredTensor(name, file, DTYPES[dtype], shape, data_start + start)
     if stop - start != tensor.size_bytes or start < 0:
@@ -231,14 +253,17 @@ def _stored_tensor(file: str, size: int, data_start: int, entry: tuple) -> Store
         )
     if data_start + stop > size:
         raise UserError(
-            f"{file}: truncated: {name!r} ends at byte {data_start + stop}, the file at {size}; "
-            "download it again."
+            f"{file}: truncated: {name!r} ends at byte {data_start + stop}, but the file ends at "
+            f"byte {size}; download it again."
         )
     return tensor
 
 
 def file_header(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
-    """Return the header of a file that holds these tensors in this order, without gaps."""
+    """Return the header of a file that holds ``tensors`` in this order, without gaps.
+
+    Each tensor is given by its name, dtype and shape.
+    """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0

@@ -1,8 +1,8 @@
-"""One noun for weights that a path names: a Hugging Face folder or the folder of a run.
+"""Access to model weights by path, for Hugging Face folders and run folders.
 
-``open_source`` is the only place that decides which of the two a path is. Everything that reads
-weights goes through it, so that all consumers of a run folder read the same checkpoint: the newest
-verified one.
+Only ``open_source`` decides whether a path is a Hugging Face folder or a run folder. All code that
+reads weights calls ``open_source``, so all commands read the same checkpoint of a run: the newest
+checkpoint that passes verification.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,8 +14,9 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.checkpoint.checkpoint import CheckpointManager, is_run_folder, open_run
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
+from llama_cpt.checkpoint.run_folder import is_run_folder, open_run
 from llama_cpt.config.fields import from_dict
 from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.tokenizer.tokenizer import FILE_NAMES
@@ -37,79 +38,87 @@ from llama_cpt.weights.safetensors import byte_reader, read_json
 
 
 class WeightSource(Protocol):
-    """Weights that a path names, in either format."""
+    """The weights at a path, in a Hugging Face folder or a run folder."""
 
     path: str
-    """The folder, URL or hub name as the user gave it."""
+    """The folder, URL or hub name, as the user wrote it."""
 
     @property
     def architecture(self) -> ModelConfig:
-        """The architecture of the model; no weights are read."""
+        """The architecture of the model. No weights are read."""
         ...
 
     @property
     def tokenizer(self) -> str:
-        """Path of the tokenizer that belongs to the weights; UserError if there is none."""
+        """The path of the model's tokenizer. Raises UserError if the tokenizer is missing."""
         ...
 
     def fingerprint(self) -> str:
-        """Return a digest of the stored weights, which differs between any two models."""
+        """Return a digest of the stored weights."""
         ...
 
     def check(self, config: ModelConfig) -> None:
         """Raise UserError if the weights are missing or their architecture is not ``config``.
 
-        Reads configs and headers only, so that hours of other work can come first.
+        The weights are not loaded, so a caller can check the source before a long computation.
         """
         ...
 
     def load(self, shapes: Llama, mesh: Mesh) -> Llama:
         """Return the parameters in the tree of ``shapes``, sharded over ``mesh``.
 
-        Options of ``shapes``, such as ``remat``, are kept. Raises UserError if the
-        architectures differ, in constants such as ``rope_theta`` too.
+        The result has the options of ``shapes``, such as ``remat``. Raises UserError if the
+        architectures differ, even if they differ only in a constant such as ``rope_theta``.
         """
         ...
 
     def reader(self) -> AbstractContextManager[ParameterReader]:
-        """Return a reader of single parameters on this machine's CPU."""
+        """Return a reader that loads single parameters onto the host's CPU."""
         ...
 
 
 def open_source(path: str) -> "HfFolder | RunFolder":
-    """Return the weights that ``path`` names: a folder, a ``gs://`` URL or a name on the hub."""
+    """Return the weights at ``path``, which is a folder, a ``gs://`` URL or a name on the hub."""
     return RunFolder(path) if is_run_folder(path) else HfFolder(path)
 
 
 class HfFolder:
-    """A Hugging Face folder, local or ``gs://``, or a model on the hub."""
+    """The weights in a Hugging Face folder, which is local, on ``gs://`` or on the hub."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def folder(self, *, weights: bool = True) -> str:
-        """Return the folder itself; a hub model is downloaded, without weights if so requested."""
+        """Return the local folder or ``gs://`` URL. A model on the hub is downloaded first.
+
+        With ``weights=False``, only the tokenizer, config and license are downloaded.
+        """
         return resolve(self.path, weights=weights)
 
     @property
     def architecture(self) -> ModelConfig:
-        """The architecture in ``config.json``."""
+        """The architecture that ``config.json`` describes."""
         return read_config(self.folder(weights=False))
 
     @property
     def tokenizer(self) -> str:
-        """The folder, if it holds a tokenizer."""
+        """The path of the folder, which holds the tokenizer.
+
+        Raises UserError if the folder does not hold a tokenizer.
+        """
         folder = self.folder(weights=False)
         if not _holds_tokenizer(folder):
             raise _no_tokenizer(self.path)
         return folder
 
     def fingerprint(self) -> str:
-        """Return sizes and SHA-256 digests of all safetensors files, as JSON."""
+        """Return the names, sizes and SHA-256 digests of all safetensors files, as JSON."""
         folder = epath.Path(self.folder())
         files = matching(folder, "*.safetensors")
         if not files:
-            raise UserError(f"{folder}: holds no *.safetensors files to identify its weights by.")
+            raise UserError(
+                f"{folder}: holds no *.safetensors files; name a folder with a model's weights."
+            )
         with Progress(f"digest {folder.name}", float(len(files)), "files") as progress:
             digests = []
             for file in files:
@@ -118,10 +127,13 @@ class HfFolder:
         return json.dumps(digests)
 
     def check(self, config: ModelConfig) -> None:
-        """Compare ``config`` and the headers of local files with the model that is needed."""
+        """Raise UserError if ``config.json`` or a safetensors header does not match ``config``.
+
+        Headers of a model on the hub are not checked, because this method downloads no weights.
+        """
         folder = self.folder(weights=False)
         require_same_architecture(config, read_config(folder), self.path)
-        # The weights of a hub model have not been downloaded yet.
+        # The weights of a model on the hub have not been downloaded at this point.
         if epath.Path(self.path).expanduser().exists():
             with byte_reader() as reader:
                 checked_tensors(folder, config, reader)
@@ -132,17 +144,17 @@ class HfFolder:
         return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model))
 
     def reader(self) -> AbstractContextManager[HfWeights]:
-        """Return a reader of single parameters on this machine's CPU."""
+        """Return a reader that loads single parameters onto the host's CPU."""
         return nullcontext(HfWeights(self.folder()))
 
 
 class RunFolder:
-    """The newest verified checkpoint of a run, or of a folder that ``convert from-hf`` wrote.
+    """The weights in the newest verified checkpoint of a run or of a ``convert from-hf`` output.
 
-    The step is chosen on first use and stays the same for the life of the object, even if the run
-    saves newer checkpoints meanwhile. In a multi-process run all processes use it together, because
-    a checkpoint is verified by all. Adapters come merged into the weights that they were trained
-    on. ``path`` may also name the folder of checkpoints itself.
+    The checkpoint is chosen on first use. The object keeps this choice, even if the run saves a
+    newer checkpoint later. In a multi-process run, all processes must call the same methods,
+    because they verify the checkpoint together. LoRA adapters are merged into their base weights.
+    ``path`` is the run's folder or the subfolder that contains the checkpoints.
     """
 
     def __init__(self, path: str) -> None:
@@ -151,21 +163,22 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """Step of the checkpoint."""
+        """The step of the checkpoint."""
         if self._step is None:
             with self._open():
                 pass
+        assert self._step is not None
         return self._step
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """The JSON that the checkpoint was saved with: resolved config, rows consumed and more."""
+        """The checkpoint's metadata, which includes the config and the number of rows consumed."""
         with self._open() as checkpoints:
-            return checkpoints.metadata(self._step)
+            return checkpoints.metadata(self.step)
 
     @cached_property
     def architecture(self) -> ModelConfig:
-        """The architecture in the checkpoint's metadata."""
+        """The architecture that the checkpoint's metadata describes."""
         try:
             model = self.metadata["config"]["model"]
         except (KeyError, TypeError):
@@ -177,16 +190,19 @@ class RunFolder:
 
     @cached_property
     def lora_base(self) -> LoraBase | None:
-        """The base weights of a LoRA run; None if the checkpoint holds a whole model."""
+        """A description of the base weights; None if the checkpoint holds a whole model."""
         return read_lora_base(self.metadata, self.path)
 
     @property
     def tokenizer(self) -> str:
-        """The folder if it holds a tokenizer, else the ``data.tokenizer`` of the run."""
+        """The run's folder if it holds a tokenizer, otherwise the run's ``data.tokenizer``.
+
+        Raises UserError if the tokenizer does not exist.
+        """
         folder = str(epath.Path(self.path).expanduser())
         if _holds_tokenizer(folder):
             return folder
-        # The tokenizer may have moved since the checkpoint was saved; config.json is the newer one.
+        # If the tokenizer was moved after the checkpoint was saved, only config.json is up to date.
         path = _configured_tokenizer(_read_config(folder)) or _configured_tokenizer(
             (self.metadata or {}).get("config")
         )
@@ -197,16 +213,19 @@ class RunFolder:
             return str(file) if file.exists() else resolve(path, weights=False)
         except UserError as error:
             raise UserError(
-                f"{self.path}: data.tokenizer={error} Name its tokenizer with --tokenizer."
+                f"{self.path}: data.tokenizer={error} Name the run's tokenizer with --tokenizer."
             ) from error
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the digests in the checkpoint's manifest."""
+        """Return one SHA-256 digest over all file digests in the checkpoint's manifest."""
         with self._open() as checkpoints:
             return manifest_digest(checkpoints.folder / str(self._step))
 
     def check(self, config: ModelConfig) -> None:
-        """Verify the checkpoint and compare its architecture with ``config``; its base as well."""
+        """Verify the checkpoint, and raise UserError if its architecture is not ``config``.
+
+        The base weights of a LoRA run are checked as well.
+        """
         require_same_architecture(config, self.architecture, self.path)
         if self.lora_base:
             with self.lora_base.error_context(self.path):
@@ -218,7 +237,7 @@ class RunFolder:
         base = self.lora_base
         trained = abstract_adapters(base.lora, shapes) if base else shapes
         with self._open() as checkpoints:
-            trained = checkpoints.restore_trained(self._step, with_shardings(trained, mesh))
+            trained = checkpoints.restore_trained(self.step, with_shardings(trained, mesh))
         if base is None:
             return trained
         with base.error_context(self.path):
@@ -227,7 +246,7 @@ class RunFolder:
         return merge_adapters(model, trained)
 
     def reader(self) -> CheckpointReader:
-        """Return a reader of single parameters on this machine's CPU."""
+        """Return a reader that loads single parameters onto the host's CPU."""
         with self._open() as checkpoints:
             checkpoint = checkpoints.folder / str(self._step)
         return CheckpointReader(
@@ -235,6 +254,7 @@ class RunFolder:
         )
 
     def _base_reader(self) -> AbstractContextManager[ParameterReader]:
+        assert self.lora_base is not None
         return open_source(self.lora_base.source).reader()
 
     def _open(self) -> CheckpointManager:
@@ -246,21 +266,21 @@ class RunFolder:
 
 
 def _holds_tokenizer(folder: str) -> bool:
-    # Meta's own downloads keep the tokenizer in a folder of this name.
+    # In Meta's own downloads, the tokenizer is in a subfolder with the name "original".
     return any((epath.Path(folder) / name).exists() for name in (*FILE_NAMES, "original"))
 
 
 def _read_config(folder: str) -> Any:
-    """Return the ``config.json`` of a run folder, or None if it has none."""
+    """Return the ``config.json`` of a run folder, or None if the file does not exist."""
     path = epath.Path(folder) / "config.json"
     return read_json(str(path)) if path.exists() else None
 
 
 def _configured_tokenizer(config: Any) -> str:
-    """Return ``data.tokenizer`` of a run's config as JSON, '' if it has none."""
+    """Return ``data.tokenizer`` of ``config``, a run's config as JSON; '' if it is not set."""
     data = config.get("data") if isinstance(config, dict) else None
     return (data.get("tokenizer") or "") if isinstance(data, dict) else ""
 
 
 def _no_tokenizer(path: str) -> UserError:
-    return UserError(f"{path} holds no tokenizer: name the model's own with --tokenizer.")
+    return UserError(f"{path} holds no tokenizer; name the model's tokenizer with --tokenizer.")

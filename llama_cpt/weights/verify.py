@@ -1,4 +1,4 @@
-"""Comparison of a checkpoint with a Hugging Face folder, tensor by tensor and by logits."""
+"""Comparison of a checkpoint with a Hugging Face folder, by tensors and by logits."""
 
 from dataclasses import dataclass
 import importlib.util
@@ -19,48 +19,52 @@ from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader,
 
 BLOCK_BYTES = 16 << 20
 LOGITS_TOLERANCE = 1e-3
-"""Maximum difference of logits that passes, as a fraction of the largest logit. Both models compute
-in float32, whose rounding contributes about 1e-6 per layer."""
+"""Maximum allowed difference of logits, relative to the largest absolute logit. Both models compute
+in float32. Rounding contributes about 1e-6 per layer."""
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Differences between a stored tensor and the checkpoint."""
+    """The difference between a tensor in a Hugging Face folder and its values in a checkpoint."""
 
     name: str
     values: int
-    """Number of values."""
+    """The number of elements."""
     differing: int
-    """Number of values of the checkpoint whose bits differ once rounded to the tensor's dtype."""
+    """The number of elements that differ in their bits after the values of the checkpoint are
+    rounded to the tensor's dtype."""
     max_abs: float
-    """Maximum difference in float32, before rounding; NaN if any value is not finite."""
+    """The maximum absolute difference in float32, before rounding. The value is not finite if an
+    element is not finite."""
 
     @property
     def agrees(self) -> bool:
-        """Whether all values are finite and, once rounded, have the same bits."""
+        """True if all elements are finite and have equal bits after rounding."""
         return not self.differing and math.isfinite(self.max_abs)
 
 
 @dataclass(frozen=True)
 class LogitsDifference:
-    """Differences between our logits and transformers', both float32, on random tokens."""
+    """The difference between our float32 logits and those of transformers on random tokens."""
 
     max_abs: float
+    """The maximum absolute difference."""
     kl: float
-    """Mean over positions of KL(theirs || ours), in nats."""
+    """KL divergence KL(transformers || ours) in nats, averaged over positions."""
     tolerance: float
-    """Maximum ``max_abs`` that passes: LOGITS_TOLERANCE times their largest logit."""
+    """The maximum allowed ``max_abs``: LOGITS_TOLERANCE times the largest absolute logit of
+    transformers."""
 
     @property
     def agrees(self) -> bool:
-        """Whether all logits are finite and within the tolerance of each other."""
+        """True if all logits are finite and ``max_abs`` does not exceed the tolerance."""
         return self.max_abs <= self.tolerance < math.inf
 
 
 def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDifference]:
-    """Compare every tensor of ``folder`` with ``weights``, with one parameter in memory at a time.
+    """Compare every tensor in ``folder`` with ``weights``, and return one difference per tensor.
 
-    Raises UserError if the architectures differ.
+    Only one parameter is in memory at a time. Raises UserError if the architectures differ.
     """
     config = read_config(folder)
     require_same_architecture(weights.config, config, folder)
@@ -81,17 +85,23 @@ def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDiffere
 
 
 def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | str:
-    """Compare logits on the same tokens; return the reason if that is not possible here."""
+    """Compare our logits with those of transformers on the same random tokens.
+
+    Returns a string with the reason if this machine cannot run the comparison.
+    """
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
         return "transformers and torch are not installed"
     if "://" in folder:
         return f"transformers cannot read {folder.split('://')[0]}:// URLs"
     abstract = parameters_by_path(abstract_llama(weights.config))
-    # Both models in float32, and the extra memory of transformers while it loads.
+    # Two models in float32, plus the extra memory that transformers needs while it loads.
     needed = 12 * sum(parameter.get_value().size for parameter in abstract.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory // 2:
-        return f"two float32 models need about {needed / 1e9:.0f} GB, too much for this machine"
+        return (
+            f"two float32 models need about {needed / 1e9:.0f} GB, which is more than half of this "
+            "machine's memory"
+        )
     length = min(64, weights.config.context_length)
     shape = (2, length)
     tokens = np.random.default_rng(0).integers(0, weights.config.vocab_size, shape, dtype=np.int32)
@@ -99,7 +109,7 @@ def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | 
 
 
 def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:
-    """Return the maximum absolute difference and the mean KL(theirs || ours) over positions."""
+    """Return the difference between ``ours`` and ``theirs``, the logits of transformers."""
     logp, logq = (np.asarray(jax.nn.log_softmax(logits)) for logits in (theirs, ours))
     with np.errstate(invalid="ignore"):
         kl = np.sum(np.exp(logp) * (logp - logq), axis=-1, dtype=np.float64).mean()

@@ -1,4 +1,4 @@
-"""A tiny random model and tiny benchmarks on disk, in the layout of the real ones."""
+"""A tiny random model and tiny benchmark files in the layout of the real benchmarks."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ CHAT = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 def save_tokenizer(folder: Path, *, chat: bool = False) -> int:
-    """A byte-level tokenizer in ``folder``, BOS before every text; the size of its vocabulary."""
+    """Save a byte-level tokenizer that puts BOS before every text; return its vocabulary size."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -38,14 +38,14 @@ def save_tokenizer(folder: Path, *, chat: bool = False) -> int:
 
 
 def save_model(folder: Path, **fields) -> str:
-    """A random Llama with its tokenizer in ``folder``; its path."""
+    """Save a random Llama model and its tokenizer in ``folder``; return the path."""
     size = save_tokenizer(folder)
     bos = {"bos_token_id": 0, "eos_token_id": 1}
     return save_llama(folder, **{"vocab_size": size, "num_hidden_layers": 2, **bos, **fields})
 
 
 def write_benchmarks(folder: Path) -> str:
-    """CMMLU of two subjects, XCOPA and GSM8K of a few questions in ``folder``; its path."""
+    """Write CMMLU with two subjects, XCOPA and GSM8K to ``folder``; return the path."""
     for subject in ("anatomy", "arts"):
         _csv(folder / f"cmmlu/dev/{subject}.csv", 5)
         _csv(folder / f"cmmlu/test/{subject}.csv", 3)

@@ -1,4 +1,4 @@
-"""A local endpoint with replies defined by a test."""
+"""A local chat completions endpoint whose replies are defined by a test."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -8,7 +8,10 @@ import threading
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers as ``reply(question, number)`` says: text, or (status, headers, body)."""
+    """A server that answers request ``number`` with ``reply(body, number)``.
+
+    The reply is the text of a completion, or a tuple (status, headers, body).
+    """
 
     daemon_threads = True
 
@@ -20,12 +23,14 @@ class Endpoint(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
+        endpoint = self.server
+        assert isinstance(endpoint, Endpoint)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append(body["messages"][1]["content"])
-            self.server.keys.append(self.headers.get("Authorization"))
-            number = len(self.server.asked)
-        reply = self.server.reply(body, number)
+        with endpoint.lock:
+            endpoint.asked.append(body["messages"][1]["content"])
+            endpoint.keys.append(self.headers.get("Authorization"))
+            number = len(endpoint.asked)
+        reply = endpoint.reply(body, number)
         if isinstance(reply, str):
             choice = {"message": {"content": reply}}
             reply = 200, {}, json.dumps({"choices": [choice]}).encode()
@@ -44,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(reply: Callable) -> Iterator[Endpoint]:
-    """It runs until the context ends."""
+    """Run an endpoint in a thread until the context ends."""
     with Endpoint(reply) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server

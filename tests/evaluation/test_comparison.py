@@ -1,4 +1,4 @@
-"""Comparison of models: common examples, direction of metrics, findings and reports."""
+"""Comparisons of models: common examples, direction of metrics, findings and reports."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from llama_cpt.runtime.errors import UserError
 
 
 def write(folder, task, values, groups=("",), metric="acc", **more):
-    """A model's scores, a row of ``values`` a group."""
+    """Append scores of a task to a model's folder; ``values`` has one row per group."""
     folder.mkdir(parents=True, exist_ok=True)
     scores = [
         ExampleScore(task, group, str(number), metric, float(value), **more)
@@ -33,9 +33,24 @@ def write_bits(folder, corpus, nats, sizes):
     append_scores(folder / "bpb.jsonl", scores)
 
 
+def cell(row, model):
+    found = row.cells[model]
+    assert found is not None
+    return found
+
+
+def difference(row, model):
+    found = cell(row, model).difference
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def folders(tmp_path):
-    """base, one that learnt zh and forgot en, and a second base."""
+    """Score folders of a base model, a tuned model, and a model with the base model's scores.
+
+    The tuned model is better on zh and worse on en.
+    """
     rng = np.random.default_rng(0)
     sizes = rng.integers(50, 5000, 200)
     right = rng.random((2, 400)) < 0.5
@@ -55,25 +70,25 @@ def test_findings_follow_the_intervals(folders):
     assert found.differences == 8
     assert found.rows_with("tuned", "gained") == ["bpb: zh", "quiz"]
     assert found.rows_with("tuned", "forgotten") == ["bpb: en"]
-    # 30 examples are few, even where both models agree on all of them.
+    # 30 examples are too few for a finding, even if both models agree on all of them.
     assert found.rows_with("again", "kept") == ["bpb: zh", "bpb: en", "quiz"]
-    assert found.rows_with("again", "not told apart") == ["hard"]
+    assert found.rows_with("again", "no significant difference") == ["hard"]
 
 
 def test_bits_per_byte_weight_documents_by_bytes(tmp_path):
-    """The long document decides; the difference is relative to the first model."""
+    """The long document dominates, and the difference is relative to the first model."""
     sizes = [10_000, *[10] * 9]
     write_bits(tmp_path / "a", "zh", [size * math.log(2) for size in sizes], sizes)
     doubled = [math.log(2) * size * (1.1 if size == 10_000 else 2) for size in sizes]
     write_bits(tmp_path / "b", "zh", doubled, sizes)
-    cells = compare([str(tmp_path / "a"), str(tmp_path / "b")]).rows[0].cells
-    assert cells[0].score == pytest.approx(1)
-    assert cells[1].score == pytest.approx((1.1 * 10_000 + 2 * 90) / 10_090)
-    assert cells[1].difference.value == pytest.approx(cells[1].score - 1)
+    row = compare([str(tmp_path / "a"), str(tmp_path / "b")]).rows[0]
+    assert cell(row, 0).score == pytest.approx(1)
+    assert cell(row, 1).score == pytest.approx((1.1 * 10_000 + 2 * 90) / 10_090)
+    assert difference(row, 1).value == pytest.approx(cell(row, 1).score - 1)
 
 
 def test_bootstrap_resamples_whole_groups(tmp_path):
-    """Subjects that a model gains or loses as a whole say less than their examples would."""
+    """If scores change by whole subjects, resampling subjects gives wider intervals."""
     rng = np.random.default_rng(1)
     first = np.zeros((40, 50))
     second = np.repeat(rng.random(40) < 0.3, 50).reshape(40, 50)
@@ -88,7 +103,7 @@ def test_bootstrap_resamples_whole_groups(tmp_path):
         compare([str(tmp_path / count / name) for name in "ab"]).rows[0] for count in ("40", "1")
     ]
     assert [row.groups for row in rows] == [40, 0]
-    widths = [np.ptp(row.cells[1].difference.alone) for row in rows]
+    widths = [np.ptp(difference(row, 1).alone) for row in rows]
     assert widths[0] > 4 * widths[1]
 
 
@@ -96,7 +111,7 @@ def test_fewer_errors_count_as_a_gain(tmp_path):
     write(tmp_path / "a", "errors", [[5.0, 6.0] * 40], metric="wer", less_is_better=True)
     write(tmp_path / "b", "errors", [[1.0, 2.0] * 40], metric="wer", less_is_better=True)
     found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
-    assert found.rows[0].cells[1].difference.value == -4
+    assert difference(found.rows[0], 1).value == -4
     assert found.rows_with("b", "gained") == ["errors"]
     assert "errors (less is better)" in (tmp_path / "out/report.md").read_text()
 
@@ -107,10 +122,10 @@ def test_interval_of_a_share_stays_in_range_and_points_are_not_scaled(tmp_path):
         write(tmp_path / name, "eq_bench", [[0, 0, 0]], metric="eqbench")
         write(tmp_path / name, "points", [[10.0, 40.0, 70.0]], metric="eqbench")
     rows = {row.name: row for row in compare([str(tmp_path / name) for name in "ab"]).rows}
-    low, high = rows["quiz"].cells[1].difference.interval
+    low, high = difference(rows["quiz"], 1).interval
     assert low >= -100 / 3 - 1e-9 and high == pytest.approx(100 - 100 / 3)
-    assert rows["points"].cells[0].score == 40
-    assert rows["eq_bench"].cells[1].difference.interval == (0, 0)
+    assert cell(rows["points"], 0).score == 40
+    assert difference(rows["eq_bench"], 1).interval == (0, 0)
 
 
 def test_comparison_reports_truncated_questions(tmp_path):
@@ -126,8 +141,8 @@ def test_comparison_uses_common_examples_only(tmp_path):
     write(tmp_path / "c", "other", [[1, 1] * 15])
     row, other = compare([str(tmp_path / name) for name in "abc"]).rows
     assert (row.examples, row.left_out, row.cells[2]) == (30, 10, None)
-    assert row.cells[0].score == 50 and row.cells[1].difference.value == 50
-    assert other.cells[:2] == (None, None) and other.cells[2].difference is None
+    assert cell(row, 0).score == 50 and difference(row, 1).value == 50
+    assert other.cells[:2] == (None, None) and cell(other, 2).difference is None
 
 
 def test_comparison_reports_different_settings(tmp_path):
@@ -163,11 +178,13 @@ def test_report_is_self_contained(folders, tmp_path):
     page, text = ((output / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert not re.findall(r"https?://", page) and page.count("data:image/png;base64,") == 2
     for content in (page, text):
-        assert all(word in content for word in ("gained", "forgotten", "kept", "not told apart"))
+        assert all(
+            word in content for word in ("gained", "forgotten", "kept", "no significant difference")
+        )
         assert "8 differences" in content
     for name in re.findall(r"\]\((\S+?)\)", text):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
-    # Without bits per byte there is no picture of them, not even an old one.
+    # Without bits per byte, the figure of an earlier report is deleted.
     for folder in folders:
         (tmp_path / folder / "bpb.jsonl").unlink()
     write_comparison(folders, str(output))
@@ -189,5 +206,5 @@ def test_report_escapes_markdown_in_names(tmp_path):
     write_comparison(folders, str(tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("# Comparison of \\*a\\*, \\`b\\` \\[c\\](d)\n")
-    assert "Differences are to \\*a\\*, on the same examples" in text
+    assert "Each difference is a change from \\*a\\*, on the same examples" in text
     assert "[c](d)" not in text and "| quiz_en |" in text

@@ -1,4 +1,4 @@
-"""Exact-match accuracy with chance and suffixes."""
+"""Exact-match accuracy: optional suffixes, chance and intervals."""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Scores compared with the Hugging Face backend of the harness, in float32."""
+"""Scores of the harness adapter, compared with the Hugging Face backend in float32."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +53,9 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    return HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=4)
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch_size": 4}
+    options["pretrained"] = folder
+    return HFLM(**options)
 
 
 def requests(kind, *arguments):
@@ -63,12 +67,12 @@ def test_loglikelihoods_equal_the_harness(ours, theirs):
     asked = requests(
         "loglikelihood",
         *((f"{shots}Question: {n}? Answer:", f" {x}") for n in range(6) for x in "ABCD"),
-        # Options of several tokens, some that begin alike; a space that goes to the option.
+        # Options of several tokens, some with a common beginning; a space moves to the option.
         *(("猫坐在 ", option) for option in ("垫子上", "垫子", "the hat 12", "A")),
         ("", "The cat"),
-        # A token reaches from the context into the option.
+        # A token contains the end of the context and the beginning of the option.
         ("The ca", "t sat on 12"),
-        # Cut on the left, with options of different lengths.
+        # The context is truncated on the left, with options of different lengths.
         *((TEXT * 6, option) for option in (" yes", " no it is not")),
     )
     wanted, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
@@ -100,7 +104,7 @@ def test_benchmark_scores_equal_the_harness(ours, theirs, tmp_path):
     for name in ("cmmlu", "xcopa_zh", "gsm8k"):
         benchmark = load_benchmark(name, data, None)
         for task in benchmark.parts.values():
-            # The harness refuses its own 256 in a context of 192.
+            # The backend rejects its default of 256 new tokens in a context of 192.
             if task.config.generation_kwargs:
                 task.config.generation_kwargs["max_gen_toks"] = 16
         answer_questions(make_questions(benchmark, chat=None, limit=None), ours, tmp_path, {})

@@ -1,7 +1,8 @@
-"""Blind comparison: fair, resumable, and limited whatever the endpoint does."""
+"""Judged comparisons: blind pairs, both orders, resuming, and failures of the endpoint."""
 
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.evaluation.benchmark_files import save_tokenizer
 from tests.evaluation.chat_endpoint import serving
 from tests.weights.hf_models import save_llama
 
-TINY = {
+TINY: dict[str, Any] = {
     "num_hidden_layers": 2,
     "max_position_embeddings": 128,
     "bos_token_id": 0,
@@ -34,7 +35,7 @@ PROMPTS = 12
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    """Starts one; none outlives the test."""
+    """Function that starts an endpoint, which ends with the test."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with contextlib.ExitStack() as stack:
         yield lambda reply: stack.enter_context(serving(reply))
@@ -46,7 +47,7 @@ def hurried(monkeypatch):
 
 
 def candidate(name, answers):
-    """Says ``answers(prompt's text)``; None once it was asked more often than it should be."""
+    """A candidate that answers a prompt with ``answers(text of its last turn)``."""
 
     def answer(prompts):
         return ((i, answers(prompt[-1].content)) for i, prompt in enumerate(prompts))
@@ -65,7 +66,7 @@ def options_of(tmp_path, judge):
 
 
 def prefers(word):
-    """A judge that reads the answers."""
+    """A judge that prefers the answer that contains ``word``."""
 
     def reply(body, _):
         left, right = body["messages"][1]["content"].split("<answer B>")
@@ -87,7 +88,7 @@ def test_better_answers_win_in_both_orders(tmp_path, endpoint, capsys):
     assert 0.5 < found.interval[0] < 1 == found.interval[1]
     assert found.shown_first == 0.5 and found.disagreements == 0
     assert "tuned is preferred to base" in summary_lines(found)[0]
-    # Blind, and the key goes into the header alone.
+    # The judge does not see the names, and the key is only in the header.
     assert not any("tuned" in text or "base" in text for text in server.asked)
     assert set(server.keys) == {f"Bearer {KEY}"}
     said = capsys.readouterr()
@@ -101,7 +102,7 @@ def test_second_call_requests_only_missing_verdicts(tmp_path, endpoint):
     whole = judge_conversations((GOOD, BAD), tmp_path, options)
     kept = tmp_path / "conversations" / "judgements.jsonl"
     lines = kept.read_text().splitlines(keepends=True)
-    # Killed in the middle of a line.
+    # The command was killed while it wrote a line.
     kept.write_text("".join(lines[:5]) + lines[5][:20])
     unable = candidate("tuned", None), candidate("base", None)
     assert judge_conversations(unable, tmp_path, options) == whole
@@ -113,7 +114,7 @@ def test_judge_that_follows_the_position_gives_ties(tmp_path, endpoint, capsys):
     server = endpoint(lambda body, number: "VERDICT: A")
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.rate, found.disagreements, found.shown_first) == (0.5, PROMPTS, 1.0)
-    assert found.finding == "not told apart"
+    assert found.finding == "no significant difference"
     assert "favors the answer that is shown first" in capsys.readouterr().out
 
 
@@ -160,7 +161,7 @@ def test_replies_without_a_verdict_are_counted(tmp_path, endpoint):
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.prompts, found.unjudged, found.without_verdict) == (PROMPTS - 1, 1, 2)
     assert "1 prompts do not count" in summary_lines(found)[-1]
-    # Asked again by the next call, that alone.
+    # The next call repeats only the questions without a verdict.
     before, server.reply = len(server.asked), lambda body, number: "VERDICT: A"
     found = judge_conversations((GOOD, BAD), tmp_path, options_of(tmp_path, server.url))
     assert (found.prompts, found.without_verdict) == (PROMPTS, 0)
@@ -220,13 +221,13 @@ def test_person_can_quit_and_resume(tmp_path, monkeypatch):
     assert judge_conversations((GOOD, BAD), tmp_path, options).wins == PROMPTS
     shown = "\n".join(screen).split("tuned against base")[0]
     assert "good answer" in shown and "tuned" not in shown and "base" not in shown
-    # Sides are drawn by lot.
+    # The order depends on the hash of the pair.
     lines = (tmp_path / "conversations" / "judgements.jsonl").read_text().splitlines()
     assert {json.loads(line)["swapped"] for line in lines} == {True, False}
 
 
 def _says(monkeypatch, words):
-    """What a person types; ``good`` is the letter of the better answer on the screen."""
+    """Simulate a person who types ``words``; ``good`` stands for the letter of the good answer."""
     screen, left = [], iter(words)
     monkeypatch.setattr(
         "builtins.print", lambda *text, **_: screen.append(" ".join(map(str, text)))
@@ -245,7 +246,7 @@ def _says(monkeypatch, words):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two that chat, and one that does not."""
+    """Folder with two chat models and a base model."""
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("a", "b", "mute")):
         (folder / name).mkdir()
@@ -267,14 +268,14 @@ def test_command_generates_answers_once(tmp_path, endpoint, models):
     assert (found["models"], found["prompts"], found["rate"]) == (["a", "b"], 2, 0.5)
     answers = (tmp_path / "out/conversations/answers/a.jsonl").read_text().splitlines()
     by_prompt = {line["asked"]: line["answer"] for line in map(json.loads, answers)}
-    # The long one leaves no room.
+    # The long prompt leaves no room for an answer.
     assert by_prompt.pop(asked[2]) is None and all(by_prompt.values())
     assert any(by_prompt["Who?"] in question for question in server.asked)
     before = len(server.asked)
     assert main(command) == 0 and len(server.asked) == before
     with pytest.raises(UserError, match="mute cannot answer conversations"):
         main([str(models / "mute"), *command[1:]])
-    with pytest.raises(UserError, match="compares two models, not 1"):
+    with pytest.raises(UserError, match="compares two models, not 1; name two"):
         main(command[1:])
 
 

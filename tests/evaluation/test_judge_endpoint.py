@@ -1,4 +1,4 @@
-"""One question to an endpoint: a deadline, and retries of transient errors."""
+"""Requests to a judge endpoint: the deadline, retries of transient errors, and the key."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def hurried(monkeypatch):
 
 @contextlib.contextmanager
 def sending(*replies):
-    """Sends each connection the next of ``replies``: bytes, or an iterator of them."""
+    """Run a server that sends the next of ``replies``, bytes or an iterator, per connection."""
     left = iter(replies)
 
     class Handler(socketserver.BaseRequestHandler):
@@ -50,7 +50,7 @@ def sending(*replies):
 
 
 def dripping(begun, drop):
-    """The socket itself never times out."""
+    """Yield bytes so often that the timeout of the socket never expires."""
     yield begun
     for _ in range(500):
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Learning curves: the title follows the numbers, the curves the files of the run."""
+"""Learning curves: reading from a run, the finding in the title, and the PNG."""
 
 import json
 import re

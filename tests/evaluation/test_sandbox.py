@@ -1,3 +1,5 @@
+"""The sandbox: limits on generated code, and the seccomp filter of each machine."""
+
 import ctypes
 import fcntl
 import os
@@ -81,12 +83,13 @@ def test_only_programs_that_reach_their_end_pass():
 def test_sandbox_refuses(attempt, tmp_path):
     kept = tmp_path / "kept"
     kept.write_text("as it was")
-    # Whoever is root may write everywhere else.
+    # Without root capabilities the program may still write to this folder: only the filter
+    # protects it.
     os.chmod(tmp_path, 0o777)
     program = (
         f"{CALL}path = {str(kept)!r}\nopen(path).read()\n"
         f"try:\n    {attempt}\nexcept (RuntimeError, MemoryError):\n    pass\n"
-        # The filter's, not another's.
+        # The filter fails calls with EPERM.
         "except OSError as error:\n    assert error.errno == errno.EPERM\n"
         "else:\n    raise SystemExit(1)\n"
     )
@@ -187,15 +190,17 @@ def test_nothing_runs_without_a_filter(monkeypatch):
 )
 def test_filter_of_each_machine(monkeypatch, machine, architecture, allowed, refused):
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    program = list(struct.iter_unpack("=HBBI", filter_program()))
+    packed = filter_program()
+    assert packed is not None
+    program = list(struct.iter_unpack("=HBBI", packed))
     assert {_said_to(program, architecture, *call) for call in allowed} == {ALLOW}
     assert {_said_to(program, architecture, *call) for call in refused} == {REFUSE}
-    # Another machine's calls, and another table's.
+    # Calls of another architecture, and calls of the x32 table.
     assert _said_to(program, 0x40000003, 0) == _said_to(program, architecture, 1 << 30) == KILL
 
 
 def _said_to(program, architecture, number, *arguments):
-    """What the kernel would do: a struct seccomp_data through classic BPF."""
+    """Return the filter's result for a system call, as a classic BPF interpreter computes it."""
     arguments = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments)
     place = loaded = 0

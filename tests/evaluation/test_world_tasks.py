@@ -1,4 +1,4 @@
-"""Task files of the demo's world: the same in this package and in the harness, chance as stated."""
+"""Task files of the demo's world: equal requests in package and harness, stated chance."""
 
 import json
 import os
@@ -23,19 +23,19 @@ NAMES = [f"world_{s}_{c}" for s in ("facts", "arithmetic", "feelings") for c in 
 
 
 class Oracle:
-    """Knows the right end; or prefers the longest, whatever is asked."""
+    """A model that prefers the right option, or if ``blind`` the option with the longest ending."""
 
     cut = set()
 
     def __init__(self, blind):
         self.blind = blind
 
-    def answers(self, kind, instances):
-        for number, one in enumerate(instances):
-            # What the four sentences differ in, whatever was asked.
+    def answers(self, kind, requests):
+        for number, one in enumerate(requests):
+            # The part of the sentence that differs between the four options.
             end = one.args[1][len(os.path.commonprefix(one.doc["sentences"])) :]
             right = len(end) if self.blind else one.idx == one.doc["answer"]
-            # Ends of one length are told apart by what they say, not by their place.
+            # A hash of the ending breaks ties between endings of the same length.
             yield number, (float(right) + zlib.crc32(end.encode()) % 997 / 1e6, False)
 
 

@@ -1,4 +1,4 @@
-"""Sampling filters equal plain NumPy, and draws follow the distribution."""
+"""Sampling filters equal a NumPy implementation, and samples follow the distribution."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ FILTER, DRAW = jax.jit(filter_logits), jax.jit(sample)
 
 
 def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:
-    """Return the ids that top-k, then top-p, then min-p keep."""
+    """Return the ids that remain after top-k, top-p and min-p, in this order."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     order = order[: sampling.top_k or None]
     shares = np.exp(logits[order] - logits[order[0]])
@@ -39,12 +39,12 @@ def allowed(logits: np.ndarray, sampling: Sampling) -> set[int]:
     st.floats(0.2, 2.0),
 )
 def test_filters_equal_numpy(order, top_k, top_p, min_p, spread):
-    # Steps that differ: no ties, and no sum of shares that falls on a limit.
+    # Unequal steps between logits avoid ties, and sums of probabilities that equal a limit.
     logits = (spread * np.cumsum(1 + 0.1 * np.arange(VOCAB)))[list(order)].astype(np.float32)
     sampling = Sampling(1.0, top_k, top_p, min_p)
     kept = np.asarray(FILTER(jnp.asarray(logits)[None], sampling.settings()))[0]
     ours = {int(i) for i in np.flatnonzero(np.isfinite(kept))}
-    # float32 sums may fall on either side of a limit.
+    # float32 sums can be on either side of a limit.
     least, most = (
         allowed(logits, Sampling(1.0, top_k, *np.clip((top_p - e, min_p + e), 0, 1).tolist()))
         for e in (1e-5, -1e-5)
@@ -53,8 +53,9 @@ def test_filters_equal_numpy(order, top_k, top_p, min_p, spread):
     assert all(kept[i] == logits[i] for i in ours)
 
 
-def drawn(logits: np.ndarray, sampling: Sampling, count: int) -> np.ndarray:
-    many = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
+def drawn(logits: np.typing.ArrayLike, sampling: Sampling, count: int) -> np.ndarray:
+    row = np.asarray(logits, np.float32)
+    many = jnp.broadcast_to(row, (count, len(row)))
     return np.asarray(
         DRAW(many, sampling.settings(), jnp.arange(count), jnp.zeros(count, jnp.int32))
     )
@@ -70,7 +71,7 @@ def test_token_frequencies_follow_the_distribution():
         np.bincount(drawn(logits, Sampling(temperature=2.0, seed=3), count), minlength=4) / count
     )
     expected = np.exp(logits / 2) / np.exp(logits / 2).sum()
-    # Five standard deviations of a share of a half.
+    # Five standard deviations of the frequency of a token with probability 0.5.
     np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / count**0.5)
 
 

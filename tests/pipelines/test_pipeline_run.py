@@ -1,7 +1,8 @@
-"""A pipeline runs all stages, resumes where it stopped, and writes one report."""
+"""Pipelines: stages in order, resuming after a stop, the report and the export."""
 
 from dataclasses import replace
 import json
+import logging
 from pathlib import Path
 import shutil
 
@@ -27,7 +28,7 @@ from llama_cpt.training.trainer import fit
 
 @pytest.fixture
 def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
-    """CPT, SFT and DPO of four steps each, on two devices, which compile faster than eight."""
+    """Config of CPT, SFT and DPO with four steps each, on two devices to compile faster."""
     two = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: two)
 
@@ -46,7 +47,7 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
         )
         return replace(config, data=data)
 
-    # A question in the template is longer than the rows of the corpora.
+    # A question rendered with the chat template is longer than the rows of the corpora.
     model = replace(make_config(tmp_path).model, context_length=128)
 
     def stage(name):
@@ -76,14 +77,16 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
 
 
 def metrics(stage) -> list[dict]:
-    return [json.loads(line) for line in (Path(stage.output) / "metrics.jsonl").open()]
+    """Return the lines of a stage's ``metrics.jsonl``."""
+    lines = (Path(stage.output) / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def test_pipeline_runs_all_stages_and_resumes(pipeline, capsys):
+def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     assert run_pipeline(pipeline) is Outcome.FINISHED
     output = Path(pipeline.output)
     report = (output / "report.md").read_text()
-    assert "before" not in report  # It started from random weights.
+    assert "before" not in report  # The pipeline starts from random weights.
     for text in ("| cpt |", "| sft |", "| dpo |", "rewards/margins", "## fire", "0 of 1", "10%"):
         assert text in report, text
     assert (output / "report.png").stat().st_size > 5000
@@ -97,16 +100,16 @@ def test_pipeline_runs_all_stages_and_resumes(pipeline, capsys):
     _, sft, dpo = pipeline.linked_stages()
     assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output
     first = metrics(dpo)[1]
-    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2 at the reference
+    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2 at the reference model
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
     shutil.rmtree(dpo.output)
     (output / "report.md").unlink()
     before = {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
-    capsys.readouterr()
-    assert run_pipeline(pipeline) is Outcome.FINISHED
-    printed = capsys.readouterr().out
-    assert "pipeline: dpo" in printed and "pipeline: sft" not in printed
+    with caplog.at_level(logging.INFO, "llama_cpt"):
+        caplog.clear()
+        assert run_pipeline(pipeline) is Outcome.FINISHED
+    assert "pipeline: dpo" in caplog.text and "pipeline: sft" not in caplog.text
     assert before == {stage.output: metrics(stage) for stage in pipeline.stages[:2]}
     assert (output / "report.md").read_text() == report
 

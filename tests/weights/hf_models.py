@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face models that tests compare with."""
+"""Tiny random Hugging Face models, with which tests compare ours."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ LLAMA3_ROPE = {
 
 
 def random_llama(seed: int = 0, **fields: Any) -> transformers.LlamaForCausalLM:
-    """A float32 Llama whose every tensor, norms too, is random."""
+    """Return a float32 Llama in which all tensors are random, the norms included."""
     torch.manual_seed(seed)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SMALL, **fields}))
     with torch.no_grad():
@@ -43,11 +43,12 @@ def random_llama(seed: int = 0, **fields: Any) -> transformers.LlamaForCausalLM:
 def save_llama(
     folder: Path, dtype: torch.dtype = torch.float32, shard: str = "1GB", **fields: Any
 ) -> str:
-    """``random_llama(**fields)`` as a folder of ``dtype``; its path."""
-    random_llama(**fields).to(dtype).save_pretrained(folder, max_shard_size=shard)
+    """Save ``random_llama(**fields)`` in ``dtype`` to ``folder``, and return the folder's path."""
+    model: Any = random_llama(**fields)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return str(folder)
 
 
 def token_rows(vocab_size: int, rows: int, length: int) -> np.ndarray:
-    """Random tokens, (rows, length) int32."""
+    """Return random int32 tokens of shape (rows, length)."""
     return np.random.default_rng(1).integers(0, vocab_size, (rows, length), dtype=np.int32)

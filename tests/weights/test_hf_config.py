@@ -1,4 +1,4 @@
-"""``config.json`` is read and written, and rejected for other architectures."""
+"""``config.json`` is read and written, and unsupported architectures are rejected."""
 
 from dataclasses import replace
 import json
@@ -9,7 +9,7 @@ from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.hf_config import config_json, read_config, require_same_architecture
 
-# meta-llama/Llama-3.1-8B's config.json as published, shrunk in nothing but whitespace.
+# The published config.json of meta-llama/Llama-3.1-8B, with different whitespace.
 LLAMA31_8B = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,

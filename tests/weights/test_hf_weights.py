@@ -1,4 +1,4 @@
-"""Import and export keep all bytes on any mesh, and broken folders are rejected."""
+"""Import and export preserve all bytes on any mesh, and damaged folders are rejected."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+from typing import Any
 import warnings
 
 import jax
@@ -51,7 +52,7 @@ def export(model, output, **options):
 def test_round_trip_keeps_all_bytes(dtype, shard_in, shard_out, tmp_path):
     fields = {"tie_word_embeddings": dtype == "float16", "rope_parameters": LLAMA3_ROPE}
     source = save_llama(tmp_path / "in", DTYPES[dtype], shard_in, **fields)
-    # Blocks smaller than a matrix, tiles smaller than a block.
+    # Blocks are smaller than a matrix, and tiles are smaller than a block.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hf_weights, "BLOCK_BYTES", 4096)
         patch.setattr(hf_weights, "TILE", 8)
@@ -74,9 +75,10 @@ def test_transformers_loads_an_export_without_warnings(tmp_path, caplog, capfd):
     capfd.readouterr()
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", output_loading_info=True
         )
+        model, info = loaded
         tokens = torch.tensor(token_rows(128, 1, 8)).long()
         model.generate(tokens, max_new_tokens=2, pad_token_id=0, attention_mask=tokens >= 0)
     transformers.utils.logging.disable_propagation()
@@ -106,7 +108,7 @@ def test_sharded_over_a_mesh(tmp_path):
 
 
 def test_mesh_of_one_device_without_copies(tmp_path):
-    """XLA uses the buffers without a copy, which would double the memory."""
+    """XLA uses the buffers without a copy. A copy would double the memory."""
     model = load_hf(save_llama(tmp_path))
     buffer = hf_weights._aligned_empty(((0, 3), (0, 5)))
     assert jax.device_put(buffer).unsafe_buffer_pointer() == buffer.ctypes.data
@@ -217,11 +219,11 @@ BREAK = {
     ),
     "more layers": (
         lambda f: rewrite_json(f / "config.json", num_hidden_layers=4),
-        "no tensor 'model.layers.3",
+        "tensor 'model.layers.3.* is missing",
     ),
     "tied, with a head of its own": (
         lambda f: rewrite_json(f / "config.json", tie_word_embeddings=True),
-        "'lm_head.weight' is not the embedding",
+        "'lm_head.weight' differs from the embedding",
     ),
 }
 
@@ -246,9 +248,9 @@ def test_broken_folders(case, good_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "F8_E4M3"}, "is F8_E4M3"),
+        ({"dtype": "F8_E4M3"}, "has dtype F8_E4M3"),
         ({"shape": [1]}, "takes 4 bytes"),
-        ({"data_offsets": [0]}, "its header is broken"),
+        ({"data_offsets": [0]}, "its header is invalid"),
     ],
 )
 def test_broken_headers(change, message, tmp_path):
@@ -277,6 +279,6 @@ def test_export_does_not_overwrite(good_folder, tmp_path):
 def test_export_out_of_range_leaves_nothing(good_folder, tmp_path):
     model = load_hf(good_folder)
     model.norm[...] = model.norm[...].at[3].set(70000.0)
-    with pytest.raises(UserError, match=r"model\.norm\.weight: a value does not fit float16"):
+    with pytest.raises(UserError, match=r"model\.norm\.weight: a value overflows float16"):
         export(model, tmp_path / "out", dtype="float16")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Hub names, tested against a small hub on this machine."""
+"""Hub names are resolved to folders, tested with a local server that imitates the hub."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -102,7 +102,7 @@ def test_hub_names_are_downloaded(hub, tmp_path):
     assert found == {file: FILES[file] for file in FILES.keys() - pickles}
     assert "https://huggingface.co/org/gated" in gated and "hf auth login" in gated
     assert "org/absent" in absent and "hf auth login" in absent
-    # A restart may help only the first.
+    # Only a busy hub is a transient error, after which a restart can succeed.
     assert busy.startswith("75 ") and gated.startswith("78 ") and absent.startswith("78 ")
 
 

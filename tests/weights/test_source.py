@@ -1,4 +1,4 @@
-"""Weights of a run are loaded only into the same architecture."""
+"""A run's weights are loaded only into a model of the same architecture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import save_weights
+from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
@@ -42,7 +42,8 @@ def test_load_keeps_the_options_of_the_shapes(run: Path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=1), jax.devices()[:4])
     model = open_source(str(run)).load(abstract_llama(CONFIG, remat="full"), mesh)
     assert model.remat == "full"
-    assert model.layers.query.get_value().sharding.mesh == mesh
+    sharding = model.layers.query.get_value().sharding
+    assert isinstance(sharding, jax.NamedSharding) and sharding.mesh == mesh
     drawn = Llama(CONFIG, jax.random.key(0))
     for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(drawn), strict=True):
         assert (ours == jax.device_put(theirs, ours.sharding)).all()

@@ -1,1 +1,1 @@
-"""Comparison of models that were scored on the same examples."""
+"""Comparisons of models by their scores on the same examples."""

@@ -1,4 +1,4 @@
-"""Comparison of models on the same examples: scores, differences to the first model, findings."""
+"""Scores of models on the same examples, differences from the first model, and findings."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,31 @@ from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
 from llama_cpt.runtime.errors import UserError
 
 POINTS_MARGIN = 2.0
-"""Smallest change of a score of 0 to 100 that matters."""
+"""Smallest relevant difference between scores, in points on a scale from 0 to 100."""
 BITS_MARGIN = 0.01
-"""Smallest relative change of bits per byte that matters."""
+"""Smallest relevant difference in bits per byte, as a fraction of the first model's value."""
 IN_POINTS = ("eqbench",)
-"""Metrics that range from 0 to 100; others with values in [0, 1] are shown in percent."""
+"""Metrics on a scale from 0 to 100.
+
+All other metrics are shown in percent if all their values are in [0, 1].
+"""
 FEWEST_GROUPS = 20
-"""Minimum number of groups for a bootstrap over groups; with fewer, examples are resampled."""
+"""Minimum number of groups for a bootstrap that resamples groups instead of examples."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of a model to the first model."""
+    """The difference between the score of a model and the score of the first model."""
 
     value: float
+    """Difference in points; for bits per byte, the relative difference as a fraction."""
     alone: tuple[float, float]
-    """Interval at 95 % for this difference alone."""
+    """The 95 % interval, without a correction for the number of differences."""
     interval: tuple[float, float]
-    """Interval at the level corrected for the number of differences, which decides the finding."""
+    """Interval at a level that is corrected for the number of differences in the comparison.
+
+    This interval determines the finding.
+    """
     finding: Finding
 
 
@@ -47,58 +54,64 @@ class Cell:
     """The result of one model on one task."""
 
     score: float
-    """Bits per byte, or a score of 0 to 100."""
+    """Score in bits per byte, in percent (for a metric from 0 to 1) or in the metric's unit."""
     difference: Difference | None
-    """None for the first model, or if the first model was not measured."""
+    """Difference from the first model.
+
+    The value is None for the first model, or if the first model has no scores for the task.
+    """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task, or bits per byte of one corpus."""
+    """A row of the comparison: one task, or the bits per byte of one corpus."""
 
     name: str
     metric: str
     examples: int
-    """Number of examples that all models with this task have."""
+    """Number of examples that all models with scores for the task have in common."""
     left_out: int
-    """Number of examples that only some of the models have."""
+    """Number of examples that were not evaluated with all models that have scores for the task."""
     groups: int
-    """Number of groups that are resampled whole; 0 if examples are resampled."""
+    """Number of groups if the bootstrap resamples whole groups; 0 if it resamples examples."""
     chance: float | None
-    """Score of random guesses; None if the task has no choices."""
+    """Score of random guesses, in the unit of ``Cell.score``.
+
+    The value is None if the task has no answer options.
+    """
     less_is_better: bool
     shots: int | None
-    """Worked examples before each question; None if the task has no questions."""
+    """Number of worked examples before each question; None if the task has no questions."""
     cells: tuple[Cell | None, ...]
-    """One cell per model; None if it was not measured."""
+    """One cell per model; None if the model has no scores for the task."""
 
     @property
     def is_bits(self) -> bool:
-        """Whether the metric is bits per byte, whose differences are relative."""
+        """True if the metric is bits per byte, for which differences are relative."""
         return self.metric == BITS_PER_BYTE
 
     @property
     def margin(self) -> float:
-        """Smallest difference that matters, in the unit of ``Difference``."""
+        """Smallest relevant difference, in the unit of ``Difference.value``."""
         return BITS_MARGIN if self.is_bits else POINTS_MARGIN
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of a comparison."""
+    """The result of a comparison, as a table with a column for each model."""
 
     models: tuple[str, ...]
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
-    """Reasons why a row may not compare like with like."""
+    """Sentences about truncated questions and different settings, which can explain differences."""
 
     @property
     def differences(self) -> int:
-        """Number of differences, for which the intervals are corrected."""
+        """Number of differences in the table; the intervals are corrected for this number."""
         return sum(bool(cell and cell.difference) for row in self.rows for cell in row.cells)
 
     def rows_with(self, model: str, mark: Finding) -> list[str]:
-        """Return the names of the rows on which ``model`` has the finding ``mark``."""
+        """Return the names of the rows in which ``model`` has the finding ``mark``."""
         column = self.models.index(model)
         cells = ((row.name, row.cells[column]) for row in self.rows)
         return [n for n, c in cells if c and c.difference and c.difference.finding == mark]
@@ -106,15 +119,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The values of a row; the score of a model is ``sum(values) / sum(weights)``, scaled."""
+    """The values from which one row is computed.
+
+    The score of a model is ``sum(values) / sum(weights)`` times a factor that sets the unit.
+    """
 
     name: str
     metric: str
     models: tuple[int, ...]
+    """Indices of the models that have scores for the row."""
     values: Float[np.ndarray, "models examples"]
-    """Scores, or nats."""
+    """Score of each example; for bits per byte, the example's negative log-likelihood in nats."""
     weights: Float[np.ndarray, " examples"]
-    """1, or bytes."""
+    """1 for each example; for bits per byte, the number of UTF-8 bytes of the example."""
     groups: Sequence[str]
     left_out: int
     chance: float | None
@@ -123,10 +140,11 @@ class _Measured:
 
 
 def compare(folders: Sequence[str]) -> Comparison:
-    """Compare the models with scores in ``folders`` with the first of them.
+    """Compare the first model with each of the remaining models.
 
-    The name of a folder is the name of its model. Raises UserError for folders without scores, for
-    two folders of the same name, and for a task without a common example.
+    Each folder contains the scores of one model, and the name of the folder is the name of the
+    model. Raises UserError if a folder contains no scores, if two folders have the same name, or if
+    the models have no example of a task in common.
     """
     models = tuple(PurePath(folder).name for folder in folders)
     if twice := [name for name, count in Counter(models).items() if count > 1]:
@@ -147,7 +165,10 @@ def compare(folders: Sequence[str]) -> Comparison:
 
 
 def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[ExampleScore]]:
-    """Group scores into rows: bits per byte have a row per corpus, other tasks one row."""
+    """Group scores by row of the comparison.
+
+    The metric ``bits_per_byte`` has one row per corpus. All other metrics have one row per task.
+    """
     rows: dict[str, list[ExampleScore]] = {}
     for task, scores in tasks.items():
         for score in scores:
@@ -159,14 +180,14 @@ def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[Exam
 def _cut_remarks(
     scores: Sequence[Mapping[str, Sequence[ExampleScore]]], models: Sequence[str]
 ) -> list[str]:
-    """Return a sentence for each model and task with questions longer than the context."""
+    """Return a sentence for each model and task with truncated questions."""
     remarks = []
     for model, tasks in zip(models, scores, strict=True):
         for name, found in tasks.items():
             if count := sum(bool(score.detail.get("cut")) for score in found):
                 remarks.append(
                     f"{name}: {count:,} of {len(found):,} questions were longer than the context "
-                    f"of {model} and lost their beginning."
+                    f"of {model} and were truncated on the left."
                 )
     return remarks
 
@@ -177,13 +198,13 @@ def _measured(
     models: Sequence[str],
     shots: int | None,
 ) -> _Measured:
-    """Collect the values of the examples that all models with this row have."""
+    """Return the values of the examples that all models with scores for the row have in common."""
     by_model = {column: {s.key: s for s in scores} for column, scores in enumerate(found) if scores}
     metrics = {score.metric for scores in by_model.values() for score in scores.values()}
     if len(metrics) > 1:
         raise UserError(
-            f"{name}: the models have different metrics ({', '.join(sorted(metrics))}); "
-            "evaluate them again with the same task."
+            f"{name}: the models have different metrics ({', '.join(sorted(metrics))}); evaluate "
+            "them again with the same task."
         )
     common = sorted(set.intersection(*(set(scores) for scores in by_model.values())))
     if not common:
@@ -195,7 +216,7 @@ def _measured(
     is_bits = metric == BITS_PER_BYTE
     values = [[score.nats if is_bits else score.score for score in row] for row in table]
     weights = [score.bytes if is_bits else 1 for score in table[0]]
-    chances = [score.chance for score in table[0]]
+    chances = [score.chance for score in table[0] if score.chance is not None]
     measured = _Measured(
         name=name,
         metric=metric,
@@ -204,18 +225,18 @@ def _measured(
         weights=np.array(weights, float),
         groups=[group for group, _ in common],
         left_out=len(set().union(*by_model.values())) - len(common),
-        chance=None if None in chances else sum(chances) / len(chances),
+        chance=sum(chances) / len(chances) if len(chances) == len(table[0]) else None,
         less_is_better=is_bits or table[0][0].less_is_better,
         shots=shots,
     )
     if not np.isfinite(measured.values).all() or not measured.weights.sum() > 0:
-        raise UserError(f"{name}: has scores that are not finite; delete and evaluate it again.")
+        raise UserError(f"{name}: has scores that are not finite; delete them and evaluate again.")
     return measured
 
 
 def _row(row: _Measured, models: int, level: float) -> Row:
     is_bits = row.metric == BITS_PER_BYTE
-    # Scores in [0, 1] are shown in percent, nats per byte in bits per byte.
+    # Scores in [0, 1] are converted to percent, nats per byte to bits per byte.
     scale = 1 / math.log(2) if is_bits else 100.0 if _are_shares(row) else 1.0
     scores = scale * row.values.sum(1) / row.weights.sum()
     clusters = np.unique(row.groups, return_inverse=True)[1]
@@ -243,32 +264,34 @@ def _row(row: _Measured, models: int, level: float) -> Row:
 
 
 def _are_shares(row: _Measured) -> bool:
-    """Return whether the scores are shares in [0, 1]."""
+    """Return whether all scores of the row are fractions in [0, 1]."""
     return row.metric not in IN_POINTS and bool((row.values == np.clip(row.values, 0, 1)).all())
 
 
 def _differences(
     row: _Measured, clusters: np.ndarray, scale: float, level: float
 ) -> list[Difference]:
-    """Return the difference of every model to the first one."""
+    """Return the difference from the first model for each of the remaining models."""
     is_bits = row.metric == BITS_PER_BYTE
     change = row.values[1:] - row.values[0]
     over = np.broadcast_to(row.values[0] if is_bits else row.weights, change.shape)
     value = change.sum(1) / over.sum(1)
-    units = [_summed(part, clusters) for part in (change, over)]
+    changes, overs = _summed(change, clusters), _summed(over, clusters)
     if _are_shares(row) and np.isin(row.values, (0, 1)).all():
-        # For right or wrong answers, add one example that only the first model gets right and one
-        # that only the other does. Without them, a bootstrap of models that agree on all examples
-        # would give an interval of width zero, however few examples there are. The estimate
-        # itself, ``value``, does not change. (Agresti and Min 2005, Statistics in Medicine 24,
-        # add pseudo-counts to matched pairs for the same reason.)
-        units = [np.pad(part, ((0, 0), (0, 2)), constant_values=1) for part in units]
-        units[0][:, -1] = -1
-    intervals = ratio_intervals(*units, [LEVEL, level])
+        # If every answer is right or wrong, add one example that only the first model gets right
+        # and one that only the compared model gets right. Without these two examples, the interval
+        # of models that agree on all examples would have width zero, however few examples there
+        # are. ``value`` does not change. (Agresti and Min 2005, Statistics in Medicine 24, add
+        # pseudo-counts to matched pairs for the same reason.)
+        changes, overs = (
+            np.pad(part, ((0, 0), (0, 2)), constant_values=1) for part in (changes, overs)
+        )
+        changes[:, -1] = -1
+    intervals = ratio_intervals(changes, overs, [LEVEL, level])
     if is_bits:
         scale = 1.0
     elif _are_shares(row):
-        # The other model's share cannot leave [0, 1], however few examples there are.
+        # The compared model's score is in [0, 1], which limits the difference.
         first = row.values[0].mean()
         intervals = np.clip(intervals, -first, 1 - first)
     alone, corrected = scale * intervals
@@ -278,7 +301,11 @@ def _differences(
             value=scale * float(v),
             alone=(float(a[0]), float(a[1])),
             interval=(float(c[0]), float(c[1])),
-            finding=classify(*sorted(better * c), margin=BITS_MARGIN if is_bits else POINTS_MARGIN),
+            finding=classify(
+                float((better * c).min()),
+                float((better * c).max()),
+                margin=BITS_MARGIN if is_bits else POINTS_MARGIN,
+            ),
         )
         for v, a, c in zip(value, alone, corrected, strict=True)
     ]
@@ -288,5 +315,5 @@ def _summed(
     values: Float[np.ndarray, "pairs examples"], clusters: np.ndarray
 ) -> Float[np.ndarray, "pairs units"]:
     found = np.zeros((len(values), clusters.max() + 1))
-    np.add.at(found, (slice(None), clusters), values)
+    np.add.at(found.T, clusters, values.T)
     return found

@@ -1,4 +1,4 @@
-"""Figures of a comparison: differences with their intervals, and bits per byte by language."""
+"""Figures of a comparison: differences with intervals, and bits per byte of each corpus."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,23 @@ from llama_cpt.evaluation.comparison.compare import Comparison, Row
 from llama_cpt.evaluation.comparison.text import MINUS
 from llama_cpt.mixture_law.figure_style import BLUE, DARK, GREEN, GREY, VERMILION, plain
 
-# The palette of Okabe and Ito (2008) without yellow, which has little contrast on white. Markers
-# differ too, so that no information is in the color alone.
+# The palette of Okabe and Ito (2008) without yellow, which has little contrast on white. Each model
+# also has its own marker, so that readers do not depend on color.
 COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FINDING_COLORS = {"gained": GREEN, "forgotten": VERMILION, "kept": DARK, "not told apart": GREY}
+FINDING_COLORS = {
+    "gained": GREEN,
+    "forgotten": VERMILION,
+    "kept": DARK,
+    "no significant difference": GREY,
+}
 
 
 def draw_differences(comparison: Comparison) -> Figure:
-    """Draw the differences: a panel of bits per byte, one of points; better is to the right."""
+    """Draw all differences; improvements are to the right of zero.
+
+    One panel shows bits per byte, and one panel shows metrics in points.
+    """
     kinds = [
         [row for row in comparison.rows if row.is_bits is is_bits] for is_bits in (True, False)
     ]
@@ -41,9 +49,9 @@ def draw_differences(comparison: Comparison) -> Figure:
 
 
 def draw_languages(comparison: Comparison) -> Figure:
-    """Draw the bits per byte of each corpus.
+    """Draw the bits per byte of all models, with one panel per corpus.
 
-    Each corpus has a panel of its own, because bits per byte of different languages do not compare.
+    Corpora have separate panels, because bits per byte of different languages are not comparable.
     """
     rows = [row for row in comparison.rows if row.is_bits]
     columns = min(len(rows), 3)
@@ -72,7 +80,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
             if cell and cell.difference:
                 y = index + (number - (others - 1) / 2) * 0.75 / max(others, 1)
                 color, found = COLORS[number % len(COLORS)], cell.difference
-                # Metrics of which less is better are mirrored, so that better is to the right.
+                # If less is better, the values are mirrored, so that improvements are to the right.
                 sign = -1 if row.less_is_better and not is_bits else 1
                 axes.plot(np.multiply(sign, found.interval), (y, y), color=color, linewidth=1)
                 axes.plot(np.multiply(sign, found.alone), (y, y), color=color, linewidth=2.6)

@@ -1,4 +1,4 @@
-"""Reports of a comparison: ``report.md`` with its figures, and a self-contained ``report.html``."""
+"""Reports of a comparison: ``report.md`` with figures, and a self-contained ``report.html``."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,11 @@ from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.tables import markdown_table
 
 PICTURES = {
-    "differences.png": "Differences with their intervals: thick at 95 % for each alone, thin "
-    "corrected for their number; gray is the margin. To the right is better.",
-    "languages.png": "Bits per byte of whole documents. Compare models within a language, not "
-    "languages with each other.",
+    "differences.png": "Differences with intervals. A thick line is the 95 % interval of a single "
+    "difference. A thin line is the interval after correction for the number of differences. The "
+    "gray band is the margin. Improvements are to the right.",
+    "languages.png": "Bits per byte of whole documents. Values of different languages are not "
+    "comparable.",
 }
 CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto;
@@ -43,9 +44,10 @@ figcaption { color: #444; font-size: 14px; }
 
 
 def write_comparison(folders: Sequence[str], output: str) -> Comparison:
-    """Compare the models with scores in ``folders`` and write the report into ``output``.
+    """Compare the models with scores in ``folders``, and write the reports to ``output``.
 
-    All models are compared with the first. Raises UserError as ``compare`` does.
+    Returns the comparison. Every model is compared with the first model. Raises UserError in the
+    same cases as ``compare``.
     """
     comparison, folder = compare(folders), epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,13 +64,13 @@ def write_comparison(folders: Sequence[str], output: str) -> Comparison:
 
 
 def pictures_of(comparison: Comparison) -> dict[str, bytes]:
-    """Return the figures as PNG by file name, leaving out those without data."""
+    """Return the figures that have data, as a dict from file name to PNG bytes."""
     with style():
         return {name: png(draw(comparison)) for name, draw in _figures(comparison).items()}
 
 
 def markdown_of(comparison: Comparison, folder: str) -> str:
-    """Return the report in Markdown; paths of figures begin with ``folder``."""
+    """Return the report in Markdown; ``folder`` is the prefix of the file names of figures."""
     rows = [
         (_escape(row_name(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
@@ -130,7 +132,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{CSS}</style></head><body>\n<h1>{title}</h1>\n<ul>{items}</ul>\n"
         f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>\n{figures}\n'
-        f"<h2>How to read it</h2>\n{method}\n{_html_table(task_rows(comparison))}\n</body></html>\n"
+        f"<h2>Method</h2>\n{method}\n{_html_table(task_rows(comparison))}\n</body></html>\n"
     )
 
 
@@ -146,7 +148,7 @@ def _html_cell(lines: Sequence[str]) -> str:
     if len(lines) < 3:
         return f"<td>{escape(lines[0])}</td>"
     score, difference, mark = map(escape, lines)
-    # A finding of several words has no style of its own.
+    # A finding of several words has no CSS class.
     kind = mark if " " not in mark else "open"
     return f'<td class="{kind}">{score}<br><b>{mark}</b><br><small>{difference}</small></td>'
 
@@ -160,8 +162,8 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape what Markdown would read as markup, HTML or the end of a table cell.
+    """Escape characters that Markdown would interpret as markup, HTML or the end of a cell.
 
-    Underscores stay: inside a word, as in names of tasks, they are not markup.
+    Underscores are not escaped, because they are not markup inside a word such as a task name.
     """
     return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(text, quote=False)).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Text of a comparison: findings, cells and method, for Markdown, HTML and the terminal."""
+"""Text of a comparison for Markdown, HTML and the terminal: findings, cells and method."""
 
 from collections.abc import Sequence
 import math
@@ -11,13 +11,14 @@ from llama_cpt.evaluation.comparison.compare import (
     Row,
 )
 from llama_cpt.evaluation.paired import LEVEL, Finding, corrected_level
+from llama_cpt.runtime.tables import aligned_table
 
-MARKS: tuple[Finding, ...] = ("gained", "forgotten", "kept", "not told apart")
+MARKS: tuple[Finding, ...] = ("gained", "forgotten", "kept", "no significant difference")
 MINUS = "\N{MINUS SIGN}"
 
 
 def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Finding, list[str]]]]]:
-    """Return the findings of each model with the names of their rows."""
+    """Return, for each model after the first, the names of the rows with each finding."""
     return [
         (model, [(mark, rows) for mark in MARKS if (rows := comparison.rows_with(model, mark))])
         for model in comparison.models[1:]
@@ -25,14 +26,17 @@ def findings(comparison: Comparison) -> list[tuple[str, list[tuple[Finding, list
 
 
 def row_name(row: Row) -> str:
-    """Return the name of a row with the direction or the chance level of its score."""
+    """Return the name of a row with a note in parentheses.
+
+    The note is "less is better" or the score of random guesses. A row without either has no note.
+    """
     if row.less_is_better and not row.is_bits:
         return f"{row.name} (less is better)"
     return row.name if row.chance is None else f"{row.name} (chance {row.chance:.3g})"
 
 
 def cell_lines(row: Row, cell: Cell | None) -> list[str]:
-    """Return the lines of a cell: score, difference with interval, finding."""
+    """Return the lines of a cell: the score, the difference with its interval, and the finding."""
     if cell is None:
         return ["not measured"]
     score = f"{cell.score:.4f}" if row.is_bits else f"{cell.score:.1f}"
@@ -47,13 +51,13 @@ def cell_lines(row: Row, cell: Cell | None) -> list[str]:
 
 
 def signed(row: Row, value: float) -> str:
-    """Format a difference in percent of bits per byte, or in points."""
+    """Return a difference as text with its sign, in percent for bits per byte, else in points."""
     text = f"{100 * value:+.1f} %" if row.is_bits else f"{value:+.1f}"
     return text.replace("-", MINUS)
 
 
 def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Return a table that describes the rows of the comparison, the header first."""
+    """Return a table of text cells, the header first, that describes each row of the comparison."""
     rows = [("task", "metric", "worked examples", "examples", "resampled", "margin")]
     for row in comparison.rows:
         left_out = f" ({row.left_out:,} not common to all models)" if row.left_out else ""
@@ -72,31 +76,28 @@ def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def how_to_read(comparison: Comparison) -> list[str]:
-    """Return the method of the comparison in sentences."""
+    """Return paragraphs that explain the method of the comparison."""
     count, first = comparison.differences, comparison.models[0]
     level = f"{100 * corrected_level(count):.6g} %"
     return [
-        f"Differences are to {first}, on the same examples. Bits per byte: less is better, the "
-        "difference is relative, documents are weighted by their length. All other metrics: more "
-        "is better unless noted, the difference is in points.",
-        f"In parentheses: paired bootstrap intervals. There are {count} differences here, so each "
-        f"interval is at {level} (Bonferroni): all of them are correct at once in {LEVEL:.0%} of "
-        "cases.",
-        "gained: the whole interval is better than zero. forgotten: the whole interval is worse "
-        "than zero. kept: the whole interval is within the margin. not told apart: the examples "
-        "are too few to show a difference or to rule one out.",
+        f"Each difference is a change from {first}, on the same examples. For bits per byte, less "
+        "is better, the difference is relative, and documents are weighted by their length. For "
+        "all other metrics, more is better unless noted, and the difference is in points.",
+        "The intervals in parentheses are paired bootstrap intervals. There are "
+        f"{count} differences, so each interval has the level {level} (Bonferroni correction): "
+        f"all intervals contain the true values at the same time in {LEVEL:.0%} of cases.",
+        "The finding is kept if the whole interval is within the margin. Otherwise, it is gained "
+        "if the whole interval is better than zero, forgotten if the whole interval is worse than "
+        "zero, and no significant difference if the interval contains zero. In the last case, the "
+        "examples are too few to show a difference or to rule out a difference above the margin.",
     ]
 
 
 def terminal_lines(comparison: Comparison) -> str:
-    """Format one line per model and task for a terminal."""
+    """Return a table for a terminal, with one line per task and model."""
     rows: list[Sequence[str]] = [("task", "model", "score", "difference", "")]
     for row in comparison.rows:
         for model, cell in zip(comparison.models, row.cells, strict=True):
             lines = cell_lines(row, cell)
             rows.append((row_name(row), model, *lines, *[""] * (3 - len(lines))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return aligned_table(rows, indent="")

@@ -1,4 +1,4 @@
-"""Answers of a model to prompts in its chat template."""
+"""Generation of a chat model's answers to prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from llama_cpt.generation.sampling import Sampling
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model with its tokenizer, mesh and chat template."""
+    """A loaded model with its tokenizer, mesh and chat template."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -28,8 +28,8 @@ class ChatModel:
 def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answerer:
     """Return a function that answers prompts greedily with the model that ``load`` returns.
 
-    Each call loads the model and releases it after the last answer, so that two candidates are
-    never in memory together.
+    Each call of the returned function loads the model, and releases it after the last answer. Two
+    models are therefore never in memory at the same time.
     """
 
     def answers(prompts: Sequence[Prompt]) -> Iterator[tuple[int, str | None]]:

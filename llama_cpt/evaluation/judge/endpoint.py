@@ -1,13 +1,14 @@
-"""A judge behind an OpenAI-compatible endpoint: ``POST URL/chat/completions``.
+"""A judge that is a model at an OpenAI-compatible endpoint (``POST URL/chat/completions``).
 
-The key comes from the environment and is sent in one request header. It is never written to
-records, logs, errors or reports, and never sent to an address that the endpoint redirects to.
+The API key is read from the environment and sent in a request header. The key is never written to
+records, logs, errors or reports, and it is never sent to the target of a redirect.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from email.message import Message
+from http.client import HTTPException, HTTPResponse
 import json
 import os
 import re
@@ -18,15 +19,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from llama_cpt.evaluation.judge.verdicts import BlindedPair, InvalidReplyError, Verdict
+from llama_cpt.evaluation.judge.verdicts import BlindedPair, Choice, InvalidReplyError, Verdict
 from llama_cpt.runtime.errors import UsageError, UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS = 5
-"""Attempts per request on timeout, connection error and status 408, 429 or 5xx."""
+"""Maximum number of attempts per request.
+
+A request is repeated after a timeout, a connection error, or status 408, 429 or 5xx.
+"""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second attempt, doubled before each later one, and the maximum of
-``Retry-After``."""
+"""Wait before the second attempt, and maximum wait before any attempt, in seconds. The wait doubles
+after each attempt, unless the endpoint sends ``Retry-After``."""
 LARGEST_REPLY = 1 << 20
 """Maximum size of a reply in bytes."""
 TASK = """You compare two answers of assistants to the last message of a conversation. \
@@ -37,16 +41,17 @@ Give your reasons in one or two sentences, then a last line of exactly one of:
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
+_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie"}
 _VERDICT = re.compile(r"\W*(?:verdict\W*)?(a|b|tie)\W*", re.IGNORECASE)
-# The verdict may be followed by two lines: some models end with a courtesy.
+# A verdict can be followed by two lines, because some models end with a polite phrase.
 _LAST_LINES = 3
-# Request Timeout and Too Many Requests; all 5xx are retried too.
+# The HTTP statuses Request Timeout and Too Many Requests. Every status 5xx is retried as well.
 _RETRIED = (408, 429)
 
 
 @dataclass
 class EndpointJudge:
-    """A judge that sends questions to ``model`` at ``url``; may be called from several threads."""
+    """A thread-safe judge that sends pairs of answers to ``model`` at ``url``."""
 
     url: str
     model: str
@@ -54,17 +59,21 @@ class EndpointJudge:
     key: str = field(default_factory=lambda: os.environ.get(KEY_VARIABLE, ""), repr=False)
 
     def __post_init__(self) -> None:
-        """Raise UserError for a URL that is malformed or would write a secret into records."""
+        """Raise UserError if the URL, the name of the model or the key is invalid.
+
+        The URL must not contain a secret, the name of the model must not be empty, and the key must
+        be printable ASCII.
+        """
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError("--judge: must be a URL such as http://localhost:8000/v1, or person.")
+            raise UsageError("--judge must be a URL such as http://localhost:8000/v1, or person.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
                 f"--judge: the URL of {parts.hostname} has a user, a password, a query or a "
                 f"fragment; set the key in the environment variable {KEY_VARIABLE}."
             )
         if not self.model:
-            raise UsageError("--judge-model is empty; set the model that judges at the URL.")
+            raise UsageError("--judge-model is empty; set the name of the judging model.")
         if not re.fullmatch(r"[\x21-\x7e]*", self.key):
             raise UserError(f"{KEY_VARIABLE} must be printable ASCII without spaces.")
         self.url = self.url.rstrip("/")
@@ -73,11 +82,15 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        """The model and URL, as they are written to the log of verdicts."""
+        """Name of the judge in the log of verdicts: the model and the URL."""
         return f"{self.model} at {self.url}"
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Return the verdict on a pair; raise InvalidReplyError for a reply without one."""
+        """Return the verdict on a pair of answers.
+
+        Raises InvalidReplyError if the reply contains no verdict, and UserError if no reply
+        arrives.
+        """
         content = _content(self._reply(self._request(shown)))
         choice = _parse_choice(content)
         if choice is None:
@@ -85,7 +98,7 @@ class EndpointJudge:
         return Verdict(choice, self._redacted(content))
 
     def stop(self) -> None:
-        """Cancel all waits, so that requests under way fail after their current attempt."""
+        """Cancel the waits between attempts; each request then ends after its current attempt."""
         self._stopped.set()
 
     def _request(self, shown: BlindedPair) -> list[dict[str, str]]:
@@ -108,7 +121,7 @@ class EndpointJudge:
             wait *= 2
         raise UserError(
             f"{self.url}: no reply after {attempt} attempts ({self._redacted(str(last))}); run the "
-            "same command again when the endpoint is available, all verdicts so far are kept."
+            "same command again when the endpoint is available; it reuses all existing verdicts."
         )
 
     def _post(self, body: dict[str, Any]) -> bytes:
@@ -128,7 +141,7 @@ class EndpointJudge:
                 raise _TransientError("timed out" if request.expired else message) from None
 
     def _status_error(self, error: urllib.error.HTTPError, body: dict[str, Any]) -> Exception:
-        """Return the exception to raise for a status other than 200."""
+        """Return the exception to raise for the status and message of an HTTP error."""
         with error:
             try:
                 message = error.read(LARGEST_REPLY).decode(errors="replace")
@@ -137,7 +150,7 @@ class EndpointJudge:
         if error.code in _RETRIED or error.code >= 500:
             return _TransientError(f"HTTP {error.code}", _retry_after(error.headers))
         if error.code == 400 and "temperature" in message and "temperature" in body:
-            # Some models reject any temperature but their own. Retry at once without it.
+            # Some models accept only their default temperature. Retry without the field.
             self._fields = {"model": self.model}
             return _TransientError("HTTP 400", 0.001)
         remedy = f"set {KEY_VARIABLE}" if error.code in (401, 403) else "check the URL and model"
@@ -149,7 +162,10 @@ class EndpointJudge:
 
 
 class _TransientError(Exception):
-    """An error worth another attempt, after ``wait`` seconds if that is not 0."""
+    """An error after which the request is sent again.
+
+    ``wait`` is the number of seconds before the next attempt, or 0 for the default.
+    """
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -157,25 +173,25 @@ class _TransientError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler that follows no redirects: urllib would send the key to the new address."""
+    """A handler that rejects redirects, because urllib would send the API key to the target."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class _Request(urllib.request.Request):
-    """A request with a deadline, after which its connection is shut down.
+    """A request that shuts its connection down at a deadline.
 
-    The timeout of a socket restarts with every byte, also in the headers, so an endpoint that sends
-    slowly would never time out.
+    The timeout of a socket restarts with every received byte. An endpoint that sends its reply byte
+    by byte would therefore never time out.
     """
 
     expired = False
     _socket: socket.socket | None = None
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Context manager that shuts the connection down after ``seconds``."""
+    def within(self, seconds: float) -> Generator[None, None, None]:
+        """Shut the connection down if the ``with`` block takes more than ``seconds``."""
         self.seconds = seconds
         timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
@@ -186,9 +202,9 @@ class _Request(urllib.request.Request):
             timer.cancel()
 
     def response(self, connection: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
-        """Return the response on ``connection``, which this request then can shut down."""
+        """Return the response on ``connection``, which is shut down at the deadline."""
         self._socket = connection
-        # The deadline may have passed before there was a connection to shut down.
+        # The deadline can pass before the connection exists.
         if self.expired:
             self._expire()
         return HTTPResponse(connection, *args, **kwargs)
@@ -197,12 +213,12 @@ class _Request(urllib.request.Request):
         self.expired = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                # The shutdown of an SSLSocket would wait for the other side.
+                # Call the method of the base class, because SSLSocket.shutdown waits for the peer.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """A handler that passes the connection to its ``_Request``."""
+    """A handler that passes each new connection to the ``_Request`` that needs the connection."""
 
     def do_open(self, http_class: Any, req: _Request, **settings: Any) -> HTTPResponse:
         def connect(*arguments: Any, **keywords: Any) -> Any:
@@ -217,19 +233,26 @@ _OPENER = urllib.request.build_opener(_NoRedirect, _Watched)
 
 
 def _read(request: _Request) -> bytes:
-    """Return the whole body of the reply; raise ConnectionError if it is incomplete."""
+    """Return the body of the reply.
+
+    Raises ConnectionError if the body is incomplete, and InvalidReplyError if the body is larger
+    than ``LARGEST_REPLY``.
+    """
     with _OPENER.open(request, timeout=request.seconds) as response:
         body = response.read(LARGEST_REPLY + 1)
     if len(body) > LARGEST_REPLY:
         raise InvalidReplyError(f"more than {LARGEST_REPLY:,} bytes")
-    # HTTPResponse.length counts the bytes of Content-Length that were not received.
+    # HTTPResponse.length is the number of bytes of Content-Length that were not received.
     if request.expired or response.length:
         raise ConnectionError("the reply is incomplete")
     return body
 
 
 def _content(body: bytes) -> str:
-    """Return the text of a chat completion."""
+    """Return the text of the chat completion ``body``.
+
+    Raises InvalidReplyError if ``body`` is not a chat completion.
+    """
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -239,20 +262,20 @@ def _content(body: bytes) -> str:
     return content
 
 
-def _parse_choice(content: str) -> str | None:
-    """Return the last choice in the last lines of a reply, or None."""
+def _parse_choice(content: str) -> Choice | None:
+    """Return the choice in the last lines of a reply, or None if there is no clear choice."""
     lines = [line for line in content.splitlines() if line.strip()]
     for line in reversed(lines[-_LAST_LINES:]):
-        # Match single lines: on a long text the pattern takes quadratic time.
+        # Match line by line, because the pattern takes quadratic time on a long text.
         if found := _VERDICT.fullmatch(line.strip()):
-            return found[1].lower()
+            return _CHOICES[found[1].lower()]
         if "verdict" in line.lower():
-            # An ambiguous verdict, such as "VERDICT: A or B", outweighs a letter before it.
+            # Ignore the lines before an ambiguous verdict such as "VERDICT: A or B".
             break
     return None
 
 
-def _retry_after(headers: HTTPMessage) -> float:
-    """Return ``Retry-After`` if it is a number of seconds, otherwise 0."""
+def _retry_after(headers: Message) -> float:
+    """Return ``Retry-After`` in seconds, or 0 if the header is missing or is a date."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0

@@ -1,7 +1,6 @@
-"""A person at the terminal as the judge."""
+"""A person at the terminal as the judge of pairs of answers."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from llama_cpt.evaluation.judge.verdicts import BlindedPair, Choice, QuitJudging, Verdict
 
@@ -13,13 +12,13 @@ CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
 class PersonJudge:
     """A judge that reads verdicts from standard input."""
 
-    name: ClassVar[str] = "person"
     total: int = 0
-    """Number of pairs to judge, for the progress line."""
+    """Number of pairs to judge; it is printed above each pair."""
     done: int = field(default=0, init=False)
+    name: str = field(default="person", init=False)
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Print a pair and return the verdict; raise QuitJudging if the person quits."""
+        """Print a pair and return the person's verdict; raise QuitJudging if the person quits."""
         self.done += 1
         print(f"\n{'=' * 30} {self.done} of {self.total}")
         for turn in shown.prompt:
@@ -39,9 +38,9 @@ class PersonJudge:
                 return Verdict(CHOICES[reply])
 
     def stop(self) -> None:
-        """Do nothing: no request is under way."""
+        """Do nothing, because a person has no pending requests."""
 
 
 def _plain(text: str) -> str:
-    """Drop characters that could be terminal escape sequences."""
+    """Return ``text`` without characters that can be part of terminal escape sequences."""
     return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")

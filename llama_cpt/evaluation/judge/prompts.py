@@ -1,4 +1,4 @@
-"""Prompts to compare models on, and a cache of the models' answers."""
+"""Prompts for a judged comparison, and a cache of the models' answers to the prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,25 +20,25 @@ from llama_cpt.runtime.progress import Progress
 from llama_cpt.training.heldout import evenly_spaced
 
 Answerer = Callable[[Sequence[Prompt]], Iterator[tuple[int, str | None]]]
-"""A function that yields the index of each prompt with its answer, in any order. The answer is None
-if the context has no room for one."""
+"""A function that yields the index and the answer of each prompt, in any order. The answer is None
+if the prompt leaves no room for an answer in the model's context."""
 
 
 def read_prompts(path: str, count: int) -> list[Prompt]:
-    """Return up to ``count`` distinct prompts, spread evenly over a file in a chat format.
+    """Return up to ``count`` distinct prompts, evenly spaced over a file in any chat format.
 
-    Raises UserError, with the record's number, for a record without a prompt.
+    Raises UserError if the file contains no prompts or if a record contains no prompt.
     """
     found = list(dict.fromkeys(_prompts(path)))
     if not found:
-        raise UserError(f"{path}: has no prompts; give a file in a format of docs/guide/chat.md.")
+        raise UserError(f"{path}: has no prompts; set a file in a format of docs/guide/chat.md.")
     return [found[index] for index in evenly_spaced(len(found), count)]
 
 
 def cached_answers(
     prompts: Sequence[Prompt], path: Path, model_id: str, answerer: Answerer
 ) -> list[str | None]:
-    """Return one answer per prompt; generate and append those that are not in ``path``.
+    """Return one answer per prompt; missing answers are generated and appended to ``path``.
 
     ``model_id`` identifies the weights and the settings of ``answerer``.
     """
@@ -58,11 +58,11 @@ def cached_answers(
 
 @dataclass(frozen=True)
 class _Answer:
-    """A line of the cache of answers."""
+    """A line of the file of answers."""
 
     id: str
     asked: str
-    """The last turn of the prompt."""
+    """Text of the last turn of the prompt."""
     answer: str | None
 
 

@@ -1,4 +1,4 @@
-"""The win rate of two models from judgements of their answers, and the judge's position bias."""
+"""The win rate between two models, computed from judgements, and the judge's position bias."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,38 +11,59 @@ from llama_cpt.evaluation.paired import LEVEL, ratio_intervals
 
 @dataclass(frozen=True)
 class WinRate:
-    """The win rate of the first model against the second."""
+    """The win rate of the first model against the second, according to one judge."""
 
     models: tuple[str, str]
     judge: str
     prompts: int
-    """Prompts that count: those with all their verdicts, or with equal answers."""
+    """Number of prompts that count: prompts with all verdicts, and prompts with equal answers."""
     wins: int
-    """Prompts on which the first model is preferred, by the mean over the orders."""
+    """Number of prompts with a mean of the first model's points above 0.5.
+
+    The mean is over the judged orders of the two answers.
+    """
     losses: int
+    """Number of prompts with a mean of the first model's points below 0.5.
+
+    The mean is over the judged orders of the two answers.
+    """
     same: int
-    """Prompts with equal answers, which are ties."""
+    """Number of prompts to which both models gave equal answers. These prompts count as ties."""
     rate: float
-    """Mean over prompts: a win of the first model is 1, a tie 0.5, a loss 0."""
+    """Points of the first model, averaged over prompts.
+
+    A verdict gives 1 point for a win, 0.5 for a tie and 0 for a loss.
+    """
     interval: tuple[float, float]
+    """The 95 % bootstrap interval of ``rate``."""
     disagreements: int
-    """Prompts on which the answer at the same position wins in both orders, which are ties."""
+    """Number of prompts for which the answer in the same position wins in both orders.
+
+    These prompts count as ties.
+    """
     shown_first: float
-    """Rate at which the answer shown first is preferred; a tie is 0.5."""
+    """Share of verdicts for the answer that is shown first; a tie counts as half a verdict."""
     shown_first_interval: tuple[float, float]
+    """The 95 % bootstrap interval of ``shown_first``."""
     without_verdict: int
-    """Questions whose replies had no verdict; their prompts do not count."""
+    """Number of questions (pair of answers, order) for which no reply contained a verdict.
+
+    ``prompts`` does not include the prompts of these questions.
+    """
     unjudged: int
-    """Prompts that do not count, since a verdict is missing."""
+    """Number of prompts that ``prompts`` does not include, because a verdict is missing."""
 
     @property
     def finding(self) -> str:
-        """The conclusion from the interval of the win rate."""
+        """Text that states which model is preferred, such as "A is preferred to B".
+
+        The text is "no significant difference" if the interval of the win rate contains 0.5.
+        """
         low, high = self.interval
         first, second = self.models
         if low > 0.5:
             return f"{first} is preferred to {second}"
-        return f"{second} is preferred to {first}" if high < 0.5 else "not told apart"
+        return f"{second} is preferred to {first}" if high < 0.5 else "no significant difference"
 
 
 def win_rate(
@@ -53,10 +74,10 @@ def win_rate(
     *,
     both_orders: bool,
 ) -> WinRate:
-    """Compute the win rate from the judgements of one judge on ``pairs``.
+    """Compute the win rate from one judge's judgements of ``pairs``.
 
-    The bootstrap resamples prompts: both orders of a prompt stay together, since their verdicts are
-    not independent.
+    The bootstrap resamples prompts, not verdicts, because the verdicts on the two orders of a
+    prompt are not independent.
     """
     by_pair: dict[str, dict[bool, Judgement]] = {pair.id: {} for pair in pairs}
     for judgement in judgements:
@@ -86,7 +107,7 @@ def win_rate(
 
 
 def summary_lines(found: WinRate) -> list[str]:
-    """Return the result in sentences."""
+    """Return sentences that describe the win rate ``found``."""
     ties = found.prompts - found.wins - found.losses
     lines = [
         f"{found.models[0]} against {found.models[1]}, judged by {found.judge}: {found.finding}.",
@@ -99,14 +120,15 @@ def summary_lines(found: WinRate) -> list[str]:
     if low > 0.5 or high < 0.5:
         position = "first" if low > 0.5 else "second"
         lines.append(
-            f"The judge favors the answer that is shown {position}: the one shown first is "
-            f"preferred in {found.shown_first:.0%} ({_span((low, high))}) of the verdicts; on "
-            f"{found.disagreements} prompts the order alone decided, which counts as a tie."
+            f"The judge favors the answer that is shown {position}: {found.shown_first:.0%} "
+            f"({_span((low, high))}) of the verdicts are for the answer that is shown first. On "
+            f"{found.disagreements} prompts, the judge chose the same position in both orders; "
+            "these prompts count as ties."
         )
     if found.unjudged:
         lines.append(
-            f"{found.unjudged} prompts do not count: a verdict is missing "
-            f"({found.without_verdict} questions got no verdict)."
+            f"{found.unjudged} prompts do not count, because a verdict is missing "
+            f"(no verdict in the replies to {found.without_verdict} questions)."
         )
     return lines
 
@@ -122,8 +144,8 @@ def _first_shown(judgement: Judgement) -> float:
 def _interval(points: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of values in [0, 1].
 
-    One win and one loss are added to the values, so that equal values have an interval of positive
-    width: without them, 12 wins on 12 prompts would give the interval from 1 to 1.
+    One win and one loss are added to the values, so that the interval of equal values has a
+    positive width. Without these values, 12 wins on 12 prompts would give the interval from 1 to 1.
     """
     change = np.array([[*points, 0.0, 1.0]])
     low, high = ratio_intervals(change, np.ones_like(change), [LEVEL])[0, 0]

@@ -1,4 +1,4 @@
-"""A comparison of two models on a file of prompts: answers, judgements and the win rate."""
+"""A judged comparison of two models on a file of prompts: answers, verdicts and the win rate."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,22 +31,23 @@ PERSON = "person"
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """The prompts of a comparison, the judge, and the limits on both."""
+    """Options of a judged comparison: the prompts, the judge and limits."""
 
     prompts: str
-    """File of prompts in any chat format."""
+    """Path of the file of prompts, which can have any chat format."""
     judge: str = PERSON
     """URL of an OpenAI-compatible endpoint, or ``person`` for a person at the terminal."""
     model: str = ""
-    """Model that judges at the endpoint."""
+    """Name of the judging model at the endpoint."""
     timeout_seconds: float = 60.0
-    """Longest time for one reply of the endpoint."""
+    """Maximum time for one reply of the endpoint."""
     max_prompts: int = 100
-    """Number of prompts taken, spread evenly over the file."""
+    """Maximum number of prompts, evenly spaced over the file."""
     max_answer_tokens: int = 512
+    """Maximum length of an answer in tokens."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for a number that is not positive and finite."""
+        """Raise UserError if a limit is not positive and finite."""
         for option, value, least in (
             ("--prompts", self.max_prompts, 1),
             ("--answer-tokens", self.max_answer_tokens, 1),
@@ -58,18 +59,21 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model whose answers are compared."""
+    """A model in a judged comparison."""
 
     name: str
     model_id: str
-    """Identifier of its weights and settings, under which its answers are cached."""
+    """Identifier of the weights and settings, which is part of the key of cached answers."""
     answer: Answerer
 
 
 def check_conversations(models: Sequence[str], options: JudgeOptions) -> None:
-    """Raise UserError for options that cannot work, before hours of other work."""
+    """Raise UserError if the models, the judge or the prompts are invalid.
+
+    Call this function before any long computation.
+    """
     if len(models) != 2:
-        raise UserError(f"--conversations compares two models, not {len(models)}: name two.")
+        raise UserError(f"--conversations compares two models, not {len(models)}; name two models.")
     _make_judge(options)
     read_prompts(options.prompts, options.max_prompts)
 
@@ -77,28 +81,28 @@ def check_conversations(models: Sequence[str], options: JudgeOptions) -> None:
 def judge_conversations(
     candidates: tuple[Candidate, Candidate], output: Path, options: JudgeOptions
 ) -> WinRate:
-    """Generate the missing answers, judge the missing pairs, and write and print the win rate.
+    """Generate missing answers, get missing verdicts, then write and print the win rate.
 
-    All files are in ``output/conversations``: ``answers/NAME.jsonl``, ``judgements.jsonl`` and
-    ``win_rate.json``. A second call resumes after the last line of each file.
+    The files are ``answers/NAME.jsonl``, ``judgements.jsonl`` and ``win_rate.json`` in
+    ``output/conversations``. A repeated call reuses all existing answers and verdicts.
     """
     folder = output / JUDGE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder}: another process judges there; wait for it, or set another --output."
+    busy = f"{folder}: used by another process; wait until it ends, or set another --output."
     with file_lock(epath.Path(folder / ".lock"), busy, wait=False):
         pairs, dropped = _answer_pairs(candidates, folder, options)
         found = _judge_pairs(candidates, pairs, folder, options)
     write_atomic(epath.Path(folder / RESULT), json.dumps(asdict(found), indent=1).encode())
     print("\n".join(summary_lines(found)))
     if dropped:
-        print(f"{dropped} prompts were left out: the context has no room for an answer to them.")
+        print(f"{dropped} prompts were left out, because the context has no room for an answer.")
     return found
 
 
 def _answer_pairs(
     candidates: tuple[Candidate, Candidate], folder: Path, options: JudgeOptions
 ) -> tuple[list[AnswerPair], int]:
-    """Return the prompts that both models answer, and the number of prompts left out."""
+    """Return the pairs of answers, and the number of prompts that are too long for a model."""
     prompts = read_prompts(options.prompts, options.max_prompts)
     answers = [
         cached_answers(prompts, folder / "answers" / f"{one.name}.jsonl", one.model_id, one.answer)
@@ -111,8 +115,8 @@ def _answer_pairs(
     ]
     if not pairs:
         raise UserError(
-            f"{options.prompts}: no prompt leaves both models room to answer; give shorter "
-            "prompts, or fewer --answer-tokens."
+            f"{options.prompts}: every prompt is too long for one of the models; set a file with "
+            "shorter prompts, or a lower --answer-tokens."
         )
     return pairs, len(prompts) - len(pairs)
 
@@ -124,7 +128,7 @@ def _judge_pairs(
     options: JudgeOptions,
 ) -> WinRate:
     judge = _make_judge(options)
-    # A person would recognize the pair in the second order.
+    # A person would recognize a pair that is shown again in the second order.
     both_orders = isinstance(judge, EndpointJudge)
     log = VerdictLog(folder / "judgements.jsonl")
     questions = pending(make_questions(pairs, both_orders=both_orders), log, judge.name)

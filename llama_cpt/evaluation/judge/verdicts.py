@@ -1,7 +1,9 @@
 """Blind judging of two models' answers, pair by pair, by a person or a model.
 
-Each judgement is appended to a JSON Lines file at once, so that a run that was killed resumes after
-the last one.
+A question to the judge is a pair of answers in one of the two orders.
+
+Each judgement is appended to a JSON Lines file as soon as it is made. If the command is killed, the
+next call continues after the last judgement in the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,39 +28,41 @@ Choice = Literal["a", "b", "tie", "none"]
 WORKERS = 4
 """Number of concurrent requests to an endpoint."""
 ASKS = 3
-"""Number of times that a question is asked before its verdict is ``none``."""
+"""Number of replies without a verdict after which the verdict on a question is ``none``."""
 MAX_INVALID_REPLIES = 10
-"""Number of consecutive questions without a verdict that ends the command."""
+"""Number of consecutive questions without a verdict after which the command fails."""
 LONGEST_REASON = 2000
+"""Maximum length of the saved reasons in characters."""
 
 Prompt = tuple[Message, ...]
+"""The turns of a conversation; the last turn is the message to answer."""
 
 
 class InvalidReplyError(ValueError):
-    """A reply without a verdict."""
+    """Raised if a reply of the judge contains no valid verdict."""
 
 
 class QuitJudging(Exception):  # noqa: N818
-    """The person quits; the command resumes later."""
+    """Raised if the person at the terminal quits."""
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two models' answers to one prompt."""
+    """The answers of two models to the same prompt."""
 
     prompt: Prompt
     answers: tuple[str, str]
 
     @property
     def id(self) -> str:
-        """Hash of the prompt and the answers."""
+        """Hash of the prompt and both answers."""
         content = [[(turn.role, turn.content) for turn in self.prompt], self.answers]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class BlindedPair:
-    """A pair as the judge sees it, without the names of the models."""
+    """A pair of answers as shown to the judge, without the names of the models."""
 
     prompt: Prompt
     left: str
@@ -67,7 +71,7 @@ class BlindedPair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The choice of a judge with its reasons."""
+    """A judge's choice and the reasons for it. If the judge is a person, the reasons are empty."""
 
     choice: Choice
     reasons: str = ""
@@ -78,15 +82,16 @@ class Judgement:
     """A line of the log of verdicts."""
 
     pair: str
+    """``AnswerPair.id`` of the judged pair."""
     swapped: bool
-    """Whether the second model's answer was shown first."""
+    """True if the second model's answer was shown first."""
     verdict: Choice
     judge: str
     reasons: str = ""
 
     @property
     def question(self) -> tuple[str, bool]:
-        """The pair and the order in which it was shown."""
+        """Identifier of the pair, and whether the second model's answer was shown first."""
         return self.pair, self.swapped
 
     @property
@@ -103,20 +108,24 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the judge in the log."""
+        """Name of the judge in the log of verdicts."""
         ...
 
     def rule(self, shown: BlindedPair) -> Verdict:
-        """Return a verdict; raise InvalidReplyError without one, QuitJudging to stop."""
+        """Return the verdict on a pair of answers.
+
+        Raises InvalidReplyError if a reply contains no verdict, and QuitJudging if the person
+        quits.
+        """
         ...
 
     def stop(self) -> None:
-        """Cancel requests that are under way."""
+        """Cancel pending requests."""
         ...
 
 
 class VerdictLog:
-    """A log of judgements in a file; ``add`` may be called from several threads."""
+    """A log of judgements in a JSON Lines file. ``add`` is thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,13 +133,13 @@ class VerdictLog:
         self.judgements = list(read_lines(path, partial(from_dict, Judgement)))
 
     def of(self, pairs: Iterable[AnswerPair], judge: str) -> list[Judgement]:
-        """Return the last judgement of ``judge`` on each of ``pairs`` in each order."""
+        """Return the last judgement by ``judge`` for each pair in ``pairs`` and each order."""
         wanted = {pair.id for pair in pairs}
         found = [j for j in self.judgements if j.judge == judge and j.pair in wanted]
         return list({j.question: j for j in found}.values())
 
     def add(self, judgement: Judgement) -> None:
-        """Append a judgement, which is on disk when this returns."""
+        """Append a judgement to the file and sync it to disk."""
         with self._lock:
             append_line(self._path, asdict(judgement))
             self.judgements.append(judgement)
@@ -139,10 +148,10 @@ class VerdictLog:
 def make_questions(
     pairs: Sequence[AnswerPair], *, both_orders: bool
 ) -> list[tuple[AnswerPair, bool]]:
-    """Return the questions on ``pairs``: each pair with whether it is shown swapped.
+    """Return the questions for the judge as (pair, swapped).
 
-    With a single order, the pair's hash decides it, so that it is the same in every call. Equal
-    answers give no question.
+    If ``both_orders`` is False, the hash of a pair determines the order of the pair's answers, so
+    that the order is the same in every call. There is no question about a pair of equal answers.
     """
     questions = []
     for pair in pairs:
@@ -152,7 +161,7 @@ def make_questions(
 
 
 def is_same(pair: AnswerPair) -> bool:
-    """Return whether the two answers are equal but for surrounding whitespace."""
+    """Return whether the two answers are equal, ignoring surrounding whitespace."""
     first, second = (answer.strip() for answer in pair.answers)
     return first == second
 
@@ -160,7 +169,10 @@ def is_same(pair: AnswerPair) -> bool:
 def pending(
     questions: Sequence[tuple[AnswerPair, bool]], log: VerdictLog, judge: str
 ) -> list[tuple[AnswerPair, bool]]:
-    """Return the questions on which ``log`` has no verdict of ``judge`` other than ``none``."""
+    """Return the questions that ``judge`` has not answered in ``log``.
+
+    A question with the verdict ``none`` counts as not answered.
+    """
     done = {j.question for j in log.judgements if j.judge == judge and j.verdict != "none"}
     return [(pair, swapped) for pair, swapped in questions if (pair.id, swapped) not in done]
 
@@ -168,10 +180,10 @@ def pending(
 def judge_all(
     questions: Sequence[tuple[AnswerPair, bool]], judge: Judge, log: VerdictLog, *, workers: int
 ) -> None:
-    """Ask ``judge`` every question and append its verdicts to ``log``; return early if it quits.
+    """Send every question to ``judge`` and append the verdicts to ``log``.
 
-    Raises UserError after ``MAX_INVALID_REPLIES`` consecutive questions without a verdict, or if
-    the judge cannot be reached.
+    Returns early if the person who judges quits. Raises UserError after ``MAX_INVALID_REPLIES``
+    consecutive questions without a verdict, or if the judge's endpoint cannot be reached.
     """
     streak = _InvalidStreak(judge.name)
     asked_before = {j.question for j in log.judgements if j.judge == judge.name}
@@ -182,8 +194,8 @@ def judge_all(
         verdict = _ask(judge, BlindedPair(pair.prompt, left, right))
         reasons = verdict.reasons[:LONGEST_REASON]
         log.add(Judgement(pair.id, swapped, verdict.choice, judge.name, reasons))
-        # Some questions never get a verdict. A later call asks exactly those again, one after the
-        # other, which does not mean that the judge is broken.
+        # Some questions never get a verdict. A later call repeats only these questions, so they are
+        # not counted: several of them in a row do not mean that the judge is broken.
         if (pair.id, swapped) not in asked_before:
             streak.count(verdict)
 
@@ -193,7 +205,8 @@ def judge_all(
         try:
             one(pair, swapped)
         except BaseException:
-            # Set the event here: this worker would take its next question before the caller does.
+            # Set the event here, because this worker would start its next question before the
+            # caller receives the exception.
             halted.set()
             raise
 
@@ -215,7 +228,7 @@ def judge_all(
 
 
 class _InvalidStreak:
-    """The number of consecutive questions without a verdict."""
+    """A thread-safe count of consecutive questions without a verdict."""
 
     def __init__(self, judge: str) -> None:
         self._judge, self._length, self._lock = judge, 0, threading.Lock()
@@ -225,8 +238,8 @@ class _InvalidStreak:
             self._length = self._length + 1 if verdict.choice == "none" else 0
             if self._length >= MAX_INVALID_REPLIES:
                 raise UserError(
-                    f"{self._judge}: {self._length} questions in a row without a verdict, the last "
-                    f"reply: {verdict.reasons[:120]!r}; set another --judge-model."
+                    f"{self._judge}: {self._length} questions in a row without a verdict (last "
+                    f"reply: {verdict.reasons[:120]!r}); set another --judge-model."
                 )
 
 

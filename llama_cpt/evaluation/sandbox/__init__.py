@@ -1,1 +1,1 @@
-"""A sandbox for generated code."""
+"""A sandbox that runs generated code with limits."""

@@ -1,10 +1,10 @@
-"""Untrusted Python code, run in a process of its own with limits.
+"""A sandbox that runs untrusted Python code in a separate process with limits.
 
 The process cannot start processes or threads, open connections, write or remove files, or send
-signals, and it ends after its time or with the evaluator. It has no root capabilities and, if the
-kernel has Landlock, no access to other processes. It can read the files that its user can read.
-This protects against accidents of generated code, not against an attacker; for that, use a virtual
-machine.
+signals. It is killed at its time limit or when the evaluator exits. It has no root capabilities
+and, if the kernel supports Landlock, no access to other processes. It can read all files that its
+user can read. The sandbox protects against accidents in generated code, not against an attacker.
+Run hostile code in a virtual machine.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ ENFORCED = (
     f"at most {MEMORY_BYTES >> 20} MiB, no process or thread, no network, no writing or removing "
     "of files"
 )
-"""The limits besides time, for the message that requests permission to run code."""
-# The program of the child. It reads its request from stdin and writes its result to a duplicate of
-# stdout; descriptors 0 to 2 are /dev/null after that.
+"""Description of the limits other than time, for help texts and messages."""
+# The program of the child process. The child reads its request from stdin and writes its result to
+# a duplicate of stdout. File descriptors 0 to 2 are /dev/null while the untrusted code runs.
 CHILD = """
 import ctypes, json, os, resource, struct, sys
 order = json.load(sys.stdin)
@@ -42,12 +42,12 @@ program = bytes.fromhex(order["filter"])
 kept = ctypes.create_string_buffer(program, len(program))
 filter = Filter(len(program) // 8, ctypes.addressof(kept))
 system = ctypes.CDLL(None)
-# capset: no capabilities. PR_SET_NO_NEW_PRIVS. PR_SET_PDEATHSIG: end with the evaluator.
+# capset: no capabilities. PR_SET_NO_NEW_PRIVS. PR_SET_PDEATHSIG: SIGKILL if the evaluator ends.
 limited = not (
     system.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
     or system.prctl(38, 1, 0, 0, 0)
     or system.prctl(1, 9, 0, 0, 0)
-    or os.getppid() != order["parent"]  # It may have ended before the call above.
+    or os.getppid() != order["parent"]  # The evaluator can end before prctl.
 )
 # Landlock: no writing, creating, removing or executing of files, no ptrace of other processes.
 rules = system.syscall(444, struct.pack("=Q", 0x1FF3), ctypes.c_size_t(8), 0)
@@ -59,7 +59,7 @@ if not limited or system.prctl(22, 2, ctypes.byref(filter), 0, 0):
     os.write(verdict, b"unlimited" + password)
     os._exit(1)
 run = compile(order["program"], "<answer>", "exec"), {"__name__": "__main__"}
-# The password is on the stack only while the program runs, not in a variable it could read.
+# While the program runs, the password is only on the stack and not in a variable.
 os.write(verdict, [globals().pop("password"), exec(*run)][0])
 os._exit(0)
 """
@@ -67,22 +67,27 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of running a program."""
+    """The outcome of a program that ran in the sandbox."""
 
     status: Literal["passed", "failed", "too long"]
-    """``passed`` if the program ran to its end without an error."""
+    """``passed`` if the program reached its end without an error, otherwise ``failed``.
+
+    The status is ``too long`` if the program exceeded its time limit.
+    """
 
 
 def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
-    """Run ``program`` for at most ``seconds`` of processor time and three times that of wall time.
+    """Run ``program`` for at most ``seconds`` of CPU time and three times as much wall time.
 
-    Raises UserError, without running anything, if this system cannot enforce the limits.
+    Raises UserError, without running the program, if this system cannot enforce the limits.
     """
     syscall_filter = filter_program()
     if syscall_filter is None:
-        raise UserError("generated code runs on Linux only (x86_64, aarch64); drop the task here.")
-    # Only a program that reaches its end writes the password; neither its output nor an early exit
-    # can. A program that searches the memory of its process can still find it.
+        raise UserError(
+            "generated code runs on Linux only (x86_64, aarch64); remove the task from --tasks."
+        )
+    # The child writes the password only if the program reaches its end. The program cannot imitate
+    # this by output or an early exit, but it could find the password in its own memory.
     password = secrets.token_hex(16)
     order = {
         "program": program,
@@ -100,14 +105,19 @@ def run_python(program: str, *, seconds: float = 10.0) -> Outcome:
     }
     reply = _run_child(json.dumps(order), 3 * seconds)
     if reply == f"unlimited{password}":
-        raise UserError("this system has no seccomp; run generated code on one that has it.")
+        raise UserError(
+            "this kernel does not support seccomp; run generated code on a kernel that does."
+        )
     if reply is None:
         return Outcome("too long")
     return Outcome("passed" if reply == password else "failed")
 
 
 def _run_child(order: str, seconds: float) -> str | None:
-    """Return the result that the child writes, or None if it ran out of time."""
+    """Return the text that the child process writes.
+
+    Returns None if the process exceeds its time limit.
+    """
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", CHILD],
         stdin=subprocess.PIPE,
@@ -116,11 +126,12 @@ def _run_child(order: str, seconds: float) -> str | None:
         env={"PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    assert process.stdin is not None and process.stdout is not None
     with process:
         try:
             with process.stdin as pipe:
                 pipe.write(order.encode("utf-8", "surrogateescape"))
-            # Read only after the end: a program that fills the pipe blocks until its time is over.
+            # Read only after the child ends. A program that fills the pipe blocks until timeout.
             process.wait(seconds)
         except BrokenPipeError:
             pass

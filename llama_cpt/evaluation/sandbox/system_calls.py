@@ -1,8 +1,10 @@
-"""A seccomp filter for untrusted code: no processes, network, writing or signals.
+"""A seccomp filter that denies processes, network access, file writes and signals to a program.
 
 The filter is a classic BPF program for ``prctl(PR_SET_SECCOMP)`` (Linux, Documentation/
-userspace-api/seccomp_filter). The calls listed here, and calls newer than the list, fail with
-EPERM; all others are allowed. Installing it needs no privileges.
+userspace-api/seccomp_filter). Four kinds of system calls fail with EPERM: calls that this module
+lists as refused, calls that open a file for writing, commands of fcntl and ioctl that this module
+does not list as allowed, and almost all calls with the number 424 or higher. All other calls are
+allowed. Installing the filter requires no privileges.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +19,11 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 X32 = 0x40000000
-"""First number of the x32 ABI, a second table of calls on x86_64."""
+"""Lowest system call number of the x32 ABI, which is a second table of system calls on x86_64."""
 
-# By machine (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h): the audit
-# architecture; the calls that open a file with the index of their flags argument; fcntl and ioctl;
-# the refused calls.
+# For each machine (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h): the
+# audit architecture; each call that opens a file, with the index of its flags argument; the numbers
+# of fcntl and ioctl; the refused calls.
 _MACHINES = {
     "x86_64": (
         0xC000003E,
@@ -31,11 +33,11 @@ _MACHINES = {
         "41 42 43 44 46 48 49 50 53 56 57 58 59 62 "
         # truncate, rename .. lchown, ptrace, utime, mknod, mount, chroot
         "76 77 82 83 84 85 86 87 88 90 91 92 93 94 101 132 133 161 165 166 "
-        # xattrs, signals, times, memory and queues that are shared
+        # xattrs, signals, times, shared memory and queues
         "188 189 190 197 198 199 200 234 129 297 235 29 30 31 64 65 66 220 68 69 70 71 240 241 "
         # the *at calls, unshare, setns, bpf, limits, other processes' memory, prctl
         "258 259 260 261 263 264 265 266 268 272 280 285 288 302 304 307 308 310 311 316 321 322 "
-        # prctl, how other processes are scheduled and placed, keys
+        # prctl, scheduling and placement of other processes, keys
         "157 141 142 144 203 251 256 279 314 248 249 250",
     ),
     "aarch64": (
@@ -49,18 +51,22 @@ _MACHINES = {
     ),
 }
 NEW = 424
-"""First number that is the same on every machine; later calls are refused unless listed."""
+"""System calls with this or a higher number have the same number on all architectures.
+
+These calls are refused unless they are in ``_HARMLESS_NEW``.
+"""
 # close_range, faccessat2, epoll_pwait2, the futexes, mseal
 _HARMLESS_NEW = (436, 439, 441, 449, 454, 455, 456, 462)
-# Commands that duplicate a descriptor or read and set its flags; not signal owners or leases.
+# Commands of fcntl that are allowed: to duplicate a descriptor, and to read and set its flags.
+# Commands for signal owners and leases are refused.
 _FCNTL = (0, 1, 2, 3, 4, 1030)
-# Terminal attributes and size, bytes that can be read, blocking mode, close-on-exec; not the
-# attributes of a file.
+# Commands of ioctl that are allowed: terminal attributes and size, number of readable bytes,
+# blocking mode, close-on-exec. Commands for the attributes of a file are refused.
 _IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 def filter_program() -> bytes | None:
-    """Return the filter program for this machine, or None if there is none."""
+    """Return the filter program for this machine, or None if the machine is not supported."""
     machine = _MACHINES.get(platform.machine())
     if machine is None or platform.system() != "Linux":
         return None
@@ -92,7 +98,10 @@ def _refuse(number: int) -> Iterator[bytes]:
 
 
 def _allow_reading(number: int, argument: int) -> Iterator[bytes]:
-    """Allow a call that opens a file only for reading; ``argument`` is the index of its flags."""
+    """Allow the call ``number`` only if its flags do not permit writing.
+
+    ``argument`` is the index of the flags among the call's arguments.
+    """
     yield _instruction(EQUAL, number, no=4)
     yield _instruction(LOAD, ARGUMENTS + 8 * argument)
     yield _instruction(ANY_BIT, WRITING, no=1)
@@ -101,7 +110,7 @@ def _allow_reading(number: int, argument: int) -> Iterator[bytes]:
 
 
 def _allow_commands(number: int, commands: Sequence[int]) -> Iterator[bytes]:
-    """Allow a call only if its second argument is one of ``commands``."""
+    """Allow the call ``number`` only if its second argument is in ``commands``."""
     yield _instruction(EQUAL, number, no=2 * len(commands) + 2)
     yield _instruction(LOAD, ARGUMENTS + 8)
     for command in commands:
@@ -111,7 +120,7 @@ def _allow_commands(number: int, commands: Sequence[int]) -> Iterator[bytes]:
 
 
 def _allow_known(harmless: Sequence[int]) -> Iterator[bytes]:
-    """Allow all calls before ``NEW``, and the new ones in ``harmless``."""
+    """Allow all calls with numbers below ``NEW``, and the calls in ``harmless``."""
     yield _instruction(AT_LEAST, NEW, yes=1)
     yield _instruction(RETURN, ALLOW)
     for number in harmless:
@@ -121,5 +130,8 @@ def _allow_known(harmless: Sequence[int]) -> Iterator[bytes]:
 
 
 def _instruction(code: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """Pack a struct sock_filter; a jump skips ``yes`` or ``no`` instructions."""
+    """Return a packed ``struct sock_filter``.
+
+    A jump skips ``yes`` instructions if its condition is true, and ``no`` instructions otherwise.
+    """
     return struct.pack("=HBBI", code, yes, no, value)

@@ -1,1 +1,1 @@
-"""Benchmarks on disk in the format of lm-evaluation-harness's task files."""
+"""Task files in the format of lm-evaluation-harness, and loaders of benchmarks on disk."""

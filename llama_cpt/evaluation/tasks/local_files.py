@@ -1,4 +1,7 @@
-"""Data of the task files in this folder, read from benchmark files on disk."""
+"""Loaders of benchmark files on disk. A loader returns one dataset per split.
+
+The task files in this folder name the loaders.
+"""
 
 from collections.abc import Iterable, Sequence
 import csv
@@ -18,27 +21,27 @@ _SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-
 
 
 def cmmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load a subject of haonan-li/CMMLU: ``cmmlu/{dev,test}/SUBJECT.csv``."""
+    """Load a subject of haonan-li/CMMLU from ``cmmlu/{dev,test}/SUBJECT.csv``."""
     columns = ("Question", "A", "B", "C", "D", "Answer")
     return _subject(folder, "cmmlu", {"dev": f"{part}.csv", "test": f"{part}.csv"}, columns, part)
 
 
 def ceval(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load a subject of hkust-nlp/ceval: ``ceval/{dev,val}/SUBJECT_{dev,val}.csv``."""
+    """Load a subject of hkust-nlp/ceval from ``ceval/{dev,val}/SUBJECT_{dev,val}.csv``."""
     files = {split: f"{part}_{split}.csv" for split in ("dev", "val")}
     columns = ("question", "A", "B", "C", "D", "answer")
     return _subject(folder, "ceval", files, columns, part)
 
 
 def mmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load a subject of MMLU: ``mmlu/{dev,test}/SUBJECT_{dev,test}.csv``; answers are indices."""
+    """Load a subject of MMLU from ``mmlu/{dev,test}/SUBJECT_{dev,test}.csv``."""
     files = {split: f"{part}_{split}.csv" for split in ("dev", "test")}
     columns = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
     return _subject(folder, "mmlu", files, columns, part)
 
 
 def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load openai/grade-school-math: ``gsm8k/{train,test}.jsonl.gz``."""
+    """Load openai/grade-school-math from ``gsm8k/{train,test}.jsonl.gz``."""
     columns = ("question", "answer")
     return {
         split: _dataset(_json_lines(_file(folder, f"gsm8k/{split}.jsonl"), columns))
@@ -47,17 +50,19 @@ def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def mgsm_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load MGSM of google-research/url-nlp: ``mgsm/mgsm_zh.tsv``, which has no header."""
+    """Load MGSM of google-research/url-nlp from ``mgsm/mgsm_zh.tsv``, which has no header."""
     file = _file(folder, "mgsm/mgsm_zh.tsv")
     rows = list(csv.reader(io.StringIO(_text(file)), delimiter="\t"))
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
-            raise UserError(f"{file}:{number}: {len(row)} columns, not 2: question and number.")
+            raise UserError(
+                f"{file}:{number}: has {len(row)} columns; it must have 2, a question and a number."
+            )
     return {"test": _dataset([{"question": q, "answer_number": n} for q, n in rows])}
 
 
 def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load cambridgeltl/xcopa: ``xcopa/test.zh.jsonl``."""
+    """Load cambridgeltl/xcopa from ``xcopa/test.zh.jsonl``."""
     columns = ("premise", "choice1", "choice2", "question", "label")
     rows = _json_lines(file := _file(folder, "xcopa/test.zh.jsonl"), columns)
     for number, row in enumerate(rows, 1):
@@ -67,20 +72,21 @@ def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def xcopa_choices(row: dict[str, Any]) -> list[str]:
-    """Return the two choices with a lower-case first letter, as in the harness."""
+    """Return the two choices with a lower-case first letter, as in lm-evaluation-harness."""
     return [text[0].lower() + text[1:] for text in (row["choice1"], row["choice2"])]
 
 
 def humaneval(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load openai/human-eval: ``human_eval/HumanEval.jsonl.gz``."""
+    """Load openai/human-eval from ``human_eval/HumanEval.jsonl.gz``."""
     columns = ("prompt", "entry_point", "test")
     return {"test": _dataset(_json_lines(_file(folder, "human_eval/HumanEval.jsonl"), columns))}
 
 
 def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load sentences of the demo's world: ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``.
+    """Load questions on the demo's world from ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``.
 
-    With the harness's own command, ``folder`` and other arguments come from ``--metadata``.
+    If ``lm_eval`` loads the task, ``folder`` and additional arguments come from the option
+    ``--metadata`` of ``lm_eval``.
     """
     rows = _json_lines(_file(folder, file), ("text", "choices", "answer"))
     # Chinese is written without spaces.
@@ -97,15 +103,15 @@ def world(folder: str, file: str, **_: Any) -> dict[str, datasets.Dataset]:
 
 
 def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
-    """Load EQ-bench/EQ-Bench: ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
+    """Load EQ-bench/EQ-Bench from ``eq_bench/eq_bench_v2_questions_171.json.gz``."""
     file = _file(folder, "eq_bench/eq_bench_v2_questions_171.json")
     columns = ("prompt", "reference_answer_fullscale")
     try:
         content = json.loads(_text(file))
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}).") from None
+        raise UserError(f"{file}: not JSON ({error}); download it again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not an object of questions by number.")
+        raise UserError(f"{file}: not an object of questions by number; download it again.")
     rows = _required(file, list(content.values()), columns)
     references = [row["reference_answer_fullscale"] for row in rows]
     _required(file, references, [f"emotion{i}{of}" for i in range(1, 5) for of in ("", "_score")])
@@ -121,7 +127,7 @@ def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
 
 
 def without_revision(prompt: str) -> str:
-    """Return an EQ-Bench question that asks for scores only once, as in EQ-Bench 2.1."""
+    """Return an EQ-Bench question without the request to revise the scores, as in EQ-Bench 2.1."""
     critique = " Then critique your answer by thinking it through step by step. "
     prompt = prompt.replace(f"{critique}Finally, give your revised scores.", "")
     before, _, rest = prompt.replace("First pass scores:\n", "").partition("Critique: <your")
@@ -130,13 +136,14 @@ def without_revision(prompt: str) -> str:
 
 
 def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
-    """Return the sorted subjects of a benchmark with one file per subject."""
+    """Return the sorted subjects of a benchmark; raise UserError if there are no subject files."""
     path = Path(folder) / name / split
     names = {file.name.removesuffix(".gz") for file in path.glob("*")}
     found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
         raise UserError(
-            f"{path} has no *{ending}; set --data to a folder as in docs/guide/evaluation.md."
+            f"{path} has no files *{ending}; set --data to a folder with the layout of "
+            "docs/guide/evaluation.md."
         )
     return found
 
@@ -152,8 +159,8 @@ def _subject(
             if row[columns[-1]] not in (*"ABCD", *range(4)):
                 answer = row[columns[-1]]
                 raise UserError(
-                    f"{path}: the answer of question {number}, {answer!r}, must be A to D or 0 to "
-                    "3."
+                    f"{path}: the answer to question {number} is {answer!r}; it must be A to D or "
+                    "0 to 3."
                 )
         found[split] = _dataset(row | {"subject": subject} for row in rows)
     return found
@@ -163,9 +170,9 @@ def _csv(file: Path, columns: Sequence[str]) -> Rows:
     try:
         rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
     except csv.Error as error:
-        raise UserError(f"{file} is not a table of questions ({error}).") from None
+        raise UserError(f"{file} is not a CSV table ({error}); download it again.") from None
     kept = [{name: row[name] for name in columns} for row in rows]
-    # MMLU has the index of the right choice, the others have its letter.
+    # The answer in MMLU is the index of the right choice. In other benchmarks it is a letter.
     return [
         row | {c: int(v) for c, v in row.items() if c == "answer" and v.isdigit()} for row in kept
     ]
@@ -177,7 +184,7 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Rows:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{file}:{number}: not JSON ({error}).") from None
+            raise UserError(f"{file}:{number}: not JSON ({error}); download it again.") from None
     return [{name: row[name] for name in columns} for row in _required(file, rows, columns)]
 
 
@@ -195,12 +202,12 @@ def _required(file: Path, rows: list[Any], columns: Sequence[str]) -> Rows:
 
 
 def _file(folder: str, name: str) -> Path:
-    """Return the path of ``name`` in ``folder``, or of ``name`` with ``.gz``."""
+    """Return the path of ``name`` or ``name.gz``; raise UserError if both are missing."""
     for file in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if file.is_file():
             return file
     raise UserError(
-        f"{Path(folder) / name} (or .gz) does not exist; set --data to a folder as in "
+        f"{Path(folder) / name} (or .gz) does not exist; set --data to a folder with the layout of "
         "docs/guide/evaluation.md."
     )
 
