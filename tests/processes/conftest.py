@@ -1,4 +1,4 @@
-"""Fixtures for runs of several processes on four devices."""
+"""Fixtures for runs of several processes, in this process or with four shared devices."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from llama_cpt.config.schema import CheckpointConfig, EvaluationConfig, MeshConfig, TrainConfig
+from tests.processes.in_process import run_processes
 from tests.processes.launched import DEVICES
+
+__all__ = ["run_processes"]
 
 
 @pytest.fixture(scope="session")
 def many(make_config) -> Callable[..., TrainConfig]:
-    """A function ``many(output, **fields)`` for a run of 6 steps that saves every second step."""
+    """A function ``many(output, **fields)`` that returns a config of 6 steps with 3 checkpoints."""
 
     def make(output: Path, **fields) -> TrainConfig:
         settings = {

@@ -1,4 +1,4 @@
-"""Commands of several processes on this machine: CPU devices, ``jax.distributed``, loopback."""
+"""Helpers that run a command as several processes on this machine, on CPU devices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 4
 HEARTBEAT_SECONDS = 10
 RUN_SECONDS = 1800.0
-"""Maximum seconds of a run, also on a busy machine."""
+"""Maximum seconds of a run, even on a busy machine."""
 RESTARTS = {75, -signal.SIGABRT}
 """Exit statuses on which the launch scripts restart a run."""
 SLOW_STEPS = """
@@ -26,7 +26,7 @@ from llama_cpt.training import trainer
 rate = trainer.learning_rate
 trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
 """
-"""A ``program`` that slows a run down, so that a signal reaches all processes before it ends."""
+"""Code for ``program`` that slows the steps, so that a signal arrives before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class Launched:
     logs: list[Path]
 
     def log(self) -> str:
-        """Return the output of all processes, of this command and those before it."""
+        """Return the output of all processes of this command and of earlier commands in the
+        folder."""
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
 
     def ended(self, seconds: float = RUN_SECONDS) -> list[int]:
-        """Wait and return the exit statuses; raise AssertionError if one runs after ``seconds``."""
+        """Wait for all processes and return their exit statuses.
+
+        Raises AssertionError if a process still runs after ``seconds``.
+        """
         until = time.monotonic() + seconds
         try:
             return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.processes]
@@ -53,7 +57,8 @@ class Launched:
                 process.wait()
 
     def reach(self, holds: Callable[[], bool]) -> bool:
-        """Wait until it ``holds`` or a process ends; return whether it holds while all run."""
+        """Wait until ``holds()`` is true or a process exits; return whether it became true
+        first."""
         until = time.monotonic() + RUN_SECONDS
         while not holds():
             if any(process.poll() is not None for process in self.processes):
@@ -65,7 +70,7 @@ class Launched:
 
 
 def running(start: Callable[[], Launched], holds: Callable[[], bool]) -> Launched:
-    """Return running processes once it ``holds``; retry if a busy machine lost one of them."""
+    """Start processes and return them once ``holds()`` is true; retry if a process was lost."""
     for _ in range(4):
         launched = start()
         if launched.reach(holds):
@@ -75,7 +80,7 @@ def running(start: Callable[[], Launched], holds: Callable[[], bool]) -> Launche
 
 
 def ended(start: Callable[[], Launched]) -> Launched:
-    """Return ended processes, restarted on the statuses on which the launch scripts restart."""
+    """Start processes and return them after their exit; restart them on a status in RESTARTS."""
     for _ in range(4):
         launched = start()
         if not set(launched.ended()) <= RESTARTS:
@@ -93,7 +98,8 @@ def launch(
 ) -> Launched:
     """Start ``python -m arguments`` as ``count`` processes that share ``devices``.
 
-    Logs are ``folder/log-K``. ``program`` is Python that each process runs before the command.
+    Process K writes its output to ``folder/log-K``. Each process executes the Python code
+    ``program`` before the command.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -132,7 +138,7 @@ def launch(
 
 
 def train(config: TrainConfig, count: int, program: str = "") -> Launched:
-    """Start ``python -m llama_cpt.train``; config and logs are next to the output folder."""
+    """Start ``python -m llama_cpt.train`` with config and logs in the output's parent folder."""
     folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
@@ -141,13 +147,13 @@ def train(config: TrainConfig, count: int, program: str = "") -> Launched:
 
 
 def run_to_end(config: TrainConfig, count: int, program: str = "") -> Launched:
-    """Train to the end."""
+    """Train with ``count`` processes to the end and check that all of them succeed."""
     launched = ended(lambda: train(config, count, program))
     assert set(launched.ended()) == {0}, launched.log()
     return launched
 
 
 def lines_written(config: TrainConfig) -> int:
-    """Return the number of lines of metrics so far."""
+    """Return the current number of lines in the run's ``metrics.jsonl``."""
     metrics = Path(config.output) / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

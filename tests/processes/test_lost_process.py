@@ -1,10 +1,10 @@
-"""A run of two processes, one of which is lost, stopped or cannot write, loses nothing saved.
+"""Tests of two real processes, one of which is lost or stopped: no checkpoint is lost.
 
-The tests cover a local folder and a bucket.
+The tests cover a local folder and a bucket. Errors of one process that need no real processes are
+in ``test_shared_checkpoints.py`` and ``test_communication.py``.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 import itertools
 import os
 from pathlib import Path
@@ -16,7 +16,6 @@ import pytest
 
 from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import CheckpointConfig, TrainConfig
-from llama_cpt.runtime.errors import USER_ERROR
 from tests.processes.launched import (
     RESTARTS,
     SLOW_STEPS,
@@ -33,7 +32,7 @@ from tests.storage_server import storage
 
 STEPS = 12
 KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
-"""Number of times that a process is killed at a random moment."""
+"""Number of kills of a process at random moments."""
 LONGEST_START = 15.0
 SLOW_COMMIT = """
 import time
@@ -57,57 +56,19 @@ def sync(path):
     real(path)
 manifest._sync = sync
 """
-FIRST_CANNOT_COMMIT_STEP_2 = """
-import errno, os, time
-from llama_cpt.runtime import retry
-from llama_cpt.checkpoint import manifest
-retry.RETRY_DELAYS = 0.01, 0.01, 0.01
-sync, commit_file = manifest._sync, manifest._commit_file
-is_first = os.environ["JAX_PROCESS_ID"] == "0"
-def failing(path):
-    if is_first and "/2/" in str(path):
-        raise OSError(errno.EIO, "Input/output error")
-    sync(path)
-def slow(path):
-    time.sleep(0 if is_first else 2)
-    return commit_file(path)
-manifest._sync, manifest._commit_file = failing, slow
-"""
-FIRST_PREPARES_SLOWLY = """
-import os, time
-from llama_cpt.training import run
-prepare = run.prepare
-def slow(*arguments, **named):
-    print("prepares slowly", flush=True)
-    time.sleep(60 if os.environ["JAX_PROCESS_ID"] == "0" else 0)
-    return prepare(*arguments, **named)
-run.prepare = slow
-"""
-EACH_IN_A_FOLDER_OF_ITS_OWN = """
-import os
-os.makedirs("{place}/" + os.environ["JAX_PROCESS_ID"], exist_ok=True)
-os.chdir("{place}/" + os.environ["JAX_PROCESS_ID"])
-"""
-FULL_ON_THE_SECOND = """
-import errno, os
-from llama_cpt.checkpoint import manifest
-def sync(path):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-if os.environ["JAX_PROCESS_ID"] == "1":
-    manifest._sync = sync
-"""
 
 
 @pytest.fixture(scope="session")
 def whole(many, tmp_path_factory) -> list[dict]:
-    """The metrics of an undisturbed run of two processes."""
+    """The metrics of a run of two processes without failures."""
     config = many(tmp_path_factory.mktemp("whole") / "run", num_steps=STEPS)
     run_to_end(config, 2)
     return learnt(Path(config.output))
 
 
 def kill_one(launched: Launched, process: int, config: TrainConfig) -> None:
-    """Kill one process; the other must end within a minute, done or to be restarted."""
+    """Kill one process and check that the other exits within a minute with 0 or a restart
+    status."""
     launched.processes[process].kill()
     statuses = launched.ended(60)
     assert statuses[process] == -signal.SIGKILL
@@ -121,7 +82,7 @@ def committed(config: TrainConfig, step: int) -> bool:
 
 
 def moment(config: TrainConfig, draw: random.Random) -> dict[str, Callable[[], bool]]:
-    """Return name -> whether that moment has come; seconds and steps count from now."""
+    """Return functions by name that return whether a moment has come, counted from now."""
     folder = Path(config.output) / "checkpoints"
     at = time.monotonic() + draw.uniform(0.0, LONGEST_START)
     lines = lines_written(config) + draw.randrange(1, 4)
@@ -168,53 +129,7 @@ def test_run_survives_kill_stop_damage_and_write_errors(many, whole, tmp_path):
     assert learnt(tmp_path / "run") == whole
 
 
-@pytest.mark.slow
-def test_full_disk_on_one_host_ends_all_with_the_reason(many, tmp_path):
-    config = many(tmp_path / "run")
-    launched = ended(lambda: train(config, 2, FULL_ON_THE_SECOND))
-    assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
-    assert all("the disk is full" in log.read_text() for log in launched.logs)
-    assert "Traceback" not in launched.log()
-
-
-@pytest.mark.slow
-def test_host_that_cannot_commit_does_not_end_the_others(many, tmp_path):
-    """Files that other processes still read are not removed."""
-    config = many(tmp_path / "run")
-    launched = ended(lambda: train(config, 2, FIRST_CANNOT_COMMIT_STEP_2))
-    assert launched.ended() == [0, 0], launched.log()
-    assert "Input/output error" in launched.log() and "is saved instead" in launched.log()
-    assert not (Path(config.output) / "checkpoints" / "2").exists() and committed(config, 6)
-
-
-@pytest.mark.slow
-def test_output_folder_that_is_not_shared_is_rejected(many, tmp_path):
-    config, path = replace(many(tmp_path / "run"), output="run"), tmp_path / "config.json"
-    save_config(config, path)
-    program = EACH_IN_A_FOLDER_OF_ITS_OWN.format(place=tmp_path)
-    command = ["llama_cpt.train", str(path)]
-    launched = ended(lambda: launch(command, tmp_path, 2, program))
-    assert launched.ended() == [USER_ERROR, USER_ERROR], launched.log()
-    assert "error: output=run is not the same folder on process 1 (" in launched.log()
-    assert not list((tmp_path / "0" / "run").iterdir())
-
-
-@pytest.mark.slow
-def test_sigterm_while_the_first_process_prepares(many, tmp_path):
-    """The signal goes to a process that waits for the first one."""
-    config = many(tmp_path / "run")
-    launched = running(
-        lambda: train(config, 2, FIRST_PREPARES_SLOWLY),
-        lambda: (
-            (tmp_path / "log-0").exists() and "prepares slowly" in (tmp_path / "log-0").read_text()
-        ),
-    )
-    time.sleep(1)
-    launched.processes[1].send_signal(signal.SIGTERM)
-    assert launched.ended(30) == [75, 75], launched.log()
-
-
-@pytest.mark.slow
+@pytest.mark.proof  # In CI: tests/training/test_bucket_run.py.
 def test_run_in_a_bucket_survives_kill_and_storage_errors(many, whole, tmp_path):
     """One process is killed; after the restart every tenth response of the storage is a 503."""
     keep_one = CheckpointConfig(every_steps=2, keep=1)
