@@ -2,9 +2,9 @@
 
     python -m tests.golden.refresh [--all] [PYTEST OPTION ...]
 
-It runs every test that compiles for TPUs, two at a time. A program whose hash is in the file is not
-compiled again, except with ``--all``. Programs that no test uses are removed. The command takes
-about twenty minutes on two cores if every program changed.
+The command runs all tests that compile for TPUs, in two processes. A program whose key is in the
+file is not compiled again, unless ``--all`` is given. Programs that no test uses are removed from
+the file. If every program has changed, the command takes about twenty minutes on two cores.
 """
 
 import json
@@ -16,13 +16,13 @@ import tempfile
 from tests.golden import tpu_programs
 
 ROOT = Path(__file__).resolve().parents[2]
-# One test at a time to whichever worker is free: some compile for minutes.
+# Each worker gets one test at a time, because some tests compile for minutes.
 SHARED = ["-n", "2", "--dist", "load", "--maxschedchunk", "1"]
 PYTEST = ["-m", "pytest", *SHARED, "-m", "libtpu and not proof", "-q", "--durations=10"]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests and write the file; return the tests' exit status."""
+    """Run the tests, write the file, and return the exit status of pytest."""
     if "--all" in arguments:
         tpu_programs.write({})
     options = [one for one in arguments if one != "--all"]
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         for path in sorted(Path(folder).glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 used |= json.loads(line)
-    # A selection of tests, or tests that stopped early, do not use all programs.
+    # If only some tests were selected, or a test failed, programs of other tests stay in the file.
     complete = not options and status == 0
     tpu_programs.write(used if complete else tpu_programs.read() | used)
     print(f"{tpu_programs.FILE}: {len(used)} programs in use")

@@ -1,4 +1,4 @@
-"""Stored figures equal a new compilation, and hashes do not depend on the checkout."""
+"""Tests that stored figures equal a new compilation, and that keys are equal in each checkout."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from llama_cpt.planning import compiling
 from llama_cpt.planning.compiling import OutOfMemory
 from llama_cpt.training.lowering import lower_program, topology_program
 from tests.conftest import ROOT
-from tests.golden.tpu_programs import COMPILE, decode, encode, key_of, read
+from tests.golden.tpu_programs import COMPILE, code_digest, decode, encode, key_of, read
 
 pytestmark = pytest.mark.libtpu
 
@@ -25,16 +25,19 @@ SMALL = (
 
 
 def lower_small():
-    program = topology_program(load_config(str(ROOT / "configs" / "cpt_1b.py"), SMALL), "v5e:2x2")
+    program = topology_program(
+        load_config(str(ROOT / "configs" / "llama3" / "cpt_1b.py"), SMALL), "v5e:2x2"
+    )
     return lower_program(
-        load_config(str(ROOT / "configs" / "cpt_1b.py"), SMALL), program
+        load_config(str(ROOT / "configs" / "llama3" / "cpt_1b.py"), SMALL), program
     ), program.mesh
 
 
 @pytest.mark.slow
-def test_kept_figures_equal_a_fresh_compile():
-    """This program is always compiled, so that a change of the compiler is found."""
+def test_stored_figures_equal_a_new_compilation():
+    """This program is always compiled, so that wrong stored figures do not stay unnoticed."""
     lowered, mesh = lower_small()
+    assert key_of(lowered, mesh) in read(), "run python -m tests.golden.refresh"
     fresh, kept = encode(COMPILE(lowered, mesh)), encode(compiling.compile_program(lowered, mesh))
     assert kept == fresh
     assert encode(decode(fresh)) == fresh
@@ -57,7 +60,7 @@ print(key_of(*lower_small()))
 
 @pytest.mark.slow
 def test_the_hash_does_not_depend_on_path_or_line(tmp_path):
-    """Lower in another process, from another folder, each file one line longer."""
+    """Compare with the key of a copy in a different folder with one more line in each file."""
     for folder in ("llama_cpt", "pallas_kernels", "configs", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for path in (*tmp_path.glob("llama_cpt/**/*.py"), *tmp_path.glob("pallas_kernels/*.py")):
@@ -72,6 +75,19 @@ def test_the_hash_does_not_depend_on_path_or_line(tmp_path):
         text=True,
     )
     assert done.stdout.strip() == key_of(*lower_small()), done.stderr
+
+
+def test_the_digest_covers_statements_only(tmp_path):
+    file = tmp_path / "code.py"
+
+    def digest(text: str) -> str:
+        code_digest.cache_clear()
+        file.write_text(text, "utf-8")
+        return code_digest(file)
+
+    plain = digest("def f(a):\n    return a + 1\n")
+    assert digest('"""Doc."""\ndef f(a):\n    """Doc."""\n    return (a+1)  # Reason.\n') == plain
+    assert digest("def f(a):\n    return a + 2\n") != plain
 
 
 def test_golden_file_is_small():

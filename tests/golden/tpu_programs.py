@@ -1,14 +1,17 @@
-"""Figures of programs compiled for TPUs, kept so that a program compiles only once it changes.
+"""Stored figures of programs compiled for TPUs, so that a test compiles only what has changed.
 
-A compiled program is a function of the lowered program, the devices, the compiler's options and the
-compiler. ``tpu.json`` maps a hash of these to what the tests read. A program that is not in the
-file is compiled, and the closing lines of the tests report it; ``python -m tests.golden.refresh``
-brings the file up to date.
+A compiled program depends on the lowered program, the devices, the compiler's options and the
+compiler's version. Its figures also depend on the code that reads the compiled program's text. A
+key in ``tpu.json`` contains a hash of all of these, and its value is the figures. If a program's
+key is not in the file, the test compiles the program, and pytest reports that at the end of its
+output. ``python -m tests.golden.refresh`` updates the file.
 """
 
+import ast
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+import functools
 import hashlib
 from importlib.metadata import version
 import json
@@ -29,15 +32,33 @@ from llama_cpt.planning.hlo import Shape
 from llama_cpt.planning.matrix_flops import MatrixFlops
 from llama_cpt.training.compiler_options import TPU
 
-# The property of a test that compiled a program.
+# Name of the user property that pytest records for a test that compiled a program.
 COMPILED = "compiled for a TPU"
 FILE = Path(__file__).with_name("tpu.json")
-# The real function; tests replace ``compiling.compile_program`` and call this one.
+# The real function. Fixtures replace ``compiling.compile_program`` and call this one.
 COMPILE = compiling.compile_program
+# The files that read a compiled program's text and define the figures.
+READERS = tuple(
+    Path(compiling.__file__).with_name(f"{name}.py")
+    for name in (
+        "buffers",
+        "collectives",
+        "compiling",
+        "hbm_traffic",
+        "hlo",
+        "matrix_flops",
+        "program",
+    )
+)
 
 
 def key_of(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
-    """Return a hash of everything that the compiled program of ``lowered`` depends on."""
+    """Return the key of a program's figures: ``program_hash`` and the digest of ``READERS``."""
+    return f"{program_hash(lowered, mesh)}-{code_digest(*READERS)}"
+
+
+def program_hash(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
+    """Return a hash of everything on which the compiled program of ``lowered`` depends."""
     devices = [
         (device.device_kind, device.coords, getattr(device, "slice_index", 0))
         for device in mesh.devices.flat
@@ -52,8 +73,33 @@ def key_of(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
+@functools.cache
+def code_digest(*files: Path) -> str:
+    """Return a digest of the statements in Python files.
+
+    Comments, docstrings and formatting do not change the digest.
+    """
+    return hashlib.sha256(b"".join(map(_statements, files))).hexdigest()[:8]
+
+
+def _statements(file: Path) -> bytes:
+    """Return the source of a Python file, unparsed without its comments and docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [one for one in node.body if not _is_text(one)] or [ast.Pass()]
+    return ast.unparse(tree).encode()
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
 def encode(made: CompiledProgram | OutOfMemory) -> dict[str, Any]:
-    """Return the figures as JSON values; equal buffers are stored once, with their number."""
+    """Return the figures as a JSON object.
+
+    Equal buffers are stored as one entry with their number.
+    """
     if isinstance(made, OutOfMemory):
         return json.loads(json.dumps({"too_large": asdict(made)}))
     values = asdict(made)
@@ -66,7 +112,10 @@ def encode(made: CompiledProgram | OutOfMemory) -> dict[str, Any]:
 
 
 def decode(values: dict[str, Any]) -> CompiledProgram | OutOfMemory:
-    """Return the argument of ``encode``, except for the order of buffers of equal size."""
+    """Return the figures from which ``encode`` made ``values``.
+
+    The order of buffers of equal size can differ.
+    """
     if "too_large" in values:
         return from_dict(OutOfMemory, values["too_large"])
     program = values["program"]
@@ -93,14 +142,15 @@ def _shape(text: str, layout: str) -> Shape:
 
 @dataclass
 class Goldens:
-    """The figures of the file, and those that this process added."""
+    """The figures of ``tpu.json`` and those that this process has added."""
 
     stored: dict[str, dict[str, Any]]
+    """Figures by key."""
     additions: Path | None = None
-    """The folder for the figures that this process uses, if the file is being refreshed."""
+    """Folder to which the process writes the figures that it uses; None except in a refresh."""
 
     def compiler(self, test: pytest.Item) -> Callable[..., CompiledProgram | OutOfMemory]:
-        """Return a substitute of ``compile_program`` for ``test``."""
+        """Return a replacement for ``compile_program`` that returns stored figures to ``test``."""
 
         def compile_program(
             lowered: jax.stages.Lowered, mesh: Mesh
@@ -113,7 +163,11 @@ class Goldens:
     def recall(
         self, test: pytest.Item, key: str, make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the figures under ``key``, or make them and mark ``test``."""
+        """Return the figures stored under ``key``.
+
+        If there are none, calls ``make`` for the figures and records the property COMPILED in
+        ``test``.
+        """
         if key not in self.stored:
             self.stored[key] = {"test": test.nodeid.partition("[")[0], **make()}
             test.user_properties.append((COMPILED, key))
@@ -127,12 +181,12 @@ class Goldens:
 
 
 def read(path: Path = FILE) -> dict[str, dict[str, Any]]:
-    """Return the stored figures by hash."""
+    """Return the figures stored in ``path``, by key; empty if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(programs: dict[str, dict[str, Any]], path: Path = FILE) -> None:
-    """Write one program per line, in the order of the tests."""
+    """Write figures to ``path``, one program per line, sorted by the test that uses them."""
     rows = sorted(programs.items(), key=lambda row: (row[1]["test"], row[0]))
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(values)}" for key, values in rows)
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
