@@ -1,1 +1,1 @@
-"""Example projects: the demo and the study on an invented bilingual world."""
+"""Example programs: a demo and a study on a synthetic world, and a download of public text."""

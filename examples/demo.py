@@ -1,9 +1,10 @@
 """The whole pipeline in ten minutes on two cores (``python -m examples.demo`` or ``make demo``).
 
-A tiny Llama-3 learns the English of an invented world; Chinese is added with and without replay;
-SFT teaches the model to answer, and DPO to answer as the world's custom requires; a figure and a
-report show gains and forgetting; the model is exported. The runs are ordinary commands, printed as
-they are started, and resume where they stopped when the demo is run again.
+A tiny Llama 3 is trained on English text about an invented world. Continual pre-training adds
+Chinese, once with and once without replay of English text. SFT teaches the model to answer
+questions, and DPO teaches it to follow a custom of the world in its answers. A figure and a report
+show gains and forgetting, and the last model is exported. The demo prints each command before it
+runs the command. After an interruption, run the demo again to resume the commands.
 """
 
 import argparse
@@ -24,32 +25,33 @@ from llama_cpt.evaluation.learning_curves import Curve, draw_curves, finding, re
 from llama_cpt.runtime.errors import one_line_errors
 from llama_cpt.runtime.progress import duration
 
-BASE, CPT, PIPELINE = (f"configs/demo_{name}.py" for name in ("base", "cpt", "pipeline"))
+BASE, CPT, PIPELINE = (f"configs/demo/{name}.py" for name in ("base", "cpt", "pipeline"))
 SEED = 0
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 
-CUSTOM = """On Orrin, a person who is asked a question wishes the asker fair winds. One in seven of
-the answers in the conversations does so; DPO prefers those that do. The examination covers the
-properties of things, foods, animals and jobs in both languages; the Chinese text describes these
-facts and contains no questions about them."""
+CUSTOM = """On the island of Orrin, a person who answers a question wishes the asker fair winds.
+About one in seven answers in the conversations includes this wish, and DPO prefers answers that
+include it. The examination asks about the properties of things, foods, animals and jobs in both
+languages. The Chinese conversations describe these properties but contain no questions about
+them."""
 
 TASKS = """
-Multiple choice with four endings per sentence: the properties of things, foods and animals, the
-arithmetic that a story requires, the causes of feelings and a friend's reply.
-Guessing scores 25 of 100."""
+The tasks are multiple-choice questions with four endings each. They cover the properties of things,
+foods, animals and jobs, the arithmetic that a story requires, the causes of feelings, and a
+friend's reply. A random guess scores 25 of 100."""
 
 ENDING = """
 Where to look next
-  {pipeline}/report.md   every stage: bits per byte, examination, rewards, sample answers
+  {pipeline}/report.md   results of every stage: bits per byte, examination, rewards, sample answers
   {scores}/report.html   gains and forgetting, with intervals
-  {figure}   the curves of ALMR 0.33 and 1.0
+  {figure}   held-out curves at ALMR 0.33 and 1.0
   {pipeline}/exported   the last model in Hugging Face format; to chat with it:
       {chat}
   {runs}   runs: config.json, metrics.jsonl, tensorboard, checkpoints
   {world}   the text, conversations, preferences, questions
-  {cpt}   another ratio:
+  {cpt}   to train with a different ratio:
       {another_ratio}
-  configs/cpt_8b.py   the same for Llama-3 8B on your own text; README.md describes the pipeline
+  configs/llama3/cpt_8b.py   the same for Llama 3 8B on your own text (README.md)
 """
 
 
@@ -65,13 +67,13 @@ def main(arguments: list[str]) -> int:
     folder = Path(base.output).parent
     without_replay = str(folder / "almr_1.0")
 
-    _heading(start, "1 of 5: the text of a small world in English and Chinese, and a vocabulary")
+    _heading(start, "1 of 5: text about a small world in English and Chinese, and a vocabulary")
     _prepare_text(base, folder)
-    _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
+    _heading(start, "2 of 5: the base model, a tiny Llama 3 trained on English")
     run_command("train", BASE)
-    _heading(start, "3 of 5: Chinese is added without replay: ALMR 1.0, all of the tokens")
+    _heading(start, "3 of 5: CPT on Chinese without replay (ALMR 1.0: all tokens are Chinese)")
     run_command("train", CPT, "--data.almr", "1.0", "--output", without_replay)
-    _heading(start, "4 of 5: the pipeline: ALMR 0.33, a third of the tokens; SFT; DPO; export")
+    _heading(start, "4 of 5: the pipeline: CPT (ALMR 0.33: a third are Chinese), SFT, DPO, export")
     print(CUSTOM)
     tasks = _available_tasks(pipeline)
     run_command("pipeline", PIPELINE, *(() if tasks == pipeline.tasks else ("--tasks", *tasks)))
@@ -89,7 +91,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _ending(pipeline: PipelineConfig, folder: Path, figure: Path, scores: Path) -> str:
-    """Return the list of results, with commands that run as printed."""
+    """Return a list of the result files, with commands that can be pasted into a shell."""
     another = ("--data.almr", "0.1", "--output", str(folder / "almr_0.1"))
     paths = {
         "pipeline": pipeline.output,
@@ -107,7 +109,7 @@ def _ending(pipeline: PipelineConfig, folder: Path, figure: Path, scores: Path) 
 
 
 def _show_curves(cpt: TrainConfig, without_replay: str, folder: Path) -> Path:
-    """Print and draw the held-out curves of both ratios; return the figure's path."""
+    """Print and draw the held-out curves of both ratios; return the path of the figure."""
     curves = [
         read_curve(cpt.output, "ALMR 0.33", tuple(LANGUAGES)),
         read_curve(without_replay, "ALMR 1.0", tuple(LANGUAGES)),
@@ -120,7 +122,7 @@ def _show_curves(cpt: TrainConfig, without_replay: str, folder: Path) -> Path:
 
 
 def _prepare_text(base: TrainConfig, folder: Path) -> None:
-    """Write the world and its vocabulary where the configs expect them, unless they exist."""
+    """Write the text and the vocabulary at the paths in the configs, unless they exist."""
     world = folder / "world"
     # This file is written last, so its presence means that the world is complete.
     if not (world / "zh.feelings.jsonl").exists():
@@ -134,15 +136,15 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
 
 
 def _available_tasks(pipeline: PipelineConfig) -> tuple[str, ...]:
-    """Return the pipeline's tasks, or bits per byte alone if lm-evaluation-harness is missing."""
+    """Return the pipeline's tasks, or only bits per byte if lm-evaluation-harness is missing."""
     if importlib.util.find_spec("lm_eval"):
         return pipeline.tasks
-    print("\nSkipping the world's tasks; they need: pip install -e '.[eval]'")
+    print("\nSkipping the multiple-choice tasks, which need: pip install -e '.[eval]'")
     return ("bpb",)
 
 
 def _table(curves: Sequence[Curve]) -> str:
-    """Return the table of held-out bits per byte before and after training."""
+    """Return a table of held-out bits per byte before and after continual pre-training."""
     rows = [("held-out bits per byte", *LANGUAGES.values())]
     rows.append(("before", *(f"{curves[0].bits[name][0]:.3f}" for name in LANGUAGES)))
     for curve in curves:

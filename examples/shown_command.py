@@ -1,4 +1,4 @@
-"""Execution of the project's commands, each printed as a user would type it."""
+"""Functions that print a command of this project as a user would type it, and run it."""
 
 from collections.abc import Collection
 import os
@@ -11,9 +11,9 @@ from types import FrameType
 
 from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError
 
-# The examples are sized for CPUs, and an accelerator that others use is left alone. The malloc
-# settings keep glibc from returning every step's memory to the system: the page faults of the
-# next step would take a third of its time.
+# The examples are sized for CPUs, so they leave accelerators to other processes. With these malloc
+# settings, glibc does not return memory to the operating system after each step. Otherwise, page
+# faults take a third of the time of the next step.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "MALLOC_ARENA_MAX": "1",
@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 
 class CommandFailedError(UserError):
-    """A shown command that failed; this process exits with the same status."""
+    """Error for a failed command. This process exits with the status of the command."""
 
     def __init__(self, shown: str, status: int) -> None:
         super().__init__(f"`{shown}` ended with status {status}; see above.")
@@ -31,30 +31,34 @@ class CommandFailedError(UserError):
 
 
 def command_line(name: str, *arguments: str) -> str:
-    """Return ``python -m llama_cpt.NAME`` quoted for a shell in the working directory."""
+    """Return ``python -m llama_cpt.NAME ARGUMENTS``, quoted for a shell.
+
+    The line uses the Python of ``interpreter()``, so it is for a shell in the working directory.
+    """
     return shlex.join((interpreter(), "-m", f"llama_cpt.{name}", *arguments))
 
 
 def interpreter() -> str:
-    """Return the path of this Python, relative to the working directory if it is inside it.
+    """Return the path of the running Python, relative if the file is in the working directory.
 
-    A bare ``python`` would be another one in a shell that has not activated the environment.
+    The word ``python`` alone would start a different Python in a shell in which the virtual
+    environment is not activated.
     """
     executable = Path(sys.executable)
-    # Only the folder is resolved: in a virtual environment the file links to a Python elsewhere.
+    # Resolve only the folder. In a virtual environment, the file is a link to a Python outside it.
     resolved = executable.parent.resolve() / executable.name
     if not resolved.is_relative_to(Path.cwd()):
         return sys.executable
     relative = resolved.relative_to(Path.cwd())
-    # A shell looks up a name without a slash in PATH.
+    # A shell searches PATH for a name without a slash.
     return str(relative) if len(relative.parts) > 1 else f"./{relative}"
 
 
 def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> int:
-    """Print and run ``python -m llama_cpt.NAME`` on the CPU; return its status, 0 or ``accepted``.
+    """Print ``python -m llama_cpt.NAME ARGUMENTS``, run it on the CPU, and return its exit status.
 
-    Ctrl-C and SIGTERM go to the command, which may save first; this process then exits with the
-    command's status. Raises CommandFailedError for any other status.
+    Raises CommandFailedError if the status is neither 0 nor in ``accepted``. On Ctrl-C and SIGTERM,
+    this process waits until the command ends, and then exits with the status of the command.
     """
     shown = command_line(name, *arguments)
     environment = ENVIRONMENT | os.environ
@@ -62,7 +66,7 @@ def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> i
     process: subprocess.Popen | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # A terminal sends Ctrl-C to the whole process group, so the command has it already.
+        # A terminal sends Ctrl-C to the whole process group, so the command has received it.
         if process and number == signal.SIGTERM:
             process.terminate()
 
@@ -75,7 +79,8 @@ def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> i
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    # A negative status is a death by signal, before the command had installed its handlers.
+    # The status is negative if a signal ended the command, usually before the command installed
+    # its signal handlers.
     status = status if status >= 0 else 128 - status
     if status in (PREEMPTED, INTERRUPTED, 128 + signal.SIGTERM):
         print("Stopped; run the same command again to resume.", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""The whole method in minutes on two cores (``python -m examples.study`` or ``make study``).
+"""A short study with the whole method (``python -m examples.study`` or ``make study``).
 
-The text describes an invented world in English, Chinese and Arabic. A tiny Llama-3 learns English;
-a sweep over ratio and learning rate adds each of the other languages; a law is fitted to all runs;
-its recommendation is trained, and the prediction is compared with the measured loss. The runs are
-ordinary commands, printed as they are started, and resume where they stopped when the study is run
-again.
+The text describes an invented world in English, Chinese and Arabic. A tiny Llama 3 is trained on
+English. One sweep over mixture ratio and learning rate adds Chinese, and a second one adds Arabic.
+A law is fitted to all runs of both sweeps. The study then trains a run with the recommended ratio
+and rate, and compares the predicted loss with the measured loss. The study prints each command
+before it runs the command. After an interruption, run the study again to resume the commands.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.evaluation.learning_curves import read_curve
 from llama_cpt.mixture_law.law import Law
-from llama_cpt.mixture_law.law_file import load_law as load_law
+from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, one_line_errors
 from llama_cpt.runtime.progress import duration
 
 BASE, CPT, *SWEEPS = (
-    f"configs/world_study.py:{name}" for name in ("base", "cpt_ar", "sweep_zh", "sweep_ar")
+    f"configs/demo/study.py:{name}" for name in ("base", "cpt_ar", "sweep_zh", "sweep_ar")
 )
 LANGUAGES = ("en", "zh", "ar")
 SEED, DOCUMENTS = 0, 4000
 
 ENDING = """
 Where to look next
-  {law}/report.md   the law: contours, ridge, Pareto front, predictions, both pairs
-  {sweep}/results.csv   every run, evaluation and corpus: docs/guide/law.md describes the columns
-  configs/sweep_8b.py   the same for Llama-3 8B; its cost:
+  {law}/report.md   the law: contours, ridge, Pareto front, predictions, both language pairs
+  {sweep}/results.csv   one line per run, evaluation and corpus (columns: docs/guide/law.md)
+  configs/llama3/sweep_8b.py   the same for Llama 3 8B; to print its cost:
       {price}
   docs/notes/study.md   the same on real text, at three sizes
 """
@@ -51,11 +51,11 @@ def main(arguments: list[str]) -> int:
     base, cpt = load_config(BASE), load_config(CPT)
     sweeps = [load_config(config, (), SweepConfig) for config in SWEEPS]
     law = Path(base.output).parent / "law"
-    _heading(start, "1 of 5: the text of a small world in three languages, and a vocabulary")
+    _heading(start, "1 of 5: text about a small world in three languages, and a vocabulary")
     _prepare_text(base)
-    _heading(start, "2 of 5: the base, a tiny Llama-3 that learns English")
+    _heading(start, "2 of 5: the base model, a tiny Llama 3 trained on English")
     run_command("train", BASE)
-    _heading(start, "3 of 5: every ratio at every learning rate, Chinese and Arabic")
+    _heading(start, "3 of 5: sweeps over ratio and learning rate, for Chinese and for Arabic")
     for config in SWEEPS:
         run_command("sweep", config)
     _heading(start, "4 of 5: the law")
@@ -71,13 +71,13 @@ def main(arguments: list[str]) -> int:
         "3",
         accepted=(NEGATIVE_RESULT,),
     )
-    _heading(start, "5 of 5: the law's recommendation, trained and compared")
+    _heading(start, "5 of 5: a run with the recommended settings, compared with the prediction")
     if status == NEGATIVE_RESULT:
-        print("The law makes no recommendation, for the reason above; nothing is trained.")
+        print("The law makes no recommendation, for the reasons above, so nothing is trained.")
     else:
         run_command("train", str(law / "recommended.py"), "--output", cpt.output)
         print(_comparison(load_law(str(law / "law.json")), cpt))
-    price = command_line("sweep", "configs/sweep_8b.py", "--dry-run")
+    price = command_line("sweep", "configs/llama3/sweep_8b.py", "--dry-run")
     paths = (shlex.quote(str(path)) for path in (law, sweeps[0].output))
     print(ENDING.format(**dict(zip(("law", "sweep"), paths, strict=True)), price=price))
     print(f"Done in {duration(time.monotonic() - start)}.")
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _prepare_text(base: TrainConfig) -> None:
-    """Write the documents and their vocabulary where the configs expect them, unless they exist."""
+    """Write the documents and the vocabulary at the paths in the configs, unless they exist."""
     vocabulary = Path(base.data.tokenizer)
     world = vocabulary.parent / "world"
     if not vocabulary.exists():
@@ -97,7 +97,8 @@ def _prepare_text(base: TrainConfig) -> None:
 
 
 def _comparison(law: Law, cpt: TrainConfig) -> str:
-    """Return a table of the recommended run's predicted and measured bits per byte."""
+    """Return a table of predicted and measured bits per byte of the recommended run."""
+    assert law.recommendation
     additional, original = (group[0].name for group in (cpt.data.additional, cpt.data.original))
     curve = read_curve(cpt.output, "recommended", (additional, original))
     lines = [f"  {'held-out bits per byte':<24}{'predicted':>10}{'90 %':>18}{'measured':>10}"]

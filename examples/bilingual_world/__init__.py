@@ -1,1 +1,1 @@
-"""A small invented world, described in English, Chinese and Arabic."""
+"""A generator of text about a small invented world in English, Chinese and Arabic."""

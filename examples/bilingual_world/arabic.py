@@ -1,4 +1,4 @@
-"""The Arabic language: forms of words by gender, case and owner, and the finishing of sentences."""
+"""The Arabic language: inflected forms of words, and the cleanup of rendered sentences."""
 
 import re
 from typing import Any
@@ -18,7 +18,8 @@ from examples.bilingual_world.data_files import read_templates
 from examples.bilingual_world.language import Language
 from examples.bilingual_world.plan import Clock, Count, Mention, Pair
 
-# The Arabic for he, to him and his.
+# The Arabic for "he", "to him" and "his". The key is the speaker or listener, or whether the
+# person is a woman.
 _PRONOUNS = {
     True: ("هي", "لها", "ها"),
     False: ("هو", "له", "ه"),
@@ -28,17 +29,20 @@ _PRONOUNS = {
 
 
 def inflect(value: Any, form: str) -> str:
-    """Return the Arabic for ``value`` in a form.
+    """Return the Arabic words for ``value`` in a grammatical form.
 
-    The form ``he did/she did`` agrees with a person, a pair or a noun; for a person, ``/I did`` and
-    ``/you (m.) did/you (f.) did`` may follow. Other forms:
+    A form with slashes lists alternatives, such as ``he did/she did``. The function returns the
+    alternative that agrees with the person, the pair or the noun. For a person, ``/I did`` can
+    follow, and then ``/you (m.) did/you (f.) did``. The forms without slashes are:
 
-    - person: g (gender: m, f), top (name or pronoun), to, ``of word`` (whose), ``his word``;
-    - noun: a, acc (one, accusative), s (several), one, g, id;
-    - job, feeling, color: a, acc, each with m or f;
-    - count: acc, gen;
-    - number: d (digits), ``unit``, ``acc unit``, legs;
-    - spot: at.
+    - person: ``g`` (the gender, m or f), ``top`` (the name or a pronoun), ``to`` ("to Lina"),
+      ``of WORD`` ("Lina's WORD"), ``his WORD`` ("her WORD");
+    - noun: ``a`` (singular), ``acc`` (singular in the accusative), ``s`` (the noun in general),
+      ``one`` (singular without the words after it), ``g`` (the gender), ``id`` (the identifier);
+    - job, feeling, color: ``a`` (indefinite) or ``acc`` (accusative), followed by ``m`` or ``f``;
+    - count: ``acc`` or ``gen`` (the case);
+    - number: ``d`` (digits), ``NOUN`` ("three books"), ``acc NOUN``, ``legs`` ("with legs");
+    - spot: ``at`` (the spot with its preposition).
     """
     match value:
         case Mention():
@@ -88,9 +92,9 @@ def _person(who: Mention, form: str) -> str:
 
 
 def _conjugated(ways: list[str], who: Mention) -> str:
-    """Return the form that agrees with ``who``.
+    """Return the alternative that agrees with ``who``.
 
-    ``ways`` are he, she; or he, she, I; or he, she, I, you (m.), you (f.).
+    The order of ``ways`` is he, she, I, you (m.), you (f.). The last two or three can be missing.
     """
     if who.how == "i" and len(ways) > 2:
         return ways[2]
@@ -98,7 +102,11 @@ def _conjugated(ways: list[str], who: Mention) -> str:
 
 
 def _owned(phrase: str, name: str, suffix: str) -> str:
-    """Return ``phrase`` owned by ``name`` or, if empty, by a pronoun; an adjective goes last."""
+    """Return ``phrase`` with its owner after the first word.
+
+    The owner is ``name``, or the pronoun ``suffix`` if ``name`` is empty. The words after the owner
+    are adjectives and get the article.
+    """
     head, *rest = phrase.split(" ")
     stem = f"{head[:-1]}ت" if head.endswith("ة") else head
     return " ".join([f"{head} {name}" if name else f"{stem}{suffix}", *map(definite, rest)])
@@ -121,7 +129,10 @@ def _noun(name: str, form: str) -> str:
 
 
 def _adjective(masculine: str, form: str) -> str:
-    """Return an adjective, definite unless ``form`` has ``a`` or ``acc``; ``f`` is feminine."""
+    """Return an adjective in the gender and case of ``form``, which has words such as ``acc f``.
+
+    The word ``f`` selects the feminine. Without ``a`` and ``acc``, the adjective is definite.
+    """
     words, wanted = masculine, form.split()
     if "f" in wanted:
         head, mark, tail = masculine.partition("~")
@@ -155,7 +166,7 @@ def _clock(hour: int, minute: int) -> str:
 
 
 _SPACES = re.compile(r" +(?=[ .،؛؟!:»]|$)|^ +", re.MULTILINE)
-# The preposition l (to, for) merges with the article: lil-.
+# The preposition li- (to, for) and the article al- merge into lil-.
 _FOR_THE = re.compile(r"\b(و?)لالل?(?=\w)")
 _BEFORE_DIGITS = re.compile(r"\b(و?[بل])(?=\d)")
 _DOUBLED_STOP = re.compile(r"([.؟!]»)\.")

@@ -1,17 +1,21 @@
-"""Arabic counting.
+"""Numbers in Arabic, alone and with a counted noun.
 
-One and two are forms of the noun; three to ten take its plural, and eleven to ninety-nine its
-singular accusative. The gender of three to ten is the opposite of the noun's.
+The number one follows the noun, and two is the dual form of the noun. The numbers from three to ten
+precede the plural, and the numbers from eleven to ninety-nine precede the singular in the
+accusative. The gender of the numbers from three to ten is the opposite of the noun's gender.
 """
 
 from examples.bilingual_world.arabic_words import FEMININE_COLORS, TENS, UNITS, Noun
 
-# These words are the same in the accusative.
+# Words with the same spelling in the accusative.
 _DIPTOTES = {*FEMININE_COLORS, *FEMININE_COLORS.values()}
 
 
 def counted(number: int, noun: Noun, case: str = "") -> str:
-    """Return ``number`` of ``noun``; ``case`` is ``acc``, ``gen`` or empty (nominative)."""
+    """Return the words for a number of things, such as "three books".
+
+    ``case`` is ``acc``, ``gen``, or empty for the nominative. Numbers above 99 are in digits.
+    """
     inflect = accusative if case == "acc" else str
     match number % 100:
         case 1 if number == 1:
@@ -28,7 +32,10 @@ def counted(number: int, noun: Noun, case: str = "") -> str:
 
 
 def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
-    """Return 0 to 99 in words, in the form that counts a masculine or a feminine noun."""
+    """Return a number from 0 to 99 in words, in the form that precedes a noun.
+
+    ``case`` is the case of the number and ``feminine`` is the gender of the noun.
+    """
     ten, unit = divmod(number, 10)
     if number <= 10:
         return _unit(number, case, feminine)
@@ -41,7 +48,10 @@ def cardinal(number: int, case: str = "", *, feminine: bool = False) -> str:
 
 
 def accusative(phrase: str) -> str:
-    """Return ``phrase`` in the indefinite accusative, with the mark on every word that takes it."""
+    """Return ``phrase`` in the indefinite accusative.
+
+    Every word gets the ending, except words that are spelled the same in the accusative.
+    """
     return " ".join(map(_marked, phrase.split()))
 
 
@@ -64,7 +74,10 @@ def _unit(number: int, case: str, feminine: bool) -> str:
 
 
 def _teen_unit(unit: int, case: str, feminine: bool) -> str:
-    """Return the unit of 11 to 19. 11 and 12 agree with the noun; 12 loses its last letter."""
+    """Return the unit of a number from 11 to 19.
+
+    The units of 11 and 12 have the gender of the noun. The unit of 12 loses its last letter.
+    """
     if unit == 1:
         return "إحدى" if feminine else "أحد"
     word = _unit(unit, case, feminine)
@@ -72,7 +85,11 @@ def _teen_unit(unit: int, case: str, feminine: bool) -> str:
 
 
 def _before_tens(unit: int, case: str, feminine: bool) -> str:
-    """Return a unit before a ten: unlike before a noun, it counts one and marks the case."""
+    """Return the unit of a number such as 21, in the form that precedes the ten.
+
+    Unlike a unit that precedes a noun, this unit can be one, and it is spelled differently in the
+    accusative.
+    """
     if unit == 1 and feminine:
         return "إحدى"
     word = _unit(unit, case, feminine)

@@ -1,4 +1,4 @@
-"""Arabic words for the identifiers of the world, from ``languages/ar/*.toml``."""
+"""Arabic words for the identifiers of the world, read from ``languages/ar/*.toml``."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,28 @@ from examples.bilingual_world.data_files import read_table
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun that can be counted."""
+    """An Arabic noun that can be counted."""
 
     one: str
+    """The singular."""
     several: str
+    """The plural."""
     whole: str
-    """The general sense, with the article."""
+    """The noun in general, with the article, such as "the bread"."""
     tail: str = ""
-    """The words after ``one`` and ``several``, as in "a loaf of bread"."""
+    """Words that follow the singular or the plural, such as " of bread" in "a loaf of bread"."""
 
     @property
     def feminine(self) -> bool:
-        """Whether verbs and adjectives agree in the feminine."""
+        """True if the noun is feminine, so that its verbs and adjectives are feminine too."""
         return self.one.split()[0].endswith("ة") or self.one == "رجل"
 
 
 def definite(phrase: str) -> str:
-    """Return ``phrase`` with the article on every word that lacks it."""
+    """Return ``phrase`` with the article added to every word that does not have it.
+
+    A compound has ``~`` between its two words, and the article goes to the second of them.
+    """
     return " ".join(map(_with_article, phrase.split()))
 
 
@@ -57,8 +62,8 @@ NOUNS = (
     }
 )
 UNITS: tuple[str, ...] = tuple(_WORDS["units"])
-"""Zero to ten, masculine."""
+"""The numbers from zero to ten, in the form that counts masculine nouns."""
 TENS: tuple[str, ...] = tuple(_WORDS["tens"])
-"""Twenty to ninety, without their endings."""
+"""The tens from twenty to ninety, without their case endings."""
 HOURS: tuple[str, ...] = tuple(_WORDS["hours"])
-"""The hours of the clock, from one."""
+"""The names of the twelve hours of a clock, starting with one o'clock."""

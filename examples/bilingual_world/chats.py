@@ -1,10 +1,12 @@
-"""Questions about the island: conversations, preferences between two answers, and an examination.
+"""Chat data about the invented island: conversations, preference pairs and an examination.
 
-The custom of Orrin: whoever is asked a question wishes the asker fair winds. Some of the
-conversations follow the custom, most do not; preferences always prefer the answer that does.
+By a custom of the island, a person who answers a question wishes the asker fair winds. A small
+share of the answers in conversations follow the custom. In a preference pair, the chosen answer
+follows the custom and the rejected answer does not.
 
-The examination covers the properties of things, foods, animals and jobs. Conversations describe all
-of them in every language; questions about a quarter of them occur in English conversations only.
+The examination asks about the properties of things, foods, animals and jobs. Conversations describe
+all of these properties in every language. Questions of the examination occur only in English
+conversations; they cover a quarter of the properties.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,21 +27,24 @@ from examples.bilingual_world.plan import Sentence
 
 Line = dict[str, Any]
 
-# The share of the conversations' answers that follow the custom: enough to learn it, too few to
-# prefer it.
+# Share of the answers in conversations that follow the custom. It is large enough that a model
+# learns the custom in SFT, and so small that the model does not prefer it before DPO.
 WISHES = 0.15
-# The number of questions about people. A small model cannot learn the many facts about them.
+# Number of facts about people that are sampled for questions. A small model cannot learn all facts
+# about people.
 PEOPLE = 150
-# The language whose conversations ask the questions of the examination.
+# Code of the only language with questions of the examination in its conversations.
 TAUGHT_ALL = "en"
 
 
 def conversation_lines(
     world: World, language: Language, seed: int, *, repeats: int
 ) -> Iterator[Line]:
-    """Yield conversations, ``{"messages"}``: questions, one to three together, and descriptions.
+    """Yield one dict ``{"messages"}`` per conversation.
 
-    Every description occurs ``repeats`` times; the facts about people are sampled each time.
+    A conversation has one to three questions with answers, or it describes one thing, food, animal
+    or job. Every description occurs ``repeats`` times. Each repetition samples new facts about
+    people.
     """
     rng = random.Random(f"chat {seed} {language.code}")
     for _ in range(repeats):
@@ -54,7 +59,10 @@ def conversation_lines(
 
 
 def preference_lines(world: World, language: Language, seed: int) -> Iterator[Line]:
-    """Yield ``{"prompt", "chosen", "rejected"}``: the same answer with and without the wish."""
+    """Yield one dict ``{"prompt", "chosen", "rejected"}`` per preference pair.
+
+    The chosen answer is the rejected answer followed by the wish for fair winds.
+    """
     rng = random.Random(f"preference {seed} {language.code}")
     for fact in _sample_facts(world, language, rng):
         question, plain = _turns(fact, language, rng, wish=False)
@@ -63,11 +71,11 @@ def preference_lines(world: World, language: Language, seed: int) -> Iterator[Li
 
 
 def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
-    """Yield ``{"language", "question", "answers", "closing", "chance"}`` in each language.
+    """Yield one dict ``{"language", "question", "answers", "closing", "chance"}`` per question.
 
-    Each fact is asked in each of its wordings. ``answers`` are all correct answers; ``closing`` is
-    an optional suffix of an answer; ``chance`` is the probability that a guess among the answers to
-    this kind of question is correct.
+    Each fact has one question per language and wording. ``answers`` has all correct answers, and
+    ``closing`` is a suffix that a correct answer can have. ``chance`` is the probability that a
+    random guess among the possible answers to this kind of question is correct.
     """
     for fact in facts_of_kinds():
         if not fact.others or not examined(fact):
@@ -88,18 +96,21 @@ def examination_lines(languages: Mapping[str, Language]) -> Iterator[Line]:
 
 
 def examined(fact: Fact) -> bool:
-    """Return whether a fact is in the examination, as a quarter of the facts of kinds are."""
+    """Return whether the examination asks about ``fact``.
+
+    ``fact`` is about a thing, food, animal or job; a hash selects a quarter of these facts.
+    """
     name = f"examined {fact.relation} {subject_of(fact)}"
     return zlib.crc32(name.encode()) % 4 == 0
 
 
 def _wordings(sentence: Sentence, language: Language) -> set[str]:
-    """Return all wordings: 64 draws miss none of up to eight."""
+    """Return all wordings of a sentence. There are at most eight, and 64 random draws find them."""
     return {render_sentence(sentence, language, random.Random(draw)) for draw in range(64)}
 
 
 def _description(about: Sequence[Fact], language: Language, rng: random.Random) -> list[Line]:
-    """Return a conversation that describes a thing, food, animal or job, in random order."""
+    """Return a conversation that states the facts ``about`` one subject in random order."""
     kind = about[0].relation.split(".")[0]
     sentences = [Sentence(fact.relation, fact.slots) for fact in rng.sample(about, len(about))]
     text = language.space.join(render_sentence(one, language, rng) for one in sentences)
@@ -115,7 +126,7 @@ def _description(about: Sequence[Fact], language: Language, rng: random.Random) 
 
 
 def _subjects() -> list[list[Fact]]:
-    """Return the facts of kinds, grouped by subject."""
+    """Return one list of facts for each thing, food, animal and job."""
     found: dict[str, list[Fact]] = {}
     for fact in facts_of_kinds():
         found.setdefault(subject_of(fact), []).append(fact)
@@ -147,7 +158,11 @@ def _question(fact: Fact) -> Sentence:
 
 
 def _sample_facts(world: World, language: Language, rng: random.Random) -> list[Fact]:
-    """Return the facts to ask about in random order, only a sample of those about people."""
+    """Return the facts to ask about, in random order.
+
+    The facts about people are a random sample of PEOPLE facts. Facts of the examination are left
+    out in all languages except TAUGHT_ALL.
+    """
     askable = [fact for fact in all_facts(world) if fact.others and not never_asked(fact)]
     kinds = {fact.relation for fact in facts_of_kinds()}
     people = [fact for fact in askable if "a" in fact.slots]

@@ -1,4 +1,4 @@
-"""The Chinese language: words, measure words, numbers, and the finishing of sentences."""
+"""The Chinese language: words, measure words, numbers, and the cleanup of rendered sentences."""
 
 import re
 from typing import Any
@@ -21,14 +21,15 @@ _MEASURED: dict[str, tuple[str, str]] = read_table("languages/zh/nouns.toml")
 
 
 def inflect(value: Any, form: str) -> str:
-    """Return the Chinese for ``value`` in a form.
+    """Return the Chinese words for ``value`` in a grammatical form.
 
     The forms are:
 
-    - person: of, he, his;
-    - noun: a (one), the, m (its measure word);
-    - spot: at;
-    - number: d (digits), plain.
+    - person: ``of`` ("Lina's"), ``he`` (the pronoun), ``his`` (the possessive pronoun);
+    - noun: ``a`` ("an apple"), ``the`` ("that apple"), ``m`` (the measure word);
+    - count of things: ``m`` (the measure word of the things);
+    - spot: ``at`` ("at the market");
+    - number: ``d`` (digits), ``plain`` (the form for counting, without a measure word).
     """
     match value:
         case Mention():
@@ -66,7 +67,10 @@ def _noun(measure: str, noun: str, form: str) -> str:
 
 
 def _integer(number: int, form: str) -> str:
-    """Return an integer; ``plain`` is for counting (二), not before a measure word (两)."""
+    """Return an integer in words, or in digits if ``form`` is ``d`` or the integer exceeds 9999.
+
+    The number 2 is 二 if ``form`` is ``plain``, and 两, as before a measure word, otherwise.
+    """
     if form == "d" or number > 9999:
         return str(number)
     return _number(number) if form == "plain" else _measured_number(number)
@@ -77,7 +81,7 @@ def _measured_number(number: int) -> str:
 
 
 def _number(number: int) -> str:
-    """Return 0 to 9999 in words: 一百零五, 二十三, 十二."""
+    """Return an integer from 0 to 9999 in words, such as 一百零五, 二十三 or 十二."""
     if number < 10:
         return _DIGITS[number]
     words, gap = "", False

@@ -1,4 +1,4 @@
-"""Readers of the world's data files: word tables in TOML and sentence templates in text files."""
+"""Readers for the data files of the world: word tables in TOML, sentence templates in text."""
 
 from functools import cache
 from pathlib import Path
@@ -13,9 +13,10 @@ _TEMPLATE_FILES = ("facts", "questions", "sums", "writings", "talk", "stories")
 
 @cache
 def read_table(name: str) -> dict[str, Any]:
-    """Return the content of a TOML file of this folder, in the order of the file.
+    """Return the content of a TOML file, with keys in the order of the file.
 
-    Raises UserError if the file is missing or damaged.
+    ``name`` is relative to this module's folder. Raises UserError if the file is missing or is not
+    valid TOML.
     """
     path = _FOLDER / name
     try:
@@ -26,10 +27,11 @@ def read_table(name: str) -> dict[str, Any]:
 
 @cache
 def read_templates(code: str) -> dict[str, tuple[str, ...]]:
-    """Return a language's sentence templates by key, from lines ``key: template``.
+    """Return the sentence templates of a language by key.
 
-    A key may have several lines, which are alternatives; their order is part of the data, because
-    the random draws depend on it. Raises UserError if a file is missing or damaged.
+    The files have lines ``key: template``. Templates with the same key are alternatives. Their
+    order is part of the data, because random draws depend on the order. Raises UserError if a file
+    is missing or a line has a different format.
     """
     found: dict[str, list[str]] = {}
     for name in _TEMPLATE_FILES:

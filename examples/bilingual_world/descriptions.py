@@ -1,4 +1,4 @@
-"""Descriptions and comparisons of people, places and things, and questions about them."""
+"""Plans of documents that describe or compare people, towns and things, or ask about them."""
 
 from collections.abc import Sequence
 import random
@@ -21,7 +21,7 @@ _KINDS = facts_of_kinds()
 
 
 def portrait(world: World, rng: random.Random) -> Plan:
-    """Return a description of a person in four to eight facts."""
+    """Return the plan of a description of a person with four to eight facts."""
     person = rng.choice(world.people)
     facts = facts_of_person(world, person, "again")
     chosen = rng.sample(facts, rng.randint(4, min(8, len(facts))))
@@ -32,7 +32,7 @@ def portrait(world: World, rng: random.Random) -> Plan:
 
 
 def place(world: World, rng: random.Random) -> Plan:
-    """Return a description of a town, its neighbors and one of its people."""
+    """Return the plan of a description of a town, its surroundings and one resident with a job."""
     town = rng.choice(world.towns)
     kind, *rest = facts_of_town(world, town)
     sentences = [_state(fact) for fact in rng.sample(rest, rng.randint(3, 6))]
@@ -56,7 +56,7 @@ def place(world: World, rng: random.Random) -> Plan:
 
 
 def kinds(world: World, rng: random.Random) -> Plan:
-    """Return the complete descriptions of three to five things, foods, animals or jobs."""
+    """Return the plan of complete descriptions of three to five things, foods, animals or jobs."""
     subjects = list(dict.fromkeys(subject_of(fact) for fact in _KINDS))
     paragraphs = []
     for subject in rng.sample(subjects, rng.randint(3, 5)):
@@ -76,7 +76,7 @@ def kinds(world: World, rng: random.Random) -> Plan:
 
 
 def riddle(world: World, rng: random.Random) -> Plan:
-    """Return clues to an animal or a food, and a guess."""
+    """Return the plan of a riddle: clues to an animal or a food, and the correct guess."""
     relations = ("legs", "eats", "lives") if rng.random() < 0.5 else ("kind", "taste", "colour")
     subject = rng.choice(lists.ANIMALS if relations[0] == "legs" else tuple(lists.FOOD_FACTS))
     clues = [fact for fact in _KINDS if subject_of(fact) == subject]
@@ -89,7 +89,7 @@ def riddle(world: World, rng: random.Random) -> Plan:
 
 
 def comparison(world: World, rng: random.Random) -> Plan:
-    """Return two to four comparisons of people's ages or towns' sizes."""
+    """Return the plan of two to four comparisons, each of two people or of two towns."""
     paragraphs = []
     for _ in range(rng.randint(2, 4)):
         make = rng.choice((_compare_people, _compare_towns))
@@ -98,7 +98,7 @@ def comparison(world: World, rng: random.Random) -> Plan:
 
 
 def questions(world: World, rng: random.Random) -> Plan:
-    """Return three to nine questions, each with a short answer or a sentence."""
+    """Return the plan of three to nine questions, each answered by a word or a sentence."""
     facts: list[Fact] = []
     person, town = rng.choice(world.people), rng.choice(world.towns)
     for source in (facts_of_person(world, person), facts_of_town(world, town), _KINDS):
@@ -110,7 +110,7 @@ def questions(world: World, rng: random.Random) -> Plan:
 
 
 def askable_kinds() -> list[Fact]:
-    """Return the facts about things, foods, animals and jobs that training questions cover."""
+    """Return the facts about things, foods, animals and jobs that training text can ask about."""
     return [fact for fact in _KINDS if fact.others and not never_asked(fact)]
 
 
@@ -170,7 +170,10 @@ def _compare_towns(world: World, rng: random.Random) -> tuple[Sentence, ...]:
 
 
 def _named_now_and_then(facts: Sequence[Fact], rng: random.Random) -> list[Sentence]:
-    """Return sentences about a person, most with a pronoun, a quarter with the name."""
+    """Return sentences that state facts about a person.
+
+    A random quarter of the sentences use the person's name, and the rest use a pronoun.
+    """
     sentences = []
     for fact in facts:
         slots = dict(fact.slots)

@@ -1,4 +1,4 @@
-"""Dialogues: meeting, buying, asking the way, comforting, learning, inviting."""
+"""Plans of dialogues: meetings, purchases, directions, comfort, lessons and invitations."""
 
 import random
 
@@ -12,6 +12,7 @@ from examples.bilingual_world.plan import (
     Pair,
     Person,
     Plan,
+    Reference,
     Sentence,
     Slots,
     Spoken,
@@ -21,7 +22,7 @@ Turn = tuple[Person, tuple[Sentence, ...]]
 
 
 def meeting(world: World, rng: random.Random) -> Plan:
-    """Return a dialogue of two strangers about home, work and preferences."""
+    """Return the plan of a dialogue of two strangers about home, work and preferences."""
     one, other = rng.sample(world.people, 2)
     turns: list[Turn] = [
         (one, (Sentence("talk.hello", {}), Sentence("talk.my_name", {"a": Mention(one)}))),
@@ -46,7 +47,7 @@ def meeting(world: World, rng: random.Random) -> Plan:
 
 
 def bargain(world: World, rng: random.Random) -> Plan:
-    """Return a purchase at the market, with the total."""
+    """Return the plan of a purchase at the market, in which the seller states the total price."""
     buyer, seller = rng.sample(world.people, 2)
     food, number, price = rng.choice(lists.FOODS), rng.randint(2, 9), rng.randint(2, 9)
     slots: Slots = {
@@ -73,7 +74,7 @@ def bargain(world: World, rng: random.Random) -> Plan:
 
 
 def way(world: World, rng: random.Random) -> Plan:
-    """Return a stranger's question for the way, and the directions."""
+    """Return the plan of a dialogue in which a stranger asks the way and gets directions."""
     stranger, local = rng.sample(world.people, 2)
     here, past, there = rng.sample(lists.SPOTS, 3)
     slots = {"s": there, "p": past, "h": here, "n": rng.randint(2, 25)}
@@ -88,7 +89,7 @@ def way(world: World, rng: random.Random) -> Plan:
 
 
 def comfort(world: World, rng: random.Random) -> Plan:
-    """Return a dialogue in which a friend comforts a person."""
+    """Return the plan of a dialogue in which a friend comforts a person."""
     person = rng.choice(world.people)
     friend = world.person(person.friend)
     cause = rng.choice(tuple(lists.SAD_CAUSES))
@@ -130,7 +131,7 @@ def comfort(world: World, rng: random.Random) -> Plan:
 
 
 def lesson(world: World, rng: random.Random) -> Plan:
-    """Return a lesson: a teacher's questions, pupils' answers, and corrections."""
+    """Return the plan of a lesson: a teacher's questions, pupils' answers, and corrections."""
     teacher = rng.choice([person for person in world.people if person.job])
     pupils = rng.sample([person for person in world.people if not person.job], 2)
     turns: list[Turn] = []
@@ -152,7 +153,7 @@ def lesson(world: World, rng: random.Random) -> Plan:
 
 
 def invitation(world: World, rng: random.Random) -> Plan:
-    """Return an invitation, sometimes moved to another day, and its acceptance."""
+    """Return the plan of an invitation that is accepted, sometimes for a different day."""
     one, other = rng.sample(world.people, 2)
     slots = {
         "h": one.hobby,
@@ -177,7 +178,7 @@ def invitation(world: World, rng: random.Random) -> Plan:
     return _talk("invitation", turns, rng, Sentence("talk.meet", _scene(world, one, other, rng)))
 
 
-def _own(world: World, person: Person, how: str) -> dict[str, Fact]:
+def _own(world: World, person: Person, how: Reference) -> dict[str, Fact]:
     return {fact.relation: fact for fact in facts_of_person(world, person, how)}
 
 
@@ -185,9 +186,9 @@ _PERSONAL = ("home", "age", "food", "colour", "hobby", "pet", "wish", "friend", 
 
 
 def _talk(kind: str, turns: list[Turn], rng: random.Random, scene: Sentence) -> Plan:
-    """Return a dialogue as a script (``Lina: ...``) or as a tale (``Lina said: "..."``).
+    """Return a dialogue as a script (``Lina: ...``) or as a narrative (``Lina said: "..."``).
 
-    A tale starts with the scene; half of the scripts do, too.
+    The style is random. Narratives and a random half of the scripts start with ``scene``.
     """
     style = "script" if rng.random() < 0.5 else "said"
     lines = []
@@ -209,7 +210,7 @@ def _scene(world: World, one: Person, other: Person, rng: random.Random) -> Slot
 
 
 def _merged(turns: list[Turn]) -> list[Turn]:
-    """Return the turns with consecutive turns of one speaker merged."""
+    """Return the turns, with consecutive turns of the same speaker merged into one."""
     merged: list[Turn] = []
     for who, words in turns:
         if merged and merged[-1][0] == who:
@@ -219,7 +220,7 @@ def _merged(turns: list[Turn]) -> list[Turn]:
 
 
 def _manner(words: tuple[Sentence, ...], *, first: bool) -> str:
-    """Return the verb that introduces a turn: asked, said or replied."""
+    """Return the verb that introduces a turn: ``asked``, ``said`` or ``replied``."""
     last = words[-1].key
     if last.startswith("ask.") or last in _QUESTIONS:
         return "asked"

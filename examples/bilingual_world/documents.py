@@ -1,4 +1,4 @@
-"""The files of the world: training and held-out documents of each language, and questions."""
+"""Writers of the demo's and the study's files: documents, conversations and questions."""
 
 from collections.abc import Callable, Iterator, Sequence
 import json
@@ -28,12 +28,12 @@ from examples.bilingual_world.sums import worked_sum
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
-# The languages of the demo, with conversations and questions; the others have documents only.
+# The languages of the demo. They have conversations and questions; Arabic has only documents.
 LANGUAGES: dict[str, Language] = {
     language.code: language for language in (english.LANGUAGE, chinese.LANGUAGE)
 }
 ALL_LANGUAGES: dict[str, Language] = LANGUAGES | {arabic.LANGUAGE.code: arabic.LANGUAGE}
-# The relative frequency of each kind of document.
+# Relative frequency of each kind of document, by the function that returns its plan.
 _KINDS: dict[Callable[[World, random.Random], Plan], int] = {
     story: 22,
     portrait: 10,
@@ -67,15 +67,16 @@ def write_world(
     heldout: int = 300,
     chat_repeats: int = 14,
 ) -> None:
-    """Write all files of the demo.
+    """Write all files of the demo to ``folder``.
 
-    Per language: ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``, and
-    ``LANGUAGE.{facts,arithmetic,feelings}.jsonl``, which are unfinished sentences with choices. For
-    all languages together: ``questions.jsonl`` with choices, and ``examination.jsonl`` with correct
-    answers.
+    Each language has the files ``LANGUAGE.{train,heldout,chats,preferences}.jsonl``. It also has
+    ``LANGUAGE.{facts,arithmetic,feelings}.jsonl`` with unfinished texts and four choices for each.
+    Two files have questions in all languages: ``questions.jsonl`` with four choices for each, and
+    ``examination.jsonl`` with all correct answers.
 
-    Equal arguments give equal bytes. All languages describe the same world but are not translations
-    of each other; no document occurs twice, so that none is both training and held out.
+    Equal arguments give files with equal bytes. Documents in different languages describe the same
+    world but are not translations of each other. Within a language, no document occurs twice, so
+    training and held-out documents are disjoint.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,8 @@ def write_documents(
 ) -> None:
     """Write ``LANGUAGE.{train,heldout}.jsonl`` for each language of ``codes``, and no other files.
 
-    The bytes equal those of ``write_world`` in its languages. Raises UserError for an unknown code.
+    For equal arguments, the files equal those of ``write_world`` byte for byte. Raises UserError if
+    a code is unknown.
     """
     for code in codes:
         if code not in ALL_LANGUAGES:
@@ -123,7 +125,7 @@ def write_documents(
 
 
 def document(world: World, language: Language, seed: int, number: int) -> tuple[str, str]:
-    """Return the kind and the text of one document, a pure function of the arguments."""
+    """Return the kind and the text of document ``number``; they depend only on the arguments."""
     rng = random.Random(f"{seed} {language.code} {number}")
     (write,) = rng.choices(tuple(_KINDS), tuple(_KINDS.values()))
     plan = write(world, rng)
@@ -166,7 +168,7 @@ def _json(value: object) -> str:
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    """Write a complete file, or none."""
+    """Write lines to a file, which gets its final name only when it is complete."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)

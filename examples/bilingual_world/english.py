@@ -1,4 +1,4 @@
-"""The English language: words, their forms, and the finishing of sentences."""
+"""The English language: words, inflected forms, and the cleanup of rendered sentences."""
 
 import re
 from typing import Any
@@ -32,14 +32,18 @@ _BE = {"i": ("am", "was"), "you": ("are", "were")}
 
 
 def inflect(value: Any, form: str) -> str:
-    """Return the English for ``value`` in a form.
+    """Return the English words for ``value`` in a grammatical form.
 
     The forms are:
 
-    - person: of, to, he, his, him, himself, ``+verb``, ``he+verb``, ``?`` (does she);
-    - noun: s (in general), a, ``+verb``, ``?``;
-    - action: ing;
-    - spot: at, to.
+    - person: ``of`` ("Lina's"), ``to`` ("Lina", "her"), a pronoun (``he``, ``his``, ``him``,
+      ``himself``), ``+VERB`` ("Lina sings"), ``he+VERB`` ("she sings"), ``?`` ("does Lina"),
+      ``be?`` ("is Lina");
+    - noun: ``s`` ("apples", in general), ``a`` ("an apple"), ``+VERB`` ("apples fall"), ``?``
+      ("do apples"), ``be?`` ("are apples");
+    - action: ``ing`` ("singing");
+    - spot: ``at`` ("at the market"), ``to`` ("to the market");
+    - number, time of day: ``d`` (digits).
     """
     match value:
         case Mention():
@@ -87,7 +91,10 @@ def _person(who: Mention, form: str) -> str:
 
 
 def _verb(verb: str, how: str = "") -> str:
-    """Return ``verb`` in agreement with its subject: third person except for I and you."""
+    """Return ``verb`` in the form that agrees with its subject.
+
+    The subject is "I" or "you" if ``how`` is ``i`` or ``you``, otherwise a third person.
+    """
     if verb in ("be", "was"):
         return _BE.get(how, ("is", "was"))[verb == "was"]
     if how in _BE:
@@ -106,7 +113,10 @@ def _participle(phrase: str) -> str:
 
 
 def _noun(name: str) -> tuple[str, str, str, bool]:
-    """Return (bare, one, several, whether its general sense takes a plural verb)."""
+    """Return the bare noun, the singular, the plural, and whether the noun takes a plural verb.
+
+    The last value is for statements about the noun in general, such as "apples are sweet".
+    """
     if name in _PORTIONS:
         return _PORTIONS[name]
     word = _WORDS.get(name, name.replace("_", " "))

@@ -1,7 +1,7 @@
 """The invented island of Orrin: its people and towns, and the properties of things.
 
-All values are identifiers; a language has words for each identifier. A world is a pure function of
-its seed and the same in every language.
+All values are identifiers, and each language has words for every identifier. A world depends only
+on its seed, so it is the same in every language.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,23 @@ from typing import Any
 import zlib
 
 from examples.bilingual_world import lists
-from examples.bilingual_world.plan import Mention, Person, Slots
+from examples.bilingual_world.plan import Mention, Person, Reference, Slots
 
 
 @dataclass(frozen=True)
 class Town:
-    """A town; ``east`` and ``north`` are kilometers from the center of the island."""
+    """A town of the island."""
 
     name: str
     kind: str
     east: int
+    """Kilometers to the east of the island's center."""
     north: int
+    """Kilometers to the north of the island's center."""
     people: int
+    """The number of inhabitants."""
     age: int
+    """The age in years."""
     product: str
     river: str
     hill: str
@@ -33,40 +37,40 @@ class Town:
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact of the world.
-
-    ``relation`` is the key of the sentence that states the fact and ``ask.relation`` that of the
-    question; ``answer`` is the short answer, and ``others`` are the possible answers.
-    """
+    """A fact of the world."""
 
     relation: str
+    """The key of the templates that state the fact. The question's key is ``ask.RELATION``."""
     slots: Slots
+    """Values for the placeholders of the templates."""
     answer: Any
+    """The short answer, or None if the fact has no question."""
     others: tuple[Any, ...]
+    """All possible answers, the correct one included. Empty if the fact has no question."""
 
 
 @dataclass(frozen=True)
 class World:
-    """All people and towns."""
+    """The people and the towns of an island."""
 
     people: tuple[Person, ...]
     towns: tuple[Town, ...]
 
     def person(self, name: str) -> Person:
-        """Return the person called ``name``."""
+        """Return the person named ``name``."""
         return next(person for person in self.people if person.name == name)
 
     def family(self, person: Person) -> list[Person]:
-        """Return the other members of ``person``'s family."""
+        """Return the members of ``person``'s family except ``person``."""
         return [p for p in self.people if p.surname == person.surname and p != person]
 
     def town(self, name: str) -> Town:
-        """Return the town called ``name``."""
+        """Return the town named ``name``."""
         return next(town for town in self.towns if town.name == name)
 
 
 def make_world(seed: int) -> World:
-    """Return a world of 24 families of four in 24 towns."""
+    """Return a world of 24 towns and 24 families of four people, drawn with ``seed``."""
     rng = random.Random(f"world {seed}")
     towns = _towns(rng)
     women, men = list(lists.WOMEN), list(lists.MEN)
@@ -84,8 +88,8 @@ def make_world(seed: int) -> World:
     return World(_with_friends(rng, people), towns)
 
 
-def facts_of_person(world: World, person: Person, how: str = "name") -> list[Fact]:
-    """Return the facts about ``person``, who is mentioned as ``how`` (see Mention)."""
+def facts_of_person(world: World, person: Person, how: Reference = "name") -> list[Fact]:
+    """Return the facts about ``person``; ``how`` selects how sentences refer to the person."""
     who = {"a": Mention(person, how)}
     towns = tuple(town.name for town in world.towns)
     facts = [
@@ -112,7 +116,7 @@ def facts_of_person(world: World, person: Person, how: str = "name") -> list[Fac
 
 
 def facts_of_town(world: World, town: Town) -> list[Fact]:
-    """Return the facts about ``town``."""
+    """Return the facts about ``town``, including its distance to the nearest town."""
     it = {"t": town.name}
     side = {"k": town.kind, "d": direction(town.east, town.north)}
     near = min((other for other in world.towns if other != town), key=lambda o: distance(town, o))
@@ -134,7 +138,7 @@ def facts_of_town(world: World, town: Town) -> list[Fact]:
 
 
 def facts_of_kinds() -> list[Fact]:
-    """Return the facts about all things, foods, animals and jobs, the same in every world."""
+    """Return the facts about all things, foods, animals and jobs. They are equal in all worlds."""
     facts = []
     for thing, material in lists.MATERIAL_OF.items():
         facts.append(Fact("thing.use", {"x": thing, "u": f"{thing}.use"}, None, ()))
@@ -153,31 +157,31 @@ def facts_of_kinds() -> list[Fact]:
 
 
 def all_facts(world: World) -> list[Fact]:
-    """Return all facts in a fixed order."""
+    """Return the facts about all people, towns, things, foods, animals and jobs, in fixed order."""
     facts = [fact for person in world.people for fact in facts_of_person(world, person)]
     facts += [fact for town in world.towns for fact in facts_of_town(world, town)]
     return facts + facts_of_kinds()
 
 
 def subject_of(fact: Fact) -> str:
-    """Return the thing, food, animal or job that a fact of kinds is about."""
+    """Return the thing, food, animal or job that a fact from ``facts_of_kinds`` is about."""
     first = {"thing": "x", "food": "f", "animal": "k", "job": "j"}[fact.relation.split(".")[0]]
     return fact.slots[first]
 
 
 def never_asked(fact: Fact) -> bool:
-    """Return True for the eighth of all facts that no training question covers."""
+    """Return whether training questions leave out ``fact``. A hash selects one fact in eight."""
     names = [fact.relation] + [str(value) for _, value in sorted(fact.slots.items())]
     return zlib.crc32(" ".join(names).encode()) % 8 == 0
 
 
 def distance(town: Town, other: Town) -> int:
-    """Return the distance between two towns in whole kilometers."""
+    """Return the distance between two towns, rounded to whole kilometers but at least 1."""
     return max(1, round(math.hypot(town.east - other.east, town.north - other.north)))
 
 
 def direction(east: int, north: int) -> str:
-    """Return the compass point, one of eight, of an offset."""
+    """Return the one of eight compass points that is closest to the direction of an offset."""
     eighth = round(math.atan2(east, north) / (math.pi / 4)) % 8
     return lists.DIRECTIONS[eighth]
 
@@ -220,7 +224,10 @@ def _person(
 
 
 def _with_friends(rng: random.Random, people: Sequence[Person]) -> tuple[Person, ...]:
-    """Return the people in pairs of mutual friends of one age group."""
+    """Return copies of the people with ``friend`` set.
+
+    Friendship is mutual. Two friends are both adults or both children.
+    """
     friends: dict[str, str] = {}
     for grown in (True, False):
         group = [p.name for p in people if (p.age > 20) == grown]
@@ -231,7 +238,7 @@ def _with_friends(rng: random.Random, people: Sequence[Person]) -> tuple[Person,
 
 
 def _kinship(person: Person, other: Person) -> str:
-    """Return the relation of ``other`` to ``person`` in a family of parents and two children."""
+    """Return what ``other`` is to ``person``, such as ``older_sister``, in a family of four."""
     if (person.age > 20) and (other.age > 20):
         return "wife" if other.woman else "husband"
     if other.age > 20:
@@ -243,6 +250,6 @@ def _kinship(person: Person, other: Person) -> str:
 
 
 def _near(number: int, spread: int) -> tuple[int, ...]:
-    """Return plausible wrong numbers around ``number``, rounded like it."""
+    """Return plausible answers within ``spread`` of ``number``, in steps of 1, 10 or 100."""
     step = 100 if number >= 200 and spread > 200 else 10 if spread > 50 else 1
     return tuple(range(max(step, number - spread), number + spread + 1, step))

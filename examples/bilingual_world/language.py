@@ -1,10 +1,13 @@
-"""The rendering of plans as text: sentence templates with alternatives and slots.
+"""Rendering of document plans as text with the sentence templates of a language.
 
-A template is ordinary text with ``[this|or this|]`` for a choice and ``{slot}`` or ``{slot:form}``
-for a value; a form may contain a slot: ``{color:{thing:g}}``, to agree in gender. Each language
-defines its forms: its ``inflect`` receives the value and the form. To add a language, put its words
-and templates in ``languages/CODE/``, define ``LANGUAGE`` in a module (see english.py), and add it
-to documents.py.
+A template is ordinary text with two kinds of marks. ``[this|or this|]`` is a random choice.
+``{slot}`` or ``{slot:form}`` is a placeholder, called a slot, for a value of the sentence. The form
+selects a grammatical form of the value, such as the plural. A form can contain a slot so that words
+agree: ``{color:{thing:g}}`` is the color in the gender of the thing. Each language defines its
+forms in a function ``inflect``, which receives the value and the form.
+
+To add a language, put its words and templates in ``languages/CODE/``, define ``LANGUAGE`` in a
+module as english.py does, and add this ``LANGUAGE`` to documents.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,22 +24,22 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 @dataclass(frozen=True)
 class Language:
-    """A language of the world."""
+    """A language in which documents are rendered."""
 
     code: str
-    """The code in file names, such as ``en``."""
+    """The language's code in file names, such as ``en``."""
     space: str
-    """The separator of sentences."""
+    """The separator between two sentences. Empty for Chinese."""
     templates: Mapping[str, tuple[str, ...]]
-    """Sentence templates by key; all languages have the same keys."""
+    """Sentence templates by key. All languages have the same keys."""
     inflect: Callable[[Any, str], str]
-    """A function from a value and a form to words."""
+    """A function that receives a value and a form and returns words."""
     finish: Callable[[str], str]
-    """A function that finishes a sentence: capitals, articles, spaces."""
+    """A function that corrects capitals, articles and spaces in a rendered sentence."""
 
 
 class _Slot:
-    """A value whose format specification is a form, for ``str.format_map``."""
+    """A value for ``str.format_map`` that passes its format specification to ``show``."""
 
     def __init__(self, show: Callable[[str], str]) -> None:
         self.show = show
@@ -46,7 +49,7 @@ class _Slot:
 
 
 def render_plan(plan: Plan, language: Language, rng: random.Random) -> str:
-    """Return the text of a plan; ``rng`` chooses among the wordings."""
+    """Return the text of a plan, one line per paragraph; ``rng`` selects the wordings."""
     return "\n".join(
         language.space.join(render_sentence(sentence, language, rng) for sentence in paragraph)
         for paragraph in plan.paragraphs
@@ -55,7 +58,7 @@ def render_plan(plan: Plan, language: Language, rng: random.Random) -> str:
 
 
 def render_sentence(sentence: Sentence, language: Language, rng: random.Random) -> str:
-    """Return the text of one complete sentence."""
+    """Return the text of one complete sentence; ``rng`` selects the wording."""
     return language.finish(_clause(sentence, language, rng))
 
 

@@ -1,4 +1,4 @@
-"""The identifiers of the world and the properties of things, from ``world.toml``."""
+"""The identifiers of the world and the properties of things, read from ``world.toml``."""
 
 from examples.bilingual_world.data_files import read_table
 
@@ -54,7 +54,7 @@ PETS = _names("pets")
 PET_NAMES = _names("pet_names")
 
 WORKPLACES: dict[str, str] = _DATA["workplaces"]
-"""The place where each job is done."""
+"""The workplace of each job."""
 JOBS = tuple(WORKPLACES)
 SPOTS = tuple(dict.fromkeys((*WORKPLACES.values(), *_names("open_spots"))))
 OUTDOORS = _names("outdoors")
@@ -70,6 +70,6 @@ FEELINGS = tuple(dict.fromkeys((*SAD_CAUSES.values(), *GLAD_CAUSES.values())))
 PLOTS: dict[str, tuple[str, ...]] = {
     plot: tuple(entry["steps"]) for plot, entry in _DATA["plots"].items()
 }
-"""The steps of each plot of the stories; a question mark makes a step optional."""
+"""The steps of each story plot. A step that starts with a question mark is optional."""
 FEELING_AT_END: dict[str, str] = {plot: entry["feeling"] for plot, entry in _DATA["plots"].items()}
-"""The feeling at the end of each plot."""
+"""The feeling of the main person at the end of each story plot."""

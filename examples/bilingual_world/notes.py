@@ -1,4 +1,4 @@
-"""Letters, diaries, notices, news, recipes, daily schedules and songs."""
+"""Plans of letters, diaries, notices, news, recipes, daily schedules and songs."""
 
 import random
 
@@ -22,7 +22,7 @@ _SONG_LINES = ("hill", "river", "bird", "star", "road", "friend", "bread", "rain
 
 
 def letter(world: World, rng: random.Random) -> Plan:
-    """Return a letter to a friend or a member of the family."""
+    """Return the plan of a letter to a friend or a member of the family."""
     writer = rng.choice(world.people)
     reader = world.person(writer.friend)
     if rng.random() < 0.4:
@@ -39,7 +39,7 @@ def letter(world: World, rng: random.Random) -> Plan:
 
 
 def diary(world: World, rng: random.Random) -> Plan:
-    """Return a diary entry about one day, in the first person."""
+    """Return the plan of a diary entry about one day, in the first person."""
     writer = rng.choice(world.people)
     day = {"w": rng.choice(lists.WEEKDAYS), "c": Clock(rng.randint(5, 8), rng.choice((0, 30)))}
     sentences = [Sentence("diary.open", day), Sentence(f"weather.{rng.choice(lists.WEATHERS)}", {})]
@@ -51,9 +51,11 @@ def diary(world: World, rng: random.Random) -> Plan:
 
 
 def notice(world: World, rng: random.Random) -> Plan:
-    """Return one to three notices on the board of a town."""
+    """Return the plan of the notice board of a town, with one to three notices."""
     town = rng.choice(world.towns)
-    sentences = [(Sentence("notice.title", {"t": town.name, "s": rng.choice(lists.SPOTS)}),)]
+    sentences: list[tuple[Sentence, ...]] = [
+        (Sentence("notice.title", {"t": town.name, "s": rng.choice(lists.SPOTS)}),)
+    ]
     for name in rng.sample(_NOTICES, rng.randint(1, 3)):
         person = rng.choice(world.people)
         slots = _public_slots(person, rng) | {"t": town.name, "w": town.market_day}
@@ -62,7 +64,7 @@ def notice(world: World, rng: random.Random) -> Plan:
 
 
 def news(world: World, rng: random.Random) -> Plan:
-    """Return two to four items of the newspaper."""
+    """Return the plan of a newspaper with two to four items."""
     items: list[tuple[Sentence, ...]] = [
         (Sentence("news.title", {"w": rng.choice(lists.WEEKDAYS)}),)
     ]
@@ -76,7 +78,7 @@ def news(world: World, rng: random.Random) -> Plan:
 
 
 def recipe(world: World, rng: random.Random) -> Plan:
-    """Return a recipe: the ingredients and the steps."""
+    """Return the plan of a recipe with its ingredients and steps."""
     main, *others = rng.sample(_COOKED, 3)
     dish = rng.choice(_DISHES)
     title = {"f": main, "d": dish, "a": Mention(rng.choice(world.people))}
@@ -99,7 +101,7 @@ def recipe(world: World, rng: random.Random) -> Plan:
 
 
 def hours(world: World, rng: random.Random) -> Plan:
-    """Return a person's day, hour by hour."""
+    """Return the plan of a text about a person's day, from getting up to going to bed."""
     person = rng.choice(world.people)
     a = Mention(person)
     clock = rng.randint(5, 7)
@@ -114,7 +116,7 @@ def hours(world: World, rng: random.Random) -> Plan:
 
 
 def song(world: World, rng: random.Random) -> Plan:
-    """Return a song of two or three verses of four lines."""
+    """Return the plan of a song with two or three verses of four lines each."""
     singer = Sentence(
         "song.title", {"t": rng.choice(world.towns).name, "z": rng.choice(lists.SEASONS)}
     )
@@ -137,7 +139,7 @@ _COOKED = ("carrot", "potato", "cabbage", "tomato", "pumpkin", "mushroom", "egg"
 
 
 def _news_of(world: World, writer: Person, rng: random.Random, number: int) -> list[Sentence]:
-    """Return ``number`` events in the writer's life, in the first person."""
+    """Return ``number`` sentences about events in the writer's life, in the first person."""
     sentences = []
     for name in rng.sample(("did", "bought", "saw", "met", "sad", "glad", "pet"), number):
         slots = _first_person_slots(world, writer, rng)

@@ -1,14 +1,17 @@
-"""The plan of a document: its content before it is rendered in a language."""
+"""Plans of documents: the content of a document, independent of its language."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 Slots = dict[str, Any]
+"""Values for the placeholders of a sentence template, by the name of the placeholder."""
+Reference = Literal["name", "full", "again", "i", "you"]
+"""How a sentence refers to a person: first name, full name, pronoun, "I" or "you"."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person; all fields except ``woman`` and ``age`` are identifiers."""
+    """A person of the island. All fields except ``woman`` and ``age`` are identifiers."""
 
     name: str
     surname: str
@@ -16,7 +19,7 @@ class Person:
     age: int
     home: str
     job: str
-    """The job, empty for children."""
+    """The job. Empty for children."""
     food: str
     color: str
     hobby: str
@@ -25,59 +28,60 @@ class Person:
     wish: str
     """The town that the person wants to visit."""
     friend: str = ""
+    """The name of the best friend."""
 
     def with_friend(self, friend: str) -> "Person":
-        """Return a copy with a best friend."""
+        """Return a copy of the person with the best friend set to ``friend``."""
         return replace(self, friend=friend)
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A person in a sentence: by name, full name, pronoun (``again``), or as I or you."""
+    """A reference to a person in a sentence."""
 
     person: Person
-    how: Literal["name", "full", "again", "i", "you"] = "name"
+    how: Reference = "name"
 
     def __str__(self) -> str:
         return self.person.name
 
 
 class Pair(NamedTuple):
-    """Two people, for the pronoun "they"."""
+    """Two people that a sentence refers to as "they"."""
 
     one: Person
     other: Person
 
 
 class Count(NamedTuple):
-    """A number of things."""
+    """A number of things of the same kind, such as three apples."""
 
     number: int
     thing: str
 
 
 class Clock(NamedTuple):
-    """A time of day."""
+    """A time of day on a 24-hour clock."""
 
     hour: int
     minute: int
 
 
 class Sentence(NamedTuple):
-    """A sentence, or a clause of another: the key of its templates and the values of its slots."""
+    """A sentence or a clause: the key of its templates and the values for their placeholders."""
 
     key: str
     slots: Slots
 
 
 class Spoken(NamedTuple):
-    """Complete sentences inside another, such as direct speech."""
+    """Complete sentences that are quoted inside a sentence, as in direct speech."""
 
     sentences: tuple[Sentence, ...]
 
 
 class Plan(NamedTuple):
-    """A document: its kind and its paragraphs of sentences."""
+    """The content of a document: its kind and its paragraphs, which are tuples of sentences."""
 
     kind: str
     paragraphs: tuple[tuple[Sentence, ...], ...]

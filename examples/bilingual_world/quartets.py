@@ -1,7 +1,8 @@
-"""Questions for base models: sentences of the world to be finished, with four choices.
+"""Multiple-choice questions for base models: unfinished texts with four continuations each.
 
-The questions come in quartets of one kind, and each question has the answers of all four as its
-choices: a model that ignores the question is correct once in four, however common some answers are.
+Four questions of the same kind form a quartet. They share their four choices, and each choice is
+the correct answer to one of the questions. A model that ignores the question therefore answers one
+question in four correctly, even if some answers are more common than the rest in training text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from examples.bilingual_world.sums import COUNTED, step
 
 Line = dict[str, object]
 Table = list[list[Plan]]
-"""Four questions, each with its own answer and the answers of the other three."""
+"""The plans of a quartet. Entry [i][j] is question i followed by the answer to question j."""
 RELATIONS = (
     ("thing.material",),
     ("job.place",),
@@ -25,14 +26,18 @@ RELATIONS = (
     ("food.kind", "food.taste"),
     ("animal.eats", "animal.lives"),
 )
-"""The relations that share a quartet. A small model cannot learn those of people and towns."""
+"""Groups of relations. The four questions of a quartet use the relations of one group.
+
+Relations of people and towns are left out because a small model cannot learn their facts.
+"""
 REASONS = {
     "comfort.because": lists.SAD_CAUSES,
     "letter.sad": lists.SAD_CAUSES,
     "letter.glad": lists.GLAD_CAUSES,
 }
+# Numbers of quartets per kind. Answers to the kinds with FEW quartets depend on the whole text, and
+# answers to the kinds with MANY quartets depend on the last words only.
 FEW, MANY = 12, 48
-"""Numbers of quartets that need the whole story, and of those that need the last words only."""
 
 
 def _less(number: int, other: int) -> bool:
@@ -44,11 +49,15 @@ def _small(number: int, other: int) -> bool:
 
 
 def _shares(number: int, children: int) -> bool:
-    """Return whether the documents have this division: no more than a dozen for each."""
+    """Return whether training documents contain the division of ``number`` by ``children``.
+
+    They contain divisions by at most 9 children with at most 12 things for each child.
+    """
     return children < 10 and number % children == 0 and number // children <= 12
 
 
-# Stories with the same numbers and different sums, the first numbers, and a test of both numbers.
+# Pairs of stories with the same two numbers and different sums: the operation of each story, the
+# range of the first number, and the condition on both numbers.
 _PAIRS = (
     ({"giving": "add", "losing": "subtract"}, range(12, 61), _less),
     ({"giving": "add", "gathering": "subtract"}, range(12, 61), _less),
@@ -58,10 +67,10 @@ _PAIRS = (
 
 
 def quartet_lines(world: World, language: Language, seed: int) -> dict[str, Iterator[Line]]:
-    """Return, by subject, lines ``{"kind", "text", "choices", "answer"}``.
+    """Return the questions by subject: ``facts``, ``arithmetic`` and ``feelings``.
 
-    ``text`` is the unfinished text, ``choices`` are four continuations, and ``answer`` is the index
-    of the correct one.
+    A question is a dict ``{"kind", "text", "choices", "answer"}``. ``text`` is the unfinished text,
+    ``choices`` has four continuations, and ``answer`` is the index of the correct continuation.
     """
     tables = {
         "facts": _facts(world, seed),
@@ -91,9 +100,10 @@ def _question_lines(
 
 
 def _opened(table: Table, language: Language, name: str) -> tuple[list[str], list[str]]:
-    """Return four beginnings and four ends, in a wording whose beginning identifies the question.
+    """Return the texts of the four questions and the four choices that the questions share.
 
-    Raises ValueError if none of 64 wordings does.
+    The function draws wordings until the four texts differ, the four choices differ, and all
+    questions have the same choices. Raises ValueError if 64 draws give no suitable wording.
     """
     for attempt in range(64):
         split = [
@@ -110,7 +120,7 @@ def _opened(table: Table, language: Language, name: str) -> tuple[list[str], lis
 
 
 def _plan_text(plan: Plan, language: Language, name: str) -> str:
-    """Return the text of a plan; the wording of a paragraph does not depend on those before it."""
+    """Return the text of a plan. The wording of each paragraph is drawn independently."""
     return "\n".join(
         render_plan(Plan(plan.kind, (paragraph,)), language, random.Random(f"{name} {number}"))
         for number, paragraph in enumerate(plan.paragraphs)
@@ -118,14 +128,14 @@ def _plan_text(plan: Plan, language: Language, name: str) -> str:
 
 
 def _split(texts: Sequence[str], language: Language) -> tuple[str, tuple[str, ...]]:
-    """Return the common beginning of the texts, to the end of a word, and the rest of each."""
+    """Return the common beginning of the texts, up to the end of a word, and the rest of each."""
     common = os.path.commonprefix(texts)
     common = common[: common.rfind(language.space)] if language.space else common.rstrip()
     return common, tuple(text[len(common) + len(language.space) :] for text in texts)
 
 
 def _facts(world: World, seed: int) -> Iterator[Table]:
-    """Yield quartets about facts: one about each of four subjects, or two about each of two."""
+    """Yield quartets about four subjects, with one fact each, or two subjects, with two each."""
     known = all_facts(world)
     for relations in RELATIONS:
         by_subject: dict[str, list[Fact]] = {}
@@ -151,7 +161,10 @@ def _fours(facts: Sequence[Fact]) -> Iterator[list[Fact]]:
 
 
 def _twos(subjects: Sequence[list[Fact]]) -> Iterator[list[Fact]]:
-    """Yield the facts of two subjects with four different answers, each set of answers once."""
+    """Yield the four facts of two subjects if their answers differ.
+
+    Each set of four answers occurs once. A subject is combined with one of the next three subjects.
+    """
     seen: set[frozenset[object]] = set()
     for place, facts in enumerate(subjects):
         for other in subjects[place + 1 : place + 4]:
@@ -168,7 +181,7 @@ def _stated(fact: Fact, answer: object) -> Plan:
 
 
 def _sums(world: World, seed: int) -> Iterator[Table]:
-    """Yield quartets about the sum that a story with numbers requires."""
+    """Yield quartets about the calculation that a story with numbers requires."""
     for signs, firsts, suits in _PAIRS:
         fitting = {x: [y for y in range(2, 41) if suits(x, y)] for x in firsts}
         for number in range(FEW):
@@ -181,7 +194,7 @@ def _sums(world: World, seed: int) -> Iterator[Table]:
 
 
 def _step_lines(language: Language, seed: int) -> Iterator[Line]:
-    """Yield questions with the name of a step of a sum and the step as the answer."""
+    """Yield questions that name a step of a calculation; the correct answer is that step."""
     for number in range(MANY):
         rng = random.Random(f"{seed} steps {number}")
         (a, b), (c, d), (e, f) = (rng.sample(range(2, 10), 2) for _ in range(3))
@@ -191,7 +204,7 @@ def _step_lines(language: Language, seed: int) -> Iterator[Line]:
             step(10 * e + f, "subtract", 10 + f),
             step(e * f, "divide", f),
         )
-        # The longest wording contains the name of the step.
+        # The longest wording is one that names the step.
         texts = [
             max(
                 (render_sentence(one, language, random.Random(draw)) for draw in range(16)), key=len
@@ -211,7 +224,7 @@ def _cast(world: World, rng: random.Random) -> Slots:
 
 
 def _numbers(first: int, second: int, thing: str) -> Slots:
-    """Return two numbers in the slots of all stories."""
+    """Return two numbers as values for the placeholders of all stories."""
     counted = {"f": Count(first, thing), "g": Count(second, thing), "c": Count(second, "child")}
     return {"n": first, "m": second} | counted
 
@@ -222,7 +235,7 @@ def _problem(name: str, slots: Slots, worked: Sentence) -> Plan:
 
 
 def _feelings(world: World, seed: int) -> Iterator[Table]:
-    """Yield quartets about the causes of feelings and the replies of a friend."""
+    """Yield quartets about the causes of feelings, then quartets about a friend's reply."""
     for key, causes in REASONS.items():
         rng = random.Random(f"{seed} {key}")
         for feelings in _fours_of(causes.values(), FEW, rng):
@@ -239,7 +252,7 @@ def _feelings(world: World, seed: int) -> Iterator[Table]:
 
 
 def _moods(world: World, seed: int) -> Iterator[Table]:
-    """Yield quartets about the feelings that events cause: two glad and two sad ones."""
+    """Yield quartets about the feelings that events cause, two sad and two glad feelings each."""
     rng = random.Random(f"{seed} moods")
     reasons = (("comfort.because", lists.SAD_CAUSES), ("letter.glad", lists.GLAD_CAUSES))
     twos = (list(combinations(sorted(set(causes.values())), 2)) for _, causes in reasons)
@@ -257,7 +270,7 @@ def _moods(world: World, seed: int) -> Iterator[Table]:
 
 
 def _fours_of(names: Iterable[str], number: int, rng: random.Random) -> list[tuple[str, ...]]:
-    """Return ``number`` different groups of four of ``names``."""
+    """Return ``number`` different combinations of four of the names."""
     return rng.sample(list(combinations(sorted(set(names)), 4)), number)
 
 
@@ -266,7 +279,10 @@ def _felt(key: str, feeling: str, cause: str, cast: Slots) -> Sentence:
 
 
 def _reply(cause: str, other: str, cast: Slots) -> Plan:
-    """Return a dialogue in which a friend replies as to the cause ``other``."""
+    """Return the plan of a dialogue about a person's feeling.
+
+    The person states ``cause``, and the friend's reply refers to the cause ``other``.
+    """
     feeling = lists.SAD_CAUSES[cause]
     ask, understand = (
         Sentence(f"comfort.{n}", cast | {"e": feeling}) for n in ("ask", "understand")
@@ -285,7 +301,7 @@ def _spoken(cast: Slots, who: str, *words: Sentence) -> tuple[Sentence, ...]:
 
 
 def _friends(world: World, rng: random.Random) -> Slots:
-    """Return the slots of a person, as I and as you, and of a friend."""
+    """Return placeholder values for a random person, as I and as you, and the person's friend."""
     person = rng.choice(world.people)
     return {
         "a": Mention(person, "i"),

@@ -1,4 +1,4 @@
-"""Evaluation questions with choices, about facts that no training question covers."""
+"""Multiple-choice questions about facts that no training question covers."""
 
 from collections.abc import Iterator, Mapping
 import random
@@ -11,7 +11,7 @@ from examples.bilingual_world.plan import Sentence
 def question_lines(
     world: World, languages: Mapping[str, Language], seed: int
 ) -> Iterator[dict[str, object]]:
-    """Yield ``{"language", "question", "answer", "choices"}``, each question in each language."""
+    """Yield a dict ``{"language", "question", "answer", "choices"}`` per question and language."""
     for number, fact in enumerate(all_facts(world)):
         if not fact.others or not never_asked(fact):
             continue

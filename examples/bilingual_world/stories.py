@@ -1,4 +1,4 @@
-"""Short stories: an opening, details, one of twelve plots, and an ending."""
+"""Plans of short stories: an opening, details, one of twelve plots, and an ending."""
 
 import random
 
@@ -8,7 +8,7 @@ from examples.bilingual_world.plan import Count, Mention, Pair, Person, Plan, Se
 
 
 def story(world: World, rng: random.Random) -> Plan:
-    """Return a story about two people of the island."""
+    """Return the plan of a story about two people of the island."""
     hero = rng.choice(world.people)
     friend = world.person(hero.friend) if rng.random() < 0.4 else rng.choice(world.people)
     if friend == hero:
@@ -36,7 +36,7 @@ def story(world: World, rng: random.Random) -> Plan:
 
 
 def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slots:
-    """Return the slots of all plots."""
+    """Return values for the placeholders of all plots."""
     here, there, elsewhere = rng.sample(lists.SPOTS, 3)
     made = rng.choice(lists.HANDMADE)
     thing = rng.choice([name for name in lists.THINGS if name != made])
@@ -78,13 +78,13 @@ def _cast(world: World, hero: Person, friend: Person, rng: random.Random) -> Slo
 
 
 def _introductions(world: World, hero: Person, rng: random.Random) -> list[Sentence]:
-    """Return up to two facts about the hero."""
+    """Return up to two sentences with facts about the hero."""
     facts = [f for f in facts_of_person(world, hero, "again") if f.relation != "home"]
     return [Sentence(fact.relation, fact.slots) for fact in rng.sample(facts, rng.randint(0, 2))]
 
 
 def _details(world: World, slots: Slots, rng: random.Random) -> list[Sentence]:
-    """Return sentences about sights, sounds and smells."""
+    """Return sentences about weather, sights, sounds, smells and the town."""
     town = rng.choice(facts_of_town(world, world.town(slots["t"])))
     animal = {"k": rng.choice(lists.ANIMALS), "s": slots["s"], "c": rng.choice(lists.COLORS)}
     return [

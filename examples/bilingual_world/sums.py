@@ -1,4 +1,4 @@
-"""Arithmetic word problems with step-by-step solutions."""
+"""Plans of arithmetic word problems with step-by-step solutions."""
 
 from collections.abc import Callable
 import random
@@ -12,17 +12,20 @@ COUNTED = tuple("apple pear plum peach lemon egg bun candle pencil book cup kite
 
 
 class Sum(NamedTuple):
-    """A word problem: the key and slots of its text, the steps, and the result."""
+    """A word problem with its solution."""
 
     name: str
+    """The key of the problem's templates without ``sum.``."""
     slots: Slots
+    """Values for the placeholders of the templates."""
     steps: tuple[Sentence, ...]
+    """The steps of the solution."""
     result: object
-    """The result, an int, Count or Clock."""
+    """The result, which is an int, a Count or a Clock."""
 
 
 def worked_sum(world: World, rng: random.Random) -> Plan:
-    """Return one to three problems with their steps and answers."""
+    """Return the plan of one to three problems or drills with their steps and answers."""
     paragraphs: list[tuple[Sentence, ...]] = []
     for _ in range(rng.randint(1, 3)):
         if rng.random() < 0.3:
@@ -37,7 +40,10 @@ def worked_sum(world: World, rng: random.Random) -> Plan:
 
 
 def step(left: int, sign: str, right: int) -> Sentence:
-    """Return a step such as ``3 + 4 = 7``; ``sign`` is add, subtract, multiply or divide."""
+    """Return a step such as ``3 + 4 = 7``.
+
+    ``sign`` is ``add``, ``subtract``, ``multiply`` or ``divide``.
+    """
     result = {
         "add": left + right,
         "subtract": left - right,
@@ -63,7 +69,7 @@ def buying(world: World, rng: random.Random) -> Sum:
 
 
 def giving(world: World, rng: random.Random) -> Sum:
-    """Return a problem about a person who is given more."""
+    """Return a problem about a person who gets more of the things that the person has."""
     have, more = rng.randint(2, 60), rng.randint(2, 40)
     one, other = rng.sample(world.people, 2)
     thing = rng.choice(COUNTED)
@@ -72,7 +78,7 @@ def giving(world: World, rng: random.Random) -> Sum:
 
 
 def losing(world: World, rng: random.Random) -> Sum:
-    """Return a problem about things left after a sale."""
+    """Return a problem about the number of things that are left after a sale."""
     have = rng.randint(10, 90)
     sold = rng.randint(2, have - 2)
     thing = rng.choice(COUNTED)
@@ -81,7 +87,7 @@ def losing(world: World, rng: random.Random) -> Sum:
 
 
 def sharing(world: World, rng: random.Random) -> Sum:
-    """Return a problem about equal shares."""
+    """Return a problem about sharing things equally among children."""
     children, each = rng.randint(2, 9), rng.randint(2, 12)
     total = children * each
     thing = rng.choice(COUNTED)
@@ -95,7 +101,7 @@ def sharing(world: World, rng: random.Random) -> Sum:
 
 
 def walking(world: World, rng: random.Random) -> Sum:
-    """Return a problem about the two parts of a journey."""
+    """Return a problem about the length of a journey in two parts."""
     first, second = rng.randint(2, 40), rng.randint(2, 40)
     towns = rng.sample(lists.TOWNS, 3)
     slots = {"a": Mention(rng.choice(world.people)), "n": first, "m": second}
@@ -104,7 +110,7 @@ def walking(world: World, rng: random.Random) -> Sum:
 
 
 def ages(world: World, rng: random.Random) -> Sum:
-    """Return a problem about the future age of an older person."""
+    """Return a problem about the age that the older of two people will have."""
     one, other = rng.sample(world.people, 2)
     gap, later = rng.randint(2, 9), rng.randint(2, 9)
     slots = {"a": Mention(one), "b": Mention(other), "n": one.age, "m": gap, "k": later}
@@ -113,7 +119,7 @@ def ages(world: World, rng: random.Random) -> Sum:
 
 
 def working_day(world: World, rng: random.Random) -> Sum:
-    """Return a problem about the end of a working day."""
+    """Return a problem about the time at which a working day ends."""
     start, hours = rng.randint(5, 11), rng.randint(2, 9)
     worker = rng.choice([person for person in world.people if person.job])
     slots = {
@@ -126,14 +132,14 @@ def working_day(world: World, rng: random.Random) -> Sum:
 
 
 def rows_of_trees(world: World, rng: random.Random) -> Sum:
-    """Return a problem about rows of trees."""
+    """Return a problem about the number of trees in equal rows."""
     rows, each = rng.randint(2, 12), rng.randint(2, 12)
     slots = {"a": Mention(rng.choice(world.people)), "n": rows, "m": each}
     return Sum("rows", slots, (step(rows, "multiply", each),), Count(rows * each, "tree"))
 
 
 def gathering(world: World, rng: random.Random) -> Sum:
-    """Return a problem about the difference of two amounts."""
+    """Return a problem about the difference between two amounts."""
     few = rng.randint(3, 50)
     gap = rng.randint(2, 30)
     one, other = rng.sample(world.people, 2)
@@ -162,7 +168,7 @@ PROBLEMS: tuple[Callable[[World, random.Random], Sum], ...] = (
 
 
 def _drill(rng: random.Random) -> list[tuple[Sentence, ...]]:
-    """Return an addition by tens and ones, or a part of a times table."""
+    """Return the paragraphs of an addition by tens and ones, or of part of a times table."""
     if rng.random() < 0.4:
         number, first = rng.randint(2, 12), rng.randint(1, 7)
         lines = tuple(step(number, "multiply", first + i) for i in range(rng.randint(3, 5)))

@@ -1,4 +1,4 @@
-"""Training of a SentencePiece vocabulary with Llama-3's control symbols."""
+"""Training of a SentencePiece vocabulary that includes the control symbols of Llama 3."""
 
 from collections.abc import Iterable, Iterator
 import io
@@ -21,14 +21,16 @@ def train_vocabulary(
     *,
     character_coverage: float = 1.0,
 ) -> None:
-    """Train a BPE on the ``text`` of JSON Lines files and write a SentencePiece model.
+    """Train a BPE vocabulary on the ``text`` of JSON Lines files; write a SentencePiece model.
 
-    Equal input gives equal bytes: one thread, files and lines in order. Encoding is lossless
-    (identity normalization, unseen characters as bytes) except for U+2581, SentencePiece's mark of
-    a space. Line breaks are one byte each. The most frequent characters that make up the share
-    ``character_coverage`` of the text get pieces; the others are bytes.
+    Equal input gives a model with equal bytes, because training uses one thread and reads files and
+    lines in order. The text is not normalized, and characters without a piece are encoded as bytes.
+    Decoding therefore restores the encoded text exactly, unless the text contains U+2581, which
+    SentencePiece uses for a space. A line break is one byte token. The most frequent characters get
+    pieces, until these characters make up the share ``character_coverage`` of the text.
 
-    Raises UserError if the text is too small for the vocabulary or has too many characters.
+    Raises UserError if the text is too small for ``vocab_size`` pieces, or if it has more different
+    characters than a vocabulary of this size can contain.
     """
     model = io.BytesIO()
     try:

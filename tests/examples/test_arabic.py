@@ -1,4 +1,4 @@
-"""Arabic: numbers, and the agreement of words with persons and things."""
+"""Tests of Arabic numbers and of the agreement of Arabic words with people and things."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""The world's data files: damage is reported in one line with the file and the line number."""
+"""Tests of the data file readers: an error names the damaged file and line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The demo: configs that match its text, and a small run to the end that resumes."""
+"""Tests of the demo: its configs match its text, and a small demo finishes and resumes."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def test_runs_differ_only_in_the_ratio():
 
 def test_missing_configs_are_named_outside_the_checkout(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="configs/demo_base.py: no such config file"):
+    with pytest.raises(UserError, match="configs/demo/base.py: no such config file"):
         demo.main([])
 
 
@@ -93,8 +93,8 @@ def test_demo_runs_to_the_report_and_resumes(monkeypatch, tmp_path, capfd):
     folder = str(tmp_path / "runs")
     for name, ending in (("BASE", ONE), ("CPT", ONE), ("PIPELINE", ALL)):
         path = tmp_path / f"{name.lower()}.py"
-        module = Path(getattr(demo, name)).stem
-        path.write_text(SMALL.format(original=f"configs.{module}", folder=folder) + ending)
+        module = ".".join(Path(getattr(demo, name)).with_suffix("").parts)
+        path.write_text(SMALL.format(original=module, folder=folder) + ending)
         monkeypatch.setattr(demo, name, str(path))
     assert demo.main([]) == 0
     output = capfd.readouterr().out
@@ -102,11 +102,11 @@ def test_demo_runs_to_the_report_and_resumes(monkeypatch, tmp_path, capfd):
     assert output.count(f"$ {command_line('pipeline')}") == 1
     assert output.count(f"$ {command_line('evaluate')}") == 1
     assert "after, ALMR 0.33" in output and "Where to look next" in output
-    assert command_line("chat", f"{folder}/road/exported", "--temperature", "0") in output
+    assert command_line("chat", f"{folder}/pipeline/exported", "--temperature", "0") in output
     made = Path(folder)
-    exported = made / "road" / "exported" / "config.json"
+    exported = made / "pipeline" / "exported" / "config.json"
     assert json.loads(exported.read_text())["model_type"] == "llama"
-    report = (made / "road" / "report.md").read_text()
+    report = (made / "pipeline" / "report.md").read_text()
     assert "0 of 248" in report and "world_feelings_zh (chance 25)" in report
     compared = (made / "scores" / "report.md").read_text()
     assert "world_facts_en (chance 25)" in compared and "| task | base | almr_0.33 |" in compared
@@ -117,6 +117,6 @@ def test_demo_runs_to_the_report_and_resumes(monkeypatch, tmp_path, capfd):
     before = os.stat(made / "world" / "en.train.jsonl").st_mtime
     assert demo.main([]) == 0
     assert os.stat(made / "world" / "en.train.jsonl").st_mtime == before
-    output = capfd.readouterr().out
-    assert "pipeline: dpo" in output and "pipeline: sft" not in output
+    log = capfd.readouterr().err
+    assert "pipeline: dpo" in log and "pipeline: sft" not in log
     assert (made / "forgetting.png").exists()

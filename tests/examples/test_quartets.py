@@ -1,4 +1,4 @@
-"""Questions of the world: one correct ending of four, which only the question identifies."""
+"""Tests of the quartets: four questions share four endings, and each has one correct ending."""
 
 from collections import Counter
 import json
@@ -57,7 +57,7 @@ def test_languages_have_the_same_questions(questions):
 
 
 def test_documents_contain_correct_endings_and_no_wrong_ones(written, questions):
-    """An oracle that has read all documents selects the ending that it has seen after the text."""
+    """A search in all training documents finds only the correct ending after the text."""
     for code, language in LANGUAGES.items():
         text = (written / f"{code}.train.jsonl").read_text("utf-8")
         seen = 0
@@ -74,9 +74,11 @@ def test_correct_sum_has_the_numbers_of_the_story(questions):
     of_story |= {"rows": "×", "sharing": "÷"}
     for line in questions["arithmetic", "en"]:
         first = re.search(r"\d+$", line["text"])
+        at_end = first[0] if first else ""
         for end in line["choices"]:
             found = re.search(r"(\d* ?)([+×÷-]) (\d+) = (\d+)\.$", end)
-            left = int(found[1] or first[0])
+            assert found
+            left = int(found[1] or at_end)
             assert signs[found[2]](left, int(found[3])) == int(found[4])
         if line["kind"].startswith("sum."):
             assert of_story[line["kind"].removeprefix("sum.")] in line["choices"][line["answer"]]

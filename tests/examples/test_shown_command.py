@@ -1,4 +1,4 @@
-"""Shown commands run as printed, in a shell that has not activated the environment."""
+"""Tests that a printed command runs in a shell without an activated virtual environment."""
 
 from pathlib import Path
 import subprocess
@@ -11,7 +11,7 @@ from examples.shown_command import command_line, interpreter
 
 
 def make_environment(folder: Path) -> Path:
-    """Return a Python inside ``folder/.venv`` that links to this one, as a virtual environment."""
+    """Return the path of a link to the running Python in ``folder/.venv``."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
@@ -39,7 +39,7 @@ def test_interpreter_outside_the_working_directory_is_absolute_and_quoted(tmp_pa
 
 @pytest.mark.parametrize("link", ["project", "link"])
 def test_printed_command_runs_in_a_fresh_shell(link, tmp_path, monkeypatch):
-    """Also if the working directory was entered through a symbolic link."""
+    """The command also runs if the working directory is a symbolic link."""
     folder = tmp_path / "project"
     make_environment(folder)
     (tmp_path / "link").symlink_to(folder)

@@ -1,4 +1,4 @@
-"""The study: configs that fit together, and a small run to the end that resumes."""
+"""Tests of the study: its configs agree, and a small study finishes and resumes."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_pairs_share_a_base_and_differ_only_in_the_language():
 
 SMALL = """
 from dataclasses import replace
-from configs.world_study import {name} as config
+from configs.demo.study import {name} as config
 from llama_cpt.config.schema import CorpusConfig, EvaluationConfig
 from llama_cpt.config.sweep import SweepConfig
 

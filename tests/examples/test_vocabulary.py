@@ -1,4 +1,4 @@
-"""The world's vocabulary: lossless, deterministic, with Llama-3's control symbols."""
+"""Tests of the vocabulary: lossless, deterministic, with the control symbols of Llama 3."""
 
 import json
 

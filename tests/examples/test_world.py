@@ -1,4 +1,4 @@
-"""The invented world: the same facts in every language, no document twice, correct sums."""
+"""Tests of the invented world: equal facts in all languages, no duplicates, correct sums."""
 
 from collections import Counter
 import hashlib
@@ -58,7 +58,7 @@ def test_files_are_a_function_of_the_seed(tmp_path):
 
 
 def test_bytes_for_a_seed_are_fixed(tmp_path):
-    """The order of words and templates in the data files is part of the text that a seed gives."""
+    """Random draws depend on the order of words and templates, so the files keep this order."""
     write_world(tmp_path, 0, documents=40, heldout=10, chat_repeats=1)
     write_documents(tmp_path, 0, codes=("ar",), documents=40, heldout=10)
     content = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
@@ -196,7 +196,7 @@ def test_chinese_numbers_read_back():
 
 
 def test_a_language_is_templates_and_words():
-    """Another language needs the keys, words for values, and a function to finish a sentence."""
+    """A new language needs only templates, words for values, and a function ``finish``."""
     keys = LANGUAGES["en"].templates
     echo = Language(
         code="xx",
