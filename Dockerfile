@@ -1,7 +1,7 @@
 # Image for TPU hosts (GKE, xpk) and for Apache Beam workers that run `prepare`.
 #
 #   docker build --platform linux/amd64 --tag llama-cpt .
-#   docker run llama-cpt llama_cpt.train configs/cpt_8b.py
+#   docker run llama-cpt llama_cpt.train configs/llama3/cpt_8b.py
 #
 # Arguments follow `python -m`. Configs of this checkout are in /llama_cpt/configs; paths in a config
 # that are not gs:// must be mounted.

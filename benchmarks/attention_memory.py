@@ -1,11 +1,11 @@
-"""The HBM that a gradient of attention takes next to its operands: our kernel and JAX's splash.
+"""Temporary HBM for the gradient of attention, with our kernel and with JAX's splash attention.
 
     python -m benchmarks.attention_memory [--chip v5e] [--length 8192] [--heads 32 ...]
 
-The figures are the temporaries of forward and backward together, as the TPU compiler (`libtpu`)
-reports them ahead of time, without a TPU: one row in bfloat16, splash with its fused and its
-unfused backward pass. A program that does not fit the chip is reported with the size in the
-compiler's error. Needs libtpu.
+The command compiles one forward and backward pass over one row in bfloat16, and prints the size of
+the temporaries that the TPU compiler reports. Splash attention is compiled with its fused and its
+unfused backward pass. If a program does not fit the chip, the command prints the size in the
+compiler's error. The command needs libtpu but no TPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONTENDERS = {"ours": flash_attention} | {
 
 
 def temporaries(attention, chip: str, shape: argparse.Namespace) -> int:
-    """Return the bytes that the gradient's program takes next to operands and results."""
+    """Return the bytes of HBM that the gradient needs in addition to operands and results."""
     devices = topologies.get_topology_desc(TOPOLOGY[chip], platform="tpu").devices
     mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
     sharding = jax.NamedSharding(mesh, jax.P())
@@ -48,11 +48,13 @@ def temporaries(attention, chip: str, shape: argparse.Namespace) -> int:
     ids = jax.ShapeDtypeStruct((1, shape.length), jnp.int32, sharding=sharding)
     with jax.set_mesh(mesh):
         lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, key, key, ids)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        memory = lowered.compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
 
 
 def describe(attention, chip: str, shape: argparse.Namespace) -> str:
-    """Return the temporaries in MB, also if the program does not fit the chip."""
+    """Return the temporaries in MB as text, even if the program does not fit the chip."""
     try:
         return f"{temporaries(attention, chip, shape) / 1e6:,.0f} MB"
     except jax.errors.JaxRuntimeError as error:

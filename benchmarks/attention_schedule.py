@@ -1,14 +1,15 @@
-"""The TPU compiler's schedule of the attention kernels, ours and JAX's splash, without a TPU.
+"""The TPU compiler's schedule of our attention kernels and of JAX's splash attention.
 
     python -m benchmarks.attention_schedule [--chip v5e] [--heads 32 --kv-heads 8 --head-dim 128]
 
-`libtpu` writes the schedule that a TensorCore runs, one instruction bundle per line. For every
-region of a kernel that holds matrix products, the command prints bundles and cycles per thousand
-scores (visible pairs of a query and a key, of one head), products per tile, spills, and the share
-of the cycles in which the matrix units are held. Cycles count the bundles that the compiler
-schedules, including those that are empty because every unit waits; the final bundles leave these
-out. Neither includes waiting for memory: both are lower bounds. The region of a backward pass
-follows that of its forward pass. Needs libtpu.
+`libtpu` writes the schedule of a TensorCore as text, with one instruction bundle per line. The
+command splits each kernel into regions without a branch. For each region with matrix products, it
+prints the number of bundles and cycles per thousand scores, the matrix products per tile, the
+register spills, and the share of cycles in which the matrix units are occupied. A score is a
+visible pair of a query and a key in one head. Cycles include the empty bundles that the compiler
+schedules while all units wait; the number of bundles does not include the empty bundles. Both
+numbers are lower bounds, because they do not include the time to wait for memory. A forward pass is
+printed before its backward pass. The command needs libtpu but no TPU.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from llama_cpt.training.lowering import COMPILER_SETTINGS
 
 TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 MATRIX_SIDE = {"v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
-# Rows of a bfloat16 operand that one instruction feeds to a matrix unit.
+# Number of rows of a bfloat16 operand that one instruction feeds to a matrix unit.
 ROWS_FED = 16
 SPLASH_BLOCKS = (512, 1024)
 
 
 def lower_kernel(spec: dict) -> tuple[Any, Any]:
-    """Lower a forward and backward pass of the kernels; return it with its mesh."""
+    """Lower a forward and backward pass of the kernels; return the lowered program and its mesh."""
     import jax
     from jax.experimental import topologies
     import jax.numpy as jnp
@@ -62,16 +63,20 @@ def lower_kernel(spec: dict) -> tuple[Any, Any]:
 
 
 def compile_kernel(spec: dict) -> None:
-    """Compile the kernels and print their temporaries; needs a new process.
+    """Compile the kernels, and print the bytes of their temporaries as JSON.
 
-    libtpu reads its flags only once per process.
+    Each call needs a new process, because libtpu reads its flags only once per process.
     """
     compiled = lower_kernel(spec)[0].compile()
     print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes}))
 
 
 def regions_of(bundles: Path, utilization: Path) -> list[Counter]:
-    """Return the counts of every straight piece of a schedule that holds matrix products."""
+    """Return the counts for each branch-free region with matrix products.
+
+    The keys of a counter are "bundles", "products", "spills" and "held". The value of "held" is
+    the number of times that a matrix unit is occupied.
+    """
     held = [line.split() for line in utilization.read_text().split("UTILIZATION:")[1].splitlines()]
     held = [int(line[0]) for line in held if line]
     regions, region, number = [], Counter(), 0
@@ -94,7 +99,7 @@ def regions_of(bundles: Path, utilization: Path) -> list[Counter]:
 
 
 def schedule(spec: dict) -> tuple[dict[str, list[Counter]], int]:
-    """Return the regions of each kernel, and the step's temporaries in HBM in bytes."""
+    """Return the regions of each kernel by name, and the bytes of the program's temporaries."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -149,7 +154,7 @@ def report(chip: str, block: int, shape: dict) -> None:
     kernels, temporaries = schedule({"chip": chip, "block": block} | shape)
     label = f"splash {block}" if block else "ours"
     print(f"{chip} {label}: {temporaries / 1e6:,.0f} MB of temporaries", flush=True)
-    # Our kernel takes all query heads of a kv head at once, splash takes one.
+    # A tile of our kernel covers all query heads of a key-value head. A tile of splash covers one.
     heads = 1 if block else shape["heads"] // shape["kv_heads"] * max(128 // shape["head_dim"], 1)
     scores = heads * (block or 512) ** 2
     product = scores * shape["head_dim"] / (ROWS_FED * MATRIX_SIDE[chip] ** 2)

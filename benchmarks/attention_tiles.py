@@ -1,11 +1,12 @@
-"""The tiles that attention visits on packed rows of real text: our kernel and causal splash.
+"""The number of tiles that our kernel and splash attention visit on packed rows of text.
 
     JAX_PLATFORMS=cpu python -m benchmarks.attention_tiles TOKENIZER FILES
 
-Documents (JSON Lines, or a JSON list; a conversation is one document) are packed into rows in the
-order of the files. Needed tiles are those of 512 x 512 that hold a visible pair. Bundles are those
-of the compiler's schedule for v5e (benchmarks/attention_schedule.py), forward and backward, per row
-and head.
+FILES are JSON Lines files or files with one JSON list. The documents are packed into rows in the
+order of the files, and a conversation counts as one document. A tile has 512 x 512 pairs of a query
+and a key, and is needed if at least one pair is visible. Splash attention visits all tiles of the
+causal mask. The costs in bundles come from the compiler's schedule for v5e, forward and backward
+(benchmarks/attention_schedule.py).
 """
 
 import argparse
@@ -25,8 +26,8 @@ from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from pallas_kernels.tiles import CROSSING, DIAGONAL, needed_tiles, unpack
 
 TILE = 512
-# Bundles per thousand scores on v5e, forward + backward: our whole, crossed and diagonal tiles;
-# splash's by block size.
+# Bundles per thousand scores on v5e, forward + backward. OURS has the costs of tiles without a
+# mask, of tiles that a document border crosses, and of diagonal tiles. SPLASH is by block size.
 OURS = (3.892 + 8.520, 3.969 + 8.996, 3.144 + 6.609)
 SPLASH = {512: 4.532 + 9.300, 1024: 4.636 + 8.786}
 
@@ -42,7 +43,7 @@ def texts(path: str, field: str):
 
 
 def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
-    """Return the segment ids of the packed rows, (rows, length)."""
+    """Return the segment ids of the packed rows, of shape (rows, length)."""
     tokenizer = load_tokenizer(options.tokenizer)
     parts, count = [], 0
     for path in options.files:
@@ -57,17 +58,17 @@ def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
 
 
 def needed(ids: np.ndarray) -> int:
-    """Return the number of tiles with a visible pair, found by testing every tile."""
+    """Return the number of tiles with at least one visible pair. Every tile is tested."""
     blocks = ids.reshape(len(ids), -1, TILE)
     count = 0
     for row in blocks:
         for query in range(len(row)):
-            count += 1 + sum(np.isin(row[key], row[query]).any() for key in range(query))
+            count += 1 + sum(bool(np.isin(row[key], row[query]).any()) for key in range(query))
     return count
 
 
 def draw(ids: np.ndarray, path: str) -> None:
-    """Draw the tiles of a row by kind, with lines at the borders of documents."""
+    """Draw the tiles of a row, with one color per kind of tile and lines at document borders."""
     blocks = ids.shape[1] // TILE
     table = needed_tiles(jnp.asarray(ids), TILE)
     tiles = unpack(table.entries[: int(table.count)], blocks)
@@ -87,7 +88,7 @@ def draw(ids: np.ndarray, path: str) -> None:
     }
     colors = ListedColormap([color for color, _ in names.values()])
     axes.imshow(kind, cmap=colors, vmin=0, vmax=4, extent=(0, ids.shape[1], ids.shape[1], 0))
-    for border in np.flatnonzero(np.diff(ids[0])) + 1:
+    for border in (np.flatnonzero(np.diff(ids[0])) + 1).tolist():
         axes.axhline(border, color="black", linewidth=0.5)
         axes.axvline(border, color="black", linewidth=0.5)
     axes.set_xlabel("key")
@@ -106,7 +107,8 @@ def main() -> None:
     parser.add_argument("--text-field", default="text")
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument(
-        "--picture", help="PNG file for a row of 8192 tokens with the median number of documents"
+        "--picture",
+        help="PNG file of the tiles in a row of 8192 tokens with the median number of documents",
     )
     options = parser.parse_args()
     for length in (8192, 32768):

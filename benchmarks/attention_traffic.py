@@ -1,12 +1,13 @@
-"""The bytes that the attention kernels, ours and JAX's splash, move between HBM and VMEM.
+"""Bytes that our attention kernels and JAX's splash attention move between HBM and VMEM.
 
     JAX_PLATFORMS=cpu python -m benchmarks.attention_traffic [--chip v5e] [--heads 32 ...]
 
-The figures are arithmetic: the grid of each kernel is walked over its own table of tiles by its own
-index maps. They are bytes read and written per score (a visible pair of a query and a key, of one
-head), and MiB of VMEM for scratch and for blocks, which are held twice. A row has 8,192 tokens in
-bfloat16, in one document and in four. XLA's work around the kernels is not included: the transposed
-operands of splash, and the sum of its partial gradients.
+No kernel is executed. The command evaluates each kernel's index maps over the kernel's grid and
+counts the blocks that change. It prints the bytes read and written per score, and the MiB of VMEM
+for scratch and for double-buffered blocks. A score is a visible pair of a query and a key in one
+head. The row has 8,192 bfloat16 tokens, in one document and in four documents. The figures do not
+include work of XLA outside of the kernels, such as the transposition of splash's operands and the
+sum of splash's partial gradients.
 """
 
 import argparse
@@ -27,7 +28,10 @@ ROWS = {"one document": (8192,), "four documents": (3000, 2200, 1792, 1200)}
 
 
 def report(label: str, attention, shape: argparse.Namespace, documents: tuple[int, ...]) -> None:
-    """Print one line per kernel of a forward and backward pass over a row of ``documents``."""
+    """Print one line per kernel of a forward and backward pass over one row.
+
+    ``documents`` are the numbers of tokens of the row's documents.
+    """
     length = sum(documents)
     scores = shape.heads * sum(n * (n + 1) // 2 for n in documents)
     ids = jnp.asarray(np.repeat(np.arange(len(documents)), documents)[None], jnp.int32)

@@ -1,11 +1,12 @@
-"""Compilation time and peak memory of one step, next to MaxText's, for TPUs that are not present.
+"""Compilation time and peak memory of one training step for TPUs, compared with MaxText.
 
     python -m benchmarks.compile_time MAXTEXT PYTHON [SHAPE ...] [--repeats 3]
 
-MAXTEXT is a checkout, PYTHON an interpreter with MaxText's requirements and the same JAX and libtpu
-as this one. SHAPE is written as for step_memory.py. Each run measures ``Lowered.compile`` only, in
-a new process without a compilation cache; the two programs take turns. MaxText runs without and
-with vocabulary tiling, which reduces its memory. Nothing else should run on the machine.
+MAXTEXT is a checkout of MaxText. PYTHON is an interpreter with MaxText's requirements and the same
+versions of JAX and libtpu as the current interpreter. SHAPE has the format of step_memory.py. Each
+run measures only ``Lowered.compile``, in a new process without a compilation cache. The programs
+take turns. MaxText is compiled without and with vocabulary tiling, which reduces its memory. The
+command needs libtpu but no TPU. Run nothing else on the machine at the same time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from llama_cpt.hardware.topologies import find_topology
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.training.lowering import COMPILER_SETTINGS
 
-# MaxText's name for the model of each config.
+# Name of each config's model in MaxText.
 MODELS = {"cpt_8b": "llama3-8b", "cpt_70b": "llama3-70b"}
 SHAPES = ("cpt_8b@v5e:4x4@1x8192", "cpt_70b@v5p:4x4x8@1x8192")
 TILED = {"llama_cpt": None, "MaxText": False, "MaxText, tiled": True}
@@ -41,7 +42,7 @@ THEIRS = "runpy.run_module('maxtext.trainers.pre_train.train_compile', run_name=
 
 
 def command(name: str, shape: str, options: argparse.Namespace) -> tuple[list[str], str]:
-    """Return the command line, and its PYTHONPATH."""
+    """Return the command line that compiles ``shape``, and the PYTHONPATH of the command."""
     if TILED[name] is None:
         return [sys.executable, "-c", TIMED + OURS, shape], "."
     config, topology, per_chip = shape.split("@")
@@ -74,7 +75,7 @@ def command(name: str, shape: str, options: argparse.Namespace) -> tuple[list[st
 
 
 def measure(name: str, shape: str, options: argparse.Namespace) -> tuple[float, ...]:
-    """Return seconds, processor seconds, and peak memory in GB."""
+    """Compile once, and return wall seconds, processor seconds and peak memory in GB."""
     arguments, modules = command(name, shape, options)
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},

@@ -1,11 +1,12 @@
-"""Memory and cycles of the chunked cross-entropy by chunk size, as the TPU compiler reports them.
+"""Memory and cycles of chunked cross-entropy by chunk size, as the TPU compiler reports them.
 
     python -m benchmarks.cross_entropy_memory [--chip v5p] [CHUNK_TOKENS ...]
 
-The program computes the loss and both gradients on one device. The figures are temporaries in HBM,
-and cycles by the compiler's cost model, with a loop's body counted once per chunk. Temporaries hold
-the head in bfloat16 and its gradient in float32 next to the logits of a chunk. Needs libtpu, but
-not a TPU.
+The compiled program computes the loss and the gradients of hidden states and head on one device.
+The command prints the size of the temporaries in HBM and the number of cycles. The cycles come from
+the compiler's cost model, and the body of the loop counts once per chunk. The temporaries include
+the head in bfloat16, the head's gradient in float32, and the logits of one chunk. The command needs
+libtpu but no TPU.
 """
 
 import argparse
@@ -25,7 +26,7 @@ TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def compile_loss(options: argparse.Namespace, chunk_tokens: int) -> jax.stages.Compiled:
-    """Compile loss and gradients of ``options.tokens`` tokens on one device."""
+    """Compile the loss and the gradients of ``options.tokens`` tokens for one device."""
     topology = topologies.get_topology_desc(TOPOLOGY[options.chip], platform="tpu")
     mesh = make_mesh(MeshConfig(1, 1, 1), topology.devices[:1])
     sharding = jax.NamedSharding(mesh, jax.P())
@@ -45,7 +46,10 @@ def compile_loss(options: argparse.Namespace, chunk_tokens: int) -> jax.stages.C
 
 
 def cycles_of(text: str, chunks: int) -> int:
-    """Return the cost model's cycles of a compiled program with one loop over ``chunks``."""
+    """Return the cycles of a program with one loop over ``chunks`` chunks.
+
+    ``text`` is the text of the compiled program, which has the estimates of the cost model.
+    """
     bodies = set(re.findall(r"body=%([\w.\-]+)", text))
     cycles, computation = Counter(), ""
     for line in text.splitlines():
@@ -68,10 +72,12 @@ def main() -> None:
     require_compiler()
     for chunk_tokens in options.chunk_tokens:
         compiled = compile_loss(options, chunk_tokens)
-        cycles = cycles_of(compiled.as_text(), -(-options.tokens // chunk_tokens))
-        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        text, memory = compiled.as_text(), compiled.memory_analysis()
+        assert text is not None and memory is not None
+        cycles = cycles_of(text, -(-options.tokens // chunk_tokens))
+        megabytes = memory.temp_size_in_bytes / 1e6
         print(
-            f"{options.chip}, chunks of {chunk_tokens} tokens: {temporaries / 1e6:,.0f} MB of "
+            f"{options.chip}, chunks of {chunk_tokens} tokens: {megabytes:,.0f} MB of "
             f"temporaries, {cycles / 1e6:.1f} million cycles",
             flush=True,
         )

@@ -1,21 +1,23 @@
-"""A check that two trees compute the same numbers, to the last bit.
+"""A check that two checkouts compute the same numbers, to the last bit.
 
     python -m benchmarks.equivalence run TREE OUTPUT
     python -m benchmarks.equivalence compare REFERENCE OTHER
     python -m benchmarks.equivalence check REFERENCE_TREE OTHER_TREE OUTPUT
 
-``run`` executes the runs of ``equivalence_runs.py`` with the code of TREE, a checkout, and keeps
-their files in OUTPUT, a new folder. ``compare`` prints one line per artifact of two outputs:
-every number, token row, weight and generated token must be equal. Prose, pictures and wall-clock
-values are exempt; ``output_facts.py`` lists them with reasons. ``check`` runs both trees into
-OUTPUT/reference and OUTPUT/other and compares them.
+TREE is a checkout of this repository. ``run`` executes the runs of ``equivalence_runs.py`` with the
+code of TREE, and writes their files to OUTPUT, a new folder. ``compare`` compares two outputs and
+prints one line per artifact, which is a file or a checkpoint. All numbers, token rows, weights and
+generated tokens must be equal. Prose, pictures and wall-clock values are exempt, for the reasons
+given in ``output_facts.py``. ``check`` runs both trees, with outputs OUTPUT/reference and
+OUTPUT/other, and compares the outputs.
 
-A tree's own ``benchmarks/renames.csv`` translates names: the runs' commands into those of the
-tree, and the reference's names into those of the other tree.
+If names have changed, ``benchmarks/renames.csv`` in TREE lists the old and the new names. ``run``
+uses TREE's names in the commands, and ``compare`` maps the reference's names to the other tree's
+names.
 
-``run`` takes three and a half minutes of CPU time and 80 MB.
+``run`` takes three and a half minutes of CPU time and 80 MB of disk space.
 
-Exit status: 0 equal, 65 different, 1 a run failed, 2 the command line is wrong.
+Exit status: 0 if equal, 65 if different, 1 if a run failed, 2 if the command line is wrong.
 """
 
 import argparse
@@ -37,12 +39,16 @@ from benchmarks.renames import FILE, Renames, read_renames
 
 DIFFERENT = 65
 ABOUT, RESULTS, LOGS = "about.json", "results", "logs"
-# libtpu only compiles: it neither searches for a TPU nor queries a metadata server.
+# With these settings, libtpu only compiles, and does not search for a TPU or a metadata server.
 _TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 def run(tree: Path, output: Path) -> None:
-    """Execute all runs of ``tree``. Raises ValueError or RuntimeError with the reason."""
+    """Execute all runs with the code of ``tree``.
+
+    Raises ValueError if ``output`` is not empty or if Python imports different code, and
+    RuntimeError if a run fails.
+    """
     tree, output = tree.resolve(), output.resolve()
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; name a new folder.")
@@ -60,12 +66,12 @@ def run(tree: Path, output: Path) -> None:
             one.before(output / RESULTS, renames)
         seconds[one.name] = _execute(one, one.command(tree, renames), tree, output)
     about = {"tree": str(tree), "results": str(output / RESULTS), "seconds": seconds}
-    # Written last: an output without it is incomplete.
+    # Written last, because the file marks the output as complete.
     (output / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 def compare(reference: Path, other: Path) -> bool:
-    """Print one line per artifact and return whether all of them are equal."""
+    """Print one line per artifact, and return whether all artifacts are equal."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     renames = read_renames(other / FILE.name)
     left = _reader(reference, renames, exempt_keys(Renames()) | exempt_keys(renames))
@@ -84,7 +90,10 @@ def compare(reference: Path, other: Path) -> bool:
 
 
 def first_difference(name: str, mine: Any, theirs: Any) -> str:
-    """Return how two values of one name differ; empty if they are equal to the last bit."""
+    """Return the first difference between two values as text; '' if all bits are equal.
+
+    The text starts with ``name``.
+    """
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         return _array_difference(name, mine, theirs)
     if isinstance(mine, bytes) and isinstance(theirs, bytes):
@@ -93,7 +102,7 @@ def first_difference(name: str, mine: Any, theirs: Any) -> str:
         pairs = enumerate(zip_longest(mine, theirs))
         at, (a, b) = next((at, pair) for at, pair in pairs if pair[0] != pair[1])
         return f"{name}: byte {at} of {len(mine)} and {len(theirs)}: {a} != {b}"
-    # As JSON: 1 is not 1.0 and not true, and NaN is NaN.
+    # A comparison as JSON distinguishes 1, 1.0 and true, and NaN equals NaN.
     return "" if _text(mine) == _text(theirs) else f"{name}: {_text(mine)} != {_text(theirs)}"
 
 
@@ -106,7 +115,7 @@ def _array_difference(name: str, mine: np.ndarray, theirs: np.ndarray) -> str:
         return f"{name}: {mine.dtype}{mine.shape} != {theirs.dtype}{theirs.shape}"
     if mine.tobytes() == theirs.tobytes():
         return ""
-    # By bytes, so that -0.0 is not 0.0 and NaN equals itself.
+    # A comparison of bytes distinguishes -0.0 and 0.0, and NaN equals NaN.
     as_bytes = [np.ascontiguousarray(one).reshape(-1, 1).view(np.uint8) for one in (mine, theirs)]
     differing = np.flatnonzero((as_bytes[0] != as_bytes[1]).any(axis=1))
     index = tuple(int(i) for i in np.unravel_index(differing[0], mine.shape))
@@ -123,7 +132,7 @@ def _verdict(mine: Facts, theirs: Facts) -> tuple[bool, str]:
     ]
     differences = [text for text in found if text]
     if not found:
-        return False, "holds nothing to compare"
+        return False, "has no values to compare"
     if differences:
         return False, f"{len(differences)} of {len(found)} values differ; {differences[0]}"
     return True, f"{len(found)} values"
@@ -131,14 +140,14 @@ def _verdict(mine: Facts, theirs: Facts) -> tuple[bool, str]:
 
 def _reader(output: Path, renames: Renames, exempt: frozenset[str]) -> Reader:
     if not (output / ABOUT).exists():
-        raise ValueError(f"{output} has no {ABOUT}: its runs are not complete. Repeat `run`.")
+        raise ValueError(f"{output} has no {ABOUT}, so its runs are incomplete; repeat `run`.")
     about = json.loads((output / ABOUT).read_text("utf-8"))
     paths = ((about["results"], "RESULTS"), (about["tree"], "TREE"))
     return Reader(output / RESULTS, renames, exempt, paths)
 
 
 def _execute(one: Run, arguments: list[str], tree: Path, output: Path) -> float:
-    """Execute one run and return its seconds. Raises RuntimeError if it fails."""
+    """Execute one run, and return its duration in seconds. Raises RuntimeError if it fails."""
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -161,10 +170,10 @@ def _execute(one: Run, arguments: list[str], tree: Path, output: Path) -> float:
 
 
 def _environment(tree: Path, output: Path) -> dict[str, str]:
-    """Return the caller's environment without settings that change what XLA compiles.
+    """Return the environment of a run.
 
-    The runs of one output share a compilation cache, which saves a third of the time; the runs of
-    two outputs share nothing.
+    Settings of the caller that affect XLA's compilation are removed. The runs of one output share a
+    compilation cache, which saves a third of the time. Different outputs do not share a cache.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "LIBTPU_"))}
     cache = {"JAX_COMPILATION_CACHE_DIR": str(output / "compiled")}
@@ -173,7 +182,7 @@ def _environment(tree: Path, output: Path) -> dict[str, str]:
 
 
 def _require_own_code(tree: Path, output: Path) -> None:
-    """Validate that the runs import ``tree`` and not an installed package."""
+    """Raise ValueError if the runs would import an installed package instead of ``tree``."""
     program = "import llama_cpt; print(llama_cpt.__path__[0])"
     found = subprocess.run(
         [sys.executable, "-c", program],
@@ -190,7 +199,7 @@ def _require_own_code(tree: Path, output: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return the exit status."""
+    """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.equivalence",
         description=__doc__,

@@ -1,7 +1,7 @@
-"""The runs that ``benchmarks.equivalence`` compares, written in the old names of ``renames.csv``.
+"""The runs that ``benchmarks.equivalence`` compares, with the old names of ``renames.csv``.
 
-Every path is given on the command line and relative to the output, so two outputs hold the same
-paths. The runs are small: the demo's model, six steps per stage.
+All paths on the command lines are relative to the output, so different outputs contain equal paths.
+The runs are small: they train the demo's model for six steps per stage.
 """
 
 from collections.abc import Callable
@@ -29,19 +29,19 @@ _BOTH = _ORIGINAL + " --data.additional.0.source world/zh.{0}.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """One command: ``python -m module arguments``."""
+    """One command, ``python -m module arguments``."""
 
     name: str
     module: str
     arguments: str
     stdin: str = ""
     stdout: str = ""
-    """The file that keeps the command's standard output, if that is a result."""
+    """The file to which the command's standard output is written; '' discards the output."""
     before: Callable[[Path, Renames], None] | None = None
-    """A function that writes an input of the command into the output."""
+    """A function that writes an input file of the command before the command starts."""
 
     def command(self, tree: Path, renames: Renames) -> list[str]:
-        """Return the interpreter's arguments in the new names of ``renames``."""
+        """Return the arguments of the Python interpreter, with the new names of ``renames``."""
         words = [self._word(word, tree, renames) for word in shlex.split(self.arguments)]
         return ["-m", renames.apply("module", self.module), *words]
 
@@ -60,14 +60,17 @@ def _train(name: str, start: str, prepared: str, text: str) -> Run:
 
 
 def _write_lora_config(results: Path, renames: Renames) -> None:
-    """Write the SFT run's config with adapters: no option adds a section that a config lacks."""
+    """Write the SFT run's config with LoRA adapters.
+
+    A file is needed, because no command-line option can add a section to a config.
+    """
     config = json.loads((results / "sft" / "config.json").read_text("utf-8"))
     config |= _renamed({"lora": {"rank": 4, "alpha": 8.0}}, renames)
     (results / "lora.json").write_text(json.dumps(config, indent=1), "utf-8")
 
 
 def _write_sweep_config(results: Path, renames: Renames) -> None:
-    """Write a sweep of two ratios at two learning rates from the CPT run's config."""
+    """Write a sweep over two mixture ratios and two learning rates, based on the CPT run."""
     axes = (("data.almr", [0.25, 0.5]), ("optimizer.peak_learning_rate", [1e-3, 3e-3]))
     values = [{"field": renames.apply("field", name), "values": list(v)} for name, v in axes]
     sweep = {"output": "sweep", "pair": "en+zh", "axes": values, "train": {}}
@@ -78,7 +81,7 @@ def _write_sweep_config(results: Path, renames: Renames) -> None:
 
 
 def _renamed(value: Any, renames: Renames, path: str = "") -> Any:
-    """Return ``value`` with its keys replaced by the config fields of the tree."""
+    """Return ``value``, part of a config at ``path``, with its keys renamed."""
     if isinstance(value, list):
         return [_renamed(one, renames, path) for one in value]
     if not isinstance(value, dict):
@@ -91,9 +94,10 @@ def _renamed(value: Any, renames: Renames, path: str = "") -> Any:
 
 
 def _write_law_table(results: Path, renames: Renames) -> None:
-    """Write twenty runs of an invented loss surface.
+    """Write a table of twenty runs, with losses from an invented loss surface.
 
-    The new language needs a high learning rate, the original language a low one.
+    The loss of the new language is lowest at a high learning rate, the loss of the original
+    language at a low learning rate.
     """
     random = np.random.default_rng(0)
     rows = [
@@ -109,7 +113,7 @@ def _write_law_table(results: Path, renames: Renames) -> None:
 
 
 def _law_rows(random: np.random.Generator, almr: float, rate: float) -> list[dict[str, Any]]:
-    """Return the evaluations of one run, with noise of 0.2 %.
+    """Return the evaluations of one run as rows of the table, with noise of 0.2 %.
 
     The loss of the original language is highest in the middle of the run.
     """
@@ -141,7 +145,7 @@ def _law_row(
 
 
 def world_program(renames: Renames) -> str:
-    """Return a program that writes the demo's text and its vocabulary."""
+    """Return a Python program that writes the demo's text and trains its vocabulary."""
     world, vocabulary = (
         renames.apply("module", f"llama_cpt.bilingual_world.{name}")
         for name in ("documents", "vocabulary")

@@ -1,10 +1,11 @@
-"""Questions per second, next to lm-evaluation-harness's Hugging Face backend on the same CPU.
+"""Questions per second, compared with lm-evaluation-harness's Hugging Face backend on a CPU.
 
     python -m benchmarks.evaluate FOLDER --data ../shared/data/eval [--shots 5 0]
 
-FOLDER is a Hugging Face folder. Both answer the same CMMLU questions in float32, in turn, each in
-its own process; the first turn, which compiles, is not counted. The ratio is that of the medians.
-The time includes tokenizing the questions, which both do.
+FOLDER is a Hugging Face folder. Both programs score the same CMMLU questions in float32. Each
+program runs in a separate process, and the programs take turns. The first turn is not counted,
+because it includes compilation. The command prints the ratio of the median rates. The times include
+the tokenization of the questions.
 """
 
 import argparse
@@ -37,27 +38,28 @@ NAMES = ("llama_cpt", "harness")
 
 
 def ours(folder: str) -> HarnessModel:
-    """Return the model of this package."""
+    """Load the model with this package."""
     config, mesh = open_source(folder).architecture, make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, config, mesh, "float32")
     return HarnessModel(decoder, load_tokenizer(folder), mesh, None)
 
 
 def theirs(options: argparse.Namespace) -> HFLM:
-    """Return the Hugging Face backend of the harness."""
+    """Load the model with the Hugging Face backend of lm-evaluation-harness."""
     torch.set_num_threads(options.threads)
-    return HFLM(options.folder, dtype="float32", device="cpu", batch_size=options.batch_size)
+    backend: Any = HFLM
+    return backend(options.folder, dtype="float32", device="cpu", batch_size=options.batch_size)
 
 
 def requests(options: argparse.Namespace, shots: int) -> list[Any]:
-    """Return the requests of the first ``options.questions`` questions, in order of subjects."""
+    """Return the requests of the first ``options.questions`` questions, ordered by subject."""
     found = make_questions(load_benchmark("cmmlu", options.data, shots), chat=None, limit=None)
     chosen = found[: options.questions]
     return [instance for question in chosen for instance in question.instances]
 
 
 def worker(pipe: Connection, name: str, shots: int, options: argparse.Namespace) -> None:
-    """Answer all questions per message received; send the seconds and the scores back."""
+    """Score all questions once per message received, and send the seconds and the scores."""
     model: LM = ours(options.folder) if name == "llama_cpt" else theirs(options)
     instances = requests(options, shots)
     while pipe.recv():
@@ -67,7 +69,7 @@ def worker(pipe: Connection, name: str, shots: int, options: argparse.Namespace)
 
 
 def measure(shots: int, options: argparse.Namespace) -> None:
-    """Measure both in turn and print their rates and the largest difference of scores."""
+    """Measure both programs in turn, and print their rates and the largest score difference."""
     context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for name in NAMES:
         pipes[name], far = context.Pipe()
@@ -95,7 +97,9 @@ def measure(shots: int, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("--data", default="../shared/data/eval")
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 0])

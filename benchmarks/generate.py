@@ -1,10 +1,11 @@
-"""Generated tokens/s, next to transformers' ``generate``: same architecture, prompts and threads.
+"""Generated tokens per second on a CPU, compared with ``generate`` of transformers.
 
     python -m benchmarks.generate [--embed 512 --layers 8 ...]
 
-Both decode greedily in float32 on the CPU, one row and eight rows. They take turns, so that noise
-of the machine affects both, each in its own process. The ratio is that of the medians; the time
-includes the prompt.
+Both programs decode greedily in float32, with the same architecture, prompts and number of threads,
+for one row and for eight rows. Each program runs in a separate process. The programs take turns, so
+background load affects both. The command prints the ratio of the median rates. The times include
+the prefill.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection
 import os
 import statistics
 import time
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -69,7 +71,7 @@ def theirs(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], Non
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model: Any = transformers.LlamaForCausalLM(config).eval()
     ids = torch.from_numpy(prompts)
 
     def run() -> None:
@@ -87,7 +89,7 @@ def theirs(options: argparse.Namespace, prompts: np.ndarray) -> Callable[[], Non
 
 
 def worker(pipe: Connection, name: str, rows: int, options: argparse.Namespace) -> None:
-    """Generate once per message received, and send the seconds back."""
+    """Generate once per message received, and send the seconds that the generation took."""
     torch.set_num_threads(options.threads)
     prompts = np.random.default_rng(0).integers(3, options.vocab, (rows, options.prompt))
     run = (ours if name == "llama_cpt" else theirs)(options, prompts)
@@ -98,7 +100,10 @@ def worker(pipe: Connection, name: str, rows: int, options: argparse.Namespace) 
 
 
 def measure(rows: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of every repetition after the first, which compiles."""
+    """Return the seconds of each repetition by program.
+
+    The first repetition is excluded, because it includes compilation.
+    """
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for name in NAMES:

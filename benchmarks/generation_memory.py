@@ -1,10 +1,11 @@
-"""Memory of prefill and decode on TPUs that are not present: a table of docs/notes/performance.md.
+"""Memory of prefill and decode on TPUs, for the table in docs/notes/performance.md.
 
     python -m benchmarks.generation_memory [WORD ...]
 
-The programs use bfloat16, 16 rows, a cache of 8,192 columns and prompts of 4,096 tokens. WORDs
-select the rows that contain all of them (``70B decode``). Layers are unrolled: compiling takes
-minutes. Needs libtpu, but not a TPU.
+The command compiles programs in bfloat16 for 16 rows, prompts of 4,096 tokens and a cache of 8,192
+tokens per row. If WORDs are given, such as ``70B decode``, only the table rows that contain all of
+them are compiled. Layers are unrolled, so a compilation takes minutes. The command needs libtpu but
+no TPU.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 
 import jax
 
-from configs.models import LLAMA3_8B, LLAMA3_70B
+from configs.llama3.models import LLAMA3_8B, LLAMA3_70B
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.generation.lowering import lower_decode, lower_prefill
 from llama_cpt.hardware.topologies import find_topology
@@ -48,6 +49,7 @@ def main() -> None:
                 continue
             began = time.monotonic()
             memory = lower(model, mesh, topology).compile().memory_analysis()
+            assert memory is not None
             cells = (
                 memory.argument_size_in_bytes,
                 memory.temp_size_in_bytes,

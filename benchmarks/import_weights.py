@@ -1,10 +1,11 @@
-"""Host memory and time to read a 4 GB bfloat16 checkpoint into float32, next to transformers.
+"""Host memory and time to load a bfloat16 checkpoint as float32, compared with transformers.
 
     python -m benchmarks.import_weights [--gigabytes 4] [--repeats 3] [--folder DIR]
 
-The command writes a random sharded checkpoint of Llama-3.2-1B's shapes with as many layers as the
-size requires, reads it in new processes that take turns (files in the page cache for both), prints
-medians, and removes the checkpoint.
+The command writes a random sharded checkpoint with the shapes of Llama-3.2-1B and as many layers as
+``--gigabytes`` requires. Both programs load the checkpoint in new processes and take turns. The
+files are in the page cache for both programs. The command prints medians and removes the
+checkpoint.
 """
 
 import argparse
@@ -67,8 +68,8 @@ print("RESULT" + json.dumps(values))
 
 
 def write_checkpoint(folder: Path, gigabytes: float) -> int:
-    """Write random tensors of about this size and return the number of bytes."""
-    # Names, shapes and config are those of an export.
+    """Write a checkpoint of about ``gigabytes`` GB with random tensors, and return its bytes."""
+    # The names, the shapes and the config are those that an export writes.
     from llama_cpt.config.schema import ModelConfig
     from llama_cpt.weights.hf_config import config_json
     from llama_cpt.weights.hf_names import tensor_shapes
@@ -101,7 +102,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
                 while left:
                     start = int(random.integers(pool.size // 2))
                     part = pool[start : start + left]
-                    out.write(memoryview(part.view(np.uint8)))
+                    out.write(part.view(np.uint8).data)
                     left -= part.size
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index))
@@ -111,9 +112,9 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
 
 
 def measure(reader: str, folder: Path) -> dict[str, float]:
-    """Read the checkpoint once in a new process; return its seconds and bytes."""
+    """Load the checkpoint once in a new process, and return the values that EPILOGUE prints."""
     code = PREAMBLE + READERS[reader] + EPILOGUE
-    # Both inherit the caller's environment, so threads and device are the same.
+    # Both readers inherit the caller's environment, so they use the same threads and device.
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )
@@ -121,7 +122,9 @@ def measure(reader: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="folder for the temporary checkpoint")

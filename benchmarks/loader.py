@@ -1,14 +1,15 @@
-"""Rows of 8,192 tokens per second through ``batches`` from local disk, and time to a first batch.
+"""Throughput of the data loader from local disk, and the time to the first batch.
 
     python -m benchmarks.loader [--rows 8192] [--folder DIR]
 
-The command writes random rows of four corpora as ArrayRecord shards, reads them on one core and on
-all cores, with the files in the page cache and dropped from it, prints one line per setting, and
-removes the files.
+The command writes random rows of 8,192 tokens for four corpora as ArrayRecord shards. It reads the
+shards with ``batches`` on one core and on all cores, first from the page cache and then from disk,
+and prints the rows per second of each setting. It also prints the time to the first batch at an
+early and at a late step. Finally, it removes the files.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 from fractions import Fraction
 import itertools
@@ -17,6 +18,7 @@ from pathlib import Path
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,7 @@ REPEATS = 51
 
 
 def write_corpus(folder: Path, rows: int, seed: int) -> None:
+    """Write ``rows`` random rows and their manifest to the new folder ``folder``."""
     folder.mkdir()
     random = np.random.default_rng(seed)
     shards = []
@@ -66,6 +69,7 @@ def write_corpus(folder: Path, rows: int, seed: int) -> None:
 
 
 def drop_from_page_cache(folder: Path) -> None:
+    """Remove the pages of all shards in ``folder`` from the page cache."""
     for file in folder.rglob("*.array_record"):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -73,21 +77,23 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def on_cores(cores: set[int]) -> Iterator[None]:
+def on_cores(cores: set[int]) -> Generator[None]:
+    """Context manager that restricts this process to ``cores``."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     yield
     os.sched_setaffinity(0, before)
 
 
-def open_loader(folder: Path, batch_size: int, step: int) -> Iterator:
+def open_loader(folder: Path, batch_size: int, step: int) -> Generator[Any]:
+    """Return the loader's iterator over batches of ``batch_size`` rows, starting at ``step``."""
     sources = [TokenRows(str(folder / name)) for name in CORPORA]
     members = [
         MixtureCorpus(name, len(source), Fraction(1))
         for name, source in zip(CORPORA, sources, strict=True)
     ]
     mixture = Mixture(((0, Fraction("0.33")),), tuple(members[:2]), tuple(members[2:]), seed=0)
-    return batches(
+    loader: Any = batches(
         mixture,
         sources,
         bos_id=BOS,
@@ -95,12 +101,13 @@ def open_loader(folder: Path, batch_size: int, step: int) -> Iterator:
         num_microbatches=1,
         start_row=step * batch_size,
     )
+    return loader
 
 
 def rows_per_second(folder: Path, batch_size: int, rows: int) -> tuple[float, float]:
-    """Return rows per second of wall clock, and per second of processor time of all threads.
+    """Return the rows per second of wall-clock time and the rows per second of processor time.
 
-    At most ``rows`` rows are read.
+    Processor time is summed over all threads. At most ``rows`` rows are read.
     """
     source = open_loader(folder, batch_size, 0)
     next(source)
@@ -116,6 +123,7 @@ def rows_per_second(folder: Path, batch_size: int, rows: int) -> tuple[float, fl
 
 
 def seconds_to_first_batch(folder: Path, step: int) -> float:
+    """Return the seconds to open a loader at ``step`` and read its first batch of 32 rows."""
     start = time.perf_counter()
     source = open_loader(folder, 32, step)
     next(source)
@@ -128,8 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=8192, help="rows of the four corpora together")
-    parser.add_argument("--folder", help="folder for the files; default: a temporary folder")
+    parser.add_argument("--rows", type=int, default=8192, help="total rows of the four corpora")
+    parser.add_argument("--folder", help="folder for the files (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -1,12 +1,13 @@
-"""The loss of eight-bit matrix products: the run of docs/notes/real_text.md in int8 and fp8.
+"""Held-out loss with int8 and fp8 matrix products, on the text of docs/notes/real_text.md.
 
     JAX_PLATFORMS=cpu python -m benchmarks.matmul_precision [--steps BASE CPT]
 
-The command adds Chinese to that page's English base at ALMR 0.33: with products in the compute type
-(float32), in int8, in fp8, and in the compute type with another seed, which selects other rows in
-another order. Held-out loss is computed in float32 for all runs. It takes an hour and a half on two
-cores, less with fewer steps, and resumes after an interruption. docs/notes/matmul_precision.md has
-the results.
+The command trains an English base model and adds Chinese at ALMR 0.33 (a third of the tokens) in
+four runs. Three runs differ in the dtype of matrix products: float32, int8 and fp8. The fourth run
+uses float32 and a different seed, which selects different rows in a different order. All runs
+compute held-out loss in float32. The command takes an hour and a half on two cores, or less with
+fewer steps. If it is interrupted, start it again to resume. The results are in
+docs/notes/matmul_precision.md.
 """
 
 import argparse
@@ -17,22 +18,22 @@ import subprocess
 import sys
 
 from benchmarks.real_text import LANGUAGES, make_vocabulary
-from configs.real_text import config as base
-from configs.real_text_cpt import config as cpt
+from configs.real_text.base import config as base
+from configs.real_text.cpt import config as cpt
 from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.evaluation.learning_curves import read_curve
 
 FOLDER = Path("runs/matmul_precision")
-# (precision, seed), the most informative run first.
+# (precision, seed) of each run, ordered by importance.
 RUNS = (("bf16", 0), ("int8", 0), ("fp8", 0), ("bf16", 1))
 
 
 def train(config: TrainConfig) -> None:
-    """Run or resume the training of ``config`` in a process."""
+    """Run or resume the training of ``config`` in a new process."""
     path = FOLDER / f"{Path(config.output).name}.json"
     save_config(config, path)
-    # Runs with different seeds share the compiled step.
+    # A shared cache, because runs with different seeds have the same compiled step.
     cache = {"JAX_COMPILATION_CACHE_DIR": str((FOLDER / "compiled").absolute())}
     command = [sys.executable, "-m", "llama_cpt.train", str(path)]
     subprocess.run(command, check=True, env=os.environ | cache)

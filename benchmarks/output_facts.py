@@ -1,6 +1,7 @@
-"""The named values that ``benchmarks.equivalence`` compares in an output folder.
+"""A reader of the values that ``benchmarks.equivalence`` compares.
 
-Nothing here imports the package under test: files are read with the libraries that define them.
+This module does not import the package under test. It reads each file with the library that defines
+the file's format.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 from benchmarks.renames import Renames
 
 Facts = dict[str, Any]
-"""Values by name: a JSON field, the cell of a row, a record or a tensor."""
+"""Values keyed by name. A value is a JSON field, a table cell, a record or a tensor."""
 
 EXEMPT_FILES = {
     "*.md": "prose",
@@ -28,10 +29,10 @@ EXEMPT_FILES = {
     "tensorboard": "the numbers of metrics.jsonl, with times",
     "*.lock": "empty",
     "*.manifest-*.json": "digests of Orbax's files, which contain times; the arrays are compared",
-    "*.npy.json": "digest of the .npy file next to it, which is compared",
+    "*.npy.json": "digest of a .npy file, which is compared",
 }
 _IDENTITY = "digest of a checkpoint's files, which contain times; its arrays are compared"
-# A pattern matches a key, a dotted path, or a file name and a dotted path.
+# A pattern is matched with the key, with the dotted path, and with "FILE: DOTTED.PATH".
 EXEMPT_KEYS = {
     "perf/tokens_per_second": "wall clock",
     "perf/mfu": "wall clock",
@@ -47,25 +48,32 @@ EXEMPT_KEYS = {
     "*.reference model": _IDENTITY,
     "*.settings.json: model": _IDENTITY,
 }
-# A folder named by the digest of a config, which depends on the names of its fields.
+# The name of a folder that is the digest of a config. The digest depends on the fields' names.
 _DIGEST = re.compile(r"(?<=/)[0-9a-f]{32}(?=/)")
 _CHECKPOINT_MARK = "_METADATA"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader of one output's artifacts, under the names that both outputs share."""
+    """A reader of one output's artifacts, which are files and checkpoints.
+
+    All names are translated to shared names. If the two trees use different names, the shared names
+    are those of the tree that is compared with the reference.
+    """
 
     results: Path
     renames: Renames
-    """The table from this output's names to the shared ones; empty if they are the same."""
+    """The map from this output's names to shared names; an empty map if they are equal."""
     exempt: frozenset[str]
-    """The exempt patterns of JSON keys, in this output's names."""
+    """Patterns of JSON keys that are not compared, in this output's names."""
     paths: tuple[tuple[str, str], ...] = ()
-    """Pairs of an absolute path in values and its replacement."""
+    """Pairs of an absolute path that occurs in values, and the text that replaces it."""
 
     def artifacts(self) -> dict[str, Path]:
-        """Return files and checkpoints by shared name. Raises ValueError if two names are equal."""
+        """Return the paths of all artifacts, keyed and sorted by shared name.
+
+        Raises ValueError if two artifacts have the same shared name.
+        """
         found: dict[str, Path] = {}
         for path in _walk(self.results):
             name = self.renames.apply("file", path.relative_to(self.results).as_posix())
@@ -76,7 +84,7 @@ class Reader:
         return dict(sorted(found.items()))
 
     def facts(self, path: Path) -> Facts:
-        """Return all named values of one artifact."""
+        """Return the values of one artifact, keyed by shared name."""
         if path.is_dir():
             return self._checkpoint(path)
         readers: dict[str, Callable[[Path], Facts]] = {
@@ -120,15 +128,15 @@ class Reader:
             }
 
     def _checkpoint(self, path: Path) -> Facts:
-        """Return every array, and the JSON saved with them, as Orbax reads them."""
+        """Return the arrays and the JSON metadata of a checkpoint, as read by Orbax."""
         import jax
         import orbax.checkpoint as ocp
 
         handler = ocp.PyTreeCheckpointer()
         metadata = handler.metadata(path.absolute())
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree
-        )
+        saved = metadata.item_metadata
+        assert saved is not None
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
         restored = handler.restore(path.absolute(), restore_args=as_numpy)
         found = {
             self.renames.apply("array", "/".join(names)): array
@@ -142,7 +150,7 @@ class Reader:
         return self.renames.apply("json_key", name)
 
     def _segment(self, key: str) -> str:
-        """Return the shared name of a key; metrics and arrays are keys with parts of their own."""
+        """Return the shared name of a key. A key with "/" is the name of a metric or an array."""
         return self.renames.apply("array", self.renames.apply("metric", key)) if "/" in key else key
 
     def _value(self, value: Any) -> Any:
@@ -154,7 +162,7 @@ class Reader:
 
 
 def exempt_keys(renames: Renames) -> frozenset[str]:
-    """Return the exempt patterns in the names of a tree with this table."""
+    """Return the patterns of EXEMPT_KEYS, with old names replaced by new names of ``renames``."""
     metrics = {renames.apply("metric", key) for key in EXEMPT_KEYS}
     return frozenset(renames.apply("json_key", key) for key in metrics)
 
@@ -170,7 +178,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the leaves of nested dicts and lists; an empty one is a leaf too."""
+    """Yield the path and value of each leaf of nested dicts and lists.
+
+    An empty dict or list is a leaf.
+    """
     if isinstance(value, dict) and value:
         pairs = list(value.items())
     elif isinstance(value, list | tuple) and value:
@@ -183,11 +194,13 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _records(path: Path) -> Facts:
-    """Return records as tokens.
+    """Return each record of an ArrayRecord file as uint32 words, which are tokens.
 
-    The first two words of a held-out document are the number of bytes of its source.
+    The first two words of a held-out document are the byte count of the source text, not tokens.
     """
-    from array_record.python import array_record_module
+    from array_record.python import (
+        array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
@@ -198,7 +211,10 @@ def _records(path: Path) -> Facts:
 
 
 def _tensors(path: Path) -> Facts:
-    """Return tensors as stored: the format is a length, a JSON header and the bytes."""
+    """Return the dtype, shape and bytes of each tensor in a safetensors file.
+
+    The file consists of the header's length, a JSON header, and the tensors' bytes.
+    """
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])

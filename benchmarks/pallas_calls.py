@@ -1,4 +1,4 @@
-"""The bytes that a Pallas call moves between HBM and VMEM, counted by its grid and index maps."""
+"""Bytes that a Pallas call moves between HBM and VMEM, computed from its grid and index maps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-# The pipeline holds a block twice: one copy is computed on, the other is in flight.
+# Blocks are double-buffered: the kernel computes on one buffer while the other is transferred.
 BUFFERS = 2
 
 
 @dataclass(frozen=True)
 class Call:
-    """The bytes of one call: read from HBM, written to HBM, and held in VMEM at a time."""
+    """One Pallas call: the bytes read from HBM, the bytes written to HBM and the bytes of VMEM."""
 
     name: str
     read: int
@@ -25,10 +25,10 @@ class Call:
 
 
 def recorded(function: Callable, *operands) -> list[Call]:
-    """Return the Pallas calls of ``function(*operands)``; none is computed, the results are zeros.
+    """Return the Pallas calls that ``function(*operands)`` makes.
 
-    ``function`` runs operation by operation, so that tables prefetched to scalar memory have
-    their values, and the index maps return the blocks that they return on a TPU.
+    The calls are not executed, and their results are zeros. ``function`` runs without ``jit``, so
+    the tables in scalar memory have values, and index maps return the same blocks as on a TPU.
     """
     calls = []
 
@@ -49,7 +49,7 @@ def _moved(name: str, grid_spec, operands, results) -> Call:
     count = grid_spec.num_scalar_prefetch
     scalars = operands[:count]
     grid = [int(extent) for extent in grid_spec.grid]
-    # The last dimension runs fastest.
+    # The last dimension of the grid varies fastest.
     steps = [jnp.asarray(n, jnp.int32) for n in np.unravel_index(np.arange(math.prod(grid)), grid)]
     inputs = _blocked(grid_spec.in_specs, operands[count:])
     outputs = _blocked(grid_spec.out_specs, results)
@@ -65,7 +65,7 @@ def _moved(name: str, grid_spec, operands, results) -> Call:
 
 
 def _blocked(specs, arrays) -> list[tuple]:
-    """Return block spec and array of every operand that is not None."""
+    """Return a pair (block spec, array) for each operand that is not None."""
     flat = (jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (specs, arrays))
     pairs = zip(*flat, strict=True)
     return [(spec, array) for spec, array in pairs if spec is not None and array is not None]
@@ -81,10 +81,15 @@ def _buffers(spec: pl.BlockSpec) -> int:
 
 
 def _visits(spec: pl.BlockSpec, steps, scalars) -> int:
-    """Return how often the block changes: a block that stays the same is not moved again."""
+    """Return the number of transfers of a block.
+
+    A block is transferred in the first grid step and whenever its index changes.
+    """
+    index_map = spec.index_map
+    assert index_map is not None
 
     def index(*step):
-        return tuple(jnp.asarray(n, jnp.int32) for n in spec.index_map(*step, *scalars))
+        return tuple(jnp.asarray(n, jnp.int32) for n in index_map(*step, *scalars))
 
-    places = np.stack([np.asarray(n) for n in jax.vmap(index)(*steps)])
-    return 1 + int((np.diff(places, axis=1) != 0).any(0).sum())
+    indices = np.stack([np.asarray(n) for n in jax.vmap(index)(*steps)])
+    return 1 + int((np.diff(indices, axis=1) != 0).any(0).sum())

@@ -1,22 +1,24 @@
-"""A trained model's scores, next to lm-evaluation-harness's Hugging Face backend in float32.
+"""A trained model's scores, compared with lm-evaluation-harness's Hugging Face backend.
 
-    python -m benchmarks.parity runs/demo/road/exported runs/demo/world
+    python -m benchmarks.parity runs/demo/pipeline/exported runs/demo/world
 
-The command compares the log-likelihoods of all options of the world's questions in both languages,
-the rolling log-likelihoods of whole held-out documents, and greedy continuations of their first 60
-characters, and prints the largest differences. ``make demo`` writes both folders.
+The command computes in float32 and prints the largest differences. It compares the log-likelihoods
+of all answer options of the demo's questions in both languages, the rolling log-likelihoods of
+whole held-out documents, and greedy continuations of the documents' first 60 characters. ``make
+demo`` writes both folders.
 """
 
 import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.instance import Instance, OutputType  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -35,7 +37,7 @@ TASKS = tuple(f"world_{kind}_{of}" for kind in ("facts", "feelings") for of in L
 
 
 def ours(folder: str) -> HarnessModel:
-    """Return the model of this package."""
+    """Load the model with this package."""
     mesh = make_mesh(MeshConfig(1, -1, 1))
     decoder = load_decoder(folder, open_source(folder).architecture, mesh, "float32")
     tokenizer = load_tokenizer(folder)
@@ -44,6 +46,7 @@ def ours(folder: str) -> HarnessModel:
 
 
 def documents(world: str, count: int) -> list[str]:
+    """Return the texts of the first ``count`` held-out documents per language."""
     found = []
     for language in LANGUAGES:
         lines = (Path(world) / f"{language}.heldout.jsonl").read_text("utf-8").splitlines()
@@ -51,18 +54,23 @@ def documents(world: str, count: int) -> list[str]:
     return found
 
 
-def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+def requests(kind: OutputType, arguments: list[tuple]) -> list[Instance]:
+    """Return one request of the harness per entry of ``arguments``."""
     return [Instance(kind, {}, one, 0, ("parity", n, 1)) for n, one in enumerate(arguments)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="folder of an exported model")
-    parser.add_argument("world", help="folder of the demo's world")
+    parser.add_argument("world", help="folder of the demo's text and questions")
     parser.add_argument("--questions", type=int, default=100, help="questions per task")
     parser.add_argument("--documents", type=int, default=20, help="documents per language")
     options = parser.parse_args()
-    pair = ours(options.folder), HFLM(options.folder, dtype="float32", device="cpu", batch_size=8)
+    backend: Any = HFLM
+    harness = backend(options.folder, dtype="float32", device="cpu", batch_size=8)
+    pair = ours(options.folder), harness
 
     for task in TASKS:
         found = make_questions(

@@ -1,10 +1,11 @@
-"""The compiled figures in the table of docs/guide/plan.md.
+"""Figures in the table of docs/guide/plan.md, from compiled training steps.
 
     python -m benchmarks.plan_table [WORD ...] [--write]
 
-The command compiles the rows of the table again. WORDs select the rows that contain all of them
-(``cpt_70b v6e``). ``--write`` stores the results in tests/golden/plan_table.json and writes the
-table of the page from that file. Needs libtpu, but not a TPU.
+The command compiles the step of each row of the table again and prints the row. If WORDs are given,
+such as ``cpt_70b v6e``, only the rows that contain all of them are compiled. ``--write`` stores the
+results in tests/golden/plan_table.json and updates the table on the page. The command needs libtpu
+but no TPU.
 """
 
 import argparse
@@ -35,19 +36,20 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: ``config`` on ``topology``, with the batch that ``rows`` gives."""
+    """A row of the table: the step of one config on one TPU slice."""
 
     name: str
+    """The name of the file in configs/, without its suffix."""
     topology: Topology
     rows: str
-    """Rows of tokens per device, or SHIPPED for the batch of the config."""
+    """The number of rows of tokens per device, or SHIPPED for the batch size of the config."""
     cells: tuple[str, ...]
     """The compiled figures, in the order of ``cells_of``."""
 
     @property
     def config(self) -> TrainConfig:
-        """The config with the batch of this row."""
-        config = load_config(str(ROOT / "configs" / f"{self.name}.py"))
+        """The config with the batch size of this row."""
+        config = load_config(str(ROOT / "configs" / "llama3" / f"{self.name}.py"))
         if self.rows == SHIPPED:
             return config
         devices = self.topology.devices
@@ -60,17 +62,17 @@ class Row:
 
     @property
     def start(self) -> str:
-        """The first cells of the line, which identify the row."""
+        """The first cells of the Markdown line, which identify the row."""
         return f"| `{self.name}` | {self.topology.text} | {self.rows} |"
 
     @property
     def line(self) -> str:
-        """The line of the page."""
+        """The row as a line of Markdown."""
         return f"{self.start} {' | '.join(self.cells)} |"
 
 
 def table() -> list[Row]:
-    """Return every row of the table, from the file."""
+    """Return all rows of the table, read from FILE."""
     return [
         Row(one["config"], find_topology(one["topology"]), one["rows"], tuple(one["cells"]))
         for one in json.loads(FILE.read_text(encoding="utf-8"))
@@ -78,7 +80,7 @@ def table() -> list[Row]:
 
 
 def write(rows: list[Row]) -> None:
-    """Write the file, and the table of the page."""
+    """Write ``rows`` to FILE and to the table in PAGE."""
     lines = ",\n".join(
         json.dumps(
             {
@@ -95,7 +97,7 @@ def write(rows: list[Row]) -> None:
 
 
 def with_table(page: str, rows: list[Row]) -> Iterator[str]:
-    """Yield the lines of the page, the rows of its table replaced by ``rows``."""
+    """Yield the lines of ``page``, in which the rows of the table are replaced by ``rows``."""
     left = [f"{row.line}\n" for row in rows]
     for line in page.splitlines(keepends=True):
         if line.startswith("| `"):
@@ -106,7 +108,7 @@ def with_table(page: str, rows: list[Row]) -> Iterator[str]:
 
 
 def compile_row(row: Row) -> tuple[Plan | OutOfMemory, float]:
-    """Return the plan, and the seconds to lower and compile."""
+    """Return the plan, and the seconds that lowering and compilation took."""
     config = row.config
     program = topology_program(config, row.topology.text)
     start = time.monotonic()
@@ -114,10 +116,12 @@ def compile_row(row: Row) -> tuple[Plan | OutOfMemory, float]:
 
 
 def cells_of(plan: Plan | OutOfMemory) -> list[str]:
-    """Return the cells of a plan.
+    """Return the compiled figures of a plan as table cells.
 
-    They are GB of peak, chip, parameters and moments, and temporaries; TFLOPs; GB received by
-    collectives; the bound and its seconds.
+    The first four cells are GB: the peak, the chip's memory, the parameters with their optimizer
+    moments, and the temporaries. The remaining three cells are the TFLOPs, the GB received in each
+    kind of collective, and the resource that limits the step in the roofline model, with the time
+    per step in seconds.
     """
     if isinstance(plan, OutOfMemory):
         used, available = plan.used / 1e9, plan.available / 1e9

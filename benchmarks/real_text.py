@@ -1,10 +1,11 @@
-"""Real text end to end: a vocabulary, a base on English, Chinese added at ALMR 0.33 and 1.0.
+"""Learning and forgetting on real text: an English model learns Chinese at ALMR 0.33 and 1.0.
 
     JAX_PLATFORMS=cpu python -m benchmarks.real_text
 
-The command takes about 45 minutes on two cores and resumes after an interruption. Its last lines
-and its figure are shown in docs/notes/real_text.md. Needs torch and transformers, which load the
-exported models.
+The command trains a vocabulary, a base model on English, and two models that continue with Chinese.
+It then exports the models, and samples continuations with transformers, which requires torch. The
+command takes about 45 minutes on two cores. If it is interrupted, start it again to resume. The
+last printed lines and the figure are in docs/notes/real_text.md.
 """
 
 import gzip
@@ -12,15 +13,16 @@ import json
 from pathlib import Path
 import subprocess
 import sys
+from typing import Any
 
 import torch
 import transformers
 
-from configs.real_text import CORPUS, config
+from configs.real_text.base import CORPUS, config
 from examples.bilingual_world.vocabulary import train_vocabulary
 from llama_cpt.evaluation.learning_curves import draw_curves, finding, read_curve
 
-# Bytes of text per language that the vocabulary is trained on.
+# Maximum bytes of text per language for the training of the vocabulary.
 VOCABULARY_BYTES = 6_000_000
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 PROMPTS = ("The history of the city", "In the morning she", "中国的历史", "他在大学")
@@ -28,7 +30,10 @@ NEW_TOKENS = 40
 
 
 def write_sample(folder: Path) -> list[Path]:
-    """Write every fifth document of each language, up to VOCABULARY_BYTES, into a file."""
+    """Write one file per language with every fifth document, up to VOCABULARY_BYTES.
+
+    Returns the paths of the files.
+    """
     samples = []
     for language in ("en", "zh"):
         sample, size = folder / f"sample.{language}.jsonl", 0
@@ -43,14 +48,15 @@ def write_sample(folder: Path) -> list[Path]:
 
 
 def run(*arguments: str) -> None:
+    """Print and run ``python -m`` with ``arguments``. Raises CalledProcessError if it fails."""
     print("\n$ python -m", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
 def continuations(folder: Path) -> None:
-    """Print continuations that ``transformers`` samples from the exported model, seed 0."""
+    """Print one continuation per prompt, sampled by transformers from an exported model."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     print(f"\n{folder}")
     for prompt in PROMPTS:
         torch.manual_seed(0)
@@ -65,7 +71,7 @@ def continuations(folder: Path) -> None:
 
 
 def make_vocabulary() -> Path:
-    """Train the vocabulary if it does not exist, and return its path."""
+    """Return the path of the vocabulary, which is trained first if the file does not exist."""
     tokenizer = Path(config.data.tokenizer)
     if not tokenizer.exists():
         tokenizer.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +81,11 @@ def make_vocabulary() -> Path:
 
 def main() -> None:
     folder = make_vocabulary().parent
-    run("llama_cpt.train", "configs/real_text.py")
+    run("llama_cpt.train", "configs/real_text/base.py")
     curves = []
     for almr in ("0.33", "1.0"):
         output = f"runs/real_text/almr_{almr}"
-        run("llama_cpt.train", "configs/real_text_cpt.py", "--data.almr", almr, "--output", output)
+        run("llama_cpt.train", "configs/real_text/cpt.py", "--data.almr", almr, "--output", output)
         curves.append(read_curve(output, f"ALMR {almr}", tuple(LANGUAGES)))
     for name in ("base", "almr_0.33", "almr_1.0"):
         exported = folder / f"exported_{name}"

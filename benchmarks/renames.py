@@ -1,6 +1,6 @@
-"""The table of renames, ``renames.csv``: one old and one new name per line.
+"""The table ``renames.csv``, in which each line has a kind, an old name and a new name.
 
-The kind of a line decides what it applies to and how its names are split into parts:
+The kind determines where the names occur and how they are split into parts:
 
 ===========  ==================================================  =================================
 kind         applies to                                          example
@@ -18,8 +18,9 @@ array        arrays in checkpoints                               ``trained/layer
 file         files and folders of the outputs                    ``scores/NAME/bpb.jsonl``
 ===========  ==================================================  =================================
 
-A line applies wherever its parts occur next to each other, so ``chat.learn`` applies to
-``train.data.chat.learn``. The part ``NAME`` stands for any one part and is kept.
+A line applies to every name that contains its parts in sequence, so ``chat.learn`` applies to
+``train.data.chat.learn``. The part ``NAME`` matches any single part, which is copied to the new
+name.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ from pathlib import Path
 FILE = Path("benchmarks") / "renames.csv"
 HEADER = ["kind", "old", "new"]
 WILDCARD = "NAME"
-# A name of a kind without separator is one part.
+# The separator of parts per kind. If it is empty, the whole name is one part.
 SEPARATORS = {
     "module": ".",
     "identifier": "",
@@ -47,7 +48,7 @@ Parts = tuple[str, ...]
 
 
 class Renames:
-    """A map from old to new names. An empty table leaves every name as it is."""
+    """A map from old names to new names. An empty map changes no name."""
 
     def __init__(self, lines: Iterable[Sequence[str]] = ()) -> None:
         self._by_kind: dict[str, list[tuple[Parts, Parts]]] = {kind: [] for kind in SEPARATORS}
@@ -57,7 +58,10 @@ class Renames:
             pairs.sort(key=lambda pair: -len(pair[0]))
 
     def apply(self, kind: str, name: str) -> str:
-        """Return the new name of ``name``; the line with the most parts wins."""
+        """Return the new name of ``name``.
+
+        If several lines match, the line with the most parts applies.
+        """
         separator = SEPARATORS[kind]
         parts = _split(name, separator)
         renamed: list[str] = []
@@ -86,14 +90,17 @@ class Renames:
         if pair[0].count(WILDCARD) != pair[1].count(WILDCARD):
             raise ValueError(f"{kind} {old} -> {new}: both need the same number of {WILDCARD}")
         for column, name in ((0, old), (1, new)):
-            # Two names that become one could hide a difference.
+            # If two names were mapped to one name, a difference could stay hidden.
             if any(other[column] == pair[column] for other in self._by_kind[kind]):
                 raise ValueError(f"{kind} {name} is listed twice")
         self._by_kind[kind].append(pair)
 
 
 def read_renames(path: Path) -> Renames:
-    """Read a table; a missing file is an empty table. Raises ValueError for a malformed one."""
+    """Return the map in the file ``path``, or an empty map if the file does not exist.
+
+    Raises ValueError if the file is malformed.
+    """
     if not path.exists():
         return Renames()
     with path.open(newline="", encoding="utf-8") as file:

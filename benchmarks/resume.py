@@ -1,15 +1,17 @@
-"""Time to the first step after a resume, by the number of steps done; it should not depend on it.
+"""Time to the first step after a resume, by the number of steps before the resume.
 
     JAX_PLATFORMS=cpu python -m benchmarks.resume [--steps 10 100000] [--repeats 3]
 
-The model is the demo's, on the demo's text. The command writes a run folder per number of steps,
-whose checkpoint records that many steps as done, many epochs of the text included. It then measures
-``llama_cpt.train`` on each in turn, from the start of the process to the line of the next step.
+The command uses the demo's model and text. For each value of ``--steps``, it writes a run folder
+with a checkpoint that records this number of steps as done. It then resumes each run in turn, and
+measures the time from the start of the process to the log line of the next step. The time should
+not depend on the number of steps.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,10 +21,11 @@ import time
 
 import jax
 
-from configs.demo_base import config as base
+from configs.demo.base import config as base
 from examples.bilingual_world.documents import write_world
 from examples.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
@@ -31,7 +34,7 @@ from llama_cpt.training.trainer import checkpoint_metadata
 
 
 def make_config(folder: Path) -> TrainConfig:
-    """Write the demo's text and vocabulary, and return a config that trains on them."""
+    """Write the demo's text and vocabulary, and return a config that uses them."""
     world = folder / "world"
     write_world(world, 0)
     texts = {language: world / f"{language}.train.jsonl" for language in ("en", "zh")}
@@ -58,7 +61,10 @@ def make_config(folder: Path) -> TrainConfig:
 
 
 def save_after(config: TrainConfig, steps: int, folder: Path) -> Path:
-    """Write a run of which ``steps`` are done; return the config file, with one more step."""
+    """Write a run with a checkpoint at step ``steps``, and return the path of its config file.
+
+    The config trains one more step.
+    """
     config = replace(config, output=str(folder / str(steps)), num_steps=steps + 1)
     mesh = make_mesh(config.mesh)
     run = build_run(config, mesh)
@@ -74,27 +80,34 @@ def save_after(config: TrainConfig, steps: int, folder: Path) -> Path:
 
 
 def seconds_to_step(config: Path, steps: int) -> float:
-    """Return the seconds from the command's start to the line of the step after ``steps``.
+    """Resume a copy of the run, and return the seconds until the log line of step ``steps`` + 1.
 
-    The command resumes a copy of the run.
+    The time is measured from the start of the process.
     """
     output = config.with_suffix("")
     copy = output.with_name(f"{output.name}.copy")
     shutil.copytree(output, copy)
     command = [sys.executable, "-m", "llama_cpt.train", str(config), "--output", str(copy)]
+    logged = re.compile(rf"\bstep +{steps + 1}/{steps + 1}\b")
+    seconds = None
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
-            if line.split()[:1] == ["step"] and line.split()[1] == f"{steps + 1}/{steps + 1}":
+            if logged.search(line):
                 seconds = time.perf_counter() - start
     shutil.rmtree(copy)
-    if process.returncode:
+    if process.returncode or seconds is None:
         raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100_000])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -1,11 +1,12 @@
-"""Analytic memory and time of a step on 8 to 8,192 chips: the tables of docs/notes/scaling.md.
+"""Analytic memory and time of a step on 8 to 8,192 chips, for the tables of docs/notes/scaling.md.
 
     python -m benchmarks.scaling [--chip v5p]
 
-Nothing is compiled: ``planning.analytic`` gives lower bounds. In each micro-batch, weights are
-gathered forward and backward, in bfloat16, and gradients are scattered and summed over slices, in
-float32. The last table has the rows of docs/guide/plan.md's table, with the compiler's figures next
-to the analytic ones of the same step.
+The figures are lower bounds from ``planning.analytic``, and nothing is compiled. For each
+micro-batch, the step gathers the weights in bfloat16 in the forward and in the backward pass,
+reduce-scatters the gradients in float32, and sums the gradients over slices. The last table has the
+rows of the table in docs/guide/plan.md. It compares the compiler's figures with the analytic
+figures of the same step.
 """
 
 import argparse
@@ -20,44 +21,45 @@ from llama_cpt.hardware.topologies import FAMILIES, Topology, shapes_of
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.planning.analytic import analytic_memory, parameters
 
-CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "cpt_70b.py")
+CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "llama3" / "cpt_70b.py")
 CHIPS = (8, 32, 128, 512, 2048, 8192)
 ROWS = 1024
-"""Rows per step, of 8,192 tokens each: 8.4 million tokens."""
+"""The number of rows per step. A row has 8,192 tokens, so a step has 8.4 million tokens."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The step of one model on one topology."""
+    """The training step of one model on one topology."""
 
     topology: Topology
     tensor: int
-    """Number of chips that share a row, if there are more chips than rows."""
+    """The size of the tensor axis, which is above 1 only if there are more devices than rows."""
     config: TrainConfig
 
     @property
     def mesh(self) -> dict[str, int]:
+        """The sizes of the mesh axes."""
         slices = self.topology.slices
         fsdp = self.topology.devices // slices // self.tensor
         return {"replica": slices, "fsdp": fsdp, "tensor": self.tensor}
 
     @property
     def tokens(self) -> int:
-        """Number of tokens per step."""
+        """The number of tokens per step."""
         return self.config.global_batch_size * self.config.data.sequence_length
 
     @property
     def flops(self) -> float:
-        """FLOPs of matrix products per device and step."""
+        """The FLOPs of matrix products per device and step."""
         rate = model_flops_per_token(self.config.model, self.config.data.sequence_length)
         return self.tokens * rate * 4 / 3 / self.topology.devices
 
     @property
     def links(self) -> float:
-        """Bytes that a device receives from its slice per step."""
+        """The bytes that a device receives from devices of its slice per step."""
         model, mesh = self.config.model, self.mesh
         weights = parameters(model) / self.tensor * (1 - 1 / mesh["fsdp"])
-        # Forward, recomputed forward and backward: each sums a layer's output twice.
+        # The forward, recomputed forward and backward pass each sum two outputs per layer.
         share = 2 * (self.tensor - 1) / self.tensor
         local = self.tokens / (mesh["replica"] * mesh["fsdp"])
         sums = 6 * share * local * model.embed_dim * 2 * model.num_layers
@@ -65,14 +67,14 @@ class Point:
 
     @property
     def network(self) -> float:
-        """Bytes that a device receives from other slices per step."""
+        """The bytes that a device receives from other slices per step."""
         slices = self.topology.slices
         share = parameters(self.config.model) / self.tensor / self.mesh["fsdp"]
         return self.config.num_microbatches * 2 * 4 * share * (slices - 1) / slices
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of matrix products, links and network, each alone."""
+        """The seconds per step of matrix products, ICI and DCN, without overlap."""
         chip = self.topology.chip
         return {
             "matrix": self.flops / chip.peak_flops,
@@ -82,12 +84,12 @@ class Point:
 
 
 def model_405b(base: ModelConfig) -> ModelConfig:
-    """Return the shape of Llama-3.1 405B, from its ``config.json``."""
+    """Return ``base`` with the sizes of Llama-3.1 405B."""
     return replace(base, embed_dim=16384, mlp_dim=53248, num_layers=126, num_heads=128)
 
 
 def points(model: ModelConfig, family: str) -> list[Point]:
-    """Return the steps of ``model`` on the chips of CHIPS."""
+    """Return one step of ``model`` per number of chips in CHIPS."""
     config = replace(load_config(CONFIG), model=model, global_batch_size=ROWS)
     found = []
     for chips in CHIPS:
@@ -99,18 +101,18 @@ def points(model: ModelConfig, family: str) -> list[Point]:
 
 
 def _topology(family: str, chips: int) -> Topology:
-    """Return the topology of the fewest slices that has ``chips`` chips."""
+    """Return the topology with ``chips`` chips and the smallest possible number of slices."""
     whole = [shape for shape in shapes_of(family) if chips % math.prod(shape) == 0]
     shape = max(whole, key=math.prod)
     return Topology(family, shape, chips // math.prod(shape))
 
 
 def line(point: Point) -> str:
-    """Return the row of a point in the table."""
+    """Return a point's row of the analytic table."""
     memory = analytic_memory(point.config, point.mesh)
     seconds, available = point.seconds, point.topology.chip.memory_bytes
     fits = "" if memory.total < available else " (does not fit)"
-    bound = max(seconds, key=seconds.get)
+    bound = max(seconds, key=lambda name: seconds[name])
     slices = f"{point.topology.slices} x " if point.topology.slices > 1 else ""
     held = (memory.arguments + memory.gradients) / 1e9
     return (
@@ -122,7 +124,7 @@ def line(point: Point) -> str:
 
 
 def compiled_line(row: Row) -> str:
-    """Return a row of docs/guide/plan.md: compiled peak, TFLOP and GB next to the analytic ones."""
+    """Return a row of the last table, with the compiled and analytic peak, TFLOPs and GB."""
     point = Point(row.topology, 1, row.config)
     peak, flops, sent = row.cells[0], row.cells[4], row.cells[5]
     received = "-" if sent == "-" else f"{sum(map(float, sent.split(','))):.1f}"

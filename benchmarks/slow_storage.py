@@ -1,10 +1,10 @@
-"""Rows of 8,192 tokens per second and host when every read of the storage is slow.
+"""Throughput of the data loader per host if every read from storage is slow.
 
     python -m benchmarks.slow_storage [--hosts 20] [--seconds 0.05]
 
-Each host is a process with its own loader over the same rows; every read of an ArrayRecord file is
-delayed by ``--seconds``. The command prints the longest time to a first batch of 16 rows over all
-hosts, and the lowest number of rows per second after that.
+One process per host loads rows of 8,192 tokens from the same files. Every read from an ArrayRecord
+file is delayed by ``--seconds``. The command prints the figures of the slowest host: the time to
+the first batch of 16 rows, and the rows per second after the first batch.
 """
 
 import argparse
@@ -23,18 +23,22 @@ BATCHES = 60
 
 
 class LateReader:
-    """An ArrayRecord reader whose reads are delayed."""
+    """An ArrayRecord reader that waits ``seconds`` for each requested record before it reads."""
 
     def __init__(self, reader: Any, seconds: float) -> None:
         self._reader, self._seconds = reader, seconds
 
     def read(self, indices: list[int]) -> list[bytes]:
+        """Return the records at ``indices`` after the delay."""
         time.sleep(self._seconds * len(indices))
         return self._reader.read(indices)
 
 
 def run_host(folder: Path, host: int, seconds: float, measured: Any) -> None:
-    """Put the seconds to the first batch and the rows per second after it into ``measured``."""
+    """Measure one host, and put the result into the queue ``measured``.
+
+    The result is the seconds to the first batch and the rows per second after the first batch.
+    """
     open_reader = rows._open_reader
 
     def open_late(path: str, records: int) -> LateReader:
@@ -59,7 +63,8 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.05, help="delay of every read")
     options = parser.parse_args()
-    processes = multiprocessing.get_context("fork")  # Imports once; no thread has started yet.
+    # With fork, all processes share one import. Fork is safe, because no thread has started yet.
+    processes = multiprocessing.get_context("fork")
     measured = processes.SimpleQueue()
     with tempfile.TemporaryDirectory() as name:
         for seed, corpus in enumerate(CORPORA):

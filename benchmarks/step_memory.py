@@ -1,10 +1,11 @@
-"""The memory of one training step per chip, as the TPU compiler reports it, without a TPU.
+"""Memory of one training step per chip, as the TPU compiler reports it.
 
     python -m benchmarks.step_memory [cpt_8b@v5e:4x4@1x8192 ...]
 
-An argument names a config, a topology, and rows x length per chip: one micro-batch, the fsdp axis
-only. The default is the table of docs/notes/performance.md. Needs libtpu; steps are compiled one at
-a time.
+An argument has the form CONFIG@TOPOLOGY@ROWSxLENGTH, with the number of rows per chip and their
+length in tokens. The step has one micro-batch and uses only the fsdp axis. Without arguments, the
+command compiles the steps in the table of docs/notes/performance.md, one at a time. The command
+needs libtpu but no TPU.
 """
 
 from dataclasses import replace
@@ -28,10 +29,10 @@ SHAPES = (
 
 
 def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
-    """Lower ``cpt_8b@v5e:4x4@1x8192`` and return it with its mesh."""
+    """Return the lowered step of ``shape``, such as ``cpt_8b@v5e:4x4@1x8192``, and its mesh."""
     name, topology, per_chip = shape.split("@")
     rows, length = map(int, per_chip.split("x"))
-    config = load_config(f"configs/{name}.py")
+    config = load_config(f"configs/llama3/{name}.py")
     config = replace(
         config,
         data=replace(config.data, sequence_length=length),
@@ -43,7 +44,7 @@ def lowered_step(shape: str) -> tuple[jax.stages.Lowered, Mesh]:
 
 
 def measure(shape: str) -> str:
-    """Return the row of a shape in the table."""
+    """Compile the step of ``shape``, and return its row of the table."""
     name, topology, per_chip = shape.split("@")
     (lowered, mesh), start = lowered_step(shape), time.perf_counter()
     made, cells = compile_program(lowered, mesh), f"| `{name}` | {topology} | {per_chip} |"

@@ -1,9 +1,10 @@
-"""The study of docs/notes/study.md: a law fitted to two small sizes, tested at a third size.
+"""The study of docs/notes/study.md, which fits a mixture law to two sizes and tests a third size.
 
-    python -m benchmarks.study fit     train the bases, sweep two sizes, fit law.json
-    python -m benchmarks.study judge   train the large size's cells, compare them with the law
+    python -m benchmarks.study fit     train the base models, sweep two sizes, fit law.json
+    python -m benchmarks.study judge   train at the large size, compare the losses with the law
 
-Both resume after an interruption. `judge` prints the tables of docs/notes/study.md.
+If a command is interrupted, start it again to resume. `judge` prints the tables of
+docs/notes/study.md.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from benchmarks.real_text import write_sample
-from configs.study import FOLDER, large, small
-from configs.study_large_sweep import COPIED, NAMED, TAKEN
+from configs.study.base_models import FOLDER, large, small
+from configs.study.sweeps import BEST_OF_SMALL, PAPER_RATIO, PREDICTED
 from examples.bilingual_world.vocabulary import train_vocabulary
 from examples.shown_command import run_command
 from llama_cpt.evaluation.learning_curves import save_figure
@@ -25,35 +26,39 @@ from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.mixture_law.runs_table import RunsTable, read_results
 from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.model.flops import non_embedding_parameters
-from llama_cpt.weights.model_card import read_metrics
+from llama_cpt.runtime.metrics import read_lines
 
 SIZES = ("small", "middle", "large")
 FITTED = ("small", "middle", "noise")
 JUDGED = ("large", "large_noise")
 DOCS = Path("docs/notes/study")
-CELLS = {"named by the law": NAMED, "best of the small size": COPIED, "ALMR 0.33": TAKEN}
+CELLS = {
+    "predicted by the law": PREDICTED,
+    "best of the small size": BEST_OF_SMALL,
+    "ALMR 0.33": PAPER_RATIO,
+}
 
 
 def fit() -> None:
-    """Train the bases and the sweeps of two sizes, and fit the law."""
+    """Train the base models, run the sweeps of two sizes, and fit the law."""
     tokenizer = Path(small.data.tokenizer)
     if not tokenizer.exists():
         tokenizer.parent.mkdir(parents=True, exist_ok=True)
         sample = write_sample(tokenizer.parent)
-        # Only the most frequent Chinese characters: all of them would exceed the vocabulary.
+        # Rare Chinese characters are left out, because all of them would exceed the vocabulary.
         train_vocabulary(sample, tokenizer, small.model.vocab_size, character_coverage=0.98)
     for size in SIZES:
-        run_command("train", f"configs/study.py:{size}")
+        run_command("train", f"configs/study/base_models.py:{size}")
     for sweep in FITTED:
-        run_command("sweep", f"configs/study_{sweep}_sweep.py")
+        run_command("sweep", f"configs/study/sweeps.py:{sweep}")
     tables = [_kept(sweep) for sweep in FITTED]
     run_command("fit_law", *tables, "--output", str(DOCS), "--next", "4", *_target())
 
 
 def judge() -> None:
-    """Train the large size and compare it with the law that was fitted before."""
+    """Run the sweeps of the large size, and compare the losses with the law that ``fit`` wrote."""
     for sweep in JUDGED:
-        run_command("sweep", f"configs/study_{sweep}_sweep.py")
+        run_command("sweep", f"configs/study/sweeps.py:{sweep}")
     law = load_law(str(DOCS / "law.json"))
     points = read_results([_kept(sweep) for sweep in JUDGED]).runs
     print(_losses(law, points))
@@ -62,7 +67,7 @@ def judge() -> None:
 
 
 def _kept(sweep: str) -> str:
-    """Copy the table of a sweep next to the law, and return its path."""
+    """Copy the results of a sweep next to the law, and return the path of the copy."""
     kept = DOCS / f"{sweep}.csv"
     DOCS.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(f"{FOLDER}/{sweep}/results.csv", kept)
@@ -70,6 +75,7 @@ def _kept(sweep: str) -> str:
 
 
 def _losses(law: Law, points: RunsTable) -> str:
+    """Return the table of predicted and measured losses."""
     lines = ["| ALMR | LR | seed | group | predicted | 90 % | measured | error |"]
     lines.append("| --- " * 8 + "|")
     for i in range(len(points)):
@@ -86,11 +92,12 @@ def _losses(law: Law, points: RunsTable) -> str:
 
 
 def _regrets(law: Law, points: RunsTable) -> str:
-    """Return the table of regrets, averaged over seeds.
+    """Return the table of regrets, with objectives averaged over seeds.
 
-    Regret is (objective - best) / (median - best) of the measured objectives.
+    The regret is (objective - best) / (median - best). The best and the median objective are taken
+    over all measured settings.
     """
-    objective = law.evaluate_objective(points.additional, points.original)
+    objective = np.asarray(law.evaluate_objective(points.additional, points.original))
     settings = np.stack([points.almr, points.learning_rate], axis=1)
     cells, member = np.unique(settings, axis=0, return_inverse=True)
     means = np.array([objective[member == i].mean() for i in range(len(cells))])
@@ -108,7 +115,7 @@ def _regrets(law: Law, points: RunsTable) -> str:
 
 
 def _draw(law: Law, points: RunsTable) -> None:
-    """Draw the predicted loss of each large cell with its interval, and the measured losses."""
+    """Draw the predicted interval and the measured losses of each setting at the large size."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     cells = sorted({*zip(points.almr, points.learning_rate, strict=True)})
     labels = [f"{almr:g}\n{rate:g}" for almr, rate in cells]
@@ -135,8 +142,8 @@ def _draw(law: Law, points: RunsTable) -> None:
 
 
 def _target() -> list[str]:
-    """Return the options of the large size and of its base, measured before any Chinese."""
-    last = read_metrics(epath.Path(f"{FOLDER}/base_large/metrics.jsonl"), large.num_steps)[-1]
+    """Return the options of ``fit_law`` that describe the large size and its base model."""
+    last = read_lines(epath.Path(f"{FOLDER}/base_large/metrics.jsonl"), large.num_steps)[-1]
     corpora = {"additional": "zh", "original": "en"}
     bits = [f"{group}={last[f'eval/{code}/bits_per_byte']}" for group, code in corpora.items()]
     size = non_embedding_parameters(large.model)

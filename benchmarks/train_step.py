@@ -1,10 +1,11 @@
-"""Training tokens/s, next to transformers with torch: same model, batch, threads and precision.
+"""Training tokens per second on a CPU, compared with transformers and torch.
 
     python -m benchmarks.train_step [--embed 512 --layers 8 ...]
 
-Both take a whole optimizer step (forward, backward, clipping at 1, AdamW) in float32 on the CPU.
-They take turns, so that noise of the machine affects both; the ratio is that of the medians. Each
-has its own process: in a shared one, memory kept by one library is not available to the other.
+Both programs run whole optimizer steps (forward, backward, clipping at 1, AdamW) in float32, with
+the same model, batch and number of threads. The programs take turns, so background load affects
+both. Each program runs in a separate process, because memory that one library keeps is not
+available to the other library. The command prints the ratio of the median rates.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from llama_cpt.training.train_step import init_state, jit_train_step, make_train
 
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
+    """Return the architecture that ``options`` describe."""
     return ModelConfig(
         vocab_size=options.vocab,
         embed_dim=options.embed,
@@ -55,7 +57,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def ours(config: ModelConfig, tokens: np.ndarray, chunk: int):  # noqa: ANN201
-    """Return a function that takes a step with this package."""
+    """Return a function that runs one training step with this package and returns the loss."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig(1e-4))
     state = init_state(lambda: Llama(config, jax.random.key(0)), optimizer, mesh)
@@ -85,7 +87,7 @@ def ours(config: ModelConfig, tokens: np.ndarray, chunk: int):  # noqa: ANN201
 
 
 def theirs(config: ModelConfig, tokens: np.ndarray):  # noqa: ANN201
-    """Return a function that takes a step with transformers and torch."""
+    """Return a function that runs one training step with torch and returns the loss."""
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
@@ -115,7 +117,7 @@ def theirs(config: ModelConfig, tokens: np.ndarray):  # noqa: ANN201
 
 
 def worker(pipe: Connection, name: str, options: argparse.Namespace) -> None:
-    """Take a step per message received, and send its seconds back."""
+    """Run one step per message received, and send the seconds that the step took."""
     torch.set_num_threads(options.threads)
     config = model_config(options)
     tokens = np.random.default_rng(0).integers(

@@ -1,4 +1,4 @@
-"""Helpers that train in this process and read the results."""
+"""Helpers that train in this process and read the results of a run."""
 
 import json
 import os
@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training import trainer
@@ -17,17 +18,18 @@ from llama_cpt.training.trainer import fit
 
 
 def run_of(config: TrainConfig) -> Run:
-    """Return the run of ``config`` on one device."""
+    """Return the Run of ``config`` on one device, ready for ``fit``."""
     return build_run(config, make_mesh(config.mesh, jax.devices()[:1]))
 
 
 def train(config: TrainConfig, **options: Any) -> Outcome:
-    """Train to the end and return the outcome."""
+    """Train ``config`` to the end on one device and return the outcome."""
     return fit(run_of(config), **options)
 
 
 def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) -> Outcome:
-    """Train, and send this process signal ``number`` during step ``steps``."""
+    """Train and send signal ``number`` to this process during step ``steps``; return the
+    outcome."""
     real = trainer.learning_rate
 
     def with_signal(optimizer, step: int, num_steps: int) -> float:

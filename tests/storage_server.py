@@ -1,10 +1,10 @@
-"""A storage service on the loopback interface for the clients of ``gs://``; objects are in memory.
+"""A local server with the API of Cloud Storage for clients of ``gs://``; objects are in memory.
 
-Like Cloud Storage, it has no folders, and a write may require the generation that it replaces.
+Like Cloud Storage, it has no folders, and a write can require a generation of the old object.
 """
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 import contextlib
 from email.parser import BytesParser
 import hashlib
@@ -21,11 +21,11 @@ import pytest
 
 
 class Server(ThreadingHTTPServer):
-    """The service. Every bucket holds the same objects, initially the files of ``folder``.
+    """The server. All buckets contain the same objects, initially the files of ``folder``.
 
-    A response takes ``seconds``. A ``status`` other than 200 is the response to every request.
-    ``fails(method)`` and ``denies(method)`` select requests that have no effect and whose response
-    is 503 and 403.
+    The server responds after ``seconds``. If ``status`` is not 200, it is the status of every
+    response. A request for which ``fails(method)`` or ``denies(method)`` is True has no effect, and
+    the response has status 503 or 403.
     """
 
     daemon_threads = True
@@ -34,7 +34,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path, seconds: float, status: int) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         files = (path for path in folder.rglob("*") if path.is_file())
-        self.objects = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        self.objects: MutableMapping[str, bytes] = {
+            str(path.relative_to(folder)): path.read_bytes() for path in files
+        }
         self.generations = dict.fromkeys(self.objects, 1)
         self.seconds, self.status = seconds, status
         self.fails: Callable[[str], bool] = lambda method: False
@@ -43,7 +45,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def put(self, name: str, content: bytes, generation: str | None) -> bool:
-        """Store an object and return True, or return False if its generation is another.
+        """Store an object and return True, or return False if the generation differs.
 
         ``generation`` 0 requires that the object does not exist; None requires nothing.
         """
@@ -60,7 +62,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    """The handler of one request."""
+    """The HTTP handler of one request."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -112,11 +114,14 @@ class Answer(BaseHTTPRequestHandler):
             return
         if kind == "multipart":
             # gcloud quotes the boundary with apostrophes.
-            parts = self.headers["Content-Type"].replace("'", '"')
-            head = f"Content-Type: {parts}\r\n\r\n".encode()
-            about, data = BytesParser().parsebytes(head + content).get_payload()
-            name = json.loads(about.get_payload())["name"]
-            content = data.get_payload(decode=True)
+            kind = self.headers["Content-Type"].replace("'", '"')
+            head = f"Content-Type: {kind}\r\n\r\n".encode()
+            message = BytesParser().parsebytes(head + content)
+            parts = [part for part in message.walk() if not part.is_multipart()]
+            about, content = (part.get_payload(decode=True) for part in parts)
+            assert isinstance(about, bytes) and isinstance(content, bytes)
+            name = json.loads(about)["name"]
+        assert name is not None, self.path
         self.keep(name, content)
 
     def do_DELETE(self) -> None:
@@ -125,7 +130,8 @@ class Answer(BaseHTTPRequestHandler):
             self.answer(204 if found is not None else 404)
 
     def is_served(self) -> bool:
-        """Wait for ``seconds``; respond with an error and return False if one is due."""
+        """Wait for ``seconds``. If the request must fail, send the error response and return
+        False."""
         with self.server.lock:
             self.server.requests += 1
             self.server.at_once += 1
@@ -190,7 +196,9 @@ class Answer(BaseHTTPRequestHandler):
         headers = {"x-goog-generation": str(self.server.generations[self.name])}
         requested = self.headers.get("Range")
         if requested:
-            start, last = re.fullmatch(r"bytes=(\d*)-(\d*)", requested).groups()
+            found = re.fullmatch(r"bytes=(\d*)-(\d*)", requested)
+            assert found, requested
+            start, last = found.groups()
             first = int(start) if start else max(size - int(last), 0)
             end = min(int(last) + 1, size) if start and last else size
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
@@ -228,7 +236,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[Server]:
-    """Serve ``gs://`` to clients made in this context and in processes started in it."""
+    """Context manager in which ``gs://`` of new clients and new processes is a local server."""
     with Server(folder, seconds, status) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
@@ -248,6 +256,6 @@ def storage(folder: Path, seconds: float = 0.0, status: int = 200) -> Iterator[S
 
 @pytest.fixture
 def bucket(tmp_path_factory) -> Iterator[Server]:
-    """The service with an empty bucket, ``gs://bucket``, for the duration of the test."""
+    """A local server for ``gs://`` with the empty bucket ``gs://bucket``."""
     with storage(tmp_path_factory.mktemp("empty")) as server:
         yield server

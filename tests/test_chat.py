@@ -1,4 +1,4 @@
-"""The chat command in a process, and a chat session."""
+"""Tests of the chat command and of a chat session."""
 
 import json
 import os
@@ -66,13 +66,14 @@ def session(session_parts) -> ChatSession:
 
 
 def test_tokenizer_without_chat_tokens_has_no_template(session_parts, corpora_tokenizer):
-    assert find_chat_template(session_parts[1]).fingerprint == "llama3"
+    template = find_chat_template(session_parts[1])
+    assert template is not None and template.fingerprint == "llama3"
     assert find_chat_template(corpora_tokenizer) is None
 
 
 @pytest.fixture
 def corpora_tokenizer(tmp_path) -> Tokenizer:
-    """A SentencePiece model whose only special tokens are BOS and EOS."""
+    """A SentencePiece tokenizer with BOS and EOS as its only special tokens."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c d e f g"] * 20),
         model_prefix=str(tmp_path / "tokenizer"),
@@ -117,7 +118,7 @@ def test_oldest_turns_are_dropped_when_the_context_is_full(session):
     assert session.dropped in (4, 6)
     assert len(session.messages) == 9
     before = list(session.messages)
-    with pytest.raises(UserError, match="over the model's context of 128"):
+    with pytest.raises(UserError, match="in the model's context of 128"):
         next(session.reply("x" * 200))
     assert session.messages == before
 
@@ -136,7 +137,7 @@ def talk(model: str, lines: str, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def hf_folder(session_parts) -> Path:
-    """The model as a Hugging Face folder."""
+    """The folder of the test model in Hugging Face format."""
     folder, tokenizer, model = session_parts
     values = config_json(model.config, "float32", bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
     (folder / "config.json").write_text(json.dumps(values))

@@ -1,9 +1,10 @@
-"""The convert command: import, export and verification, with companion files."""
+"""Tests of the convert command: import, export, verification, and files next to the weights."""
 
 import json
 from pathlib import Path
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ import tokenizers
 import torch
 import transformers
 
-from llama_cpt.checkpoint.checkpoint import CHECKPOINTS_FOLDER, CheckpointManager
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import (
@@ -127,7 +129,7 @@ def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, ca
     tensors["model.norm.weight"][3] = value
     save_file(tensors, file, metadata={"format": "pt"})
     checkpoint = str(tmp_path / "checkpoint")
-    with pytest.raises(UserError, match="norm held NaN or infinity"):
+    with pytest.raises(UserError, match="norm contained NaN or infinity"):
         main(["from-hf", str(source), checkpoint])
     # Earlier versions wrote such checkpoints.
     monkeypatch.setattr("llama_cpt.checkpoint.checkpoint.non_finite", lambda arrays: [])
@@ -144,7 +146,7 @@ def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_
     assert main(["from-hf", str(source), checkpoint]) == 0
     ours = verify._our_logits
 
-    def one_differs(*given: object) -> np.ndarray:
+    def one_differs(*given: Any) -> np.ndarray:
         logits = np.array(ours(*given))
         logits[1, 2, 3] += added
         return logits
@@ -186,34 +188,33 @@ def test_model_card_names_all_ancestor_runs(source, tmp_path, capsys):
     np.testing.assert_array_equal(reloaded.layers.key[...], changed.layers.key[...])
 
 
-def test_export_without_its_base_prints_a_warning(source, tmp_path, capsys):
+def test_export_without_its_base_logs_a_warning(source, tmp_path, caplog):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(source))
     to_hf(str(run), str(tmp_path / "out"))
-    assert "license" in capsys.readouterr().err
+    assert "license" in caplog.text
     assert not (tmp_path / "out" / "LICENSE.txt").exists()
     to_hf(str(run), str(tmp_path / "again"), base=str(source))
     assert (tmp_path / "again" / "LICENSE.txt").exists()
 
 
-def test_unconvertible_tokenizer_is_copied(source, tmp_path, capsys, shared_data):
+def test_unconvertible_tokenizer_is_copied(source, tmp_path, caplog, shared_data):
     """The weights are exported, with an unchanged copy of the tokenizer."""
     model = load_hf(str(source))
     vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
     to_hf(str(run), str(tmp_path / "out"))
-    assert "it removes spaces. It is copied unchanged." in capsys.readouterr().err
+    assert "it removes spaces. The tokenizer is copied unchanged." in caplog.text
     assert (tmp_path / "out/tokenizer.model").read_bytes() == vocabulary.read_bytes()
     assert not (tmp_path / "out/tokenizer.json").exists() and stored(tmp_path / "out")
 
 
-def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys):
+def test_export_without_its_tokenizer_logs_a_warning(source, tmp_path, caplog):
     model = load_hf(str(source))
     run = run_folder(tmp_path / "run", model.config, model, str(source), "/gone/tokenizer.model")
     to_hf(str(run), str(tmp_path / "out"))
     assert (
-        "run: data.tokenizer=/gone/tokenizer.model: no such folder. Name its"
-        in capsys.readouterr().err
+        "run: data.tokenizer=/gone/tokenizer.model: no such folder. Name the run's" in caplog.text
     )
     assert stored(tmp_path / "out")
     to_hf(str(run), str(tmp_path / "again"), tokenizer=str(source))
@@ -225,7 +226,7 @@ def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys)
     [
         (["from-hf", "absent", "OUT"], "absent: no such folder"),
         (["to-hf", "absent", "OUT"], "absent: no such folder"),
-        (["to-hf", "SOURCE", "OUT"], "holds no checkpoint"),
+        (["to-hf", "SOURCE", "OUT"], "contains no checkpoint"),
         (["verify", "SOURCE", "absent"], "absent: no such folder"),
         (["from-hf", "SOURCE", "SOURCE"], "already exists"),
         (["from-hf", "SOURCE", ""], "OUTPUT is empty"),
@@ -239,7 +240,7 @@ def test_export_without_its_tokenizer_prints_a_warning(source, tmp_path, capsys)
 def test_user_errors_write_nothing(arguments, message, source, tmp_path):
     paths = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
     with pytest.raises(UserError, match=message):
-        main([paths.get(argument, argument) for argument in arguments])
+        main([paths[word] if word in paths else word for word in arguments])
     assert not (tmp_path / "out").exists()
 
 

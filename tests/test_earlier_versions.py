@@ -1,4 +1,4 @@
-"""Files of version 0.1 are still read; its names in configs are errors that name the new ones."""
+"""Tests that files of version 0.1 still load and that renamed fields raise helpful errors."""
 
 from dataclasses import replace
 import json
@@ -31,7 +31,8 @@ def in_the_repository(monkeypatch):
 
 
 def test_saved_config_of_a_run_is_read():
-    config = load_config("configs/dpo_8b.py")
+    config = load_config("configs/llama3/dpo_8b.py")
+    assert config.data.chat is not None
     chat = replace(config.data.chat, loss_on="last")
     config = replace(
         config,
@@ -65,7 +66,7 @@ def test_saved_config_of_a_run_is_read():
 def test_earlier_name_in_a_python_config_is_an_error_with_the_new_one(section, old, new, tmp_path):
     path = tmp_path / "old.py"
     path.write_text(
-        "from dataclasses import replace\nfrom configs.dpo_8b import config\n"
+        "from dataclasses import replace\nfrom configs.llama3.dpo_8b import config\n"
         f"config = replace(config, {section})\n"
     )
     with pytest.raises(UserError, match=f"field '{old}' is now named '{new}'"):
@@ -74,7 +75,7 @@ def test_earlier_name_in_a_python_config_is_an_error_with_the_new_one(section, o
 
 def test_earlier_option_is_an_error_with_the_new_one():
     with pytest.raises(UserError, match="is now named --evaluation.early-evaluations"):
-        load_config("configs/cpt_8b.py", ["--evaluation.dense", "False"])
+        load_config("configs/llama3/cpt_8b.py", ["--evaluation.dense", "False"])
 
 
 def test_earlier_module_in_a_config_is_an_error_with_the_new_one(tmp_path):
@@ -85,7 +86,7 @@ def test_earlier_module_in_a_config_is_an_error_with_the_new_one(tmp_path):
 
 
 def test_earlier_names_in_a_sweep_and_in_allow_change_are_errors_with_the_new_one():
-    sweep = load_config("configs/sweep_8b.py", (), SweepConfig)
+    sweep = load_config("configs/llama3/sweep_8b.py", (), SweepConfig)
     axis = AxisConfig("evaluation.dense", (True, False))
     with pytest.raises(UserError, match="axis evaluation.dense is now named evaluation.early_eva"):
         make_chains(replace(sweep, axes=(axis,)))
@@ -148,6 +149,7 @@ def test_manifest_of_chat_rows_is_read(tmp_path):
     }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     found = read_manifest(str(tmp_path))
+    assert found is not None and found.chat is not None
     assert found.chat["loss_on"] == "last" and "learn" not in found.chat
 
 
@@ -181,3 +183,16 @@ def test_law_predicts_as_it_did(tmp_path):
     theirs, ours = (load_law(str(one)).predict(0.4, 3e-3) for one in (LAW, path))
     for group in ("additional", "original"):
         np.testing.assert_array_equal(theirs[group].value, ours[group].value)
+
+
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [("cpt_8b", "llama3.cpt_8b"), ("demo_sft", "demo.sft"), ("study", "study.base_models")],
+)
+def test_moved_config_is_an_error_that_names_the_new_path(former, current, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from configs.{former} import config\n", "utf-8")
+    with pytest.raises(UserError, match=rf"configs\.{former} is now named configs\.{current}\."):
+        load_config(str(path))
+    with pytest.raises(UserError, match=f"see configs/{current.replace('.', '/')}.py"):
+        load_config(f"configs/{former}.py")

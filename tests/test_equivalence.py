@@ -1,9 +1,9 @@
-"""``benchmarks.equivalence`` finds the smallest differences and applies renames."""
+"""Tests that ``benchmarks.equivalence`` finds small differences and applies renames."""
 
 import json
 import shutil
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -31,7 +31,7 @@ def write_records(path, rows):
 
 
 def write_output(output, *, new):
-    """Write a complete output, in old or in new names."""
+    """Write a complete output folder with old or new names."""
     results = output / "results"
     rows = results / ("rows" if new else "prepared")
     rows.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_compare_names_the_first_difference(outputs, capsys, file, change, messa
 
 def test_compare_rejects_an_incomplete_output(outputs):
     (outputs[0] / "about.json").unlink()
-    with pytest.raises(ValueError, match="about.json: its runs are not complete"):
+    with pytest.raises(ValueError, match="about.json, so its runs are incomplete"):
         compare(*outputs)
 
 

@@ -1,4 +1,4 @@
-"""Imports follow the order of folders in docs/folder_order.csv."""
+"""Tests that imports follow the order of folders in docs/folder_order.csv."""
 
 import ast
 import csv
@@ -24,13 +24,13 @@ ORDER = list(CONTENTS)
 
 
 def file_of(module: str) -> Path | None:
-    """Return the project's file of a dotted name, or None."""
+    """Return the project's file of module ``module``, or None if it is not in the project."""
     file = Path(*module.split(".")).with_suffix(".py")
     return file if file in FILES else None
 
 
 def imported_names(file: Path) -> set[str]:
-    """Return every dotted name that ``file`` imports, at any level of it."""
+    """Return every dotted name that ``file`` imports, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -42,7 +42,7 @@ def imported_names(file: Path) -> set[str]:
 
 
 def imports(file: Path) -> set[Path]:
-    """Return the project's files that ``file`` imports."""
+    """Return the files of the project that ``file`` imports."""
     return {found for name in imported_names(file) if (found := file_of(name))}
 
 

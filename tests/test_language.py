@@ -1,6 +1,6 @@
-"""The mechanical part of the house style: standard terms in docstrings, messages and pages.
+"""Tests of the style rules that a program can check in docstrings, messages and pages.
 
-``CONTRIBUTING.md`` has the rules in words. Spelling is checked by ``codespell`` in ``make lint``.
+``CONTRIBUTING.md`` lists all rules. ``codespell`` in ``make lint`` checks the spelling.
 """
 
 import ast
@@ -43,7 +43,8 @@ BANNED = {
 
 
 def docstrings(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of every docstring in ``file``, those of fields and constants included."""
+    """Yield line and text of every docstring in ``file``, including those of fields and
+    constants."""
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else ():
@@ -56,7 +57,8 @@ def docstrings(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def messages(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of every string of several words in ``file`` that is not a docstring."""
+    """Yield line and text of every string in ``file`` that has several words and is no
+    docstring."""
     found = {text for _, text in docstrings(file)}
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -65,7 +67,7 @@ def messages(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def prose(page: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of ``page`` outside tables and code."""
+    """Yield number and text of each line of ``page`` outside tables and code."""
     in_code = False
     for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1):
         if line.lstrip().startswith("```"):

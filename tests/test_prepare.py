@@ -1,4 +1,4 @@
-"""The prepare command prints the counts and rows that a run reads."""
+"""Tests that the prepare command prints the counts and rows that a run reads."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.config.loading import load_config
+from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import build_mixture
 from llama_cpt.data.prepare.corpora import prepare
@@ -72,14 +73,11 @@ def test_report_has_corpora_and_mixture(config_path, capsys):
     ]
 
 
-def test_overrides_apply_and_too_many_epochs_are_a_warning(config_path, capsys):
+def test_overrides_apply_and_too_many_epochs_are_a_warning(config_path, capsys, caplog):
     main([config_path, "--num-steps", "20", "--workers", "2", "--data.almr", "0", "1.0", "5", "0"])
-    out = capsys.readouterr().out
-    assert "  20 steps: 2.00 epochs of zh\n" in out
-    warning = (
-        "warning: 20 steps: 2.31 epochs of en, above data.max_epochs=2; train rejects this run"
-    )
-    assert warning in out
+    assert "  20 steps: 2.00 epochs of zh\n" in capsys.readouterr().out
+    warning = "20 steps: 2.31 epochs of en, above data.max_epochs=2; train rejects this run"
+    assert warning in caplog.messages
 
 
 def test_inspect_shows_what_the_model_sees(config_path, capsys):
@@ -96,6 +94,7 @@ def test_inspect_shows_what_the_model_sees(config_path, capsys):
     mixture = build_mixture(config.data, rows, seed=config.seed, global_batch_size=4)
     corpora = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
     batch = read_batch(mixture, corpora, tokenizer.bos_id, np.arange(12)[None])
+    assert isinstance(batch, TokenBatch)
     for number, text in enumerate(shown):
         name = mixture.corpora[batch.corpus[0, number, 0]].name
         assert re.match(rf"row \d+ of {name}\n", text)
@@ -127,8 +126,8 @@ def test_user_error_is_a_one_line_message(config_path, tmp_path):
     failed = run(config_path)
     assert (failed.returncode, failed.stdout) == (USER_ERROR, "")
     assert failed.stderr == (
-        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Correct it, or "
-        "set data.bad_documents=skip to drop and count such documents.\n"
+        f"error: {tmp_path}/en.jsonl:1: text is not a string (it is of type int). Correct the "
+        "source, or set data.bad_documents=skip to skip and count bad documents.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Tests check shapes in signatures, in modules whose signatures have shapes."""
+"""Tests that shapes in signatures are checked while tests run."""
 
 import jax.numpy as jnp
 import jaxtyping

@@ -1,4 +1,4 @@
-"""The sweep command and the shipped sweep configs."""
+"""Tests of the sweep command and of the sweep configs in configs/."""
 
 from pathlib import Path
 import re
@@ -11,7 +11,7 @@ from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.trials import make_chains, mean_almr, mixture_order
 
-PAPER = "configs/sweep_8b.py"
+PAPER = "configs/llama3/sweep_8b.py"
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,8 @@ def at_the_root(monkeypatch):
 
 
 def trials_of(name):
-    config = load_config(f"configs/{name}.py", (), SweepConfig)
+    """Return the trials of a variable of the shipped sweeps of Llama-3 8B."""
+    config = load_config(f"{PAPER}:{name}", (), SweepConfig)
     return [trial for chain in make_chains(config) for trial in chain]
 
 
@@ -36,7 +37,9 @@ def test_budget_proposes_an_affordable_grid(capsys):
     assert sweep.main([PAPER, "--budget", "6000"]) == 0
     printed = capsys.readouterr().out
     assert 'AxisConfig("data.almr", (0.1, 0.2, 0.5, 0.7))' in printed
-    hours = float(re.search(r"trials .* ([\d.e+]+)\n", printed)[1])
+    found = re.search(r"trials .* ([\d.e+]+)\n", printed)
+    assert found
+    hours = float(found[1])
     assert 5000 < hours <= 6000
 
     assert sweep.main([PAPER, "--budget", "2000"]) == 0
@@ -55,29 +58,30 @@ def test_unknown_field_is_rejected():
 
 
 def test_help_is_printed_without_a_config(capsys):
-    assert sweep.main([]) == 0
-    assert "--dry-run" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([])
+    assert ended.value.code == 0 and "--dry-run" in capsys.readouterr().out
 
 
 def test_mixture_orders_have_equal_tokens():
     orders = {}
-    for trial in trials_of("sweep_order_8b"):
+    for trial in trials_of("order"):
         orders.setdefault(mixture_order(trial.config), []).append(float(mean_almr(trial.config)))
     assert orders == {name: [0.33] * 2 for name in ("interleaved", "block", "staged")}
 
 
 def test_presets_cover_the_questions_of_the_paper():
-    assert {t.config.data.almr for t in trials_of("sweep_ratios_8b")} == {0.25, 0.33, 0.4}
-    spanish, chinese = trials_of("sweep_spanish_8b"), trials_of("sweep_8b")
+    assert {t.config.data.almr for t in trials_of("ratios")} == {0.25, 0.33, 0.4}
+    spanish, chinese = trials_of("spanish"), trials_of("config")
     assert {t.config.data.additional[0].name for t in spanish} == {"es"}
     assert [t.name for t in spanish] == [t.name for t in chinese]
     with pytest.raises(UserError, match=r"runs/sweep_8b/law/law\.json: no such file"):
-        trials_of("sweep_rates_8b")
+        trials_of("rates")
 
 
 def test_learning_rates_are_multiples_of_the_laws():
     config = load_config(
-        "configs/sweep_rates_8b.py", ("--law", "docs/notes/study/law.json"), SweepConfig
+        "configs/llama3/sweep_8b.py:rates", ("--law", "docs/notes/study/law.json"), SweepConfig
     )
     rates = {}
     for chain in make_chains(config):

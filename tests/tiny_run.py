@@ -1,4 +1,4 @@
-"""Fixtures: a corpus of two languages and a config that trains on it in seconds."""
+"""Fixtures with a corpus of two languages and a config that trains on it in seconds."""
 
 from collections.abc import Callable
 import json
@@ -29,7 +29,8 @@ ALMR = 0.29
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Path:
-    """A folder with ``zh.jsonl``, ``en.jsonl``, their held-out parts and ``tokenizer.model``."""
+    """A folder with ``zh.jsonl``, ``en.jsonl``, their held-out documents and
+    ``tokenizer.model``."""
     folder = tmp_path_factory.mktemp("corpora")
     draw = np.random.default_rng(0)
     for language, words in WORDS.items():
@@ -55,7 +56,7 @@ def corpora(tmp_path_factory) -> Path:
 
 
 def _write_chats(folder: Path, language: str, words: list[str]) -> None:
-    """Write ``LANGUAGE.chats.jsonl`` and ``LANGUAGE.preferences.jsonl``, of one word per turn."""
+    """Write ``LANGUAGE.chats.jsonl`` and ``LANGUAGE.preferences.jsonl`` with one word per turn."""
     chats, preferences = [], []
     for number in range(40):
         prompt, chosen, rejected = (words[(number + shift) % len(words)] for shift in (0, 1, 2))
@@ -70,7 +71,8 @@ def _write_chats(folder: Path, language: str, words: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def make_config(corpora) -> Callable[..., TrainConfig]:
-    """A function ``make_config(output, **fields)`` for a run of 8 steps on one device."""
+    """A function ``make_config(output, **fields)`` that returns a config of 8 steps on one
+    device."""
     vocab_size = sentencepiece.SentencePieceProcessor(
         model_file=str(corpora / "tokenizer.model")
     ).get_piece_size()

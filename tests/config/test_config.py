@@ -1,4 +1,4 @@
-"""Configs are read, overridden and written; errors are one line that names the field."""
+"""Tests of reading, overriding and writing configs, and of their error messages."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -23,18 +23,19 @@ SHIPPED = ["cpt_1b", "cpt_8b", "cpt_70b", "sft_8b", "sft_70b", "dpo_8b", "dpo_70
 
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
-    """Run in the repository, because configs import each other."""
+    """Make the repository the current folder, because configs import each other."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture
 def shipped() -> TrainConfig:
-    return load_config("configs/cpt_8b.py")
+    return load_config("configs/llama3/cpt_8b.py")
 
 
 def load_error(path: str, *overrides: str) -> str:
-    """Return the one-line error of loading this config."""
+    """Return the message of the UserError that loading ``path`` raises; check that it is one
+    line."""
     with pytest.raises(UserError) as caught:
         load_config(path, overrides)
     assert "\n" not in str(caught.value)
@@ -43,7 +44,7 @@ def load_error(path: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_json_round_trip(name, tmp_path):
-    config = load_config(f"configs/{name}.py")
+    config = load_config(f"configs/llama3/{name}.py")
     save_config(config, tmp_path / "config.json")
     assert load_config(str(tmp_path / "config.json")) == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -58,9 +59,9 @@ def test_stages_survive_json(shipped, tmp_path):
 
 
 def test_overrides(shipped):
-    assert load_config("configs/cpt_8b.py", []) == shipped
+    assert load_config("configs/llama3/cpt_8b.py", []) == shipped
     changed = load_config(
-        "configs/cpt_8b.py",
+        "configs/llama3/cpt_8b.py",
         ["--data.almr", "0.29", "--num_steps", "7", "--compute.remat", "dots"],
     )
     assert changed == replace(
@@ -70,13 +71,13 @@ def test_overrides(shipped):
         compute=replace(shipped.compute, remat="dots"),
     )
     assert changed.data.almr_stages() == ((0, Fraction(29, 100)),)
-    staged = load_config("configs/cpt_8b.py", ["--data.almr", "0", "0.3", "100", "1.0"])
+    staged = load_config("configs/llama3/cpt_8b.py", ["--data.almr", "0", "0.3", "100", "1.0"])
     assert staged.data.almr == ((0, 0.3), (100, 1.0))
 
 
 @pytest.mark.parametrize("almr", ["1.5", "-0.1"])
 def test_almr_outside_zero_to_one_is_rejected(almr, shipped):
-    assert "data.almr" in load_error("configs/cpt_8b.py", f"--data.almr={almr}")
+    assert "data.almr" in load_error("configs/llama3/cpt_8b.py", f"--data.almr={almr}")
     with pytest.raises(UserError, match=r"must be in \[0, 1\]; set a share of tokens"):
         replace(shipped.data, almr=float(almr))
 
@@ -105,7 +106,7 @@ def test_invalid_stages_are_rejected(stages, shipped):
     ],
 )
 def test_invalid_overrides_name_the_field(overrides, expected):
-    assert expected in load_error("configs/cpt_8b.py", *overrides)
+    assert expected in load_error("configs/llama3/cpt_8b.py", *overrides)
 
 
 def change(values: dict, place: list, new: object) -> None:
@@ -122,7 +123,7 @@ def change(values: dict, place: list, new: object) -> None:
         (["num_steps"], "3", "num_steps='3' must be int"),
         (["num_steps"], True, "num_steps=True must be int"),
         (["model", "tied_embeddings"], 1, "tied_embeddings=1 must be bool"),
-        (["model"], 3, "must hold the fields of ModelConfig"),
+        (["model"], 3, "must be an object with the fields of ModelConfig"),
         (["data", "original"], "en", "must be a list"),
         (["data", "original", 0, "weight"], 0, "must be a finite number above 0"),
         (["data", "almr"], 7, "data.almr=7"),
@@ -209,19 +210,19 @@ def test_python_config_with_wrong_types_is_rejected(tmp_path):
     wrong = {
         'optimizer=replace(config.optimizer, schedule="consine")': "schedule='consine' must be",
         'compute=replace(config.compute, dtype="bf16")': "dtype='bf16' must be",
-        "evaluation=None": "evaluation=None must hold the fields",
+        "evaluation=None": "evaluation=None must be an object with the fields",
         "num_steps=10.5": "num_steps=10.5 must be int",
         "seed={1}": "seed={1} must be int",
         'output=""': "output is empty",
         "optimizer=OptimizerConfig(peak_learning_rate=None)": "peak_learning_rate=None must be",
-        'data=replace(config.data, additional=("zh", "x"))': "must hold the fields of CorpusConfig",
+        'data=replace(config.data, additional=("zh", "x"))': "the fields of CorpusConfig",
         "data=replace(config.data, almr='0.29')": "almr='0.29' must be",
         "seed=1 // 0": "ZeroDivisionError",
     }
     for number, (section, expected) in enumerate(wrong.items()):
         path = tmp_path / f"{number}.py"
         path.write_text(
-            "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
+            "from dataclasses import replace\nfrom configs.llama3.cpt_8b import config\n"
             f"from llama_cpt.config.schema import *\nconfig = replace(config, {section})\n"
         )
         with pytest.raises(UserError) as caught:
@@ -232,7 +233,7 @@ def test_python_config_with_wrong_types_is_rejected(tmp_path):
 def test_variable_of_a_config_file_is_read_by_name(tmp_path):
     path = tmp_path / "runs.py"
     path.write_text(
-        "from dataclasses import replace\nfrom configs.cpt_8b import config\n"
+        "from dataclasses import replace\nfrom configs.llama3.cpt_8b import config\n"
         "longer = replace(config, num_steps=9)\n"
     )
     assert load_config(f"{path}:longer").num_steps == 9
@@ -253,7 +254,10 @@ def test_lists_and_dicts_are_converted_to_sections(shipped):
 
 def test_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert load_config("configs/cpt_8b.py", ["--output", "~/runs/x"]).output == "/home/me/runs/x"
+    assert (
+        load_config("configs/llama3/cpt_8b.py", ["--output", "~/runs/x"]).output
+        == "/home/me/runs/x"
+    )
 
 
 def test_missing_architecture_constant_is_an_error(shipped, tmp_path):
@@ -267,7 +271,7 @@ def test_missing_architecture_constant_is_an_error(shipped, tmp_path):
 def test_shipped_configs_that_share_rows_prepare_the_same_ones():
     """Two configs with one folder of rows must agree in everything that makes the rows."""
     shared = {}
-    for path in Path(ROOT, "configs").glob("*.py"):
+    for path in Path(ROOT, "configs").rglob("*.py"):
         config = runpy.run_path(str(path)).get("config")
         if isinstance(config, TrainConfig):
             made = config.data.sequence_length, config.data.chat, type(config.objective)
@@ -302,7 +306,14 @@ def test_invalid_files_are_one_line_errors(name, content, expected, tmp_path):
 
 def test_command_prints_a_config_error_in_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "llama_cpt.train", "configs/cpt_8b.py", "--data.almrr", "0.3"],
+        [
+            sys.executable,
+            "-m",
+            "llama_cpt.train",
+            "configs/llama3/cpt_8b.py",
+            "--data.almrr",
+            "0.3",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -313,7 +324,7 @@ def test_command_prints_a_config_error_in_one_line():
 
 
 def test_overrides_of_a_pipeline_stage():
-    path = "configs/demo_pipeline.py"
+    path = "configs/demo/pipeline.py"
     config = load_config(
         path, ["--stages.1.num-steps", "7", "--max-new-tokens", "9"], PipelineConfig
     )
@@ -321,4 +332,4 @@ def test_overrides_of_a_pipeline_stage():
     with pytest.raises(UserError, match=r"'stages.1.num_step'; did you mean 'stages.1.num_steps'"):
         load_config(path, ["--stages.1.num-step", "7"], PipelineConfig)
     with pytest.raises(UserError, match=r"does not define `config = PipelineConfig"):
-        load_config("configs/cpt_8b.py", (), PipelineConfig)
+        load_config("configs/llama3/cpt_8b.py", (), PipelineConfig)

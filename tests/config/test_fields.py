@@ -1,4 +1,4 @@
-"""Each config field declares its part in the compiled step, on resume, and whether it is a path."""
+"""Tests of the traits of config fields: compiled step, resume and paths."""
 
 import dataclasses
 from dataclasses import replace
@@ -22,7 +22,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.config.sweep import LEARNING_RATE_FIELD, AxisConfig, SizeConfig, SweepConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = load_config(str(ROOT / "configs/cpt_8b.py"))
+CONFIG = load_config(str(ROOT / "configs/llama3/cpt_8b.py"))
 
 
 def with_optimizer(**changes) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Slices by name and by shape."""
+"""Tests of TPU slices by name and by shape."""
 
 import math
 

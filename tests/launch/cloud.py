@@ -1,4 +1,5 @@
-"""A fake cloud: the launch scripts run with ``fake_cloud.sh``, which follows a plan."""
+"""A fake cloud for the launch scripts, with ``fake_cloud.sh`` in place of ``gcloud`` and
+``xpk``."""
 
 from collections.abc import Sequence
 import contextlib
@@ -24,7 +25,7 @@ SETTINGS = {
     "SLICES": "1",
     "SERVICE_ACCOUNT": "trainer@a-project",
     "BUCKET": "a-bucket",
-    "CONFIG": "configs/cpt_1b.py",
+    "CONFIG": "configs/llama3/cpt_1b.py",
     "OUTPUT": "gs://a-bucket/runs/cpt",
     "TRAIN_ARGS": "(--data.almr '0.3 3')",
     "EXPORT": "gs://a-bucket/exported/cpt",
@@ -45,14 +46,14 @@ Ran = subprocess.CompletedProcess[str]
 
 
 def ended(started: Started) -> Ran:
-    """Wait for the script; return its status and output."""
+    """Wait until the script exits and return its exit status and output."""
     output, errors = started.communicate(timeout=300)
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """The folder that represents Google Cloud, and a checkout with the scripts."""
+    """A fake Google Cloud, with its state in a folder, and a checkout with the launch scripts."""
 
     place: Path
     checkout: Path
@@ -60,7 +61,10 @@ class Cloud:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Started:
-        """Start a script with ``settings``; ``plan`` maps a verb to the outcomes of its calls."""
+        """Start a launch script with ``settings`` as environment variables.
+
+        ``plan`` maps a verb of ``gcloud`` to the outcomes of its successive calls.
+        """
         for verb, lines in (plan or {}).items():
             (self.place / "plan" / verb).write_text("".join(f"{line}\n" for line in lines))
         places = {"MOUNT": str(self.place / "mount"), "COLLECTED": str(self.place / "collected")}
@@ -86,11 +90,11 @@ class Cloud:
         )
 
     def run(self, script: str, *words: str, plan: Plan | None = None, **settings: str) -> Ran:
-        """Start a script and wait until it ends."""
+        """Start a launch script, wait until it exits and return its exit status and output."""
         return ended(self.start(script, *words, plan=plan, **settings))
 
     def is_up(self) -> None:
-        """Create the TPUs and set them up."""
+        """Run ``create.sh`` and ``setup.sh`` and check that both succeed."""
         (self.place / "request").write_text("ACTIVE")
         (self.place / "mount").symlink_to(self.place / "bucket")
         for worker in range(self.workers):
@@ -101,14 +105,15 @@ class Cloud:
             (host / "llama_cpt_revision").write_text(f"{self.revision()}\n")
 
     def save(self, step: int, run: str = "cpt", processes: int = 2) -> None:
-        """Write a checkpoint of two processes, of which ``processes`` wrote their manifests."""
+        """Write a checkpoint of two processes; the first ``processes`` have written their
+        manifests."""
         folder = self.place / "bucket" / "runs" / run / "checkpoints"
         (folder / str(step)).mkdir(parents=True)
         for process in range(processes):
             (folder / f"{step}.manifest-0000{process}-of-00002.json").touch()
 
     def revision(self) -> str:
-        """Return the commit that hosts must have."""
+        """Return the short hash of the commit that hosts must have installed."""
         git = ["git", "-C", str(self.checkout), "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -126,32 +131,33 @@ class Cloud:
                 os.killpg(int(group.read_text()), signal.SIGKILL)
 
     def calls(self) -> list[str]:
-        """Return the calls of gcloud in order, except for queries."""
+        """Return the command lines of ``gcloud`` in order, without those that only query."""
         file = self.place / "calls"
         lines = file.read_text().splitlines() if file.exists() else []
         calls = [re.sub(r"^ssh bash \S*(?:install|job)\.sh", "host", line) for line in lines]
         return [line for line in calls if line != "host state"]
 
     def verbs(self) -> list[str]:
-        """Return the verbs of ``calls``, and for calls on hosts the action there."""
+        """Return the verb of each of ``calls``; for a command on hosts, the action of that
+        command."""
         words = [line.split() for line in self.calls()]
         known = {"start": "start", "stop": "stop"}
         return [known.get(word[1], "install") if word[0] == "host" else word[0] for word in words]
 
     def billed(self) -> bool:
-        """Return whether a request or a node is left."""
+        """Return whether a queued resource or a node still exists."""
         return (self.place / "request").exists() or (self.place / "hosts").exists()
 
     def processes(self) -> list[str]:
-        """Return the command lines of processes that contain this cloud's folder."""
+        """Return the command lines of running processes that mention this cloud's folder."""
         found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
         return [line for line in found.splitlines() if str(self.place) in line]
 
 
 def make_checkout(place: Path) -> Path:
-    """Make a repository with the present launch scripts in one commit."""
-    (place / "configs").mkdir(parents=True)
-    (place / "configs" / "cpt_1b.py").touch()
+    """Create a Git repository with the current launch scripts in one commit and return its path."""
+    (place / "configs" / "llama3").mkdir(parents=True)
+    (place / "configs" / "llama3" / "cpt_1b.py").touch()
     shutil.copytree(ROOT / "launch", place / "launch")
     git = ["git", "-C", str(place), "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
@@ -160,7 +166,8 @@ def make_checkout(place: Path) -> Path:
 
 
 def make_cloud(place: Path, checkout: Path, commands: Sequence[str] = ("gcloud", "xpk")) -> Cloud:
-    """Make an empty cloud, with fakes of ``commands`` and of the programs of a host on PATH."""
+    """Create a cloud without TPUs, with fakes of ``commands`` and of the programs of a host on
+    PATH."""
     for folder in ("bin", "plan", "bucket"):
         (place / folder).mkdir()
     for command in (*commands, *OF_HOSTS):

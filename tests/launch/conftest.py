@@ -1,4 +1,4 @@
-"""A fake cloud, and a checkout with the launch scripts."""
+"""Fixtures with a fake cloud and a checkout with the launch scripts."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""Local services with the API that ``gcloud`` uses: a queued resource, its hosts, a bucket.
+"""Local servers with the APIs that ``gcloud`` calls for a queued resource, its hosts and a bucket.
 
-Their state is in the folder of a ``Cloud``, as that of ``fake_cloud.sh``.
+Their state is in the folder of a ``Cloud``, which ``fake_cloud.sh`` uses too.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
 
 
 class FolderObjects(MutableMapping[str, bytes]):
-    """The objects of a bucket by name, stored as the files of a folder."""
+    """A mapping from names to contents of a bucket's objects, stored as files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,8 @@ class FolderObjects(MutableMapping[str, bytes]):
 
 
 class TpuService(ThreadingHTTPServer):
-    """Queued resources and nodes of Cloud TPU, and the part of Compute Engine that ssh needs."""
+    """A server for queued resources and nodes, and for the parts of Compute Engine that ssh
+    needs."""
 
     daemon_threads = True
 
@@ -57,7 +58,7 @@ class TpuService(ThreadingHTTPServer):
         self.place, self.power_off = cloud.place, cloud.power_off
         self.workers = cloud.workers
         self.asked: list[dict] = []
-        """Requests that were accepted."""
+        """Accepted requests for queued resources."""
         self.deleted = 0
 
     @property
@@ -65,7 +66,7 @@ class TpuService(ThreadingHTTPServer):
         return self.place / "hosts"
 
     def take(self, identity: str, request: dict) -> None:
-        """Accept the request, and create its hosts."""
+        """Accept a request for a queued resource and create its hosts."""
         self.asked.append(request)
         (spec,) = request["tpu"]["nodeSpec"]
         slices = spec.get("multisliceParams", {})
@@ -80,14 +81,14 @@ class TpuService(ThreadingHTTPServer):
         (self.place / "request").write_text("WAITING_FOR_RESOURCES,PROVISIONING,ACTIVE")
 
     def delete(self) -> None:
-        """Delete the request and all of its hosts."""
+        """Delete the queued resource and all of its hosts."""
         self.deleted += 1
         self.power_off()
         shutil.rmtree(self.hosts)
         (self.place / "request").unlink()
 
     def requests(self, parent: str) -> list[dict]:
-        """Return the queued resource, if any; each call advances it by one state."""
+        """Return a list of the queued resource, or [] without one. Each call advances its state."""
         file = self.place / "request"
         if not file.exists():
             return []
@@ -102,7 +103,7 @@ class TpuService(ThreadingHTTPServer):
         return sorted(path.parent.name for path in self.hosts.glob("*/0"))
 
     def node(self, parent: str, node: str) -> dict:
-        """Return the description of a node, with the addresses of its hosts in order."""
+        """Return the description of a node with the addresses of its hosts, ordered by worker."""
         hosts = sorted((self.hosts / node).iterdir())
         addresses = [(host / "address").read_text().strip() for host in hosts]
         ends = [{"ipAddress": ip, "accessConfig": {"externalIp": ip}} for ip in addresses]
@@ -133,7 +134,7 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def response(self, sent: dict) -> dict | None:
-        """Return the response to a request; None is status 404."""
+        """Return the JSON response to a request, or None for status 404."""
         url = urlsplit(self.path)
         parent, _, thing = url.path.partition("/v2/")[2].partition("/locations/")
         zone, _, thing = thing.partition("/")
@@ -167,7 +168,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def google_cloud(cloud: Cloud) -> Iterator[TpuService]:
-    """Context manager in which ``cloud`` uses these services through the real ``gcloud``."""
+    """Context manager in which ``cloud`` runs the real ``gcloud`` with these local servers."""
     bucket = cloud.place / "bucket"
     with storage(bucket) as stored, TpuService(cloud) as service:
         stored.objects = FolderObjects(bucket)

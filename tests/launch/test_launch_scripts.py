@@ -1,4 +1,4 @@
-"""The launch scripts with a fake cloud that fails, hangs and preempts by a plan."""
+"""Tests of the launch scripts in a fake cloud that fails, hangs and preempts hosts."""
 
 import os
 from pathlib import Path
@@ -50,7 +50,8 @@ def test_a_run_survives_preemption_and_lost_peers(cloud):
     for host in ("cpt-0", "cpt-1"):
         trained = (cloud.place / f"trained.{host}").read_text().splitlines()
         assert trained == 4 * [
-            "-m llama_cpt.train configs/cpt_1b.py --output gs://a-bucket/runs/cpt --data.almr 0.3 3"
+            "-m llama_cpt.train configs/llama3/cpt_1b.py --output gs://a-bucket/runs/cpt "
+            "--data.almr 0.3 3"
         ]
     assert len(list((cloud.place / "bucket" / "logs" / "cpt").iterdir())) >= 3
 

@@ -1,4 +1,4 @@
-"""Settings, dry runs and xpk of the launch scripts."""
+"""Tests of the launch scripts' settings, dry runs and xpk commands."""
 
 import re
 import subprocess
@@ -56,18 +56,18 @@ def test_a_setting_from_an_unset_variable_is_rejected(cloud):
 
 def test_an_uncommitted_config_is_rejected(tmp_path):
     own = make_cloud(tmp_path, make_checkout(tmp_path / "llama_cpt"))
-    (own.checkout / "configs" / "new.py").touch()
-    (own.checkout / "configs" / "cpt_1b.py").write_text("changed = True\n")
+    (own.checkout / "configs" / "llama3" / "new.py").touch()
+    (own.checkout / "configs" / "llama3" / "cpt_1b.py").write_text("changed = True\n")
     for config, message in (
         ("new", "is not in the commit HEAD"),
         ("cpt_1b", "differs from the commit"),
     ):
         for script in ("create", "run"):
-            for path in (f"configs/{config}.py", f"configs/{config}.py:config"):
+            for path in (f"configs/llama3/{config}.py", f"configs/llama3/{config}.py:config"):
                 ran = own.run(script, CONFIG=path)
                 assert ran.returncode == 78 and f"CONFIG={path} {message}" in ran.stderr
     assert not own.calls()
-    for path in ("configs/cpt_1b.py", "configs/cpt_1b.py:config"):
+    for path in ("configs/llama3/cpt_1b.py", "configs/llama3/cpt_1b.py:config"):
         assert own.run("create", CONFIG=path, REVISION=own.revision()).returncode == 0
     assert own.run("delete", CONFIG="configs/none.py").returncode == 0
 

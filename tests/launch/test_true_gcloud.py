@@ -1,4 +1,4 @@
-"""The launch scripts with the real ``gcloud``: its options, answers and exit statuses."""
+"""Tests of the launch scripts with the real ``gcloud`` and local servers."""
 
 import re
 import shutil

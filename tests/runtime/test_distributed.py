@@ -1,4 +1,4 @@
-"""Processes, exit statuses and retries as one process sees them; tests/processes runs several."""
+"""Tests of processes, exit statuses and retries in a single process; see also tests/processes."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Tests that a file is written atomically."""
 
 from pathlib import Path
 

@@ -1,16 +1,21 @@
-"""Metrics survive a kill, a resume and a loss that is not finite."""
+"""Tests of metrics after a kill, after a resume and with values that are not finite."""
 
 import json
 import math
 import types
+from typing import Any
 
 from etils import epath
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 
 from llama_cpt.runtime import metrics
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter
+
+# protobuf makes these classes when the module is imported, so type checkers do not know them.
+Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def lines_of(folder):
@@ -18,7 +23,7 @@ def lines_of(folder):
 
 
 def events_of(folder):
-    """Return the events of each file, in order; a record is a length, a CRC, bytes and a CRC."""
+    """Return the events of each file in order; a record is a length, a CRC, bytes and a CRC."""
     found = []
     for file in sorted((folder / "tensorboard").iterdir()):
         data, events = file.read_bytes(), []
@@ -75,6 +80,16 @@ def test_torn_lines_are_dropped(tmp_path, last):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 3, "train/loss": 1.0}\n' + last)
     write_steps(tmp_path, 3, [4])
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 4]
+
+
+def test_reader_returns_the_lines_up_to_a_step_and_ignores_an_incomplete_one(tmp_path):
+    file = epath.Path(tmp_path) / metrics.FILE
+    assert metrics.read_lines(file) == []
+    write_steps(tmp_path, None, [1, 2, 3])
+    with open(file, "a") as torn:
+        torn.write('{"step": 2, "train/lo')
+    assert [line["step"] for line in metrics.read_lines(file)] == [1, 2, 3]
+    assert [line["step"] for line in metrics.read_lines(file, 2)] == [1, 2]
 
 
 def test_new_run_drops_former_lines(tmp_path):
@@ -139,6 +154,7 @@ def test_transient_error_is_not_a_user_error(tmp_path, monkeypatch):
 def test_full_disk_is_a_user_error(tmp_path):
     writer = MetricsWriter(tmp_path, None)
     writer.write(1, {"train/loss": 1.0})
+    assert writer._lines is not None
     writer._lines.close()
     writer._lines = open("/dev/full", "w")
     with pytest.raises(UserError, match="metrics cannot be written: No space left"):

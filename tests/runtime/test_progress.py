@@ -1,4 +1,4 @@
-"""Progress lines appear in the primary process only."""
+"""Tests that only the primary process shows progress lines."""
 
 from llama_cpt.runtime import progress
 

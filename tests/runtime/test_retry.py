@@ -1,4 +1,4 @@
-"""Errors are classified as transient or permanent."""
+"""Tests of the classification of errors as transient or permanent."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A remote path without access or answer is an error in bounded time; a missing one is not."""
+"""Tests that inaccessible and unanswered remote paths raise errors, and missing paths do not."""
 
 import errno
 import os

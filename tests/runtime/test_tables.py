@@ -1,4 +1,4 @@
-"""Tables keep their shape whatever is in a cell."""
+"""Tests that special characters in cells do not break a table."""
 
 from llama_cpt.runtime.tables import aligned_table, markdown_table
 
