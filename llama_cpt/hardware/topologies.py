@@ -23,8 +23,8 @@ class Family:
     pod: tuple[int, ...]
     """Number of chips along each side of a pod, which limits the sides of a slice."""
     counted: int
-    """What the number in the name of a slice counts per chip: 2 if it counts cores (v5p-256 has 128
-    chips), 1 if it counts chips."""
+    """Number of units per chip that a slice name counts: 2 if the name contains the number of cores
+    (v5p-256 has 128 chips), 1 if it contains the number of chips."""
     devices: int
     """Number of JAX devices per chip."""
     max_chips: int
