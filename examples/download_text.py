@@ -24,7 +24,7 @@ from huggingface_hub import HfFileSystem
 import pyarrow.parquet as parquet
 
 from llama_cpt.runtime.atomic_dir import atomic_dir
-from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.errors import UsageError, UserError, first_line, one_line_errors
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hub import DOWNLOAD_ERRORS
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         except UserError:
             raise
         except DOWNLOAD_ERRORS as error:
-            reason = (str(error).splitlines() or [repr(error)])[0]
+            reason = first_line(error)
             raise UserError(
                 f"{DATASET}: the download stopped: {reason}. Check the network and run the command "
                 "again; it skips languages that are complete."

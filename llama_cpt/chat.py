@@ -1,7 +1,6 @@
 """The command that chats with a model in a terminal: ``python -m llama_cpt.chat MODEL``."""
 
 import argparse
-from collections.abc import Generator
 import dataclasses
 import io
 import json
@@ -103,8 +102,7 @@ def _answer(session: ChatSession, line: str) -> None:
         # The other processes already compute the next tokens, so this process cannot stop alone.
         if process_count() > 1:
             raise
-        if isinstance(answer, Generator):
-            answer.close()
+        answer.close()
     _print_text("\n")
     if session.dropped:
         _print_notice(f"the context is full: the oldest {session.dropped} messages were left out.")

@@ -140,11 +140,10 @@ def _search(config: TrainConfig, topology: Topology, as_json: bool) -> int:
         left.remove(one)
         program = topology_program(one.config, topology.text, topology.slices)
         plan = compiled_plan(one.config, topology, program)
-        fits = False
-        if isinstance(plan, Plan) and plan.memory.fits:
-            fits = True
-            found.append((one, plan))
-        tried.append(CompiledCandidate(one, bytes_needed(plan), fits))
+        fitting = plan if isinstance(plan, Plan) and plan.memory.fits else None
+        if fitting:
+            found.append((one, fitting))
+        tried.append(CompiledCandidate(one, bytes_needed(plan), fitting is not None))
         logger.info(format_trial(tried[-1]))
     if not found:
         if as_json:

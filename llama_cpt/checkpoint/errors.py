@@ -3,7 +3,7 @@
 import errno
 import os
 
-from llama_cpt.runtime.errors import PREEMPTED, USER_ERROR, UserError
+from llama_cpt.runtime.errors import PREEMPTED, USER_ERROR, UserError, first_line
 from llama_cpt.runtime.retry import is_permanent
 
 
@@ -33,7 +33,7 @@ def save_error(folder: str, step: int, error: Exception, keep: int, kept: list[i
     ``keep`` is ``checkpoint.keep`` of the run. ``kept`` contains the steps of existing checkpoints.
     """
     full = os.strerror(errno.ENOSPC) in str(error)
-    reason = "the disk is full" if full else (str(error).splitlines() or [repr(error)])[0]
+    reason = "the disk is full" if full else first_line(error)
     smaller = " or decrease checkpoint.keep" if keep > 1 else ""
     remedy = f" Free disk space{smaller}." if full else ""
     return SaveError(

@@ -66,9 +66,11 @@ def save_config(config: Config, path: Any) -> None:
 _MOVED = {
     **{
         name: f"configs.llama3.{name}"
-        for name in "cpt_1b cpt_8b cpt_8b_long cpt_70b sft_8b sft_70b dpo_8b dpo_70b".split()
+        for name in (
+            *("models", "cpt_1b", "cpt_8b", "cpt_8b_long", "cpt_70b"),
+            *("sft_8b", "sft_70b", "dpo_8b", "dpo_70b", "sweep_8b"),
+        )
     },
-    **{name: f"configs.llama3.{name}" for name in ("models", "sweep_8b")},
     **{
         f"{folder}_{name}": f"configs.{folder}.{name}"
         for folder in ("demo", "real_text")

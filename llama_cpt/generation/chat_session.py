@@ -46,7 +46,7 @@ class ChatSession:
         """Remove all messages except the system message."""
         self.messages = [message for message in self.messages if message.role == "system"]
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str]:
         """Yield the answer to ``text`` in pieces.
 
         At the end of the iteration, ``text`` and the answer are appended to ``messages``. If the

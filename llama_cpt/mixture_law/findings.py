@@ -66,6 +66,11 @@ def format_loss(interval: Interval) -> str:
     return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
+def _format_ratio(interval: Interval) -> str:
+    """Return an ALMR with its interval: ``0.585 (0.532 to 0.652)``."""
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
 def _format_rate(interval: Interval) -> str:
     """Return a learning rate and its interval as text."""
     value, low, high = (rate(float(end)) for end in interval)
@@ -147,12 +152,11 @@ def extrapolation_rows(law: Law) -> Rows:
     """Return rows with the optimum at each model size."""
     rows: Rows = [("parameters", "tokens", "ALMR", "learning rate", "")]
     for optimum in law.extrapolation.optima if law.extrapolation else ():
-        almr = optimum.almr
         rows.append(
             (
                 amount(optimum.parameters),
                 amount(optimum.tokens),
-                f"{almr.value:.3f} ({almr.low:.3f} to {almr.high:.3f})",
+                _format_ratio(optimum.almr),
                 _format_rate(optimum.learning_rate),
                 "extrapolated" if optimum.target else "fitted",
             )
@@ -185,12 +189,11 @@ def pair_rows(law: Law) -> Rows:
         )
     ]
     for number, pair in enumerate(law.pairs, 1):
-        almr = pair.almr
         rows.append(
             (
                 str(number),
                 pair.pair,
-                f"{almr.value:.3f} ({almr.low:.3f} to {almr.high:.3f})" if almr else "",
+                _format_ratio(pair.almr) if pair.almr else "",
                 _format_rate(pair.learning_rate) if pair.learning_rate else "",
                 _difference(pair.almr_difference, number),
                 _difference(pair.decades_difference, number),

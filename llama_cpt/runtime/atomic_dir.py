@@ -5,7 +5,7 @@ import contextlib
 
 from etils import epath
 
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.storage import check_reachable, storage_error
 
 INCOMPLETE = ".incomplete"
@@ -51,6 +51,6 @@ def atomic_dir(output: str) -> Generator[epath.Path]:
                 final.rmdir()
             folder.rename(final)
     except OSError as error:
-        reason = error.strerror or (str(error).splitlines() or [repr(error)])[0]
+        reason = error.strerror or first_line(error)
         message = f"{output}: cannot be written ({reason}); the incomplete folder was removed."
         raise storage_error(error, message) from error

@@ -58,6 +58,11 @@ def exit_status(error: BaseException) -> int:
     return PREEMPTED if describes_transient(str(error)) else BUG
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of ``error``, or its ``repr`` if it has no message."""
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Generator[None]:
     """Context manager for a command: configures the log and turns an error into an exit status.

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-import re
 
 
 @dataclass(frozen=True)
@@ -17,11 +16,6 @@ class Metric:
     """The unit of the value. Empty for a number without a unit."""
     meaning: str
     """Markdown text that describes the value."""
-
-    def matches(self, key: str) -> bool:
-        """Return whether ``key`` is the key of this metric, for any corpus name."""
-        pattern = re.escape(self.key).replace("NAME", "[^/]+")
-        return re.fullmatch(pattern, key) is not None
 
 
 TRAINING = (

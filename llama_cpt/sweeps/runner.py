@@ -108,12 +108,11 @@ def _run_chain(chain: BudgetChain, shared: SharedWork, progress: SweepProgress) 
         status = read_status(trial)
         if status and status.status != "failed":
             continue
-        if trial.parent:
-            parent = read_status(trial.parent)
-            if parent and parent.status != "done":
-                write_status(trial, TrialStatus(parent.status, f"as {trial.parent.name} did"))
-                progress.report(trial)
-                continue
+        parent = trial.parent
+        if parent and (ended := read_status(parent)) and ended.status != "done":
+            write_status(trial, TrialStatus(ended.status, f"as {parent.name} did"))
+            progress.report(trial)
+            continue
         outcome = _run_trial(trial, shared, progress)
         if outcome is not Outcome.FINISHED:
             return outcome

@@ -106,7 +106,6 @@ class Run:
             start_row=first_step * config.global_batch_size,
             rows_here=placement.local_rows,
         )
-        assert isinstance(source, Generator)
         with contextlib.closing(source):
             for batch in source:
                 yield placement.to_global(batch)

@@ -6,7 +6,7 @@ from etils import epath
 import huggingface_hub
 from huggingface_hub import errors
 
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.retry import is_permanent
 from llama_cpt.runtime.storage import UnreachableError, check_reachable
 
@@ -58,7 +58,7 @@ def _download(name: str, patterns: list[str]) -> str:
             "name a folder that holds the model."
         ) from None
     except DOWNLOAD_ERRORS as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
+        reason = first_line(error)
         kind = UnreachableError if _is_transient(error) else UserError
         raise kind(
             f"{name}: the download failed: {reason}. Run the command again to resume the download."

@@ -190,7 +190,7 @@ class _Request(urllib.request.Request):
     _socket: socket.socket | None = None
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Generator[None, None, None]:
+    def within(self, seconds: float) -> Generator[None]:
         """Shut the connection down if the ``with`` block takes more than ``seconds``."""
         self.seconds = seconds
         timer = threading.Timer(seconds, self._expire)
