@@ -128,9 +128,7 @@ def _optimize(enabled: bool) -> None:
 
 def _use_cache(enabled: bool) -> None:
     """Turn the compilation cache on or off; JAX cannot load TPU programs from it without a TPU."""
-    # JAX adds its options to the class at run time.
-    current = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    if current != enabled:
+    if jax.config.values["jax_enable_compilation_cache"] != enabled:
         jax.config.update("jax_enable_compilation_cache", enabled)
         # JAX reads the setting only once, unless the cache is reset.
         jax_cache.reset_cache()

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 from llama_cpt import chat
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.generation.chat_session import ChatSession, find_chat_template, stream_text
@@ -27,6 +27,7 @@ from llama_cpt.weights.safetensors import file_header
 from llama_cpt.weights.source import open_source
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.conftest import ROOT
+from tests.tiny_run import tiny_model
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
@@ -37,20 +38,7 @@ def write_tokenizer(folder: Path) -> Tokenizer:
 def session_parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     tokenizer = write_tokenizer(folder)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        mlp_dim=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-5,
-        tied_embeddings=True,
-        context_length=128,
-    )
+    config = tiny_model(tokenizer.vocab_size)
     model = Llama(config, jax.random.key(0))
     return folder, tokenizer, model
 

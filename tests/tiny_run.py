@@ -27,6 +27,24 @@ WORDS = {
 ALMR = 0.29
 
 
+def tiny_model(vocab_size: int, *, num_layers: int = 1, context_length: int = 128) -> ModelConfig:
+    """Return the config of a model that is built and run in milliseconds."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        embed_dim=16,
+        mlp_dim=32,
+        num_layers=num_layers,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        rope_theta=1e4,
+        rope_scaling=None,
+        norm_eps=1e-5,
+        tied_embeddings=True,
+        context_length=context_length,
+    )
+
+
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Path:
     """A folder with ``zh.jsonl``, ``en.jsonl``, their held-out documents and
@@ -76,20 +94,7 @@ def make_config(corpora) -> Callable[..., TrainConfig]:
     vocab_size = sentencepiece.SentencePieceProcessor(
         model_file=str(corpora / "tokenizer.model")
     ).get_piece_size()
-    model = ModelConfig(
-        vocab_size=vocab_size,
-        embed_dim=16,
-        mlp_dim=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-5,
-        tied_embeddings=True,
-        context_length=32,
-    )
+    model = tiny_model(vocab_size, num_layers=2, context_length=32)
 
     def corpus(name: str, file: str) -> tuple[CorpusConfig, ...]:
         return (CorpusConfig(name, str(corpora / f"{file}.jsonl")),)

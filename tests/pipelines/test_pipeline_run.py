@@ -21,6 +21,7 @@ from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.pipelines.run import run_pipeline
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metric_table import SECTIONS
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
@@ -96,6 +97,15 @@ def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     settings = json.loads((output / "exported" / "generation_config.json").read_text())
     tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
     assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
+
+    documented = {metric.key for section in SECTIONS.values() for metric in section}
+    names = {corpus.name for stage in pipeline.stages for corpus in stage.data.heldout}
+    names |= {one.name for s in pipeline.stages for one in s.data.additional + s.data.original}
+    written = {key for stage in pipeline.stages for line in metrics(stage) for key in line}
+    general = {
+        "/".join("NAME" if part in names else part for part in key.split("/")) for key in written
+    }
+    assert general - {"step"} <= documented
 
     _, sft, dpo = pipeline.linked_stages()
     assert sft.init_from == pipeline.stages[0].output and dpo.init_from == sft.output

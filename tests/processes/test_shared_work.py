@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from llama_cpt import chat, convert
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
@@ -45,6 +45,7 @@ from llama_cpt.training.run import build_run
 from llama_cpt.training.trace import Trace
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.objectives.preferences import preference_batch, random_pairs
+from tests.tiny_run import tiny_model
 from tests.weights.hf_models import save_llama
 
 
@@ -112,20 +113,7 @@ def test_run_prepares_rows_in_the_primary_first(run_processes, make_config, tmp_
 def talk_parts(tmp_path_factory):
     """The tokenizer and the model of a chat."""
     tokenizer = load_tokenizer(str(write_byte_tokenizer(tmp_path_factory.mktemp("chat"))))
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        mlp_dim=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-5,
-        tied_embeddings=True,
-        context_length=128,
-    )
+    config = tiny_model(tokenizer.vocab_size)
     return tokenizer, Llama(config, jax.random.key(0))
 
 

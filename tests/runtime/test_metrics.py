@@ -3,19 +3,13 @@
 import json
 import math
 import types
-from typing import Any
 
 from etils import epath
 import pytest
-from tensorboardX.proto import event_pb2
 
 from llama_cpt.runtime import metrics
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.metrics import MetricsWriter
-
-# protobuf makes these classes when the module is imported, so type checkers do not know them.
-Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
-SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from llama_cpt.runtime.metrics import Event, MetricsWriter, SessionLog
 
 
 def lines_of(folder):

@@ -8,26 +8,14 @@ import pytest
 
 from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.fields import to_dict
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.source import open_source
+from tests.tiny_run import tiny_model
 
-CONFIG = ModelConfig(
-    vocab_size=32,
-    embed_dim=16,
-    mlp_dim=32,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-5,
-    tied_embeddings=True,
-    context_length=64,
-)
+CONFIG = tiny_model(32, context_length=64)
 
 
 @pytest.fixture(scope="module")
