@@ -3,6 +3,8 @@
 from dataclasses import replace
 import json
 from pathlib import Path
+import re
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -185,14 +187,77 @@ def test_law_predicts_as_it_did(tmp_path):
         np.testing.assert_array_equal(theirs[group].value, ours[group].value)
 
 
-@pytest.mark.parametrize(
-    ("former", "current"),
-    [("cpt_8b", "llama3.cpt_8b"), ("demo_sft", "demo.sft"), ("study", "study.base_models")],
-)
+# All config files that version 0.1 had in configs/, without the suffix, and their present paths.
+MOVED_CONFIGS = {
+    "cpt_1b": "llama3/cpt_1b.py",
+    "cpt_70b": "llama3/cpt_70b.py",
+    "cpt_8b": "llama3/cpt_8b.py",
+    "cpt_8b_long": "llama3/cpt_8b_long.py",
+    "demo_base": "demo/base.py",
+    "demo_cpt": "demo/cpt.py",
+    "demo_dpo": "demo/dpo.py",
+    "demo_pipeline": "demo/pipeline.py",
+    "demo_sft": "demo/sft.py",
+    "dpo_70b": "llama3/dpo_70b.py",
+    "dpo_8b": "llama3/dpo_8b.py",
+    "models": "llama3/models.py",
+    "real_text": "real_text/base.py",
+    "real_text_cpt": "real_text/cpt.py",
+    "real_text_dpo": "real_text/dpo.py",
+    "real_text_pipeline": "real_text/pipeline.py",
+    "real_text_sft": "real_text/sft.py",
+    "sft_70b": "llama3/sft_70b.py",
+    "sft_8b": "llama3/sft_8b.py",
+    "study": "study/base_models.py",
+    "study_large": "study/base_models.py:large",
+    "study_large_noise_sweep": "study/sweeps.py:large_noise",
+    "study_large_sweep": "study/sweeps.py:large",
+    "study_middle": "study/base_models.py:middle",
+    "study_middle_sweep": "study/sweeps.py:middle",
+    "study_noise_sweep": "study/sweeps.py:noise",
+    "study_small": "study/base_models.py:small",
+    "study_small_sweep": "study/sweeps.py:small",
+    "sweep_8b": "llama3/sweep_8b.py",
+    "sweep_order_8b": "llama3/sweep_8b.py:order",
+    "sweep_rates_8b": "llama3/sweep_8b.py:rates",
+    "sweep_ratios_8b": "llama3/sweep_8b.py:ratios",
+    "sweep_spanish_8b": "llama3/sweep_8b.py:spanish",
+    "world_study": "demo/study.py",
+    "world_study_ar": "demo/study.py:sweep_ar",
+    "world_study_base": "demo/study.py:base",
+    "world_study_cpt": "demo/study.py:cpt_ar",
+    "world_study_zh": "demo/study.py:sweep_zh",
+}
+
+
+@pytest.mark.parametrize(("former", "current"), MOVED_CONFIGS.items())
 def test_moved_config_is_an_error_that_names_the_new_path(former, current, tmp_path):
+    file, _, variable = current.partition(":")
+    module = f"configs.{file.removesuffix('.py').replace('/', '.')}"
+    assert (ROOT / "configs" / file).is_file()
+    with pytest.raises(UserError, match=re.escape(f"see configs/{current}.") + "$"):
+        load_config(f"configs/{former}.py")
     path = tmp_path / "mine.py"
     path.write_text(f"from configs.{former} import config\n", "utf-8")
-    with pytest.raises(UserError, match=rf"configs\.{former} is now named configs\.{current}\."):
+    now = f"the variable {variable} of {module}" if variable else f"named {module}"
+    with pytest.raises(UserError, match=re.escape(f"configs.{former} is now {now}.") + "$"):
         load_config(str(path))
-    with pytest.raises(UserError, match=f"see configs/{current.replace('.', '/')}.py"):
-        load_config(f"configs/{former}.py")
+
+
+@pytest.mark.parametrize("current", [path for path in MOVED_CONFIGS.values() if ":" in path])
+def test_new_path_of_a_moved_config_can_be_loaded(current):
+    name = current.partition(":")[2]
+    trains = "base_models" in current or name in ("base", "cpt_ar")
+    kind: Any = TrainConfig if trains else SweepConfig
+    assert load_config(f"configs/{current}", kind=kind).output
+
+
+def test_moved_file_of_several_configs_keeps_the_requested_variable():
+    with pytest.raises(UserError, match=r"see configs/study/base_models\.py:small\.$"):
+        load_config("configs/study.py:small")
+
+
+def test_notes_list_every_moved_config():
+    listed = (ROOT / "docs" / "notes" / "renames.csv").read_text("utf-8").splitlines()
+    rows = [f"file,configs/{old}.py,configs/{new}" for old, new in MOVED_CONFIGS.items()]
+    assert [row for row in rows if row not in listed] == []

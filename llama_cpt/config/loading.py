@@ -48,7 +48,7 @@ def load_config(
     path, name = _split_name(path)
     check_reachable(path)
     if not epath.Path(path).is_file():
-        raise UserError(f"{path}: no such config file; {_examples(path)}.")
+        raise UserError(f"{path}: no such config file; {_hint(path, name)}.")
     if path.endswith(".py"):
         config = _from_python(path, name, kind)
     else:
@@ -62,35 +62,63 @@ def save_config(config: Config, path: Any) -> None:
     write_atomic(path, json.dumps(to_dict(config), indent=1, ensure_ascii=False) + "\n")
 
 
-# Version 0.1 had all configs in one folder; the keys are the stems of its files.
+# Version 0.1 had all configs in one folder; the keys are the stems of its files. The values are
+# paths in configs/, as FILE or FILE:VARIABLE and without the suffix .py.
 _MOVED = {
     **{
-        name: f"configs.llama3.{name}"
+        name: f"llama3/{name}"
         for name in (
             *("models", "cpt_1b", "cpt_8b", "cpt_8b_long", "cpt_70b"),
             *("sft_8b", "sft_70b", "dpo_8b", "dpo_70b", "sweep_8b"),
         )
     },
     **{
-        f"{folder}_{name}": f"configs.{folder}.{name}"
+        f"sweep_{name}_8b": f"llama3/sweep_8b:{name}"
+        for name in ("order", "rates", "ratios", "spanish")
+    },
+    **{
+        f"{folder}_{name}": f"{folder}/{name}"
         for folder in ("demo", "real_text")
         for name in ("base", "cpt", "sft", "dpo", "pipeline")
     },
-    "real_text": "configs.real_text.base",
-    "study": "configs.study.base_models",
-    "world_study": "configs.demo.study",
+    "real_text": "real_text/base",
+    "study": "study/base_models",
+    **{f"study_{name}": f"study/base_models:{name}" for name in ("small", "middle", "large")},
+    **{
+        f"study_{name}_sweep": f"study/sweeps:{name}"
+        for name in ("small", "noise", "middle", "large")
+    },
+    "study_large_noise_sweep": "study/sweeps:large_noise",
+    "world_study": "demo/study",
+    "world_study_base": "demo/study:base",
+    "world_study_cpt": "demo/study:cpt_ar",
+    "world_study_ar": "demo/study:sweep_ar",
+    "world_study_zh": "demo/study:sweep_zh",
 }
 
 
-def _moved_config(module: str) -> str | None:
-    """Return the present module name of the config that was ``module`` in version 0.1, or None."""
-    return _MOVED.get(module.removeprefix("configs.")) if module.startswith("configs.") else None
+def _moved_config(stem: str) -> tuple[str, str] | None:
+    """Return the present location of the file ``configs/STEM.py`` of version 0.1.
+
+    The location is a path without the suffix .py, and the variable that replaces ``config`` or an
+    empty string. Returns None if version 0.1 had no such file.
+    """
+    if stem not in _MOVED:
+        return None
+    file, _, variable = _MOVED[stem].partition(":")
+    return f"configs/{file}", variable
 
 
-def _examples(path: str) -> str:
-    """Return a hint for a missing config file: its new path, or the folder of examples."""
-    moved = _moved_config(f"configs.{Path(path).stem}")
-    return f"see {moved.replace('.', '/')}.py" if moved else "configs/ has examples"
+def _hint(path: str, name: str) -> str:
+    """Return a hint for a missing config file: its new path, or the folder of examples.
+
+    ``name`` is the variable that was requested, which a file of several configs keeps.
+    """
+    moved = _moved_config(Path(path).stem)
+    if not moved:
+        return "configs/ has examples"
+    variable = moved[1] or name
+    return f"see {moved[0]}.py" + (f":{variable}" if variable != "config" else "")
 
 
 def _split_name(path: str) -> tuple[str, str]:
@@ -156,8 +184,11 @@ def _import_error(error: ImportError) -> str:
             "fit_law 0.1 wrote this file; run fit_law again, or import load_config from "
             "llama_cpt.config.loading in place of load."
         )
-    if moved := _moved_config(error.name or ""):
-        return f"{error.name} is now named {moved}."
+    parent, _, stem = (error.name or "").rpartition(".")
+    if parent == "configs" and (moved := _moved_config(stem)):
+        module = moved[0].replace("/", ".")
+        now = f"the variable {moved[1]} of {module}" if moved[1] else f"named {module}"
+        return f"{error.name} is now {now}."
     if (error.name or "").startswith("llama_cpt."):
         return (
             f"{error.name} does not exist; config files import their classes from llama_cpt.config."
