@@ -24,9 +24,9 @@ from huggingface_hub import HfFileSystem
 import pyarrow.parquet as parquet
 
 from llama_cpt.runtime.atomic_dir import atomic_dir
-from llama_cpt.runtime.errors import UsageError, UserError, first_line, one_line_errors
+from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hub import DOWNLOAD_ERRORS
+from llama_cpt.weights.hub import hub_errors
 
 DATASET = "datasets/wikimedia/wikipedia"
 SNAPSHOT = "20231101"
@@ -57,17 +57,7 @@ def main(arguments: list[str]) -> int:
         if folder.exists():
             print(f"{folder}: skipped, because the folder exists")
             continue
-        try:
-            files = open_shards(language)
-            counts = write_corpus(files, language, folder, int(options.megabytes * 1e6))
-        except UserError:
-            raise
-        except DOWNLOAD_ERRORS as error:
-            reason = first_line(error)
-            raise UserError(
-                f"{DATASET}: the download stopped: {reason}. Check the network and run the command "
-                "again; it skips languages that are complete."
-            ) from None
+        counts = write_corpus(open_shards(language), language, folder, int(options.megabytes * 1e6))
         print(f"{folder}: {counts[0]:,} training and {counts[1]:,} held-out articles")
     print(f"export LLAMA_CPT_DATA={Path(options.output).resolve()}")
     return 0
@@ -122,12 +112,17 @@ def _writer(path: Path) -> Any:
 
 
 def _articles(files: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Yield the text and the URL of each article of at least SHORTEST bytes."""
-    for file in files:
-        for batch in parquet.ParquetFile(file).iter_batches(ROWS, columns=["text", "url"]):
-            for row in batch.to_pylist():
-                if len(row["text"].encode()) >= SHORTEST:
-                    yield row["text"], row["url"]
+    """Yield the text and the URL of each article of at least SHORTEST bytes.
+
+    Raises the errors of ``hub_errors``.
+    """
+    # The errors are caught here, because atomic_dir would report them as errors of the local disk.
+    with hub_errors(DATASET, "Run the command again; it skips languages that are complete."):
+        for file in files:
+            for batch in parquet.ParquetFile(file).iter_batches(ROWS, columns=["text", "url"]):
+                for row in batch.to_pylist():
+                    if len(row["text"].encode()) >= SHORTEST:
+                        yield row["text"], row["url"]
 
 
 def _is_held_out(text: str) -> bool:

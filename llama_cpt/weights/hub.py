@@ -1,5 +1,7 @@
 """Resolution of a model's name to a folder. Models on the Hugging Face hub are downloaded."""
 
+from collections.abc import Generator
+import contextlib
 import re
 
 from etils import epath
@@ -39,30 +41,41 @@ def resolve(source: str, *, weights: bool = True) -> str:
     return _download(source, [*COMPANION_FILES, *(["*.safetensors"] if weights else [])])
 
 
-def _download(name: str, patterns: list[str]) -> str:
+@contextlib.contextmanager
+def hub_errors(name: str, remedy: str) -> Generator[None]:
+    """Context manager that replaces an error of a download from the hub by an error on one line.
+
+    ``name`` is the name of a model, or of a data set with the prefix ``datasets/``. ``remedy`` is
+    the last sentence of the message if a download fails. Raises UnreachableError if a later attempt
+    can succeed, and otherwise UserError. A UserError is not changed.
+    """
     page = f"https://huggingface.co/{name}"
     try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+        yield
+    except UserError:
+        raise
     except errors.GatedRepoError:
         raise UserError(
             f"{name} is gated: accept its license at {page}, then run `hf auth login`."
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{name}: neither a folder nor a model on the hub ({page}); for a private model, run "
-            "`hf auth login`."
+            f"{name}: no such folder, and not found on the hub ({page}); if it is private on the "
+            "hub, run `hf auth login`."
         ) from None
     except errors.LocalEntryNotFoundError:
         raise UnreachableError(
             f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
-            "name a folder that holds the model."
+            "name a folder that holds the files."
         ) from None
     except DOWNLOAD_ERRORS as error:
-        reason = first_line(error)
         kind = UnreachableError if _is_transient(error) else UserError
-        raise kind(
-            f"{name}: the download failed: {reason}. Run the command again to resume the download."
-        ) from None
+        raise kind(f"{name}: the download failed: {first_line(error)}. {remedy}") from None
+
+
+def _download(name: str, patterns: list[str]) -> str:
+    with hub_errors(name, "Run the command again to resume the download."):
+        return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
 
 
 def _is_transient(error: Exception) -> bool:

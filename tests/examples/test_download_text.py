@@ -2,13 +2,14 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
 from examples import download_text
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, one_line_errors
 
 
 def shards(folder, articles, each=40):
@@ -39,7 +40,7 @@ def test_articles_are_split_by_text_until_the_limit(tmp_path):
     assert not {one["text"] for one in kept} & {one["text"] for one in valid}
     assert kept[0]["source"] == "https://example.org/0"
     # Nothing is left of a download that fails.
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(UserError, match="wikipedia: the download failed: .*Parquet.*Run the"):
         download_text.write_corpus([__file__], "en", tmp_path / "corpus" / "en", 1)
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["zh"]
 
@@ -48,3 +49,27 @@ def test_unknown_language_is_an_error(monkeypatch):
     monkeypatch.setattr(download_text.HfFileSystem, "glob", lambda self, pattern: [])
     with pytest.raises(UserError, match="no such files; use a Wikipedia language code"):
         next(download_text.open_shards("xx"))
+
+
+def failing(error):
+    """Open no file and raise ``error``, as a hub that fails in the middle of a download."""
+    yield from ()
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(503, 75), (429, 75), (404, 78), (403, 78), (None, 75)]
+)
+def test_failed_download_has_the_exit_status_of_a_model_download(
+    status, expected, tmp_path, monkeypatch, capsys
+):
+    error = ConnectionError("connection reset")
+    if status is not None:
+        error.response = SimpleNamespace(status_code=status)  # pyright: ignore
+    monkeypatch.setattr(download_text, "open_shards", lambda language: failing(error))
+    with pytest.raises(SystemExit) as exited, one_line_errors():
+        download_text.main(["zh", "--output", str(tmp_path)])
+    assert exited.value.code == expected
+    message = capsys.readouterr().err
+    assert "datasets/wikimedia/wikipedia: the download failed: connection reset. Run" in message
+    assert list((tmp_path / "corpus").iterdir()) == []
