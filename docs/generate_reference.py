@@ -61,15 +61,12 @@ METRICS_NOTES = {
         "",
     ),
 }
-FORMER_METRICS = """## Former names
+FORMER_KEYS_HEADER = """## Former names
 
 When a command reads a `metrics.jsonl` of version 0.1, it converts these names.
 
 | 0.1 | 0.2 |
 | --- | --- |
-| `mixture/almr_asked` | `mixture/almr_target` |
-| `mixture/almr_realised` | `mixture/almr_realized` |
-| `mixture/NAME/passes` | `mixture/NAME/epochs` |
 """
 
 
@@ -190,11 +187,13 @@ def _plain(docstring: str) -> str:
 def render_metrics() -> str:
     """Return the metrics page as Markdown, with one table per section."""
     parts = [METRICS_HEADER]
-    for title, metrics in runpy.run_path(str(METRICS))["SECTIONS"].items():
+    table = runpy.run_path(str(METRICS))
+    for title, metrics in table["SECTIONS"].items():
         rows = [f"| `{one.key}` | {one.unit} | {one.meaning} |" for one in metrics]
         lines = [f"## {title}", "", *METRICS_NOTES.get(title, ()), "| key | unit | meaning |"]
         parts.append("\n".join([*lines, "| --- | --- | --- |", *rows]) + "\n")
-    return "\n".join([*parts, FORMER_METRICS])
+    former = [f"| `{old}` | `{new}` |\n" for old, new in table["FORMER_KEYS"].items()]
+    return "\n".join([*parts, FORMER_KEYS_HEADER + "".join(former)])
 
 
 if __name__ == "__main__":

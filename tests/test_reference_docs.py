@@ -1,13 +1,16 @@
 """Tests that the reference pages and the architecture page match the source."""
 
 from dataclasses import MISSING, fields
+import json
 import re
 import runpy
 
+from etils import epath
 import pytest
 
 import llama_cpt.config
-from llama_cpt.runtime.metric_table import SECTIONS
+from llama_cpt.runtime.metric_table import FORMER_KEYS, SECTIONS
+from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.training.goodput import PARTS
 from tests.conftest import ROOT
 
@@ -47,6 +50,17 @@ def test_metrics_reference_has_every_part_of_wall_time():
     assert {key for key in keys if key.startswith("perf/seconds/")} == {
         f"perf/seconds/{part}" for part in PARTS
     }
+
+
+def test_metrics_reference_lists_the_former_keys_that_are_converted(tmp_path):
+    page = GENERATOR["METRICS_PAGE"].read_text(encoding="utf-8")
+    former = re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", page, re.MULTILINE)
+    assert former == list(FORMER_KEYS.items())
+    file = epath.Path(tmp_path / "metrics.jsonl")
+    file.write_text(json.dumps({"step": 1, **{old.replace("NAME", "zh"): 1 for old, _ in former}}))
+    assert read_lines(file) == [{"step": 1, **{new.replace("NAME", "zh"): 1 for _, new in former}}]
+    keys = {metric.key for metrics in SECTIONS.values() for metric in metrics}
+    assert set(FORMER_KEYS.values()) <= keys and not FORMER_KEYS.keys() & keys
 
 
 def test_architecture_page_names_files_that_exist():

@@ -164,3 +164,10 @@ SECTIONS = {
     "Speed and wall time": WALL_TIME,
 }
 """Metrics by the title of their section on the reference page."""
+
+FORMER_KEYS = {
+    "mixture/almr_asked": "mixture/almr_target",
+    "mixture/almr_realised": "mixture/almr_realized",
+    "mixture/NAME/passes": "mixture/NAME/epochs",
+}
+"""Present key by the key in version 0.1. ``NAME`` is a placeholder for the name of a corpus."""

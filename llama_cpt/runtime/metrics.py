@@ -20,6 +20,7 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.files import write_atomic
+from llama_cpt.runtime.metric_table import FORMER_KEYS
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,10 @@ TENSORBOARD = "tensorboard"
 # protobuf makes these classes when the module is imported, so type checkers do not know them.
 Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-_FORMER_KEYS = {
-    "mixture/almr_asked": "mixture/almr_target",
-    "mixture/almr_realised": "mixture/almr_realized",
-}
+_FORMER_PATTERNS = tuple(
+    (re.compile(re.escape(former).replace("NAME", "(.+)")), present.replace("NAME", r"\1"))
+    for former, present in FORMER_KEYS.items()
+)
 # Remote objects cannot be appended to. Local files are appended to and copied at this interval.
 _UPLOAD_SECONDS = 60.0
 
@@ -163,7 +164,10 @@ def read_lines(source: epath.Path, last_step: int | None = None) -> list[dict[st
 
 def _present_key(key: str) -> str:
     """Return the present name of a metric that an earlier version wrote as ``key``."""
-    return re.sub(r"^(mixture/.+)/passes$", r"\1/epochs", _FORMER_KEYS.get(key, key))
+    for former, present in _FORMER_PATTERNS:
+        if match := former.fullmatch(key):
+            return match.expand(present)
+    return key
 
 
 def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
