@@ -1,10 +1,12 @@
 """A watchdog that logs the stacks of all threads if a step or phase exceeds its time limit."""
 
+from collections.abc import Iterator
 import faulthandler
 import logging
 import sys
 import threading
 import time
+import traceback
 
 from llama_cpt.runtime.distributed import (
     kv_get,
@@ -77,7 +79,7 @@ class Watchdog:
             taken,
             limit,
         )
-        faulthandler.dump_traceback(file=sys.stderr)
+        _write_stacks()
         if process_count() == 1:
             return
         kv_put("late", phase)
@@ -88,3 +90,30 @@ class Watchdog:
             if phases.get(process) != phase:
                 other = phases.get(process, "not late, or does not answer")
                 logger.warning("watchdog: %s: %s", process_label(process), other)
+
+
+def _write_stacks() -> None:
+    """Write the stacks of all threads to ``sys.stderr``.
+
+    If ``sys.stderr`` is a buffer without a file descriptor, to which ``faulthandler`` cannot write,
+    the stacks are formatted in Python. They are also written to the original stderr, because a
+    sweep saves the buffer of a trial only when the trial ends.
+    """
+    try:
+        sys.stderr.fileno()
+    except OSError:
+        stacks = "".join(_format_stacks())
+        sys.stderr.write(stacks)
+        if sys.__stderr__ is not None:
+            sys.__stderr__.write(f"watchdog: process {process_index()}: thread stacks:\n{stacks}")
+            sys.__stderr__.flush()
+    else:
+        faulthandler.dump_traceback(file=sys.stderr)
+
+
+def _format_stacks() -> Iterator[str]:
+    """Yield the stack of each thread as text, with the name of the thread in the first line."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for thread, frame in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage]
+        yield f"Thread {names.get(thread, thread)}:\n"
+        yield from traceback.format_stack(frame)

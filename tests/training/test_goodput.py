@@ -1,5 +1,8 @@
 """Goodput counts every second once, also over restarts; the watchdog reports late phases."""
 
+import contextlib
+import io
+import sys
 import time
 
 import pytest
@@ -81,6 +84,22 @@ def test_watchdog_reports_a_late_step_once_with_stacks(monkeypatch, capfd, caplo
         time.sleep(0.3)
     assert caplog.text.count("watchdog: process 0: step, 2 steps after the launch") == 1
     assert "test_watchdog_reports_a_late_step_once_with_stacks" in capfd.readouterr().err
+
+
+def test_watchdog_writes_stacks_to_a_buffer_without_a_file_descriptor(monkeypatch):
+    """A sweep captures the output of its trials in such a buffer."""
+    monkeypatch.setattr(watchdog, "STEP_SECONDS", 0.05)
+    clock = Goodput()
+    clock.switch_to("step")
+    output, console = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", console)
+    with contextlib.redirect_stderr(output), Watchdog(clock, poll_seconds=0.01) as dog:
+        clock.seconds["step"], dog.steps_done = 0.002, 2
+        time.sleep(0.3)
+    stacks = output.getvalue()
+    assert "Thread MainThread:\n" in stacks and "Thread watchdog:\n" in stacks
+    assert "test_watchdog_writes_stacks_to_a_buffer_without_a_file_descriptor" in stacks
+    assert console.getvalue() == f"watchdog: process 0: thread stacks:\n{stacks}"
 
 
 def test_watchdog_limit_ignores_earlier_starts(monkeypatch, caplog):
