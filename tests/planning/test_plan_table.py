@@ -21,6 +21,14 @@ def test_the_page_shows_the_table():
     assert "".join(with_table(page, table())) == page
 
 
+def test_every_row_has_a_cell_per_column():
+    page = PAGE.read_text("utf-8")
+    [header] = [line for line in page.splitlines() if line.startswith("| config | topology |")]
+    columns = header.strip("| ").split(" | ")
+    assert columns[2] == "rows of 8,192 tokens per device"
+    assert {len(row.line.strip("| ").split(" | ")) for row in table()} == {len(columns)}
+
+
 def received(cells: Sequence[str]) -> float:
     """Return the GB that a device receives in collectives of all kinds, from a row's cells."""
     return sum(float(kind) for kind in cells[5].split(","))
