@@ -25,7 +25,7 @@ from llama_cpt.runtime.jsonl import append_lines, read_lines
 BITS_PER_BYTE = "bits_per_byte"
 """Name of the metric for held-out text; lower values are better."""
 JUDGE_FOLDER = "conversations"
-"""Name of the folder of conversations and judgements, next to the folders of the models."""
+"""Name of the folder of conversations and judgments, next to the folders of the models."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
 
 

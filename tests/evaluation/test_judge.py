@@ -100,7 +100,7 @@ def test_second_call_requests_only_missing_verdicts(tmp_path, endpoint):
     server = endpoint(prefers("good"))
     options = options_of(tmp_path, server.url)
     whole = judge_conversations((GOOD, BAD), tmp_path, options)
-    kept = tmp_path / "conversations" / "judgements.jsonl"
+    kept = tmp_path / "conversations" / "judgments.jsonl"
     lines = kept.read_text().splitlines(keepends=True)
     # The command was killed while it wrote a line.
     kept.write_text("".join(lines[:5]) + lines[5][:20])
@@ -139,6 +139,19 @@ def test_transient_errors_are_retried(tmp_path, endpoint):
     assert len(server.asked) == 2 * PROMPTS + 3
 
 
+def test_verdicts_of_version_0_1_are_reused(tmp_path, endpoint):
+    server = endpoint(prefers("good"))
+    options = options_of(tmp_path, server.url)
+    whole = judge_conversations((GOOD, BAD), tmp_path, options)
+    folder, asked = tmp_path / "conversations", len(server.asked)
+    verdicts = folder / "judgments.jsonl"
+    content = verdicts.read_bytes()
+    verdicts.rename(folder / "judgements.jsonl")
+    assert judge_conversations((GOOD, BAD), tmp_path, options) == whole
+    assert len(server.asked) == asked and verdicts.read_bytes() == content
+    assert not (folder / "judgements.jsonl").exists()
+
+
 def test_failing_endpoint_ends_the_command_and_keeps_verdicts(tmp_path, endpoint):
     server = endpoint(lambda body, n: "VERDICT: A" if n <= 5 else (500, {}, KEY.encode()))
     options = options_of(tmp_path, server.url)
@@ -146,7 +159,7 @@ def test_failing_endpoint_ends_the_command_and_keeps_verdicts(tmp_path, endpoint
         judge_conversations((GOOD, BAD), tmp_path, options)
     assert KEY not in str(caught.value)
     assert len(server.asked) <= 5 + judging_endpoint.ATTEMPTS * 4
-    assert len((tmp_path / "conversations" / "judgements.jsonl").read_text().splitlines()) == 5
+    assert len((tmp_path / "conversations" / "judgments.jsonl").read_text().splitlines()) == 5
     server.reply = lambda body, n: "VERDICT: A"
     before = len(server.asked)
     assert judge_conversations((GOOD, BAD), tmp_path, options).prompts == PROMPTS
@@ -222,7 +235,7 @@ def test_person_can_quit_and_resume(tmp_path, monkeypatch):
     shown = "\n".join(screen).split("tuned against base")[0]
     assert "good answer" in shown and "tuned" not in shown and "base" not in shown
     # The order depends on the hash of the pair.
-    lines = (tmp_path / "conversations" / "judgements.jsonl").read_text().splitlines()
+    lines = (tmp_path / "conversations" / "judgments.jsonl").read_text().splitlines()
     assert {json.loads(line)["swapped"] for line in lines} == {True, False}
 
 

@@ -1,11 +1,11 @@
-"""The win rate between two models, computed from judgements, and the judge's position bias."""
+"""The win rate between two models, computed from judgments, and the judge's position bias."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpt.evaluation.judge.verdicts import AnswerPair, Judgement, is_same
+from llama_cpt.evaluation.judge.verdicts import AnswerPair, Judgment, is_same
 from llama_cpt.evaluation.paired import LEVEL, ratio_intervals
 
 
@@ -70,19 +70,19 @@ def win_rate(
     models: tuple[str, str],
     judge: str,
     pairs: Sequence[AnswerPair],
-    judgements: Sequence[Judgement],
+    judgments: Sequence[Judgment],
     *,
     both_orders: bool,
 ) -> WinRate:
-    """Compute the win rate from one judge's judgements of ``pairs``.
+    """Compute the win rate from one judge's judgments of ``pairs``.
 
     The bootstrap resamples prompts, not verdicts, because the verdicts on the two orders of a
     prompt are not independent.
     """
-    by_pair: dict[str, dict[bool, Judgement]] = {pair.id: {} for pair in pairs}
-    for judgement in judgements:
-        if judgement.verdict != "none":
-            by_pair[judgement.pair][judgement.swapped] = judgement
+    by_pair: dict[str, dict[bool, Judgment]] = {pair.id: {} for pair in pairs}
+    for judgment in judgments:
+        if judgment.verdict != "none":
+            by_pair[judgment.pair][judgment.swapped] = judgment
     complete = [list(found.values()) for found in by_pair.values() if len(found) == 1 + both_orders]
     same = sum(map(is_same, pairs))
     points = [float(np.mean([j.points for j in found])) for found in complete] + [0.5] * same
@@ -101,7 +101,7 @@ def win_rate(
         ),
         shown_first=float(np.mean(first_shown)) if first_shown else 0.5,
         shown_first_interval=_interval(first_shown),
-        without_verdict=sum(judgement.verdict == "none" for judgement in judgements),
+        without_verdict=sum(judgment.verdict == "none" for judgment in judgments),
         unjudged=len(pairs) - len(points),
     )
 
@@ -137,8 +137,8 @@ def _span(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
-def _first_shown(judgement: Judgement) -> float:
-    return {"a": 1.0, "tie": 0.5, "b": 0.0}[judgement.verdict]
+def _first_shown(judgment: Judgment) -> float:
+    return {"a": 1.0, "tie": 0.5, "b": 0.0}[judgment.verdict]
 
 
 def _interval(points: Sequence[float]) -> tuple[float, float]:

@@ -26,6 +26,9 @@ from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import file_lock
 
 RESULT = "win_rate.json"
+VERDICTS = "judgments.jsonl"
+FORMER_VERDICTS = "judgements.jsonl"
+"""Name of the file of verdicts in version 0.1."""
 PERSON = "person"
 
 
@@ -83,7 +86,7 @@ def judge_conversations(
 ) -> WinRate:
     """Generate missing answers, get missing verdicts, then write and print the win rate.
 
-    The files are ``answers/NAME.jsonl``, ``judgements.jsonl`` and ``win_rate.json`` in
+    The files are ``answers/NAME.jsonl``, ``judgments.jsonl`` and ``win_rate.json`` in
     ``output/conversations``. A repeated call reuses all existing answers and verdicts.
     """
     folder = output / JUDGE_FOLDER
@@ -130,14 +133,17 @@ def _judge_pairs(
     judge = _make_judge(options)
     # A person would recognize a pair that is shown again in the second order.
     both_orders = isinstance(judge, EndpointJudge)
-    log = VerdictLog(folder / "judgements.jsonl")
+    path = folder / VERDICTS
+    if not path.exists() and (folder / FORMER_VERDICTS).exists():
+        (folder / FORMER_VERDICTS).rename(path)
+    log = VerdictLog(path)
     questions = pending(make_questions(pairs, both_orders=both_orders), log, judge.name)
     if isinstance(judge, PersonJudge):
         judge.total = len(questions)
     judge_all(questions, judge, log, workers=WORKERS if both_orders else 1)
     names = candidates[0].name, candidates[1].name
-    judgements = log.of(pairs, judge.name)
-    return win_rate(names, judge.name, pairs, judgements, both_orders=both_orders)
+    judgments = log.of(pairs, judge.name)
+    return win_rate(names, judge.name, pairs, judgments, both_orders=both_orders)
 
 
 def _make_judge(options: JudgeOptions) -> Judge:

@@ -2,8 +2,8 @@
 
 A question to the judge is a pair of answers in one of the two orders.
 
-Each judgement is appended to a JSON Lines file as soon as it is made. If the command is killed, the
-next call continues after the last judgement in the file.
+Each judgment is appended to a JSON Lines file as soon as it is made. If the command is killed, the
+next call continues after the last judgment in the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -78,7 +78,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """A line of the log of verdicts."""
 
     pair: str
@@ -125,24 +125,24 @@ class Judge(Protocol):
 
 
 class VerdictLog:
-    """A log of judgements in a JSON Lines file. ``add`` is thread-safe."""
+    """A log of judgments in a JSON Lines file. ``add`` is thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self.judgements = list(read_lines(path, partial(from_dict, Judgement)))
+        self.judgments = list(read_lines(path, partial(from_dict, Judgment)))
 
-    def of(self, pairs: Iterable[AnswerPair], judge: str) -> list[Judgement]:
-        """Return the last judgement by ``judge`` for each pair in ``pairs`` and each order."""
+    def of(self, pairs: Iterable[AnswerPair], judge: str) -> list[Judgment]:
+        """Return the last judgment by ``judge`` for each pair in ``pairs`` and each order."""
         wanted = {pair.id for pair in pairs}
-        found = [j for j in self.judgements if j.judge == judge and j.pair in wanted]
+        found = [j for j in self.judgments if j.judge == judge and j.pair in wanted]
         return list({j.question: j for j in found}.values())
 
-    def add(self, judgement: Judgement) -> None:
-        """Append a judgement to the file and sync it to disk."""
+    def add(self, judgment: Judgment) -> None:
+        """Append a judgment to the file and sync it to disk."""
         with self._lock:
-            append_line(self._path, asdict(judgement))
-            self.judgements.append(judgement)
+            append_line(self._path, asdict(judgment))
+            self.judgments.append(judgment)
 
 
 def make_questions(
@@ -173,7 +173,7 @@ def pending(
 
     A question with the verdict ``none`` counts as not answered.
     """
-    done = {j.question for j in log.judgements if j.judge == judge and j.verdict != "none"}
+    done = {j.question for j in log.judgments if j.judge == judge and j.verdict != "none"}
     return [(pair, swapped) for pair, swapped in questions if (pair.id, swapped) not in done]
 
 
@@ -186,14 +186,14 @@ def judge_all(
     consecutive questions without a verdict, or if the judge's endpoint cannot be reached.
     """
     streak = _InvalidStreak(judge.name)
-    asked_before = {j.question for j in log.judgements if j.judge == judge.name}
+    asked_before = {j.question for j in log.judgments if j.judge == judge.name}
     halted = threading.Event()
 
     def one(pair: AnswerPair, swapped: bool) -> None:
         left, right = pair.answers[::-1] if swapped else pair.answers
         verdict = _ask(judge, BlindedPair(pair.prompt, left, right))
         reasons = verdict.reasons[:LONGEST_REASON]
-        log.add(Judgement(pair.id, swapped, verdict.choice, judge.name, reasons))
+        log.add(Judgment(pair.id, swapped, verdict.choice, judge.name, reasons))
         # Some questions never get a verdict. A later call repeats only these questions, so they are
         # not counted: several of them in a row do not mean that the judge is broken.
         if (pair.id, swapped) not in asked_before:
