@@ -60,6 +60,20 @@ def test_modules_have_no_cycle():
     list(TopologicalSorter({file: imports(file) for file in FILES}).static_order())
 
 
+def test_functions_have_at_most_60_lines():
+    """The limit includes the docstring. Pallas kernels are exempt."""
+    long = [
+        f"{file}:{node.lineno} {node.name}"
+        for file in sorted(FILES)
+        if file.parts[0] != "pallas_kernels"
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and node.end_lineno
+        and node.end_lineno - node.lineno >= 60
+    ]
+    assert long == []
+
+
 def test_every_listed_folder_exists():
     assert [folder for folder in ORDER if not (ROOT / folder).is_dir()] == []
 

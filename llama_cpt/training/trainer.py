@@ -93,18 +93,11 @@ def fit(
     output = epath.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     clock, trace = Goodput(started), Trace(profile, str(output / TRACES))
-    lock = file_lock(
-        output / ".lock",
-        f"{config.output}: another process trains in this folder; wait until it ends, or set a "
-        "different output folder.",
-        wait=False,
-    )
     with (
         StopSignals() as signals,
         PreemptionWatcher(),
         Watchdog(clock) as watchdog,
-        # The primary process holds the lock for all processes of the run.
-        lock if is_primary() else contextlib.nullcontext(),
+        _run_lock(output),
         CheckpointManager(str(output / CHECKPOINTS_FOLDER), config.checkpoint.keep) as checkpoints,
         _with_remedy(checkpoints),
         jax.set_mesh(run.program.mesh),
@@ -131,6 +124,17 @@ def fit(
             with clock.measure("save"):
                 checkpoints.wait()
         return outcome
+
+
+def _run_lock(output: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Return a lock on the output folder, which the primary process holds for the whole run."""
+    if not is_primary():
+        return contextlib.nullcontext()
+    busy = (
+        f"{output}: another process trains in this folder; wait until it ends, or set a different "
+        "output folder."
+    )
+    return file_lock(output / ".lock", busy, wait=False)
 
 
 def _first_state(
