@@ -30,7 +30,7 @@ from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import make_questions  # noqa: E402
-from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
+from llama_cpt.generation.decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
 from llama_cpt.weights.source import open_source  # noqa: E402
 

@@ -28,7 +28,7 @@ from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import make_questions  # noqa: E402
 from llama_cpt.generation.chat_session import find_chat_template  # noqa: E402
-from llama_cpt.generation.load_decoder import load_decoder  # noqa: E402
+from llama_cpt.generation.decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
 from llama_cpt.weights.source import open_source  # noqa: E402
 

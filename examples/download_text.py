@@ -23,7 +23,7 @@ from typing import Any
 from huggingface_hub import HfFileSystem
 import pyarrow.parquet as parquet
 
-from llama_cpt.runtime.atomic_dir import atomic_dir
+from llama_cpt.runtime.atomic import atomic_dir
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hub import hub_errors

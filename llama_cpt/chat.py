@@ -15,7 +15,7 @@ import jax
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.generation.chat_session import ChatSession, find_chat_template
-from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.distributed import (

@@ -13,7 +13,7 @@ import jax
 
 from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.fields import to_dict
-from llama_cpt.runtime.atomic_dir import atomic_dir, check_new
+from llama_cpt.runtime.atomic import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
 from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
 from llama_cpt.runtime.literal_paths import validate_run_folder

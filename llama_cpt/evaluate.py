@@ -27,10 +27,9 @@ from llama_cpt.evaluation.bits_per_byte import (
     text_fingerprint,
     write_no_counterpart,
 )
-from llama_cpt.evaluation.comparison.page import write_comparison
-from llama_cpt.evaluation.comparison.text import terminal_lines
+from llama_cpt.evaluation.comparison.page import terminal_lines, write_comparison
 from llama_cpt.evaluation.judge.answers import ChatModel, make_answerer
-from llama_cpt.evaluation.judge.endpoint import KEY_VARIABLE
+from llama_cpt.evaluation.judge.judges import KEY_VARIABLE
 from llama_cpt.evaluation.judge.session import (
     PERSON,
     Candidate,
@@ -40,7 +39,7 @@ from llama_cpt.evaluation.judge.session import (
 )
 from llama_cpt.evaluation.named_models import LoadedModel, ModelOptions, ModelSpec
 from llama_cpt.evaluation.sandbox.sandbox import ENFORCED
-from llama_cpt.evaluation.summary import table, write_summary
+from llama_cpt.evaluation.scores import summary_table, write_summary
 from llama_cpt.runtime.distributed import (
     distributed_session,
     is_primary,
@@ -134,7 +133,7 @@ def _locked(folder: Path) -> Generator[None]:
 
 def _report(summaries: list[dict[str, Any]], output: str) -> None:
     """Print a table of the scores; with several models, also write and print a comparison."""
-    rows = table(summaries)
+    rows = summary_table(summaries)
     print(aligned_table(rows, indent=""))
     if len(summaries) > 1:
         folders = [str(Path(output) / summary["model"]) for summary in summaries]

@@ -29,8 +29,8 @@ from llama_cpt.mixture_law.objective import Bound, Objective, Weights
 from llama_cpt.mixture_law.report import FIGURES, make_report
 from llama_cpt.mixture_law.runs_table import Results, read_results
 from llama_cpt.mixture_law.table import GROUPS
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import check_local, check_writable
 from llama_cpt.runtime.tables import aligned_table
 

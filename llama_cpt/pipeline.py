@@ -3,8 +3,7 @@
 import os
 import sys
 
-from llama_cpt.config.command_line import config_parser, parse_arguments
-from llama_cpt.config.loading import load_config
+from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.pipelines.run import describe_stages, run_pipeline
 from llama_cpt.runtime.distributed import require_single_process

@@ -8,8 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from llama_cpt.config.command_line import config_parser, parse_arguments
-from llama_cpt.config.loading import load_config
+from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text

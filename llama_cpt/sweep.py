@@ -4,13 +4,11 @@ import argparse
 import re
 import sys
 
-from llama_cpt.config.command_line import config_parser, parse_arguments
-from llama_cpt.config.loading import load_config
+from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.distributed import require_single_process
 from llama_cpt.runtime.errors import UsageError, one_line_errors
-from llama_cpt.sweeps.cost import chip_hours, fit_to_budget
-from llama_cpt.sweeps.preview import describe_sweep, trial_table
+from llama_cpt.sweeps.cost import chip_hours, describe_sweep, fit_to_budget, trial_table
 from llama_cpt.sweeps.runner import run_sweep
 from llama_cpt.sweeps.trials import make_chains
 

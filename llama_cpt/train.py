@@ -4,8 +4,7 @@ import argparse
 import sys
 import time
 
-from llama_cpt.config.command_line import config_parser, parse_arguments
-from llama_cpt.config.loading import load_config
+from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.distributed import distributed_session
 from llama_cpt.runtime.errors import one_line_errors

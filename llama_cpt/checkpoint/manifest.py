@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
 from llama_cpt.checkpoint import step_marks
 from llama_cpt.checkpoint.errors import StorageError
-from llama_cpt.runtime.literal_paths import files_below
+from llama_cpt.runtime.literal_paths import files_below, remote_storage
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
@@ -31,6 +31,11 @@ THREADS = 8
 Result = TypeVar("Result")
 
 _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
+_found_damage: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
+"""Cached results of ``find_damage_cached`` by (checkpoint, part, parts).
+
+A result contains the state of the files when they were verified, and the damage found.
+"""
 
 
 def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
@@ -283,3 +288,57 @@ def _sync(path: epath.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def find_damage_cached(checkpoint: epath.Path, part: int, parts: int) -> str | None:
+    """Return a description of the first damage found, or None, as ``find_damage`` does.
+
+    The result is cached until a file of the checkpoint changes.
+    """
+    key, before = (str(checkpoint), part, parts), _state_of_files(checkpoint)
+    if before is not None and key in _found_damage and _found_damage[key][0] == before:
+        return _found_damage[key][1]
+    found = find_damage(checkpoint, part, parts)
+    _found_damage[key] = before, found
+    return found
+
+
+def _state_of_files(checkpoint: epath.Path) -> Any:
+    """Return a value that changes if a file of ``checkpoint`` or its manifest changes.
+
+    Returns None if the state of the files is not available.
+    """
+    if "://" in str(checkpoint):
+        return _state_of_objects(checkpoint)
+    files = [
+        os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names
+    ]
+    files += [str(path) for path in parts_of(checkpoint)]
+    # The inode and the change time show that a file was replaced, even if its modification time was
+    # restored.
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            stats = list(pool.map(os.stat, files))
+    except OSError:
+        return None
+    return sorted(
+        (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        for name, stat in zip(files, stats, strict=True)
+    )
+
+
+def _state_of_objects(checkpoint: epath.Path) -> Any:
+    """Return the size and the generation or ETag of every object of ``checkpoint``.
+
+    Returns None if the store has neither generations nor ETags.
+    """
+    storage, root = remote_storage(str(checkpoint.parent))
+    storage.invalidate_cache()
+    objects: Any = storage.find(root, detail=True)
+    inside, names = f"{root}/{checkpoint.name}/", {p.name for p in parts_of(checkpoint)}
+    found = [
+        (path, entry.get("size"), entry.get("generation") or entry.get("etag"))
+        for path, entry in objects.items()
+        if path.startswith(inside) or path.rsplit("/", 1)[1] in names
+    ]
+    return sorted(found) if found and all(tag for *_, tag in found) else None

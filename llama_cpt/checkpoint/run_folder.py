@@ -1,16 +1,22 @@
-"""The checkpoints in the output folder of a run: creation from weights, and opening."""
+"""The checkpoints in the output folder of a run: saving, with retries, and opening."""
 
+import logging
+import time
 from typing import Any
 
 from etils import epath
 
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.checkpoint.health import DivergedError
+from llama_cpt.runtime import retry
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import check_reachable
 
 CHECKPOINTS_FOLDER = "checkpoints"
 """Name of the folder of checkpoints in a run's output folder."""
+logger = logging.getLogger(__name__)
 
 
 def save_weights(folder: str, model: Any, metadata: dict[str, Any]) -> None:
@@ -59,3 +65,33 @@ def open_run(folder: str, step: int | None = None) -> tuple[CheckpointManager, i
     if step is None:
         raise UserError(f"{folder} contains no checkpoint; name the output folder of a run.")
     return checkpoints, step
+
+
+def save_with_retries(
+    checkpoints: CheckpointManager,
+    step: int,
+    state: Any,
+    metadata: dict[str, Any],
+    *,
+    wait: bool = False,
+) -> None:
+    """Save ``state`` as ``CheckpointManager.save`` does, and mark its health as unproven.
+
+    The save runs in the background unless ``wait`` is True. If this save or the previous save fails
+    with a transient error, logs a warning, sleeps, and tries again. Raises SaveError if the error
+    is permanent, if the last attempt fails, or if the other processes are waiting inside Orbax and
+    cannot repeat the save. Raises DivergedError if ``state`` is not finite.
+    """
+    checkpoints.retention.expect(step)
+    for pause in (*retry.RETRY_DELAYS, None):
+        try:
+            checkpoints.save(step, state, metadata)
+            if wait:
+                checkpoints.wait()
+            return
+        except SaveError as error:
+            if pause is None or not error.transient or error.local_only:
+                raise
+            if is_primary():
+                logger.warning("%s Step %d is saved instead, in %g s.", error, step, pause)
+            time.sleep(pause)

@@ -4,7 +4,7 @@ import re
 
 from etils import epath
 
-from llama_cpt.runtime.files import write_atomic
+from llama_cpt.runtime.atomic import write_atomic
 
 SAVING = "saving"
 """Mark of a save that has started. It is removed after the checkpoint is committed."""

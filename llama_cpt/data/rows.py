@@ -20,8 +20,8 @@ from etils import epath
 from jaxtyping import Integer, UInt32
 import numpy as np
 
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.retry import describes_transient
 from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 

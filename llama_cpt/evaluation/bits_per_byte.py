@@ -1,11 +1,11 @@
-"""Bits per byte of whole held-out documents.
+"""Bits per byte of whole held-out documents, computed from log-likelihoods in rolling windows.
 
 A held-out document can be easy to predict if the training text contains a translation of the
 document. The task ``bpb_no_counterpart`` therefore includes only documents from sources that the
 user lists. The documents of these sources must have no translation in the training text.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 import json
@@ -15,14 +15,15 @@ from pathlib import Path
 import time
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
+from jaxtyping import Integer
 import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.sources.documents import BadDocument, parse_documents, read_blocks
 from llama_cpt.data.sources.files import Sources, find_sources
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
-from llama_cpt.evaluation.rolling_loglikelihood import rolling_loglikelihood
 from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
     LINES,
@@ -33,16 +34,26 @@ from llama_cpt.evaluation.scores import (
     write_task,
 )
 from llama_cpt.generation.decoder import Decoder
+from llama_cpt.generation.option_scoring import score_segments
+from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.training.heldout import evenly_spaced
+from llama_cpt.training.heldout import (
+    Window,
+    evenly_spaced,
+    pack_windows,
+    rolling_windows,
+    window_batch,
+)
 
 TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
 """Number of tokens per device in a batch, including padding."""
 KEEP_SECONDS = 2.0
 """Interval in seconds at which new scores are appended to the file of scores."""
+LOGIT_TOKENS = 1024
+"""Number of tokens per device whose logits are in memory at the same time."""
 
 
 @dataclass(frozen=True)
@@ -207,3 +218,43 @@ def _digest(texts: Sequence[str]) -> str:
 
 def _are_lines(sources: Sources) -> bool:
     return not sources.dataset and all(".json" in Path(path).name for path in sources.files)
+
+
+def rolling_loglikelihood(
+    decoder: Decoder,
+    documents: Sequence[Integer[np.ndarray, "_"]],
+    *,
+    mesh: Mesh,
+    bos_id: int,
+    batch_tokens: int,
+) -> Iterator[tuple[int, float]]:
+    """Yield the index of each document and its negative log-likelihood in nats, in any order.
+
+    A document is yielded as soon as all its windows are scored. Documents must begin with BOS,
+    which is read but not scored, and must not end with EOS. ``batch_tokens`` is the number of
+    tokens per device in a batch.
+    """
+    length = decoder.ends.config.context_length
+    slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    batch_size = max(batch_tokens // length, 1) * slices
+    windows: list[Window] = []
+    for number, tokens in enumerate(documents):
+        # rolling_windows does not score the last token, which is EOS in prepared rows. Append a
+        # token in place of EOS.
+        ended = np.append(tokens, bos_id)
+        windows += rolling_windows(ended, length, bos_id=bos_id, corpus=number)
+    nats, pending = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+    np.add.at(pending, [window.corpus for window in windows], 1)
+    yield from ((int(number), 0.0) for number in np.flatnonzero(pending == 0))
+    rows = pack_windows(windows, length)
+    for start in range(0, len(rows), batch_size):
+        batch_rows = rows[start : start + batch_size]
+        batch = window_batch(batch_rows, batch_size, length)
+        with jax.set_mesh(mesh):
+            nll = score_segments(decoder, batch, chunk_tokens=LOGIT_TOKENS)
+        scored = batch.loss_mask > 0
+        np.add.at(nats, batch.corpus[scored], np.asarray(nll, np.float64)[scored])
+        scored_documents = np.array([window.corpus for row in batch_rows for window in row])
+        np.subtract.at(pending, scored_documents, 1)
+        done = (n for n in np.unique(scored_documents) if not pending[n])
+        yield from ((int(n), float(nats[n])) for n in done)

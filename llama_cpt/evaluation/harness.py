@@ -22,6 +22,7 @@ from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.formats import ROLES
 from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.evaluation.bits_per_byte import rolling_loglikelihood
 from llama_cpt.evaluation.question_rows import (
     Tokens,
     group_by_prefix,
@@ -30,7 +31,6 @@ from llama_cpt.evaluation.question_rows import (
     make_rows,
     merge_ungrouped,
 )
-from llama_cpt.evaluation.rolling_loglikelihood import rolling_loglikelihood
 from llama_cpt.evaluation.written_answers import make_answer_spec, written_answers
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import pad_prompts

@@ -13,8 +13,7 @@ from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.generation.chat_session import find_chat_template
-from llama_cpt.generation.decoder import Decoder
-from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.generation.decoder import Decoder, load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import model_identity

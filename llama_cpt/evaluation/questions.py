@@ -168,7 +168,9 @@ def score_question(question: Question) -> ExampleScore:
             bytes=int(size),
         )
     numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float | np.number)}
-    metric = next((name for name in numbers if _is_mean(question.task, name)), None)
+    aggregation = question.task.aggregation()
+    means = (n for n in numbers if _by_metric(aggregation, n, default=None) is mean)
+    metric = next(means, None)
     if metric is None:
         raise UserError(
             f"task {question.benchmark} has no metric that is a mean over examples "
@@ -202,10 +204,6 @@ def _metric_values(question: Question) -> dict[str, Any]:
         suffix = f",{one.name}" if len(filters) > 1 else ""
         values |= {f"{name}{suffix}": value for name, value in metrics.items()}
     return values
-
-
-def _is_mean(task: Task, metric: str) -> bool:
-    return _by_metric(task.aggregation(), metric, default=None) is mean
 
 
 def _by_metric(values: Mapping[str, Any] | None, metric: str, *, default: Any) -> Any:

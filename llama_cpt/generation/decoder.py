@@ -1,4 +1,4 @@
-"""Prefill and decoding with a Llama model and a key-value cache.
+"""Loading of a Llama model as a decoder, and prefill and decoding with a key-value cache.
 
 Prompts are padded on the right to a common length. Each decoding step appends one column to the
 cache, at the same index for every row, so the step updates one slice of the cache. The columns
@@ -20,11 +20,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from llama_cpt.config.schema import ModelConfig
 from llama_cpt.data.batch import Leaf
 from llama_cpt.model.attention import attend
-from llama_cpt.model.llama import Attention, Block, Llama, rms_norm
+from llama_cpt.model.llama import Attention, Block, Llama, abstract_llama, rms_norm
 from llama_cpt.parallel.mesh import constrain, shardings
+from llama_cpt.weights.source import open_source
+from pallas_kernels.flash_attention import refusal
 
+MIN_BUCKET = 128
+"""The smallest padded length, in tokens. The TPU attention kernels require multiples of 128."""
 Layer = tuple[Leaf, Leaf]
 """The keys and the values of one layer, each of shape (batch, kv_heads, columns, head_dim)."""
 
@@ -197,3 +202,15 @@ def _in_cache(x: jax.Array, columns: int) -> jax.Array:
 
 def _placed(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "kv_heads", "length", None)
+
+
+def load_decoder(source: str, config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:
+    """Load a model onto ``mesh`` as a decoder that computes in ``dtype``.
+
+    ``source`` is a path or name that ``open_source`` accepts.
+    """
+    # Prompts are padded to buckets. A kernel that supports the smallest bucket supports all others.
+    supported = jax.default_backend() == "tpu" and not refusal(MIN_BUCKET, config.head_dim)
+    attention = "pallas" if supported else "reference"
+    abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
+    return make_decoder(open_source(source).load(abstract, mesh), mesh)

@@ -17,13 +17,11 @@ from jaxtyping import Array, Int
 import numpy as np
 
 from llama_cpt.data.batch import Leaf
-from llama_cpt.generation.decoder import Cache, Decoder, compute_logits, decode, prefill
+from llama_cpt.generation.decoder import MIN_BUCKET, Cache, Decoder, compute_logits, decode, prefill
 from llama_cpt.generation.sampling import Sampling, Settings, sample
 from llama_cpt.parallel.mesh import BATCH_AXES, constrain
 from llama_cpt.runtime.errors import UserError
 
-MIN_BUCKET = 128
-"""The smallest padded length, in tokens. The TPU attention kernels require multiples of 128."""
 TOKENS_PER_CALL = 8
 """Maximum number of tokens per row that one call of ``advance`` generates."""
 STOP_IDS = 8

@@ -41,7 +41,8 @@ def to_json(law: Law, results: Results) -> str:
     The recommendation comes first. The loss surfaces, which predictions need, come last. An
     ``Interval`` is written as two entries, such as ``almr`` and ``almr_interval``.
     """
-    values = _to_plain(law) | {"format": FORMAT, "chosen": _chosen(law), "table": _table(results)}
+    chosen = {fit.group: {**_to_plain(fit)} for fit in law.forms if fit.chosen}
+    values = _to_plain(law) | {"format": FORMAT, "chosen": chosen, "table": _table(results)}
     order = (
         "format",
         *FIRST_KEYS,
@@ -102,11 +103,6 @@ def _with_added_fields(values: dict[str, Any]) -> dict[str, Any]:
             # Intervals of earlier versions did not include the size error.
             group.setdefault("size_error", 0.0)
     return values
-
-
-def _chosen(law: Law) -> dict[str, Any]:
-    """Return the fit of the selected form as JSON types, by language group."""
-    return {fit.group: {**_to_plain(fit)} for fit in law.forms if fit.chosen}
 
 
 def _table(results: Results) -> dict[str, Any]:

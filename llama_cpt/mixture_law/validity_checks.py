@@ -4,11 +4,11 @@ Each function with a name that ends in ``_reasons`` returns one sentence per fai
 empty list if all checks pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from llama_cpt.mixture_law.law import FormFit
+from llama_cpt.mixture_law.law import FormFit, HeldOut
 from llama_cpt.mixture_law.objective import Bound, Objective
 from llama_cpt.mixture_law.optimum import OptimumAt
 from llama_cpt.mixture_law.runs_table import RunsTable
@@ -43,18 +43,10 @@ def error_reasons(
     ``reference`` runs.
     """
     reasons = []
-    for form in forms:
-        # The differences between settings that the form must resolve, in log loss like its errors.
-        spread = float(np.std(np.log(getattr(reference, form.group))))
-        if (
-            not form.chosen
-            or form.held_out is None
-            or _bound_never_binds(form.group, reference, objective)
-        ):
-            continue
-        if form.held_out.inside > TOO_LARGE * spread:
+    for form, held_out, spread in _relevant_forms(forms, reference, objective):
+        if held_out.inside > TOO_LARGE * spread:
             reasons.append(
-                f"The best form has a held-out error of {form.held_out.inside:.2%} for the "
+                f"The best form has a held-out error of {held_out.inside:.2%} for the "
                 f"{form.group} loss, but the standard deviation over settings is only "
                 f"{spread:.2%}: the form cannot rank the settings."
             )
@@ -65,6 +57,23 @@ def error_reasons(
                 f"from noise."
             )
     return reasons
+
+
+def _relevant_forms(
+    forms: tuple[FormFit, ...], reference: RunsTable, objective: Objective
+) -> Iterator[tuple[FormFit, HeldOut, float]]:
+    """Yield each selected form, its held-out error, and the spread of the log losses.
+
+    A group is omitted if its held-out error is unknown or its loss cannot affect the optimum.
+    """
+    for form in forms:
+        if (
+            form.chosen
+            and form.held_out is not None
+            and not _bound_never_binds(form.group, reference, objective)
+        ):
+            # The differences between settings that the form must resolve, in log loss.
+            yield form, form.held_out, float(np.std(np.log(getattr(reference, form.group))))
 
 
 def _bound_never_binds(group: str, reference: RunsTable, objective: Objective) -> bool:
@@ -211,18 +220,11 @@ def poor_fit(
     The fit is poor if a held-out error is large relative to the differences between settings, or if
     a run is significantly better than the predicted optimum.
     """
-    for form in forms:
-        spread = float(np.std(np.log(getattr(reference, form.group))))
-        if (
-            not form.chosen
-            or form.held_out is None
-            or _bound_never_binds(form.group, reference, objective)
-        ):
-            continue
-        if form.held_out.inside > LARGE * spread:
+    for form, held_out, spread in _relevant_forms(forms, reference, objective):
+        if held_out.inside > LARGE * spread:
             return (
                 f"Poor fit: the held-out error of the {form.group} loss is "
-                f"{form.held_out.inside:.2%}, but the standard deviation of this loss over "
+                f"{held_out.inside:.2%}, but the standard deviation of this loss over "
                 f"settings is only {spread:.2%}."
             )
     return _better_run(surface, optimum_at, reference, objective)

@@ -12,7 +12,7 @@ from llama_cpt.config.schema import PreferenceConfig, TrainConfig
 from llama_cpt.evaluation.comparison.page import markdown_of, write_comparison
 from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
-from llama_cpt.runtime.files import write_atomic
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.runtime.tables import aligned_table, markdown_cell, markdown_table
 

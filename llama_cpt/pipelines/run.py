@@ -14,11 +14,15 @@ from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.evaluation.exact_match import Question, grade, read_questions
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.pipelines.benchmarks import check_tasks, run_benchmarks
+from llama_cpt.pipelines.evaluation import (
+    check_tasks,
+    render_prompts,
+    run_benchmarks,
+    sample_answers,
+)
 from llama_cpt.pipelines.report import StageReport, read_stage, summary, write_report
-from llama_cpt.pipelines.samples import render_prompts, sample_answers
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import check_local
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume

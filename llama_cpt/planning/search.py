@@ -7,7 +7,7 @@ import math
 
 from llama_cpt.config.schema import MeshConfig, TrainConfig
 from llama_cpt.hardware.topologies import Topology, shapes_of
-from llama_cpt.model.quantized import MOST_TOKENS
+from llama_cpt.model.linear import MOST_TOKENS
 from llama_cpt.planning.analytic import AnalyticMemory, analytic_memory, analytic_seconds
 from llama_cpt.planning.step_plan import Memory
 

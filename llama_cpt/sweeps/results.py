@@ -11,7 +11,7 @@ from etils import epath
 
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
-from llama_cpt.runtime.files import write_atomic
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.metrics import FILE
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
 

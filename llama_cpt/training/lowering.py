@@ -42,14 +42,6 @@ CONTAINER = (
 )
 
 
-def lower_step(config: TrainConfig, topology: str, slices: int = 1) -> jax.stages.Lowered:
-    """Lower the training step of ``config`` for ``slices`` slices of ``topology``.
-
-    ``topology`` is a name such as ``v5p:4x4x8``. Raises UserError as ``topology_program`` does.
-    """
-    return lower_program(config, topology_program(config, topology, slices))
-
-
 def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> TrainProgram:
     """Return the programs of ``config`` for ``slices`` slices of ``topology``.
 

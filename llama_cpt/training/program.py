@@ -1,4 +1,4 @@
-"""The jitted programs of a run, for the commands ``train`` and ``plan``."""
+"""The jitted programs of a run and their XLA options, for the commands ``train`` and ``plan``."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -13,15 +13,14 @@ from llama_cpt.config.fields import compiled_values
 from llama_cpt.config.schema import ComputeConfig, PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.attention import resolve_attention
+from llama_cpt.model.linear import require_qwix
 from llama_cpt.model.llama import Llama, abstract_llama, with_precision
 from llama_cpt.model.lora import Adapters, abstract_adapters, cast_abstract
-from llama_cpt.model.quantized import require_qwix
 from llama_cpt.objectives.cross_entropy import token_nll
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.objectives.preference_losses import REFERENCE_FREE
 from llama_cpt.parallel.mesh import BATCH_AXES, constrain, partition_spec, with_shardings
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.compiler_options import compiler_options
 from llama_cpt.training.optimizer import make_optimizer
 from llama_cpt.training.train_step import (
     TrainState,
@@ -29,6 +28,39 @@ from llama_cpt.training.train_step import (
     jit_train_step,
     make_train_step,
 )
+
+TPU_OPTIONS = {
+    # Start each transfer as early as the schedule allows, and wait for the result as late as the
+    # schedule allows.
+    "xla_tpu_enable_latency_hiding_scheduler": True,
+    # Fuse an all-gather of weights with the matrix product that runs at the same time.
+    "xla_tpu_enable_async_collective_fusion": True,
+    # Fuse the all-gather with several products if one product is too short to hide it.
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    # Keep the matrix unit busy during the fused all-gather.
+    "xla_tpu_overlap_compute_collective_tc": True,
+    # Compute a product with a gathered or scattered operand as a ring: the device multiplies one
+    # part while the next part is in transit.
+    "xla_tpu_enable_windowed_einsum_for_all_gather": True,
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": True,
+    # Sum gradients over slices while the rest of the step is computed.
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    # Do the same for gradients of different sizes.
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+}
+"""XLA options with which both ``train`` and ``plan`` compile the training step for TPUs.
+
+Every option makes the compiler overlap communication with matrix products. The values are the
+defaults of current libtpu versions. They are set explicitly so that a plan stays valid for the run
+even if a later libtpu or ``LIBTPU_INIT_ARGS`` on a host changes a default.
+``xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter`` is not set because it did not change
+the compiled step.
+"""
+
+
+def compiler_options(backend: str) -> dict[str, bool] | None:
+    """Return the compiler options for ``jax.jit`` on TPUs, or None for other backends."""
+    return TPU_OPTIONS if backend == "tpu" else None
 
 
 @dataclass(frozen=True)

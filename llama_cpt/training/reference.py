@@ -26,9 +26,9 @@ from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.preference import segment_logprobs
 from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.parallel.mesh import constrain, partition_spec
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.source import open_source
 

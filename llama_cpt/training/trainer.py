@@ -19,8 +19,7 @@ import numpy as np
 
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
-from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
-from llama_cpt.checkpoint.save_retries import save_with_retries
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER, save_with_retries
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
 from llama_cpt.config.schema import TrainConfig
@@ -35,13 +34,18 @@ from llama_cpt.training.cadence import is_checkpoint_step, is_evaluation_step
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
-from llama_cpt.training.preemption import PreemptionWatcher
 from llama_cpt.training.program import describe_precision
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume, missing_save
 from llama_cpt.training.run import Run
-from llama_cpt.training.stop import SAVE_FAILED, Outcome, StopConsensus, StopSignals
+from llama_cpt.training.stop import (
+    SAVE_FAILED,
+    Outcome,
+    PreemptionWatcher,
+    StopConsensus,
+    StopSignals,
+)
 from llama_cpt.training.trace import FOLDER as TRACES
 from llama_cpt.training.trace import NO_STEPS, Trace
 from llama_cpt.training.train_step import TrainState

@@ -12,13 +12,12 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer.export import export_tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
-from llama_cpt.runtime.atomic_dir import INCOMPLETE, check_new
+from llama_cpt.runtime.atomic import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import read_lines
-from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf
+from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf, export_peft
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.model_card import model_card, training_sections
-from llama_cpt.weights.peft import export_peft
 from llama_cpt.weights.provenance import (
     LICENSE_FILES,
     TOKENIZER_FILES,

@@ -1,4 +1,4 @@
-"""Export of parameters to a Hugging Face folder, with one parameter in memory at a time."""
+"""Export of parameters to a Hugging Face folder, and of LoRA adapters to a folder for ``peft``."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.schema import LoraConfig, ModelConfig
 from llama_cpt.model.llama import abstract_llama
-from llama_cpt.runtime.atomic_dir import atomic_dir
+from llama_cpt.runtime.atomic import atomic_dir
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hf_config import config_json, generation_config_json
@@ -30,6 +30,8 @@ EXPORT_DTYPES = {
     "float32": np.dtype(np.float32),
 }
 THREADS = min(16, os.cpu_count() or 1)
+PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
+PEFT_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -191,3 +193,62 @@ def _convert_stripe(matrix: np.ndarray, out: np.ndarray, rows: slice) -> None:
 
 def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def export_peft(
+    stored: Callable[[str], jax.Array],
+    lora: LoraConfig,
+    output: str,
+    *,
+    num_layers: int,
+    dtype: np.dtype,
+    base: str,
+    write_others: Callable[[epath.Path], None],
+) -> None:
+    """Write the adapters in ``dtype`` and their ``adapter_config.json`` into the folder ``output``.
+
+    ``stored(path)`` returns one LoRA factor, such as ``query/a``. ``base`` is the model onto which
+    peft loads the adapters. ``write_others(folder)`` writes more files, such as the model card.
+    Raises UserError if ``output`` exists or cannot be written.
+    """
+    tensors = {}
+    for target in lora.targets:
+        for factor in ("a", "b"):
+            stacked = np.asarray(stored(f"{target}/{factor}"))
+            for layer in range(num_layers):
+                tensors[peft_tensor_name(target, factor, layer)] = stacked[layer].T.astype(dtype)
+    with atomic_dir(output) as folder:
+        write_others(folder)
+        with (folder / PEFT_WEIGHTS_FILE).open("wb") as out:
+            out.write(file_header([(name, dtype, x.shape) for name, x in tensors.items()]))
+            for tensor in tensors.values():
+                out.write(tensor.tobytes())
+        text = json.dumps(peft_config(lora, base), indent=2) + "\n"
+        # Written last, because peft does not load a folder without this file.
+        (folder / PEFT_CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def peft_tensor_name(target: str, factor: str, layer: int) -> str:
+    """Return the name that peft gives to one LoRA factor of one layer.
+
+    An example is ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
+    """
+    matrix = BY_OURS[f"layers/{target}"].tensor(layer).removesuffix(".weight")
+    return f"base_model.model.{matrix}.lora_{factor.upper()}.weight"
+
+
+def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    """Return the contents of ``adapter_config.json``, the fields of peft's ``LoraConfig``."""
+    modules = [BY_OURS[f"layers/{target}"].hf_name.split(".")[-2] for target in lora.targets]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }

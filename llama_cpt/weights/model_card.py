@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from llama_cpt.config.schema import CorpusConfig, TrainConfig
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.mixture import build_mixture
 from llama_cpt.runtime.tables import markdown_table
 from llama_cpt.weights.hub import HUB_NAME
@@ -111,15 +111,11 @@ def _data(config: TrainConfig, rows: int) -> str:
             f"{_share(mixture.realized_almr(rows))}.\n\n"
         )
     cells = [
-        _corpus_row(group, corpus, counts.get(corpus.name, 0) * data.sequence_length)
+        (group, corpus.name, f"{counts.get(corpus.name, 0) * data.sequence_length:,}")
         for group, corpora in groups
         for corpus in corpora
     ]
     return f"## Data\n\n{text}" + markdown_table([("group", "corpus", "tokens"), *cells])
-
-
-def _corpus_row(group: str, corpus: CorpusConfig, tokens: int) -> tuple[str, ...]:
-    return group, corpus.name, f"{tokens:,}"
 
 
 def _evaluation(metrics: Sequence[dict[str, Any]]) -> str:

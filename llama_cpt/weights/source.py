@@ -27,13 +27,12 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import check_reachable
-from llama_cpt.weights.checkpoint_reader import CheckpointReader
 from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import checked_tensors
 from llama_cpt.weights.hf_weights import HfWeights, load_hf
 from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.lora_base_check import LoraBase, read_lora_base
-from llama_cpt.weights.parameter_reader import ParameterReader
+from llama_cpt.weights.parameter_reader import CheckpointReader, ParameterReader
 from llama_cpt.weights.safetensors import byte_reader, read_json
 
 

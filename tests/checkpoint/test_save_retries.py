@@ -14,7 +14,7 @@ import pytest
 from llama_cpt.checkpoint import manifest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError, StorageError
-from llama_cpt.checkpoint.save_retries import save_with_retries
+from llama_cpt.checkpoint.run_folder import save_with_retries
 from llama_cpt.runtime import retry
 from tests.storage_server import storage
 

@@ -21,9 +21,9 @@ from llama_cpt.evaluation.scores import (
     read_scores,
     read_task,
     start_task,
+    summary_of,
 )
-from llama_cpt.evaluation.summary import summary_of
-from llama_cpt.evaluation.tasks.eq_bench import closeness
+from llama_cpt.evaluation.tasks.scoring import score_eq_bench
 from llama_cpt.evaluation.written_answers import make_answer_spec
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.runtime.errors import UserError
@@ -325,12 +325,12 @@ def test_real_benchmarks_load_and_score(shared_data):
     reference = json.loads(rows[0]["reference"])
     names = [(reference[f"emotion{i}"], int(reference[f"emotion{i}_score"])) for i in range(1, 5)]
     exact = "\n".join(f"{name}: {score}" for name, score in names)
-    assert closeness(rows[0], [exact]) == {"eqbench": 100.0, "parseable": 1.0}
-    assert closeness(rows[0], [exact.replace(names[0][0], "Other")])["parseable"] == 0.0
+    assert score_eq_bench(rows[0], [exact]) == {"eqbench": 100.0, "parseable": 1.0}
+    assert score_eq_bench(rows[0], [exact.replace(names[0][0], "Other")])["parseable"] == 0.0
     # A difference of 10 counts as 10, a difference of 4 as 6.5 / 2.
     reference |= {f"emotion{i}_score": 0 for i in range(1, 5)}
     rated = "\n".join(f"{name}: {s}" for (name, _), s in zip(names, (10, 4, 0, 0), strict=True))
-    found = closeness({"reference": json.dumps(reference)}, [rated])["eqbench"]
+    found = score_eq_bench({"reference": json.dumps(reference)}, [rated])["eqbench"]
     assert found == pytest.approx(10 * (10 - 0.7477 * 13.25))
 
 

@@ -13,7 +13,7 @@ from llama_cpt.evaluation.question_rows import (
     make_rows,
     merge_ungrouped,
 )
-from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.source import open_source

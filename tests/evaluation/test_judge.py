@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from llama_cpt.evaluate import main
-from llama_cpt.evaluation.judge import endpoint as judging_endpoint
-from llama_cpt.evaluation.judge.endpoint import EndpointJudge
-from llama_cpt.evaluation.judge.prompts import read_prompts
+from llama_cpt.evaluation.judge import judges as judging_endpoint
+from llama_cpt.evaluation.judge.answers import read_prompts
+from llama_cpt.evaluation.judge.judges import EndpointJudge
 from llama_cpt.evaluation.judge.results import summary_lines
 from llama_cpt.evaluation.judge.session import (
     Candidate,

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from llama_cpt.data.chat.conversations import Message
-from llama_cpt.evaluation.judge import endpoint
-from llama_cpt.evaluation.judge.endpoint import EndpointJudge
+from llama_cpt.evaluation.judge import judges
+from llama_cpt.evaluation.judge.judges import EndpointJudge
 from llama_cpt.evaluation.judge.verdicts import BlindedPair, InvalidReplyError
 from llama_cpt.runtime.errors import UserError
 from tests.evaluation.chat_endpoint import serving
@@ -24,8 +24,8 @@ WHOLE = OK + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(endpoint, "ATTEMPTS", 2)
+    monkeypatch.setattr(judges, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(judges, "ATTEMPTS", 2)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 

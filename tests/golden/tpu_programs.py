@@ -30,7 +30,7 @@ from llama_cpt.planning.collectives import Collective
 from llama_cpt.planning.compiling import CompiledProgram, OutOfMemory, ProgramFigures
 from llama_cpt.planning.hlo import Shape
 from llama_cpt.planning.matrix_flops import MatrixFlops
-from llama_cpt.training.compiler_options import TPU
+from llama_cpt.training.program import TPU_OPTIONS
 
 # Name of the user property that pytest records for a test that compiled a program.
 COMPILED = "compiled for a TPU"
@@ -66,7 +66,7 @@ def program_hash(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
     parts = (
         lowered.as_text(debug_info=True),
         repr((dict(mesh.shape), devices)),
-        repr(sorted(TPU.items())),
+        repr(sorted(TPU_OPTIONS.items())),
         os.environ.get("LIBTPU_INIT_ARGS", ""),
         version("libtpu"),
     )

@@ -9,12 +9,11 @@ import pytest
 from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
 
 from llama_cpt.config.schema import LoraConfig, MeshConfig
-from llama_cpt.model import quantized
-from llama_cpt.model.linear import matmul
+from llama_cpt.model import linear
+from llama_cpt.model.linear import TYPES, matmul, quantized_matmul, require_qwix
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, with_adapters
 from llama_cpt.model.mlp import mlp, sliced_mlp
-from llama_cpt.model.quantized import TYPES, quantized_matmul, require_qwix
 from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from llama_cpt.runtime.errors import UserError
 from tests.training.tiny_step import MODEL, ragged_batch
@@ -178,7 +177,7 @@ def test_bf16_multiplies_in_the_compute_type():
 
 
 def test_too_many_tokens_or_missing_qwix_is_rejected(monkeypatch):
-    monkeypatch.setattr(quantized, "MOST_TOKENS", 95)
+    monkeypatch.setattr(linear, "MOST_TOKENS", 95)
     with pytest.raises(UserError, match="96 tokens per device"):
         passes(lambda x, w: quantized_matmul(x, w, "int8"), X, MATRIX)
     monkeypatch.setitem(sys.modules, "qwix", None)

@@ -10,8 +10,7 @@ import pytest
 from llama_cpt.config.schema import MeshConfig, NextTokenConfig, PreferenceConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.model.llama import Llama
-from llama_cpt.objectives.neftune import embedding_noise, segment_lengths
-from llama_cpt.objectives.next_token import make_objective
+from llama_cpt.objectives.next_token import embedding_noise, make_objective, segment_lengths
 from llama_cpt.parallel.mesh import make_mesh, partition_spec
 from tests.objectives.preferences import VOCAB, pack, random_pairs
 from tests.training.tiny_step import MODEL

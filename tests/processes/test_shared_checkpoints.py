@@ -19,7 +19,7 @@ from llama_cpt.checkpoint import manifest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
 from llama_cpt.checkpoint.orbax_handler import orbax_handler
-from llama_cpt.checkpoint.save_retries import save_with_retries
+from llama_cpt.checkpoint.run_folder import save_with_retries
 from llama_cpt.runtime import retry
 from llama_cpt.runtime.distributed import distributed_session, process_index
 from llama_cpt.runtime.errors import PREEMPTED, USER_ERROR

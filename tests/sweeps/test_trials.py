@@ -11,8 +11,7 @@ from configs.demo.cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.sweeps.cost import chip_hours, fit_to_budget
-from llama_cpt.sweeps.preview import trial_table
+from llama_cpt.sweeps.cost import chip_hours, fit_to_budget, trial_table
 from llama_cpt.sweeps.trials import make_chains, mean_almr, mixture_order, tokens_per_step
 
 RATIOS = AxisConfig("data.almr", (0.1, 0.2, 0.33, 0.5, 0.7))

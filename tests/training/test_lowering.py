@@ -16,8 +16,8 @@ from llama_cpt.config.schema import (
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model import scan_layers
 from llama_cpt.planning import compiling
-from llama_cpt.training.compiler_options import TPU
-from llama_cpt.training.lowering import lower_program, lower_reference, lower_step, topology_program
+from llama_cpt.training.lowering import lower_program, lower_reference, topology_program
+from llama_cpt.training.program import TPU_OPTIONS
 
 pytestmark = pytest.mark.libtpu
 
@@ -50,9 +50,9 @@ def test_step_compiles(tiny):
 
 def test_overlap_options_reach_the_compiler(tiny, monkeypatch):
     """XLA rejects unknown options, so an error shows that the options reach the compiler."""
-    monkeypatch.setitem(TPU, "xla_tpu_overlap_nothing_at_all", True)
+    monkeypatch.setitem(TPU_OPTIONS, "xla_tpu_overlap_nothing_at_all", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_overlap_nothing_at_all"):
-        compiling.compile_with_text(lower_step(tiny, "v5e:2x2"))
+        compiling.compile_with_text(lower_program(tiny, topology_program(tiny, "v5e:2x2")))
 
 
 def test_attention_has_one_kernel_forward(tiny):
@@ -63,7 +63,7 @@ def test_attention_has_one_kernel_forward(tiny):
         data=replace(tiny.data, sequence_length=128),
         compute=replace(tiny.compute, attention="pallas", remat="full"),
     )
-    text = lower_step(config, "v5e:2x2").as_text()
+    text = lower_program(config, topology_program(config, "v5e:2x2")).as_text()
     kernels = [line for line in text.splitlines() if "flash_attention_forward" in line]
     bodies = [body for line in kernels for body in re.findall(r'body[^A-Za-z]*([^"\\]*)', line)[:1]]
     assert len(bodies) == len(kernels) > 1 and len(set(bodies)) == 1 and len(bodies[0]) > 1000

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from llama_cpt.training import preemption
-from llama_cpt.training.preemption import METADATA_HOST, PreemptionWatcher
-from llama_cpt.training.stop import Outcome, StopSignals
+from llama_cpt.training import stop
+from llama_cpt.training.stop import METADATA_HOST, Outcome, PreemptionWatcher, StopSignals
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_server_without_notices_is_asked_once(server):
 
 def test_failing_server_is_asked_again(server, monkeypatch):
     replies, _ = server
-    monkeypatch.setattr(preemption, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(stop, "_RETRY_SECONDS", 0.01)
     replies += [(503, b"later"), (429, b"too often"), (0, b"no HTTP\r\n"), (200, b"TRUE")]
     assert outcome_within(20) is Outcome.PREEMPTED
 

@@ -17,7 +17,7 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CheckpointConfig, MeshConfig, TrainConfig
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.named_models import ModelSpec, model_settings
-from llama_cpt.generation.load_decoder import load_decoder
+from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training.reference import model_identity

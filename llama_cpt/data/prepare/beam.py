@@ -49,8 +49,8 @@ from llama_cpt.data.prepare.shards import (
 from llama_cpt.data.prepare.tokenize_pool import EncodedSpan, encode_span
 from llama_cpt.data.sources.documents import BlockStart
 from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import UnreachableError

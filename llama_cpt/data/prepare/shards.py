@@ -29,8 +29,8 @@ from llama_cpt.data.rows import (
     write_manifest,
 )
 from llama_cpt.data.sources.files import Sources
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 

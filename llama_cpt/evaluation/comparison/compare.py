@@ -1,15 +1,16 @@
-"""Scores of models on the same examples, differences from the first model, and findings."""
+"""Comparison of models: scores on the same examples, differences, findings, and settings."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import json
 import math
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 
-from llama_cpt.evaluation.comparison.settings import setting_differences, shots_of
 from llama_cpt.evaluation.paired import (
     LEVEL,
     Finding,
@@ -17,7 +18,7 @@ from llama_cpt.evaluation.paired import (
     corrected_level,
     ratio_intervals,
 )
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, read_scores
+from llama_cpt.evaluation.scores import BITS_PER_BYTE, SETTINGS, ExampleScore, read_scores
 from llama_cpt.runtime.errors import UserError
 
 POINTS_MARGIN = 2.0
@@ -31,6 +32,8 @@ All other metrics are shown in percent if all their values are in [0, 1].
 """
 FEWEST_GROUPS = 20
 """Minimum number of groups for a bootstrap that resamples groups instead of examples."""
+MODEL_SETTINGS = ("model", "tokenizer", "dtype")
+"""Settings that are expected to differ between models."""
 
 
 @dataclass(frozen=True)
@@ -317,3 +320,39 @@ def _summed(
     found = np.zeros((len(values), clusters.max() + 1))
     np.add.at(found.T, clusters, values.T)
     return found
+
+
+def shots_of(folders: Sequence[str]) -> dict[str, int]:
+    """Return the number of worked examples before each question, by task.
+
+    The number is from the settings of the first model that has scores for the task.
+    """
+    found: dict[str, int] = {}
+    for file in (f for folder in folders for f in sorted(Path(folder).glob(f"*{SETTINGS}"))):
+        settings = json.loads(file.read_text("utf-8"))
+        if "shots" in settings:
+            found.setdefault(file.name.removesuffix(SETTINGS), settings["shots"])
+    return found
+
+
+def setting_differences(folders: Sequence[str]) -> list[str]:
+    """Return a sentence for each model and task with settings that differ from the first model's.
+
+    Here the first model of a task is the first model that has scores for the task. The settings in
+    ``MODEL_SETTINGS`` are ignored.
+    """
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    sentences = []
+    for folder in map(Path, folders):
+        for file in sorted(folder.glob(f"*{SETTINGS}")):
+            task, settings = file.name.removesuffix(SETTINGS), json.loads(file.read_text("utf-8"))
+            name, before = first.setdefault(task, (folder.name, settings))
+            names = sorted(set(before | settings) - set(MODEL_SETTINGS))
+            changed = [name for name in names if before.get(name) != settings.get(name)]
+            if changed:
+                sentences.append(
+                    f"{task}: {folder.name} and {name} were evaluated with different settings "
+                    f"({', '.join(changed)}), which can explain a difference; use the same texts, "
+                    "worked examples and chat template for both."
+                )
+    return sentences

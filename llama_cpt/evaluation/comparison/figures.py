@@ -9,9 +9,9 @@ from matplotlib.ticker import FuncFormatter
 import numpy as np
 
 from llama_cpt.evaluation.comparison.compare import Comparison, Row
-from llama_cpt.evaluation.comparison.text import MINUS
 from llama_cpt.mixture_law.figure_style import BLUE, DARK, GREEN, GREY, VERMILION, plain
 
+MINUS = "\N{MINUS SIGN}"
 # The palette of Okabe and Ito (2008) without yellow, which has little contrast on white. Each model
 # also has its own marker, so that readers do not depend on color.
 COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")

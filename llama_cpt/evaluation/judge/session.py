@@ -7,9 +7,8 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_cpt.evaluation.judge.endpoint import EndpointJudge
-from llama_cpt.evaluation.judge.person import PersonJudge
-from llama_cpt.evaluation.judge.prompts import Answerer, cached_answers, read_prompts
+from llama_cpt.evaluation.judge.answers import Answerer, cached_answers, read_prompts
+from llama_cpt.evaluation.judge.judges import EndpointJudge, PersonJudge
 from llama_cpt.evaluation.judge.results import WinRate, summary_lines, win_rate
 from llama_cpt.evaluation.judge.verdicts import (
     WORKERS,
@@ -21,8 +20,8 @@ from llama_cpt.evaluation.judge.verdicts import (
     pending,
 )
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.files import write_atomic
 from llama_cpt.runtime.output_folder import file_lock
 
 RESULT = "win_rate.json"

@@ -1,15 +1,30 @@
-"""Atomic creation of a folder: readers see either the complete folder or no folder."""
+"""Atomic writing of files and folders: readers see only complete content."""
 
 from collections.abc import Generator
 import contextlib
+from typing import Any
 
 from etils import epath
 
 from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.storage import check_reachable, storage_error
 
+DRAFT_SUFFIX = ".draft"
+"""Suffix of the name under which a file is written before it is renamed."""
 INCOMPLETE = ".incomplete"
 """Suffix of the name under which a local folder is written before it is renamed."""
+
+
+def write_atomic(path: Any, content: bytes | str) -> None:
+    """Write ``content`` to ``path`` atomically; text is encoded as UTF-8.
+
+    ``path`` is a ``pathlib`` or ``epath`` path, local or remote. The content is first written to a
+    temporary file in the same folder, which then replaces ``path``.
+    """
+    # The draft is in the same folder, because a rename is atomic only within a file system.
+    draft = path.with_name(path.name + DRAFT_SUFFIX)
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    draft.replace(path)
 
 
 def check_new(output: str) -> None:

@@ -1,7 +1,8 @@
-"""A judge that is a model at an OpenAI-compatible endpoint (``POST URL/chat/completions``).
+"""Judges: a person at the terminal, or a model at an OpenAI-compatible endpoint.
 
-The API key is read from the environment and sent in a request header. The key is never written to
-records, logs, errors or reports, and it is never sent to the target of a redirect.
+The model is called with ``POST URL/chat/completions``. The API key is read from the environment and
+sent in a request header. The key is never written to records, logs, errors or reports, and it is
+never sent to the target of a redirect.
 """
 
 from collections.abc import Generator
@@ -19,9 +20,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from llama_cpt.evaluation.judge.verdicts import BlindedPair, Choice, InvalidReplyError, Verdict
+from llama_cpt.evaluation.judge.verdicts import (
+    BlindedPair,
+    Choice,
+    InvalidReplyError,
+    QuitJudging,
+    Verdict,
+)
 from llama_cpt.runtime.errors import UsageError, UserError
 
+QUESTION = "Better answer: a, b, t (tie); q quits, the same command resumes: "
+_TYPED_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS = 5
 """Maximum number of attempts per request.
@@ -41,12 +50,50 @@ Give your reasons in one or two sentences, then a last line of exactly one of:
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
-_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie"}
+_REPLY_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie"}
 _VERDICT = re.compile(r"\W*(?:verdict\W*)?(a|b|tie)\W*", re.IGNORECASE)
 # A verdict can be followed by two lines, because some models end with a polite phrase.
 _LAST_LINES = 3
 # The HTTP statuses Request Timeout and Too Many Requests. Every status 5xx is retried as well.
 _RETRIED = (408, 429)
+
+
+@dataclass
+class PersonJudge:
+    """A judge that reads verdicts from standard input."""
+
+    total: int = 0
+    """Number of pairs to judge; it is printed above each pair."""
+    done: int = field(default=0, init=False)
+    name: str = field(default="person", init=False)
+
+    def rule(self, shown: BlindedPair) -> Verdict:
+        """Print a pair and return the person's verdict; raise QuitJudging if the person quits."""
+        self.done += 1
+        print(f"\n{'=' * 30} {self.done} of {self.total}")
+        for turn in shown.prompt:
+            print(f"[{turn.role}] {_plain(turn.content)}")
+        for letter, answer in (("a", shown.left), ("b", shown.right)):
+            print(f"\n--- answer {letter}\n{_plain(answer)}")
+        print()
+        while True:
+            try:
+                reply = input(QUESTION).strip().lower()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                raise QuitJudging from None
+            if reply == "q":
+                raise QuitJudging
+            if reply in _TYPED_CHOICES:
+                return Verdict(_TYPED_CHOICES[reply])
+
+    def stop(self) -> None:
+        """Do nothing, because a person has no pending requests."""
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` without characters that can be part of terminal escape sequences."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 @dataclass
@@ -268,7 +315,7 @@ def _parse_choice(content: str) -> Choice | None:
     for line in reversed(lines[-_LAST_LINES:]):
         # Match line by line, because the pattern takes quadratic time on a long text.
         if found := _VERDICT.fullmatch(line.strip()):
-            return _CHOICES[found[1].lower()]
+            return _REPLY_CHOICES[found[1].lower()]
         if "verdict" in line.lower():
             # Ignore the lines before an ambiguous verdict such as "VERDICT: A or B".
             break

@@ -5,7 +5,7 @@ from pathlib import Path
 from etils import epath
 import pytest
 
-from llama_cpt.runtime.files import write_atomic
+from llama_cpt.runtime.atomic import write_atomic
 
 
 @pytest.mark.parametrize("kind", [Path, epath.Path])

@@ -1,7 +1,4 @@
-"""Scoring of EQ-Bench (arXiv 2312.06281, v2 of EQ-bench/EQ-Bench).
-
-An answer rates the intensity of four emotions.
-"""
+"""Scoring of the answers to HumanEval and EQ-Bench."""
 
 from collections.abc import Sequence
 import json
@@ -9,13 +6,21 @@ import math
 import re
 from typing import Any
 
+from llama_cpt.evaluation.sandbox.sandbox import run_python
+
 ADJUSTMENT = 0.7477
 """Factor that multiplies the distance from the reference, so that random answers score 0."""
 LEAST_PARSEABLE = 0.83
 """Minimum share of parseable answers for which the authors of EQ-Bench define a score."""
 
 
-def closeness(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
+def score_humaneval(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
+    """Return the metric ``pass@1``: 1 if the answer passes the tests in the sandbox, else 0."""
+    program = f"{row['prompt']}{answers[0]}\n{row['test']}\ncheck({row['entry_point']})\n"
+    return {"pass@1": float(run_python(program).status == "passed")}
+
+
+def score_eq_bench(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
     """Return the metrics ``eqbench`` and ``parseable`` of one answer.
 
     ``eqbench`` is 100 if all ratings are equal to the reference, and 0 if the answer cannot be
