@@ -1,15 +1,14 @@
-"""Functions that print a command of this project as a user would type it, and run it."""
+"""A function that prints a command of this project as a user would type it, and runs it."""
 
 from collections.abc import Collection
 import os
-from pathlib import Path
-import shlex
 import signal
 import subprocess
 import sys
 from types import FrameType
 
 from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError
+from llama_cpt.runtime.shown_command import command_line as command_line
 
 # The examples are sized for CPUs, so they leave accelerators to other processes. With these malloc
 # settings, glibc does not return memory to the operating system after each step. Otherwise, page
@@ -28,30 +27,6 @@ class CommandFailedError(UserError):
     def __init__(self, shown: str, status: int) -> None:
         super().__init__(f"`{shown}` ended with status {status}; see above.")
         self.status = status
-
-
-def command_line(name: str, *arguments: str) -> str:
-    """Return ``python -m llama_cpt.NAME ARGUMENTS``, quoted for a shell.
-
-    The line uses the Python of ``interpreter()``, so it is for a shell in the working directory.
-    """
-    return shlex.join((interpreter(), "-m", f"llama_cpt.{name}", *arguments))
-
-
-def interpreter() -> str:
-    """Return the path of the running Python, relative if the file is in the working directory.
-
-    The word ``python`` alone would start a different Python in a shell in which the virtual
-    environment is not activated.
-    """
-    executable = Path(sys.executable)
-    # Resolve only the folder. In a virtual environment, the file is a link to a Python outside it.
-    resolved = executable.parent.resolve() / executable.name
-    if not resolved.is_relative_to(Path.cwd()):
-        return sys.executable
-    relative = resolved.relative_to(Path.cwd())
-    # A shell searches PATH for a name without a slash.
-    return str(relative) if len(relative.parts) > 1 else f"./{relative}"
 
 
 def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> int:

@@ -6,6 +6,7 @@ import tomllib
 from typing import Any
 
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.text_files import read_text, text_lines
 
 _FOLDER = Path(__file__).parent
 _TEMPLATE_FILES = ("facts", "questions", "sums", "writings", "talk", "stories")
@@ -20,7 +21,7 @@ def read_table(name: str) -> dict[str, Any]:
     """
     path = _FOLDER / name
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
 
@@ -37,7 +38,7 @@ def read_templates(code: str) -> dict[str, tuple[str, ...]]:
     for name in _TEMPLATE_FILES:
         path = _FOLDER / "languages" / code / f"{name}.txt"
         try:
-            lines = path.read_text("utf-8").splitlines()
+            lines = text_lines(path)
         except (OSError, ValueError) as error:
             raise _damaged(path, str(error)) from None
         for number, line in enumerate(lines, start=1):

@@ -68,6 +68,6 @@ def train_vocabulary(
 
 def _lines(sources: Iterable[str | Path]) -> Iterator[str]:
     for source in sources:
-        with Path(source).open(encoding="utf-8") as file:
+        with Path(source).open(encoding="utf-8-sig") as file:
             for line in file:
                 yield from json.loads(line)["text"].split("\n")

@@ -25,9 +25,10 @@ import jax
 # JAX has no public API for its key-value store. Orbax and MaxText also use this private module.
 from jax._src.distributed import global_state
 
-from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError, exit_status
+from llama_cpt.runtime.errors import INTERRUPTED, PREEMPTED, UserError, exit_status, first_line
 from llama_cpt.runtime.logs import set_process_index
 from llama_cpt.runtime.progress import enable_progress
+from llama_cpt.runtime.untrusted_text import one_line, printable
 
 HEARTBEAT_VARIABLE = "LLAMA_CPT_HEARTBEAT_SECONDS"
 """Environment variable that sets the result of ``heartbeat_seconds``."""
@@ -89,12 +90,12 @@ def _end_together() -> Generator[None]:
     except SystemExit as exit_:
         _announce_exit(int(exit_.code or 0), "stopped")
     except BaseException as error:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         # If a process is lost, a collective fails immediately, with an error that does not name the
         # lost process. Wait, because the coordination service soon aborts this process with a
         # message that names the lost process.
         time.sleep(2 * heartbeat_seconds())
-        message = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        message = f"failed: {type(error).__name__}: {first_line(error)}"
         _announce_exit(exit_status(error), message)
 
 
@@ -248,7 +249,7 @@ def _connect() -> None:
             raise
         return
     except RuntimeError as error:  # Also raised for a host name that cannot be resolved yet.
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise LostProcessError(
             f"not all processes connected within {seconds} s: {reason}"
         ) from error
@@ -319,14 +320,15 @@ def _watch_other_processes() -> None:
         while global_state.client is not None:
             for process, notice in kv_get("exits").items():
                 status, message = notice.split(" ", 1)
-                print(f"{process_label(process)} has ended: {message}", file=sys.stderr)
+                ended = f"{process_label(process)} has ended: {message}"
+                print(one_line(ended), file=sys.stderr)
                 _end(int(status))
             time.sleep(_POLL_SECONDS)
 
 
 def _announce_exit(status: int, message: str) -> NoReturn:
     """Announce the exit of this process and exit without waiting at JAX's shutdown barrier."""
-    print(message, file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         kv_put("exits", f"{status} {message}")
     _end(status)
@@ -343,7 +345,7 @@ def _end(status: int) -> NoReturn:
 
 def _abort(error: Exception) -> NoReturn:
     """Abort with SIGABRT, as the client of ``jax.distributed`` does when a process is lost."""
-    print(f"error: {error}", file=sys.stderr)
+    print(one_line(f"error: {error}"), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os.abort()

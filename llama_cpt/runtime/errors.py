@@ -13,6 +13,7 @@ import traceback
 
 from llama_cpt.runtime.logs import configure_logging
 from llama_cpt.runtime.retry import describes_transient, is_permanent, is_storage_error
+from llama_cpt.runtime.untrusted_text import one_line, printable
 
 BUG = 1
 """An unexpected exception, printed with its traceback. A launch script restarts the job as long as
@@ -22,7 +23,7 @@ USAGE = 2
 job."""
 NEGATIVE_RESULT = 3
 """The command ran without an error, but its answer is negative: a plan does not fit the chips, or a
-law gives no recommendation."""
+law gives no recommendation, or a model's weights agree but its logits cannot be compared."""
 CHECK_FAILED = 65
 """A check found a difference or a non-finite value (EX_DATAERR). A launch script does not restart
 the job."""
@@ -59,8 +60,9 @@ def exit_status(error: BaseException) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the message of ``error``, or its ``repr`` if it has no message."""
-    return (str(error).splitlines() or [repr(error)])[0]
+    """Return the first line with text of the message of ``error``, or ``repr(error)``."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), repr(error))
 
 
 @contextlib.contextmanager
@@ -74,11 +76,11 @@ def one_line_errors() -> Generator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(one_line(f"error: {error}"), file=sys.stderr)
         raise SystemExit(exit_status(error)) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(exit_status(error)) from None

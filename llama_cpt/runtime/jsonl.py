@@ -44,7 +44,7 @@ def read_lines(path: Path, parse: Callable[[Any], Line]) -> Iterator[Line]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield parse(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: {error}; fix the line, or move the file away to start over."
             ) from None

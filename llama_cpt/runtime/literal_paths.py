@@ -7,8 +7,10 @@ opens users' paths through this module. Only ``data/sources/`` accepts patterns.
 """
 
 from collections.abc import Iterator
+import errno
 import fnmatch
 import os
+import stat
 from typing import Any, BinaryIO, cast
 
 from etils import epath
@@ -60,6 +62,29 @@ def validate_run_folder(path: str) -> None:
         raise UserError(
             f"{absolute}: TensorStore, which writes checkpoints, reads \\ as /; use another folder."
         )
+
+
+def is_regular_file(path: str) -> bool:
+    """Return whether ``path`` is an object in a bucket or a regular file, which may be linked.
+
+    A FIFO, a socket, a device, a folder, a dangling link and a loop of links are not regular files.
+    Opening a FIFO would block until another process opens it. Raises OSError if the file cannot be
+    examined for a different reason.
+    """
+    if "://" in path:
+        return True
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return False
+        raise
+
+
+def require_regular_file(path: str) -> None:
+    """Raise UserError if ``path`` exists but is not a regular file."""
+    if not is_regular_file(path) and os.path.lexists(path):
+        raise UserError(f"{path}: is not a regular file; remove it or replace it by a copy.")
 
 
 def remote_storage(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

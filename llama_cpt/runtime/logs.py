@@ -4,11 +4,15 @@ import logging
 import sys
 
 from llama_cpt.runtime.progress import clear_line
+from llama_cpt.runtime.untrusted_text import printable
 
 _FORMAT = "%(asctime)s p%(process_index)d %(levelname)s %(message)s"
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 _INFO_LOGGERS = ("llama_cpt", "__main__")
 """Loggers with level INFO: this package, and the module of a command, which is ``__main__``."""
+
+_logged_once: set[str] = set()
+"""Messages that ``warn_once`` has logged in this process."""
 
 _process_index = 0
 """The process index in log lines. ``distributed_session`` sets it, because the log is configured
@@ -33,11 +37,26 @@ def configure_logging() -> None:
             logging.root.removeHandler(handler)
     handler = _StderrHandler()
     handler.addFilter(_add_process_index)
-    handler.setFormatter(logging.Formatter(_FORMAT, _TIME_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT, _TIME_FORMAT))
     logging.root.addHandler(handler)
     logging.root.setLevel(logging.WARNING)
     for name in _INFO_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def warn_once(logger: logging.Logger, message: str) -> None:
+    """Log ``message`` as a warning, unless this process has logged it before."""
+    if message not in _logged_once:
+        _logged_once.add(message)
+        logger.warning("%s", message)
+
+
+class _Formatter(logging.Formatter):
+    """A formatter that removes characters that control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of ``record``, which can contain text of documents and models."""
+        return printable(super().format(record))
 
 
 class _StderrHandler(logging.Handler):

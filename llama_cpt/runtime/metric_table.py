@@ -170,4 +170,4 @@ FORMER_KEYS = {
     "mixture/almr_realised": "mixture/almr_realized",
     "mixture/NAME/passes": "mixture/NAME/epochs",
 }
-"""Present key by the key in version 0.1. ``NAME`` is a placeholder for the name of a corpus."""
+"""Map from metric keys of version 0.1 to present keys. ``NAME`` stands for a corpus name."""

@@ -1,6 +1,6 @@
 """Writing and reading of a run's metrics: ``metrics.jsonl`` and TensorBoard events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import logging
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import re
 import shutil
+import sys
 import tempfile
 import time
 from typing import Any, TextIO
@@ -20,6 +21,8 @@ from tensorboardX.summary import scalar
 
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.literal_paths import require_regular_file
+from llama_cpt.runtime.logs import warn_once
 from llama_cpt.runtime.metric_table import FORMER_KEYS
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
@@ -149,17 +152,52 @@ class MetricsWriter:
 def read_lines(source: epath.Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """Return the metrics of each line of a ``metrics.jsonl`` up to ``last_step``, or of all lines.
 
-    Returns [] if the file does not exist. Lines that are not valid JSON are skipped, such as the
-    incomplete last line of a killed process. Names of metrics from earlier versions are replaced by
-    the present names.
+    Returns [] if the file does not exist. Every value is a finite number or None. Lines that are
+    not objects of numbers with a ``step`` are skipped, and a warning with their numbers is logged
+    once per process. The incomplete last line of a killed process is skipped without a warning.
+    Names of metrics from earlier versions are replaced by the present names. Raises UserError if
+    ``source`` is not a regular file.
     """
-    lines: list[dict[str, Any]] = []
-    for line in source.read_bytes().splitlines() if source.exists() else ():
-        with contextlib.suppress(ValueError):
-            values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                lines.append({_present_key(key): value for key, value in values.items()})
+    if not source.exists():
+        return []
+    require_regular_file(str(source))
+    lines, bad = [], []
+    raw = source.read_bytes().split(b"\n")
+    for number, text in enumerate(raw, 1):
+        if (line := _parse_line(text)) is not None:
+            lines.append(line)
+        elif text.strip() and number < len(raw):
+            bad.append(number)
+    if bad:
+        _warn_of_bad_lines(str(source), bad)
     return [line for line in lines if last_step is None or line["step"] <= last_step]
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return the metrics of one line, or None if the line is not an object of numbers."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int or values["step"] < 0:
+        return None
+    if not all(value is None or type(value) in (int, float) for value in values.values()):
+        return None
+    # A float cannot represent an integer above 1e308, and NaN and Infinity are not JSON.
+    largest = sys.float_info.max
+    return {
+        _present_key(key): value if value is not None and -largest <= value <= largest else None
+        for key, value in values.items()
+    }
+
+
+def _warn_of_bad_lines(file: str, numbers: Sequence[int]) -> None:
+    shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+    message = (
+        f"{file}: {len(numbers)} damaged lines were skipped (line {shown}); restore the file from "
+        "a copy if you need their metrics."
+    )
+    warn_once(logger, message)
 
 
 def _present_key(key: str) -> str:

@@ -20,7 +20,7 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.literal_paths import validate_path
+from llama_cpt.runtime.literal_paths import require_regular_file, validate_path
 from llama_cpt.runtime.storage import check_remote_writable
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,11 @@ def file_lock(file: epath.Path, message: str, *, wait: bool) -> Generator[None]:
     if "://" in str(file):
         yield
         return
-    # The lock belongs to the open file: the kernel releases it even if the process is killed.
-    with open(file, "w") as held:
+    # Opening a named pipe for writing would block.
+    require_regular_file(str(file))
+    # The lock belongs to the open file: the kernel releases it even if the process is killed. The
+    # file is not truncated, because it can be a link to a different file.
+    with open(file, "a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,6 +4,8 @@ import sys
 import time
 from types import TracebackType
 
+from llama_cpt.runtime.untrusted_text import printable
+
 _enabled = True
 """True if this process shows progress. ``distributed_session`` sets it, because this module is also
 imported without JAX and cannot look up the process index."""
@@ -34,7 +36,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: float, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = printable(label), total, unit
         self.done = 0.0
         self._terminal = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()

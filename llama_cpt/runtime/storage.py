@@ -13,7 +13,7 @@ import uuid
 
 import fsspec
 
-from llama_cpt.runtime.errors import PREEMPTED, UserError
+from llama_cpt.runtime.errors import PREEMPTED, UserError, first_line
 from llama_cpt.runtime.literal_paths import remote_storage, validate_path
 from llama_cpt.runtime.retry import describes_transient, is_transient
 
@@ -75,7 +75,7 @@ def _try(path: str, done: str, request: Callable[[fsspec.AbstractFileSystem, str
     except UserError:
         raise
     except Exception as error:  # Each storage client has its own exception types.
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = first_line(error)
         if is_transient(error):
             raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
         raise UserError(

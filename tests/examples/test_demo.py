@@ -1,6 +1,7 @@
 """Tests of the demo: its configs match its text, and a small demo finishes and resumes."""
 
 import dataclasses
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import shutil
 import pytest
 
 from examples import demo
+from examples.bilingual_world.documents import write_world
 from examples.shown_command import command_line
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
@@ -96,6 +98,9 @@ def test_demo_runs_to_the_report_and_resumes(monkeypatch, tmp_path, capfd):
         module = ".".join(Path(getattr(demo, name)).with_suffix("").parts)
         path.write_text(SMALL.format(original=module, folder=folder) + ending)
         monkeypatch.setattr(demo, name, str(path))
+    small_world = partial(write_world, documents=900, heldout=40, chat_repeats=2)
+    monkeypatch.setattr(demo, "write_world", small_world)
+    monkeypatch.setenv("XLA_FLAGS", "")  # One device, as for users, is also faster to compile for.
     assert demo.main([]) == 0
     output = capfd.readouterr().out
     assert output.count(f"$ {command_line('train')}") == 2

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from examples import shown_command
-from examples.shown_command import command_line, interpreter
+from llama_cpt.runtime import shown_command
+from llama_cpt.runtime.shown_command import command_line, interpreter
 
 
 def make_environment(folder: Path) -> Path:

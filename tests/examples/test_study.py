@@ -77,6 +77,7 @@ def test_study_runs_to_the_law_and_resumes(monkeypatch, tmp_path, capfd):
     base, cpt, *sweeps = map(str, paths)
     for name, value in (("BASE", base), ("CPT", cpt), ("SWEEPS", sweeps), ("DOCUMENTS", 800)):
         monkeypatch.setattr(study, name, value)
+    monkeypatch.setenv("XLA_FLAGS", "")  # One device, as for users, is also faster to compile for.
     assert study.main([]) == 0
     output = capfd.readouterr().out
     assert output.count(f"$ {command_line('sweep')}") == 2

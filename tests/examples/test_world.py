@@ -44,6 +44,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_files_are_a_function_of_the_seed(tmp_path):
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         write_world(tmp_path / name, seed, documents=40, heldout=10, chat_repeats=1)

@@ -10,6 +10,7 @@ import pytest
 from llama_cpt.runtime import metrics
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import Event, MetricsWriter, SessionLog
+from tests.special_files import make_special_file
 
 
 def lines_of(folder):
@@ -69,11 +70,60 @@ def test_resume_cuts_back_to_the_restored_step(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-@pytest.mark.parametrize("last", [b"", b"\n", b"null\n", b'{"step": "x"}\n', b"\xff\xfe\n", b"[1"])
-def test_torn_lines_are_dropped(tmp_path, last):
+@pytest.mark.parametrize("last", [b"", b"\n", b"[1", b'{"step": 4, "train/lo', b"\xff\xfe"])
+def test_torn_last_line_is_dropped_without_a_warning(tmp_path, last, caplog):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 3, "train/loss": 1.0}\n' + last)
     write_steps(tmp_path, 3, [4])
-    assert [line["step"] for line in lines_of(tmp_path)] == [3, 4]
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 4] and not caplog.records
+
+
+DAMAGED_LINES = [
+    b"null",
+    b'{"step": "x"}',
+    b'{"step": true}',
+    b'{"step": -1}',
+    b'{"step": 1.5}',
+    b'{"step": 1, "train/loss": "0.5"}',
+    b'{"step": 1, "train/loss": [0.5]}',
+    b'{"step": 1, "train/loss": true}',
+    b'{"train/loss": 0.5}',
+    b'{"step": 1, "train/lo\x00ss',
+    b"\xff\xfe",
+    b'{"step": 1, "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b"1" * 5000,
+]
+
+
+def test_damaged_lines_are_counted_and_reported_once(tmp_path, caplog):
+    file = epath.Path(tmp_path) / metrics.FILE
+    good = b'{"step": 3, "train/loss": 1.0}'
+    file.write_bytes(b"\n".join([good, *DAMAGED_LINES, good, b""]))
+    for _ in range(2):
+        assert metrics.read_lines(file) == [{"step": 3, "train/loss": 1.0}] * 2
+    [record] = caplog.records
+    count = len(DAMAGED_LINES)
+    assert f"{file}: {count} damaged lines were skipped (line 2, 3, 4, " in record.message
+    caplog.clear()
+    file.write_bytes(b"\n".join([good, b"x", good, b"", b"y", b""]))
+    metrics.read_lines(file)
+    assert "2 damaged lines were skipped (line 2, 5)" in caplog.text
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    file = epath.Path(tmp_path) / metrics.FILE
+    file.write_text(f'{{"step": 1, "a": NaN, "b": -Infinity, "c": 1e999, "d": {"9" * 400}}}\n')
+    assert metrics.read_lines(file) == [{"step": 1, "a": None, "b": None, "c": None, "d": None}]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "loop", "dangling"])
+def test_metrics_file_that_is_not_regular_is_rejected(tmp_path, kind):
+    file = tmp_path / "metrics.jsonl"
+    make_special_file(file, kind)
+    if kind in ("loop", "dangling"):
+        assert metrics.read_lines(epath.Path(file)) == []
+    else:
+        with pytest.raises(UserError, match=r"metrics.jsonl: is not a regular file; remove it"):
+            metrics.read_lines(epath.Path(file))
 
 
 def test_reader_returns_the_lines_up_to_a_step_and_ignores_an_incomplete_one(tmp_path):

@@ -1,6 +1,6 @@
 """Tests that special characters in cells do not break a table."""
 
-from llama_cpt.runtime.tables import aligned_table, markdown_table
+from llama_cpt.runtime.tables import Markdown, aligned_table, markdown_table
 
 ROWS = [("run", "loss", "note"), ("a|b", "1.25", ""), ("c\nd", "", "")]
 
@@ -14,7 +14,7 @@ def test_aligned_table_keeps_a_lone_header():
     assert aligned_table([]) == ""
 
 
-def test_markdown_table_escapes_cells_once():
+def test_markdown_table_escapes_cells():
     table = markdown_table(ROWS)
     assert table.splitlines() == [
         "| run | loss | note |",
@@ -22,4 +22,9 @@ def test_markdown_table_escapes_cells_once():
         r"| a\|b | 1.25 |  |",
         "| c d |  |  |",
     ]
-    assert markdown_table([(r"a\|b",)]).startswith(r"| a\|b |")
+    assert markdown_table([(r"a\|b",)]).startswith(r"| a\\\|b |")
+    assert markdown_table([(Markdown("a<br>**b**"),)]).startswith("| a<br>**b** |")
+
+
+def test_aligned_table_has_no_terminal_escapes():
+    assert aligned_table([("a\x1b[31m", "b\r\u202e")], indent="") == "a[31m  b"
