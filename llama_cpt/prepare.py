@@ -1,6 +1,7 @@
 """The command that converts corpora to token rows: ``python -m llama_cpt.prepare CONFIG``."""
 
 import argparse
+from collections import Counter
 from functools import partial
 import logging
 import sys
@@ -15,10 +16,12 @@ from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, build_mixture
 from llama_cpt.data.prepare.corpora import PreparedCorpora, WriteAll, open_rows, prepare
-from llama_cpt.data.rows import Manifest
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.rows import DOCUMENT_START, Manifest
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_writable
+from llama_cpt.runtime.untrusted_text import one_line, printable
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +130,8 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
     lines = [
         f"{group}{manifest.corpus}: {manifest.documents:,} {_NOUNS[kind]}, "
         f"{manifest.tokens:,} tokens, "
-        f"{manifest.source_bytes / manifest.tokens:.2f} bytes per token, "
-        f"{manifest.tokens / manifest.characters:.3f} tokens per character"
+        f"{manifest.source_bytes / max(manifest.tokens, 1):.2f} bytes per token, "
+        f"{manifest.tokens / max(manifest.characters, 1):.3f} tokens per character"
     ]
     if manifest.sequence_length:
         lines[0] += f", {manifest.rows:,} rows of {manifest.sequence_length:,}"
@@ -142,20 +145,31 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         skipped = sum(manifest.skipped.values())
         lines.append(f"  {skipped:,} {_NOUNS[kind]} skipped: {reasons}")
+    if names := manifest.without_checksums:
+        shown = ", ".join(map(one_line, names[:3]))
+        shown += f" and {len(names) - 3:,} more" * (len(names) > 3)
+        lines.append(
+            f"  {len(names):,} Parquet files without page checksums, so that damage to their text "
+            f"is not noticed: {shown}"
+        )
     if warning := manifest.lossy():
         lines.append(f"  {warning}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _chat_lines(manifest: Manifest) -> list[str]:
     """Return the remarks on a chat corpus, such as its formats and dropped conversations."""
-    counts = manifest.chat_counts
+    counts = Counter(manifest.chat_counts)
     formats = ", ".join(f"{name} ({count:,})" for name, count in manifest.formats.items())
-    padding = 1 - counts["places"] / (manifest.rows * manifest.sequence_length)
+    padding = 1 - counts["places"] / max(manifest.rows * manifest.sequence_length, 1)
     lines = [
         f"  format: {formats}",
         f"  {counts['learnt_tokens']:,} tokens with a loss per epoch, {padding:.1%} of the rows is "
         "padding",
+    ]
+    lines += [
+        f"  {count:,} records with the field {name}, which was dropped"
+        for name, count in manifest.dropped_fields.items()
     ]
     if counts["prompt_tokens_twice"]:
         twice = counts["prompt_tokens_twice"]
@@ -196,13 +210,19 @@ def inspect(prepared: PreparedCorpora, mixture: Mixture, tokenizer: Tokenizer, c
     """Print the first ``count`` rows of the run as decoded text."""
     rows = open_rows(prepared)
     for number in range(count):
-        batch = read_batch(mixture, rows, tokenizer.bos_id, np.array([[number]], np.int64))
+        batch = read_batch(mixture, rows, np.array([[number]], np.int64))
         corpora, indices = mixture.locate(np.array([number], np.int64))
-        name = mixture.corpora[int(corpora[0])].name
+        corpus = int(corpora[0])
+        name = mixture.corpora[corpus].name
         print(f"\nrow {number} of the run: row {indices[0]} of {name}")
-        as_text = packed_row_as_text if prepared.config.chat else row_as_text
         batch = batch if isinstance(batch, TokenBatch) else batch.rows
-        print(as_text(jax.tree.map(lambda x: x[0], batch), 0, tokenizer))
+        batch = jax.tree.map(lambda x: x[0], batch)
+        found = rows[corpus].read(indices)
+        if isinstance(found, np.ndarray):
+            continued = bool(found[0, 0] < DOCUMENT_START)
+            print(row_as_text(batch, 0, tokenizer, continued=continued))
+        else:
+            print(packed_row_as_text(batch, 0, tokenizer))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_inspect_shows_what_the_model_sees(config_path, capsys):
     rows = {name: manifest.rows for name, manifest in prepared.rows.items()}
     mixture = build_mixture(config.data, rows, seed=config.seed, global_batch_size=4)
     corpora = [TokenRows(prepared.folder(corpus.name)) for corpus in mixture.corpora]
-    batch = read_batch(mixture, corpora, tokenizer.bos_id, np.arange(12)[None])
+    batch = read_batch(mixture, corpora, np.arange(12)[None])
     assert isinstance(batch, TokenBatch)
     for number, text in enumerate(shown):
         name = mixture.corpora[batch.corpus[0, number, 0]].name
@@ -158,7 +158,9 @@ def test_report_and_inspected_rows_of_chats(config_path, tmp_path, capsys):
     (tmp_path / "en.jsonl").write_text(json.dumps([{"instruction": "a", "output": "b"}] * 3))
     (tmp_path / "en.jsonl").rename(tmp_path / "en.json")
     text = Path(config_path).read_text().replace("en.jsonl", "en.json").replace("=15", "=64")
-    text = text.replace("almr=0.25", "almr=0.5, chat=ChatConfig(), bad_documents='skip'")
+    text = text.replace(
+        "almr=0.25", "almr=0.5, chat=ChatConfig(max_left_out=0.7), bad_documents='skip'"
+    )
     Path(config_path).write_text(text)
     main([config_path, "--inspect", "1", "--data.almr", "1.0"])
     shown = capsys.readouterr().out

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 
 from llama_cpt.runtime.errors import UserError
 
+MAX_INTEGER = 2**63 - 1
+"""Maximum magnitude of an integer in a config or file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FieldTraits:
@@ -219,9 +222,9 @@ def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     if origin is Literal:
         if values not in typing.get_args(kind):
             options = ", ".join(map(repr, typing.get_args(kind)))
-            raise UserError(f"{where}={values!r} must be one of {options}.")
+            raise UserError(f"{where}={_shown(values)} must be one of {options}.")
         return values
-    return _scalar(origin or kind, values, where)
+    return values if kind is Any else _scalar_or_collection(kind, values, where)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -230,12 +233,26 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {closest[0]!r}?" if closest else ""
 
 
+def _scalar_or_collection(kind: Any, values: Any, where: str) -> Any:
+    """Return ``values`` as a number, a string, or a list or dict with entries of one type."""
+    kinds = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return [from_dict(kinds[0], v, f"{where}[{i}]") for i, v in enumerate(_list(values, where))]
+    if typing.get_origin(kind) is dict and isinstance(values, dict):
+        return {name: from_dict(kinds[1], v, f"{where}.{name}") for name, v in values.items()}
+    return _scalar(typing.get_origin(kind) or kind, values, where)
+
+
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     # A JSON number without a fraction is an int, which a float field accepts. In Python, bool is a
     # subclass of int, but True is not a number of steps.
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}={value!r} must be {getattr(kind, '__name__', kind)}.")
+        raise UserError(f"{where}={_shown(value)} must be {getattr(kind, '__name__', kind)}.")
+    # Python's integers have no upper limit, but the integers of JAX and of file formats have 64
+    # bits.
+    if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise UserError(f"{where}={_shown(value)} must be at most {MAX_INTEGER} in magnitude.")
     return float(value) if kind is float else value
 
 
@@ -257,7 +274,9 @@ def _union_from_value(kind: Any, values: Any, where: str) -> Any:
 
 def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r} must be an object with the fields of {kind.__name__}.")
+        raise UserError(
+            f"{where}={_shown(values)} must be an object with the fields of {kind.__name__}."
+        )
     hints = typing.get_type_hints(kind, include_extras=True)
     # JSON files of earlier versions still load; config files in Python must use the new names.
     renamed = former_names(kind)
@@ -273,14 +292,26 @@ def _dataclass_from_dict(kind: Any, values: Any, where: str) -> Any:
     return kind(**{n: from_dict(hints[n], v, f"{where}.{n}") for n, v in values.items()})
 
 
+def _list(values: Any, where: str) -> list[Any] | tuple[Any, ...]:
+    """Return ``values`` if it is a list; otherwise, raise UserError."""
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{where}={_shown(values)} must be a list.")
+    return values
+
+
+def _shown(value: Any) -> str:
+    """Return the start of ``repr(value)``, because a value in a damaged file can have any size."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple[Any, ...]:
     kinds = typing.get_args(kind)
-    if not isinstance(values, list | tuple):
-        raise UserError(f"{where}={values!r} must be a list.")
+    values = _list(values, where)
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(values)
     if len(kinds) != len(values):
-        raise UserError(f"{where}={values!r} must have {len(kinds)} entries.")
+        raise UserError(f"{where}={_shown(values)} must have {len(kinds)} entries.")
     return tuple(
         from_dict(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, values, strict=True))
     )

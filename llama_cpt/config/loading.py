@@ -30,6 +30,7 @@ from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_local
 from llama_cpt.runtime.storage import check_reachable
 
@@ -114,7 +115,8 @@ def _moved_config(stem: str) -> tuple[str, str] | None:
 def _hint(path: str, name: str) -> str:
     """Return a hint for a missing config file: its new path, or the folder of examples.
 
-    ``name`` is the variable that was requested, which a file of several configs keeps.
+    ``name`` is the variable that was requested. The hint contains ``name`` if the new file has
+    several variables.
     """
     moved = _moved_config(Path(path).stem)
     if not moved:
@@ -207,12 +209,7 @@ def _sections() -> list[type[ConfigSection]]:
 
 
 def _from_json(path: str, kind: type[Config]) -> Config:
-    try:
-        return from_dict(kind, json.loads(epath.Path(path).read_text("utf-8")), path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}); fix it, or name a file in Python."
-        ) from None
+    return from_dict(kind, read_json_object(path, "fix it, or name a file in Python"), path)
 
 
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llama_cpt.config.chat import ChatConfig
 from llama_cpt.config.fields import (
     ConfigSection,
     option,
@@ -141,21 +142,6 @@ class CorpusConfig(ConfigSection):
     """Name of the record field that contains the text."""
 
 
-@dataclass(frozen=True)
-class ChatConfig(ConfigSection):
-    """Options of the conversion of conversations to token rows."""
-
-    template: Literal["auto", "llama3"] = "auto"
-    """``llama3`` is the template of Llama 3. ``auto`` is the ``chat_template`` in the folder of
-    the tokenizer, or the template of Llama 3 if the folder contains no template."""
-    loss_on: Literal["assistant", "last", "all"] = option("assistant", former_name="learn")
-    """Tokens that count in the loss: those of all assistant turns (``assistant``), those of the
-    last assistant turn (``last``), or all tokens (``all``). End-of-turn tokens are included."""
-    too_long: Literal["drop", "truncate_start", "truncate_end"] = "drop"
-    """Treatment of conversations that are longer than a row: drop the conversation, or truncate
-    its start or its end."""
-
-
 def _num_corpora(data: "DataConfig") -> int:
     """Return the number of training corpora. The compiled step computes a loss per corpus."""
     return len(data.additional + data.original)
@@ -190,6 +176,9 @@ class DataConfig(ConfigSection):
     bad_documents: Literal["error", "skip"] = option("error", compiled=False)
     """Treatment of documents that are not valid JSON or UTF-8, or that contain no text: raise an
     error, or skip the document."""
+    document_tokens: tuple[str, str] | None = option(None, compiled=False)
+    """Names of the tokens before and after each document; the first can be empty. None means the
+    tokens that the tokenizer adds before a text, and EOS."""
     chat: ChatConfig | None = None
     """If set, ``additional`` and ``original`` contain conversations, or preferences if the
     objective is a preference loss. If None, they contain documents. ``heldout`` always contains
@@ -244,8 +233,9 @@ class OptimizerConfig(ConfigSection):
 
     peak_learning_rate: float = field(metadata=traits(compiled=False))
     schedule: Literal["cosine", "wsd", "constant", "linear"] = option("cosine", compiled=False)
-    """The schedule after the warm-up. ``wsd`` is constant and then decays linearly over the last
-    ``decay_steps`` steps."""
+    """The schedule after the warm-up. ``cosine`` and ``linear`` decay from the peak rate on the
+    first step to the final rate on the last step. ``wsd`` is constant and then decays linearly over
+    the last ``decay_steps`` steps."""
     warmup_steps: int = option(0, compiled=False)
     initial_learning_rate: float = option(0.0, compiled=False)
     """Learning rate at the start of the warm-up, for example the final rate of pretraining."""

@@ -7,12 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import grain
 import jax
-from jaxtyping import Int32, Int64, Integer, UInt32
+from jaxtyping import Bool, Int32, Int64, UInt32
 import numpy as np
 
 from llama_cpt.data.batch import Batch, TokenBatch
 from llama_cpt.data.mixture import Mixture
 from llama_cpt.data.packed_rows import PackedBlock, packed_batch
+from llama_cpt.data.rows import DOCUMENT_START, TOKEN_BITS
 from llama_cpt.runtime.errors import UserError
 
 # Number of batches that are read ahead, each by its own thread. Reading then overlaps with the
@@ -29,7 +30,8 @@ class RowSource(Protocol):
     def read(self, indices: np.ndarray) -> np.ndarray | PackedBlock:
         """Return the rows at ``indices``: tokens, uint32 (n, length + 1), or packed chats.
 
-        The method must be thread-safe.
+        The first tokens of documents are marked with ``DOCUMENT_START``. The method must be
+        thread-safe.
         """
         ...
 
@@ -38,7 +40,6 @@ def batches(
     mixture: Mixture,
     corpora: Sequence[RowSource],
     *,
-    bos_id: int,
     global_batch_size: int,
     num_microbatches: int,
     start_row: int,
@@ -63,7 +64,7 @@ def batches(
     offsets = np.arange(global_batch_size, dtype=np.int64).reshape(num_microbatches, -1)
     if rows_here is not None:
         offsets = offsets[:, rows_here]
-    read = partial(read_batch, mixture, corpora, bos_id)
+    read = partial(read_batch, mixture, corpora)
 
     def batch_of(step: int) -> Batch:
         return read(start_row + step * global_batch_size + offsets)
@@ -74,7 +75,6 @@ def batches(
 def read_batch(
     mixture: Mixture,
     corpora: Sequence[RowSource],
-    bos_id: int,
     row_numbers: Int64[np.ndarray, "microbatches rows"],
 ) -> Batch:
     """Return the rows of the run with the indices ``row_numbers`` as one batch.
@@ -91,7 +91,7 @@ def read_batch(
     if isinstance(rows, PackedBlock):
         batch: Batch = packed_batch(rows, corpus, flat)
     else:
-        batch = row_batch(rows, corpus, flat, bos_id)
+        batch = row_batch(rows, corpus, flat)
     return jax.tree.map(lambda x: x.reshape(*row_numbers.shape, -1), batch)
 
 
@@ -99,22 +99,23 @@ def row_batch(
     rows: UInt32[np.ndarray, "batch length_and_one"],
     corpus: Int32[np.ndarray, " batch"],
     row_numbers: Int64[np.ndarray, " batch"],
-    bos_id: int,
 ) -> TokenBatch:
     """Return rows of L + 1 tokens as a NumPy batch of inputs (first L) and targets (last L).
 
-    A segment begins at each BOS and at the start of each row. A document that continues from the
-    previous row is therefore a new segment, and its positions start at 0. A target that is a BOS
-    does not count in the loss.
+    The bit ``DOCUMENT_START`` marks the first token of each document. A segment begins at each
+    mark and at the start of each row. A document that continues from the previous row is therefore
+    a new segment, and its positions start at 0. A target that is the first token of a document does
+    not count in the loss.
     """
-    signed = rows.view(np.int32)
+    starts = rows >= DOCUMENT_START
+    signed = (rows & TOKEN_BITS).view(np.int32)
     tokens = np.ascontiguousarray(signed[:, :-1])
     targets = np.ascontiguousarray(signed[:, 1:])
-    segment_ids, positions = segment_ids_and_positions(tokens, bos_id)
+    segment_ids, positions = segment_ids_and_positions(starts[:, :-1])
     return TokenBatch(
         tokens=tokens,
         targets=targets,
-        loss_mask=(targets != bos_id).astype(np.float32),
+        loss_mask=(~starts[:, 1:]).astype(np.float32),
         segment_ids=segment_ids,
         positions=positions,
         corpus=np.repeat(corpus[:, None], tokens.shape[1], axis=1),
@@ -123,11 +124,14 @@ def row_batch(
 
 
 def segment_ids_and_positions(
-    tokens: Integer[np.ndarray, "batch length"], bos_id: int
+    starts: Bool[np.ndarray, "batch length"],
 ) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
-    """Return each token's segment index, from 1, and its position in the segment, from 0."""
-    count, length = tokens.shape
-    begins = tokens == bos_id
+    """Return each token's segment index, from 1, and its position in the segment, from 0.
+
+    ``starts`` is True for the first token of each document.
+    """
+    count, length = starts.shape
+    begins = starts.copy()
     begins[:, 0] = True
     flat = np.flatnonzero(begins).astype(np.int32)
     lengths = np.diff(flat, append=np.int32(count * length))

@@ -13,8 +13,9 @@ number from corpus k > 2 by less than k - 1 rows. Proof: let e_k be the number o
 remain after corpora 1 to k - 1 have received their rows, minus the exact number of rows that belong
 to corpora k, k + 1, and so on. Corpus k receives the fraction s_k of the remaining rows, rounded
 down by f_k < 1. The error of corpus k is e_k s_k - f_k, and e_(k+1) = e_k (1 - s_k) + f_k. Because
-e_1 = 0, 0 <= e_k < k - 1 for k > 1. (One floor rule with the cumulative shares of all corpora would
-not work: with three corpora, two cumulative sums can reach an integer at the same row.)
+e_1 = 0, 0 <= e_k < k - 1 for k > 1. (It would not work to
+apply the floor rule to the cumulative shares: the sum for corpus 1 can pass an integer at a row
+at which the sum for corpora 1 and 2 does not.)
 """
 
 import bisect

@@ -1,8 +1,9 @@
 """Token rows and held-out documents in ArrayRecord files, which are read by index.
 
 A record of a training corpus of documents is a row: sequence_length + 1 tokens as little-endian
-uint32. Rows do not overlap. A record of a held-out corpus is a document: the number of UTF-8 bytes
-of its text as little-endian uint64, then its tokens.
+uint32. Rows do not overlap. The highest bit of the first token of each document is set. A record
+of a held-out corpus is a document: the number of UTF-8 bytes of its text as little-endian uint64,
+then its tokens.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,12 +21,18 @@ from etils import epath
 from jaxtyping import Integer, UInt32
 import numpy as np
 
+from llama_cpt.config.fields import from_dict
+from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 from llama_cpt.runtime.atomic import write_atomic
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.retry import describes_transient
+from llama_cpt.runtime.shown_command import command_line
 from llama_cpt.runtime.storage import UnreachableError, call_with_timeout, storage_error
 
 MANIFEST = "manifest.json"
+# A manifest lists all source files, and a corpus can have a million of them.
+MAX_MANIFEST_BYTES = 1 << 28
 # Rows are read individually in random order, and ArrayRecord decompresses a whole group to read one
 # row: with 8 rows per group, reading a row takes four times as long. The compressions were
 # measured on one core with rows of 8192 Llama 3 tokens of Chinese. Random reads in thousand rows
@@ -44,6 +51,11 @@ READER_BUFFER_BYTES = 32 << 10
 READS_AT_A_TIME = 32
 _READS = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="rows")
 TOKEN = np.dtype("<u4")
+DOCUMENT_START = np.uint32(1 << 31)
+"""The bit that marks the first token of a document in a row."""
+TOKEN_BITS = ~DOCUMENT_START
+VERSION = 2
+"""The version of the manifest format. In rows of version 1, first tokens are not marked."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Manifest:
 
     corpus: str
     tokenizer: str
-    """Fingerprint of the tokenizer's vocabulary."""
+    """Fingerprint of the tokenizer."""
     sequence_length: int
     """Number of inputs per row, as in ``data.sequence_length``; 0 for held-out documents."""
     text_field: str
@@ -88,6 +100,16 @@ class Manifest:
     """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int] = field(default_factory=dict)
     """Counts of truncation and packing; ``prepare.shards.CHAT_COUNTS`` lists their names."""
+    document_tokens: DocumentTokens | None = None
+    """The tokens before and after each document; None for chat data, and for version 1."""
+    version: int = 1
+    """The version of the format; see ``VERSION``."""
+    former_tokenizer: str = ""
+    """Fingerprint of the tokenizer in version 1 if the manifest was converted; otherwise empty."""
+    dropped_fields: dict[str, int] = field(default_factory=dict)
+    """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
+    without_checksums: list[str] = field(default_factory=list)
+    """Paths of the Parquet source files whose pages have no checksums."""
 
     @property
     def rows(self) -> int:
@@ -97,7 +119,8 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """A string that changes if the rows change but does not depend on paths."""
-        return f"{self.tokenizer} {self.sequence_length} {self.rows} {self.digest}"
+        tokenizer = self.former_tokenizer or self.tokenizer
+        return f"{tokenizer} {self.sequence_length} {self.rows} {self.digest}"
 
     def lossy(self) -> str:
         """Return a message if the tokenizer does not preserve the text, else an empty string."""
@@ -119,19 +142,35 @@ def read_manifest(folder: str) -> Manifest | None:
     path = epath.Path(folder) / MANIFEST
     if not path.exists():
         return None
+    remedy = f"delete {folder} to prepare the corpus again"
+    values = read_json_object(str(path), remedy, max_bytes=MAX_MANIFEST_BYTES)
     try:
-        values = json.loads(path.read_text())
         if "learn" in (values.get("chat") or {}):  # The name of the field in earlier versions.
             values["chat"]["loss_on"] = values["chat"].pop("learn")
-        manifest = Manifest(**values | {"shards": [tuple(shard) for shard in values["shards"]]})
-        if all("digest" in source for source in manifest.sources):
-            return manifest
-        error: Exception = KeyError("sources have no digest")
-    except (ValueError, TypeError, KeyError) as caught:
-        error = caught
-    raise UserError(
-        f"{path}: not a manifest ({error}); delete {folder} to prepare the corpus again."
-    )
+        if values.get("chat"):
+            values["chat"].setdefault("drop_fields", "")
+        if tokens := values.get("document_tokens"):
+            values["document_tokens"] = DocumentTokens(tuple(tokens[0]), tokens[1])
+        manifest = from_dict(Manifest, values, "manifest")
+        _validate(manifest)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"{path}: not a manifest ({reason}); {remedy}.") from None
+    return manifest
+
+
+def _validate(manifest: Manifest) -> None:
+    """Raise ValueError if ``manifest`` contains a value that ``prepare`` does not write."""
+    for source in manifest.sources:
+        if not all(isinstance(source.get(name), str) for name in ("path", "modified", "digest")):
+            raise ValueError("a source has no path, time or digest")
+        if type(source.get("bytes")) is not int:
+            raise ValueError("a source has no size")
+    if any(rows < 0 or "/" in name for name, rows in manifest.shards):
+        raise ValueError("a shard is not a file name and a number of records")
+    if around := manifest.document_tokens:
+        if not all(type(token) is int for token in (*around.begin, around.end)):
+            raise ValueError("document_tokens are not integers")
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
@@ -162,7 +201,7 @@ def record_writer(path: str) -> Generator[Any]:
         except BaseException as error:
             pathlib.Path(draft).unlink(missing_ok=True)
             if isinstance(error, RuntimeError | OSError):  # ArrayRecord raises RuntimeError.
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise storage_error(error, f"{path}: cannot be written ({reason}).") from None
             raise
 
@@ -265,7 +304,7 @@ def _shard_errors(path: str) -> Generator[None]:
     except UserError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # The types that ArrayRecord raises.
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if describes_transient(reason):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
         if "HTTP status" in reason:
@@ -276,12 +315,18 @@ def _shard_errors(path: str) -> Generator[None]:
 
 
 class TokenRows:
-    """Random access to the rows of a prepared corpus; a row has sequence_length + 1 tokens."""
+    """Random access to the rows of a prepared corpus; a row has sequence_length + 1 tokens.
+
+    The highest bit of the first token of each document is set (``DOCUMENT_START``).
+    """
 
     def __init__(self, folder: str) -> None:
         manifest = require_manifest(folder)
         self._records = Records(folder, manifest.shards)
         self._row_tokens = manifest.sequence_length + 1
+        self._begin = None
+        if manifest.former_tokenizer and manifest.document_tokens:
+            self._begin = manifest.document_tokens.begin[0]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -289,7 +334,10 @@ class TokenRows:
     def read(self, indices: Integer[np.ndarray, " n"]) -> UInt32[np.ndarray, "n row_tokens"]:
         """Return the rows at ``indices`` as uint32 (n, sequence_length + 1)."""
         content = b"".join(self._records.read(indices))
-        return np.frombuffer(content, TOKEN).reshape(len(indices), self._row_tokens)
+        rows = np.frombuffer(content, TOKEN).reshape(len(indices), self._row_tokens)
+        if self._begin is not None:
+            rows = np.where(rows == self._begin, rows | DOCUMENT_START, rows)
+        return rows
 
 
 class HeldoutDocuments:
@@ -306,7 +354,8 @@ class HeldoutDocuments:
     ) -> list[tuple[Integer[np.ndarray, " tokens"], int]]:
         """Return the documents at ``indices`` as pairs (tokens, source bytes).
 
-        The tokens include BOS and EOS. The source bytes are the UTF-8 bytes of the text.
+        The tokens are one token before the text (usually BOS), the tokens of the text, and EOS. The
+        source bytes are the number of UTF-8 bytes of the text.
         """
         return [
             (np.frombuffer(record, TOKEN, offset=8), int.from_bytes(record[:8], "little"))
@@ -323,5 +372,6 @@ def require_manifest(folder: str) -> Manifest:
     """Return the manifest in ``folder``; raise UserError if the corpus is not prepared."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} is not prepared; run `python -m llama_cpt.prepare CONFIG`.")
+        command = command_line("prepare", "CONFIG")
+        raise UserError(f"{folder} is not prepared; run `{command}`.")
     return manifest

@@ -11,8 +11,8 @@ import numpy as np
 from llama_cpt.config.schema import DataConfig
 from llama_cpt.data.prepare.corpora import PreparedCorpora
 from llama_cpt.data.prepare.layout import ShardLayout
-from llama_cpt.data.rows import TokenRows
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.rows import DOCUMENT_START, TokenRows
+from llama_cpt.data.tokenizer.base import Tokenizer
 
 LENGTH = 31
 SMALL_SHARDS = ShardLayout(span_bytes=300, shard_bytes=3000)
@@ -38,8 +38,10 @@ def prepared_files(config: DataConfig) -> dict[str, bytes]:
 
 
 def tokens_of(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:
-    """Return the concatenated tokens of ``documents``, each with BOS and EOS."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in documents]
+    """Return the concatenated tokens of ``documents``, each with a marked BOS and with EOS."""
+    assert tokenizer.bos_id is not None
+    begin = tokenizer.bos_id | int(DOCUMENT_START)
+    ids = [[begin, *tokenizer.encode(text), tokenizer.eos_id] for text in documents]
     return np.array([one for document in ids for one in document], np.uint32)
 
 

@@ -29,6 +29,7 @@ from llama_cpt.data.prepare.layout import (
     split_into_parts,
 )
 from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 from llama_cpt.prepare import main
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import UnreachableError
@@ -98,7 +99,7 @@ def test_parts_read_separately_are_the_spans(tmp_path_factory, data):
         table = pyarrow.table({"text": texts(count, seed)})
         pyarrow.parquet.write_table(table, folder / f"{number}c.parquet", row_group_size=3)
     sources = find_sources(CorpusConfig("zh", str(folder / "*")))
-    spec = PrepareSpec("zh", "", 31, "text", "error", "")
+    spec = PrepareSpec("zh", "", 31, "text", "error", "", DocumentTokens((256,), 257))
     layout = ShardLayout(data.draw(st.integers(1, 900)), data.draw(st.integers(1, 3000)))
     files = range(len(sources.files))
     offsets = [offset for f in files for offset in block_offsets(sources, spec, layout, f)]

@@ -279,5 +279,5 @@ def test_sentencepiece_vocabulary_with_chat_tokens(tmp_path, shared_data):
     end = tokenizer.special_id("<|eot_id|>")
     assert rendering.tokens.tolist().count(end) == 2
     llama2 = load_tokenizer(str(shared_data / "tokenizer/llama2"))
-    with pytest.raises(UserError, match=r"has no token <\|start_header_id\|>, which Llama 3's"):
+    with pytest.raises(UserError, match="no chat template next to it and no tokens of Llama 3"):
         load_chat_template(llama2, "auto")

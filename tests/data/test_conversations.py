@@ -13,7 +13,7 @@ from llama_cpt.data.chat.conversations import (
     PreferencePair,
     RatedAnswer,
 )
-from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.chat.formats import drop_fields, read_prompt, read_record
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.data.sources.json_records import Record, parse_records, read_record_blocks
@@ -21,6 +21,7 @@ from llama_cpt.runtime.errors import USER_ERROR, UserError
 
 S, U, A = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
 U2, A2 = Message("user", "v"), Message("assistant", "b")
+NOT_LEARNED = Message("assistant", "a", False)
 
 
 def openai(*messages):
@@ -32,6 +33,7 @@ def sharegpt(*messages):
     return [{"from": names[m.role], "value": m.content} for m in messages]
 
 
+REASONING = {"reasoning_content": "think"}
 FORMATS = [
     ("messages", {"messages": openai(S, U, A, U2, A2)}, Conversation((S, U, A, U2, A2))),
     ("messages", {"id": 1, "conversations": openai(U, A, U2)}, Conversation((U, A, U2))),
@@ -94,6 +96,67 @@ FORMATS = [
         {"instruction": "u", "chosen": "a", "rejected": "b"},
         PreferencePair((U,), "a", "b"),
     ),
+    (
+        "messages + chosen + rejected",
+        {"messages": openai(U), "chosen": openai(A)[0], "rejected": openai(A2)[0]},
+        PreferencePair((U,), "a", "b"),
+    ),
+    (
+        "messages + chosen + rejected",
+        {"messages": openai(U, A), "chosen": openai(S, U, A), "rejected": openai(S, U, A2)},
+        PreferencePair((S, U), "a", "b"),
+    ),
+    (
+        "question + chosen + rejected",
+        {"system": "s", "question": "u", "chosen": "a", "rejected": "b"},
+        PreferencePair((S, U), "a", "b"),
+    ),
+    ("question-answer", {"question": "u", "answer": "a"}, Conversation((U, A))),
+    (
+        "question-answer + label",
+        {"question": "u", "answer": "a", "label": True},
+        RatedAnswer((U,), "a", True),
+    ),
+    # Null fields count as absent.
+    (
+        "prompt-completion",
+        {"prompt": "u", "completion": "a", "chosen": None, "rejected": None, "system": None},
+        Conversation((U, A)),
+    ),
+    ("alpaca", {"messages": None, "instruction": "u", "output": "a"}, Conversation((U, A))),
+    ("messages", {"messages": openai(U, A), "label": None, "tools": []}, Conversation((U, A))),
+    (
+        "chosen + rejected",
+        {"prompt": None, "chosen": openai(U, A), "rejected": openai(U, A2)},
+        PreferencePair((U,), "a", "b"),
+    ),
+    # Flags of turns are kept, but not in prompts, of which no turn counts in the loss.
+    (
+        "messages",
+        {"messages": [*openai(U), {**openai(A)[0], "weight": 0}, *openai(U2, A2)]},
+        Conversation((U, NOT_LEARNED, U2, A2)),
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                *sharegpt(U),
+                {**sharegpt(A)[0], "train": False, "loss": None},
+                *sharegpt(U2),
+                {**sharegpt(A2)[0], "loss": True, "weight": 1.0},
+            ]
+        },
+        Conversation((U, NOT_LEARNED, U2, Message("assistant", "b", True))),
+    ),
+    (
+        "prompt + chosen + rejected",
+        {
+            "prompt": [*openai(U), {**openai(A)[0], "loss": False}, *openai(U2)],
+            "chosen": {**openai(A)[0], "weight": 1},
+            "rejected": openai(A2)[0],
+        },
+        PreferencePair((U, A, U2), "a", "b"),
+    ),
 ]
 
 BAD = [
@@ -133,6 +196,33 @@ BAD = [
     ("history is not pairs of texts", {"instruction": "u", "output": "a", "history": [["u"]]}),
     ("not UTF-8", {"prompt": "u", "completion": "\ud800"}),
     ("not text", {"prompt": "u", "completion": "a\ufdd0"}),
+    ("no assistant turn to learn", {"messages": [*openai(U), {**openai(A)[0], "weight": 0}]}),
+    (
+        "no assistant turn to learn",
+        {"prompt": "u", "chosen": {**openai(A)[0], "train": False}, "rejected": "b"},
+    ),
+    (
+        "content is not text",
+        {"messages": openai(U, Message("assistant", [{"type": "reasoning", "text": "t"}]))},  # pyright: ignore
+    ),
+    ("'weight' of a turn is not 0 or 1", {"messages": [{**openai(U)[0], "weight": 0.5}]}),
+    ("'weight' of a turn is not 0 or 1", {"messages": [{**openai(U)[0], "weight": "0"}]}),
+    ("'train' of a turn is not true or false", {"messages": [{**openai(U)[0], "train": 0}]}),
+    (
+        "flags of a turn contradict each other",
+        {"messages": [*openai(U), {**openai(A)[0], "weight": 1, "loss": False}]},
+    ),
+    ("'tools' would be lost", {"tools": [{"name": "f"}], "messages": openai(U, A)}),
+    (
+        "'tool_calls' would be lost",
+        {"messages": [*openai(U), {**openai(A)[0], "tool_calls": [{"id": 1}]}]},
+    ),
+    ("'reasoning_content' would be lost", {"prompt": "u", "completion": "a", **REASONING}),
+    (
+        "'reasoning_content' would be lost",
+        {"messages": [*openai(U), {**openai(A)[0], **REASONING}]},
+    ),
+    ("'thinking' would be lost", {"messages": [*openai(U), {**openai(A)[0], "thinking": "t"}]}),
 ]
 
 
@@ -146,6 +236,22 @@ def test_bad_records_give_their_reason(reason, record):
     with pytest.raises(InvalidRecordError) as caught:
         read_record(record)
     assert caught.value.reason == reason
+
+
+def test_dropped_fields_are_ignored_and_found():
+    turns = [*openai(U), {**openai(A)[0], "tool_calls": [{"id": 1}], "weight": 0, **REASONING}]
+    record = {"tools": [], "functions": "f", "messages": turns, "id": 7}
+    values, found = drop_fields(record, ["tools", "functions", "tool_calls", "weight", "images"])
+    assert found == {"functions", "tool_calls", "weight"}
+    assert values["messages"] == [*openai(U), {**openai(A)[0], **REASONING}] and values["id"] == 7
+
+
+def test_prompts_do_not_depend_on_flags_and_reasoning_of_answers():
+    turns = [*openai(U), {**openai(A)[0], **REASONING, "weight": 0.5}, *openai(U2, A2)]
+    assert read_prompt({"messages": turns, "label": None}) == (U, A, U2)
+    with pytest.raises(InvalidRecordError, match="'tools' would be lost") as caught:
+        read_prompt({"messages": turns, "tools": ["f"]})
+    assert caught.value.detail == "remove it from the record"
 
 
 def read(path):

@@ -154,6 +154,21 @@ def test_truncated_file_is_an_error(tmp_path, suffix):
         read(path)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_concatenated_streams(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    first, second = (
+        "".join(json.dumps({"text": f"{n} {k}"}) + "\n" for n in range(9)).encode() for k in "ab"
+    )
+    whole = COMPRESS[suffix](first) + COMPRESS[suffix](b"") + COMPRESS[suffix](second)
+    padding = bytes(512) if suffix == ".gz" else bytes(8) if suffix == ".xz" else b""
+    path.write_bytes(whole + padding)
+    assert texts(read(path, block_bytes=50)) == [f"{n} {k}" for k in "ab" for n in range(9)]
+    path.write_bytes(COMPRESS[suffix](first) + b"?" + COMPRESS[suffix](second))
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: broken after line"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

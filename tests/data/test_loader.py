@@ -15,11 +15,19 @@ import pytest
 
 from llama_cpt.data.loader import batches, row_batch
 from llama_cpt.data.mixture import Mixture, MixtureCorpus
-from llama_cpt.data.rows import Manifest, TokenRows, record_writer, write_manifest
+from llama_cpt.data.rows import (
+    DOCUMENT_START,
+    TOKEN_BITS,
+    Manifest,
+    TokenRows,
+    record_writer,
+    write_manifest,
+)
 from llama_cpt.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-BOS = 1
+# A BOS that begins a document. The id itself does not mark a beginning.
+MARKED = np.uint32(1) | DOCUMENT_START
 LENGTH = 12
 
 
@@ -37,10 +45,10 @@ class ArrayRows:
 
 
 def random_rows(count, seed):
-    """Return rows with many BOS tokens; some are first, last or next to each other."""
+    """Return rows with many documents; some begin first, last or next to each other."""
     random = np.random.default_rng(seed)
-    rows = random.integers(2, 1000, (count, LENGTH + 1)).astype(np.uint32)
-    return np.where(random.random(rows.shape) < 0.2, np.uint32(BOS), rows)
+    rows = random.integers(1, 1000, (count, LENGTH + 1)).astype(np.uint32)
+    return np.where(random.random(rows.shape) < 0.2, MARKED, rows)
 
 
 SIZES = 23, 31, 40
@@ -56,7 +64,6 @@ def make_mixture(seed=0):
 def loader(start_row=0, **changes) -> Generator[Any]:
     """Return batches of 16 rows of CORPORA; ``changes`` are options of ``batches``."""
     settings: dict[str, Any] = dict(
-        bos_id=BOS,
         global_batch_size=16,
         num_microbatches=2,
         start_row=start_row,
@@ -81,16 +88,18 @@ def row_numbers(batch):
 
 def test_row_batch_equals_rows_cut_token_by_token():
     rows = random_rows(50, seed=9)
-    rows[0, 0], rows[1, 0], rows[2, -1] = BOS, 7, BOS
+    rows[0, 0], rows[1, 0], rows[2, -1] = MARKED, 7, MARKED
     numbers = np.arange(50, dtype=np.int64) * 10**9
     corpus = np.arange(50, dtype=np.int32) % 3
-    batch = row_batch(rows, corpus, numbers, BOS)
+    batch = row_batch(rows, corpus, numbers)
     for i, row in enumerate(rows.tolist()):
         segment, position = 0, 0
         for t, token in enumerate(row[:-1]):
-            begins = t == 0 or token == BOS
+            begins = t == 0 or token == MARKED
             segment, position = (segment + 1, 0) if begins else (segment, position + 1)
-            expected = token, row[t + 1], float(row[t + 1] != BOS), segment, position, i % 3
+            target = row[t + 1]
+            learned = float(target != MARKED)
+            expected = *(x & 0x7FFFFFFF for x in (token, target)), learned, segment, position, i % 3
             fields = "tokens", "targets", "loss_mask", "segment_ids", "positions", "corpus"
             assert tuple(getattr(batch, field)[i, t] for field in fields) == expected
     np.testing.assert_array_equal(row_numbers(batch), numbers)
@@ -102,8 +111,8 @@ def test_row_batch_equals_rows_cut_token_by_token():
 
 
 def test_row_of_one_document_and_row_of_bos_only():
-    rows = np.array([[5, 6, 7, 8], [BOS] * 4], np.uint32)
-    batch = row_batch(rows, np.zeros(2, np.int32), np.arange(2), BOS)
+    rows = np.array([[5, 6, 7, 8], [MARKED] * 4], np.uint32)
+    batch = row_batch(rows, np.zeros(2, np.int32), np.arange(2))
     assert batch.segment_ids.tolist() == [[1, 1, 1], [1, 2, 3]]
     assert batch.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
     assert batch.loss_mask.tolist() == [[1, 1, 1], [0, 0, 0]]
@@ -114,7 +123,7 @@ def test_batches_hold_the_rows_of_the_mixture_in_order():
     numbers = np.concatenate([row_numbers(batch).reshape(-1) for batch in got])
     np.testing.assert_array_equal(numbers, np.arange(5, 5 + 7 * 16))
     corpus, index = make_mixture().locate(numbers)
-    rows = np.stack([CORPORA[c].rows[i] for c, i in zip(corpus, index, strict=True)])
+    rows = np.stack([CORPORA[c].rows[i] for c, i in zip(corpus, index, strict=True)]) & TOKEN_BITS
     tokens = np.concatenate([batch.tokens.reshape(-1, LENGTH) for batch in got])
     targets = np.concatenate([batch.targets.reshape(-1, LENGTH) for batch in got])
     np.testing.assert_array_equal(tokens, rows[:, :-1])

@@ -24,7 +24,7 @@ from llama_cpt.data.batch import PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.packing import record_fields
 from llama_cpt.data.chat.template import load_chat_template
-from llama_cpt.data.inspect_rows import packed_row_as_text
+from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import batches, read_batch
 from llama_cpt.data.mixture import Mixture, MixtureCorpus, build_mixture
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
@@ -167,7 +167,6 @@ def test_loss_on_selects_the_learned_turns(tmp_path, vocabulary, loss_on, expect
     batch = read_batch(
         Mixture(((0, Fraction(1)),), (MixtureCorpus("one", 1, Fraction(1)),), (), 0),
         open_rows(prepared),
-        tokenizer.bos_id,
         np.zeros((1, 1), np.int64),
     )
     row = jax.tree.map(lambda x: x[0], batch)
@@ -178,6 +177,20 @@ def test_loss_on_selects_the_learned_turns(tmp_path, vocabulary, loss_on, expect
         assert [line for line in shown if line.startswith("  | ")] == ["  | <|begin_of_text|>"]
     else:
         assert learned == expected
+
+
+def test_inspected_rows_have_no_terminal_escapes(vocabulary):
+    tokenizer = load_tokenizer(str(vocabulary))
+    ids = np.array([tokenizer.encode("a\x1b[31m\x07\rb\u202e\x9b")], np.int32)
+    ones = np.ones_like(ids)
+    mask = ones.astype(np.float32)
+    batch = TokenBatch(ids, ids, mask, ones, ones, ones, np.zeros((1, 2), np.uint32))
+    rows = (
+        row_as_text(batch, 0, tokenizer, continued=False),
+        packed_row_as_text(batch, 0, tokenizer),
+    )
+    for shown in rows:
+        assert not set(shown) & set("\x1b\x07\r\u202e\x9b") and "[31mb" in shown
 
 
 def test_format_tokens_are_masked(tmp_path, vocabulary):
@@ -211,7 +224,7 @@ def loader(config, prepared, references=None, **changes) -> tuple[Mixture, Gener
     """Return the mixture of the corpora, and a generator of its batches from row 8 on."""
     sizes = {name: manifest.rows for name, manifest in prepared.rows.items()}
     mixture = build_mixture(config, sizes, seed=0, global_batch_size=8)
-    settings: dict[str, Any] = dict(bos_id=256, global_batch_size=8, num_microbatches=2)
+    settings: dict[str, Any] = dict(global_batch_size=8, num_microbatches=2)
     opened = open_rows(prepared, references)
     return mixture, batches(mixture, opened, start_row=8, **settings | changes)
 

@@ -113,7 +113,7 @@ def test_documents_are_read_concurrently(tmp_path):
 
 def test_missing_and_invalid_manifests_are_errors(tmp_path):
     assert read_manifest(str(tmp_path)) is None
-    with pytest.raises(UserError, match="is not prepared; run `python -m llama_cpt.prepare CONF"):
+    with pytest.raises(UserError, match="is not prepared; run `.* -m llama_cpt.prepare CONF"):
         TokenRows(str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"rows": 3}')
     with pytest.raises(UserError, match=f"not a manifest .* delete {tmp_path}"):

@@ -14,6 +14,7 @@ from llama_cpt.data.prepare import tokenize_pool
 from llama_cpt.data.prepare.layout import PrepareSpec, ShardLayout, iter_spans
 from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
 from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
@@ -31,7 +32,7 @@ def spans(tmp_path):
     lines = (json.dumps({"text": f"{i}: the " + "ab中 " * (7 * i % 31)}) for i in range(100))
     (tmp_path / "zh.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = find_sources(CorpusConfig("zh", str(tmp_path / "zh.jsonl")))
-    spec = PrepareSpec("zh", "", 31, "text", "error", "")
+    spec = PrepareSpec("zh", "", 31, "text", "error", "", DocumentTokens((256,), 257))
     found = list(iter_spans(sources, spec, ShardLayout(span_bytes=300, shard_bytes=3000)))
     assert len(found) >= 30
     return found

@@ -226,5 +226,5 @@ def test_bad_files_are_errors(shared_data: Path, exported_llama3: Path, tmp_path
     other = tmp_path / "other"
     other.mkdir()
     (other / "tokenizer.json").write_text(json.dumps(without), "utf-8")
-    with pytest.raises(UserError, match="no bos_token is known"):
+    with pytest.raises(UserError, match="no eos_token is known"):
         load_tokenizer(str(other))

@@ -27,6 +27,8 @@ class Message:
 
     role: Role
     content: str
+    learned: bool | None = None
+    """True or False if the record states whether the turn counts in the loss; otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class Conversation:
     def __post_init__(self) -> None:
         """Raise InvalidRecordError if a turn is invalid or there is no assistant turn."""
         _check_turns(self.messages)
-        if all(message.role != "assistant" for message in self.messages):
+        answers = [message for message in self.messages if message.role == "assistant"]
+        if not answers:
             raise InvalidRecordError("no assistant turn")
+        if all(answer.learned is False for answer in answers):
+            raise InvalidRecordError("no assistant turn to learn", "flags exclude all of them")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from llama_cpt.data.chat.conversations import (
     RatedAnswer,
     all_text,
 )
-from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.chat.formats import drop_fields, read_record
 from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.sources.documents import BadDocument, Block
 from llama_cpt.data.sources.json_records import Record, parse_records
@@ -41,6 +41,8 @@ class ChatSpec:
     loss_on: str
     too_long: str
     mask_format_tokens: bool
+    drop_fields: str = ""
+    """Names of the fields of records and turns that are ignored, sorted and joined by commas."""
 
 
 class Segment(NamedTuple):
@@ -78,6 +80,8 @@ class EncodedChats:
     """Number of records by format."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Number of bad records by reason."""
+    dropped_fields: Counter[str] = field(default_factory=Counter)
+    """Number of records in which a field of ``ChatSpec.drop_fields`` had content, by field."""
     failure: str = ""
     """Message about the bad record at which encoding stopped; empty if it did not stop early."""
 
@@ -93,7 +97,8 @@ def make_chat_spec(
         case PreferenceConfig():
             kind = "unpaired" if objective.loss == "kto" else "preferences"
             masked = objective.mask_format_tokens
-    return ChatSpec(kind, template.fingerprint, chat.loss_on, chat.too_long, masked)
+    dropped = ",".join(sorted(set(chat.drop_fields)))
+    return ChatSpec(kind, template.fingerprint, chat.loss_on, chat.too_long, masked, dropped)
 
 
 def encode_chats(
@@ -120,7 +125,10 @@ def _add(
 ) -> BadDocument | None:
     """Add the examples of ``record`` to ``done``; return a BadDocument if the record is bad."""
     try:
-        name, chat = read_record(record.values)
+        values, dropped = drop_fields(
+            record.values, tuple(filter(None, spec.drop_fields.split(",")))
+        )
+        name, chat = read_record(values)
         examples = [_example(template, part, spec) for part in _parts(chat, spec.kind)]
     except InvalidRecordError as error:
         return BadDocument(record.path, record.number, error.reason, error.detail)
@@ -132,6 +140,7 @@ def _add(
     done.source_bytes.append(sum(len(text.encode()) for text in texts))
     done.characters += sum(map(len, texts))
     done.formats[name] += 1
+    done.dropped_fields.update(dropped)
     return None
 
 
@@ -178,13 +187,38 @@ def _example(template: ChatTemplate, chat: Chat, spec: ChatSpec) -> ChatExample:
 def _encode_conversation(
     template: ChatTemplate, messages: Sequence[Message], loss_on: str
 ) -> Segment:
+    """Return the segment of a conversation.
+
+    ``loss_on`` and the flags of the turns determine the tokens that count in the loss. A flag can
+    exclude an answer; it cannot add a turn that ``loss_on`` excludes.
+    """
     rendering = template.render(messages)
+    spans = rendering.assistant_spans
+    answers = [message for message in messages if message.role == "assistant"]
+    _check_flags_of_prompts(messages, loss_on)
+    if len(spans) != len(answers) and any(answer.learned is not None for answer in answers):
+        raise InvalidRecordError("the chat template does not mark each answer, so flags are lost")
     loss_mask = np.full(len(rendering.tokens), loss_on == "all")
-    for start, end in (
-        rendering.assistant_spans[-1:] if loss_on == "last" else rendering.assistant_spans
-    ):
+    for start, end in spans[-1:] if loss_on == "last" else spans:
         loss_mask[start:end] = True
+    for (start, end), answer in zip(spans, answers, strict=False):
+        if answer.learned is False:
+            loss_mask[start:end] = False
+    if loss_on == "last" and answers[-1].learned is False:
+        raise InvalidRecordError("no assistant turn to learn", "a flag excludes the last answer")
     return Segment(rendering.tokens, loss_mask, 0)
+
+
+def _check_flags_of_prompts(messages: Sequence[Message], loss_on: str) -> None:
+    """Raise InvalidRecordError if a flag of a system or user turn contradicts ``loss_on``."""
+    in_loss = loss_on == "all"
+    for message in messages:
+        if message.role != "assistant" and message.learned is (not in_loss):
+            raise InvalidRecordError(
+                "a flag of a turn that is not the assistant's",
+                f"it contradicts data.chat.loss_on={loss_on}; drop the flag by "
+                "data.chat.drop_fields, or correct the record",
+            )
 
 
 def _encode_answer(

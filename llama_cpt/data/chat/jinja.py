@@ -1,69 +1,35 @@
 """Jinja chat templates, rendered in a sandbox with the variables that ``transformers`` sets."""
 
-from collections.abc import Generator, Sequence
-import contextlib
-import datetime
+from collections.abc import Mapping, Sequence
 import hashlib
-import json
 import re
-from typing import Any
+from typing import NoReturn
 
-import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
-from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
+from llama_cpt.data.chat.conversations import InvalidRecordError, Message
 from llama_cpt.runtime.errors import UserError
-
-# Marks at the start and the end of the text of a {% generation %} block.
-GENERATION, END_GENERATION = MARKS[2:]
-# Templates receive this date, the default of Llama 3.1, as the current date. With the actual date,
-# rows would depend on the day on which they are prepared.
-TODAY = datetime.datetime(2024, 7, 26)
+from llama_cpt.runtime.jinja_runner import TemplateError, TemplateRefusalError, render
+from llama_cpt.runtime.jinja_worker import END_GENERATION, GENERATION
 
 Span = tuple[int, int]
 
 
-class _Refusal(jinja2.TemplateError):
-    """The error that a template raises when it calls ``raise_exception``."""
-
-
-class _Generation(jinja2.ext.Extension):
-    """Jinja extension that inserts marks around the text of ``{% generation %}`` blocks."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> jinja2.nodes.CallBlock:
-        """Return a node that passes the text of the block to ``_mark``."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        block = jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body)
-        block.set_lineno(line)
-        return block
-
-    def _mark(self, caller: Any) -> str:
-        return f"{GENERATION}{caller()}{END_GENERATION}"
-
-
 class JinjaTemplate:
-    """A compiled Jinja chat template; error messages contain its ``path``."""
+    """A Jinja chat template.
 
-    def __init__(self, text: str, bos: str, eos: str, path: str) -> None:
+    ``names`` contains the variables of the template in addition to the messages, such as
+    ``bos_token``: the name of each special token. Error messages contain ``label``, the path of the
+    file with the template.
+    """
+
+    def __init__(self, text: str, names: Mapping[str, str], label: str) -> None:
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        self._label = f"chat template of {path}"
-        self._names = {"bos_token": bos, "eos_token": eos}
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, jinja2.ext.loopcontrols],
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = TODAY.strftime
-        with self._translate_errors():
-            self._template = environment.from_string(text)
+        self._label = f"chat template of {label}"
+        self._names = dict(names)
+        self.source = text
+        try:
+            render("chat", text, [])
+        except TemplateError as error:
+            self._raise(error)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """Return ``messages`` as text.
@@ -71,7 +37,7 @@ class JinjaTemplate:
         With ``generation_prompt``, the text ends with the header of the next assistant turn. Raises
         InvalidRecordError if the template rejects the messages.
         """
-        marked = self._render(messages, generation_prompt)
+        (marked,) = self._render([(messages, generation_prompt)])
         return marked.replace(GENERATION, "").replace(END_GENERATION, "")
 
     def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
@@ -81,46 +47,52 @@ class JinjaTemplate:
         header of the turn and extends to the next turn. Raises InvalidRecordError if the template
         rejects the messages, and UserError if the text of a turn depends on later turns.
         """
-        text = self._render(messages, False)
-        if GENERATION in text:
-            return _strip_marks(text)
+        if "endgeneration" in self.source:
+            (text,) = self._render([(messages, False)])
+            if GENERATION in text:
+                return _strip_marks(text)
+        turns = [n for n, message in enumerate(messages) if message.role == "assistant"]
+        parts = [((messages[:n], True), (messages[: n + 1], False)) for n in turns]
+        text, *found = self._render([(messages, False), *(one for pair in parts for one in pair)])
         spans = []
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                prompt = self._render(messages[:number], True)
-                so_far = self._render(messages[: number + 1], False)
-                if not (so_far.startswith(prompt) and text.startswith(so_far)):
-                    raise UserError(
-                        f"{self._label}: the text of a turn depends on later turns, so the "
-                        "assistant's turns cannot be found; mark them with {% generation %} or "
-                        "set data.chat.template=llama3."
-                    )
-                spans.append((len(prompt), len(so_far)))
+        for prompt, so_far in zip(found[::2], found[1::2], strict=True):
+            if not (so_far.startswith(prompt) and text.startswith(so_far)):
+                raise UserError(
+                    f"{self._label}: the text of a turn depends on later turns, so the "
+                    "assistant's turns cannot be found; mark them with {% generation %} or "
+                    "set data.chat.template=llama3."
+                )
+            spans.append((len(prompt), len(so_far)))
         return text, spans
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        with self._translate_errors():
-            return self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=generation_prompt,
-                tools=None,
-                documents=None,
+    def _render(self, prompts: Sequence[tuple[Sequence[Message], bool]]) -> list[str]:
+        """Return the text of each pair of messages and ``generation_prompt``."""
+        turns: dict[int, dict[str, str]] = {}
+        contexts = [
+            {
                 **self._names,
-            )
-
-    @contextlib.contextmanager
-    def _translate_errors(self) -> Generator[None]:
-        """Context manager that turns template errors into InvalidRecordError or UserError."""
+                # Equal turns are one object, which is sent to the runner once.
+                "messages": [
+                    turns.setdefault(id(m), {"role": m.role, "content": m.content})
+                    for m in messages
+                ],
+                "add_generation_prompt": generation_prompt,
+                "tools": None,
+                "documents": None,
+            }
+            for messages, generation_prompt in prompts
+        ]
         try:
-            yield
-        except _Refusal as error:
+            return render("chat", self.source, contexts)
+        except TemplateError as error:
+            self._raise(error)
+
+    def _raise(self, error: TemplateError) -> NoReturn:
+        """Raise InvalidRecordError if the template rejected the turns, otherwise UserError."""
+        if isinstance(error, TemplateRefusalError):
             raise InvalidRecordError("the chat template refuses it", str(error)) from None
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"{self._label}:{error.lineno}: {error.message}.") from None
-        except jinja2.exceptions.SecurityError as error:
-            raise UserError(f"{self._label}: unsafe operation in the template ({error}).") from None
-        except Exception as error:  # A template is a program and can raise any error.
-            raise UserError(f"{self._label}: {type(error).__name__}: {error}.") from None
+        at = f"{self._label}:{error.line}" if error.line else self._label
+        raise UserError(f"{at}: {error}.") from None
 
 
 def _strip_marks(text: str) -> tuple[str, list[Span]]:
@@ -134,12 +106,3 @@ def _strip_marks(text: str) -> tuple[str, list[Span]]:
         else:
             plain += part
     return plain, spans
-
-
-def _refuse(message: str) -> None:
-    raise _Refusal(message)
-
-
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    """Return ``value`` as JSON without HTML escapes, as in ``transformers``."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)

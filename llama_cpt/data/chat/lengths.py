@@ -20,11 +20,13 @@ def drop_or_truncate(
 ) -> Iterator[ChatExample]:
     """Yield the examples. Examples of more than ``length`` positions are dropped or truncated.
 
-    ``spec.too_long`` selects between dropping and truncation. Updates ``counts``: ``too_long``
-    (dropped examples), ``truncated`` (truncated examples), ``nothing_to_learn`` (examples dropped
-    because truncation makes them unusable) and ``dropped_tokens``.
+    ``spec.too_long`` selects between dropping and truncation. Updates ``counts``: ``examples`` (all
+    examples), ``too_long`` (dropped examples), ``truncated`` (truncated examples),
+    ``nothing_to_learn`` (examples dropped because truncation makes them unusable) and
+    ``dropped_tokens``.
     """
     for example in examples:
+        counts["examples"] += 1
         positions = _num_positions(example, spec)
         if positions <= length:
             yield example

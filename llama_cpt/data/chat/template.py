@@ -4,12 +4,12 @@ Special tokens come only from the template. Text such as ``<|eot_id|>`` in a mes
 ordinary text: marks are put around it before the template renders the message.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-import json
 import re
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from etils import epath
 from jaxtyping import Bool, UInt32
@@ -17,10 +17,13 @@ import numpy as np
 
 from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
 from llama_cpt.data.chat.jinja import JinjaTemplate
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.settings import CONFIG_FILE, REMEDY
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_bounded, read_json_object
 
 LLAMA3 = "llama3"
+TEMPLATE_FILE = "chat_template.jinja"
 LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 LLAMA3_JINJA = (
     "{{- bos_token }}{%- for message in messages %}"
@@ -32,11 +35,15 @@ LLAMA3_JINJA = (
 """Jinja source equivalent to ``Llama3Template``, for the export of trained models."""
 # Marks around the name of a special token that occurs in a message as ordinary text.
 TEXT, END_TEXT = MARKS[:2]
+# The characters that special tokens with ``lstrip`` or ``rstrip`` remove.
+WHITESPACE = "".join(
+    one for one in map(chr, range(0x3001)) if one.isspace() and not "\x1c" <= one <= "\x1f"
+)
 _PROBE = (
-    Message("user", "a"),
-    Message("assistant", "b"),
-    Message("user", "c"),
-    Message("assistant", "d"),
+    Message("user", "Question-1"),
+    Message("assistant", "Answer-1"),
+    Message("user", "Question-2"),
+    Message("assistant", "Answer-2"),
 )
 
 Span = tuple[int, int]
@@ -53,6 +60,18 @@ class Rendering:
     """Token range (start, end) of each assistant turn: its content and its end token."""
 
 
+class _Part(NamedTuple):
+    """A special token, or the ordinary text between two special tokens or borders of pieces."""
+
+    piece: int
+    """Index of the piece that contains this part."""
+    text: str
+    is_special: bool = False
+    before: str | None = None
+    """The ordinary text directly before this part. It is empty after a special token, and None at
+    the start of the text."""
+
+
 class Llama3Template:
     """The chat template of Llama 3 (meta-llama/llama-models, ``models/llama3/chat_format.py``).
 
@@ -60,6 +79,7 @@ class Llama3Template:
     """
 
     fingerprint = LLAMA3
+    source = LLAMA3_JINJA
 
     def __init__(self, bos: str) -> None:
         self._bos = bos
@@ -92,6 +112,8 @@ class ChatTemplate:
 
     def __init__(self, template: Llama3Template | JinjaTemplate, tokenizer: Tokenizer) -> None:
         self.fingerprint = template.fingerprint
+        self.source = template.source
+        """Jinja source of the template."""
         self._template, self._tokenizer = template, tokenizer
 
     def render(self, messages: Sequence[Message]) -> Rendering:
@@ -101,18 +123,18 @@ class ChatTemplate:
         """
         text, spans = self._template.render_with_spans(self._mark(messages))
         spans = [(start, self._end_of_turn(text, start, end)) for start, end in spans]
-        tokens, special, spoken = [], [], []
-        # Pieces with an odd number are the assistant's turns. Each piece between two borders is
-        # encoded separately, so that no token crosses the border of a turn.
+        # Pieces with an odd number are the assistant's turns.
         borders = [0, *(border for span in spans for border in span), len(text)]
-        for number, (start, end) in enumerate(zip(borders, borders[1:], strict=False)):
-            before = len(tokens)
-            for part, is_special in self._encode_runs(text[start:end]):
-                tokens += part
-                special += [is_special] * len(part)
-            if number % 2:
-                spoken.append((before, len(tokens)))
-        return Rendering(np.array(tokens, np.uint32), np.array(special, bool), tuple(spoken))
+        pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+        tokens, special, ends = [], [], [0] * len(pieces)
+        for part in self._parts(pieces):
+            ids = self._encode_part(part)
+            tokens += ids
+            special += [part.is_special] * len(ids)
+            ends[part.piece] = len(tokens)
+        ends = np.maximum.accumulate(ends).tolist()
+        spoken = tuple(zip(ends[::2], ends[1::2], strict=False))
+        return Rendering(np.array(tokens, np.uint32), np.array(special, bool), spoken)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of ``messages`` followed by the header of the next assistant turn.
@@ -137,15 +159,34 @@ class ChatTemplate:
 
         ``text`` is a result of ``prompt_text``, optionally with ordinary text appended.
         """
-        return [token for part, _ in self._encode_runs(text) for token in part]
+        return [token for part in self._parts([text]) for token in self._encode_part(part)]
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end an answer: the template's end-of-turn token and EOS."""
-        rendering = self.render(_PROBE)
-        end = rendering.assistant_spans[-1][1] - 1
-        turn = (int(rendering.tokens[end]),) if rendering.special[end] else ()
-        return (*turn, self._tokenizer.eos_id)
+        # The token can follow other text that the template writes after each answer.
+        _, answer, after = self._render_probe().rpartition(_PROBE[-1].content)
+        found = self._names.search(after) if answer else None
+        turn = (self._tokenizer.special_tokens[found[0]],) if found else ()
+        return tuple(dict.fromkeys((*turn, self._tokenizer.eos_id)))
+
+    @cached_property
+    def turn_markers(self) -> frozenset[int]:
+        """Ids of the special tokens that the template writes in every turn."""
+        counts = Counter(self._names.findall(self._render_probe()))
+        turns = len(_PROBE) // 2
+        return frozenset(
+            self._tokenizer.special_tokens[name] for name, n in counts.items() if n >= turns
+        )
+
+    def _render_probe(self) -> str:
+        try:
+            return self._template.render(_PROBE)
+        except InvalidRecordError as error:
+            raise UserError(
+                f"chat template of {self._tokenizer.path}: it rejects a conversation of two "
+                f"questions and answers ({error.detail}); set data.chat.template=llama3."
+            ) from None
 
     def check(self) -> None:
         """Raise UserError if the template cannot be used for training with this tokenizer."""
@@ -157,16 +198,21 @@ class ChatTemplate:
                 f"questions and answers ({error.detail}); set data.chat.template=llama3."
             ) from None
         answers = [text[start:end] for start, end in spans]
-        if len(answers) != 2 or "b" not in answers[0] or "d" not in answers[1]:
+        contents = [message.content for message in _PROBE if message.role == "assistant"]
+        found = [content in answer for content, answer in zip(contents, answers, strict=False)]
+        if len(answers) != len(contents) or not all(found):
             raise UserError(
                 f"chat template of {self._tokenizer.path}: the assistant's turns cannot be "
                 "found; set data.chat.template=llama3, or mark them with {% generation %}."
             )
         for name in re.findall(r"<\|[^|<>\s]+\|>", text):
-            if self._tokenizer.special_id(name) is None:
+            # An added token that is not special is encoded from ordinary text.
+            known = self._tokenizer.special_id(name) is not None
+            if not known and len(self._tokenizer.encode(name)) > 1:
                 raise UserError(
                     f"{self._tokenizer.path} has no token {name}, which the chat template writes; "
-                    "set data.tokenizer to the model's own tokenizer."
+                    "set data.tokenizer (in chat and evaluate: --tokenizer) to the model's own "
+                    "tokenizer."
                 )
 
     def _mark(self, messages: Sequence[Message]) -> list[Message]:
@@ -179,24 +225,61 @@ class ChatTemplate:
         last = re.search(f"(?:{self._names.pattern})$", bare)
         return start + len(bare) if last else end
 
-    def _encode_runs(self, text: str) -> Iterator[tuple[list[int], bool]]:
-        """Yield the ids of each run of ordinary text and of each special token.
+    def _parts(self, pieces: Sequence[str]) -> list["_Part"]:
+        """Return the special tokens and the ordinary text in ``pieces``, which form one text.
 
-        The second item of each pair is True for a special token.
+        The result does not contain the whitespace that special tokens with ``lstrip`` or ``rstrip``
+        remove.
         """
-        run, at = "", 0
-        for found in self._marked_or_special.finditer(text):
-            run += text[at : found.start()]
-            at = found.end()
-            if found["special"]:
-                if run:
-                    yield self._tokenizer.encode(run), False
-                run = ""
-                yield [self._tokenizer.special_tokens[found["special"]]], True
+        parts: list[_Part] = []
+        for number, piece in enumerate(pieces):
+            at = 0
+            for found in self._marked_or_special.finditer(piece):
+                parts.append(_Part(number, piece[at : found.start()]))
+                at = found.end()
+                name = found["special"]
+                parts.append(_Part(number, name or found["text"] or "", is_special=bool(name)))
+            parts.append(_Part(number, piece[at:]))
+        joined: list[_Part] = []
+        for part in parts:
+            last = joined[-1] if joined else None
+            if last and not (last.is_special or part.is_special) and last.piece == part.piece:
+                joined[-1] = last._replace(text=last.text + part.text)
             else:
-                run += found["text"] or ""
-        if run := run + text[at:]:
-            yield self._tokenizer.encode(run), False
+                joined.append(part)
+        self._strip(joined, self._tokenizer.strips_right, str.lstrip)
+        joined.reverse()
+        self._strip(joined, self._tokenizer.strips_left, str.rstrip)
+        joined.reverse()
+        kept: list[_Part] = []
+        for part in filter(lambda part: part.text, joined):
+            before = kept[-1] if kept else None
+            kept.append(part._replace(before=before and ("" if before.is_special else before.text)))
+        return kept
+
+    def _strip(
+        self, parts: list["_Part"], ids: frozenset[int], strip: Callable[[str, str], str]
+    ) -> None:
+        """Remove whitespace after each special token in ``ids``, in place.
+
+        If ``parts`` is in reverse order, whitespace before each special token is removed.
+        """
+        removes = False
+        for number, part in enumerate(parts):
+            if part.is_special:
+                removes = self._tokenizer.special_tokens[part.text] in ids
+            elif removes:
+                parts[number] = part._replace(text=strip(part.text, WHITESPACE))
+                removes = not parts[number].text
+
+    def _encode_part(self, part: "_Part") -> list[int]:
+        """Return the ids of ``part``; ``part.before`` determines whether a space is added."""
+        if part.is_special:
+            return [self._tokenizer.special_tokens[part.text]]
+        is_first = part.before is None
+        if is_first or (not part.before and self._tokenizer.adds_space_after_special):
+            return self._tokenizer.encode(part.text)
+        return self._tokenizer.encode_after(part.before or "", part.text)
 
     @cached_property
     def _names(self) -> re.Pattern[str]:
@@ -218,21 +301,44 @@ def load_chat_template(tokenizer: Tokenizer, choice: Literal["auto", "llama3"]) 
 
     Raises UserError if the template cannot be used for training with ``tokenizer``.
     """
-    text = find_template(tokenizer.path) if choice == "auto" else None
-    bos, eos = (tokenizer.decode([one]) for one in (tokenizer.bos_id, tokenizer.eos_id))
-    if text is None:
-        for name in LLAMA3_TOKENS:
-            if tokenizer.special_id(name) is None:
-                raise UserError(
-                    f"{tokenizer.path} has no token {name}, which Llama 3's chat template needs, "
-                    "and there is no other chat template next to it; set data.tokenizer to a "
-                    "tokenizer that has one of the two."
-                )
-        template = ChatTemplate(Llama3Template(bos), tokenizer)
-    else:
-        template = ChatTemplate(JinjaTemplate(text, bos, eos, tokenizer.path), tokenizer)
+    template = find_chat_template(tokenizer, choice)
+    if template is None:
+        raise UserError(
+            f"{tokenizer.path} has no chat template next to it and no tokens of Llama 3's chat "
+            f"template ({', '.join(LLAMA3_TOKENS)}); name a tokenizer that has one of the two."
+        )
     template.check()
     return template
+
+
+def find_chat_template(
+    tokenizer: Tokenizer, choice: Literal["auto", "llama3"] = "auto"
+) -> ChatTemplate | None:
+    """Return the chat template that ``choice`` selects, for prompts.
+
+    With ``auto``, the template next to the vocabulary is selected or, if there is none, the
+    template of Llama 3. The result is None if the tokenizer lacks the tokens of Llama 3's template,
+    as the tokenizer of a base model does. Raises UserError if the template is not valid Jinja, or
+    if ``choice`` is ``llama3`` and the tokenizer lacks its tokens.
+    """
+    text = find_template(tokenizer.path) if choice == "auto" else None
+    if text is not None:
+        if absent := sorted(name for name in tokenizer.absent_names if name in text):
+            raise UserError(
+                f"{tokenizer.path} has no token {absent[0]!r}, which its config names and its chat "
+                "template writes; copy the tokenizer's files again, and prefer tokenizer.json."
+            )
+        return ChatTemplate(JinjaTemplate(text, tokenizer.names, tokenizer.path), tokenizer)
+    missing = [name for name in LLAMA3_TOKENS if tokenizer.special_id(name) is None]
+    if not missing:
+        return ChatTemplate(Llama3Template(tokenizer.names.get("bos_token", "")), tokenizer)
+    if choice == LLAMA3 or len(missing) < len(LLAMA3_TOKENS):
+        raise UserError(
+            f"{tokenizer.path} has no token {missing[0]}, which Llama 3's chat template needs; "
+            "name a tokenizer that has it, or set data.chat.template=auto with a chat template "
+            "next to the tokenizer."
+        )
+    return None
 
 
 @lru_cache(1)
@@ -257,18 +363,26 @@ def find_template(vocabulary: str) -> str | None:
     """
     folder = epath.Path(vocabulary).parent
     for parent in (folder, folder.parent) if folder.name == "original" else (folder,):
-        file = parent / "chat_template.jinja"
+        file = parent / TEMPLATE_FILE
         if file.is_file():
-            return file.read_text("utf-8")
-        file = parent / "tokenizer_config.json"
-        if file.is_file() and (found := json.loads(file.read_text("utf-8")).get("chat_template")):
+            content = read_bounded(str(file), REMEDY)
+            try:
+                return content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise UserError(f"{file}: not UTF-8; {REMEDY}.") from None
+        file = parent / CONFIG_FILE
+        if file.exists() and (found := read_json_object(str(file), REMEDY).get("chat_template")):
             return found if isinstance(found, str) else _default(found, file)
     return None
 
 
-def _default(templates: list[dict[str, str]], file: epath.Path) -> str:
+def _default(templates: Any, file: epath.Path) -> str:
     """Return the template named ``default``; raise UserError if there is no such template."""
-    for template in templates:
-        if template.get("name") == "default":
-            return template["template"]
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": text} for name, text in templates.items()]
+    for template in templates if isinstance(templates, list) else ():
+        if isinstance(template, dict) and template.get("name") == "default":
+            text = template.get("template")
+            if isinstance(text, str):
+                return text
     raise UserError(f"{file}: no chat template is named 'default'; rename one of them.")

@@ -48,7 +48,8 @@ from llama_cpt.data.prepare.shards import (
 )
 from llama_cpt.data.prepare.tokenize_pool import EncodedSpan, encode_span
 from llama_cpt.data.sources.documents import BlockStart
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import matching

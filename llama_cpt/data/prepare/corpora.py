@@ -14,12 +14,14 @@ import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
 from llama_cpt.data.chat.examples import ChatSpec, make_chat_spec
-from llama_cpt.data.chat.template import load_chat_template
+from llama_cpt.data.chat.template import find_chat_template, load_chat_template
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
+from llama_cpt.data.prepare.former_rows import accept_former
 from llama_cpt.data.prepare.layout import PrepareJob, PrepareSpec, ShardLayout, make_layout
+from llama_cpt.data.prepare.left_out import check_left_out
 from llama_cpt.data.prepare.shards import Encode, write_corpus
 from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
-from llama_cpt.data.rows import Manifest, TokenRows, read_manifest, write_manifest
+from llama_cpt.data.rows import VERSION, Manifest, TokenRows, read_manifest, write_manifest
 from llama_cpt.data.sources.files import (
     TFDS,
     describe_changes,
@@ -27,7 +29,9 @@ from llama_cpt.data.sources.files import (
     was_matched,
     with_digests,
 )
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import USUAL_EOS, Tokenizer
+from llama_cpt.data.tokenizer.document_tokens import document_tokens
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.output_folder import file_lock
@@ -106,6 +110,8 @@ def prepare(
     if config.chat:
         template = load_chat_template(tokenizer, config.chat.template)
         chat = make_chat_spec(config.chat, template, objective or NextTokenConfig())
+    elif config.document_tokens is None and is_primary():
+        _warn_of_turn_markers(tokenizer)
     if write_missing:
         _write_missing(config, tokenizer, chat, write_missing)
     with contextlib.ExitStack() as stack:
@@ -120,6 +126,7 @@ def prepare(
         heldout = manifests(config.heldout, partial(_corpus, heldout=True))
         prepared = PreparedCorpora(config, rows, heldout)
     _warn_of_overlap(prepared)
+    check_left_out(prepared.rows, prepared.heldout, config.chat, warn=is_primary())
     return prepared
 
 
@@ -180,6 +187,9 @@ def _corpus(
             if found is None:
                 job = _make_job(folder, corpus, spec)
                 return write_corpus(job, encoders.for_size(job.megabytes * 1e6))
+    if found.version < VERSION:
+        with _locked(folder):
+            found = accept_former(folder, found, spec, encoders.tokenizer)
     _check_current(folder, corpus, spec, found)
     return found
 
@@ -215,6 +225,7 @@ def _make_spec(
     heldout: bool,
 ) -> PrepareSpec:
     """Return the settings on which the rows of ``corpus`` depend."""
+    around = document_tokens(tokenizer, config.document_tokens)
     return PrepareSpec(
         corpus=corpus.name,
         tokenizer=tokenizer.fingerprint,
@@ -222,6 +233,7 @@ def _make_spec(
         text_field=corpus.text_field,
         bad_documents=config.bad_documents,
         dataset=corpus.source if corpus.source.startswith(TFDS) else "",
+        document_tokens=None if chat else around.for_heldout if heldout else around,
         chat=chat,
     )
 
@@ -250,7 +262,10 @@ def _check_current(
     folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec, found: Manifest
 ) -> None:
     """Raise UserError if a prepared corpus no longer matches the config or its source files."""
-    made, required = (_flatten({f: getattr(one, f) for f in asdict(spec)}) for one in (found, spec))
+    names = asdict(spec)
+    made, required = (
+        _flatten({name: getattr(one, name) for name in names}) for one in (found, spec)
+    )
     changed = [
         f"{field} was {made.get(field)!r}, is {required.get(field)!r}"
         for field in required | made
@@ -307,6 +322,27 @@ def _warn_of_overlap(prepared: PreparedCorpora) -> None:
                     f"held-out corpus {name!r} and corpus {trained_on[source['digest']]!r} share "
                     f"{source['path']}; the held-out loss does not measure the loss on new text."
                 )
+
+
+def _warn_of_turn_markers(tokenizer: Tokenizer) -> None:
+    """Log a warning if tokens at the borders of documents mark turns in the template."""
+    try:
+        template = find_chat_template(tokenizer)
+        markers = template.turn_markers if template else frozenset()
+    except UserError:
+        return  # Documents do not need a chat template.
+    begin, end = document_tokens(tokenizer, None)
+    around = markers & {*begin, end}
+    used = [name for name, one in tokenizer.special_tokens.items() if one in around]
+    usual = [name for name in USUAL_EOS if tokenizer.special_id(name) is not None]
+    # In some models, such as Llama 2, EOS ends both documents and turns.
+    if used and usual and tokenizer.special_id(usual[0]) not in around:
+        example = ("", usual[0])
+        logger.warning(
+            f"documents begin or end with {' and '.join(used)}, which mark turns in the chat "
+            f"template of {tokenizer.path}; set data.document_tokens to the tokens before "
+            f"and after documents in pretraining, such as {example}"
+        )
 
 
 def _check_names(config: DataConfig) -> None:

@@ -18,6 +18,7 @@ from llama_cpt.data.prepare.tokenize_pool import Span
 from llama_cpt.data.sources.documents import FIRST_BLOCK, Block, BlockStart, read_blocks
 from llama_cpt.data.sources.files import Sources
 from llama_cpt.data.sources.json_records import read_record_blocks
+from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 
 PARTIAL_FOLDER = "partial"
 # Size of a part in source bytes; reading and encoding a part takes about ten seconds on one core.
@@ -30,13 +31,15 @@ class PrepareSpec:
 
     corpus: str
     tokenizer: str
-    """Fingerprint of the tokenizer's vocabulary."""
+    """Fingerprint of the tokenizer."""
     sequence_length: int
     """Number of inputs per row, as in ``data.sequence_length``; 0 for held-out documents."""
     text_field: str
     bad_documents: str
     dataset: str
     """The ``source`` of the corpus if it is a TFDS name, else empty."""
+    document_tokens: DocumentTokens | None = None
+    """The tokens before and after each document; None for chat data."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
 
@@ -110,7 +113,7 @@ def iter_spans(
         blocks = itertools.islice(blocks, part.blocks)
     skip_bad = spec.bad_documents == "skip"
     for shard, span in _group_into_spans(blocks, layout, part.shard if part else 0):
-        yield Span(shard, tuple(span), spec.text_field, skip_bad, spec.chat)
+        yield Span(shard, tuple(span), spec.text_field, skip_bad, spec.document_tokens, spec.chat)
 
 
 def block_offsets(

@@ -8,7 +8,7 @@ until all shards are finished, so that preparation can resume after an interrupt
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 import hashlib
 import itertools
 import json
@@ -17,20 +17,25 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from llama_cpt.config.fields import from_dict
 from llama_cpt.data.chat.lengths import drop_or_truncate, with_kl_completions
 from llama_cpt.data.chat.packing import pack_examples
 from llama_cpt.data.prepare.layout import PARTIAL_FOLDER, PrepareJob, PrepareSpec, iter_spans
 from llama_cpt.data.prepare.tokenize_pool import EncodedSpan, Span
 from llama_cpt.data.rows import (
+    TOKEN_BITS,
+    VERSION,
     Manifest,
     cut_rows,
     heldout_record,
     record_writer,
     write_manifest,
 )
+from llama_cpt.data.sources.documents import files_without_checksums
 from llama_cpt.data.sources.files import Sources
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 
@@ -60,8 +65,12 @@ class ShardSummary:
     """Maximum number of examples (conversations, pairs or rated answers) per row."""
     chat_counts: dict[str, int]
     """Counts of truncation and packing; CHAT_COUNTS lists their names."""
+    dropped_fields: dict[str, int] = field(default_factory=dict)
+    """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
 
 
+# Fields of ShardSummary and Manifest that contain counts by name.
+COUNTERS = ("skipped", "formats", "chat_counts", "dropped_fields")
 # Names of counts in manifests. They never change, because existing manifests contain them.
 CHAT_COUNTS = (
     "places",
@@ -71,6 +80,7 @@ CHAT_COUNTS = (
     "truncated",
     "nothing_to_learn",
     "mismatches_cut",
+    "examples",
 )
 
 
@@ -104,6 +114,8 @@ def finish_corpus(job: PrepareJob) -> Manifest:
     _check_enough(job.spec, job.sources, summaries)
     names = _publish(job.folder, len(summaries), job.spec)
     manifest = _manifest(job.spec, job.digests, names, summaries)
+    unverified = files_without_checksums(job.sources, job.spec.text_field)
+    manifest = replace(manifest, without_checksums=unverified)
     write_manifest(str(job.folder), manifest)
     job.partial_folder.rmtree()
     return manifest
@@ -116,25 +128,22 @@ def write_shard(
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     formats: Counter[str] = Counter()
-    counted = _count_spans(spans, counts, skipped, formats)
+    dropped: Counter[str] = Counter()
+    counted = _count_spans(spans, counts, skipped, formats, dropped)
     digest = hashlib.sha256()
     with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
         for record in _records(counted, spec, counts):
             writer.write(record)
             digest.update(record)
             counts["records"] += 1
-    fields = set(ShardSummary.__dataclass_fields__) - {
-        "skipped",
-        "digest",
-        "formats",
-        "chat_counts",
-    }
+    fields = set(ShardSummary.__dataclass_fields__) - {"digest", *COUNTERS}
     summary = ShardSummary(
         **{field: counts[field] for field in fields},
         skipped=dict(sorted(skipped.items())),
         digest=digest.hexdigest(),
         formats=dict(sorted(formats.items())),
         chat_counts={name: counts[name] for name in CHAT_COUNTS} if spec.chat else {},
+        dropped_fields=dict(sorted(dropped.items())),
     )
     write_atomic(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
     return summary
@@ -145,6 +154,7 @@ def _count_spans(
     counts: Counter[str],
     skipped: Counter[str],
     formats: Counter[str],
+    dropped: Counter[str],
 ) -> Iterator[EncodedSpan]:
     """Yield ``spans`` and add their counts to the counters.
 
@@ -166,6 +176,7 @@ def _count_spans(
         )
         skipped.update(span.skipped)
         formats.update(span.formats)
+        dropped.update(span.dropped_fields)
         yield span
 
 
@@ -183,9 +194,10 @@ def _records(
         return
     if not length:
         for span in spans:
-            documents = np.split(span.tokens, np.cumsum(span.lengths)[:-1])
-            for tokens, size in zip(documents, span.source_bytes.tolist(), strict=True):
-                yield heldout_record(tokens, size)
+            ends = np.cumsum(span.lengths)
+            sizes = zip(ends - span.lengths, ends, span.source_bytes.tolist(), strict=True)
+            for start, end, size in sizes:
+                yield heldout_record(span.tokens[start:end] & TOKEN_BITS, size)
         return
     for row in cut_rows((span.tokens for span in spans), length + 1):
         if len(row) == length + 1:
@@ -219,10 +231,16 @@ def start_or_resume(job: PrepareJob) -> None:
 def finished_shards(partial: epath.Path) -> dict[int, ShardSummary]:
     """Return the summaries of the finished shards in the folder ``partial``, by shard index."""
     return {
-        int(path.stem): ShardSummary(**json.loads(path.read_text()))
+        int(path.stem): _read_summary(str(path))
         for path in matching(partial, "*.json")
         if path.name != SPEC_FILE
     }
+
+
+def _read_summary(path: str) -> ShardSummary:
+    """Return the summary of a finished shard; raise UserError if the file is damaged."""
+    values = read_json_object(path, "delete it to write the shard again")
+    return from_dict(ShardSummary, values, path)
 
 
 def _publish(folder: epath.Path, count: int, spec: PrepareSpec) -> list[str]:
@@ -246,8 +264,11 @@ def _check_enough(spec: PrepareSpec, sources: Sources, summaries: list[ShardSumm
     corpus = f"corpus {spec.corpus!r} ({sources.dataset or sources.files[0]}"
     corpus += f" and {len(sources.files) - 1} more)" if len(sources.files) > 1 else ")"
     if not any(summary.documents for summary in summaries):
-        skipped = sum(sum(summary.skipped.values()) for summary in summaries)
-        outcome = f", {skipped} skipped; correct them" if skipped else "; add text"
+        skipped = _sum(summary.skipped for summary in summaries)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
+        outcome = "; add text"
+        if skipped:
+            outcome = f", {skipped.total():,} skipped ({reasons}); correct them"
         raise UserError(f"{corpus} contains no documents{outcome}.")
     if spec.chat:
         raise UserError(
@@ -268,13 +289,14 @@ def _manifest(
     summaries: list[ShardSummary],
 ) -> Manifest:
     """Return the manifest of a corpus with shard files ``names``, in the order of ``summaries``."""
-    counted = ("skipped", "formats", "chat_counts")
-    summed = set(ShardSummary.__dataclass_fields__) - {"records", "digest", "units", *counted}
+    summed = set(ShardSummary.__dataclass_fields__) - {"records", "digest", "units", *COUNTERS}
     content = "".join(summary.digest for summary in summaries)
     totals: dict[str, Any] = {field: sum(getattr(s, field) for s in summaries) for field in summed}
-    totals |= {field: dict(_sum(getattr(s, field) for s in summaries)) for field in counted}
+    totals |= {field: dict(_sum(getattr(s, field) for s in summaries)) for field in COUNTERS}
+    fields = asdict(spec) | {"document_tokens": spec.document_tokens}
     return Manifest(
-        **asdict(spec),
+        **fields,
+        version=VERSION,
         sources=digests,
         shards=[(name, s.records) for name, s in zip(names, summaries, strict=True)],
         units=max(summary.units for summary in summaries),

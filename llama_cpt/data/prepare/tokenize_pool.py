@@ -24,8 +24,11 @@ import numpy as np
 
 from llama_cpt.data.chat.examples import ChatExample, ChatSpec, encode_chats
 from llama_cpt.data.chat.template import template_by_fingerprint
+from llama_cpt.data.rows import DOCUMENT_START
 from llama_cpt.data.sources.documents import BadDocument, Block, parse_documents
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
 
 # Number of spans per worker that are read and encoded ahead of the next result. While one worker
@@ -48,6 +51,8 @@ class Span:
     text_field: str
     skip_bad: bool
     """True to skip and count bad documents; False to stop encoding at the first bad document."""
+    document_tokens: DocumentTokens | None = None
+    """The tokens before and after each document; None for chat data."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
 
@@ -64,7 +69,8 @@ class EncodedSpan:
     shard: int
     disk_bytes: float
     tokens: np.ndarray
-    """uint32 (tokens,): BOS, text and EOS of each document; empty for chats."""
+    """uint32 (tokens,): each document with its ``document_tokens``; empty for chats. The first
+    token of a document is marked with ``DOCUMENT_START``."""
     lengths: np.ndarray
     """int64 (documents,): number of tokens of each document or chat."""
     source_bytes: np.ndarray
@@ -79,6 +85,8 @@ class EncodedSpan:
     examples: list[ChatExample] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     """Number of chats by format."""
+    dropped_fields: Counter[str] = field(default_factory=Counter)
+    """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
 
 
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
@@ -88,7 +96,9 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     failure = ""
-    begin, end = (np.array([one], np.uint32) for one in (tokenizer.bos_id, tokenizer.eos_id))
+    assert span.document_tokens is not None, "a span of documents needs document_tokens"
+    begin = np.array(span.document_tokens.begin, np.uint32)
+    end = np.array([span.document_tokens.end], np.uint32)
     arrays, lengths, sizes = [], [], []
     # A tiktoken vocabulary contains every byte and has no normalizer, so it is never lossy.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
@@ -100,8 +110,10 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
             failure = str(document)
             break
         tokens = tokenizer.encode_array(document.text)
-        arrays += begin, tokens, end
-        lengths.append(len(tokens) + 2)
+        whole = np.concatenate([begin, tokens, end])
+        whole[0] |= DOCUMENT_START
+        arrays.append(whole)
+        lengths.append(len(whole))
         sizes.append(document.source_bytes)
         counts["characters"] += len(document.text)
         if len(sizes) <= to_check:
@@ -137,6 +149,7 @@ def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSp
         done.failure,
         done.examples,
         done.formats,
+        done.dropped_fields,
     )
 
 

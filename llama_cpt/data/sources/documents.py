@@ -5,30 +5,44 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-import itertools
+from concurrent.futures import ThreadPoolExecutor
 import json
-import os
 from typing import Any, NamedTuple
 
-from llama_cpt.data.sources.files import Sources, open_dataset, storage_errors_as_user_errors
-from llama_cpt.data.sources.streams import (
-    DECOMPRESSORS,
-    decoding_errors,
-    open_stream,
-    read,
-    skip,
-    split_compression,
+from llama_cpt.data.sources.blocks import (
+    BYTE_ORDER_MARK,
+    FIRST_BLOCK,
+    MAX_DOCUMENT_BYTES,
+    Block,
+    BlockStart,
+    TooLarge,
+    array_blocks,
+    bounded,
+    files_from,
+    is_array,
+    line_blocks,
+    value_blocks,
 )
+from llama_cpt.data.sources.files import Sources, open_dataset, storage_errors_as_user_errors
+from llama_cpt.data.sources.parquet import PARQUET, has_checksums, parquet_blocks
+from llama_cpt.data.sources.streams import DECOMPRESSORS, open_stream, read, split_compression
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.literal_paths import open_for_reading
 
 LINES = (".jsonl", ".json", ".ndjson")
+# Files that can also contain one array.
+ARRAYS = (".json",)
 TEXT = (".txt", ".md")
-PARQUET = (".parquet",)
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PARQUET_ROWS = 256
 TFDS_RECORDS = 256
+MAX_DETAIL_CHARACTERS = 300
+_READ_BYTES = 4 << 20
+# The byte order marks of encodings other than UTF-8. UTF-32 comes first, because its mark begins
+# with the mark of UTF-16.
+OTHER_ENCODINGS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 class Document(NamedTuple):
@@ -36,7 +50,8 @@ class Document(NamedTuple):
 
     path: str
     number: int
-    """Line in JSON Lines, row in Parquet and TFDS, from 1; 0 if the file is one document."""
+    """Line in JSON Lines, element of an array, row in Parquet and TFDS, from 1; 0 if the file is
+    one document."""
     text: str
     source_bytes: int
     """UTF-8 bytes of ``text``."""
@@ -53,40 +68,11 @@ class BadDocument(NamedTuple):
 
     def __str__(self) -> str:
         position = f"{self.path}:{self.number}" if self.number else self.path
-        return f"{position}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive raw documents of one file, which are read as a unit."""
-
-    path: str
-    first: int
-    """Line or row of the first document, from 1; 0 if the file is one document."""
-    raw: bytes | list[Any]
-    """Whole lines of JSON Lines, or a list of values, which are bytes or str if they are valid."""
-    size: int
-    """Size of ``raw`` in bytes."""
-    disk_bytes: float
-    """Number of bytes that the block takes in the file, which can be compressed."""
-
-
-@dataclass(frozen=True)
-class BlockStart:
-    """The position at which a block starts.
-
-    Reading from this position yields the same blocks as reading from the start of the sources.
-    """
-
-    file: int = 0
-    """Index of the file in ``Sources.files``; 0 for a TFDS dataset."""
-    first: int = 1
-    """Line or row of the first document, as in ``Block``."""
-    offset: int = 0
-    """Number of decompressed bytes of the file before the block, used for files of lines."""
-
-
-FIRST_BLOCK = BlockStart()
+        # The detail can contain text of the source, which must not control a terminal.
+        detail = self.detail[:MAX_DETAIL_CHARACTERS]
+        detail = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in detail)
+        detail += "..." * (len(self.detail) > MAX_DETAIL_CHARACTERS)
+        return f"{position}: {self.reason}" + (f" ({detail})" if detail else "")
 
 
 def read_blocks(
@@ -106,7 +92,9 @@ def read_blocks(
         name, decompress = split_compression(path)
         with storage_errors_as_user_errors(path):
             if name.endswith(PARQUET):
-                yield from _parquet_blocks(path, text_field, block_bytes, begin.first)
+                yield from parquet_blocks(path, text_field, block_bytes, begin.first)
+            elif name.endswith(ARRAYS) and is_array(path, decompress):
+                yield from array_blocks(path, decompress, block_bytes, begin.first)
             elif name.endswith(LINES):
                 yield from line_blocks(path, decompress, block_bytes, begin)
             elif name.endswith(TEXT):
@@ -119,50 +107,84 @@ def read_blocks(
                 )
 
 
-def files_from(sources: Sources, start: BlockStart) -> Iterator[tuple[str, BlockStart]]:
-    """Yield the path of each file to read, and the position at which to start reading the file.
+def files_without_checksums(sources: Sources, text_field: str) -> list[str]:
+    """Return the paths of the Parquet files in which damage to text would not be noticed."""
+    files = [] if sources.dataset else [f for f in sources.files if f.endswith(PARQUET)]
+    with ThreadPoolExecutor(16) as pool:
+        verified = pool.map(lambda path: _is_verified(path, text_field), files)
+        return [path for path, has in zip(files, verified, strict=True) if not has]
 
-    ``start`` determines the first file and the position in this file.
-    """
-    for number, path in enumerate(sources.files[start.file :], start.file):
-        yield path, start if number == start.file else BlockStart(number)
+
+def _is_verified(path: str, text_field: str) -> bool:
+    with storage_errors_as_user_errors(path):
+        return has_checksums(path, text_field)
 
 
 def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDocument]:
     """Yield the documents in ``block``; blank lines are skipped."""
-    if isinstance(block.raw, bytes):
-        for number, line in enumerate(block.raw.split(b"\n"), block.first):
-            if line and not line.isspace():
-                yield _from_line(block.path, number, line, text_field)
+    if isinstance(block.raw, bytes) or block.is_json:
+        for number, raw in json_texts(block):
+            yield _from_json(block.path, number, raw, text_field)
     else:
         for offset, value in enumerate(block.raw):
             number = block.first + offset if block.first else 0
             yield _from_value(block.path, number, value)
 
 
+def json_texts(block: Block) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the JSON text of each document in ``block``; skip blank lines."""
+    raw = block.raw.split(b"\n") if isinstance(block.raw, bytes) else block.raw
+    for number, text in enumerate(raw, block.first):
+        if isinstance(text, TooLarge) or (text and not text.isspace()):
+            yield number, bounded(text)
+
+
 def json_object(
-    path: str, number: int, raw: bytes, *, expected: str
+    path: str, number: int, raw: bytes | TooLarge, *, expected: str
 ) -> dict[str, Any] | BadDocument:
     """Return the JSON object in ``raw``, or a BadDocument.
 
     If ``raw`` is a JSON value of a different type, the detail of the BadDocument is ``expected``
     followed by the name of that type.
     """
+    if isinstance(raw, TooLarge):
+        return _too_large(path, number, raw)
     try:
-        values = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())
+        values = json.loads(_decode(raw))
     except UnicodeDecodeError as error:
         return BadDocument(path, number, "not UTF-8", str(error.reason))
     except (ValueError, RecursionError) as error:
-        return BadDocument(path, number, "not JSON", str(error))
+        detail = str(error)
+        if b"\r" in raw.rstrip():
+            detail += "; a line must end with LF, not with CR alone"
+        return BadDocument(path, number, "not JSON", detail)
     if not isinstance(values, dict):
         kind = type(values).__name__
         return BadDocument(path, number, "not a JSON object", f"{expected} {kind}")
     return values
 
 
-def _from_line(path: str, number: int, line: bytes, field: str) -> Document | BadDocument:
+def _decode(raw: bytes) -> str:
+    """Return the text of ``raw`` without a byte order mark.
+
+    Raises UnicodeDecodeError if ``raw`` is not UTF-8. The reason names a different encoding if
+    ``raw`` begins with the byte order mark of that encoding.
+    """
+    for mark, encoding in OTHER_ENCODINGS.items():
+        if raw.startswith(mark):
+            reason = f"the file is {encoding}; convert it to UTF-8"
+            raise UnicodeDecodeError("utf-8", raw[:4], 0, len(mark), reason)
+    return raw.removeprefix(BYTE_ORDER_MARK).decode()
+
+
+def _too_large(path: str, number: int, found: TooLarge) -> BadDocument:
+    detail = f"it has {found.size:,} bytes or more; split it into several documents"
+    return BadDocument(path, number, f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB", detail)
+
+
+def _from_json(path: str, number: int, raw: bytes | TooLarge, field: str) -> Document | BadDocument:
     """Return the document in the field ``field`` of a JSON object."""
-    values = json_object(path, number, line, expected="expected one object per line, not a")
+    values = json_object(path, number, raw, expected="expected one object per line, not a")
     if isinstance(values, BadDocument):
         return values
     if field not in values:
@@ -173,8 +195,13 @@ def _from_line(path: str, number: int, line: bytes, field: str) -> Document | Ba
 
 def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
     """Return ``value`` as a document if it is valid text."""
+    if isinstance(value, TooLarge):
+        return _too_large(path, number, value)
     try:
-        text = value.decode() if isinstance(value, bytes) else value
+        text = value
+        if isinstance(value, bytes):
+            # Only a text file begins with a byte order mark.
+            text = value.decode() if number else _with_line_feeds(_decode(value))
         if not isinstance(text, str):
             detail = f"it is of type {type(text).__name__}"
             return BadDocument(path, number, "text is not a string", detail)
@@ -188,90 +215,20 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
     return Document(path, number, text, source_bytes)
 
 
-def line_blocks(
-    path: str, decompress: Any, block_bytes: int, start: BlockStart = FIRST_BLOCK
-) -> Iterator[Block]:
-    """Yield the lines of a file in blocks of whole lines, of about ``block_bytes`` bytes each."""
-    line, held = start.first, []
-    with open_stream(path, decompress) as (disk, file):
-        skip(disk, file, start.offset, path)
-        at = disk.tell() if start.offset else 0
-        # The first read ends at a multiple of block_bytes, so that the blocks are the same as when
-        # the file is read from its start.
-        size = block_bytes - start.offset % block_bytes
-        while chunk := read(file, size, path, f" after line {line}"):
-            size = block_bytes
-            cut = chunk.rfind(b"\n") + 1
-            if not cut:
-                held.append(chunk)
-                continue
-            raw = b"".join([*held, chunk[:cut]])
-            held = [chunk[cut:]]
-            yield Block(path, line, raw, len(raw), float(disk.tell() - at))
-            line, at = line + raw.count(b"\n"), disk.tell()
-        if raw := b"".join(held):
-            yield Block(path, line, raw, len(raw), float(disk.tell() - at))
+def _with_line_feeds(text: str) -> str:
+    """Return ``text`` with LF as the only line end, as Python reads text files."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _text_block(path: str, decompress: Any) -> Iterator[Block]:
     """Yield a text file as a block with one document."""
+    parts, size = [], 0
     with open_stream(path, decompress) as (disk, file):
-        raw = read(file, -1, path)
-        raw = raw.removeprefix(BYTE_ORDER_MARK)
-        yield Block(path, 0, [raw], len(raw), float(disk.tell()))
-
-
-def _parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iterator[Block]:
-    """Yield the values of column ``field`` in blocks, starting at row ``first``."""
-    import pyarrow  # Imported here, because the import is slow and only Parquet needs it.
-    import pyarrow.parquet
-
-    with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{path}: not a Parquet file ({error}); is it complete?") from None
-        schema = table.schema_arrow
-        if field not in schema.names:
-            columns = ", ".join(schema.names)
-            raise UserError(
-                f"{path}: no column {field!r}; its columns: {columns}. Set text_field to one of "
-                "them."
-            )
-        kind = schema.field(field).type
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not any(
-            is_kind(kind)
-            for is_kind in (
-                pyarrow.types.is_string,
-                pyarrow.types.is_large_string,
-                pyarrow.types.is_binary,
-                pyarrow.types.is_large_binary,
-            )
-        ):
-            raise UserError(
-                f"{path}: column {field!r} holds {kind}, not strings; set text_field to a column "
-                "of strings."
-            )
-        groups, skipped = _groups_from(table.metadata, first)
-        batches = table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[field])
-        # Values are read as bytes, so that invalid UTF-8 is one bad document and not a bad file.
-        values = (v for b in batches for v in b.column(0).cast(pyarrow.large_binary()).to_pylist())
-        values = itertools.islice(values, skipped, None)
-        share = file.seek(0, os.SEEK_END) / max(table.metadata.num_rows, 1)
-        yield from value_blocks(path, values, block_bytes, share, first)
-
-
-def _groups_from(metadata: Any, first: int) -> tuple[list[int], int]:
-    """Return the row group that contains row ``first`` and all later row groups, by index.
-
-    The second result is the number of rows to skip in the first of these row groups.
-    """
-    group, skipped = 0, first - 1
-    while group < metadata.num_row_groups and skipped >= metadata.row_group(group).num_rows:
-        skipped -= metadata.row_group(group).num_rows
-        group += 1
-    return list(range(group, metadata.num_row_groups)), skipped
+        while size <= MAX_DOCUMENT_BYTES and (part := read(file, _READ_BYTES, path)):
+            parts.append(part)
+            size += len(part)
+        raw = TooLarge(size) if size > MAX_DOCUMENT_BYTES else b"".join(parts)
+        yield Block(path, 0, [raw], size, float(disk.tell()))
 
 
 def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) -> Iterator[Block]:
@@ -289,21 +246,3 @@ def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) 
     values = (record[field] for batch in records for record in batch)
     share = sum(stat["bytes"] for stat in sources.stats()) / max(len(data), 1)
     yield from value_blocks(sources.dataset, values, block_bytes, share, first)
-
-
-def value_blocks(
-    path: str, values: Iterator[Any], block_bytes: int, disk_bytes: float, first: int = 1
-) -> Iterator[Block]:
-    """Yield ``values`` in blocks of about ``block_bytes`` bytes.
-
-    ``first`` is the row of the first value. Each value takes ``disk_bytes`` bytes on disk.
-    """
-    held, size = [], 0
-    for value in values:
-        held.append(value)
-        size += len(value) if isinstance(value, bytes | str) else 0
-        if size >= block_bytes:
-            yield Block(path, first, held, size, disk_bytes * len(held))
-            first, held, size = first + len(held), [], 0
-    if held:
-        yield Block(path, first, held, size, disk_bytes * len(held))

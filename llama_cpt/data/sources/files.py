@@ -14,7 +14,7 @@ import shlex
 from typing import Any
 
 from llama_cpt.config.schema import CorpusConfig
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.literal_paths import open_for_reading, remote_storage
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.retry import is_transient
@@ -132,7 +132,7 @@ def open_dataset(source: str) -> tuple[Any, str]:
         known = list(builder.info.splits)
         files = builder.info.splits[split].filepaths if known else ()
     except Exception as error:  # TFDS has no common base class for user errors.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"{source}: {reason}. {remedy}") from None
     if not known:
         raise UserError(f"{source} is not in {folder}. {remedy}")

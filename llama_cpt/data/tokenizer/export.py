@@ -9,13 +9,12 @@ from sentencepiece import sentencepiece_model_pb2 as _sentencepiece_model_pb2
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.settings import ADDED_FILE, CONFIG_FILE, MAP_FILE
 from llama_cpt.data.tokenizer.tokenizer import (
-    BOS,
-    EOS,
     LLAMA3_PATTERN,
     SentencePieceTokenizer,
     TiktokenTokenizer,
-    Tokenizer,
     load_tokenizer,
 )
 from llama_cpt.runtime.errors import UserError
@@ -45,29 +44,40 @@ def export_tokenizer(path: str, output: Any) -> None:
     source = epath.Path(tokenizer.path)
     if tokenizer.kind == "tokenizers":
         source.copy(output / "tokenizer.json")
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name in (MAP_FILE, CONFIG_FILE, ADDED_FILE):
             if (file := source.with_name(name)).is_file():
                 file.copy(output / name)
         return
+    more: dict[str, Any] = {"add_bos_token": bool(tokenizer.text_prefix)}
     if isinstance(tokenizer, TiktokenTokenizer):
-        converted, bos, eos = _from_ranks(tokenizer), BOS, EOS
+        converted = _from_ranks(tokenizer)
     else:
-        converted, bos, eos = _from_sentencepiece(tokenizer)
+        converted, prefix = _from_sentencepiece(tokenizer)
+        # llama.cpp adds a space before a text unless this field is false.
+        more["add_prefix_space"] = prefix
         source.copy(output / "tokenizer.model")
-    converted.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
-    )
+    if tokenizer.text_prefix:
+        bos = tokenizer.names["bos_token"]
+        converted.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos}:1 $B:1",
+            special_tokens=[(bos, tokenizer.text_prefix[0])],
+        )
     converted.save(str(output / "tokenizer.json"))
-    names = {"bos_token": bos, "eos_token": eos}
-    config = names | {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
+    names = tokenizer.names
+    config = (
+        names
+        | more
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+    )
     if tokenizer.special_id("<|eot_id|>") is not None:
         config["chat_template"] = LLAMA3_CHAT_TEMPLATE
-    for name, values in (("special_tokens_map", names), ("tokenizer_config", config)):
-        (output / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    for name, values in ((MAP_FILE, names), (CONFIG_FILE, config)):
+        (output / name).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
@@ -102,8 +112,11 @@ def _from_ranks(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
     return converted
 
 
-def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str, str]:
-    """Return a SentencePiece model as a BPE tokenizer, and the names of BOS and EOS."""
+def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, bool]:
+    """Return a SentencePiece model as a BPE tokenizer.
+
+    The second result is True if the model adds a space before a text.
+    """
     assert isinstance(tokenizer, SentencePieceTokenizer)
     proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(tokenizer.path).read_bytes())
     _check_convertible(tokenizer.path, proto)
@@ -136,7 +149,7 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, str
     converted.decoder = decoders.Sequence(undo)
     control = [piece.piece for piece in proto.pieces if piece.type == kinds.CONTROL]
     converted.add_special_tokens([_special(name) for name in (unknown, *control)])
-    return converted, proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece
+    return converted, bool(prefix)
 
 
 def _check_convertible(path: str, proto: Any) -> None:

@@ -1,4 +1,4 @@
-"""A common interface to three kinds of tokenizers; the content of a file determines its kind.
+"""Three kinds of tokenizers with one interface; the content of a file determines its kind.
 
 The kinds are Llama 3's ``tokenizer.model`` in tiktoken's format (lines of a base64 token and its
 rank), the ``tokenizer.json`` of the ``tokenizers`` library, and SentencePiece models. All three
@@ -7,22 +7,21 @@ special token.
 """
 
 import binascii
-import hashlib
-import json
+from dataclasses import replace
 import re
-from typing import Any
 
 from etils import epath
 from jaxtyping import UInt32
 import numpy as np
 import sentencepiece
 import tiktoken
-import tokenizers
 
+from llama_cpt.data.tokenizer.base import BOS, EOS, Tokenizer, without_surrogates
+from llama_cpt.data.tokenizer.json_tokenizer import JsonTokenizer
+from llama_cpt.data.tokenizer.settings import REMEDY, read_settings
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_bounded
 from llama_cpt.runtime.storage import check_reachable
-
-BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 # Llama 3's regular expression for splitting text into words (meta-llama/llama-models,
 # models/llama3/tokenizer.py).
@@ -55,53 +54,8 @@ MAX_TEXT_CHARACTERS = 400_000
 MAX_RUN_CHARACTERS = 25_000
 _RUN = re.compile(r"\s+|\S+")
 
-FILE_NAMES = ("tokenizer.model", "tokenizer.json")
-
-
-class Tokenizer:
-    """Base class of tokenizers, which convert text to token ids without adding BOS or EOS.
-
-    ``path`` is the path of the vocabulary file; ``fingerprint`` is the SHA-256 of its content.
-    """
-
-    kind: str
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-    special_tokens: dict[str, int]
-    """Map from the names to the ids of the tokens that never encode ordinary text."""
-
-    def __init__(self, path: epath.Path, content: bytes) -> None:
-        self.path = str(path)
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``; names of special tokens are encoded as ordinary text."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text in ``texts``, encoded as in ``encode``."""
-        raise NotImplementedError
-
-    def encode_array(self, text: str) -> UInt32[np.ndarray, " tokens"]:
-        """Return the ids of ``text`` as an array, without an intermediate list if possible."""
-        return np.array(self.encode(text), np.uint32)
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of ``ids``; special tokens are replaced by their names."""
-        raise NotImplementedError
-
-    def special_id(self, name: str) -> int | None:
-        """Return the id of the special token ``name``, or None if there is no such token."""
-        return self.special_tokens.get(name)
-
-    def require_size(self, vocab_size: int) -> None:
-        """Raise UserError unless the vocabulary contains exactly ``vocab_size`` tokens."""
-        if self.vocab_size != vocab_size:
-            raise UserError(
-                f"{self.path} has {self.vocab_size} tokens, but model.vocab_size is {vocab_size}; "
-                "set data.tokenizer to the model's own tokenizer."
-            )
+FILE_NAMES = ("tokenizer.json", "tokenizer.model")
+MAX_VOCABULARY_BYTES = 1 << 30
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -120,7 +74,7 @@ class TiktokenTokenizer(Tokenizer):
             special_tokens=self.special_tokens,
         )
         self.vocab_size = self._encoding.n_vocab
-        self.bos_id, self.eos_id = self.special_tokens[BOS], self.special_tokens[EOS]
+        self._configure(read_settings(path), self.special_tokens.get)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text in ``texts``; lone surrogates become U+FFFD."""
@@ -145,60 +99,6 @@ class TiktokenTokenizer(Tokenizer):
         return ids
 
 
-class JsonTokenizer(Tokenizer):
-    """The tokenizer of a ``tokenizer.json`` file.
-
-    The names of BOS and EOS are read from the ``tokenizer_config.json`` in the same folder. If
-    that file does not exist, common names are tried.
-    """
-
-    kind = "tokenizers"
-
-    def __init__(self, path: epath.Path, content: bytes) -> None:
-        super().__init__(path, content)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-            added = json.loads(content).get("added_tokens", [])
-            # Without its added tokens, the tokenizer encodes the names of special tokens as text.
-            self._ordinary = tokenizers.Tokenizer.from_str(
-                json.dumps({**json.loads(content), "added_tokens": []})
-            )
-        except Exception as error:  # The library raises bare Exception.
-            raise UserError(f"{path}: not a tokenizer.json ({error}).") from None
-        self._ordinary.no_truncation()
-        self._ordinary.no_padding()
-        self.special_tokens = {token["content"]: token["id"] for token in added}
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        names = _configured_names(path)
-        self.bos_id = self._delimiter(names.get("bos_token"), (BOS, "<s>", "<bos>"), "bos_token")
-        self.eos_id = self._delimiter(
-            names.get("eos_token"), (EOS, "</s>", "<eos>", "<|endoftext|>"), "eos_token"
-        )
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text in ``texts``."""
-        encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
-        return [one.ids for one in encoded]
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of ``ids``; special tokens are replaced by their names."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def _delimiter(self, configured: str | None, usual: tuple[str, ...], field: str) -> int:
-        """Return the id of ``configured`` or, if None, of the first existing name in ``usual``.
-
-        Raises UserError if the vocabulary does not contain the name.
-        """
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        for name in (configured,) if configured else usual:
-            if name in vocabulary:
-                return vocabulary[name]
-        raise UserError(
-            f"{self.path}: no {field} is known; set {field!r} in a tokenizer_config.json in the "
-            "same folder."
-        )
-
-
 class SentencePieceTokenizer(Tokenizer):
     """The tokenizer of a SentencePiece model.
 
@@ -211,18 +111,25 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(path, content)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         self.vocab_size = self._processor.get_piece_size()
-        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
-            raise UserError(f"{path} has no BOS or EOS piece; train the model with both.")
         self.special_tokens = {
             self._processor.id_to_piece(one): one
             for one in range(self.vocab_size)
             if self._processor.is_control(one)
         }
+        own = {"bos_token": self._processor.bos_id(), "eos_token": self._processor.eos_id()}
+        names = {key: self._processor.id_to_piece(one) for key, one in own.items() if one >= 0}
+        settings = read_settings(path)
+        settings = replace(settings, names=names | settings.names)
+        self._configure(settings, self._find)
+
+    def _find(self, name: str) -> int | None:
+        """Return the id of a piece, or None if the vocabulary does not contain the piece."""
+        found = self._processor.piece_to_id(name)
+        return found if self._processor.id_to_piece(found) == name else None
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text in ``texts``."""
-        return [self._processor.encode(text) for text in texts]
+        """Return the ids of each text in ``texts``; lone surrogates become U+FFFD."""
+        return [self._processor.encode(without_surrogates(text)) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids``; control symbols are replaced by their names."""
@@ -243,7 +150,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     is damaged or of an unknown kind.
     """
     file = find_vocabulary(path)
-    content = file.read_bytes()
+    content = read_bounded(str(file), REMEDY, max_bytes=MAX_VOCABULARY_BYTES)
     first = content.split(b"\n", 1)[0]
     if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?", first):
         return TiktokenTokenizer(file, content)
@@ -274,7 +181,10 @@ def find_vocabulary(path: str) -> epath.Path:
         if file.is_file():
             return file
     problem = f"contains no {' or '.join(FILE_NAMES)}" if location.is_dir() else "does not exist"
-    raise UserError(f"tokenizer {path} {problem}; set data.tokenizer to the model's own tokenizer.")
+    raise UserError(
+        f"tokenizer {path} {problem}; set data.tokenizer (in chat, evaluate and convert: "
+        "--tokenizer) to the model's own tokenizer."
+    )
 
 
 def _read_ranks(path: epath.Path, content: bytes) -> dict[bytes, int]:
@@ -317,16 +227,3 @@ def _cut_runs(text: str) -> list[str]:
             pieces.append(text[start:cut])
             start = cut
     return [*pieces, text[start:]]
-
-
-def _configured_names(path: epath.Path) -> dict[str, Any]:
-    """Return ``bos_token`` and ``eos_token`` of the ``tokenizer_config.json`` next to ``path``."""
-    file = path.with_name("tokenizer_config.json")
-    if not file.is_file():
-        return {}
-    values = json.loads(file.read_text("utf-8"))
-    return {
-        field: token["content"] if isinstance(token, dict) else token
-        for field in ("bos_token", "eos_token")
-        if (token := values.get(field))
-    }
