@@ -1,20 +1,18 @@
 """The command that chats with a model in a terminal: ``python -m llama_cpt.chat MODEL``."""
 
 import argparse
-import dataclasses
 import io
 import json
 import math
 import os
 from pathlib import Path
 import sys
-import unicodedata
+from typing import Any
 
 import jax
 
 from llama_cpt.config.schema import MeshConfig, ModelConfig
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.generation.chat_session import ChatSession, find_chat_template
+from llama_cpt.generation.chat_session import ChatSession
 from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.parallel.mesh import make_mesh
@@ -25,12 +23,15 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.untrusted_text import printable
+from llama_cpt.weights.prompt_format import PromptFormat, prompt_format
 from llama_cpt.weights.source import open_source
 
+SAMPLING_DEFAULTS = {"temperature": 0.6, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
 HELP = """\
 /system TEXT  set the system message; without TEXT, remove it
 /reset        start a new conversation with the same system message
-/save FILE    write the messages as JSON
+/save FILE    write the messages as JSON to a new file (only at a terminal)
 /help         print this list
 /exit         leave (or Ctrl-D); Ctrl-C stops an answer, or all processes if there are several"""
 
@@ -40,20 +41,39 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     if options.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens={options.max_new_tokens} must be 1 or more.")
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.min_p, options.seed
-    )
+    _sampling(options, {})  # Raises an error before the weights are loaded.
     with distributed_session():
-        _converse(options, sampling)
+        _converse(options)
     return 0
 
 
-def _converse(options: argparse.Namespace, sampling: Sampling) -> None:
+def _sampling(options: argparse.Namespace, generation: dict[str, Any]) -> Sampling:
+    """Return the sampling settings: the options or, without an option, the model's own settings.
+
+    ``generation`` is the content of the model's ``generation_config.json``. Raises UserError if a
+    setting is invalid.
+    """
+    own = generation if generation.get("do_sample", True) else generation | {"temperature": 0.0}
+    values: dict[str, Any] = {}
+    for name, default in SAMPLING_DEFAULTS.items():
+        found = getattr(options, name)
+        found = own.get(name) if found is None else found
+        kind, what = (int, "an integer") if name == "top_k" else (int | float, "a number")
+        if isinstance(found, bool) or not isinstance(found, kind | None):
+            raise UserError(
+                f"{name}={found!r} in the model's generation_config.json must be {what}; set "
+                f"--{name.replace('_', '-')}."
+            )
+        values[name] = default if found is None else found
+    return Sampling(**values, seed=options.seed)
+
+
+def _converse(options: argparse.Namespace) -> None:
     source = open_source(options.model)
     config = source.architecture
-    tokenizer = load_tokenizer(options.tokenizer or source.tokenizer)
-    tokenizer.require_size(config.vocab_size)
-    session = _session(options.model, config, tokenizer, sampling, options.max_new_tokens)
+    prompts = prompt_format(source, options.tokenizer)
+    sampling = _sampling(options, prompts.generation)
+    session = _session(options.model, config, prompts, sampling, options.max_new_tokens)
     session.set_system(options.system)
     if session.template is None:
         _print_notice("a base model: its tokenizer has no chat tokens, so it continues your text.")
@@ -131,15 +151,27 @@ def _run_command(session: ChatSession, line: str) -> None:
 
 
 def _save(session: ChatSession, file: str) -> None:
-    messages = [dataclasses.asdict(message) for message in session.messages]
+    """Write the messages to the new file ``file``.
+
+    Raises UserError if the file exists, or if stdin is not a terminal: the lines of a pipe can come
+    from someone who is not permitted to write files.
+    """
+    if not sys.stdin.isatty():
+        raise UserError("/save works only at a terminal; redirect stdout to keep the answers.")
+    messages = [{"role": m.role, "content": m.content} for m in session.messages]
     text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
-    Path(os.path.expanduser(file)).write_text(text + "\n", encoding="utf-8")
+    try:
+        # Mode x also fails for a link to a file that does not exist.
+        with Path(os.path.expanduser(file)).open("x", encoding="utf-8") as new:
+            new.write(text + "\n")
+    except FileExistsError:
+        raise UserError(f"{file} exists; choose another name.") from None
 
 
 def _session(
     source: str,
     config: ModelConfig,
-    tokenizer: Tokenizer,
+    prompts: PromptFormat,
     sampling: Sampling,
     max_new_tokens: int,
 ) -> ChatSession:
@@ -153,26 +185,28 @@ def _session(
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
     decoder = load_decoder(source, config, mesh, dtype)
     return ChatSession(
-        decoder, tokenizer, find_chat_template(tokenizer), mesh, sampling, max_new_tokens
+        decoder,
+        prompts.tokenizer,
+        prompts.template,
+        mesh,
+        sampling,
+        max_new_tokens,
+        end_ids=prompts.stop_ids,
     )
 
 
 def _print_text(text: str) -> None:
     """Print ``text``, a part of the model's answer, in the primary process."""
     if is_primary():
-        # A terminal would interpret control characters such as ESC; a pipe gets the exact text.
-        print(_visible(text) if sys.stdout.isatty() else text, end="", flush=True)
+        # Each character is checked alone, so an escape sequence that is split between parts of the
+        # answer is also removed.
+        print(printable(text), end="", flush=True)
 
 
 def _print_notice(text: str) -> None:
     """Print ``text``, which is not part of the conversation, to stderr in the primary process."""
     if is_primary():
-        print(text, file=sys.stderr, flush=True)
-
-
-def _visible(text: str) -> str:
-    """Return ``text`` without control characters, except newlines and tabs."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -185,10 +219,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", help="a Hugging Face folder or hub name, or a run's folder")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="0 keeps all")
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--min-p", type=float, default=0.0)
+    default = "default: the model's generation_config.json, or"
+    parser.add_argument("--temperature", type=float, help=f"0 is greedy; {default} 0.6")
+    parser.add_argument("--top-k", type=int, help=f"0 keeps all; {default} 0")
+    parser.add_argument("--top-p", type=float, help=f"{default} 0.9")
+    parser.add_argument("--min-p", type=float, help=f"{default} 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--max-new-tokens", type=int, default=512, help="maximum length of an answer"

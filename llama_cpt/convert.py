@@ -15,8 +15,9 @@ from llama_cpt.checkpoint.run_folder import save_weights
 from llama_cpt.config.fields import to_dict
 from llama_cpt.runtime.atomic import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
-from llama_cpt.runtime.errors import CHECK_FAILED, one_line_errors
+from llama_cpt.runtime.errors import CHECK_FAILED, NEGATIVE_RESULT, one_line_errors
 from llama_cpt.runtime.literal_paths import validate_run_folder
+from llama_cpt.runtime.untrusted_text import one_line
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
@@ -96,7 +97,7 @@ def _convert(options: argparse.Namespace) -> int:
             else:
                 to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **chosen)
         case "verify":
-            return 0 if verify(options.source, options.checkpoint) else CHECK_FAILED
+            return verify(options.source, options.checkpoint)
         case unknown:
             raise AssertionError(unknown)
     return 0
@@ -120,13 +121,14 @@ def from_hf(source: str, output: str) -> None:
     print(f"{output}: {source} as a checkpoint; train with init_from={output!r}")
 
 
-def verify(source: str, checkpoint: str) -> bool:
-    """Print how a checkpoint differs from ``source``, and return whether they agree.
+def verify(source: str, checkpoint: str) -> int:
+    """Print how a checkpoint differs from ``source``, and return the exit status.
 
-    The checkpoint and ``source`` agree if two conditions hold. First, all weights are finite and
-    bit-identical after rounding to the type in ``source``. Second, the logits, if they can be
-    computed, differ from those of ``transformers`` by at most ``LOGITS_TOLERANCE`` times the
-    largest absolute logit.
+    The status is 0 if two conditions hold. First, all weights are finite and bit-identical after
+    rounding to the type in ``source``. Second, the logits differ from those of ``transformers`` by
+    at most ``LOGITS_TOLERANCE`` times the largest absolute logit. If a condition does not hold, the
+    status is CHECK_FAILED. If the weights agree but this machine cannot compare the logits, the
+    status is NEGATIVE_RESULT.
     """
     folder = HfFolder(source).folder()
     with RunFolder(checkpoint).reader() as weights:
@@ -134,19 +136,21 @@ def verify(source: str, checkpoint: str) -> bool:
         _print_differences(differences)
         logits = compare_logits(folder, weights)
     _print_logits(logits)
-    agrees = all(d.agrees for d in differences) and (isinstance(logits, str) or logits.agrees)
-    if not agrees:
+    compared = not isinstance(logits, str)
+    if not all(d.agrees for d in differences) or (compared and not logits.agrees):
         print(
             f"error: {checkpoint}: differs from {source}, or has values that are not finite; "
             "convert it again with from-hf, unless it was trained.",
             file=sys.stderr,
         )
-    return agrees
+        return CHECK_FAILED
+    return 0 if compared else NEGATIVE_RESULT
 
 
 def _print_logits(logits: LogitsDifference | str) -> None:
     if isinstance(logits, str):
-        print(f"logits: not compared: {logits}")
+        reason = one_line(logits)
+        print(f"logits: not compared, so only the weights are verified: {reason}.")
         return
     print(
         f"logits: max abs difference {logits.max_abs:.3g} (tolerance {logits.tolerance:.3g}), "
@@ -196,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--tokenizer", help="path of the tokenizer, if it was moved")
     check = commands.add_parser(
         "verify",
-        help="compare every tensor, and logits; exit status 65 if they differ or are not finite",
+        help="compare every tensor, and logits; exit status 65 if they differ or are not finite, "
+        "3 if only the logits cannot be compared",
         epilog=EXAMPLES,
         **raw,
     )

@@ -1,10 +1,12 @@
 """Tests of the chat command and of a chat session."""
 
+import io
 import json
 import os
 from pathlib import Path
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +16,16 @@ import sentencepiece
 from llama_cpt import chat
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.chat.conversations import Message
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from llama_cpt.generation.chat_session import ChatSession, find_chat_template, stream_text
+from llama_cpt.data.chat.template import find_chat_template
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.generation.chat_session import ChatSession, stream_text
 from llama_cpt.generation.decoder import make_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import USER_ERROR, UserError
+from llama_cpt.runtime.untrusted_text import printable
 from llama_cpt.weights.hf_config import config_json
 from llama_cpt.weights.hf_names import BY_OURS, parameters_by_path
 from llama_cpt.weights.safetensors import file_header
@@ -82,6 +87,31 @@ def test_streamed_pieces_hold_whole_characters_and_no_special_tokens(session_par
     assert cut == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
+class CountingTokenizer:
+    """A byte-level tokenizer that counts the tokens that it decodes."""
+
+    special_tokens: dict[str, int] = {}
+    bos_id = eos_id = -1
+    decoded = 0
+
+    def decode(self, ids):
+        self.decoded += len(ids)
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_work_to_stream_an_answer_is_linear(size):
+    for content in ("ab你🙂é".encode() * 1000, b"\xf0\x9f" * 4000, b"ok" * 50 + b"\xff" * 4000):
+        tokenizer: Any = CountingTokenizer()
+        batches = (list(content[at : at + size]) for at in range(0, len(content), size))
+        streamed = "".join(stream_text(tokenizer, batches))
+        if b"ab" in content:
+            assert streamed == content.decode()
+            assert tokenizer.decoded < 40 * len(content)
+        assert streamed.startswith(content.decode(errors="replace")[:100])
+        assert tokenizer.decoded < 300 * len(content)
+
+
 def test_reset_keeps_only_the_system_message(session):
     session.set_system("Be brief.")
     answer = "".join(session.reply("hi"))
@@ -127,7 +157,7 @@ def talk(model: str, lines: str, *options: str) -> subprocess.CompletedProcess:
 def hf_folder(session_parts) -> Path:
     """The folder of the test model in Hugging Face format."""
     folder, tokenizer, model = session_parts
-    values = config_json(model.config, "float32", bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    values = config_json(model.config, "float32", {"eos_token_id": tokenizer.eos_id})
     (folder / "config.json").write_text(json.dumps(values))
     tensors = {}
     for ours, parameter in parameters_by_path(model).items():
@@ -142,16 +172,14 @@ def hf_folder(session_parts) -> Path:
 
 def test_chat_answers_lines_from_a_pipe(hf_folder, tmp_path, session):
     saved = tmp_path / "talk.json"
-    lines = f"/system Be kind.\nhi\n/save {saved}\n/nonsense\n/exit\nnever read\n"
+    lines = f"/system Be kind.\nhi\n/save {saved}\n/non\x1b[31msense\n/exit\nnever read\n"
     result = talk(str(hf_folder), lines, "--temperature", "1", "--top-p", "1", "--seed", "3")
     assert result.returncode == 0, result.stderr
-    messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
-    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
-    assert result.stdout == messages[2]["content"] + "\n"
-    assert "no command /nonsense" in result.stderr and "<|" not in result.stdout
+    assert not saved.exists() and "/save works only at a terminal" in result.stderr
+    assert "no command /non[31msense" in result.stderr and "<|" not in result.stdout
     session.max_new_tokens = 9
     session.set_system("Be kind.")
-    assert "".join(session.reply("hi")) == messages[2]["content"]
+    assert printable("".join(session.reply("hi"))) + "\n" == result.stdout
 
 
 def test_missing_model_is_a_one_line_error(tmp_path):
@@ -168,7 +196,30 @@ def test_missing_tokenizer_error_names_the_option(hf_folder, tmp_path):
         _ = source.tokenizer
 
 
-def test_control_characters_are_removed_for_the_terminal():
-    assert chat._visible("a\x1b[2J\x9b\r\nb\t\N{ZERO WIDTH JOINER}") == (
-        "a[2J\nb\t\N{ZERO WIDTH JOINER}"
-    )
+def test_control_characters_of_answers_are_removed_in_all_parts(capsys, monkeypatch, session):
+    attack = ["a\x1b", "[2J\x9b", "\r", "\nb\u202e\t\N{ZERO WIDTH JOINER}"]
+    monkeypatch.setattr(ChatSession, "reply", lambda self, line: iter(attack))
+    chat._answer(session, "hi")
+    assert capsys.readouterr().out == "a[2J\nb\t\N{ZERO WIDTH JOINER}\n"
+
+
+def test_save_writes_only_new_files_and_only_at_a_terminal(session, tmp_path, monkeypatch, capsys):
+    session.messages = [Message("user", "hi\u2028")]
+    file, link = tmp_path / "talk.json", tmp_path / "link.json"
+    link.symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match="only at a terminal"):
+        chat._run_command(session, f"/save {file}")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    chat._run_command(session, f"/save {file}")
+    assert json.loads(file.read_text("utf-8"))["messages"] == [
+        {"role": "user", "content": "hi\u2028"}
+    ]
+    for path in (file, link):
+        with pytest.raises(UserError, match=f"{path} exists; choose another name"):
+            chat._run_command(session, f"/save {path}")
+    assert "1 messages written" in capsys.readouterr().err and not (tmp_path / "absent").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

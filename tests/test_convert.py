@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
+import tomllib
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -26,11 +30,14 @@ from llama_cpt.config.schema import (
     TrainConfig,
 )
 from llama_cpt.convert import main
-from llama_cpt.runtime.errors import CHECK_FAILED, USER_ERROR, UserError
+from llama_cpt.runtime.errors import CHECK_FAILED, NEGATIVE_RESULT, USER_ERROR, UserError
 from llama_cpt.weights import verify
 from llama_cpt.weights.export import to_hf
 from llama_cpt.weights.hf_weights import load_hf
+from llama_cpt.weights.provenance import find_origin
 from tests.weights.hf_models import save_llama
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -140,6 +147,67 @@ def test_verify_fails_on_weights_that_are_not_finite(value, source, tmp_path, ca
     assert f"error: {checkpoint}: differs from {source}" in printed.err
 
 
+@pytest.mark.parametrize("reason", ["torch", "memory", "load"])
+def test_verify_without_logits_is_not_a_success(reason, source, tmp_path, monkeypatch, capsys):
+    checkpoint = str(tmp_path / "checkpoint")
+    assert main(["from-hf", str(source), checkpoint]) == 0
+    with monkeypatch.context() as patch:
+        if reason == "torch":
+            patch.setattr("importlib.util.find_spec", lambda name: None)
+        elif reason == "memory":
+            patch.setattr(verify, "physical_memory", lambda: 1000)
+        else:
+            failing = "transformers.LlamaForCausalLM.from_pretrained"
+            patch.setattr(failing, Mock(side_effect=KeyError("rope")))
+        status = main(["verify", str(source), checkpoint])
+    remedy = {
+        "torch": f"run `pip install '{pin('torch')}' '{pin('transformers')}'`.",
+        "memory": "use a machine with more memory.",
+        "load": f"transformers cannot load {source} ('rope')",
+    }[reason]
+    printed = capsys.readouterr().out
+    assert status == NEGATIVE_RESULT and remedy in printed
+    assert "logits: not compared, so only the weights are verified: " in printed
+
+
+def pin(package: str) -> str:
+    """Return the version of ``package`` that the project requires, as in pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = extras["optional-dependencies"]["test"]
+    return next(line for line in lines if re.match(rf"{package}\b[^-]", line))
+
+
+def test_padded_model_makes_the_round_trip(source, tmp_path):
+    """The model has 160 embedding rows, and its tokenizer has 128 tokens."""
+    save_llama(source, torch.bfloat16, "1GB", vocab_size=160)
+    (source / "model.safetensors.index.json").unlink()
+    checkpoint, output = str(tmp_path / "checkpoint"), tmp_path / "out"
+    assert main(["from-hf", str(source), checkpoint]) == 0
+    assert main(["verify", str(source), checkpoint]) == 0
+    assert main(["to-hf", checkpoint, str(output)]) == 0
+    assert json.loads((output / "config.json").read_text())["vocab_size"] == 160
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(stored(output)[name], load_file(source / "model.safetensors")[name])
+    assert len(transformers.AutoTokenizer.from_pretrained(output)) == 128
+
+
+def test_two_sets_of_weights_are_not_verified(source, tmp_path):
+    checkpoint = str(tmp_path / "checkpoint")
+    assert main(["from-hf", str(source), checkpoint]) == 0
+    save_file({"model.norm.weight": torch.zeros(48)}, source / "model.safetensors")
+    with pytest.raises(UserError, match="holds two sets of weights"):
+        main(["verify", str(source), checkpoint])
+
+
+@pytest.mark.parametrize("content", ['{"init_from": 3}', "[]", '{"a":' * 100_000, '{"init_from":'])
+def test_damaged_config_of_a_run_is_one_error(content, source, tmp_path, caplog):
+    model = load_hf(str(source))
+    run = run_folder(tmp_path / "run", model.config, model, str(source), str(source))
+    (run / "config.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"{run}/config.json: ")):
+        find_origin(str(run))
+
+
 @pytest.mark.parametrize(("added", "status"), [(1e-4, 0), (2.45, 65), (np.nan, 65), (np.inf, 65)])
 def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_path, monkeypatch):
     checkpoint = str(tmp_path / "checkpoint")
@@ -198,10 +266,17 @@ def test_export_without_its_base_logs_a_warning(source, tmp_path, caplog):
     assert (tmp_path / "again" / "LICENSE.txt").exists()
 
 
-def test_unconvertible_tokenizer_is_copied(source, tmp_path, caplog, shared_data):
+def test_unconvertible_tokenizer_is_copied(source, tmp_path, caplog):
     """The weights are exported, with an unchanged copy of the tokenizer."""
     model = load_hf(str(source))
-    vocabulary = shared_data / "tokenizer/chinese_sp/chinese_sp.model"
+    vocabulary = tmp_path / "unigram.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on a mat"] * 9),
+        model_prefix=str(vocabulary.with_suffix("")),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     run = run_folder(tmp_path / "run", model.config, model, "/gone", str(vocabulary))
     to_hf(str(run), str(tmp_path / "out"))
     assert "it removes spaces. The tokenizer is copied unchanged." in caplog.text
@@ -247,8 +322,8 @@ def test_user_errors_write_nothing(arguments, message, source, tmp_path):
 def test_user_error_is_a_one_line_message(tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == USER_ERROR
-    assert done.stderr == f"error: {tmp_path}/config.json: no such file.\n"
+    remedy = "copy it from the original model's folder"
+    assert done.stderr == f"error: {tmp_path}/config.json: no such file; {remedy}.\n"
     assert not list(tmp_path.iterdir())

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from jax.sharding import Mesh
 
 from llama_cpt.data.chat.conversations import Message
-from llama_cpt.data.chat.template import (
-    LLAMA3_TOKENS,
-    ChatTemplate,
-    find_template,
-    load_chat_template,
-)
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import stream
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.runtime.errors import UserError
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+KEPT_TOKENS = 8
+"""Number of tokens of finished text that are decoded again together with new tokens."""
+MAX_WINDOW = 256
+"""Number of tokens after which an incomplete character is yielded as U+FFFD."""
 
 
 @dataclass
@@ -36,6 +35,8 @@ class ChatSession:
     messages: list[Message] = field(default_factory=list)
     dropped: int = 0
     """The number of oldest messages that the last prompt omitted to fit into the context."""
+    end_ids: tuple[int, ...] = ()
+    """Ids that end an answer in addition to EOS and the template's end-of-turn token."""
 
     def set_system(self, text: str) -> None:
         """Set the system message; an empty ``text`` removes it."""
@@ -74,7 +75,7 @@ class ChatSession:
                 self.messages = [*messages, Message("assistant", "".join(answer))]
 
     def _plain_prompt(self, text: str) -> list[int]:
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        return [*self.tokenizer.text_prefix, *self.tokenizer.encode(text)]
 
     def _chat_prompt(self, template: ChatTemplate, messages: list[Message]) -> list[int]:
         """Return the prompt's token ids, and set ``dropped``.
@@ -95,25 +96,16 @@ class ChatSession:
         return prompt
 
     def _answer(self, prompt: list[int], max_new_tokens: int) -> Generator[str]:
+        ends = self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
         batches = stream(
             self.decoder,
             [prompt],
             max_new_tokens=max_new_tokens,
-            stop_ids=self.template.stop_ids if self.template else (self.tokenizer.eos_id,),
+            stop_ids=tuple(dict.fromkeys((*ends, *self.end_ids))),
             sampling=self.sampling,
             mesh=self.mesh,
         )
         return stream_text(self.tokenizer, (rows[0] for rows in batches))
-
-
-def find_chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the tokenizer's chat template.
-
-    The result is None for a base model, which has neither a template nor Llama 3's chat tokens.
-    """
-    if find_template(tokenizer.path) is None and tokenizer.special_id(LLAMA3_TOKENS[0]) is None:
-        return None
-    return load_chat_template(tokenizer, "auto")
 
 
 def stream_text(tokenizer: Tokenizer, batches: Iterator[list[int]]) -> Generator[str]:
@@ -122,16 +114,25 @@ def stream_text(tokenizer: Tokenizer, batches: Iterator[list[int]]) -> Generator
     Special tokens are removed. An incomplete character at the end of a batch is yielded after its
     remaining bytes have arrived.
     """
-    special = {*tokenizer.special_tokens.values(), tokenizer.bos_id, tokenizer.eos_id}
+    special = set(tokenizer.special_tokens.values())
+    # The ids whose text can still change, after a few earlier ids: the text of a token can depend
+    # on the tokens before it. Decoding all ids for each batch would take quadratic time.
     ids: list[int] = []
     emitted = ""
     for batch in batches:
         ids += [token for token in batch if token not in special]
-        # The text of an incomplete character changes when its remaining bytes arrive.
-        text = tokenizer.decode(ids).rstrip(BROKEN)
-        if len(text) > len(emitted) and text.startswith(emitted):
-            yield text[len(emitted) :]
-            emitted = text
+        text = tokenizer.decode(ids)
+        # The text of an incomplete character changes when its remaining bytes arrive. Bytes that
+        # never become a character must not grow the window without limit.
+        is_full = len(ids) > MAX_WINDOW
+        complete = text if is_full else text.rstrip(BROKEN)
+        if is_full or complete.startswith(emitted):
+            if new := complete[len(emitted) :]:
+                yield new
+            emitted = complete
+        if emitted == text and len(ids) > KEPT_TOKENS:
+            ids = ids[-KEPT_TOKENS:]
+            emitted = tokenizer.decode(ids)
     text = tokenizer.decode(ids)
     if len(text) > len(emitted):
         yield text[len(emitted) :]

@@ -1,23 +1,38 @@
 """Export of a run, with tokenizer and model card, to a folder for transformers or peft."""
 
 from functools import partial
+import json
 import logging
 from pathlib import Path
 import tempfile
+from typing import Any
 
 from etils import epath
 
+from llama_cpt.checkpoint.run_folder import is_run_folder
 from llama_cpt.config.fields import from_dict, require_above_zero
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
+from llama_cpt.data.chat.template import TEMPLATE_FILE, find_template
 from llama_cpt.data.tokenizer.export import export_tokenizer
+from llama_cpt.data.tokenizer.settings import CONFIG_FILE
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.model.llama import abstract_llama
 from llama_cpt.runtime.atomic import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import read_lines
+from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf, export_peft
+from llama_cpt.weights.hf_names import parameters_by_path
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.model_card import model_card, training_sections
+from llama_cpt.weights.parameter_reader import CheckpointReader
+from llama_cpt.weights.prompt_format import (
+    GENERATION_FILE,
+    PromptFormat,
+    eos_ids,
+    prompt_format,
+)
 from llama_cpt.weights.provenance import (
     LICENSE_FILES,
     TOKENIZER_FILES,
@@ -25,7 +40,7 @@ from llama_cpt.weights.provenance import (
     copy_files,
     find_origin,
 )
-from llama_cpt.weights.source import RunFolder
+from llama_cpt.weights.source import RunFolder, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +72,12 @@ def to_hf(
         if base_config.get("vocab_size") != weights.config.vocab_size:
             base_config = {}
         path = tokenizer or _find_tokenizer(run)
-        loaded = load_tokenizer(path) if path and (tokenizer or not base_config) else None
-        stop_ids = _stop_ids(config, path)
+        prompts = _format_of(run, path)
         export = ExportOptions(
             dtype,
             int(shard_gb * 1e9),
-            bos_id=base_config.get("bos_token_id", loaded and loaded.bos_id),
-            eos_id=stop_ids or base_config.get("eos_token_id", loaded and loaded.eos_id),
-            write_others=partial(_write_others, run, config, origin, path, "transformers"),
+            token_ids=_token_ids(base_config, prompts, chats=_trained_on_chats(config)),
+            write_others=partial(_write_others, run, config, origin, path, prompts, "transformers"),
         )
         export_hf(weights.parameter, weights.config, output, export)
     print(f"{output}: step {run.step} of {checkpoint} in {dtype}")
@@ -80,9 +93,11 @@ def to_peft(
 ) -> None:
     """Export the adapters in the newest verified checkpoint of a LoRA run for the library ``peft``.
 
-    The parameters have the same meaning as in ``to_hf``. The tokenizer, a model card and the base
-    model's license are written next to the adapters. Raises UserError if ``output`` exists or if
-    the checkpoint holds a whole model instead of adapters.
+    The parameters have the same meaning as in ``to_hf``, but if ``base`` differs from the run's
+    ``init_from``, the weights of ``base`` must equal the weights that the adapters were trained on.
+    The tokenizer, a model card and the base model's license are written next to the adapters.
+    Raises UserError if ``output`` exists, if the checkpoint holds a whole model instead of
+    adapters, or if peft cannot load the base model.
     """
     check_new(output)
     run = RunFolder(checkpoint)
@@ -92,17 +107,50 @@ def to_peft(
         config = from_dict(TrainConfig, run.metadata["config"], checkpoint)
         origin = _origin(config, checkpoint) if base is None else find_origin(base)
         path = tokenizer or _find_tokenizer(run)
-        on_hub = HUB_NAME.fullmatch(origin.base) and not origin.runs
         export_peft(
             weights.stored_array,
             weights.lora_base.lora,
             output,
             num_layers=weights.config.num_layers,
             dtype=EXPORT_DTYPES[dtype],
-            base=origin.base if on_hub else config.init_from,
-            write_others=partial(_write_others, run, config, origin, path, "peft"),
+            base=_peft_base(weights, origin, base),
+            write_others=partial(
+                _write_others, run, config, origin, path, _format_of(run, path), "peft"
+            ),
         )
     print(f"{output}: adapters of step {run.step} of {checkpoint} in {dtype}")
+
+
+def _peft_base(weights: CheckpointReader, origin: Origin, base: str | None) -> str:
+    """Return the model onto which peft loads the adapters: a hub name or a Hugging Face folder.
+
+    ``base`` is the model that the user named, or None. Raises UserError if the adapters were not
+    trained on this model, or if the model is a run folder, which peft cannot load.
+    """
+    assert weights.lora_base is not None
+    source = weights.lora_base.source
+    if base is None and HUB_NAME.fullmatch(origin.base) and not origin.runs:
+        return origin.base
+    if is_run_folder(base or source):
+        raise UserError(
+            f"{base or source}: the adapters apply to the weights of this run folder, and peft can "
+            "load only Hugging Face models. Export it with `to-hf --dtype float32` and name the "
+            "result with --base, or drop --adapters to export a merged model."
+        )
+    if base is None or base == source:
+        return source
+    with open_source(base).reader() as found:
+        require_same_architecture(weights.config, found.config, base)
+        for path in parameters_by_path(abstract_llama(found.config)):
+            try:
+                weights.lora_base.require(path, found.parameter(path))
+            except UserError:
+                raise UserError(
+                    f"--base {base}: {path} differs from the weights that the adapters were "
+                    f"trained on, which were at {source!r}; name a Hugging Face folder with those "
+                    "weights, or drop --adapters to export a merged model."
+                ) from None
+    return base
 
 
 def _train_config(run: RunFolder) -> TrainConfig | None:
@@ -140,12 +188,35 @@ def _find_tokenizer(run: RunFolder) -> str | None:
         return None
 
 
-def _stop_ids(config: TrainConfig | None, tokenizer: str | None) -> list[int] | None:
-    """Return the token ids that end an answer; None if the run did not train on chats."""
-    if config is None or config.data.chat is None or tokenizer is None:
-        return None
-    template = load_chat_template(load_tokenizer(tokenizer), config.data.chat.template)
-    return list(template.stop_ids)
+def _format_of(run: RunFolder, tokenizer: str | None) -> PromptFormat | None:
+    """Return the prompt format of ``run``; None if no tokenizer was found."""
+    return prompt_format(run, tokenizer) if tokenizer else None
+
+
+def _trained_on_chats(config: TrainConfig | None) -> bool:
+    return config is not None and config.data.chat is not None
+
+
+def _token_ids(
+    base_config: dict[str, Any], prompts: PromptFormat | None, *, chats: bool
+) -> dict[str, int | list[int] | None]:
+    """Return ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the exported model.
+
+    The ids of the base model are kept. For a model that was trained on chats, the ids that end an
+    answer are added to ``eos_token_id``.
+    """
+    found = {name: base_config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if prompts is not None:
+        tokenizer = prompts.tokenizer
+        if "bos_token_id" not in base_config:
+            found["bos"] = tokenizer.bos_id
+        if "pad_token_id" not in base_config:
+            found["pad"] = tokenizer.special_tokens.get(tokenizer.names.get("pad_token", ""))
+        ends = eos_ids(base_config) or [tokenizer.eos_id]
+        if chats:
+            ends = list(dict.fromkeys((*ends, *prompts.stop_ids)))
+        found["eos"] = ends[0] if len(ends) == 1 else ends
+    return {f"{name}_token_id": value for name, value in found.items()}
 
 
 def _write_others(
@@ -153,19 +224,23 @@ def _write_others(
     config: TrainConfig | None,
     origin: Origin,
     tokenizer: str | None,
+    prompts: PromptFormat | None,
     library: str,
     folder: epath.Path,
 ) -> None:
     """Write the tokenizer, license, generation settings and model card into ``folder``."""
     licenses = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
-    chats = config is not None and config.data.chat is not None
+    chats = _trained_on_chats(config)
     same_vocab = origin.config().get("vocab_size") == run.architecture.vocab_size
-    if origin.folder and same_vocab and not chats:
-        copy_files(origin.folder, folder, ("generation_config.json",))
-    if tokenizer is not None:
+    if origin.folder and same_vocab:
+        copy_files(origin.folder, folder, (GENERATION_FILE,))
+    if prompts and prompts.generation and (chats or not (origin.folder and same_vocab)):
+        ends = dict.fromkeys((*eos_ids(prompts.generation), *(prompts.stop_ids if chats else ())))
+        values = prompts.generation | {"eos_token_id": list(ends)}
+        (folder / GENERATION_FILE).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    if tokenizer is not None and prompts is not None:
         _write_tokenizer(tokenizer, folder)
-        if chats and find_template(str(folder / "tokenizer.json")) is None:
-            (folder / "chat_template.jinja").write_text(LLAMA3_JINJA, encoding="utf-8")
+        _write_template(prompts, folder, chats=chats)
     sections = []
     if config is not None:
         metrics = read_lines(epath.Path(run.path) / "metrics.jsonl", run.step)
@@ -174,6 +249,24 @@ def _write_others(
     (folder / "README.md").write_text(
         model_card(name, origin, licenses, sections, library), encoding="utf-8"
     )
+
+
+def _write_template(prompts: PromptFormat, folder: epath.Path, *, chats: bool) -> None:
+    """Write the chat template into ``folder``, unless the tokenizer's files contain it.
+
+    A model that was not trained on chats gets a template only if one is next to its tokenizer.
+    """
+    template = prompts.template
+    if template is None or not (chats or find_template(prompts.tokenizer.path)):
+        return
+    if find_template(str(folder / "tokenizer.json")) == template.source:
+        return
+    (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
+    config_file = folder / CONFIG_FILE
+    if config_file.exists():
+        values = read_json_object(str(config_file), "export the tokenizer again")
+        if values.pop("chat_template", None):
+            config_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_tokenizer(source: str, folder: epath.Path) -> None:

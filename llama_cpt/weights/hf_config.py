@@ -5,13 +5,23 @@ LlamaForCausalLM. If an unsupported field would change this computation, reading
 that names the field.
 """
 
+from collections.abc import Mapping
+import dataclasses
+import logging
+import math
 from typing import Any
+
+import numpy as np
 
 from llama_cpt.config.schema import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.safetensors import read_json
+from llama_cpt.runtime.json_files import read_json_object
+from llama_cpt.runtime.logs import warn_once
 
 # Our field -> Hugging Face's field, for reading and writing. Code below converts head_dim and RoPE.
+logger = logging.getLogger(__name__)
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FIELDS = {
     "vocab_size": "vocab_size",
     "embed_dim": "hidden_size",
@@ -23,7 +33,8 @@ FIELDS = {
     "tied_embeddings": "tie_word_embeddings",
     "context_length": "max_position_embeddings",
 }
-# Value that transformers uses for an absent field: False, or the value of the named field.
+# Value that transformers uses for an absent field: False, or the value of the named field. A null
+# counts as absent.
 ABSENT = {"num_key_value_heads": "num_attention_heads", "tie_word_embeddings": False}
 
 ROPE_SCALING = {
@@ -37,16 +48,14 @@ ROPE_SCALING = {
 # Llama does not have belong to related architectures.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "attention_dropout": (0, None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
     "pretraining_tp": (1, None),
     "quantization_config": (None,),
     "compression_config": (None,),
     "auto_map": (None,),
     "sliding_window": (None,),
     "use_sliding_window": (False, None),
-    "layer_types": (None,),
     "no_rope_layers": (None,),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
@@ -65,6 +74,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_experts": (None,),
     "is_encoder_decoder": (False, None),
 }
+FULL_ATTENTION = "full_attention"
+"""The only entry of ``layer_types`` that Llama's layers can have."""
+DEFAULT_ROPE_THETA = 10_000.0
+"""The value that transformers uses if ``rope_theta`` is absent, as in configs of Llama 1 and 2."""
+MAX_SIZE = 2**31
+"""The limit of every integer in a config. JAX indexes arrays with 32-bit integers."""
 
 
 def read_config(folder: str) -> ModelConfig:
@@ -74,20 +89,14 @@ def read_config(folder: str) -> ModelConfig:
     computation.
     """
     path = f"{folder}/config.json"
-    values = read_json(path)
+    values = read_json_object(path, "copy it from the original model's folder")
     _require_llama(values, path)
-    for name, neutral in NEUTRAL.items():
-        if name in values and values[name] not in neutral:
-            raise UserError(
-                f"{path}: {name}={_short(values[name])} changes what the model computes and is "
-                f"not supported; only {_short(neutral[0])} is supported."
-            )
+    _require_neutral(values, path)
     fields = {ours: _field(values, theirs, path) for ours, theirs in FIELDS.items()}
     if values.get("head_dim") is None:
         values["head_dim"] = fields["embed_dim"] // fields["num_heads"]
     fields["head_dim"] = _number(values, "head_dim", path)
     fields["rope_theta"], fields["rope_scaling"] = _read_rope(values, path)
-    fields["norm_eps"] = float(fields["norm_eps"])
     try:
         return ModelConfig(**fields)
     except UserError as error:
@@ -95,11 +104,12 @@ def read_config(folder: str) -> ModelConfig:
 
 
 def config_json(
-    config: ModelConfig, dtype: str, *, bos_id: int | None, eos_id: int | list[int] | None
+    config: ModelConfig, dtype: str, token_ids: Mapping[str, int | list[int] | None]
 ) -> dict[str, Any]:
     """Return the contents of ``config.json`` for a model stored in ``dtype``.
 
-    Versions 4 and 5 of transformers can read this file.
+    ``token_ids`` contains ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``. Versions 4 and 5
+    of transformers can read this file.
     """
     rope: dict[str, Any] | None = None
     if config.rope_scaling:
@@ -109,8 +119,7 @@ def config_json(
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        **{name: token_ids.get(name) for name in TOKEN_IDS},
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "initializer_range": 0.02,
@@ -125,21 +134,57 @@ def config_json(
     }
 
 
-def generation_config_json(bos_id: int | None, eos_id: int | list[int] | None) -> dict[str, Any]:
-    """Return the contents of ``generation_config.json``. Generation stops at ``eos_id``."""
-    return {"_from_model_config": True, "bos_token_id": bos_id, "eos_token_id": eos_id}
-
-
 def require_same_architecture(expected: ModelConfig, found: ModelConfig, where: str) -> None:
-    """Raise UserError if the architectures differ. The message names the first differing field.
+    """Raise UserError if the architectures differ. The message names all differing fields.
 
-    The message also names ``where``, which is the file or folder of ``found``.
+    The message also names ``where``, which is the file or folder of ``found``. Constants are
+    compared as float32, the type in which they are used: some programs write a ``rms_norm_eps`` of
+    1e-5 as 9.999999747378752e-06.
     """
-    for name, value in vars(expected).items():
-        if value != getattr(found, name):
+    differing = [
+        (name, value, getattr(found, name))
+        for name, value in vars(expected).items()
+        if _as_float32(value) != _as_float32(getattr(found, name))
+    ]
+    if differing:
+        name, value, other = differing[0]
+        more = "".join(f", and model.{n}={v}, but it has {o}" for n, v, o in differing[1:])
+        raise UserError(f"model.{name}={value}, but {where} has {other}{more}; both must be equal.")
+
+
+def _as_float32(value: Any) -> Any:
+    """Return ``value`` with all its floats rounded to float32, for a comparison."""
+    if dataclasses.is_dataclass(value):
+        return [_as_float32(entry) for entry in vars(value).values()]
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def _require_neutral(values: dict[str, Any], path: str) -> None:
+    """Raise UserError if a field changes the computation in a way that is not supported."""
+    for name, neutral in NEUTRAL.items():
+        # Old configs of some models contain a sliding window that this field turns off.
+        if name == "sliding_window" and values.get("use_sliding_window") is False:
+            continue
+        if name in values and values[name] not in neutral:
             raise UserError(
-                f"model.{name}={value}, but {where} has {getattr(found, name)}; both must be equal."
+                f"{path}: {name}={_short(values[name])} changes what the model computes and is "
+                f"not supported; only {_short(neutral[0])} is supported."
             )
+    layer_types = values.get("layer_types")
+    if layer_types is not None and not (
+        isinstance(layer_types, list) and all(kind == FULL_ATTENTION for kind in layer_types)
+    ):
+        raise UserError(
+            f"{path}: layer_types={_short(layer_types)} changes what the model computes and is not "
+            f"supported; only {FULL_ATTENTION!r} is supported."
+        )
+    if values.get("attention_dropout") not in (0, None):
+        warn_once(
+            logger,
+            f"{path}: attention_dropout={_short(values['attention_dropout'])} is ignored: training "
+            "uses no dropout. Inference never uses dropout.",
+        )
 
 
 def _require_llama(values: dict[str, Any], path: str) -> None:
@@ -159,7 +204,7 @@ def _field(values: dict[str, Any], name: str, path: str) -> Any:
     if values.get(name) is None and isinstance(absent, str):
         return _field(values, absent, path)
     if isinstance(absent, bool):
-        value = values.get(name, absent)
+        value = absent if values.get(name) is None else values[name]
         if not isinstance(value, bool):
             raise UserError(f"{path}: {name}={_short(value)} must be true or false.")
         return value
@@ -177,49 +222,68 @@ def _number(values: dict[str, Any], name: str, path: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
         kind = "integer" if whole else "number"
         raise UserError(f"{path}: {name}={_short(value)} must be a positive {kind}.")
-    return value
+    if value >= (MAX_SIZE if whole else math.inf):
+        raise UserError(f"{path}: {name}={_short(value)} is too large; correct it.")
+    return value if whole else _as_float(value, name, path)
+
+
+def _as_float(value: float, name: str, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON integers have no upper limit.
+        raise UserError(f"{path}: {name}={_short(value)} is too large; correct it.") from None
 
 
 def _read_rope(values: dict[str, Any], path: str) -> tuple[float, RopeScaling | None]:
     """Return the RoPE base and the RoPE scaling, which is None if the model uses no scaling.
 
-    Both are read from ``rope_theta`` and ``rope_scaling``, or from ``rope_parameters``.
+    Both are read from ``rope_theta`` and ``rope_scaling``, or from ``rope_parameters``, which
+    transformers writes since version 5. A null counts as absent.
     """
     present = [n for n in ("rope_parameters", "rope_scaling") if values.get(n) is not None]
     for name in present:
         if not isinstance(values[name], dict):
             raise UserError(f"{path}: {name}={_short(values[name])} must be a JSON object.")
-    ropes = [dict(values[name]) for name in present]
-    thetas = [values.get("rope_theta"), *(rope.pop("rope_theta", None) for rope in ropes)]
-    thetas = [theta for theta in thetas if theta is not None]
-    if any(theta != thetas[0] for theta in thetas) or any(rope != ropes[0] for rope in ropes):
+    ropes = [{k: v for k, v in values[name].items() if v is not None} for name in present]
+    found = [values.get("rope_theta"), *(rope.pop("rope_theta", None) for rope in ropes)]
+    thetas = [
+        _number({"rope_theta": theta}, "rope_theta", path) for theta in found if theta is not None
+    ]
+    scalings = [_rope_scaling(rope, path) for rope in ropes]
+    if any(_as_float32(theta) != _as_float32(thetas[0]) for theta in thetas) or any(
+        _as_float32(scaling) != _as_float32(scalings[0]) for scaling in scalings
+    ):
         raise UserError(
             f"{path}: rope_theta and {' and '.join(present)} disagree; keep one of them."
         )
-    rope = ropes[0] if ropes else {}
     if not thetas:
-        raise UserError(
-            f"{path}: 'rope_theta' is missing; set the value that the model was trained with "
-            "(transformers would use 10000)."
+        warn_once(
+            logger,
+            f"{path}: 'rope_theta' is missing; {DEFAULT_ROPE_THETA:g} is used, as transformers "
+            "does. If the model was trained with a different value, set it.",
         )
-    theta = float(_number({"rope_theta": thetas[0]}, "rope_theta", path))
+    return thetas[0] if thetas else DEFAULT_ROPE_THETA, scalings[0] if scalings else None
+
+
+def _rope_scaling(rope: dict[str, Any], path: str) -> RopeScaling | None:
+    """Return the scaling that ``rope_scaling`` or ``rope_parameters`` without nulls describes."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     allowed = {"rope_type", "type", "partial_rotary_factor"}
     if kind == "llama3":
         allowed |= set(ROPE_SCALING.values())
     elif kind != "default":
         raise UserError(
-            f"{path}: rope type {kind!r} is not supported; only 'default' and 'llama3' are."
+            f"{path}: rope type {_short(kind)} is not supported; only 'default' and 'llama3' are."
         )
     for name, value in rope.items():
         if name not in allowed or (name == "partial_rotary_factor" and value != 1):
-            raise UserError(f"{path}: the RoPE field {name}={_short(value)} is not supported.")
+            raise UserError(
+                f"{path}: the RoPE field {_short(name)[1:-1]}={_short(value)} is not supported."
+            )
     if kind == "default":
-        return theta, None
+        return None
     scaling = {ours: _number(rope, theirs, path) for ours, theirs in ROPE_SCALING.items()}
-    length = scaling.pop("original_context_length")
-    floats = {name: float(value) for name, value in scaling.items()}
-    return theta, RopeScaling(**floats, original_context_length=length)
+    return RopeScaling(**scaling)
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 import json
 import math
@@ -19,10 +19,10 @@ from llama_cpt.model.llama import abstract_llama
 from llama_cpt.runtime.atomic import atomic_dir
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hf_config import config_json, generation_config_json
+from llama_cpt.weights.hf_config import config_json
 from llama_cpt.weights.hf_names import BY_OURS, TensorName, parameters_by_path
 from llama_cpt.weights.hf_weights import convert
-from llama_cpt.weights.safetensors import INDEX_FILE, SINGLE_FILE, file_header
+from llama_cpt.weights.safetensors import ADAPTER_CONFIG, INDEX_FILE, SINGLE_FILE, file_header
 
 EXPORT_DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -31,7 +31,6 @@ EXPORT_DTYPES = {
 }
 THREADS = min(16, os.cpu_count() or 1)
 PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
-PEFT_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class ExportOptions:
     """The dtype of the stored tensors, a key of EXPORT_DTYPES."""
     shard_bytes: int = 5_000_000_000
     """The maximum number of tensor bytes per file. A tensor above this size gets its own file."""
-    bos_id: int | None = None
-    eos_id: int | list[int] | None = None
+    token_ids: dict[str, int | list[int] | None] = field(default_factory=dict)
+    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of ``config.json``."""
     write_others: Callable[[epath.Path], None] | None = None
     """A function that writes more files, such as the tokenizer, into the folder before the weights
     are written."""
@@ -89,12 +88,11 @@ def export_hf(
         if len(shards) > 1:
             sizes = {"total_parameters": total_bytes // dtype.itemsize, "total_size": total_bytes}
             _write_json(folder / INDEX_FILE, {"metadata": sizes, "weight_map": weight_map})
-        bos_id, eos_id = options.bos_id, options.eos_id
         if not (folder / "generation_config.json").exists():
-            values = generation_config_json(bos_id, eos_id)
+            values = {"_from_model_config": True, **options.token_ids}
             _write_json(folder / "generation_config.json", values)
         # Written last, because a folder without config.json does not count as a model.
-        values = config_json(config, options.dtype, bos_id=bos_id, eos_id=eos_id)
+        values = config_json(config, options.dtype, options.token_ids)
         _write_json(folder / "config.json", values)
 
 
@@ -225,7 +223,7 @@ def export_peft(
                 out.write(tensor.tobytes())
         text = json.dumps(peft_config(lora, base), indent=2) + "\n"
         # Written last, because peft does not load a folder without this file.
-        (folder / PEFT_CONFIG_FILE).write_text(text, encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
 
 
 def peft_tensor_name(target: str, factor: str, layer: int) -> str:

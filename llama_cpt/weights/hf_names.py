@@ -112,6 +112,12 @@ def checked_tensors(
     output matrix. Raises UserError if a tensor is missing or unexpected, or has a wrong shape.
     """
     tensors = stored_tensors(folder, reader)
+    # Checked first, because the list of expected tensors grows with the number of layers.
+    if config.num_layers > len(tensors):
+        raise UserError(
+            f"{folder}: holds {len(tensors)} tensors, but config.json requires "
+            f"{config.num_layers:,} layers; download the folder again."
+        )
     expected = tensor_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:

@@ -20,6 +20,7 @@ import numpy as np
 from llama_cpt.config.schema import MeshConfig, ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, with_shardings
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import (
@@ -69,6 +70,7 @@ def load_hf(
             ours: _plan(BY_OURS[ours], parameter.get_value(), tensors)
             for ours, parameter in parameters_by_path(abstract).items()
         }
+        _require_memory([plan.buffer_bytes for plan in plans.values()], mesh, folder)
         total = sum(block.size_bytes for plan in plans.values() for block in plan.blocks)
         with Progress(f"read {folder}", total / 1e9, "GB") as progress:
             arrays = {ours: _read(plan, reader, progress) for ours, plan in plans.items()}
@@ -83,16 +85,17 @@ class HfWeights:
     """
 
     def __init__(self, path: str) -> None:
-        folder = resolve(path)
-        self.config = read_config(folder)
-        mesh = make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
-        self._shapes = parameters_by_path(with_shardings(abstract_llama(self.config), mesh))
+        self._folder = resolve(path)
+        self.config = read_config(self._folder)
+        self._mesh = make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+        self._shapes = parameters_by_path(with_shardings(abstract_llama(self.config), self._mesh))
         with byte_reader() as reader:
-            self._tensors = checked_tensors(folder, self.config, reader)
+            self._tensors = checked_tensors(self._folder, self.config, reader)
 
     def parameter(self, path: str) -> jax.Array:
         """Return the float32 array of a parameter, such as ``layers/query``, on the host's CPU."""
         plan = _plan(BY_OURS[path], self._shapes[path].get_value(), self._tensors)
+        _require_memory([plan.buffer_bytes], self._mesh, self._folder)
         total = sum(block.size_bytes for block in plan.blocks)
         with byte_reader() as reader, Progress(f"read {path}", total / 1e9, "GB") as progress:
             return _read(plan, reader, progress)
@@ -126,6 +129,30 @@ class ReadPlan:
     like: jax.ShapeDtypeStruct
     owned: dict[jax.Device, Bounds]  # pyright: ignore[reportInvalidTypeForm]
     blocks: tuple[ReadBlock, ...]
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The size of the host's float32 buffers for this parameter."""
+        shards = set(self.owned.values())
+        return 4 * sum(math.prod(stop - start for start, stop in bounds) for bounds in shards)
+
+
+def _require_memory(sizes: list[int], mesh: Mesh, folder: str) -> None:
+    """Raise UserError if the host's memory is too small for parameters with ``sizes`` in bytes.
+
+    On CPU, the host holds all parameters. For other devices, it holds one parameter at a time.
+    """
+    needed = sum(sizes) if mesh.devices.flat[0].platform == "cpu" else max(sizes)
+    if needed > (memory := physical_memory()):
+        raise UserError(
+            f"{folder}: its parameters need {needed / 1e9:.3g} GB of host memory in float32, but "
+            f"this machine has {memory / 1e9:.3g} GB; use a machine with more memory."
+        )
+
+
+def physical_memory() -> int:
+    """Return the size of this machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _plan(

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+import json
 from typing import Any
+from urllib.parse import quote
 
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.mixture import build_mixture
 from llama_cpt.runtime.tables import markdown_table
+from llama_cpt.runtime.untrusted_text import code_span, escape_markdown
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.provenance import Origin
 
@@ -16,8 +19,8 @@ USES = {
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto")
 ```
 """,
     "peft": """## Use
@@ -28,7 +31,7 @@ model.
 ```python
 from peft import AutoPeftModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+model = AutoPeftModelForCausalLM.from_pretrained({name})
 ```
 """,
 }
@@ -51,13 +54,16 @@ def model_card(
         header.append(f"base_model: {origin.base}")
     license_file = next((file for file in licenses if file.startswith("LICENSE")), None)
     if license_file:
-        header += ["license: other", f"license_link: {license_file}"]
-    started = f"Started from {f'`{origin.base}`' if origin.base else 'random weights'}"
-    started += "".join(f", then run `{run}`" for run in origin.runs) + "."
+        header += ["license: other", f"license_link: {quote(license_file)}"]
+    started = f"Started from {code_span(origin.base) if origin.base else 'random weights'}"
+    started += "".join(f", then run {code_span(run)}" for run in origin.runs) + "."
     if licenses:
-        links = ", ".join(f"[{file}]({file})" for file in licenses)
+        links = ", ".join(f"[{escape_markdown(file)}]({quote(file)})" for file in licenses)
         started += f" The terms of the base model apply: {links}."
-    body = [f"# {name}", started, *sections, USES[library].format(name=name)]
+    # A JSON string is a Python string on one line.
+    literal = json.dumps(name, ensure_ascii=False)
+    title = f"# {escape_markdown(name)}"
+    body = [title, started, *sections, USES[library].format(name=literal)]
     return "\n".join(["---", *header, "---", ""]) + "\n" + "\n\n".join(body)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from etils import epath
 
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.weights.hub import HUB_NAME, resolve
-from llama_cpt.weights.safetensors import read_json
 
 LICENSE_FILES = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 TOKENIZER_FILES = (
@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.*",
 )
+CONFIG_REMEDY = "restore it from a copy, or name the base model's folder with --base"
 ORIGIN_FILE = "origin.json"
 """The name of a file that ``convert from-hf`` writes next to its checkpoint. The file contains
 ``{"base": NAME}``, with the name of the converted model."""
@@ -40,7 +41,7 @@ class Origin:
         """Return the base model's ``config.json``, or an empty dict if the file does not exist."""
         if self.folder is None or not (epath.Path(self.folder) / "config.json").exists():
             return {}
-        return read_json(f"{self.folder}/config.json")
+        return read_json_object(f"{self.folder}/config.json", CONFIG_REMEDY)
 
 
 def find_origin(source: str) -> Origin:
@@ -59,11 +60,17 @@ def find_origin(source: str) -> Origin:
                 f"{folder}/config.json: init_from leads back to the same run; set init_from to the "
                 "model that the run started from."
             )
-        values = read_json(f"{folder}/config.json")
+        values = read_json_object(f"{folder}/config.json", CONFIG_REMEDY)
         if "init_from" not in values:
             return Origin(_base_name(folder), str(folder), _names_between(runs))
         runs.append(folder)
-        source = values["init_from"]
+        started_from: Any = values["init_from"]
+        if not isinstance(started_from, str):
+            raise UserError(
+                f"{folder}/config.json: init_from={repr(started_from)[:80]} must be a string; set "
+                "it to the model that the run started from."
+            )
+        source = started_from
     return Origin("", None, _names_between(runs))
 
 
@@ -90,7 +97,8 @@ def _names_between(runs: list[epath.Path]) -> tuple[str, ...]:
 
 def _base_name(folder: epath.Path) -> str:
     if (folder / ORIGIN_FILE).exists():
-        base = read_json(f"{folder}/{ORIGIN_FILE}").get("base")
+        remedy = "delete it, or set 'base' to the base model's name"
+        base = read_json_object(f"{folder}/{ORIGIN_FILE}", remedy).get("base")
         if not isinstance(base, str):
             raise UserError(
                 f"{folder}/{ORIGIN_FILE}: 'base' must be a string; set it to the base model's name."

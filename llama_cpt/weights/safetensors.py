@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import json
 import math
 import os
-from pathlib import Path
+import re
 import struct
 from typing import Any
 
@@ -21,7 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.literal_paths import remote_storage
+from llama_cpt.runtime.json_files import MAX_BYTES, parse_json_object, read_json_object
+from llama_cpt.runtime.literal_paths import is_regular_file, remote_storage
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -30,9 +31,14 @@ DTYPES = {
 }
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000
-"""The maximum length of a header, as in the reference implementation. Without this limit, a damaged
-file could cause a huge allocation."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file with which peft describes the adapters in a folder."""
+MAX_HEADER_BYTES = MAX_BYTES
+"""The maximum length of a header. Without this limit, a damaged file could cause a huge allocation.
+The header of a model with 100 layers takes about 0.1 MB."""
+MAX_DIMENSIONS = 8
+"""The maximum number of dimensions of a tensor."""
+_SHARD_NAME = re.compile(r"[\w-][\w. +=@,-]{0,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,9 @@ def read_block(reader: ByteReader, tensor: StoredTensor, rows: slice, columns: s
 def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
     """Return all tensors of a folder's safetensors files, keyed by name.
 
-    Only headers are read. Raises UserError if the folder holds pickles instead of safetensors, if a
-    file is missing or truncated, or if the index and the headers disagree.
+    Only headers are read. Raises UserError if the folder holds pickles instead of safetensors, if
+    it holds two sets of weights, if a file is missing or damaged, or if the index and the headers
+    disagree.
     """
     tensors: dict[str, StoredTensor] = {}
     index = _read_index(folder)
@@ -161,9 +168,37 @@ def stored_tensors(folder: str, reader: ByteReader) -> dict[str, StoredTensor]:
     return tensors
 
 
+def require_one_source(folder: str) -> None:
+    """Raise UserError if ``folder`` holds two sets of weights, or adapters in addition to a model.
+
+    From such a folder, transformers reads SINGLE_FILE instead of the files of the index. If there
+    is an ``adapter_config.json``, transformers loads the adapters and the base model that this file
+    names, instead of the weights in the folder. A pickle next to safetensors files is ignored, as
+    in transformers.
+    """
+    path = epath.Path(folder)
+    if (path / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"{folder}/{ADAPTER_CONFIG}: the folder holds LoRA adapters, which are not read. Merge "
+            "them into their base model with peft's merge_and_unload and save_pretrained, or move "
+            "the file away to use the weights next to it without the adapters."
+        )
+    if (
+        (path / SINGLE_FILE).exists()
+        and (path / INDEX_FILE).exists()
+        # An index can list the single file itself.
+        and any(file != SINGLE_FILE for file in _weight_map(folder).values())
+    ):
+        raise UserError(
+            f"{folder}: holds two sets of weights, {SINGLE_FILE} and the files that {INDEX_FILE} "
+            "lists; keep the set that belongs to config.json, and move the other file away."
+        )
+
+
 def _read_index(folder: str) -> dict[str, str]:
     """Return a map from tensor name to file name; empty if all tensors are in SINGLE_FILE."""
     path = epath.Path(folder)
+    require_one_source(folder)
     if not (path / INDEX_FILE).exists():
         if (path / SINGLE_FILE).exists():
             return {}
@@ -177,15 +212,15 @@ def _read_index(folder: str) -> dict[str, str]:
         raise UserError(
             f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; name the folder of a model."
         )
-    index = read_json(f"{folder}/{INDEX_FILE}").get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise UserError(f"{folder}/{INDEX_FILE}: has no weight_map; download it again.")
-    for file in sorted(set(index.values())):
-        if Path(file).name != file:
+    index = _weight_map(folder)
+    for tensor, file in index.items():
+        # Only these names are downloaded, and only these files are part of a model's fingerprint.
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
             raise UserError(
-                f"{folder}/{INDEX_FILE}: names a file outside the folder, {file!r}; download the "
-                "index again."
+                f"{folder}/{INDEX_FILE}: weight_map[{tensor[:80]!r}] is {repr(file)[:80]}, which "
+                "is not the name of a safetensors file in the folder; download the index again."
             )
+    for file in sorted(set(index.values())):
         if not (path / file).exists():
             raise UserError(
                 f"{folder}/{file}: missing, but {INDEX_FILE} lists it; download it again."
@@ -193,23 +228,22 @@ def _read_index(folder: str) -> dict[str, str]:
     return index
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """Return the JSON object in ``path``, a local file or a URL.
-
-    Raises UserError if the file is missing or does not hold a JSON object.
-    """
-    try:
-        values = json.loads(epath.Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a JSON object.")
-    return values
+def _weight_map(folder: str) -> dict[str, Any]:
+    """Return the ``weight_map`` of the index, whose values are not validated."""
+    index = read_json_object(f"{folder}/{INDEX_FILE}", "download it again").get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise UserError(f"{folder}/{INDEX_FILE}: has no weight_map; download it again.")
+    return index
 
 
 def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
+    """Return the tensors of one file, in the order of their bytes.
+
+    Raises UserError unless the tensors cover the bytes after the header exactly once, as the
+    format requires.
+    """
+    if not is_regular_file(file):
+        raise UserError(f"{file}: not a regular file; download it again.")
     size = epath.Path(file).stat().length
     broken = f"{file}: truncated or not safetensors ({size} bytes"
     if size < 8:
@@ -221,32 +255,39 @@ def _read_header(file: str, reader: ByteReader) -> list[StoredTensor]:
         raise UserError(f"{broken}, its header claims a length of {length}); download it again.")
     header_bytes = np.empty(length, np.uint8)
     reader.read(file, 8, header_bytes)
-    try:
-        header = json.loads(header_bytes.tobytes())
-        header.pop("__metadata__", None)
-        entries = [
-            (name, str(value["dtype"]), tuple(value["shape"]), start, stop)
-            for name, value in header.items()
-            for start, stop in [value["data_offsets"]]
-        ]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{broken}, its header is invalid: {error!r}); download it again."
-        ) from None
-    return [_stored_tensor(file, size, 8 + length, entry) for entry in entries]
+    header = parse_json_object(
+        header_bytes.tobytes(),
+        f"{broken}, its header is invalid)",
+        "download it again",
+        unique_names=True,
+    )
+    header.pop("__metadata__", None)
+    data_start = 8 + length
+    tensors = [_stored_tensor(file, size, data_start, name, header[name]) for name in header]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.size_bytes))
+    end = data_start
+    for tensor in tensors:
+        if tensor.start != end:
+            raise UserError(
+                f"{file}: {tensor.name!r} begins at byte {tensor.start}, but the tensor before it "
+                f"ends at byte {end}; download it again."
+            )
+        end += tensor.size_bytes
+    if end != size:
+        raise UserError(f"{file}: has {size - end} bytes after its last tensor; download it again.")
+    return tensors
 
 
-def _stored_tensor(
-    file: str, size: int, data_start: int, entry: tuple[str, str, tuple[int, ...], int, int]
-) -> StoredTensor:
-    name, dtype, shape, start, stop = entry
+def _stored_tensor(file: str, size: int, data_start: int, name: str, entry: Any) -> StoredTensor:
+    """Return the tensor that ``entry``, a value of the header, describes."""
+    dtype, shape, (start, stop) = _header_entry(file, name, entry)
     if dtype not in DTYPES:
         raise UserError(
             f"{file}: {name!r} has dtype {dtype}; only {', '.join(DTYPES)} are supported. "
             "Dequantize the model first."
         )
     tensor = StoredTensor(name, file, DTYPES[dtype], shape, data_start + start)
-    if stop - start != tensor.size_bytes or start < 0:
+    if stop - start != tensor.size_bytes:
         raise UserError(
             f"{file}: {name!r} of shape {list(shape)} takes {tensor.size_bytes} bytes, but its "
             f"header assigns {stop - start}; download it again."
@@ -257,6 +298,29 @@ def _stored_tensor(
             f"byte {size}; download it again."
         )
     return tensor
+
+
+def _header_entry(file: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Return the dtype, shape and offsets in one entry of a header, after checking their types."""
+    values = entry if isinstance(entry, dict) else {}
+    dtype = values.get("dtype")
+    shape = _sizes(values.get("shape"))
+    offsets = _sizes(values.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise UserError(
+            f"{file}: its header is invalid: {name[:80]!r} is {repr(entry)[:80]}; download it "
+            "again."
+        )
+    return dtype, shape, (offsets[0], offsets[1])
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """Return a list of sizes or offsets as a tuple, or None if the list is invalid."""
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return None
+    # In Python, bool is a subclass of int. JSON integers have no upper limit.
+    valid = all(type(entry) is int and 0 <= entry < 2**63 for entry in value)
+    return tuple(value) if valid else None
 
 
 def file_header(tensors: list[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:

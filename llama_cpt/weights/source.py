@@ -18,12 +18,13 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
 from llama_cpt.checkpoint.run_folder import is_run_folder, open_run
 from llama_cpt.config.fields import from_dict
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.schema import DataConfig, ModelConfig, TrainConfig
 from llama_cpt.data.tokenizer.tokenizer import FILE_NAMES
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merge_adapters
 from llama_cpt.parallel.mesh import with_shardings
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import check_reachable
@@ -33,7 +34,7 @@ from llama_cpt.weights.hf_weights import HfWeights, load_hf
 from llama_cpt.weights.hub import resolve
 from llama_cpt.weights.lora_base_check import LoraBase, read_lora_base
 from llama_cpt.weights.parameter_reader import CheckpointReader, ParameterReader
-from llama_cpt.weights.safetensors import byte_reader, read_json
+from llama_cpt.weights.safetensors import byte_reader, require_one_source
 
 
 class WeightSource(Protocol):
@@ -113,6 +114,7 @@ class HfFolder:
     def fingerprint(self) -> str:
         """Return the names, sizes and SHA-256 digests of all safetensors files, as JSON."""
         folder = epath.Path(self.folder())
+        require_one_source(str(folder))
         files = matching(folder, "*.safetensors")
         if not files:
             raise UserError(
@@ -186,6 +188,12 @@ class RunFolder:
                 "folder that train or convert from-hf wrote."
             ) from None
         return from_dict(ModelConfig, model, self.path)
+
+    @cached_property
+    def data_config(self) -> DataConfig | None:
+        """The run's ``data``; None for a folder that ``convert from-hf`` wrote."""
+        config = self.metadata["config"]
+        return from_dict(TrainConfig, config, self.path).data if "init_from" in config else None
 
     @cached_property
     def lora_base(self) -> LoraBase | None:
@@ -272,13 +280,21 @@ def _holds_tokenizer(folder: str) -> bool:
 def _read_config(folder: str) -> Any:
     """Return the ``config.json`` of a run folder, or None if the file does not exist."""
     path = epath.Path(folder) / "config.json"
-    return read_json(str(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    return read_json_object(str(path), "restore it from a copy, or name the --tokenizer")
 
 
 def _configured_tokenizer(config: Any) -> str:
     """Return ``data.tokenizer`` of ``config``, a run's config as JSON; '' if it is not set."""
     data = config.get("data") if isinstance(config, dict) else None
-    return (data.get("tokenizer") or "") if isinstance(data, dict) else ""
+    tokenizer = (data.get("tokenizer") or "") if isinstance(data, dict) else ""
+    if not isinstance(tokenizer, str):
+        raise UserError(
+            f"data.tokenizer={repr(tokenizer)[:80]} of the run must be a string; name the run's "
+            "tokenizer with --tokenizer."
+        )
+    return tokenizer
 
 
 def _no_tokenizer(path: str) -> UserError:

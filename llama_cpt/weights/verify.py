@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 import importlib.util
 import math
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llama_cpt.model.llama import Llama, abstract_llama
+from llama_cpt.runtime.errors import first_line
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.hf_config import read_config, require_same_architecture
 from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
-from llama_cpt.weights.hf_weights import convert
+from llama_cpt.weights.hf_weights import convert, physical_memory
 from llama_cpt.weights.parameter_reader import ParameterReader
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, byte_reader, read_block
 
@@ -85,27 +85,39 @@ def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDiffere
 
 
 def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | str:
-    """Compare our logits with those of transformers on the same random tokens.
+    """Compare the logits of this package with those of transformers on equal random tokens.
 
-    Returns a string with the reason if this machine cannot run the comparison.
+    Returns a string with the reason and a remedy if this machine cannot run the comparison.
     """
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
-        return "transformers and torch are not installed"
+        return (
+            "transformers and torch are not installed; run `pip install 'torch==2.13.0' "
+            "'transformers>=5.0,<6'`"
+        )
     if "://" in folder:
-        return f"transformers cannot read {folder.split('://')[0]}:// URLs"
+        return (
+            f"transformers cannot read {folder.split('://')[0]}:// URLs; copy the folder to a "
+            "local disk"
+        )
     abstract = parameters_by_path(abstract_llama(weights.config))
     # Two models in float32, plus the extra memory that transformers needs while it loads.
     needed = 12 * sum(parameter.get_value().size for parameter in abstract.values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory // 2:
+    if needed > physical_memory() // 2:
         return (
             f"two float32 models need about {needed / 1e9:.0f} GB, which is more than half of this "
-            "machine's memory"
+            "machine's memory; use a machine with more memory"
         )
     length = min(64, weights.config.context_length)
     shape = (2, length)
     tokens = np.random.default_rng(0).integers(0, weights.config.vocab_size, shape, dtype=np.int32)
-    return logits_difference(_their_logits(folder, tokens), _our_logits(weights, tokens))
+    try:
+        theirs = _their_logits(folder, tokens)
+    except Exception as error:  # transformers raises errors of many types for one bad folder.
+        return (
+            f"transformers cannot load {folder} ({first_line(error)}); correct the folder, or "
+            "install another version of transformers"
+        )
+    return logits_difference(theirs, _our_logits(weights, tokens))
 
 
 def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:

@@ -15,7 +15,6 @@ from llama_cpt import chat, convert
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CheckpointConfig, MeshConfig, TrainConfig
-from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.named_models import ModelSpec, model_settings
 from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.model.llama import abstract_llama
@@ -23,6 +22,7 @@ from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.stop import Outcome
 from llama_cpt.weights.export import to_hf
+from llama_cpt.weights.prompt_format import prompt_format
 from llama_cpt.weights.source import RunFolder, open_source
 from tests.runs import run_of, train
 
@@ -57,7 +57,6 @@ def read(source: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     weights.check(config.model)
     with weights.reader() as reader:
         query = np.asarray(reader.parameter("layers/query"))
-    tokenizer = load_tokenizer(weights.tokenizer)
     next_run = replace(config, output=str(folder / "next"), init_from=source)
     to_hf(source, str(folder / "hf"), dtype="float32")
     decoder = load_decoder(source, config.model, mesh, "float32")
@@ -71,7 +70,7 @@ def read(source: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
         "decoder": leaves(decoder),
         "training": leaves(run_of(next_run).start().trained),
         "identity": model_identity(source, config.model, 0),
-        "evaluation": model_settings(ModelSpec(source, config.model, tokenizer, None)),
+        "evaluation": model_settings(ModelSpec(source, config.model, prompt_format(weights))),
         "export": (folder / "hf" / "model.safetensors").read_bytes(),
         "verify": convert.verify(str(folder / "hf"), source),
     }
@@ -104,7 +103,7 @@ def test_every_consumer_reads_the_newest_verified_checkpoint(
     harm(source / "checkpoints/2/_CHECKPOINT_METADATA")
     found = read(str(source), load_config(str(source / "config.json")), tmp_path)
     assert caplog.text.count("falling back to the checkpoint of step 1") == 1
-    assert found["step"] == 1 and found["verify"] is True
+    assert found["step"] == 1 and found["verify"] == 0
     for consumer in found:
         np.testing.assert_equal(found[consumer], expected[consumer], consumer)
     if harm is cut:

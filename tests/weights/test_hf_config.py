@@ -3,6 +3,7 @@
 from dataclasses import replace
 import json
 
+import numpy as np
 import pytest
 
 from llama_cpt.config.schema import ModelConfig, RopeScaling
@@ -88,7 +89,7 @@ def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
 )
 def test_written_config_reads_back(changes, tmp_path):
     config = replace(EXPECTED, **changes)
-    values = config_json(config, "float16", bos_id=1, eos_id=[2, 3])
+    values = config_json(config, "float16", {"bos_token_id": 1, "eos_token_id": [2, 3]})
     assert read_config(write(tmp_path, values)) == config
     assert (values["torch_dtype"], values["eos_token_id"]) == ("float16", [2, 3])
 
@@ -102,7 +103,6 @@ def test_written_config_reads_back(changes, tmp_path):
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"pretraining_tp": 2}, "pretraining_tp=2"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
@@ -112,8 +112,18 @@ def test_written_config_reads_back(changes, tmp_path):
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor' is missing"),
         ({"rope_scaling": {"rope_type": "default", "mscale": 2}}, "mscale=2"),
-        ({"rope_theta": None}, "'rope_theta' is missing"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"rope_theta": "5e5"}, "rope_theta='5e5'"),
+        ({"rope_theta": 10**400}, "rope_theta=1000"),
+        ({"rope_scaling": [1]}, "rope_scaling=[1]"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ({"layer_types": "full_attention"}, "layer_types='full_attention'"),
+        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding_window=4096"),
+        ({"hidden_size": 10**12}, "hidden_size=1000000000000 is too large"),
+        ({"hidden_size": True}, "hidden_size=True"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings=1"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps=inf"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
         ({"rms_norm_eps": None}, "'rms_norm_eps' is missing"),
         ({"hidden_size": "4096"}, "hidden_size='4096'"),
         ({"vocab_size": 0}, "vocab_size=0"),
@@ -127,7 +137,13 @@ def test_refused_by_name(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "no such file"), ("{", "not JSON"), ("3", "must be a JSON object")]
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("{", "not JSON"),
+        ("3", "must be a JSON object"),
+        ('{"model_type": ' + "[" * 100_000, "nested more than"),
+    ],
 )
 def test_unreadable_config_is_rejected(text, message, tmp_path):
     if text is not None:
@@ -136,7 +152,70 @@ def test_unreadable_config_is_rejected(text, message, tmp_path):
         read_config(str(tmp_path))
 
 
-def test_require_equal_names_the_field():
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_bias": None, "mlp_bias": None, "pretraining_tp": None},
+        {"attention_dropout": 0, "tie_word_embeddings": None, "head_dim": None},
+        {"layer_types": ["full_attention"] * 32, "sliding_window": None},
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
+        {"rope_parameters": None, "partial_rotary_factor": None, "rope_interleaved": None},
+        {"rope_parameters": {**LLAMA31_8B["rope_scaling"], "rope_theta": 500000.0}},
+        {
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_parameters": {
+                **LLAMA31_8B["rope_scaling"],
+                "rope_theta": 500000,
+                "partial_rotary_factor": None,
+                "attention_factor": None,
+            },
+        },
+    ],
+)
+def test_fields_without_effect_are_accepted(changes, tmp_path):
+    assert read_config(write(tmp_path, {**LLAMA31_8B, **changes})) == EXPECTED
+
+
+def test_default_rope_with_null_factors_has_no_scaling(tmp_path):
+    nulls = dict.fromkeys(("factor", "low_freq_factor", "original_max_position_embeddings"))
+    rope = {"rope_type": "default", "rope_theta": 500000.0, **nulls}
+    values = {**LLAMA31_8B, "rope_scaling": None, "rope_parameters": rope}
+    assert read_config(write(tmp_path, values)) == replace(EXPECTED, rope_scaling=None)
+
+
+def test_dropout_and_the_default_rope_base_are_logged_once(tmp_path, caplog):
+    """Configs of Llama 1 and 2 have no ``rope_theta``. Training here has no attention dropout."""
+    values = {**LLAMA31_8B, "rope_scaling": None, "attention_dropout": 0.1}
+    del values["rope_theta"]
+    expected = replace(EXPECTED, rope_scaling=None, rope_theta=10000.0)
+    for _ in range(2):
+        assert read_config(write(tmp_path, values)) == expected
+    dropout, theta = (record.getMessage() for record in caplog.records)
+    assert "attention_dropout=0.1 is ignored" in dropout
+    assert "'rope_theta' is missing; 10000 is used" in theta
+
+
+def test_constants_are_compared_as_float32():
+    """Programs that hold 1e-5 as float32 write it as 9.999999747378752e-06."""
+    rounded = replace(
+        EXPECTED,
+        norm_eps=float(np.float32(1e-5)),
+        rope_theta=float(np.float32(500000.003)),
+        rope_scaling=RopeScaling(8.0, 1.0 + 1e-12, 4.0, 8192),
+    )
+    assert rounded.norm_eps == 9.999999747378752e-06
+    require_same_architecture(EXPECTED, rounded, "there")
+
+
+def test_architecture_error_names_all_differing_fields():
     require_same_architecture(EXPECTED, EXPECTED, "there")
-    with pytest.raises(UserError, match="model.norm_eps=1e-06, but there has 1e-05"):
-        require_same_architecture(replace(EXPECTED, norm_eps=1e-6), EXPECTED, "there")
+    other = replace(EXPECTED, norm_eps=1e-6, num_layers=31, rope_scaling=None)
+    with pytest.raises(UserError) as error:
+        require_same_architecture(other, EXPECTED, "there")
+    assert str(error.value) == (
+        "model.num_layers=31, but there has 32, and model.rope_scaling=None, but it has "
+        "RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, "
+        "original_context_length=8192), and model.norm_eps=1e-06, but it has 1e-05; both must be "
+        "equal."
+    )

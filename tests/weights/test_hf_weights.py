@@ -28,6 +28,8 @@ from llama_cpt.weights import hf_weights
 from llama_cpt.weights.hf_export import ExportOptions, export_hf
 from llama_cpt.weights.hf_names import parameters_by_path
 from llama_cpt.weights.hf_weights import load_hf
+from llama_cpt.weights.safetensors import byte_reader, stored_tensors
+from llama_cpt.weights.source import HfFolder
 from tests.weights.hf_models import LLAMA3_ROPE, save_llama, token_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,7 +72,13 @@ def test_round_trip_keeps_all_bytes(dtype, shard_in, shard_out, tmp_path):
 
 def test_transformers_loads_an_export_without_warnings(tmp_path, caplog, capfd):
     source = save_llama(tmp_path / "in", rope_parameters=LLAMA3_ROPE)
-    export(load_hf(source), tmp_path / "out", dtype="float32", shard_bytes=60_000, bos_id=1)
+    export(
+        load_hf(source),
+        tmp_path / "out",
+        dtype="float32",
+        shard_bytes=60_000,
+        token_ids={"bos_token_id": 1},
+    )
     transformers.utils.logging.enable_propagation()
     capfd.readouterr()
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
@@ -124,6 +132,8 @@ from llama_cpt.config.schema import MeshConfig
 from llama_cpt.weights import safetensors
 from llama_cpt.weights.hf_names import parameters_by_path
 from llama_cpt.weights.hf_weights import load_hf
+from llama_cpt.weights.safetensors import byte_reader, stored_tensors
+from llama_cpt.weights.source import HfFolder
 from llama_cpt.parallel.mesh import make_mesh
 read, ranges = safetensors.ByteReader.read, []
 def counted(self, file, start, out):
@@ -249,8 +259,19 @@ def test_broken_folders(case, good_folder, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"dtype": "F8_E4M3"}, "has dtype F8_E4M3"),
+        ({"dtype": 5}, "its header is invalid"),
         ({"shape": [1]}, "takes 4 bytes"),
+        ({"shape": [-48, -48]}, "its header is invalid"),
+        ({"shape": [True, 48]}, "its header is invalid"),
+        ({"shape": ["x" * 100_000, 100_000]}, "its header is invalid"),
+        ({"shape": [2**62, 2**62]}, "takes 8507059173"),
+        ({"shape": [1] * 9}, "its header is invalid"),
+        ({"shape": 48}, "its header is invalid"),
         ({"data_offsets": [0]}, "its header is invalid"),
+        ({"data_offsets": ["0", "9216"]}, "its header is invalid"),
+        ({"data_offsets": [-9216, 0]}, "its header is invalid"),
+        ({"data_offsets": [0.0, 9216.0]}, "its header is invalid"),
+        ({"data_offsets": [0, 9216]}, "begins at byte"),  # Two tensors share these bytes.
     ],
 )
 def test_broken_headers(change, message, tmp_path):
@@ -258,6 +279,113 @@ def test_broken_headers(change, message, tmp_path):
     rewrite_header(path / "model.safetensors", lambda header: header[QUERY].update(change))
     with pytest.raises(UserError, match=message):
         load_hf(str(path))
+
+
+def tiny_file(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def entry(start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+
+
+TWO = json.dumps({"b": entry(8, 16), "a": entry(0, 8)}).encode()
+
+
+def test_tensors_can_be_listed_in_any_order(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(tiny_file(TWO, bytes(16)))
+    with byte_reader() as reader:
+        assert list(stored_tensors(str(tmp_path), reader)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiny_file(TWO, bytes(20)), "has 4 bytes after its last tensor"),
+        (tiny_file(TWO, bytes(15)), "truncated: 'b' ends at byte"),
+        (tiny_file(TWO.replace(b"[0, 8]", b"[4, 12]"), bytes(16)), "'a' begins at byte"),
+        (tiny_file(TWO.replace(b'"b"', b'"a"'), bytes(16)), "the name 'a' occurs twice"),
+        (tiny_file(b'{"a": ' * 100_000), "nested more than 100 deep"),
+        (tiny_file(b'{"a": null}'), "its header is invalid: 'a' is None"),
+        (tiny_file(b"[]"), "must be a JSON object"),
+        (tiny_file(b""), "not JSON"),
+        (struct.pack("<Q", 2**63) + bytes(99), "claims a length of 9223372036854775808"),
+        (bytes(7), "truncated or not safetensors"),
+    ],
+)
+def test_files_that_the_format_forbids_are_rejected(content, message, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with byte_reader() as reader, pytest.raises(UserError, match=message) as error:
+        stored_tensors(str(tmp_path), reader)
+    assert str(error.value).startswith(f"{tmp_path}/model.safetensors: ")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, 3, ["x"], "", "..", ".", "/etc/passwd", "../x.safetensors", "a/b.safetensors", "x\0"]
+    + ["weights.bin", ".safetensors", "x\n.safetensors", "\ud800.safetensors"],
+)
+def test_index_names_only_safetensors_files_in_the_folder(name, good_folder, tmp_path):
+    shutil.copytree(good_folder, tmp_path / "copy")
+    index = tmp_path / "copy/model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    rewrite_json(index, weight_map={**weight_map, QUERY: name})
+    with pytest.raises(UserError, match=f"weight_map\\['{QUERY}'\\] is .* not the name of a"):
+        load_hf(str(tmp_path / "copy"))
+
+
+def test_two_sets_of_weights_in_one_folder_are_rejected(good_folder, tmp_path):
+    """transformers reads the single file and ignores the shards."""
+    folder = tmp_path / "both"
+    shutil.copytree(good_folder, folder)
+    save_llama(tmp_path / "other", seed=1)
+    shutil.copy(tmp_path / "other/model.safetensors", folder)
+    for read in (load_hf, lambda path: HfFolder(path).fingerprint()):
+        with pytest.raises(UserError, match="model.safetensors and .*model.safetensors.index.json"):
+            read(str(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    embedding = load_hf(str(tmp_path / "other")).embedding[...]
+    np.testing.assert_array_equal(load_hf(str(folder)).embedding[...], embedding)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter_config.json: the folder holds LoRA adapters"):
+        load_hf(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10**9, "head_dim": 12}, "config.json requires"),
+        ({"vocab_size": 10**9}, "config.json requires"),
+        ({"num_hidden_layers": 10**9}, "requires 1,000,000,000 layers"),
+    ],
+)
+def test_sizes_beyond_memory_are_rejected_before_allocation(
+    changes, message, good_folder, tmp_path
+):
+    shutil.copytree(good_folder, tmp_path / "copy")
+    rewrite_json(tmp_path / "copy/config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_hf(str(tmp_path / "copy"))
+
+
+def test_model_larger_than_the_memory_is_rejected(good_folder, monkeypatch):
+    monkeypatch.setattr(hf_weights, "physical_memory", lambda: 100_000)
+    monkeypatch.setattr(hf_weights, "_read", None)  # Found before any weight is read.
+    with pytest.raises(
+        UserError, match="need .* GB of host memory in float32, but this machine has 0.0001 GB"
+    ):
+        load_hf(good_folder)
+
+
+def test_padded_embeddings_are_kept_by_an_export(tmp_path):
+    """Resized models have more embedding rows than their tokenizer has tokens."""
+    source = save_llama(tmp_path / "in", torch.bfloat16, vocab_size=192)
+    export(load_hf(source), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 192
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        before, after = (stored(str(tmp_path / folder))[name] for folder in ("in", "out"))
+        assert before.shape == (192, 48) and torch.equal(before, after)
 
 
 def test_load_rejects_another_config(good_folder):
