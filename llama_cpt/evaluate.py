@@ -47,6 +47,7 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.literal_paths import validate_path
 from llama_cpt.runtime.output_folder import check_local, check_writable, file_lock
 from llama_cpt.runtime.tables import aligned_table
 
@@ -63,6 +64,9 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate_all(options: argparse.Namespace) -> None:
     check_local("--output", options.output)
+    files = options.data, options.tokenizer, options.no_counterpart, options.conversations
+    for path in (*options.models, *files):
+        validate_path(path)
     if is_primary():
         check_writable(options.output)
     sources = named_models.parse_model_names(options.models)
@@ -162,7 +166,7 @@ def _tasks(options: argparse.Namespace) -> list[str]:
     from llama_cpt.evaluation.benchmarks import check_name, runs_code
 
     for name in benchmarks:
-        check_name(name)
+        check_name(name, allow_code=options.allow_task_code)
         if runs_code(name) and not options.run_generated_code:
             raise UserError(
                 f"{name} runs code that the model generates ({ENFORCED}); allow it with "
@@ -195,7 +199,8 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
         return []
     from llama_cpt.evaluation.benchmarks import load_benchmark
 
-    return [load_benchmark(name, options.data, options.shots) for name in names]
+    code = options.allow_task_code
+    return [load_benchmark(name, options.data, options.shots, allow_code=code) for name in names]
 
 
 def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions) -> Candidate:
@@ -203,11 +208,13 @@ def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions)
 
     def load_chat_model() -> ChatModel:
         model = named_models.load_model(spec, output / label)
-        assert model.template is not None, "check_model requires a template for conversations"
-        return ChatModel(model.decoder, model.tokenizer, model.mesh, model.template)
+        template, tokenizer = model.prompts.template, model.prompts.tokenizer
+        assert template is not None, "check_model requires a template for conversations"
+        return ChatModel(model.decoder, tokenizer, model.mesh, template, model.prompts.stop_ids)
 
     tokens = options.max_answer_tokens
-    model_id = json.dumps(named_models.model_settings(spec) | {"tokens": tokens})
+    prompts = {"prompts": spec.prompts.fingerprint[:16]}
+    model_id = json.dumps(named_models.model_settings(spec) | prompts | {"tokens": tokens})
     return Candidate(label, model_id, make_answerer(load_chat_model, tokens))
 
 
@@ -222,7 +229,15 @@ def _evaluate(
 
 def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: str) -> None:
     settings = model.identity | {"texts": text_fingerprint(texts)}
-    score_texts(texts, model.decoder, model.tokenizer, model.mesh, model.folder, settings)
+    score_texts(
+        texts,
+        model.decoder,
+        model.prompts.tokenizer,
+        model.mesh,
+        model.folder,
+        settings,
+        context_id=model.prompts.document_tokens.for_heldout.begin[0],
+    )
     if no_counterpart and is_primary():
         write_no_counterpart(model.folder, read_source_names(no_counterpart), settings)
 
@@ -233,11 +248,15 @@ def _score_benchmarks(
     from llama_cpt.evaluation.harness import HarnessModel
     from llama_cpt.evaluation.questions import answer_questions, make_questions
 
-    harnessed = HarnessModel(model.decoder, model.tokenizer, model.mesh, model.template)
+    prompts = model.prompts
+    harnessed = HarnessModel(
+        model.decoder, prompts.tokenizer, model.mesh, prompts.template, prompts.stop_ids
+    )
     chat = harnessed if options.chat_template else None
+    settings = model.identity | {"prompts": prompts.fingerprint[:16]}
     for benchmark in benchmarks:
         questions = make_questions(benchmark, chat=chat, limit=options.limit)
-        answer_questions(questions, harnessed, model.folder, model.identity)
+        answer_questions(questions, harnessed, model.folder, settings)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -267,6 +286,8 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat-template", action="store_true", help="use the model's chat template")
     message = f"allow benchmarks that run code from the model, within limits: {ENFORCED}"
     add("--run-generated-code", action="store_true", help=message)
+    message = "allow task files that contain Python code, such as !function"
+    add("--allow-task-code", action="store_true", help=message)
 
 
 def _add_text_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,9 @@ from lm_eval.tasks import TaskManager
 import yaml
 
 from llama_cpt.config.fields import did_you_mean
+from llama_cpt.evaluation.task_files import check_task_file
 from llama_cpt.evaluation.tasks.local_files import subjects
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
 
 FOLDER, YAML = Path(__file__).with_name("tasks"), ".yaml"
 
@@ -38,19 +39,24 @@ HUB = {"ceval": "ceval-valid", "mgsm_zh": "mgsm_direct_zh"}
 """Task names in lm-evaluation-harness, keyed by benchmark, for tasks with a different name."""
 
 
-def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
+def load_benchmark(
+    name: str, data: str, shots: int | None, *, allow_code: bool = False
+) -> Benchmark:
     """Load the benchmark ``name``.
 
-    A name that ends in ``.yaml`` is the path of a task file, which defines the benchmark and the
-    location of its data. A benchmark in ``LOCAL`` is read from the folder ``data``, unless ``data``
-    is empty. In all other cases, lm-evaluation-harness loads the data from the Hugging Face Hub.
-    ``shots`` is the number of worked examples before each question; None keeps the task's default.
-    Raises UserError if the name is unknown, if the data is missing, or if the task sets ``repeats``
-    above 1.
+    The path of a task file is also a name. The task file defines the benchmark and the location of
+    its data, and may contain Python code only if ``allow_code`` is True. A benchmark in ``LOCAL``
+    is read from the folder ``data``, unless ``data`` is empty. In all other cases,
+    lm-evaluation-harness loads the data from the Hugging Face Hub. ``shots`` is the number of
+    worked examples before each question; None keeps the task's default.
+    Raises UserError if the name is unknown, if the data is missing, if the task file contains code
+    that is not allowed, or if the task sets ``repeats`` above 1.
     """
     # The harness logs a line for every task that it builds.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if name.endswith(YAML):
+    if _is_task_file(name):
+        if not allow_code:
+            check_task_file(name)
         manager = TaskManager(include_defaults=False)
         benchmark = _from_harness(manager, Path(name).stem, name)
     elif data and name in LOCAL:
@@ -72,9 +78,17 @@ def load_benchmark(name: str, data: str, shots: int | None) -> Benchmark:
     return benchmark
 
 
-def check_name(name: str) -> None:
-    """Raise UserError if ``name`` is neither a known benchmark nor an existing task file."""
-    if name in LOCAL or Path(name).is_file():
+def check_name(name: str, *, allow_code: bool = False) -> None:
+    """Raise UserError if ``name`` is neither a known benchmark nor an existing task file.
+
+    Raises UserError also if ``name`` is a task file with Python code, unless ``allow_code`` is
+    True.
+    """
+    if name in LOCAL:
+        return
+    if Path(name).is_file():
+        if not allow_code:
+            check_task_file(name)
         return
     if name.endswith(YAML):
         raise UserError(f"{name}: task file does not exist; check --tasks.")
@@ -88,6 +102,11 @@ def check_name(name: str) -> None:
 def runs_code(name: str) -> bool:
     """Return whether the benchmark ``name`` executes code that the model generates."""
     return name == "humaneval"
+
+
+def _is_task_file(name: str) -> bool:
+    """Return whether ``name`` is the path of a task file."""
+    return name.endswith(YAML) or (name not in LOCAL and Path(name).is_file())
 
 
 def _local(name: str, data: str) -> Benchmark:
@@ -111,11 +130,13 @@ def _from_harness(manager: TaskManager, name: str, harness_name: str) -> Benchma
     """Load a benchmark by its task name in lm-evaluation-harness, or from a task file."""
     try:
         tasks = manager.load([harness_name])["tasks"]
+    except UserError as error:
+        raise UserError(f"task {harness_name}: {error}") from None
     # The hub client, the network, the task's code and its data loader can raise any exception.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = first_line(error)
         raise UserError(
-            f"task {name} could not be loaded ({reason[0]}); if the Hugging Face Hub cannot be "
+            f"task {name} could not be loaded ({reason}); if the Hugging Face Hub cannot be "
             "reached, set --data to a folder with a copy of a built-in benchmark."
         ) from None
     for task in tasks.values():

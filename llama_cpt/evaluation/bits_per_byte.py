@@ -23,7 +23,7 @@ import numpy as np
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.sources.documents import BadDocument, parse_documents, read_blocks
 from llama_cpt.data.sources.files import Sources, find_sources
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
     LINES,
@@ -39,6 +39,7 @@ from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
+from llama_cpt.runtime.text_files import text_lines
 from llama_cpt.training.heldout import (
     Window,
     evenly_spaced,
@@ -109,8 +110,12 @@ def score_texts(
     mesh: Mesh,
     folder: Path,
     settings: Mapping[str, Any],
+    *,
+    context_id: int,
 ) -> None:
     """Score the documents that have no score in ``folder`` yet.
+
+    The first token of a document is predicted from the token ``context_id``, usually BOS.
 
     New scores are appended to ``bpb.jsonl`` in ``folder`` every ``KEEP_SECONDS`` seconds.
     """
@@ -119,10 +124,8 @@ def score_texts(
     if not pending:
         return
     ids = tokenizer.encode_batch([one.text for one in pending])
-    documents = [np.array([tokenizer.bos_id, *one], np.int32) for one in ids]
-    nats = rolling_loglikelihood(
-        decoder, documents, mesh=mesh, bos_id=tokenizer.bos_id, batch_tokens=BATCH_TOKENS
-    )
+    documents = [np.array([context_id, *one], np.int32) for one in ids]
+    nats = rolling_loglikelihood(decoder, documents, mesh=mesh, batch_tokens=BATCH_TOKENS)
     waiting: list[ExampleScore] = []
     written = time.monotonic()
     total = float(sum(len(one) for one in ids))
@@ -160,7 +163,7 @@ def read_source_names(file: str) -> frozenset[str]:
     """
     if not Path(file).is_file():
         raise UserError(f"{file}: file does not exist; check --no-counterpart.")
-    lines = (line.partition("#")[0].strip() for line in Path(file).read_text("utf-8").splitlines())
+    lines = (line.partition("#")[0].strip() for line in text_lines(file))
     if not (names := frozenset(filter(None, lines))):
         raise UserError(
             f"{file} has no sources; write one value of the documents' field 'source' per line."
@@ -225,14 +228,13 @@ def rolling_loglikelihood(
     documents: Sequence[Integer[np.ndarray, "_"]],
     *,
     mesh: Mesh,
-    bos_id: int,
     batch_tokens: int,
 ) -> Iterator[tuple[int, float]]:
     """Yield the index of each document and its negative log-likelihood in nats, in any order.
 
-    A document is yielded as soon as all its windows are scored. Documents must begin with BOS,
-    which is read but not scored, and must not end with EOS. ``batch_tokens`` is the number of
-    tokens per device in a batch.
+    A document is yielded as soon as all its windows are scored. Documents must begin with a
+    token that is read but not scored, usually BOS, and must not end with EOS. ``batch_tokens`` is
+    the number of tokens per device in a batch.
     """
     length = decoder.ends.config.context_length
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -241,8 +243,8 @@ def rolling_loglikelihood(
     for number, tokens in enumerate(documents):
         # rolling_windows does not score the last token, which is EOS in prepared rows. Append a
         # token in place of EOS.
-        ended = np.append(tokens, bos_id)
-        windows += rolling_windows(ended, length, bos_id=bos_id, corpus=number)
+        ended = np.append(tokens, tokens[:1])
+        windows += rolling_windows(ended, length, corpus=number)
     nats, pending = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
     np.add.at(pending, [window.corpus for window in windows], 1)
     yield from ((int(number), 0.0) for number in np.flatnonzero(pending == 0))

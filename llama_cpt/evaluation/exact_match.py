@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import json
 import math
 from pathlib import Path
 
 from llama_cpt.config.fields import from_dict, option
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.text_files import json_lines, read_text
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,23 @@ def read_questions(path: str) -> tuple[Question, ...]:
     """Return the questions in a JSON Lines file.
 
     Each line is an object with the fields of ``Question``. Raises UserError if the file does not
-    exist or if a line is not a valid question.
+    exist or has no questions, or if a line is not a valid question.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: file of questions does not exist; set an existing file.")
     questions = []
-    for number, line in enumerate(Path(path).read_text("utf-8").strip().split("\n"), 1):
+    for number, values in json_lines(read_text(path), path, "fix the line"):
         try:
-            found = from_dict(Question, json.loads(line), "question")
-        except (ValueError, UserError) as error:
+            found = from_dict(Question, values, "question")
+        except ValueError as error:
             raise UserError(f"{path}:{number}: not a question ({error}); fix it.") from None
         if not found.question or not found.answers:
             raise UserError(
                 f"{path}:{number}: not a question (question or answers are empty); fix it."
             )
         questions.append(found)
+    if not questions:
+        raise UserError(f"{path}: has no questions; write one per line.")
     return tuple(questions)
 
 

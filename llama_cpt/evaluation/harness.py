@@ -1,11 +1,12 @@
 """An adapter that lets lm-evaluation-harness (the harness) evaluate a decoder.
 
 Texts are tokenized as in the harness's Hugging Face backend, so that scores are equal up to
-rounding. Each text begins with BOS. A context is tokenized once alone and once together with its
-continuation. If the context alone has n tokens, the continuation consists of the tokens of the
-whole text after the first n. There are two differences from the backend. First, the name of a
-special token is encoded as ordinary text, unless the chat template rendered the text. Second, if
-the continuation adds no token to the context, the last token of the whole text is scored.
+rounding. A text begins with BOS if the tokenizer adds BOS. A context is tokenized once alone and
+once together with its continuation. If the context alone has n tokens, the continuation consists of
+the tokens of the whole text after the first n. There are two differences from the backend. First,
+the name of a special token is encoded as ordinary text, unless the chat template rendered the text.
+Second, if the continuation adds no token to the context, the last token of the whole text is
+scored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.formats import ROLES
 from llama_cpt.data.chat.template import ChatTemplate
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.evaluation.bits_per_byte import rolling_loglikelihood
 from llama_cpt.evaluation.question_rows import (
     Tokens,
@@ -39,6 +40,8 @@ from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
+RENDERED = "\ufdd4"
+"""A noncharacter that the adapter puts before a prompt that the chat template rendered."""
 Answer = tuple[float, bool] | float | str
 Arguments = tuple[Any, ...]
 
@@ -51,11 +54,17 @@ SLAB = 8192
 class HarnessModel(LM):
     """An adapter that gives a decoder the model interface of lm-evaluation-harness.
 
-    ``template`` is the chat template; it is None for a base model.
+    ``template`` is the chat template; it is None for a base model. ``end_ids`` are ids that end an
+    answer in addition to EOS and the template's end-of-turn token.
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, mesh: Mesh, template: ChatTemplate | None
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        template: ChatTemplate | None,
+        end_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.decoder, self.tokenizer, self.mesh = decoder, tokenizer, mesh
@@ -65,7 +74,8 @@ class HarnessModel(LM):
         self._start = 0
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        self._bos = tokenizer.decode([tokenizer.bos_id])
+        own = template.stop_ids if template else (tokenizer.eos_id,)
+        self._stop_ids = tuple(dict.fromkeys((*own, *end_ids)))
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return (log-likelihood in nats, is_greedy) for each continuation.
@@ -116,7 +126,7 @@ class HarnessModel(LM):
             )
         messages = [Message(ROLES[turn["role"]], turn["content"]) for turn in chat_history]
         prefix = "" if add_generation_prompt else messages.pop().content
-        return self.template.prompt_text(messages) + prefix
+        return RENDERED + self.template.prompt_text(messages) + prefix
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the chat template's fingerprint for the harness's cache key.
@@ -165,14 +175,13 @@ class HarnessModel(LM):
 
     def _rolled(self, slab: Sequence[Arguments]) -> Iterator[tuple[int, float]]:
         ids = self.tokenizer.encode_batch([text for (text,) in slab])
-        bos = self.tokenizer.bos_id
         # As in the Hugging Face backend, BOS itself is scored, so an additional BOS precedes it.
-        documents = [np.array([bos, bos, *one], np.int32) for one in ids]
+        before = (self.tokenizer.context_id, *self.tokenizer.text_prefix)
+        documents = [np.array([*before, *one], np.int32) for one in ids]
         nats = rolling_loglikelihood(
             self.decoder,
             documents,
             mesh=self.mesh,
-            bos_id=bos,
             batch_tokens=BATCH_TOKENS,
         )
         for number, nll in nats:
@@ -186,14 +195,11 @@ class HarnessModel(LM):
         self._note_cut(len(context) > limit for context, limit in limited)
         prompts = [context[-limit:] for context, limit in limited]
         yield from written_answers(
-            self.decoder, self.tokenizer, self.mesh, prompts, specs, self._stop_ids()
+            self.decoder, self.tokenizer, self.mesh, prompts, specs, self._stop_ids
         )
 
     def _note_cut(self, over: Iterable[bool]) -> None:
         self.cut |= {self._start + number for number, one in enumerate(over) if one}
-
-    def _stop_ids(self) -> tuple[int, ...]:
-        return self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
 
     def _pairs(self, slab: Sequence[Arguments]) -> list[tuple[Tokens, Tokens]]:
         """Return the tokens of each context and the tokens of its continuation.
@@ -205,7 +211,12 @@ class HarnessModel(LM):
         ids = self._encoded([c + t for c, t in slab] + list(dict.fromkeys(contexts)))
         before = dict(zip(dict.fromkeys(contexts), ids[len(slab) :], strict=True))
         pairs = []
-        for whole, context in zip(ids, contexts, strict=False):
+        for whole, context, (given, _) in zip(ids, contexts, slab, strict=False):
+            if not given:
+                # As in the harness, an empty context is BOS, even if the tokenizer adds no BOS.
+                start = len(self.tokenizer.text_prefix)
+                pairs.append((np.array([self.tokenizer.context_id], np.int32), whole[start:]))
+                continue
             # As in the Hugging Face backend, the context is tokenized alone, even if a token of the
             # whole text spans the boundary.
             size = len(before[context])
@@ -216,23 +227,22 @@ class HarnessModel(LM):
         return pairs
 
     def _encoded(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of each text; the first token is BOS.
+        """Return the tokens of each text.
 
         The names of special tokens are encoded as special tokens only in texts that the chat
         template rendered.
         """
-        template = self.template
-        plain = [text for text in texts if not self._is_rendered(text)]
-        ids = iter(self.tokenizer.encode_batch(plain) if plain else ())
-        return [
-            np.array(
-                template.encode(text)
-                if template is not None and self._is_rendered(text)
-                else [self.tokenizer.bos_id, *next(ids)],
-                np.int32,
-            )
-            for text in texts
-        ]
-
-    def _is_rendered(self, text: str) -> bool:
-        return self.template is not None and text.startswith(self._bos)
+        plain = iter(self.tokenizer.encode_batch([t for t in texts if not t.startswith(RENDERED)]))
+        found = []
+        for text in texts:
+            prefix = self.tokenizer.text_prefix
+            if text.startswith(RENDERED) and self.template:
+                prompt = text.removeprefix(RENDERED)
+                ids = self.template.encode(prompt)
+                # As in the Hugging Face backend, BOS is added to a prompt that does not begin with
+                # BOS, even if the template writes no BOS.
+                prefix = () if ids[:1] == [self.tokenizer.context_id] else prefix
+            else:
+                ids = next(plain)
+            found.append(np.array([*prefix, *ids], np.int32))
+        return found

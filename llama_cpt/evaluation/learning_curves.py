@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 import numpy as np
 
+from llama_cpt.config.fields import MAX_INTEGER
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
+from llama_cpt.runtime.metrics import FILE, read_lines
 
 # Colors of Okabe and Ito (2008), which color-blind readers can distinguish, and line styles.
 _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
@@ -42,22 +44,36 @@ def read_curve(folder: str, label: str, corpora: Sequence[str]) -> Curve:
     include all ``corpora``.
     """
     run = epath.Path(folder)
-    try:
-        config = json.loads((run / "config.json").read_text())
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: not a run folder ({error}).") from None
-    points = [p for p in lines if all(f"eval/{name}/bits_per_byte" in p for name in corpora)]
+    for file in (run / "config.json", run / FILE):
+        if not file.exists():
+            raise UserError(f"{folder}: not a run folder (it has no {file.name}).")
+    keys = [f"eval/{name}/bits_per_byte" for name in corpora]
+    # A value that was not finite is None.
+    points = [p for p in read_lines(run / FILE) if all(p.get(key) is not None for key in keys)]
     if len(points) < 2:
         raise UserError(
             f"{folder}: {len(points)} held-out evaluations of {', '.join(corpora)}; at least 2 are "
             "needed; set a lower evaluation.every_steps."
         )
-    tokens_per_step = config["global_batch_size"] * config["data"]["sequence_length"]
+    tokens_per_step = _tokens_per_step(run / "config.json")
     bits = {
         name: np.array([p[f"eval/{name}/bits_per_byte"] for p in points], float) for name in corpora
     }
     return Curve(label, np.array([p["step"] * tokens_per_step for p in points], float), bits)
+
+
+def _tokens_per_step(file: epath.Path) -> int:
+    """Return the number of tokens per step of the run with the config ``file``."""
+    remedy = "restore the file from a copy"
+    config = read_json_object(str(file), remedy)
+    data = config.get("data")
+    rows = config.get("global_batch_size")
+    length = data.get("sequence_length") if isinstance(data, dict) else None
+    if type(rows) is int and type(length) is int and 0 < rows * length <= MAX_INTEGER:
+        return rows * length
+    raise UserError(
+        f"{file}: global_batch_size and data.sequence_length must be integers above 0; {remedy}."
+    )
 
 
 def draw_curves(

@@ -9,14 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from llama_cpt.config.schema import MeshConfig, ModelConfig
-from llama_cpt.data.chat.template import ChatTemplate
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
-from llama_cpt.generation.chat_session import find_chat_template
 from llama_cpt.generation.decoder import Decoder, load_decoder
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import model_identity
+from llama_cpt.weights.prompt_format import PromptFormat, prompt_format
 from llama_cpt.weights.source import open_source
 
 RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
@@ -41,8 +39,7 @@ class ModelSpec:
 
     source: str
     config: ModelConfig
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
+    prompts: PromptFormat
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ class LoadedModel:
     folder: Path
     """Folder of the model's scores."""
     decoder: Decoder
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
+    prompts: PromptFormat
     mesh: Mesh
     identity: dict[str, str]
     """Settings that the scores depend on, as returned by ``model_settings``."""
@@ -92,17 +88,15 @@ def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
     """
     weights = open_source(source)
     config = weights.architecture
-    tokenizer = load_tokenizer(options.tokenizer or weights.tokenizer)
-    tokenizer.require_size(config.vocab_size)
-    template = find_chat_template(tokenizer)
-    if options.chat_template and template is None:
+    prompts = prompt_format(weights, options.tokenizer)
+    if options.chat_template and prompts.template is None:
         raise UserError(f"{label} has no chat template; evaluate it without --chat-template.")
-    if options.conversations and template is None:
+    if options.conversations and prompts.template is None:
         raise UserError(
             f"{label} cannot answer conversations: its tokenizer has no chat template and no "
             "chat tokens; name a model that was trained on chats."
         )
-    return ModelSpec(source, config, tokenizer, template)
+    return ModelSpec(source, config, prompts)
 
 
 def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
@@ -116,13 +110,13 @@ def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
     mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
     identity = model_settings(spec)
     decoder = load_decoder(spec.source, config, mesh, identity["dtype"])
-    return LoadedModel(folder, decoder, spec.tokenizer, spec.template, mesh, identity)
+    return LoadedModel(folder, decoder, spec.prompts, mesh, identity)
 
 
 def model_settings(spec: ModelSpec) -> dict[str, str]:
     """Return the settings that scores depend on: the dtype, and hashes of weights and tokenizer."""
     return {
         "model": model_identity(spec.source, spec.config, 0)[:16],
-        "tokenizer": spec.tokenizer.fingerprint[:16],
+        "tokenizer": spec.prompts.tokenizer.fingerprint[:16],
         "dtype": "float32" if jax.default_backend() == "cpu" else "bfloat16",
     }

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 import hashlib
 import json
 import logging
@@ -13,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.utils import env
 import numpy as np
 
 from llama_cpt.evaluation.benchmarks import Benchmark, runs_code
@@ -24,10 +22,6 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-# Without this cache, the harness compiles a task's templates for every question, which takes a
-# minute for CMMLU.
-vars(env)["from_string"] = lru_cache(env.from_string)
 
 SEED = 1234
 """Seed for drawing worked examples, the same as in lm-evaluation-harness."""
@@ -88,13 +82,16 @@ def make_questions(
     for part, task in benchmark.parts.items():
         # Reset the seed, so that every model gets the same worked examples.
         task.set_fewshot_seed(SEED)
-        task.build_all_requests(
-            limit=limit,
-            apply_chat_template=chat is not None,
-            fewshot_as_multiturn=chat is not None,
-            chat_template=chat.apply_chat_template if chat else None,
-            tokenizer_name=chat.tokenizer_name if chat else "",
-        )
+        try:
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=chat is not None,
+                chat_template=chat.apply_chat_template if chat else None,
+                tokenizer_name=chat.tokenizer_name if chat else "",
+            )
+        except UserError as error:
+            raise UserError(f"task {benchmark.name}: {error}") from None
         by_example: dict[int | None, list[Instance]] = {}
         for instance in task.instances:
             by_example.setdefault(instance.doc_id, []).append(instance)

@@ -21,7 +21,9 @@ from llama_cpt.evaluation.tasks.scoring import LEAST_PARSEABLE
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.distributed import allgather_strings, run_on_primary
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.jsonl import append_lines, read_lines
+from llama_cpt.runtime.shown_command import command_line
 
 BITS_PER_BYTE = "bits_per_byte"
 """Name of the metric for held-out text; lower values are better."""
@@ -74,7 +76,7 @@ def read_scores(folder: str) -> dict[str, list[ExampleScore]]:
     """
     files = sorted(Path(folder).glob(f"*{LINES}"))
     if not files:
-        raise UserError(f"{folder} has no scores; write them with `python -m llama_cpt.evaluate`.")
+        raise UserError(f"{folder} has no scores; write them with `{command_line('evaluate')}`.")
     return {file.name.removesuffix(LINES): read_task(file) for file in files}
 
 
@@ -104,7 +106,7 @@ def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[Exa
     file = folder / f"{task}{SETTINGS}"
     # Convert through JSON, so that tuples compare equal to the lists in the file.
     new = json.loads(json.dumps(settings))
-    old = json.loads(file.read_text("utf-8")) if file.exists() else new
+    old = read_settings(file) if file.exists() else new
     changed = sorted(n for n in new | old if new.get(n) != old.get(n))
     if changed:
         differences = ", ".join(f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in changed)
@@ -115,6 +117,11 @@ def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[Exa
     if not file.exists():
         _write_settings(file, new)
     return read_task(folder / f"{task}{LINES}")
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return the settings of a task; raise UserError if ``file`` is damaged."""
+    return read_json_object(str(file), "delete it and the scores of the task to start over")
 
 
 def unscored(

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.evaluation.question_rows import Tokens
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import (
@@ -109,8 +109,7 @@ def _batch_answers(
     tokens, lengths = pad_prompts([prompt.tolist() for prompt in prompts], row_multiple=rows)
     columns = bucket_length(tokens.shape[1] + spec.max_new_tokens)
     # Stop strings can be names of special tokens, which are not part of the decoded text.
-    special = {i: tokenizer.decode([i]) for i in (tokenizer.bos_id, tokenizer.eos_id)}
-    special |= {i: name for name, i in tokenizer.special_tokens.items()}
+    special = {i: name for name, i in tokenizer.special_tokens.items()}
     written: list[list[int]] = [[] for _ in prompts]
     stopped = np.arange(rows) >= len(prompts)
     with jax.set_mesh(mesh):
@@ -126,7 +125,8 @@ def _batch_answers(
                     stopped[number] |= special.get(i) in specs[number].stops
                     if i not in special and not stopped[number]:
                         written[number].append(i)
-                text = tokenizer.decode(written[number])
+                # Only the end of the answer can contain a stop string that was not there before.
+                text = tokenizer.decode(written[number][-_searched(specs[number].stops) :])
                 stopped[number] |= any(stop in text for stop in specs[number].stops)
             if (stopped | np.asarray(state.stopped)).all():
                 break
@@ -134,6 +134,13 @@ def _batch_answers(
         cut_at_stop(tokenizer.decode(ids), one.stops)
         for ids, one in zip(written, specs, strict=True)
     ]
+
+
+def _searched(stops: Sequence[str]) -> int:
+    """Return the number of tokens at the end of an answer that can contain a new stop string."""
+    # A byte of the string can be a token, and the string can begin before the last tokens.
+    longest = max((len(stop.encode("utf-8", "replace")) for stop in stops), default=0)
+    return longest + 2 * TOKENS_PER_CALL
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:

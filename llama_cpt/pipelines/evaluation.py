@@ -13,17 +13,22 @@ from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import ChatConfig, TrainConfig
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.template import ChatTemplate, load_chat_template
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.document_tokens import document_tokens
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_fingerprint
 from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.generation.generate import generate
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.progress import Progress
 
 BATCH = 64
 """Number of questions in a batch."""
+MAX_CACHE_BYTES = 256 << 20
+"""Maximum size of a file with the answers of a model."""
 
 
 def check_tasks(config: PipelineConfig) -> None:
@@ -61,12 +66,13 @@ def run_benchmarks(
     folder = epath.Path(config.output) / "scores" / name
     status_file = folder.with_name(f"{name}.json")
     settings = {"model": model, "examples": config.task_examples, "dtype": stage.compute.dtype}
-    status = json.loads(status_file.read_text()) if status_file.exists() else {}
+    status = read_cache(status_file, "score the model again")
     if status.get("asked") != settings:
         if folder.exists():
             folder.rmtree()
         status = {"asked": settings, "done": []}
-    if set(config.tasks) <= set(status["done"]):
+    done = status.get("done")
+    if isinstance(done, list) and all(task in done for task in config.tasks):
         return str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Write the status before the scores, so that scores of an interrupted run can be identified.
@@ -87,7 +93,10 @@ def _score(
     if TASK in config.tasks:
         texts = heldout_texts(config.stages[0].data.heldout, limit)
         bpb_settings: dict[str, Any] = settings | {"texts": text_fingerprint(texts)}
-        score_texts(texts, decoder, tokenizer, mesh, folder, bpb_settings)
+        around = document_tokens(tokenizer, stage.data.document_tokens).for_heldout
+        score_texts(
+            texts, decoder, tokenizer, mesh, folder, bpb_settings, context_id=around.begin[0]
+        )
     if not (benchmarks := _benchmarks(config)):
         return
     from llama_cpt.evaluation.benchmarks import load_benchmark
@@ -147,10 +156,10 @@ def sample_answers(
     prompts, template, tokenizer = render_prompts(questions, config, max_new_tokens)
     inputs = json.dumps([prompts, max_new_tokens, identity, config.compute.dtype])
     fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
-    if cache.exists():
-        cached = json.loads(cache.read_text())
-        if cached["fingerprint"] == fingerprint:
-            return cached["answers"]
+    cached = read_cache(cache, "generate the answers again")
+    kept: Any = cached.get("answers")
+    if cached.get("fingerprint") == fingerprint and _are_texts(kept, len(prompts)):
+        return kept
     mesh = make_mesh(config.mesh.without_context)
     decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
     answers: list[str] = []
@@ -169,6 +178,22 @@ def sample_answers(
     content = {"fingerprint": fingerprint, "answers": answers}
     write_atomic(cache, json.dumps(content, ensure_ascii=False, indent=1).encode())
     return answers
+
+
+def read_cache(file: epath.Path, purpose: str) -> dict[str, Any]:
+    """Return the JSON object in ``file``, or an empty dict if the file does not exist."""
+    if not file.exists():
+        return {}
+    return read_json_object(str(file), f"delete it to {purpose}", max_bytes=MAX_CACHE_BYTES)
+
+
+def _are_texts(values: Any, count: int) -> bool:
+    """Return whether ``values`` is a list of ``count`` strings."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, str) for value in values)
+    )
 
 
 def _batches(prompts: Sequence[list[int]]) -> list[Sequence[list[int]]]:

@@ -14,7 +14,8 @@ from llama_cpt.evaluation.exact_match import Accuracy, Question, accuracy_table
 from llama_cpt.evaluation.learning_curves import save_figure
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.metrics import read_lines
-from llama_cpt.runtime.tables import aligned_table, markdown_cell, markdown_table
+from llama_cpt.runtime.tables import Markdown, aligned_table, markdown_table
+from llama_cpt.runtime.untrusted_text import escape_markdown
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 LOGPS = ("logps/chosen", "logps/rejected")
@@ -81,7 +82,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     corpora = _corpora(stages)
     _draw(stages, corpora, Path(folder) / "report.png")
-    parts = [f"# {folder.name}", "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
+    title = f"# {escape_markdown(folder.name)}"
+    parts = [title, "![Bits per byte and rewards](report.png)", _bits(stages, corpora)]
     if scores:
         parts.append(_comparison(folder, scores))
     if questions:
@@ -142,17 +144,17 @@ def _comparison(folder: epath.Path, scores: Sequence[str]) -> str:
 
 
 def _rewards(stage: StageReport) -> str:
-    rows = [("", "first", "last")]
+    rows: list[tuple[str, ...]] = [("", "first", "last")]
     for key, points in stage.curves.items():
         if points:
-            rows.append((f"`{key}`", f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
-    return f"## Preferences: {stage.name}\n\n" + markdown_table(rows)
+            rows.append((Markdown(f"`{key}`"), f"{points[0][1]:.4f}", f"{points[-1][1]:.4f}"))
+    return f"## Preferences: {escape_markdown(stage.name)}\n\n" + markdown_table(rows)
 
 
 def _samples(stages: Sequence[StageReport], prompt: str) -> str:
     rows = [("model", "answer")]
     rows += [(stage.name, stage.samples[prompt]) for stage in stages]
-    return f"## {markdown_cell(prompt)}\n\n" + markdown_table(rows)
+    return f"## {escape_markdown(prompt)}\n\n" + markdown_table(rows)
 
 
 def _draw(stages: Sequence[StageReport], corpora: Sequence[str], output: Path) -> None:

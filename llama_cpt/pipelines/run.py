@@ -23,6 +23,7 @@ from llama_cpt.pipelines.evaluation import (
 from llama_cpt.pipelines.report import StageReport, read_stage, summary, write_report
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_local
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
@@ -127,7 +128,9 @@ def _export(config: PipelineConfig, last: TrainConfig, identity: str) -> epath.P
     status_file = folder.with_name("exported.json")
     status = {"model": identity, "dtype": config.export_dtype}
     if folder.exists():
-        if status_file.exists() and json.loads(status_file.read_text()) == status:
+        if status_file.exists() and status == read_json_object(
+            str(status_file), "delete it to export the model again"
+        ):
             return folder
         folder.rmtree()
     to_hf(last.output, str(folder), dtype=config.export_dtype)

@@ -35,7 +35,13 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [
 from llama_cpt.evaluation import benchmarks, bits_per_byte, questions  # noqa: E402
 from llama_cpt.evaluation import harness as harness_model
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
-from llama_cpt.evaluation.tasks.local_files import eq_bench, humaneval  # noqa: E402
+from llama_cpt.evaluation.tasks import local_files  # noqa: E402
+from llama_cpt.evaluation.tasks.local_files import (  # noqa: E402
+    eq_bench,
+    humaneval,
+    mmlu,
+    xcopa_zh,
+)
 
 
 class Guesser:
@@ -295,7 +301,15 @@ QUESTION = {"prompt": "?", "reference_answer_fullscale": {"emotion1": "joy"}}
             "arts.csv is not a CSV table",
         ),
         (f"{CMMLU}.gz", b"\x1f\x8b\x08\x00\0\0\0\0\0\xff\xff\xff\xff", "arts.csv.gz is damaged"),
+        (
+            CMMLU,
+            'Question,A,B,C,D,Answer\nq,a,b,c,d,A\nq,"a,b,c,d,A\nq,a,b,c,d,A\n',
+            "arts.csv is not a CSV table",
+        ),
+        (CMMLU, "Question,A,B,C,D,Answer\nq,a,b,c,d,A\nq,a,b,c,d\n", "row 2 has 5 columns, not 6"),
         ("xcopa/test.zh.jsonl", "[1]\n", "question 1 is .1., not an object"),
+        ("xcopa/test.zh.jsonl", "\n" + "[" * 100_000, "zh.jsonl:2: nested too deeply"),
+        (EQ, "[" * 100_000, "not JSON"),
         (
             "xcopa/test.zh.jsonl",
             '{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": "1"}',
@@ -314,6 +328,36 @@ def test_damaged_data_is_rejected_with_file_and_question(file, content, match, d
     name = {"c": "cmmlu", "x": "xcopa_zh", "e": "eq_bench"}[file[0]]
     with pytest.raises(UserError, match=match):
         load_benchmark(name, str(tmp_path), 0)
+
+
+def test_json_lines_of_benchmarks_can_contain_other_line_separators(tmp_path):
+    row = {"premise": "a\u2028b\x85", "choice1": "c", "choice2": "d", "question": "cause"}
+    (tmp_path / "xcopa").mkdir()
+    lines = json.dumps(row | {"label": 0}, ensure_ascii=False) + "\r\n"
+    (tmp_path / "xcopa/test.zh.jsonl").write_bytes(f"\ufeff{lines}\n{lines}".encode())
+    assert xcopa_zh(str(tmp_path), "")["test"]["premise"] == ["a\u2028b\x85"] * 2
+
+
+def test_mmlu_without_header_equals_mmlu_with_header(tmp_path):
+    rows = ['"Why,\r\nso?",1,2,3,4', "q,a,b,c,d"]
+    header = "question,choice0,choice1,choice2,choice3,answer\r\n"
+    found = []
+    for name, first, answers in (("with", header, "20"), ("without", "", "CA")):
+        for split in ("dev", "test"):
+            file = tmp_path / name / f"mmlu/{split}/anatomy_{split}.csv"
+            file.parent.mkdir(parents=True)
+            lines = (f"{row},{one}" for row, one in zip(rows, answers, strict=True))
+            file.write_bytes((first + "\r\n".join(lines)).encode())
+        found.append(mmlu(str(tmp_path / name), "anatomy")["test"].to_list())
+    assert found[0] == found[1] and [row["answer"] for row in found[0]] == [2, 0]
+
+
+def test_benchmark_file_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_files, "LARGEST_FILE", 1 << 20)
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k/train.jsonl.gz").write_bytes(gzip.compress(bytes(1 << 24)))
+    with pytest.raises(UserError, match=r"train.jsonl.gz has more than 1 MB of text"):
+        local_files.gsm8k(str(tmp_path), "")
 
 
 def test_real_benchmarks_load_and_score(shared_data):

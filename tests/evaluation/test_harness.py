@@ -86,6 +86,7 @@ def test_rolling_loglikelihoods_equal_the_harness(ours, theirs):
     np.testing.assert_allclose(found, wanted, atol=1e-4 * 9, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_generated_text_equals_the_harness(ours, theirs):
     free = theirs.generate_until(requests("generate_until", (TEXT, {"max_gen_toks": 24})))[0]
     asked = requests(

@@ -12,7 +12,7 @@ from llama_cpt.data.chat.conversations import Message
 from llama_cpt.evaluation.judge import judges
 from llama_cpt.evaluation.judge.judges import EndpointJudge
 from llama_cpt.evaluation.judge.verdicts import BlindedPair, InvalidReplyError
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UsageError, UserError
 from tests.evaluation.chat_endpoint import serving
 
 KEY = "sk-a-secret-that-nobody-may-see"
@@ -137,6 +137,32 @@ def test_key_is_not_sent_to_a_redirect():
             with pytest.raises(UserError, match="HTTP 307"):
                 EndpointJudge(server.url, "j", 20.0).rule(SHOWN)
         assert server.keys == [f"Bearer {KEY}"] and not elsewhere.asked
+
+
+@pytest.mark.parametrize(
+    "escaped",
+    [
+        "".join(f"\\u{ord(c):04x}" for c in KEY),
+        "".join(f"\\\\u{ord(c):04X}" for c in KEY),
+        "".join(f"%{ord(c):02x}" for c in KEY),
+        "".join(f"%25{ord(c):02X}" for c in KEY),
+        "".join(f"&#{ord(c)};" for c in KEY),
+        KEY[:3] + "".join(f"\\x{ord(c):02x}" for c in KEY[3:]),
+        KEY.replace("-", "\\-"),
+    ],
+)
+def test_escaped_key_is_not_shown(escaped):
+    body = f'{{"error": "no {escaped} and {KEY}"}}'.encode()
+    with serving(lambda body_, number: (404, {}, body)) as server:
+        with pytest.raises(UserError, match=r"no \[key\] and \[key\]") as caught:
+            EndpointJudge(server.url, "j", 20.0).rule(SHOWN)
+    assert KEY not in str(caught.value) and escaped not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a:b", "http://a:99999", "http://", "x"])
+def test_invalid_url_is_a_usage_error(url):
+    with pytest.raises(UsageError, match="--judge must be a URL such as"):
+        EndpointJudge(url, "j", 20.0)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def metrics(stage) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow  # test_report_compares_scores_after_every_stage is fast and runs stages too.
 def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     assert run_pipeline(pipeline) is Outcome.FINISHED
     output = Path(pipeline.output)
@@ -96,7 +97,7 @@ def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     assert "chat_template.jinja" in {path.name for path in (output / "exported").iterdir()}
     settings = json.loads((output / "exported" / "generation_config.json").read_text())
     tokenizer = load_tokenizer(pipeline.stages[0].data.tokenizer)
-    assert settings["eos_token_id"] == [tokenizer.special_id("<|eot_id|>"), tokenizer.eos_id]
+    assert settings["eos_token_id"] == [tokenizer.eos_id, tokenizer.special_id("<|eot_id|>")]
 
     documented = {metric.key for section in SECTIONS.values() for metric in section}
     names = {corpus.name for stage in pipeline.stages for corpus in stage.data.heldout}
@@ -151,6 +152,7 @@ def test_tasks_that_run_code_are_rejected_before_training(pipeline):
     assert not Path(pipeline.stages[0].output).exists()
 
 
+@pytest.mark.slow
 def test_other_weights_are_scored_and_exported_again(pipeline):
     cpt = replace(pipeline, stages=pipeline.stages[:1])
     run_pipeline(cpt)
@@ -170,6 +172,7 @@ def test_prompt_without_room_is_rejected_before_training(pipeline):
     assert not Path(pipeline.stages[0].output).exists()
 
 
+@pytest.mark.slow
 def test_stage_started_too_early_is_rejected(pipeline):
     run_pipeline(replace(pipeline, stages=pipeline.stages[:2]))
     longer = replace(pipeline.stages[0], num_steps=6)
@@ -193,6 +196,7 @@ def test_missing_questions_are_rejected_before_training(pipeline):
     assert not Path(pipeline.stages[0].output).exists()
 
 
+@pytest.mark.slow
 def test_resumed_stage_rejects_another_reference(pipeline, tmp_path):
     cpt, _, dpo = pipeline.linked_stages()
     with pytest.raises(UserError, match="objective.loss=sigmoid needs init_from"):

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import json
 import math
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,7 +17,13 @@ from llama_cpt.evaluation.paired import (
     corrected_level,
     ratio_intervals,
 )
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, SETTINGS, ExampleScore, read_scores
+from llama_cpt.evaluation.scores import (
+    BITS_PER_BYTE,
+    SETTINGS,
+    ExampleScore,
+    read_scores,
+    read_settings,
+)
 from llama_cpt.runtime.errors import UserError
 
 POINTS_MARGIN = 2.0
@@ -329,8 +334,8 @@ def shots_of(folders: Sequence[str]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for file in (f for folder in folders for f in sorted(Path(folder).glob(f"*{SETTINGS}"))):
-        settings = json.loads(file.read_text("utf-8"))
-        if "shots" in settings:
+        settings = read_settings(file)
+        if type(settings.get("shots")) is int:
             found.setdefault(file.name.removesuffix(SETTINGS), settings["shots"])
     return found
 
@@ -345,7 +350,7 @@ def setting_differences(folders: Sequence[str]) -> list[str]:
     sentences = []
     for folder in map(Path, folders):
         for file in sorted(folder.glob(f"*{SETTINGS}")):
-            task, settings = file.name.removesuffix(SETTINGS), json.loads(file.read_text("utf-8"))
+            task, settings = file.name.removesuffix(SETTINGS), read_settings(file)
             name, before = first.setdefault(task, (folder.name, settings))
             names = sorted(set(before | settings) - set(MODEL_SETTINGS))
             changed = [name for name in names if before.get(name) != settings.get(name)]

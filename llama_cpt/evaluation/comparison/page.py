@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 import math
-import re
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -21,7 +20,8 @@ from llama_cpt.evaluation.comparison.figures import MINUS, draw_differences, dra
 from llama_cpt.evaluation.paired import LEVEL, Finding, corrected_level
 from llama_cpt.mixture_law.figure_style import png, style
 from llama_cpt.runtime.atomic import write_atomic
-from llama_cpt.runtime.tables import aligned_table, markdown_table
+from llama_cpt.runtime.tables import Markdown, aligned_table, markdown_table
+from llama_cpt.runtime.untrusted_text import escape_markdown
 
 MARKS: tuple[Finding, ...] = ("gained", "forgotten", "kept", "no significant difference")
 PICTURES = {
@@ -146,7 +146,7 @@ def write_comparison(folders: Sequence[str], output: str) -> Comparison:
             write_atomic(folder / name, pictures[name])
         else:
             (folder / name).unlink(missing_ok=True)
-    text = f"# {_escape(_title(comparison))}\n\n{markdown_of(comparison, '')}\n"
+    text = f"# {escape_markdown(_title(comparison))}\n\n{markdown_of(comparison, '')}\n"
     write_atomic(folder / "report.md", text.encode())
     write_atomic(folder / "report.html", _page(comparison, pictures).encode())
     return comparison
@@ -161,22 +161,22 @@ def pictures_of(comparison: Comparison) -> dict[str, bytes]:
 def markdown_of(comparison: Comparison, folder: str) -> str:
     """Return the report in Markdown; ``folder`` is the prefix of the file names of figures."""
     rows = [
-        (_escape(row_name(row)), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
+        (row_name(row), *(_markdown_cell(cell_lines(row, cell)) for cell in row.cells))
         for row in comparison.rows
     ]
-    tasks = task_rows(comparison)
     parts = [
         "\n".join(
-            f"- **{_escape(model)}** {_escape(text)}" for model, text in _findings(comparison)
+            f"- **{escape_markdown(model)}** {escape_markdown(text)}"
+            for model, text in _findings(comparison)
         ),
-        "\n".join(f"- **Caution:** {_escape(remark)}" for remark in comparison.remarks),
-        markdown_table([("task", *map(_escape, comparison.models)), *rows]),
+        "\n".join(f"- **Caution:** {escape_markdown(remark)}" for remark in comparison.remarks),
+        markdown_table([("task", *comparison.models), *rows]),
         *(
             f"![{PICTURES[name]}]({folder}{name})\n\n{PICTURES[name]}"
             for name in _figures(comparison)
         ),
-        "\n".join(f"- {_escape(sentence)}" for sentence in how_to_read(comparison)),
-        markdown_table([tasks[0], *([_escape(cell) for cell in row] for row in tasks[1:])]),
+        "\n".join(f"- {escape_markdown(sentence)}" for sentence in how_to_read(comparison)),
+        markdown_table(task_rows(comparison)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -229,8 +229,8 @@ def _title(comparison: Comparison) -> str:
     return f"Comparison of {', '.join(comparison.models)}"
 
 
-def _markdown_cell(lines: Sequence[str]) -> str:
-    return "<br>".join([*lines[:2], *(f"**{mark}**" for mark in lines[2:])])
+def _markdown_cell(lines: Sequence[str]) -> Markdown:
+    return Markdown("<br>".join([*lines[:2], *(f"**{mark}**" for mark in lines[2:])]))
 
 
 def _html_cell(lines: Sequence[str]) -> str:
@@ -248,11 +248,3 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _escape(text: str) -> str:
-    """Escape characters that Markdown would interpret as markup, HTML or the end of a cell.
-
-    Underscores are not escaped, because they are not markup inside a word such as a task name.
-    """
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(text, quote=False)).replace("\n", " ")

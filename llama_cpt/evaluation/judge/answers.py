@@ -17,7 +17,7 @@ from llama_cpt.data.chat.template import ChatTemplate
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import BLOCK_BYTES, Sources
 from llama_cpt.data.sources.json_records import parse_records, read_record_blocks
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.evaluation.judge.verdicts import Prompt
 from llama_cpt.evaluation.written_answers import AnswerSpec, written_answers
 from llama_cpt.generation.decoder import Decoder
@@ -99,6 +99,8 @@ class ChatModel:
     tokenizer: Tokenizer
     mesh: Mesh
     template: ChatTemplate
+    end_ids: tuple[int, ...] = ()
+    """Ids that end an answer in addition to EOS and the template's end-of-turn token."""
 
 
 def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answerer:
@@ -120,7 +122,7 @@ def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answere
             model.mesh,
             [rows[index] for index in fit],
             [AnswerSpec((), max_new_tokens, Sampling())] * len(fit),
-            model.template.stop_ids,
+            tuple(dict.fromkeys((*model.template.stop_ids, *model.end_ids))),
         )
         yield from ((fit[number], text.strip()) for number, text in written)
 

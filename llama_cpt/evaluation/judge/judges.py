@@ -9,6 +9,7 @@ from collections.abc import Generator
 import contextlib
 from dataclasses import dataclass, field
 from email.message import Message
+import html
 from http.client import HTTPException, HTTPResponse
 import json
 import os
@@ -28,6 +29,7 @@ from llama_cpt.evaluation.judge.verdicts import (
     Verdict,
 )
 from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.untrusted_text import printable
 
 QUESTION = "Better answer: a, b, t (tie); q quits, the same command resumes: "
 _TYPED_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "tie": "tie"}
@@ -52,6 +54,8 @@ VERDICT: B
 VERDICT: TIE"""
 _REPLY_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie"}
 _VERDICT = re.compile(r"\W*(?:verdict\W*)?(a|b|tie)\W*", re.IGNORECASE)
+_ESCAPED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+_ESCAPE_LEVELS = 3
 # A verdict can be followed by two lines, because some models end with a polite phrase.
 _LAST_LINES = 3
 # The HTTP statuses Request Timeout and Too Many Requests. Every status 5xx is retried as well.
@@ -72,9 +76,9 @@ class PersonJudge:
         self.done += 1
         print(f"\n{'=' * 30} {self.done} of {self.total}")
         for turn in shown.prompt:
-            print(f"[{turn.role}] {_plain(turn.content)}")
+            print(f"[{turn.role}] {printable(turn.content)}")
         for letter, answer in (("a", shown.left), ("b", shown.right)):
-            print(f"\n--- answer {letter}\n{_plain(answer)}")
+            print(f"\n--- answer {letter}\n{printable(answer)}")
         print()
         while True:
             try:
@@ -89,11 +93,6 @@ class PersonJudge:
 
     def stop(self) -> None:
         """Do nothing, because a person has no pending requests."""
-
-
-def _plain(text: str) -> str:
-    """Return ``text`` without characters that can be part of terminal escape sequences."""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 @dataclass
@@ -111,7 +110,12 @@ class EndpointJudge:
         The URL must not contain a secret, the name of the model must not be empty, and the key must
         be printable ASCII.
         """
-        parts = urllib.parse.urlsplit(self.url)
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            _ = parts.port
+        except ValueError:
+            # The URL has an unmatched bracket, or a port that is not a number up to 65535.
+            parts = urllib.parse.urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError("--judge must be a URL such as http://localhost:8000/v1, or person.")
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -205,7 +209,21 @@ class EndpointJudge:
         return UserError(f"{self.url}: HTTP {error.code} ({excerpt}); {remedy}.")
 
     def _redacted(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if self.key else text
+        """Return ``text`` without the key. A text with an escaped key is decoded first."""
+        if not self.key:
+            return text
+        text = text.replace(self.key, "[key]")
+        decoded = text
+        for _ in range(_ESCAPE_LEVELS):
+            decoded = _decoded(decoded).replace(self.key, "[key]")
+        return decoded if decoded.count("[key]") > text.count("[key]") else text
+
+
+def _decoded(text: str) -> str:
+    """Return ``text`` without the escapes of JSON, URLs and HTML."""
+    text = html.unescape(urllib.parse.unquote(text))
+    text = _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+    return re.sub(r"\\(.)", r"\1", text)
 
 
 class _TransientError(Exception):

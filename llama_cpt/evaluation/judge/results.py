@@ -16,7 +16,8 @@ class WinRate:
     models: tuple[str, str]
     judge: str
     prompts: int
-    """Number of prompts that count: prompts with all verdicts, and prompts with equal answers."""
+    """Number of prompts in the result: prompts with a verdict for every requested order of the two
+    answers, and prompts to which both models gave the same answer."""
     wins: int
     """Number of prompts with a mean of the first model's points above 0.5.
 

@@ -15,8 +15,12 @@ import zlib
 import datasets
 
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.text_files import json_lines
 
 Rows = list[dict[str, Any]]
+LARGEST_FILE = 1 << 28
+"""Maximum size of a benchmark file in bytes, after decompression."""
+_INDEX = dict(zip("ABCD", "0123", strict=True))
 _SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-8"))
 
 
@@ -52,7 +56,7 @@ def gsm8k(folder: str, part: str) -> dict[str, datasets.Dataset]:
 def mgsm_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
     """Load MGSM of google-research/url-nlp from ``mgsm/mgsm_zh.tsv``, which has no header."""
     file = _file(folder, "mgsm/mgsm_zh.tsv")
-    rows = list(csv.reader(io.StringIO(_text(file)), delimiter="\t"))
+    rows = _table(file, "\t")
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise UserError(
@@ -108,7 +112,7 @@ def eq_bench(folder: str, part: str) -> dict[str, datasets.Dataset]:
     columns = ("prompt", "reference_answer_fullscale")
     try:
         content = json.loads(_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON ({error}); download it again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not an object of questions by number; download it again.")
@@ -167,10 +171,20 @@ def _subject(
 
 
 def _csv(file: Path, columns: Sequence[str]) -> Rows:
-    try:
-        rows = _required(file, list(csv.DictReader(io.StringIO(_text(file)))), columns)
-    except csv.Error as error:
-        raise UserError(f"{file} is not a CSV table ({error}); download it again.") from None
+    """Return the ``columns`` of a CSV file; a file without a header has exactly these columns."""
+    header, *cells = _table(file, ",") or [[]]
+    if not set(columns) <= set(header) and len(header) == len(columns) and header[-1] in _INDEX:
+        # The original files of MMLU have no header, and give answers as letters, not as indices.
+        header, cells = list(columns), [header, *cells]
+        if columns[-1] == "answer":
+            cells = [[*row[:-1], _INDEX.get(row[-1], row[-1])] for row in cells]
+    for number, row in enumerate(cells, 1):
+        if len(row) != len(header):
+            raise UserError(
+                f"{file}: row {number} has {len(row)} columns, not {len(header)}; download it "
+                "again."
+            )
+    rows = _required(file, [dict(zip(header, row, strict=True)) for row in cells], columns)
     kept = [{name: row[name] for name in columns} for row in rows]
     # The answer in MMLU is the index of the right choice. In other benchmarks it is a letter.
     return [
@@ -178,14 +192,20 @@ def _csv(file: Path, columns: Sequence[str]) -> Rows:
     ]
 
 
+def _table(file: Path, delimiter: str) -> list[list[str]]:
+    """Return the cells of the rows of a table that are not blank."""
+    try:
+        # strict: an unclosed quotation mark would join all following rows.
+        found = csv.reader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
+        return [row for row in found if row]
+    except csv.Error as error:
+        raise UserError(f"{file} is not a CSV table ({error}); download it again.") from None
+
+
 def _json_lines(file: Path, columns: Sequence[str]) -> Rows:
-    rows = []
-    for number, line in enumerate(_text(file).splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{file}:{number}: not JSON ({error}); download it again.") from None
-    return [{name: row[name] for name in columns} for row in _required(file, rows, columns)]
+    values = json_lines(_text(file), str(file), "download it again")
+    rows = _required(file, [row for _, row in values], columns)
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 def _required(file: Path, rows: list[Any], columns: Sequence[str]) -> Rows:
@@ -213,9 +233,14 @@ def _file(folder: str, name: str) -> Path:
 
 
 def _text(file: Path) -> str:
-    content = file.read_bytes()
     try:
-        return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8-sig")
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(
+                f"{file} has more than {LARGEST_FILE >> 20} MB of text; download it again."
+            )
+        return content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged ({error}); download it again.") from None
 
