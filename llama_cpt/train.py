@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Train a model with the config named in ``arguments`` and return the exit status."""
-    started = time.time()
+    started = time.monotonic()
     options, overrides = parse_arguments(_parser(), arguments)
     profile = steps_to_trace(options.profile) if options.profile else NO_STEPS
     config = load_config(options.config, overrides)

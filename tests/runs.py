@@ -32,10 +32,10 @@ def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) 
     outcome."""
     real = trainer.learning_rate
 
-    def with_signal(optimizer, step: int, num_steps: int) -> float:
+    def with_signal(optimizer, step: int, num_steps: int, version: int) -> float:
         if step == steps - 1:
             os.kill(os.getpid(), number)
-        return real(optimizer, step, num_steps)
+        return real(optimizer, step, num_steps, version)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "learning_rate", with_signal)

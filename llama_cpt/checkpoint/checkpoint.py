@@ -17,10 +17,9 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from llama_cpt.checkpoint import manifest, state_dict, step_marks
+from llama_cpt.checkpoint import manifest, state_dict, step_marks, verification
 from llama_cpt.checkpoint.errors import SaveError, save_error
 from llama_cpt.checkpoint.health import DivergedError, non_finite
-from llama_cpt.checkpoint.manifest import find_damage_cached
 from llama_cpt.checkpoint.orbax_handler import orbax_handler, require_merged
 from llama_cpt.checkpoint.retention import Retention
 from llama_cpt.runtime.distributed import (
@@ -33,6 +32,7 @@ from llama_cpt.runtime.distributed import (
 )
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
+from llama_cpt.runtime.logs import warn_once
 from llama_cpt.runtime.retry import is_storage_error, is_transient
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,6 @@ _TRANSIENT = "transient "
 
 _EXIT_SECONDS = 60.0
 """Maximum seconds to wait for the save in progress when an error ends this process."""
-
-_logged: set[str] = set()
-"""Messages that ``_warn_once`` has logged in this process."""
 
 
 class CheckpointManager:
@@ -160,7 +157,7 @@ class CheckpointManager:
             before = max((s for s in self.steps() if s < step), default=-1)
             step = broadcast_from_primary(before, "checkpoint before")
             if step >= 0 and is_primary():
-                _warn_once(f"falling back to the checkpoint of step {step} in {self.folder}")
+                warn_once(logger, f"falling back to the checkpoint of step {step} in {self.folder}")
         if self._damaged:
             raise UserError(
                 f"{self.folder}: every checkpoint is damaged (steps: {sorted(self._damaged)}); "
@@ -179,15 +176,17 @@ class CheckpointManager:
         part of the files, and all get the same result.
         """
         path = self.folder / str(step)
-        damage = find_damage_cached(path, process_index(), process_count())
+        damage = verification.find_damage(path, process_index(), process_count())
         if damage:
-            _warn_once(f"checkpoint {step} is damaged: {damage}")
+            warn_once(logger, f"checkpoint {step} is damaged: {damage}")
         intact = all_processes_agree(
             damage is None, "checkpoint verified", seconds=SAVE_TIMEOUT_SECONDS
         )
         # Manifests of earlier versions do not contain the step, but the metadata does.
         if intact and (recorded := (self.metadata(step) or {}).get("step", step)) != step:
-            _warn_once(f"checkpoint {step} is damaged: {path} holds the state of step {recorded}")
+            warn_once(
+                logger, f"checkpoint {step} is damaged: {path} holds the state of step {recorded}"
+            )
             intact = False
         if not intact:
             self._damaged.add(step)
@@ -365,9 +364,10 @@ class CheckpointManager:
     def _warn_uncommitted(self) -> None:
         if is_primary() and self.folder.exists():
             for path in manifest.uncommitted(self.folder):
-                _warn_once(
+                warn_once(
+                    logger,
                     f"{path} has no complete manifest and is ignored. The save was interrupted, or "
-                    "the manifest was removed."
+                    "the manifest was removed.",
                 )
 
 
@@ -376,10 +376,3 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _warn_once(message: str) -> None:
-    """Log ``message`` as a warning, unless this process has logged it before."""
-    if message not in _logged:
-        _logged.add(message)
-        logger.warning("%s", message)

@@ -21,21 +21,19 @@ from etils import epath
 
 from llama_cpt.checkpoint import step_marks
 from llama_cpt.checkpoint.errors import StorageError
-from llama_cpt.runtime.literal_paths import files_below, remote_storage
+from llama_cpt.runtime.literal_paths import files_below, is_regular_file
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
 
 BLOCK_BYTES = 4 << 20
 THREADS = 8
+MAX_JSON_BYTES = 256 << 20
+"""Maximum size of a manifest or a commit record, in bytes. A manifest of 100,000 files takes less
+than a tenth of this size."""
 
 Result = TypeVar("Result")
 
 _PART = re.compile(r"(\d+)\.manifest-(\d{5})-of-(\d{5})\.json")
-_found_damage: dict[tuple[str, int, int], tuple[Any, str | None]] = {}
-"""Cached results of ``find_damage_cached`` by (checkpoint, part, parts).
-
-A result contains the state of the files when they were verified, and the damage found.
-"""
 
 
 def commit(checkpoint: epath.Path, part: int, parts: int) -> None:
@@ -72,7 +70,7 @@ def committed_steps(folder: epath.Path) -> list[int]:
 def uncommitted(folder: epath.Path) -> list[epath.Path]:
     """Return the checkpoint folders in ``folder`` with a missing or incomplete manifest."""
     committed = committed_steps(folder)
-    steps = (path for path in _entries(folder) if path.name.isdigit())
+    steps = (path for path in _entries(folder) if re.fullmatch("[0-9]+", path.name))
     return [path for path in steps if int(path.name) not in committed]
 
 
@@ -120,16 +118,18 @@ def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | 
     """
     manifests = _parts(checkpoint.parent).get(checkpoint.name, {})
     try:
-        contents = [json.loads(_read(path, path.read_text)) for path in manifests.values()]
-        # Manifests of earlier versions do not contain the step.
-        steps = {content.get("step", int(checkpoint.name)) for content in contents}
-        if steps - {int(checkpoint.name)}:
-            return f"{checkpoint}: its manifest belongs to step {min(steps)}"
-        files = {name: entry for content in contents for name, entry in content["files"].items()}
-        if any(content["all_files"] != len(files) for content in contents) or not files:
-            return f"{checkpoint}: its manifest does not cover all its files"
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        contents = [_read_part(path) for path in manifests.values()]
+    except (FileNotFoundError, ValueError) as error:
         return f"{checkpoint}: its manifest cannot be read ({error})"
+    for content in contents:
+        # Manifests of earlier versions do not contain the step.
+        if (step := content.get("step", int(checkpoint.name))) != int(checkpoint.name):
+            return f"{checkpoint}: its manifest belongs to step {step!r}"
+    files = {name: entry for content in contents for name, entry in content["files"].items()}
+    if any(content["all_files"] != len(files) for content in contents) or not files:
+        return f"{checkpoint}: its manifest does not cover all its files"
+    if part == 0 and (special := _first_special_file(checkpoint)):
+        return f"{special} is not a regular file"
     names = sorted(files)[part::parts]
     total = sum(files[name][0] for name in names) / 1e9
     with (
@@ -151,8 +151,7 @@ def find_damage(checkpoint: epath.Path, part: int = 0, parts: int = 1) -> str | 
 def manifest_digest(checkpoint: epath.Path) -> str:
     """Return the SHA-256 of the sizes and digests of a committed checkpoint's files."""
     parts = sorted(_parts(checkpoint.parent)[checkpoint.name].items())
-    contents = [json.loads(path.read_text())["files"] for _, path in parts]
-    files = {name: entry for content in contents for name, entry in content.items()}
+    files = {name: entry for _, path in parts for name, entry in _read_part(path)["files"].items()}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
@@ -164,8 +163,7 @@ def discard(folder: epath.Path, step: int) -> None:
     pattern = re.compile(rf"{step}(\..*)?")
     names = [path.name for path in _entries(folder) if pattern.fullmatch(path.name)]
     for name in sorted(names, key=lambda name: ".manifest-" not in name):
-        path = folder / name
-        path.rmtree() if path.is_dir() else path.unlink()
+        _remove(folder / name)
 
 
 def discard_uncommitted(folder: epath.Path) -> None:
@@ -181,7 +179,7 @@ def discard_uncommitted(folder: epath.Path) -> None:
         if step and int(step[1]) not in committed | spared:
             discard(folder, int(step[1]))
         elif step and (".orbax-checkpoint-tmp" in path.name or path.name.endswith(".draft")):
-            path.rmtree() if path.is_dir() else path.unlink()
+            _remove(path)
 
 
 def size_and_digest(path: epath.Path) -> tuple[int, str]:
@@ -223,14 +221,73 @@ def _may_be_committed(checkpoint: epath.Path) -> bool:
     Returns True if Orbax's commit record says so, is malformed, or was lost after the commit.
     """
     record = checkpoint / "_CHECKPOINT_METADATA"
-    try:
-        return json.loads(record.read_text()).get("commit_timestamp_nsecs") is not None
-    except FileNotFoundError:
+    if not is_regular_file(str(record)) or not record.exists():
         # Orbax writes the record first. If it is missing, either the save was interrupted at its
         # start, or the record was lost. ``_METADATA`` exists only in the second case.
         return (checkpoint / "_METADATA").exists()
-    except (ValueError, AttributeError):
+    try:
+        values = json.loads(_read_bounded(record))
+    except (ValueError, RecursionError):
         return True
+    return not isinstance(values, dict) or values.get("commit_timestamp_nsecs") is not None
+
+
+def _read_part(path: epath.Path) -> dict[str, Any]:
+    """Return one part of a manifest: ``files``, ``all_files`` and, except in earlier versions,
+    ``step``.
+
+    Raises ValueError if the file is not a valid part of a manifest, and the errors of ``_read``.
+    """
+    if not is_regular_file(str(path)) and os.path.lexists(path):
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        content = json.loads(_read(path, partial(_read_bounded, path)))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or type(content.get("all_files")) is not int:
+        raise ValueError(f"{path} is not part of a manifest")
+    for name, entry in files.items():
+        if not _is_entry(name, entry):
+            raise ValueError(f"{path} has an invalid entry {name!r}")
+    return content
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Return whether ``name`` is a path inside a checkpoint, and ``entry`` a size with a digest."""
+    if name.startswith("/") or not {"..", ".", ""}.isdisjoint(name.split("/")) or "\0" in name:
+        return False
+    if not isinstance(entry, list) or [type(value) for value in entry] != [int, str]:
+        return False
+    return entry[0] >= 0
+
+
+def _read_bounded(path: epath.Path) -> bytes:
+    """Return the content of a file; raise ValueError if it has more than MAX_JSON_BYTES."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
+    return content
+
+
+def _first_special_file(checkpoint: epath.Path) -> str | None:
+    """Return a file of a local checkpoint that is not a regular file, or None.
+
+    Orbax would block when it opens a FIFO, even a FIFO that the manifest does not list.
+    """
+    if "://" in str(checkpoint):
+        return None
+    paths = (str(checkpoint / name) for name in files_below(str(checkpoint)))
+    return next((path for path in paths if not is_regular_file(path)), None)
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a file, a folder with its content, or a link but not its target."""
+    if path.is_dir() and not os.path.islink(path):
+        path.rmtree()
+    else:
+        path.unlink()
 
 
 def _complete(found: dict[tuple[int, int], epath.Path]) -> bool:
@@ -252,8 +309,14 @@ def _commit_file(path: epath.Path) -> tuple[int, str]:
 
 
 def _file_damage(path: epath.Path, size: int, digest: str) -> str | None:
+    if not is_regular_file(str(path)):
+        special = os.path.lexists(path) and not os.path.islink(path)
+        return f"{path} is not a regular file" if special else f"{path} is missing"
     try:
-        found_size, found_digest = _read(path, partial(size_and_digest, path))
+        # The size of a local file is compared first, because a wrong file can be very large.
+        found_size, found_digest = size if "://" in str(path) else os.path.getsize(path), ""
+        if found_size == size:
+            found_size, found_digest = _read(path, partial(size_and_digest, path))
     except FileNotFoundError:
         return f"{path} is missing"
     if found_size != size:
@@ -288,57 +351,3 @@ def _sync(path: epath.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def find_damage_cached(checkpoint: epath.Path, part: int, parts: int) -> str | None:
-    """Return a description of the first damage found, or None, as ``find_damage`` does.
-
-    The result is cached until a file of the checkpoint changes.
-    """
-    key, before = (str(checkpoint), part, parts), _state_of_files(checkpoint)
-    if before is not None and key in _found_damage and _found_damage[key][0] == before:
-        return _found_damage[key][1]
-    found = find_damage(checkpoint, part, parts)
-    _found_damage[key] = before, found
-    return found
-
-
-def _state_of_files(checkpoint: epath.Path) -> Any:
-    """Return a value that changes if a file of ``checkpoint`` or its manifest changes.
-
-    Returns None if the state of the files is not available.
-    """
-    if "://" in str(checkpoint):
-        return _state_of_objects(checkpoint)
-    files = [
-        os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names
-    ]
-    files += [str(path) for path in parts_of(checkpoint)]
-    # The inode and the change time show that a file was replaced, even if its modification time was
-    # restored.
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            stats = list(pool.map(os.stat, files))
-    except OSError:
-        return None
-    return sorted(
-        (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        for name, stat in zip(files, stats, strict=True)
-    )
-
-
-def _state_of_objects(checkpoint: epath.Path) -> Any:
-    """Return the size and the generation or ETag of every object of ``checkpoint``.
-
-    Returns None if the store has neither generations nor ETags.
-    """
-    storage, root = remote_storage(str(checkpoint.parent))
-    storage.invalidate_cache()
-    objects: Any = storage.find(root, detail=True)
-    inside, names = f"{root}/{checkpoint.name}/", {p.name for p in parts_of(checkpoint)}
-    found = [
-        (path, entry.get("size"), entry.get("generation") or entry.get("etag"))
-        for path, entry in objects.items()
-        if path.startswith(inside) or path.rsplit("/", 1)[1] in names
-    ]
-    return sorted(found) if found and all(tag for *_, tag in found) else None

@@ -75,7 +75,7 @@ def save_with_retries(
     *,
     wait: bool = False,
 ) -> None:
-    """Save ``state`` as ``CheckpointManager.save`` does, and mark its health as unproven.
+    """Save ``state`` and mark its checkpoint as not yet known to be healthy.
 
     The save runs in the background unless ``wait`` is True. If this save or the previous save fails
     with a transient error, logs a warning, sleeps, and tries again. Raises SaveError if the error

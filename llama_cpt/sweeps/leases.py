@@ -17,6 +17,8 @@ import uuid
 
 from etils import epath
 
+from llama_cpt.runtime.literal_paths import is_regular_file
+
 RENEW_SECONDS = 30.0
 """Seconds between renewals of a lease."""
 EXPIRY_SECONDS = 300.0
@@ -54,12 +56,19 @@ def hold_lease(file: epath.Path, worker: str) -> Generator[bool]:
 
 
 def lease_owner(file: epath.Path) -> str:
-    """Return the name of the worker that has the lease, or "" if the lease is free or expired."""
+    """Return the name of the worker that has the lease, or "" if the lease is free or expired.
+
+    A damaged file counts as a free lease. A lease expires if its time stamp is
+    ``EXPIRY_SECONDS`` or more in the past or, if a clock is wrong, in the future.
+    """
+    if not is_regular_file(str(file)):
+        return ""
     try:
         lease = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
+        worker, renewed = lease["worker"], float(lease["time"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return ""
-    return lease["worker"] if time.time() - lease["time"] < EXPIRY_SECONDS else ""
+    return str(worker) if abs(time.time() - renewed) < EXPIRY_SECONDS else ""
 
 
 def _take(file: epath.Path, owner: str) -> bool:

@@ -12,7 +12,9 @@ from etils import epath
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.runtime.atomic import write_atomic
-from llama_cpt.runtime.metrics import FILE
+from llama_cpt.runtime.errors import UserError, first_line
+from llama_cpt.runtime.literal_paths import require_regular_file
+from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
 
 COLUMNS = (
@@ -39,12 +41,44 @@ class TrialStatus:
     """Wall time of the trial's training steps in seconds."""
     evaluation_seconds: float = 0.0
     """Wall time of the trial's held-out evaluations in seconds."""
+    schedule_version: int = 1
+    """Version of the trial's learning-rate schedule (``training.optimizer.SCHEDULE_VERSION``)."""
 
 
 def read_status(trial: Trial) -> TrialStatus | None:
-    """Return the status of ``trial``, or None if the trial has not ended."""
+    """Return the status of ``trial``, or None if the trial has not ended.
+
+    Raises UserError if the status file is damaged.
+    """
     file = epath.Path(trial.config.output) / STATUS_FILE
-    return TrialStatus(**json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    require_regular_file(str(file))
+    try:
+        status = TrialStatus(**json.loads(file.read_text("utf-8")))
+        _validate_status(status)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file}: is not the status of a trial ({first_line(error)}); delete it to train the "
+            "trial again."
+        ) from None
+    return status
+
+
+def _validate_status(status: TrialStatus) -> None:
+    """Raise TypeError if a value of ``status`` does not have the type of its field."""
+    if status.status not in ("done", "diverged", "failed"):
+        raise TypeError(f"status={status.status!r} is unknown")
+    for name, kinds in (
+        ("reason", (str,)),
+        ("tokenizer", (str,)),
+        ("seconds", (int, float)),
+        ("step_seconds", (int, float)),
+        ("evaluation_seconds", (int, float)),
+        ("schedule_version", (int,)),
+    ):
+        if type(getattr(status, name)) not in kinds:
+            raise TypeError(f"{name}={getattr(status, name)!r} has the wrong type")
 
 
 def write_status(trial: Trial, status: TrialStatus) -> None:
@@ -84,7 +118,9 @@ def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
         return {}
     by_group: dict[str, list[float]] = {}
     for corpus, group in groups.items():
-        by_group.setdefault(group, []).append(evaluations[-1][f"eval/{corpus}/bits_per_byte"])
+        value = evaluations[-1].get(f"eval/{corpus}/bits_per_byte")
+        if value is not None:
+            by_group.setdefault(group, []).append(value)
     return {group: sum(values) / len(values) for group, values in sorted(by_group.items())}
 
 
@@ -103,7 +139,7 @@ def step_seconds(trial: Trial) -> float:
 
 def evaluation_seconds(trial: Trial) -> float:
     """Return the wall time of the trial's held-out evaluations in seconds."""
-    return sum((line.get("perf/evaluation_seconds", 0.0) for line in _metrics(trial)), 0.0)
+    return sum((line.get("perf/evaluation_seconds") or 0.0 for line in _metrics(trial)), 0.0)
 
 
 def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
@@ -133,8 +169,7 @@ def write_results(sweep: SweepConfig, trials: Sequence[Trial]) -> epath.Path:
 
 
 def _metrics(trial: Trial) -> list[dict[str, Any]]:
-    file = epath.Path(trial.config.output) / FILE
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return read_lines(epath.Path(trial.config.output) / FILE)
 
 
 def _rows(

@@ -1,8 +1,8 @@
 """Execution of the trials of a sweep. Trials of the same model size use one compiled step."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-import json
+import logging
 import time
 import traceback
 from typing import Any, Literal
@@ -10,8 +10,12 @@ from typing import Any, Literal
 from etils import epath
 import jax
 
+from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
+from llama_cpt.config.fields import to_dict
+from llama_cpt.config.loading import load_config
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
@@ -28,11 +32,14 @@ from llama_cpt.sweeps.results import (
 )
 from llama_cpt.sweeps.status import SweepProgress
 from llama_cpt.sweeps.trials import BudgetChain, Trial, make_chains
+from llama_cpt.training.optimizer import SCHEDULE_VERSION, saved_schedule_version
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Run, build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import BranchPoint, Evaluation, evaluate, fit
+
+logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 20.0
 """Seconds between two checks of the leases of other workers."""
@@ -61,6 +68,7 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
     progress = SweepProgress(sweep, [trial for chain in chains for trial in chain], workers)
     for trial in progress.trials:
         _check_unchanged(trial)
+    _warn_of_earlier_schedule(sweep, progress.trials)
     name, shared = f"worker {worker}/{workers}", SharedWork()
     tried: set[str] = set()
     while left := [chain for chain in left if not _ended(chain, tried)]:
@@ -91,8 +99,9 @@ def _check_unchanged(trial: Trial) -> None:
     file = epath.Path(trial.config.output) / "config.json"
     if read_status(trial) is None or not file.exists():
         return
-    saved, now = json.loads(file.read_text()), trial.config.num_steps
+    now = trial.config.num_steps
     try:
+        saved = to_dict(load_config(str(file)))
         check_resume(saved, trial.config, (), saved["num_steps"])
         if saved["num_steps"] != now:
             raise UserError(f"num_steps was {saved['num_steps']}, is {now}.")
@@ -101,6 +110,35 @@ def _check_unchanged(trial: Trial) -> None:
             f"{trial.config.output} has ended, but not as this sweep would train it: {error} Set "
             "a different output for the sweep, or delete that folder."
         ) from None
+
+
+def _warn_of_earlier_schedule(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Log a warning if some trials ended with an earlier version of the schedule, and some did not.
+
+    The version makes a difference only for schedules that decay from the end of the warm-up.
+    """
+    ended = [status for trial in trials if (status := read_status(trial))]
+    earlier = sum(status.schedule_version < SCHEDULE_VERSION for status in ended)
+    decays = sweep.train.optimizer.schedule in ("cosine", "linear")
+    if decays and 0 < earlier < len(trials):
+        logger.warning(
+            "%s: %d of %d trials were trained by an earlier version, in which the %s learning-rate "
+            "schedule began its decay one step early. To train all trials with the same schedule, "
+            "set a different output for the sweep.",
+            sweep.output,
+            earlier,
+            len(trials),
+            sweep.train.optimizer.schedule,
+        )
+
+
+def _schedule_version(config: TrainConfig) -> int:
+    """Return the version of the schedule with which the run in ``config.output`` started."""
+    folder = str(epath.Path(config.output) / CHECKPOINTS_FOLDER)
+    with CheckpointManager(folder) as checkpoints:
+        if not (steps := checkpoints.steps()):
+            return SCHEDULE_VERSION
+        return saved_schedule_version(checkpoints.metadata(steps[-1]))
 
 
 def _run_chain(chain: BudgetChain, shared: SharedWork, progress: SweepProgress) -> Outcome:
@@ -148,7 +186,8 @@ def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Out
             status, reason, outcome = "failed", f"{type(error).__name__}: {error}", Outcome.FINISHED
     if outcome is Outcome.FINISHED:
         times = time.monotonic() - start, step_seconds(trial), evaluation_seconds(trial)
-        write_status(trial, TrialStatus(status, reason, run.tokenizer.fingerprint, *times))
+        version = _schedule_version(config)
+        write_status(trial, TrialStatus(status, reason, run.tokenizer.fingerprint, *times, version))
     return outcome
 
 

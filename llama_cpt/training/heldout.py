@@ -72,7 +72,6 @@ def evaluate_heldout(
     sequence_length: int,
     batch_size: int,
     documents: int,
-    bos_id: int,
 ) -> dict[str, HeldoutResult]:
     """Return a dict from corpus name to the results on up to ``documents`` documents.
 
@@ -93,7 +92,7 @@ def evaluate_heldout(
                 "the source file."
             )
         for tokens, _ in chosen:
-            windows += rolling_windows(tokens, sequence_length, bos_id=bos_id, corpus=corpus)
+            windows += rolling_windows(tokens, sequence_length, corpus=corpus)
     nll, tokens = _sums(score, windows, len(corpora), sequence_length, batch_size)
     return {
         name: HeldoutResult(
@@ -114,14 +113,14 @@ def evenly_spaced(available: int, wanted: int) -> list[int]:
 
 
 def rolling_windows(
-    document: Integer[np.ndarray, " n"], length: int, *, bos_id: int, corpus: int
+    document: Integer[np.ndarray, " n"], length: int, *, corpus: int
 ) -> Iterator[Window]:
     """Yield windows of at most ``length`` tokens that together score each text token once.
 
-    ``document`` starts with BOS and ends with EOS. A document without text yields no window.
+    ``document`` starts with a token that is not scored, usually BOS, and ends with EOS. A document
+    without text yields no window.
     """
     text = np.asarray(document[:-1], np.int32)
-    text[:1] = bos_id
     for start in range(0, len(text) - 1, length):
         end = min(start + length, len(text) - 1)
         first = max(end - length, 0)

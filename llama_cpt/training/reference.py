@@ -28,7 +28,8 @@ from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.parallel.mesh import constrain, partition_spec
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.distributed import is_primary
-from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.errors import UserError, first_line
+from llama_cpt.runtime.literal_paths import require_regular_file
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.source import open_source
 
@@ -210,6 +211,8 @@ def _read_cache(file: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
     if not _digest_file(file).exists():
         return None
     try:
+        require_regular_file(str(_digest_file(file)))
+        require_regular_file(str(file))
         content = file.read_bytes()
         if json.loads(_digest_file(file).read_text()) != _digest(content):
             damage = "its digest does not match"
@@ -217,8 +220,8 @@ def _read_cache(file: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
             return array
         else:
             damage = f"its shape is {array.shape}, but the corpus has {shape}"
-    except (OSError, ValueError) as error:
-        damage = str(error)
+    except (OSError, ValueError, RecursionError) as error:
+        damage = first_line(error)
     logger.warning("%s: %s; recomputing it.", file, damage)
     return None
 

@@ -7,8 +7,8 @@ of steps done.
 """
 
 from collections.abc import Sequence
-import json
 import re
+import shlex
 from typing import Any
 
 from etils import epath
@@ -24,6 +24,7 @@ from llama_cpt.config.fields import (
 )
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE as METRICS
 from llama_cpt.runtime.metrics import read_lines
 
@@ -121,10 +122,10 @@ def missing_save(output: str, found: int) -> str | None:
     folder = epath.Path(output)
     last = max((line["step"] for line in read_lines(folder / METRICS)), default=0)
     try:
-        saved = json.loads((folder / "config.json").read_text())
+        saved = read_json_object(str(folder / "config.json"), "restore it")
         every, end = saved["checkpoint"]["every_steps"], saved["num_steps"]
         expected = last if last >= end else last - last % every
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):  # UserError is a ValueError.
         return None
     if expected <= found or _is_reported_elsewhere(folder / CHECKPOINTS_FOLDER, expected):
         return None
@@ -152,7 +153,7 @@ def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: 
         raise UserError(
             f"global_batch_size was {batch_size}, is {config.global_batch_size}; it cannot change "
             "after the first step, because the number of consumed rows depends on it. Start a new "
-            f"run from this one: --init-from {config.output} with a different output."
+            f"run from this one: --init-from {shlex.quote(config.output)} with a different output."
         )
     saved = before["data.almr"]
     saved = saved if isinstance(saved, list) else [[0, saved]]
@@ -186,7 +187,7 @@ def _covers(names: Sequence[str], field: str) -> bool:
 
 
 def _flag(name: str) -> str:
-    return f"--allow-change {name}"
+    return f"--allow-change {shlex.quote(name)}"
 
 
 def _section(fingerprint: str) -> str:

@@ -13,12 +13,15 @@ import numpy as np
 
 from llama_cpt.config.schema import PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import Batch
+from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, build_mixture
 from llama_cpt.data.packed_rows import PackedRows
 from llama_cpt.data.prepare.corpora import PreparedCorpora, open_rows, prepare
 from llama_cpt.data.rows import HeldoutDocuments
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
+from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, cast_model
 from llama_cpt.parallel.global_arrays import RowPlacement
@@ -26,7 +29,11 @@ from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
 from llama_cpt.runtime.output_folder import check_shared, check_writable
-from llama_cpt.training.optimizer import check_schedule
+from llama_cpt.training.optimizer import (
+    SCHEDULE_VERSION,
+    check_schedule,
+    saved_schedule_version,
+)
 from llama_cpt.training.program import (
     TrainProgram,
     batch_sharding,
@@ -42,6 +49,7 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from llama_cpt.training.train_step import TrainState, init_state, state_from_model
+from llama_cpt.weights.prompt_format import generation_settings
 from llama_cpt.weights.source import open_source
 
 logger = logging.getLogger(__name__)
@@ -54,6 +62,8 @@ class Run:
     config: TrainConfig
     program: TrainProgram
     tokenizer: Tokenizer
+    template: str | None
+    """Fingerprint of the chat template; None if the corpora contain documents."""
     mixture: Mixture
     rows: tuple[RowSource, ...]
     """Token rows of each corpus, in the order of the mixture."""
@@ -62,6 +72,33 @@ class Run:
     fingerprints: dict[str, Any]
     """Fingerprints of the tokenizer and the corpora. A resumed run compares them with those in the
     checkpoint."""
+    generation: dict[str, Any]
+    """The content of ``generation_config.json`` of the base model; empty without a base model."""
+    schedule_version: int = SCHEDULE_VERSION
+    """Version of the learning-rate schedule with which the run started."""
+
+    def resumed(self, metadata: dict[str, Any]) -> "Run":
+        """Return this run with the settings in a checkpoint's ``metadata``.
+
+        These settings are the generation settings of the base model and the version of the
+        learning-rate schedule. A run that an earlier version of this program started keeps its
+        schedule.
+        """
+        stored = (metadata.get("prompt_format") or {}).get("generation")
+        version, schedule = saved_schedule_version(metadata), self.config.optimizer.schedule
+        if is_primary() and version < SCHEDULE_VERSION and schedule in ("cosine", "linear"):
+            logger.info(
+                "%s: the run keeps its %s learning-rate schedule of version %d, whose decay begins "
+                "one step early.",
+                self.config.output,
+                schedule,
+                version,
+            )
+        return replace(
+            self,
+            schedule_version=version,
+            generation=self.generation if stored is None else stored,
+        )
 
     def start(self) -> TrainState:
         """Return the state before the first step.
@@ -88,6 +125,24 @@ class Run:
         )
         return cast_model(model, self.config.compute.dtype)
 
+    def describe(self) -> str:
+        """Return one line with the number of parameters, the devices and the resolved settings."""
+        abstract, mesh = self.program.state_shapes, self.program.mesh
+        size, trained = _size(abstract.model), _size(abstract.trained)
+        parameters = f"{size:,} parameters"
+        if self.config.lora:
+            parameters = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
+        axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
+        kind = jax.devices()[0].device_kind
+        attention = abstract.model.attention
+        if attention == "cudnn":
+            mask = mask_bytes(self.config.data.sequence_length)
+            attention += f" (its mask takes {mask >> 20:,} MiB per row)"
+        return (
+            f"{self.config.output}: {parameters} on {kind} ({axes}), attention {attention}, "
+            f"remat {abstract.model.remat}, compute {describe_precision(self.config.compute)}"
+        )
+
     def batches(self, first_step: int) -> Generator[Batch]:
         """Yield the global batches of successive steps, without end.
 
@@ -100,7 +155,6 @@ class Run:
         source = batches(
             self.mixture,
             self.rows,
-            bos_id=self.tokenizer.bos_id,
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
             start_row=first_step * config.global_batch_size,
@@ -140,6 +194,8 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
     )
     mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
     fingerprints, references = prepared.fingerprints(), {}
+    chat = config.data.chat
+    template = load_chat_template(tokenizer, chat.template).fingerprint if chat else None
     if needs_reference(config):
         model = model_identity(config.init_from, config.model, config.seed)
         fingerprints["data"] |= {"reference model": model}
@@ -148,10 +204,12 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
         config,
         program,
         tokenizer,
+        template,
         mixture,
         open_rows(prepared, references),
         {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
         fingerprints,
+        generation_settings(open_source(config.init_from)) if config.init_from else {},
     )
 
 
@@ -204,6 +262,10 @@ def _references(
         ),
         batch_size=config.microbatch_rows,
     )
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _llama_like(model: Llama, key: jax.Array) -> Llama:

@@ -8,7 +8,6 @@ only on the row number. A run stops only between two steps. Evaluation does not 
 from collections.abc import Generator, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, replace
-import json
 import logging
 import time
 from typing import Any
@@ -24,17 +23,16 @@ from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch, TokenBatch
-from llama_cpt.model.attention import mask_bytes
 from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.runtime.distributed import is_primary, process_count
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
 from llama_cpt.training.cadence import is_checkpoint_step, is_evaluation_step
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
-from llama_cpt.training.program import describe_precision
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_fingerprints, check_resume, missing_save
@@ -88,8 +86,8 @@ def fit(
     checkpoint, training continues from ``branch_point`` if given, and otherwise starts from the
     initial weights. ``allow_change`` contains the names of the config fields that may change when
     the run resumes. ``at_start`` contains the held-out results before the first step. If it is
-    None, they are measured. ``started`` is the Unix time at which the command was launched; the
-    default is the current time. ``profile`` contains the first and the last step to trace. Raises
+    None, they are measured. ``started`` is the monotonic time at which the command was launched, by
+    default the current time. ``profile`` contains the first and the last step to trace. Raises
     UserError if the run cannot be resumed with this config, and DivergedError if a loss or a
     gradient is not finite.
     """
@@ -106,12 +104,12 @@ def fit(
         _with_remedy(checkpoints),
         jax.set_mesh(run.program.mesh),
     ):
-        state, first_step = _first_state(run, checkpoints, clock, allow_change, branch_point)
+        run, state, first_step = _first_state(run, checkpoints, clock, allow_change, branch_point)
         if is_primary():
             trace.warn_if_unreachable(first_step, config.num_steps)
             clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
             save_config(config, output / "config.json")
-            logger.info("%s", _describe(run))
+            logger.info("%s", run.describe())
         with (
             Reporter(run, first_step, clock, checkpoints.retention) as report,
             contextlib.closing(trace),
@@ -147,8 +145,8 @@ def _first_state(
     clock: Goodput,
     allow_change: Sequence[str],
     branch_point: BranchPoint | None,
-) -> tuple[TrainState, int]:
-    """Return the state in which this attempt starts, and the number of steps done.
+) -> tuple[Run, TrainState, int]:
+    """Return the run with its schedule, the state in which it starts, and the steps done.
 
     The state is restored from the run's newest checkpoint. Without a checkpoint, the state is
     restored from ``branch_point`` if given, and is otherwise new.
@@ -158,10 +156,11 @@ def _first_state(
         if is_primary() and (message := missing_save(run.config.output, step)):
             logger.warning("%s", message)
         if step:
-            return restore_state(run, checkpoints, step), step
+            run = run.resumed(checkpoints.metadata(step))
+            return run, restore_state(run, checkpoints, step), step
     if branch_point:
-        return _restore_branch_point(run, branch_point), branch_point.step
-    return run.start(), 0
+        return run, _restore_branch_point(run, branch_point), branch_point.step
+    return run, run.start(), 0
 
 
 @contextlib.contextmanager
@@ -188,33 +187,10 @@ def _earlier_lines(
     if first_step == 0:
         saved = output / "config.json"
         try:
-            check_resume(json.loads(saved.read_text()), config, allow_change)
-        except (FileNotFoundError, ValueError):
+            check_resume(read_json_object(str(saved), "restore it"), config, allow_change)
+        except UserError:
             return []
     return read_lines(output / FILE)
-
-
-def _describe(run: Run) -> str:
-    """Return one line with the number of parameters, the devices and the resolved settings."""
-    abstract, mesh = run.program.state_shapes, run.program.mesh
-    size, trained = _size(abstract.model), _size(abstract.trained)
-    parameters = f"{size:,} parameters"
-    if run.config.lora:
-        parameters = f"trained parameters: {trained:,} ({trained / size:.2%} of {size:,})"
-    axes = " x ".join(f"{name} {count}" for name, count in mesh.shape.items())
-    kind = jax.devices()[0].device_kind
-    attention = abstract.model.attention
-    if attention == "cudnn":
-        mask = mask_bytes(run.config.data.sequence_length)
-        attention += f" (its mask takes {mask >> 20:,} MiB per row)"
-    return (
-        f"{run.config.output}: {parameters} on {kind} ({axes}), attention {attention}, "
-        f"remat {abstract.model.remat}, compute {describe_precision(run.config.compute)}"
-    )
-
-
-def _size(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Sequence[str]) -> int:
@@ -280,9 +256,15 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
     return {
         NOTED: checksums(state.frozen),
         "step": steps_done,
+        "schedule_version": run.schedule_version,
         "rows_consumed": steps_done * run.config.global_batch_size,
         "config": to_dict(run.config),
         "fingerprints": run.fingerprints,
+        "prompt_format": {
+            "tokenizer": run.tokenizer.fingerprint,
+            "template": run.template,
+            "generation": run.generation,
+        },
     }
 
 
@@ -341,7 +323,8 @@ def _train_step(
     step.
     """
     report, trace = services.report, services.trace
-    done, rate = step + 1, learning_rate(run.config.optimizer, step, run.config.num_steps)
+    done, config = step + 1, run.config
+    rate = learning_rate(config.optimizer, step, config.num_steps, run.schedule_version)
     if trace.begins_at(done):
         with report.pause("trace"):
             trace.begin()
@@ -401,5 +384,4 @@ def evaluate(run: Run, state: TrainState) -> Evaluation:
         sequence_length=config.data.sequence_length,
         batch_size=config.evaluation.batch_size,
         documents=config.evaluation.documents,
-        bos_id=run.tokenizer.bos_id,
     )

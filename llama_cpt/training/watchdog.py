@@ -60,7 +60,7 @@ class Watchdog:
         reported = 0.0
         while not self._closed.wait(self._poll_seconds):
             since, part = self._clock.since, self._clock.part
-            taken = time.time() - since
+            taken = time.monotonic() - since
             if since != reported and taken > (limit := self._limit(part)):
                 reported = since
                 self._report(part, taken, limit)

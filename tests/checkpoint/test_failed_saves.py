@@ -19,6 +19,9 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.runtime.errors import UserError
 from tests.checkpoint.test_checkpoint import load_trained, save_small, small
 
+KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "5"))
+"""Number of kills of a process that saves."""
+
 
 def test_interrupted_save_is_never_restored(tmp_path, caplog):
     save_small(tmp_path, 1, 2)
@@ -138,7 +141,7 @@ def test_kill_at_any_moment_keeps_committed_steps(tmp_path):
     """After SIGKILL at a random moment, the newest committed step is restored."""
     rng = np.random.default_rng(0)
     newest = 0
-    for _ in range(12):
+    for _ in range(KILLS):
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
         )

@@ -49,7 +49,7 @@ def manifest_of(output: Path, step: int) -> Path:
 def spoil(monkeypatch, step: int, rate: float) -> None:
     """Set the learning rate of step number ``step``, counted from 1, to ``rate``."""
     real = trainer.learning_rate
-    spoiled = lambda config, at, steps: rate if at == step - 1 else real(config, at, steps)
+    spoiled = lambda config, at, *rest: rate if at == step - 1 else real(config, at, *rest)
     monkeypatch.setattr(trainer, "learning_rate", spoiled)
 
 

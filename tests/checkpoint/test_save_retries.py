@@ -135,6 +135,7 @@ with CheckpointManager("gs://bucket/run/checkpoints") as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_changes_by_others_in_a_bucket_are_seen(tmp_path):
     """A checkpoint that a different process damages is detected at the next verification."""
     with storage(tmp_path):

@@ -22,10 +22,10 @@ RECORDS_ROWS = """
 import json, os
 from llama_cpt.data import loader
 real = loader.read_batch
-def read_batch(mixture, corpora, bos_id, row_numbers):
+def read_batch(mixture, corpora, row_numbers):
     with open(os.environ["ROWS"] + os.environ.get("JAX_PROCESS_ID", "0"), "a") as file:
         file.write(json.dumps(row_numbers.tolist()) + "\\n")
-    return real(mixture, corpora, bos_id, row_numbers)
+    return real(mixture, corpora, row_numbers)
 loader.read_batch = read_batch
 """
 
@@ -95,9 +95,10 @@ def stop_after_new_metrics(config: TrainConfig, count: int, process: int) -> Non
 
 @pytest.mark.slow
 def test_run_resumes_with_other_process_counts(alone, many, tmp_path):
+    """Two processes stop, four stop later, and one ends the run: more and fewer processes."""
     config = many(tmp_path / "run", num_steps=6)
-    stop_after_new_metrics(config, 4, 3)
     stop_after_new_metrics(config, 2, 0)
-    last = run_to_end(config, 4)
+    stop_after_new_metrics(config, 4, 3)
+    last = run_to_end(config, 1)
     assert last.log().count("resuming after step") >= 2
     assert_close(learnt(tmp_path / "run"), alone)

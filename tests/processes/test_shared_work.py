@@ -3,6 +3,7 @@
 The processes are threads of this one.
 """
 
+import builtins
 from dataclasses import replace
 import io
 import json
@@ -22,8 +23,9 @@ from llama_cpt import chat, convert
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.data.chat.conversations import Message
+from llama_cpt.data.chat.template import find_chat_template
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
-from llama_cpt.generation.chat_session import ChatSession, find_chat_template
+from llama_cpt.generation.chat_session import ChatSession
 from llama_cpt.generation.decoder import make_decoder
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.model.llama import Llama
@@ -109,6 +111,11 @@ def test_run_prepares_rows_in_the_primary_first(run_processes, make_config, tmp_
     assert found == {0: [], 1: ["en", "heldout", "zh"], 2: ["en", "heldout", "zh"]}
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture(scope="module")
 def talk_parts(tmp_path_factory):
     """The tokenizer and the model of a chat."""
@@ -131,11 +138,12 @@ def test_all_processes_answer_the_lines_that_the_primary_reads(
         chat.talk(session)
         return session.messages
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdin", Terminal(lines))
+    monkeypatch.setattr(builtins, "input", lambda prompt: sys.stdin.readline())
     alone = talk(0)
     printed = capsys.readouterr().out
     assert [message.role for message in alone] == ["system", *["user", "assistant"] * 2]
-    stdin = io.StringIO(lines)
+    stdin = Terminal(lines)
     monkeypatch.setattr(sys, "stdin", stdin)
     file.unlink()
     assert run_processes(3, talk) == [alone] * 3
@@ -151,7 +159,7 @@ def test_only_the_primary_converts(run_processes, tmp_path, capfd):
     source, output = save_llama(tmp_path / "source"), tmp_path / "checkpoint"
     command = ["from-hf", source, str(output)]
     assert run_processes(2, lambda index: convert.main(command)) == [0, 0]
-    assert convert.verify(source, str(output))
+    assert convert.verify(source, str(output)) == 0
     assert capfd.readouterr().out.count("as a checkpoint") == 1
     assert run_processes(2, lambda index: convert.main(command)) == [USER_ERROR] * 2
     assert capfd.readouterr().err.count("already exists") == 1

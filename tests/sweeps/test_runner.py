@@ -20,7 +20,7 @@ from llama_cpt.config.sweep import AxisConfig, SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps import leases, runner
-from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status
+from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_status
 from llama_cpt.sweeps.runner import SharedWork, run_sweep
 from llama_cpt.sweeps.trials import make_chains
 from llama_cpt.training import trainer
@@ -62,14 +62,15 @@ def steps_counted(monkeypatch):
     """Return a list to which every training step appends (peak learning rate, step)."""
     counted, real = [], trainer.learning_rate
 
-    def count(optimizer, step, num_steps):
+    def count(optimizer, step, *rest):
         counted.append((optimizer.peak_learning_rate, step))
-        return real(optimizer, step, num_steps)
+        return real(optimizer, step, *rest)
 
     monkeypatch.setattr(trainer, "learning_rate", count)
     return counted
 
 
+@pytest.mark.slow
 def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     made = []
     monkeypatch.setattr(runner, "SharedWork", lambda: made.append(SharedWork()) or made[0])
@@ -77,15 +78,16 @@ def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     (program,) = made[0].programs.values()
     step: Any = program.step
     assert step._cache_size() == 1
-    for trial in trials_of(sweep):
+    first, *_, last = trials_of(sweep)
+    for trial in (first, last):  # They differ in both axes.
         alone = replace(trial.config, output=f"{trial.config.output}_alone")
         fit(build_run(alone, program.mesh))
         assert learnt(Path(trial.config.output)) == learnt(Path(alone.output))
     rows = rows_of(sweep)
     assert list(rows[0]) == COLUMNS
     assert len(rows) == 4 * 2 * len({row["step"] for row in rows})
-    last = learnt(Path(trials_of(sweep)[-1].config.output))[-1]
-    assert float(rows[-1]["bits_per_byte"]) == last["eval/en/bits_per_byte"]
+    metrics = learnt(Path(last.config.output))[-1]
+    assert float(rows[-1]["bits_per_byte"]) == metrics["eval/en/bits_per_byte"]
     assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
 
 
@@ -95,24 +97,40 @@ def test_finished_trials_are_not_run_again(sweep, monkeypatch):
     wider = replace(sweep, axes=(sweep.axes[0], AxisConfig(RATES, (1e-3, 1e-2, 3e-3))))
     run_sweep(wider)
     assert {rate for rate, _ in counted} == {3e-3} and len(counted) == 2 * 8
+    assert {status_of(trial).schedule_version for trial in trials_of(wider)} == {2}
     assert len({row["run"] for row in rows_of(wider)}) == 6
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_trials_of_an_earlier_schedule_are_reported(sweep, caplog):
+    """Trials of version 0.1 have no version of the schedule in their status."""
+    first, *others = trials = trials_of(sweep)
+    write_status(first, TrialStatus("done", schedule_version=1))
+    runner._warn_of_earlier_schedule(sweep, trials)
+    assert "1 of 4 trials were trained by an earlier version, in which the cosine" in caplog.text
+    caplog.clear()
+    for trial in others:
+        write_status(trial, TrialStatus("done"))
+    runner._warn_of_earlier_schedule(sweep, trials)
+    for trial in trials:
+        write_status(trial, TrialStatus("done", schedule_version=2))
+    runner._warn_of_earlier_schedule(sweep, trials)
+    assert not caplog.records
+
+
+def test_trials_of_another_config_are_rejected(sweep):
+    sweep = replace(sweep, axes=(AxisConfig(RATES, (1e-3,)),))
+    run_sweep(sweep)
+    for change, message in (
         ({"num_steps": 9}, "num_steps was 8, is 9"),
         ({"num_steps": 7}, "num_steps=7, but 8 steps are done"),
         ({"optimizer": OptimizerConfig(1.0, warmup_steps=3)}, "optimizer.warmup_steps was 2, is 3"),
-    ],
-)
-def test_trials_of_another_config_are_rejected(sweep, change, message):
-    run_sweep(replace(sweep, axes=(AxisConfig(RATES, (1e-3,)),)))
-    changed = replace(sweep, train=replace(sweep.train, **change))
-    with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{message}"):
-        run_sweep(replace(changed, axes=(AxisConfig(RATES, (1e-3,)),)))
+    ):
+        changed = replace(sweep, train=replace(sweep.train, **change))
+        with pytest.raises(UserError, match=f"has ended, but not as this sweep would.*{message}"):
+            run_sweep(changed)
 
 
+@pytest.mark.slow
 def test_stopped_sweep_resumes_within_a_trial(sweep, monkeypatch):
     real = runner.fit
 
@@ -151,6 +169,7 @@ def test_diverged_trial_is_recorded_and_others_run(sweep, monkeypatch, caplog):
     assert not counted
 
 
+@pytest.mark.slow
 def test_failed_trial_is_run_again_by_the_next_call(sweep, monkeypatch):
     def out_of_memory(run, **options):
         if "0.25" in run.config.output:
@@ -178,6 +197,7 @@ def test_config_mistake_ends_the_sweep_before_a_step(sweep):
     assert not any(read_status(trial) for trial in trials_of(sweep))
 
 
+@pytest.mark.slow
 def test_larger_budget_continues_the_stable_phase(sweep, monkeypatch):
     wsd = OptimizerConfig(1e-2, schedule="wsd", warmup_steps=2, decay_steps=1)
     train = replace(
@@ -201,6 +221,7 @@ def test_larger_budget_continues_the_stable_phase(sweep, monkeypatch):
     assert {row["base_loss"] for row in later} != {""}
 
 
+@pytest.mark.slow
 def test_worker_takes_over_an_expired_lease(sweep, monkeypatch):
     monkeypatch.setattr(runner, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1.0)

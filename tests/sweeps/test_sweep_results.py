@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 import io
 import json
+import time
 
 from etils import epath
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from configs.demo.cpt import config as cpt
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.leases import hold_lease, lease_owner
 from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_results, write_status
 from llama_cpt.sweeps.trials import make_chains, tokens_per_step
@@ -80,6 +82,61 @@ def test_results_have_a_row_per_run_evaluation_and_corpus(sweep):
         "interleaved",
         "abc",
     )
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"status": "well"}',
+        '{"status": "done", "seconds": "9"}',
+        '{"status": "done", "seconds": null}',
+        '{"status": "done", "color": "red"}',
+        '{"status": ["done"]}',
+        f'{{"status": "done", "reason": {DEEP}}}',
+    ],
+)
+def test_damaged_status_is_an_error_that_names_the_file(content, sweep):
+    trial, _ = trials_of(sweep)
+    folder = epath.Path(trial.config.output)
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(content)
+    with pytest.raises(UserError, match=r"trial.json: is not the status of a trial .*delete it"):
+        read_status(trial)
+
+
+def test_damaged_metrics_of_a_trial_are_left_out(sweep):
+    small, _ = trials_of(sweep)
+    write_metrics(small, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
+    file = epath.Path(small.config.output) / "metrics.jsonl"
+    file.write_text(file.read_text() + '{"step": 600, "eval/zh/loss": "4"}\nx\n{"step": 6')
+    write_status(small, TrialStatus("done"))
+    assert len(read(write_results(sweep, [small]))) == 4
+
+
+@pytest.mark.parametrize(
+    "lease", ["", "null", "[]", "{}", '{"worker": "a", "time": "x"}', DEEP, '{"worker": "a"}']
+)
+def test_damaged_lease_is_free(lease, tmp_path):
+    file = epath.Path(tmp_path / "lease.json")
+    file.write_text(lease)
+    assert lease_owner(file) == ""
+    with hold_lease(file, "worker") as held:
+        assert held
+
+
+def test_lease_from_a_clock_that_is_ahead_expires(tmp_path):
+    file = epath.Path(tmp_path / "lease.json")
+    for seconds, owner in ((60, "a"), (1e6, "")):
+        file.write_text(json.dumps({"worker": "a", "time": time.time() + seconds}))
+        assert lease_owner(file) == owner
 
 
 def read(file):

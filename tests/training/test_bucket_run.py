@@ -43,10 +43,10 @@ def test_run_in_a_bucket_survives_kill_and_storage_errors(
     train(replace(config, output=str(tmp_path / "whole")))
     learning_rate = trainer.learning_rate
 
-    def killed(optimizer: Any, step: int, num_steps: int) -> float:
+    def killed(optimizer: Any, step: int, num_steps: int, version: int) -> float:
         if step == 3:
             raise Killed
-        return learning_rate(optimizer, step, num_steps)
+        return learning_rate(optimizer, step, num_steps, version)
 
     def committed(step: int) -> bool:
         return f"run/checkpoints/{step}.manifest-00000-of-00001.json" in bucket.objects

@@ -17,6 +17,7 @@ def now(monkeypatch) -> list[float]:
     """A list with the current time, which the test changes."""
     clock = [1000.0]
     monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     return clock
 
 
@@ -60,6 +61,46 @@ def test_restart_counts_repeated_and_stopped_seconds(now):
         "perf/seconds/repeated": 20,
         "perf/seconds/stopped": 100,
     }
+
+
+@pytest.mark.parametrize("jump", [-1.8e9, -3600.0, 3600.0, 1.8e9])
+def test_clock_that_is_set_during_an_attempt_does_not_change_its_seconds(jump, now, monkeypatch):
+    clock = Goodput()
+    monkeypatch.setattr(time, "time", lambda: now[0] + jump)
+    spend(clock, now, "compile", 30)
+    spend(clock, now, "step", 10)
+    values = clock.values()
+    assert values["perf/goodput"] == pytest.approx(0.25)
+    assert values["perf/seconds/compile"] == 30
+    assert values["perf/unix_seconds"] == 1040 + jump
+
+
+@pytest.mark.parametrize(
+    ("jump", "message"),
+    [
+        (-1.8e9, "is 500000h00m before the last line"),
+        (-3600.0, "is 1h00m before the last line"),
+        (-5.0, ""),
+        (1.8e9, "after the last line"),
+    ],
+)
+def test_clocks_of_attempts_that_disagree_are_reported(jump, message, now, caplog):
+    lines = [{"step": 1, "perf/seconds/step": 10.0, "perf/unix_seconds": now[0] - jump}]
+    clock = Goodput()
+    clock.continue_from(lines, 1)
+    spend(clock, now, "save", 30)
+    values = clock.values()
+    assert values["perf/goodput"] == pytest.approx(0.25) and "perf/seconds/stopped" not in values
+    assert message in caplog.text and len(caplog.records) == bool(message)
+
+
+def test_negative_and_missing_seconds_of_earlier_lines_count_as_zero(now):
+    """Earlier versions wrote negative seconds if the clock was set back."""
+    line = {"step": 1, "perf/seconds/step": -1e9, "perf/seconds/save": None}
+    clock = Goodput()
+    clock.continue_from([line | {"perf/unix_seconds": now[0]}], 1)
+    spend(clock, now, "step", 10)
+    assert clock.values()["perf/goodput"] == 1.0
 
 
 def test_seconds_between_two_lines_are_interpolated():

@@ -88,7 +88,6 @@ def evaluate(score, corpora=CORPORA, documents=99, batch_size=3):
         sequence_length=LENGTH,
         batch_size=batch_size,
         documents=documents,
-        bos_id=BOS,
     )
 
 
@@ -150,9 +149,9 @@ def test_batch_size_does_not_change_the_loss(score):
 def test_windows_equal_those_of_the_harness():
     """The expected windows come from lm-evaluation-harness's test of range(34) with length 10."""
     document = np.array([99, *range(34), 98], np.uint32)
-    windows = list(rolling_windows(document, 10, bos_id=77, corpus=0))
+    windows = list(rolling_windows(document, 10, corpus=0))
     assert [(w.tokens.tolist(), w.targets[-w.scored :].tolist()) for w in windows] == [
-        ([77, *range(9)], [*range(10)]),
+        ([99, *range(9)], [*range(10)]),
         ([*range(9, 19)], [*range(10, 20)]),
         ([*range(19, 29)], [*range(20, 30)]),
         ([*range(23, 33)], [*range(30, 34)]),
@@ -166,7 +165,7 @@ def test_every_token_is_scored_once_in_its_own_document(sizes, length):
         np.array([BOS, *range(100 * k + 10, 100 * k + 10 + size), EOS], np.uint32)
         for k, size in enumerate(sizes)
     ]
-    windows = [w for d in documents for w in rolling_windows(d, length, bos_id=BOS, corpus=0)]
+    windows = [w for d in documents for w in rolling_windows(d, length, corpus=0)]
     rows = pack_windows(windows, length)
     batch = window_batch(rows, len(rows), length)
     scored = batch.targets[batch.loss_mask > 0]

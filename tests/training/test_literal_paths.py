@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_cpt import evaluate
 from llama_cpt.checkpoint import manifest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.errors import SaveError
@@ -46,6 +47,7 @@ def moved_below(folder: Path, config: TrainConfig, corpora: Path) -> TrainConfig
     return replace(config, output=str(folder / "run"), data=data)
 
 
+@pytest.mark.slow
 def test_run_below_any_name_stops_moves_resumes_and_converts(
     make_config, corpora, tmp_path, monkeypatch, caplog
 ):
@@ -67,6 +69,12 @@ def test_run_below_any_name_stops_moves_resumes_and_converts(
     sources = open_source(str(renamed)), open_source(str(folder / "back[1]"))
     with sources[0].reader() as ours, sources[1].reader() as theirs:
         np.testing.assert_array_equal(ours.parameter("embedding"), theirs.parameter("embedding"))
+    text = f"zh={folder}/text/zh.heldout.jsonl"
+    models = [f"{model}={folder / name}" for model, name in (("a", "ok[1]"), ("b", "m[1]"))]
+    options = ["--tasks", "bpb", "--heldout", text, "--output", str(folder / "scores {1}")]
+    assert evaluate.main([*models, *options]) == 0
+    scores = [folder / "scores {1}" / name / "bpb.jsonl" for name in ("a", "b")]
+    assert scores[0].read_text().count("\n") == scores[1].read_text().count("\n") == 6
 
 
 @pytest.mark.parametrize("name", ["m[1]", NAME])

@@ -79,6 +79,7 @@ def test_state_and_checkpoint_hold_only_adapters(whole, lora_config):
     assert set(tree) == {"trained", "opt_state"} and set(tree["trained"]) == set(LORA.targets)
 
 
+@pytest.mark.slow
 def test_frozen_weights_are_in_the_compute_type(lora_config, tmp_path):
     config = lora_config(tmp_path / "run", compute=ComputeConfig("bfloat16", loss_chunk_tokens=24))
     config = replace(config, num_steps=2)

@@ -53,8 +53,9 @@ def whole() -> tuple:
 
 @pytest.mark.parametrize(
     ("mesh_name", "num_microbatches"),
-    [pytest.param("1x1", 4, marks=pytest.mark.slow), ("4x2", 2)],
+    [("1x1", 4), ("4x2", 2)],
 )
+@pytest.mark.slow  # test_train_step.py has a fast test of meshes and micro-batches.
 def test_meshes_and_microbatches_do_not_change_the_step(mesh_name, num_microbatches, whole):
     metrics, state = two_steps(mesh_name, num_microbatches)
     for have, want in zip(jax.tree.leaves(metrics), jax.tree.leaves(whole[0]), strict=True):
@@ -69,6 +70,7 @@ def test_meshes_and_microbatches_do_not_change_the_step(mesh_name, num_microbatc
             assert parameter[...].sharding.spec == partition_spec(*parameter.get_metadata("axes"))
 
 
+@pytest.mark.slow
 def test_step_updates_only_adapters(whole):
     metrics, state = whole
     assert metrics[1]["loss"] < metrics[0]["loss"]

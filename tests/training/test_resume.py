@@ -117,7 +117,8 @@ def test_paths_may_differ_without_a_warning(changed):
 )
 def test_other_changes_need_a_flag(changed, field, old, new):
     name = field.replace("[", r"\[").replace("]", r"\]")
-    with pytest.raises(UserError, match=f"{name} was {old}.*, is {new}.*--allow-change {name}"):
+    flag = f"--allow-change '{name}'" if "[" in name else f"--allow-change {name}"
+    with pytest.raises(UserError, match=f"{name} was {old}.*, is {new}.*{flag}"):
         check_resume(SAVED, changed)
     assert len(check_resume(SAVED, changed, [field])) == 1
     section = field.split(".")[0]

@@ -20,7 +20,7 @@ from llama_cpt.config.schema import TrainConfig
 from tests.runs import learnt
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "2"))
+KILLS = int(os.environ.get("LLAMA_CPT_KILLS", "1"))
 
 
 def start(config: TrainConfig) -> subprocess.Popen[bytes]:

@@ -165,19 +165,45 @@ def rates(num_steps: int, **fields) -> list[float]:
 def test_schedule_corners(schedule):
     fields = {"decay_steps": 10} if schedule == "wsd" else {}
     have = rates(50, schedule=schedule, warmup_steps=4, final_learning_rate_fraction=0.2, **fields)
-    # The rate increases linearly to the peak on step 4, minus the first step of the decay.
-    np.testing.assert_allclose(have[:4], [0.2, 0.4, 0.6, 0.8])
-    np.testing.assert_allclose(have[4], 1.0, atol=0.02)
+    np.testing.assert_allclose(have[:5], [0.2, 0.4, 0.6, 0.8, 1.0])
     np.testing.assert_allclose(have[-1], 1.0 if schedule == "constant" else 0.2)
     assert all(a >= b for a, b in zip(have[4:], have[5:], strict=False))
     if schedule == "wsd":
         assert set(have[4:40]) == {1.0} and have[40] < 1.0
         np.testing.assert_allclose(np.diff(have[39:]), -0.08)
     if schedule == "linear":
-        np.testing.assert_allclose(np.diff(have[4:]), -0.8 / 46)
+        np.testing.assert_allclose(np.diff(have[4:]), -0.8 / 45)
     if schedule == "cosine":
         # In the middle of the decay, the rate is the mean of the peak and the final rate.
-        np.testing.assert_allclose(have[26], 0.6, atol=0.02)
+        np.testing.assert_allclose((have[26] + have[27]) / 2, 0.6)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3, 8])
+@pytest.mark.parametrize("num_steps", [9, 10])
+def test_decay_is_from_the_peak_to_the_final_rate(warmup, num_steps):
+    """The decay steps of cosine and linear are evenly spaced points of the curve, ends included."""
+    final, points = 0.1, np.linspace(0, 1, num_steps - warmup)
+    curves = {
+        "cosine": final + (1 - final) * (1 + np.cos(np.pi * points)) / 2,
+        "linear": 1 - (1 - final) * points,
+    }
+    rising = np.arange(1, warmup + 1) / (warmup + 1)
+    for schedule, decay in curves.items():
+        have = rates(num_steps, schedule=schedule, warmup_steps=warmup)
+        np.testing.assert_allclose(have, [*rising, *decay], rtol=1e-12, err_msg=schedule)
+        assert max(have) == 1.0
+
+
+def test_earlier_version_of_a_schedule_begins_its_decay_a_step_early():
+    """A 9-step cosine began at 0.973 of the peak, and a 10-step linear decay at 0.91."""
+    for schedule, num_steps, first in (("cosine", 9, 0.97286), ("linear", 10, 0.91)):
+        fields: dict[str, Any] = {"schedule": schedule}
+        config = OptimizerConfig(1.0, **fields)
+        have = [learning_rate(config, step, num_steps, version=1) for step in range(num_steps)]
+        np.testing.assert_allclose([have[0], have[-1]], [first, 0.1], rtol=1e-4)
+    wsd = OptimizerConfig(1.0, "wsd", decay_steps=4)
+    for step in range(9):
+        assert learning_rate(wsd, step, 9, version=1) == learning_rate(wsd, step, 9)
 
 
 def test_warmup_starts_from_the_initial_rate():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 import fcntl
 import json
+import logging
 from pathlib import Path
 import signal
 
@@ -23,10 +24,13 @@ from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
 from llama_cpt.training.cadence import is_evaluation_step
+from llama_cpt.training.optimizer import learning_rate, saved_schedule_version
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 from tests.runs import learnt, run_of, saved_steps, train, train_until
+
+NEVER = EvaluationConfig(every_steps=100, early_evaluations=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +59,14 @@ def test_evaluates_early_and_at_the_end_of_a_run(whole):
 
 def test_description_states_the_mask_of_cudnn_attention(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
-    assert "attention reference, " in trainer._describe(run)
+    assert "attention reference, " in run.describe()
     run.program.state_shapes.trained.attention = "cudnn"
     config = replace(
         run.config,
         model=replace(run.config.model, context_length=8192),
         data=replace(run.config.data, sequence_length=8192),
     )
-    message = trainer._describe(replace(run, config=config))
+    message = replace(run, config=config).describe()
     assert "attention cudnn (its mask takes 128 MiB per row)" in message
 
 
@@ -114,7 +118,7 @@ def test_starts_before_the_first_save_count_as_repeated(make_config, tmp_path, m
     config = make_config(tmp_path / "run")
 
     def lost_at(step: int) -> None:
-        def rate(optimizer, at: int, num_steps: int) -> float:
+        def rate(optimizer, at: int, *rest: int) -> float:
             if at == step:
                 raise RuntimeError("the host is lost")
             return 1e-3
@@ -143,6 +147,42 @@ def test_finished_run_trains_nothing(whole):
 
 def run_config(output: Path) -> TrainConfig:
     return load_config(str(output / "config.json"))
+
+
+def rates_of(output: Path) -> list[float]:
+    return [line["train/learning_rate"] for line in learnt(output) if "train/loss" in line]
+
+
+@pytest.mark.slow
+def test_run_of_an_earlier_version_keeps_its_schedule(make_config, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "llama_cpt")
+    config, real = make_config(tmp_path / "run", evaluation=NEVER), trainer.checkpoint_metadata
+    with monkeypatch.context() as patch:
+        # The metadata of version 0.1 do not contain the version of the schedule.
+        patch.setattr(
+            trainer,
+            "checkpoint_metadata",
+            lambda *a: {k: v for k, v in real(*a).items() if k != "schedule_version"},
+        )
+        train_until(config, 3, monkeypatch, signal.SIGTERM)
+    # The version is also kept by the second attempt, which writes it.
+    train_until(config, 5, monkeypatch, signal.SIGTERM)
+    train(config)
+    rates = {
+        version: [learning_rate(config.optimizer, step, 8, version) for step in range(8)]
+        for version in (1, 2)
+    }
+    assert rates_of(tmp_path / "run") == pytest.approx(rates[2][:3] + rates[1][3:])
+    assert caplog.text.count("keeps its cosine learning-rate schedule of version 1") == 2
+    new = replace(config, output=str(tmp_path / "new"))
+    train_until(new, 3, monkeypatch, signal.SIGTERM)
+    train(new)
+    assert rates_of(tmp_path / "new") == pytest.approx(rates[2])
+
+
+def test_schedule_of_a_later_version_is_rejected():
+    with pytest.raises(UserError, match="schedule of version 3, but this program has versions 1"):
+        saved_schedule_version({"schedule_version": 3})
 
 
 def test_nan_loss_stops_the_run_and_keeps_checkpoints(make_config, tmp_path, monkeypatch):
@@ -256,10 +296,10 @@ def test_only_the_first_process_warns(make_config, tmp_path, monkeypatch, caplog
     assert not caplog.records
 
 
-def test_tokenizer_of_another_size_is_rejected(make_config, tmp_path):
+def test_tokenizer_with_more_tokens_than_the_model_is_rejected(make_config, tmp_path):
     config = make_config(tmp_path / "run")
     with pytest.raises(UserError, match="model.vocab_size"):
-        run_of(replace(config, model=replace(config.model, vocab_size=512)))
+        run_of(replace(config, model=replace(config.model, vocab_size=256)))
 
 
 def test_wrong_initial_weights_are_rejected_before_data_is_prepared(make_config, whole, tmp_path):
