@@ -32,6 +32,7 @@ from llama_cpt.mixture_law.table import GROUPS
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import NEGATIVE_RESULT, UsageError, UserError, one_line_errors
 from llama_cpt.runtime.output_folder import check_local, check_writable
+from llama_cpt.runtime.shown_command import command_line
 from llama_cpt.runtime.tables import aligned_table
 
 DESCRIPTION = """Recommends a mixture ratio (ALMR) and a learning rate from a table of runs, with
@@ -208,12 +209,10 @@ def _write(law: Law, results: Results, options: argparse.Namespace) -> None:
         write_atomic(folder / name, content)
     print(f"\n{folder / 'report.md'}, {folder / 'law.json'}")
     if "recommended.py" in files:
-        print(
-            f"python -m llama_cpt.train {shlex.quote(str(folder / 'recommended.py'))} --output RUN"
-        )
+        print(command_line("train", str(folder / "recommended.py"), "--output", "RUN"))
     elif "recommended.args" in files:
         file = shlex.quote(str(folder / "recommended.args"))
-        print(f"python -m llama_cpt.train CONFIG $(grep -v '#' {file})")
+        print(f"{command_line('train', 'CONFIG')} $(grep -v '#' {file})")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -222,7 +222,8 @@ def _too_few(law: Law) -> list[str]:
 def compare_pairs(laws: dict[str, Law]) -> tuple[tuple[PairOptimum, ...], str]:
     """Return the optimum of each language pair, and a sentence on whether all optima are equal.
 
-    Pairs without a recommendation come last, because differences are relative to the first pair.
+    The sentence compares each optimum with that of the first pair. Pairs without a recommended
+    optimum come last, so that the first pair has one.
     """
     laws = dict(sorted(laws.items(), key=lambda item: item[1].recommendation is None))
     first = next(iter(laws.values()))

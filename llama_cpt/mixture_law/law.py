@@ -234,7 +234,7 @@ class Law:
     noise: Mapping[str, float]
     """Standard deviation of the log loss of repeated runs, by group; empty without repeats."""
     recommendation: Recommendation | None
-    """The optimum at the target; None if there is a refusal."""
+    """The optimum at the target; None if the data do not support one (see ``refusal``)."""
     refusal: Refusal | None
     """The reasons why there is no recommendation; None if there is a recommendation."""
     optimal_rate: OptimalRate | None

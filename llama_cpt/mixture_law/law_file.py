@@ -8,7 +8,6 @@ import types
 import typing
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from llama_cpt.mixture_law.forms import Form, forms_of
@@ -16,6 +15,7 @@ from llama_cpt.mixture_law.intervals import Interval
 from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.runs_table import Results
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 
 FORMAT = 1
 """Version of the file format."""
@@ -57,21 +57,26 @@ def load_law(path: str) -> Law:
     The returned law gives the same predictions as the saved law. Raises UserError if the file does
     not exist or if this version cannot read it.
     """
+    values = read_json_object(path, "run fit_law, which writes law.json to its --output folder")
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: the file has format {repr(values.get('format'))[:80]}, but this version "
+            f"reads format {FORMAT}; run fit_law again."
+        )
     try:
-        values = json.loads(epath.Path(path).read_text())
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path}: the file has format {values['format']}, but this version reads format "
-                f"{FORMAT}; run fit_law again."
-            )
         return _from_plain(Law, _with_added_fields(_with_current_names(values)))
-    except FileNotFoundError:
+    # Values of a wrong type or length cause these errors in the conversion.
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        StopIteration,
+    ) as error:
         raise UserError(
-            f"{path}: no such file; run fit_law, which writes law.json to its --output folder."
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: this version cannot read the file as a law ({error!r}); run fit_law again."
+            f"{path}: this version cannot read the file as a law ({repr(error)[:200]}); run "
+            "fit_law again."
         ) from None
 
 
@@ -157,16 +162,31 @@ def _from_plain(kind: Any, value: Any) -> Any:
         names = [field.name for field in dataclasses.fields(kind)]
         return kind(**{name: _entry(hints[name], value, name) for name in names})
     if origin is tuple:
+        _check_type(list, value)
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_from_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
+        _check_type(dict, value)
         # An entry NAME_interval is the interval of the entry NAME.
         names = [name for name in value if not name.endswith("_interval")]
         return {name: _entry(arguments[1], value, name) for name in names}
     if kind is np.ndarray:
         return _array(value)
     # JSON has no NaN. A null in place of a number was NaN or infinite.
-    return math.nan if kind is float and value is None else value
+    if kind is float and value is None:
+        return math.nan
+    _check_type(kind, value)
+    return value
+
+
+def _check_type(kind: Any, value: Any) -> None:
+    """Raise TypeError unless ``value`` has the JSON type ``kind``."""
+    accepted = (int, float) if kind is float else kind
+    if kind not in (bool, int, float, str, list, dict) or (
+        isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    ):
+        return
+    raise TypeError(f"{repr(value)[:80]} must be {kind.__name__}")
 
 
 def _entry(kind: Any, values: Mapping[str, Any], name: str) -> Any:
@@ -204,6 +224,8 @@ def _array(value: list[Any]) -> np.ndarray:
     """Return a JSON list as an array, with NaN in place of null."""
     # NumPy reads None as an object, so an array with a null has dtype object.
     array = np.array(value)
+    if array.dtype.kind == "U" and not all(isinstance(entry, str) for entry in value):
+        raise TypeError("a list must contain only numbers or only strings")
     return np.array(value, float) if array.dtype == object else array
 
 

@@ -20,9 +20,11 @@ POWERS = np.geomspace(0.05, 3, 20)
 
 @dataclass(frozen=True)
 class RatioForm:
-    """The form loss = c + k phi(share), with a function phi that has 0, 1 or 2 parameters.
+    """The functional form ``loss = c + k * phi(share)`` of the loss of one language group.
 
-    A fit computes c and k by least squares for each candidate in ``shapes`` and selects the best.
+    ``share`` is the group's share of the training tokens. ``phi`` has 0, 1 or 2 parameters. A fit
+    tries each candidate for these parameters in ``shapes``, computes c and k by least squares, and
+    keeps the best candidate.
     """
 
     name: str

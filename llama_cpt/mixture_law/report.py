@@ -1,6 +1,6 @@
 """The Markdown report of a law, ``report.md``, and its figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ from llama_cpt.mixture_law.law import Law
 from llama_cpt.mixture_law.runs_table import Curve, Results, RunsTable
 from llama_cpt.mixture_law.surface_figure import View, draw_surface
 from llama_cpt.runtime.tables import markdown_table
+from llama_cpt.runtime.untrusted_text import code_span, escape_markdown
 
 FIGURES = ("surface.png", "front.png", "forgetting.png", "fit.png", "carry.png", "ratio.png")
 """File names of all figures that a report can contain."""
@@ -51,7 +52,7 @@ def make_report(law: Law, results: Results) -> Report:
     sections = [
         "# Mixture ratio and learning rate",
         f"Objective: {format_objective(law.objective)}.",
-        "\n".join(f"- {line.removeprefix('- ')}" for line in conclusion(law)),
+        _items(line.removeprefix("- ") for line in conclusion(law)),
         *_ratio_only(law),
         *_surface(law),
         *_front(law),
@@ -191,7 +192,9 @@ def _pairs(law: Law) -> list[str]:
     """Return the lines of the section on the optima of several language pairs."""
     if not law.pairs:
         return []
-    summary = f"Do all language pairs have the same optimum? {law.one_for_all}"
+    summary = (
+        f"Do all language pairs have the same optimum? {escape_markdown(law.one_for_all or '')}"
+    )
     return ["## Language pairs", summary, markdown_table(pair_rows(law))]
 
 
@@ -212,14 +215,18 @@ def _next(law: Law) -> list[str]:
 
 def _table(law: Law, results: Results) -> list[str]:
     """Return the lines of the section on the table: files, settings, held-out corpora and notes."""
-    files = [f"- `{path}`, SHA-256 `{digest}`" for path, digest in results.files.items()]
-    corpora = [f"- {group}: {', '.join(names)}" for group, names in results.corpora.items()]
-    notes = [f"- {note}" for note in (*results.left_out, *results.remarks, *law.notes)]
+    files = [f"- {code_span(path)}, SHA-256 `{digest}`" for path, digest in results.files.items()]
+    corpora = (f"{group}: {', '.join(names)}" for group, names in results.corpora.items())
     return [
         "## The table",
         "\n".join(files),
         markdown_table(grid_rows(results.runs)),
         "Held-out corpora (the loss of a group is the mean over its corpora):",
-        "\n".join(corpora),
-        "\n".join(notes),
+        _items(corpora),
+        _items((*results.left_out, *results.remarks, *law.notes)),
     ]
+
+
+def _items(lines: Iterable[str]) -> str:
+    """Return a Markdown list of ``lines``, which can contain names from the table of runs."""
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)

@@ -5,17 +5,16 @@ Every error message names the file, the line and the column, and states a remedy
 
 from collections import Counter
 from collections.abc import Sequence
-import csv
 from dataclasses import dataclass, field
 from functools import cached_property
 import hashlib
-import io
 import math
 from typing import Any, Literal
 
 from etils import epath
 
 from llama_cpt.config.fields import did_you_mean
+from llama_cpt.runtime.csv_lines import csv_records
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import check_reachable
 
@@ -104,16 +103,10 @@ def read_table(path: str) -> TableFile:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not UTF-8; save the table as CSV in UTF-8.") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    try:
-        columns = [(name or "").strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        _check_columns(path, columns)
-        rows = tuple(_row(f"{path}:{reader.line_num}", values) for values in reader)
-    except csv.Error as error:
-        raise UserError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}); fix the line."
-        ) from None
+    header, *lines = csv_records(path, text)
+    columns = [name.strip() for name in header[1]]
+    _check_columns(path, columns)
+    rows = tuple(_row(f"{path}:{number}", columns, values) for number, values in lines)
     if not rows:
         raise UserError(
             f"{path}: the file has a header but no rows; check that the sweep has finished a run."
@@ -173,18 +166,22 @@ def _suggestion(name: str, unknown: list[str]) -> str:
     return suggestion.replace("; did you mean", " (did you mean").replace("?", "?)")
 
 
-def _row(location: str, values: dict[str | None, str | list[str] | None]) -> Row:
-    """Return the row of one CSV line; ``values`` contains the fields by column name.
+def _row(location: str, columns: Sequence[str], values: Sequence[str]) -> Row:
+    """Return the row of one CSV line with the fields ``values``.
 
-    Raises UserError if a field is invalid.
+    Raises UserError if a field is invalid, or if the line does not have one field per column.
     """
-    # ``csv.DictReader`` collects the fields beyond the last column under the key None.
-    if None in values:
+    if len(values) > len(columns):
         raise UserError(
             f"{location}: the row has more fields than the header; quote fields that contain "
             f"commas."
         )
-    fields = {str(name): str(text or "").strip() for name, text in values.items()}
+    if len(values) < len(columns):
+        raise UserError(
+            f"{location}: the row has {len(values)} fields, but the header has {len(columns)}; the "
+            "line may be incomplete. Write an empty field between two commas."
+        )
+    fields = {name: text.strip() for name, text in zip(columns, values, strict=True)}
     texts = {name: fields.get(name, "") for name in TEXT_COLUMNS}
     texts["schedule"] = _schedule(location, texts["schedule"])
     numbers = {name: _number(location, name, fields.get(name, "")) for name in NUMBER_COLUMNS}

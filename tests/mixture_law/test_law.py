@@ -249,6 +249,7 @@ def test_unstated_values_are_nan():
     assert abs(found.almr.value - best_of_world()[0]) < 0.05
 
 
+@pytest.mark.slow
 def test_pairs_are_compared():
     spanish = replace(plausible(seed=1), pair=np.full(20, "en-es"))
     law = analyze(joined(plausible(), spanish), objective=OBJECTIVE)

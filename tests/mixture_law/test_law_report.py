@@ -18,6 +18,7 @@ from llama_cpt.mixture_law.report import make_report
 from llama_cpt.mixture_law.runs_table import read_results
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.tables import markdown_table
+from llama_cpt.runtime.untrusted_text import escape_markdown
 from tests.conftest import ROOT
 from tests.mixture_law.example import table, write_table
 from tests.mixture_law.worlds import recommendation_of
@@ -106,7 +107,14 @@ def test_load_law_rejects_invalid_files(law, results, tmp_path):
         load_law(str(file))
     values = json.loads(to_json(law, results))
     for broken, message in (
-        ("{", "this version cannot read the file as a law"),
+        ("{", "not JSON"),
+        ('{"format": ' + "[" * 100_000, "nested more than 100 deep"),
+        ("[]", "must be a JSON object"),
+        ("{}", "format None, but this version reads format 1"),
+        (json.dumps(values | {"noise": {"original": "low"}}), "'low' must be float"),
+        (json.dumps(values | {"notes": "one"}), "'one' must be list"),
+        (json.dumps(values | {"one_for_all": True}), "True must be str"),
+        (json.dumps(values | {"forms": [1]}), "this version cannot read the file as a law"),
         (json.dumps(values | {"runs": 3}), "this version cannot read the file as a law"),
         (json.dumps(values | {"format": 0}), "format 0, but this version reads format 1"),
     ):
@@ -122,9 +130,26 @@ def test_report_shows_its_figures(law, results, report):
     for picture in report.pictures.values():
         width, height = size_of(picture)
         assert width > 1200 and height > 700
-    for part in (*conclusion(law), "中文百科", UNDRAWABLE, next(iter(results.files.values()))):
+    for part in (
+        *map(escape_markdown, conclusion(law)),
+        "中文百科",
+        UNDRAWABLE,
+        next(iter(results.files.values())),
+    ):
         assert part in report.text
     assert markdown_table(form_rows(law)) in report.text
+
+
+def test_names_in_the_report_are_escaped(law, results):
+    hostile = dataclasses.replace(
+        results,
+        corpora={"additional": ("<b>",), "original": ("en",)},
+        remarks=("[x](y)",),
+        files={"a`b": "d"},
+    )
+    text = make_report(dataclasses.replace(law, notes=("*n*",)), hostile).text
+    for part in ("- additional: &lt;b&gt;", r"- \[x\](y)", r"- \*n\*", "- `` a`b ``, SHA"):
+        assert part in text
 
 
 def test_report_of_weights(law, results, report):

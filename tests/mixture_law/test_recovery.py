@@ -57,6 +57,7 @@ def judge(name, found):
     return 1 - (~honest.all(axis=1)).sum() / len(found), held
 
 
+@pytest.mark.slow
 def test_some_draws_of_one_truth():
     honest, held = judge("d-cpt", [recover("d-cpt", number) for number in range(6)])
     assert honest >= 5 / 6 and (held.sum(axis=0) >= 4).all()

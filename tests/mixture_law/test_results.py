@@ -1,5 +1,6 @@
 """Tests of reading tables of runs: runs and curves of valid tables, errors for invalid ones."""
 
+from collections.abc import Callable
 import csv
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from llama_cpt.mixture_law.runs_table import read_results
+from llama_cpt.mixture_law.table import read_table
 from llama_cpt.runtime.errors import UserError
 
 COLUMNS = (
@@ -226,6 +228,47 @@ def test_read_results_rejects_what_is_not_a_table(tmp_path, content, message):
     (tmp_path / "results.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_results([str(tmp_path / "results.csv")])
+
+
+def damaged(rows: list[str], line: int, change: Callable[[str], str]) -> str:
+    return "\n".join(change(row) if i == line else row for i, row in enumerate(rows, 1)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "message"),
+    [
+        (3, lambda row: '"' + row, ":3: a quotation mark"),
+        (5, lambda row: row.replace("almr 0.25", 'almr "0.25'), ":5: a quotation mark"),
+        (5, lambda row: row.replace("almr 0.25", 'almr 0.25"'), ":5: a quotation mark"),
+        (4, lambda row: row.replace(",", ',"x"y,', 1), ":4: a quotation mark"),
+        (4, lambda row: row + "\0", ":4: a quotation mark or a NUL byte"),
+        (6, lambda row: row[: len(row) // 2], r":6: the row has \d+ fields, but the header has 18"),
+        (6, lambda row: row + ",", ":6: the row has more fields than the header"),
+    ],
+)
+def test_a_damaged_line_is_named_and_hides_no_row(line, change, message, rows, tmp_path):
+    """A field that spans lines would hide the rows in it."""
+    table = Path(write(tmp_path / "results.csv", rows))
+    lines = table.read_text().splitlines()
+    table.write_text(damaged(lines, line, change))
+    with pytest.raises(UserError, match=re.escape(str(table)) + message):
+        read_table(str(table))
+    # Two stray marks on different lines are a valid quoted field of the csv module.
+    table.write_text("\n".join([lines[0], '"' + lines[1], *lines[2:5], lines[5] + '"', *lines[6:]]))
+    with pytest.raises(UserError, match=":2: a quotation mark"):
+        read_table(str(table))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_quoted_fields_blank_lines_and_all_line_ends_are_read(end, rows, tmp_path):
+    table = Path(write(tmp_path / "results.csv", rows))
+    lines = table.read_text().splitlines()
+    quoted = lines[1].replace("almr 0.25", ' "almr 0.25, said ""a\u2028b""" ')
+    text = end.join([lines[0], quoted, "", *lines[2:], "  ", ""])
+    table.write_bytes(text.encode("utf-8-sig"))
+    found = read_table(str(table)).rows
+    assert len(found) == len(rows) and found[0].run == 'almr 0.25, said "a\u2028b"'
+    assert found[1].location == f"{table}:4"
 
 
 def test_read_results_rejects_missing_file(tmp_path):
