@@ -39,7 +39,7 @@ export_model() {
     say "$EXPORT: already exported" && return
   fi
   dry || ((step)) || die "$OUTPUT: has no complete checkpoint to export"
-  command="$PYTHON -m llama_cpt.convert to-hf$(printf ' %q' "$OUTPUT" "$EXPORT")"
+  command="$PYTHON -m llama_cpt.convert to-hf$(quoted "$OUTPUT" "$EXPORT")"
   where=$(capacity "ready $SLICES") || where=unknown
   [[ $where == ready* ]] ||
     die "$NAME: no host for the export ($where); run on any other machine: ${command/"$PYTHON"/python}"

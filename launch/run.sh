@@ -67,7 +67,8 @@ require_committed
 REVISION=$(commit) # Fixed, so that every restart runs the same code.
 export REVISION SETTINGS
 # A restart reads the compiled step from the bucket.
-train="env JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled $PYTHON -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
+train="env$(quoted "JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled") $PYTHON -m llama_cpt.train"
+train+=$(quoted "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")
 saved=$(last_saved_step)
 dry && saved=0
 stalls=0 setup_again='' started='' hosts=0

@@ -29,7 +29,7 @@ call "$SETUP_SECONDS" gcloud compute tpus queued-resources scp "$LAUNCH/on_host/
   "$NAME:llama_cpt_install.sh" "--project=$PROJECT" "--zone=$ZONE" --node=all --worker=all --quiet \
   "${SSH_FLAGS[@]}" || die "$NAME: cannot copy install.sh to the hosts"
 installed=$(answers @installed "$SETUP_SECONDS" \
-  "bash llama_cpt_install.sh $BUCKET $MOUNT code/$revision.tar.gz")
+  "bash llama_cpt_install.sh$(quoted "$BUCKET" "$MOUNT" "code/$revision.tar.gz")")
 dry || (($(count "$installed") == hosts)) ||
   die "$NAME: installed on $(count "$installed") of $hosts hosts; see the error above"
 report "$NAME: $revision is installed on all hosts"

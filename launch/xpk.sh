@@ -42,8 +42,10 @@ run() {
   [[ -z $existing ]] ||
     { say "$existing" && say "$NAME: already exists; to start it over: launch/xpk.sh stop, then run" && return; }
   # A restart reads the compiled step from the bucket.
-  command="export JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled && ln -sfn $MOUNT/data data && ln -sfn $MOUNT/weights weights && pip install -q -e '.[tpu,qwix]'"
-  command+=" && python -m llama_cpt.train$(printf ' %q' "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
+  command="export$(quoted "JAX_COMPILATION_CACHE_DIR=$MOUNT/compiled")"
+  command+=" && ln -sfn$(quoted "$MOUNT/data") data && ln -sfn$(quoted "$MOUNT/weights") weights"
+  command+=" && pip install -q -e '.[tpu,qwix]'"
+  command+=" && python -m llama_cpt.train$(quoted "$CONFIG" --output "$OUTPUT" "${TRAIN_ARGS[@]}")"
   on_cluster "$SETUP_SECONDS" workload create "--workload=$NAME" "--tpu-type=$ACCELERATOR_TYPE" \
     "--num-slices=$SLICES" "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1,75 \
     "--termination-grace-period-seconds=$GRACE_SECONDS" \

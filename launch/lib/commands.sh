@@ -25,6 +25,9 @@ die() { end 1 "$@"; }
 # End after an error that the user has to fix first.
 reject() { end "$USER_ERROR" "$@"; }
 
+# quoted WORD...: print the words for a remote shell, each with a space before it.
+quoted() { (($# == 0)) || printf ' %q' "$@"; }
+
 dry() { [[ ${DRY_RUN:-} == 1 ]]; }
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || reject "bash $BASH_VERSION is too old; install bash 4.4 or newer"

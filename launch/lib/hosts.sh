@@ -23,6 +23,8 @@ answers() {
 
 count() { grep -c . <<<"$1" || true; }
 
+# COMMAND, here and below, is text for the shell of a host: its words are quoted.
+#
 # start_job COMMAND HOSTS REVISION: start the job on all hosts, or return 1 and set WHY. Hosts on which
 # it already runs are left alone. REVISION is any, or the commit that the hosts must have.
 start_job() {
@@ -31,7 +33,7 @@ start_job() {
     # gcloud connects to 64 hosts at a time, and processes wait only briefly for each other.
     # Therefore all hosts start the job at the same TIME.
     time=$(($(date +%s) + 30 * batches))
-    started=$(answers @job "$SSH_SECONDS" "$JOB start $time $MOUNT $NAME $3 $1")
+    started=$(answers @job "$SSH_SECONDS" "$JOB start$(quoted "$time" "$MOUNT" "$NAME" "$3") $1")
     ! dry || return 0
     if other=$(grep -m 1 -o ' busy .*' <<<"$started"); then
       stop_job "$1" # On hosts where it started, it would wait for the others in vain.
@@ -53,7 +55,7 @@ start_job() {
 }
 
 # stop_job [COMMAND]: stop the job if it is COMMAND, or whatever job runs.
-stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop $GRACE_SECONDS ${1:-}" >/dev/null; }
+stop_job() { answers @job "$((SSH_SECONDS + GRACE_SECONDS))" "$JOB stop$(quoted "$GRACE_SECONDS") ${1:-}" >/dev/null; }
 
 # watch_job COMMAND HOSTS: wait until the job has ended on all hosts. OUTCOME is finished, mistake,
 # interrupted, restart, gone or unreachable; WHY is the reason, JOB_STATUS the status of a mistake.

@@ -37,6 +37,12 @@ require() {
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
     reject "$SETTINGS: NAME=$NAME must be lowercase letters, digits and -, starting with a letter"
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || reject "$SETTINGS: SLICES=$SLICES must be a number of slices, at least 1"
+  # An arithmetic expression would evaluate any other text.
+  for setting in {QUERY,SSH,SETUP,CREATE,DELETE,GRACE,COLLECT}_SECONDS MAX_{MISSES,STALLS,RESTARTS}; do
+    [[ ${!setting:-0} =~ ^[0-9]+$ ]] || reject "$SETTINGS: $setting=${!setting} must be a whole number"
+  done
+  [[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
+    reject "$SETTINGS: POLL_SECONDS=$POLL_SECONDS must be a number of seconds"
 }
 
 # Validate settings whose errors would appear only after the TPUs are created. delete.sh does not need
@@ -49,6 +55,8 @@ require_run() {
   for setting in OUTPUT EXPORT; do
     [[ ${!setting:-gs://} == gs://* ]] ||
       reject "$SETTINGS: $setting=${!setting} would be lost with the hosts; use gs://\$BUCKET/..."
+    [[ ${!setting:-} != *[]*?[#]* ]] ||
+      reject "$SETTINGS: $setting=${!setting} must not contain * ? [ ] #, which storage clients interpret"
     [[ ! ${!setting:-} =~ ^gs://(BUCKET)?/ ]] ||
       reject "$SETTINGS: $setting=${!setting} does not name a bucket; fill in BUCKET, and write gs://\$BUCKET/..."
   done
@@ -68,6 +76,6 @@ require_committed() {
   [[ $file != *.py:* ]] || file=${file%:*} # FILE.py:NAME is a variable of the file
   git -C "$LAUNCH/.." cat-file -e "${REVISION:-HEAD}:./$file" 2>/dev/null ||
     reject "$SETTINGS: CONFIG=$CONFIG is not in the commit ${REVISION:-HEAD}; git add and commit it"
-  [[ -n ${REVISION:-} ]] || git -C "$LAUNCH/.." diff --quiet HEAD -- "$file" ||
+  [[ -n ${REVISION:-} ]] || git --literal-pathspecs -C "$LAUNCH/.." diff --quiet HEAD -- "$file" ||
     reject "$SETTINGS: CONFIG=$CONFIG differs from the commit, which the hosts get; commit it"
 }

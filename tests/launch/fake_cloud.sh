@@ -161,9 +161,10 @@ xpk() {
   esac
 }
 
-# Write a checkpoint of two processes.
+# save STEP OUTPUT: write a checkpoint of two processes.
 save() {
-  local run=$CLOUD/bucket/runs/cpt
+  local run
+  run=$(in_bucket "$2")
   mkdir -p "$run/checkpoints/$1"
   touch "$run/checkpoints/$1/array" "$run/checkpoints/$1".manifest-0000{0,1}-of-00002.json
   echo '{}' >"$run/metrics.jsonl"
@@ -179,7 +180,7 @@ python() {
   echo $((attempt + 1)) >"$CLOUD/attempts.$host"
   printf '%s\n' "$*" >>"$CLOUD/trained.$host"
   read -r step statuses < <(sed -n "${attempt}p" "$CLOUD/plan/train")
-  ((step == 0)) || save "$step"
+  ((step == 0)) || save "$step" "$5"
   read -ra statuses <<<"$statuses"
   status=${statuses[$(find "$CLOUD/hosts" -mindepth 2 -maxdepth 2 | sort | grep -n -x "$HOME" | cut -d: -f1) - 1]:-${statuses[0]}}
   case $status in

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,35 @@ def test_a_run_survives_preemption_and_lost_peers(cloud):
             "--data.almr 0.3 3"
         ]
     assert len(list((cloud.place / "bucket" / "logs" / "cpt").iterdir())) >= 3
+
+
+def test_settings_reach_the_hosts_literally(cloud):
+    """A file ``ran`` appears wherever a shell evaluates a part of a setting."""
+    touch = f"touch {cloud.place}/ran"
+    harm = f"a b'c\"d;{touch};$({touch})`{touch}`&|<>!~"
+    # A bucket name has no slash; the mounted folder and the outputs may have one.
+    short = harm.replace(f"{cloud.place}/", "")
+    output = f"gs://a-bucket/runs/cpt/{short}"
+    settings = {
+        "BUCKET": short,
+        "MOUNT": f"{cloud.place}/{short}/mount",
+        "OUTPUT": output,
+        "EXPORT": f"gs://a-bucket/exported/{short}",
+        "ACCELERATOR_TYPE": harm,
+        "RUNTIME_VERSION": harm,
+        "SERVICE_ACCOUNT": harm,
+    }
+    quoted = {name: shlex.quote(value) for name, value in settings.items()}
+    quoted["TRAIN_ARGS"] = f"(--seed {shlex.quote(harm)})"
+    for script in ("create", "setup", "run", "status", "logs", "collect", "delete"):
+        ran = cloud.run(script, plan={"train": ["100 0"]} if script == "run" else {}, **quoted)
+        assert ran.returncode == 0, (script, ran.stderr)
+    for host in ("cpt-0", "cpt-1"):
+        assert (cloud.place / f"trained.{host}").read_text().splitlines() == [
+            f"-m llama_cpt.train configs/llama3/cpt_1b.py --output {output} --seed {harm}"
+        ]
+    assert (cloud.place / "bucket" / "exported" / short / "config.json").exists()
+    assert not list(cloud.place.rglob("ran"))
 
 
 def test_slices(cloud):
@@ -186,6 +216,7 @@ def test_a_checkpoint_counts_once_all_parts_of_its_manifest_are_there(cloud):
     assert "complete checkpoints in gs://a-bucket/runs/cpt: 200\n" in cloud.run("status").stdout
 
 
+@pytest.mark.slow
 def test_run_resumes_watching_its_own_job_only(cloud):
     cloud.is_up()
     watching = cloud.start("run", plan={"train": ["100 hang", "200 0"]})

@@ -1,6 +1,7 @@
 """Tests of the launch scripts' settings, dry runs and xpk commands."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -33,6 +34,8 @@ def test_missing_settings_are_named(cloud, script):
         {"SLICES": "two"},
         {"NAME": "Cpt_1b"},
         {"CONFIG": "configs/none.py"},
+        {"OUTPUT": "gs://a-bucket/runs/[1]"},
+        {"GRACE_SECONDS": "1+1"},
     ],
 )
 def test_wrong_settings_are_named(cloud, wrong):
@@ -107,6 +110,18 @@ def test_xpk(cloud):
     assert "--restart-on-exit-codes=1,75 " in calls[3] and "--data.almr 0.3\\ 3" in calls[3]
     assert f"JAX_COMPILATION_CACHE_DIR={cloud.place}/mount/compiled " in calls[3]
     assert "--termination-grace-period-seconds=0 " in calls[3]
+
+
+def test_xpk_quotes_the_mount(cloud):
+    mount = f"/mnt/a b;touch {cloud.place}/ran"
+    ran = cloud.run("xpk", "run", CLUSTER="a-cluster", MOUNT=shlex.quote(mount))
+    assert ran.returncode == 0, ran.stderr
+    (call,) = (call for call in cloud.calls() if "workload create" in call)
+    command = re.search("--command=(.*) --cluster=", call)
+    assert command
+    words = shlex.split(command[1])
+    assert words[1] == f"JAX_COMPILATION_CACHE_DIR={mount}/compiled"
+    assert {f"{mount}/data", f"{mount}/weights"} < set(words)
 
 
 def test_xpk_without_an_action_prints_its_usage(cloud):

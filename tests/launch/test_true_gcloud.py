@@ -29,9 +29,13 @@ def cloud(tmp_path):
     made.power_off()
 
 
-def test_a_run_survives_preemption_and_lost_peers(cloud):
-    """The run is created, preempted, loses a peer, ends, is exported, collected and deleted."""
-    story = ["100 75", "200 preempt preempt", "300 134 134", "400 0"]
+def test_a_run_survives_preemption(cloud):
+    """The run is created, preempted, ends, is exported, collected and deleted.
+
+    Restarts on the same hosts, which need no other commands of ``gcloud``, are in
+    ``test_launch_scripts.py``.
+    """
+    story = ["200 preempt preempt", "400 0"]
     with google_cloud(cloud) as service:
         for script in ("create", "setup", "run", "status", "logs", "collect", "delete"):
             plan = {"train": story} if script == "run" else {}
@@ -40,9 +44,7 @@ def test_a_run_survives_preemption_and_lost_peers(cloud):
             if script == "status":
                 assert "request cpt: ACTIVE" in ran.stdout and "cpt\tREADY\t2" in ran.stdout
                 assert "cpt-1 stopped 0" in ran.stdout
-                assert (
-                    "complete checkpoints in gs://a-bucket/runs/cpt: 100 200 300 400" in ran.stdout
-                )
+                assert "complete checkpoints in gs://a-bucket/runs/cpt: 200 400" in ran.stdout
         assert (len(service.asked), service.deleted) == (2, 2)
         assert not cloud.billed() and not cloud.processes()
     for host in ("cpt-0", "cpt-1"):
