@@ -54,7 +54,7 @@ def packed_rows(options: argparse.Namespace, length: int) -> np.ndarray:
                 break
     flat = np.concatenate(parts).astype(np.int32)
     rows = flat[: len(flat) // length * length].reshape(-1, length)
-    return segment_ids_and_positions(rows, tokenizer.bos_id)[0]
+    return segment_ids_and_positions(rows == tokenizer.bos_id)[0]
 
 
 def needed(ids: np.ndarray) -> int:

@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
                     left -= part.size
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index))
-    values = config_json(config, "bfloat16", bos_id=128000, eos_id=128001)
+    values = config_json(config, "bfloat16", {"bos_token_id": 128000, "eos_token_id": 128001})
     (folder / "config.json").write_text(json.dumps(values))
     return total
 

@@ -24,10 +24,9 @@ import numpy as np
 
 from llama_cpt.data.loader import batches
 from llama_cpt.data.mixture import Mixture, MixtureCorpus
-from llama_cpt.data.rows import Manifest, TokenRows, record_writer, write_manifest
+from llama_cpt.data.rows import DOCUMENT_START, Manifest, TokenRows, record_writer, write_manifest
 
 LENGTH = 8192
-BOS = 0
 DOCUMENT_TOKENS = 800
 SHARDS = 4
 CORPORA = "zh", "zh_web", "en", "code"
@@ -45,7 +44,7 @@ def write_corpus(folder: Path, rows: int, seed: int) -> None:
         with record_writer(str(folder / name)) as writer:
             for _ in range(rows // SHARDS):
                 row = random.integers(1, 128_000, LENGTH + 1).astype("<u4")
-                row[random.integers(0, LENGTH, LENGTH // DOCUMENT_TOKENS)] = BOS
+                row[random.integers(0, LENGTH, LENGTH // DOCUMENT_TOKENS)] = DOCUMENT_START
                 writer.write(row.tobytes())
         shards.append((name, rows // SHARDS))
     manifest = Manifest(
@@ -96,7 +95,6 @@ def open_loader(folder: Path, batch_size: int, step: int) -> Generator[Any]:
     loader: Any = batches(
         mixture,
         sources,
-        bos_id=BOS,
         global_batch_size=batch_size,
         num_microbatches=1,
         start_row=step * batch_size,

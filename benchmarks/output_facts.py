@@ -114,7 +114,7 @@ class Reader:
 
     def _lines(self, path: Path) -> Facts:
         found: Facts = {}
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"), 1):
             found |= self._json(json.loads(line), path.name, f"line {number}: ")
         return found
 

@@ -23,11 +23,11 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 import numpy as np  # noqa: E402
 
 from llama_cpt.config.schema import MeshConfig  # noqa: E402
+from llama_cpt.data.chat.template import find_chat_template  # noqa: E402
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer  # noqa: E402
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.harness import HarnessModel  # noqa: E402
 from llama_cpt.evaluation.questions import make_questions  # noqa: E402
-from llama_cpt.generation.chat_session import find_chat_template  # noqa: E402
 from llama_cpt.generation.decoder import load_decoder  # noqa: E402
 from llama_cpt.parallel.mesh import make_mesh  # noqa: E402
 from llama_cpt.weights.source import open_source  # noqa: E402
@@ -49,7 +49,7 @@ def documents(world: str, count: int) -> list[str]:
     """Return the texts of the first ``count`` held-out documents per language."""
     found = []
     for language in LANGUAGES:
-        lines = (Path(world) / f"{language}.heldout.jsonl").read_text("utf-8").splitlines()
+        lines = (Path(world) / f"{language}.heldout.jsonl").read_text("utf-8").split("\n")
         found += [json.loads(line)["text"] for line in lines[:count]]
     return found
 

@@ -27,7 +27,8 @@ from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.sources.documents import Document, parse_documents, read_blocks
 from llama_cpt.data.sources.files import find_sources
-from llama_cpt.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 
 
 def processor_seconds() -> float:

@@ -75,6 +75,7 @@ PROOFS = (
         "random-kills",
         (
             *ALL,
+            "tests/checkpoint/test_failed_saves.py",
             "tests/training/test_survival.py",
             "tests/processes/test_lost_process.py::test_run_survives_kills_at_random_moments",
         ),

@@ -69,6 +69,7 @@ def test_recommendation_is_printed_and_written_as_a_config(fit, results, tmp_pat
         assert "Run trial 7 diverged or did not finish" in text
 
 
+@pytest.mark.slow
 def test_target_size_is_extrapolated_and_written_as_options(fit, results):
     status, printed, folder = fit(results, "--target-parameters", "1.2e7", "--target-tokens", "2e8")
     assert status == 0 and "12M parameters, 200M tokens" in printed
@@ -138,6 +139,7 @@ def test_target_tokens_need_the_tokens_column(fit):
         fit(TABLES / "german_onto_pile_405m.csv", "--target-tokens", "1e9")
 
 
+@pytest.mark.slow
 def test_missing_base_loss_needs_weights(fit, tmp_path):
     rows = [row | {"base_loss": "", "base_bits_per_byte": ""} for row in table(sizes=(1e6,))]
     bare = write_table(tmp_path / "bare.csv", rows)

@@ -74,6 +74,11 @@ def test_functions_have_at_most_60_lines():
     assert long == []
 
 
+def test_files_have_at_most_400_lines():
+    sizes = {file: len((ROOT / file).read_text("utf-8").splitlines()) for file in sorted(FILES)}
+    assert {str(file): size for file, size in sizes.items() if size > 400} == {}
+
+
 def test_every_listed_folder_exists():
     assert [folder for folder in ORDER if not (ROOT / folder).is_dir()] == []
 

@@ -155,6 +155,7 @@ def test_batch_size_and_bucket_compile_once(decoder):
     assert [program._cache_size() for program in programs] == before
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_the_mesh(model, decoder):
     rows = prompts(TINY.vocab_size)[:3]
     expected = generate(decoder, rows, max_new_tokens=16, sampling=WARM)

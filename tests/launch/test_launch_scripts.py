@@ -138,6 +138,7 @@ def test_create_without_a_terminal_cancels_its_request(cloud):
     assert not cloud.billed()
 
 
+@pytest.mark.slow
 def test_a_request_that_is_accepted_after_its_timeout_is_canceled(cloud):
     ran = cloud.run("create", plan={"create": ["late"]}, QUERY_SECONDS="1", POLL_SECONDS="3")
     assert ran.returncode == 1 and "no answer within 1 s" in ran.stderr
@@ -297,6 +298,7 @@ def test_hosts_without_the_bucket_are_set_up_again(cloud):
     assert cloud.verbs() == ["start", "stop", *SET_UP, "start"]
 
 
+@pytest.mark.slow
 def test_a_transient_failure_at_the_start_of_a_watch_stops_no_job(cloud):
     cloud.is_up()
     for plan in ({"train": ["100 hang"]}, {"list": ["down"], "ssh": ["deaf"]}):
@@ -385,6 +387,7 @@ def test_hosts_that_run_after_the_others_are_stopped(cloud):
     assert ran.stderr.count("gcloud does not answer; the job keeps running") == 2
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_answer_are_set_up_again(cloud):
     cloud.is_up()
     plan = {"train": ["100 hang", "200 0"], "ssh": ["ok", "hang", "deaf"]}

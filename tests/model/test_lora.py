@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
     vocab_size=128,
     embed_dim=48,
     mlp_dim=80,
-    num_layers=3,
+    num_layers=2,
     num_heads=4,
     num_kv_heads=2,
     head_dim=12,
@@ -215,6 +215,32 @@ def test_adapters_can_be_based_on_a_run_with_adapters(exported, tmp_path):
             for attribute in name.split("/"):
                 part = getattr(part, attribute)
             np.testing.assert_allclose(weights.parameter(name), part[...], atol=1e-6)
+
+
+def test_adapters_trained_on_a_run_need_an_export_of_that_run(exported, tmp_path):
+    """peft cannot load a run folder, and the run's own base model has different weights."""
+    peft = pytest.importorskip("peft")
+    from llama_cpt.weights.hf_weights import load_hf
+    from llama_cpt.weights.source import open_source
+
+    base, run, _ = exported
+    model = load_hf(str(base))
+    first = open_source(str(run)).load(model, make_mesh(MeshConfig(), jax.devices()[:1]))
+    second = lora_run(tmp_path / "second", str(run), first, adapters_of(first, drawn=True))
+    export = ["to-hf", str(second), str(tmp_path / "out"), "--adapters"]
+    for extra in ([], ["--base", str(run)]):
+        with pytest.raises(UserError, match="Export it with `to-hf --dtype float32` and name the"):
+            main([*export, *extra])
+    with pytest.raises(UserError, match=f"--base {base}: .* differs from the weights that the"):
+        main([*export, "--base", str(base)])
+    assert not (tmp_path / "out").exists()
+    main(["to-hf", str(run), str(tmp_path / "merged"), "--dtype", "float32"])
+    assert main([*export, "--base", str(tmp_path / "merged")]) == 0
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "merged")
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = logits(with_adapters(first, adapters_of(first, drawn=True)))
+    np.testing.assert_allclose(torch_logits(loaded), expected, atol=2e-5)
 
 
 def test_missing_or_changed_base_is_rejected(exported, tmp_path):

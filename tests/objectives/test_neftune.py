@@ -78,6 +78,7 @@ def loss_of(alpha: float, seed: int, what: str = "value"):
         return step.lower(model, batch()).as_text() if what == "text" else step(model, batch())
 
 
+@pytest.mark.slow
 def test_loss_depends_on_alpha_and_seed():
     clean, noisy, other = (float(loss_of(*args)) for args in ((0.0, 0), (ALPHA, 0), (ALPHA, 1)))
     assert len({clean, noisy, other}) == 3

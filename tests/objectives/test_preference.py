@@ -222,8 +222,13 @@ def test_loss_is_log_2_and_margins_are_0_at_the_reference(models):
 @pytest.mark.parametrize(
     ("fields", "parts", "axes"),
     [
-        ({"loss": "sigmoid", "label_smoothing": 0.1, "nll_weight": 0.2}, 4, (1, 1, 1)),
-        ({"loss": "orpo"}, 1, (2, 2, 2)),
+        pytest.param(
+            {"loss": "sigmoid", "label_smoothing": 0.1, "nll_weight": 0.2},
+            4,
+            (1, 1, 1),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"loss": "orpo"}, 1, (2, 2, 2), marks=pytest.mark.slow),
         ({"loss": "ipo", "nll_weight": 0.2}, 2, (1, 2, 1)),
     ],
 )
@@ -240,6 +245,7 @@ def test_microbatches_and_meshes_leave_loss_and_gradients_unchanged(fields, part
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_packing_leaves_losses_unchanged(models):
     """Missing pairs, other pairs in the row and padding do not change the loss of a pair."""
     config = PreferenceConfig(loss="sigmoid", nll_weight=0.1)

@@ -9,6 +9,7 @@ import pytest
 from llama_cpt.config.schema import MeshConfig, ModelConfig, NextTokenConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.loader import row_batch
+from llama_cpt.data.rows import DOCUMENT_START
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.parallel.context_parallel import from_zigzag, to_zigzag
@@ -19,7 +20,7 @@ MODEL = ModelConfig(
     vocab_size=1024,
     embed_dim=32,
     mlp_dim=48,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
@@ -58,7 +59,8 @@ def packed_rows() -> TokenBatch:
     draw = np.random.default_rng(3)
     rows = draw.integers(1, MODEL.vocab_size, (4, MODEL.context_length + 1))
     rows[:3][draw.random((3, MODEL.context_length + 1)) < 0.15] = BOS
-    return row_batch(rows.astype(np.uint32), np.array([0, 1, 0, 1], np.int32), np.arange(4), BOS)
+    marked = np.where(rows == BOS, rows.astype(np.uint32) | DOCUMENT_START, rows.astype(np.uint32))
+    return row_batch(marked, np.array([0, 1, 0, 1], np.int32), np.arange(4))
 
 
 def loss_and_gradients(mesh: jax.sharding.Mesh, config: ModelConfig) -> list[np.ndarray]:

@@ -91,6 +91,7 @@ def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     assert len({row["base_loss"] for row in rows if row["corpus"] == "zh"}) == 1
 
 
+@pytest.mark.slow
 def test_finished_trials_are_not_run_again(sweep, monkeypatch):
     run_sweep(sweep)
     counted = steps_counted(monkeypatch)

@@ -99,6 +99,7 @@ def test_run_stopped_by_sigterm_resumes_bit_exactly(
     assert learnt(tmp_path / "run") == learnt(whole)
 
 
+@pytest.mark.slow
 def test_logged_steps_do_not_depend_on_the_interruption(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run", log_every_steps=4)
     train_until(config, 2, monkeypatch, signal.SIGINT)
@@ -114,6 +115,7 @@ def spent(output: Path) -> dict[str, float]:
     return {key.removeprefix("perf/seconds/"): value for key, value in parts.items()}
 
 
+@pytest.mark.slow
 def test_starts_before_the_first_save_count_as_repeated(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run")
 
