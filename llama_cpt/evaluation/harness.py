@@ -21,7 +21,7 @@ import numpy as np
 
 from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.formats import ROLES
-from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.evaluation.bits_per_byte import rolling_loglikelihood
 from llama_cpt.evaluation.question_rows import (
@@ -74,8 +74,7 @@ class HarnessModel(LM):
         self._start = 0
         self.context_length = decoder.ends.config.context_length
         self._row_multiple = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        own = template.stop_ids if template else (tokenizer.eos_id,)
-        self._stop_ids = tuple(dict.fromkeys((*own, *end_ids)))
+        self._stop_ids = answer_end_ids(tokenizer, template, end_ids)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return (log-likelihood in nats, is_greedy) for each continuation.

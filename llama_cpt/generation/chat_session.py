@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from jax.sharding import Mesh
 
 from llama_cpt.data.chat.conversations import Message
-from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import stream
@@ -96,12 +96,11 @@ class ChatSession:
         return prompt
 
     def _answer(self, prompt: list[int], max_new_tokens: int) -> Generator[str]:
-        ends = self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
         batches = stream(
             self.decoder,
             [prompt],
             max_new_tokens=max_new_tokens,
-            stop_ids=tuple(dict.fromkeys((*ends, *self.end_ids))),
+            stop_ids=answer_end_ids(self.tokenizer, self.template, self.end_ids),
             sampling=self.sampling,
             mesh=self.mesh,
         )

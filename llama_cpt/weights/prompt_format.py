@@ -11,9 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from llama_cpt.data.chat.template import ChatTemplate, find_chat_template
+from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids, find_chat_template
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import DocumentTokens, document_tokens
+from llama_cpt.data.tokenizer.settings import REMEDY
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.json_files import read_json_object
@@ -42,8 +43,7 @@ class PromptFormat:
 
         They are the template's end-of-turn token, EOS, and the ``eos_token_id`` of ``generation``.
         """
-        own = self.template.stop_ids if self.template else (self.tokenizer.eos_id,)
-        return tuple(dict.fromkeys((*own, *eos_ids(self.generation))))
+        return answer_end_ids(self.tokenizer, self.template, eos_ids(self.generation))
 
     @property
     def fingerprint(self) -> str:
@@ -134,12 +134,11 @@ def _read_generation(folder: epath.Path) -> dict[str, Any]:
 
     If ``generation_config.json`` does not exist or sets no EOS, ``config.json`` sets EOS.
     """
-    remedy = "copy the file again from the model's folder"
     file = folder / GENERATION_FILE
-    values = read_json_object(str(file), remedy) if file.exists() else {}
+    values = read_json_object(str(file), REMEDY) if file.exists() else {}
     _check_eos(values, str(file))
     if not eos_ids(values) and (folder / "config.json").exists():
-        config = read_json_object(f"{folder}/config.json", remedy)
+        config = read_json_object(f"{folder}/config.json", REMEDY)
         _check_eos(config, f"{folder}/config.json")
         values |= {"eos_token_id": eos_ids(config)}
     return values

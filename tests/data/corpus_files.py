@@ -1,12 +1,15 @@
 """Corpora of documents for tests: source files, and the content of prepared folders."""
 
+import bz2
 from collections.abc import Iterable
 import gzip
 import json
+import lzma
 from pathlib import Path
 import random
 
 import numpy as np
+import pyarrow as pa
 
 from llama_cpt.config.schema import DataConfig
 from llama_cpt.data.prepare.corpora import PreparedCorpora
@@ -16,6 +19,15 @@ from llama_cpt.data.tokenizer.base import Tokenizer
 
 LENGTH = 31
 SMALL_SHARDS = ShardLayout(span_bytes=300, shard_bytes=3000)
+
+# Suffix of a file -> function that compresses the content of the file.
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

@@ -1,9 +1,7 @@
 """Documents are the same for each kind of source; errors name the file and the line."""
 
-import bz2
 import gzip
 import json
-import lzma
 
 import fsspec
 from hypothesis import given, settings
@@ -30,16 +28,10 @@ from llama_cpt.data.sources.files import (
 )
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import UnreachableError
+from tests.data.corpus_files import COMPRESS
 
 TEXTS = ["plain", "中文，两行\nand a 😀", "a literal <|eot_id|>", "x" * 300, " "] + ["y z"] * 600
 LINES = "".join(json.dumps({"id": i, "text": t}) + "\r\n" for i, t in enumerate(TEXTS)).encode()
-COMPRESS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
-}
 
 
 def corpus(source, field="text"):

@@ -1,13 +1,9 @@
 """Arrays, compressed files and large documents are read in pieces."""
 
-import bz2
-import gzip
 import json
-import lzma
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import pyarrow as pa
 import pytest
 
 from llama_cpt.config.schema import CorpusConfig
@@ -22,14 +18,8 @@ from llama_cpt.data.sources.documents import (
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.data.sources.json_arrays import split_array
 from llama_cpt.runtime.errors import UserError
+from tests.data.corpus_files import COMPRESS
 
-COMPRESS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
-}
 LARGE = "larger than 64 MiB"
 JSON = st.recursive(
     st.none() | st.floats(allow_nan=False) | st.text('ab"\\[]{},中\n', max_size=6),

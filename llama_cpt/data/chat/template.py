@@ -355,6 +355,17 @@ def template_by_fingerprint(tokenizer: Tokenizer, fingerprint: str) -> ChatTempl
     return template
 
 
+def answer_end_ids(
+    tokenizer: Tokenizer, template: ChatTemplate | None, more: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Return the ids of the tokens that end an answer, each id once.
+
+    The ids are the end-of-turn token of ``template`` (if it is not None), EOS, and ``more``.
+    """
+    own = template.stop_ids if template else (tokenizer.eos_id,)
+    return tuple(dict.fromkeys((*own, *more)))
+
+
 def find_template(vocabulary: str) -> str | None:
     """Return the Jinja source of the chat template for a vocabulary file; None if not found.
 

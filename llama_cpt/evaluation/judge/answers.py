@@ -13,7 +13,7 @@ import numpy as np
 from llama_cpt.config.fields import from_dict
 from llama_cpt.data.chat.conversations import InvalidRecordError
 from llama_cpt.data.chat.formats import read_prompt
-from llama_cpt.data.chat.template import ChatTemplate
+from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import BLOCK_BYTES, Sources
 from llama_cpt.data.sources.json_records import parse_records, read_record_blocks
@@ -122,7 +122,7 @@ def make_answerer(load: Callable[[], ChatModel], max_new_tokens: int) -> Answere
             model.mesh,
             [rows[index] for index in fit],
             [AnswerSpec((), max_new_tokens, Sampling())] * len(fit),
-            tuple(dict.fromkeys((*model.template.stop_ids, *model.end_ids))),
+            answer_end_ids(model.tokenizer, model.template, model.end_ids),
         )
         yield from ((fit[number], text.strip()) for number, text in written)
 
