@@ -9,6 +9,7 @@ next save removes the files of the interrupted save.
 
 import contextlib
 import logging
+import os
 import threading
 from types import TracebackType
 from typing import Any
@@ -63,6 +64,11 @@ class CheckpointManager:
         path = epath.Path(folder).expanduser()
         # Orbax requires absolute paths, and absolute() would treat gs:// as a relative folder.
         self.folder = path if "://" in folder else path.absolute()
+        if "://" not in folder and os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise UserError(
+                f"{self.folder}: is not a folder, but checkpoints are stored in a folder with this "
+                "name; move the file away."
+            )
         self.retention = Retention(self.folder, keep)
         self._orbax = ocp.AsyncCheckpointer(orbax_handler(), timeout_secs=SAVE_TIMEOUT_SECONDS)
         self._damaged: set[int] = set()

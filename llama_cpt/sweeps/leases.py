@@ -17,7 +17,8 @@ import uuid
 
 from etils import epath
 
-from llama_cpt.runtime.literal_paths import is_regular_file
+from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 
 RENEW_SECONDS = 30.0
 """Seconds between renewals of a lease."""
@@ -61,12 +62,11 @@ def lease_owner(file: epath.Path) -> str:
     A damaged file counts as a free lease. A lease expires if its time stamp is
     ``EXPIRY_SECONDS`` or more in the past or, if a clock is wrong, in the future.
     """
-    if not is_regular_file(str(file)):
-        return ""
     try:
-        lease = json.loads(file.read_text())
+        lease = read_json_object(str(file), "delete it")
         worker, renewed = lease["worker"], float(lease["time"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+    # Another worker can remove the file while it is read.
+    except (UserError, FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return ""
     return str(worker) if abs(time.time() - renewed) < EXPIRY_SECONDS else ""
 

@@ -13,7 +13,7 @@ from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError, first_line
-from llama_cpt.runtime.literal_paths import require_regular_file
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
 
@@ -53,14 +53,14 @@ def read_status(trial: Trial) -> TrialStatus | None:
     file = epath.Path(trial.config.output) / STATUS_FILE
     if not file.exists():
         return None
-    require_regular_file(str(file))
+    remedy = "delete it to train the trial again"
+    values = read_json_object(str(file), remedy)
     try:
-        status = TrialStatus(**json.loads(file.read_text("utf-8")))
+        status = TrialStatus(**values)
         _validate_status(status)
-    except (ValueError, TypeError, RecursionError) as error:
+    except TypeError as error:
         raise UserError(
-            f"{file}: is not the status of a trial ({first_line(error)}); delete it to train the "
-            "trial again."
+            f"{file}: is not the status of a trial ({first_line(error)}); {remedy}."
         ) from None
     return status
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
@@ -29,11 +30,15 @@ from llama_cpt.parallel.mesh import constrain, partition_spec
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError, first_line
-from llama_cpt.runtime.literal_paths import require_regular_file
+from llama_cpt.runtime.json_files import read_bounded, read_json_object
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.weights.source import open_source
 
 logger = logging.getLogger(__name__)
+
+REMEDY = "recomputing it"
+HEADER_BYTES = 1 << 16
+"""Upper bound of the size of the header of an array file."""
 
 AnswerBatch = PreferenceBatch | UnpairedBatch
 
@@ -211,18 +216,19 @@ def _read_cache(file: epath.Path, shape: tuple[int, int]) -> np.ndarray | None:
     if not _digest_file(file).exists():
         return None
     try:
-        require_regular_file(str(_digest_file(file)))
-        require_regular_file(str(file))
-        content = file.read_bytes()
-        if json.loads(_digest_file(file).read_text()) != _digest(content):
-            damage = "its digest does not match"
+        digest = read_json_object(str(_digest_file(file)), REMEDY)
+        content = read_bounded(str(file), REMEDY, max_bytes=4 * math.prod(shape) + HEADER_BYTES)
+        if digest != _digest(content):
+            damage = f"{file}: its digest does not match; {REMEDY}."
         elif (array := np.load(io.BytesIO(content))).shape == shape:
             return array
         else:
-            damage = f"its shape is {array.shape}, but the corpus has {shape}"
-    except (OSError, ValueError, RecursionError) as error:
-        damage = first_line(error)
-    logger.warning("%s: %s; recomputing it.", file, damage)
+            damage = f"{file}: its shape is {array.shape}, but the corpus has {shape}; {REMEDY}."
+    except UserError as error:
+        damage = str(error)
+    except (OSError, ValueError) as error:
+        damage = f"{file}: {first_line(error)}; {REMEDY}."
+    logger.warning("%s", damage)
     return None
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from llama_cpt.checkpoint import manifest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
+from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER, open_run
 from llama_cpt.runtime.errors import UserError
 from tests.special_files import KINDS, make_special_file
 
@@ -115,6 +116,17 @@ def test_special_file_next_to_the_checkpoints_is_ignored(kind, tmp_path, caplog)
         "3.manifest-00000-of-00001.json",
         "²",
     ]
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "device", "dangling"])
+def test_file_in_place_of_the_checkpoints_is_an_error(kind, tmp_path):
+    folder = tmp_path / CHECKPOINTS_FOLDER
+    folder.write_text("") if kind == "file" else make_special_file(folder, kind)
+    with pytest.raises(UserError, match=f"^{folder}: is not a folder, .*; move the file away.$"):
+        CheckpointManager(str(folder))
+    if kind != "dangling":
+        with pytest.raises(UserError, match=f"^{folder}: is not a folder"):
+            open_run(str(tmp_path))
 
 
 def test_start_with_a_fifo_as_the_newest_checkpoint_ends(tmp_path):

@@ -113,6 +113,16 @@ FORMATS = [
     ),
     ("question-answer", {"question": "u", "answer": "a"}, Conversation((U, A))),
     (
+        "question-answer",
+        {"system_prompt": "s", "system": "", "question": "u", "answer": "a"},
+        Conversation((S, U, A)),
+    ),
+    (
+        "question + chosen + rejected",
+        {"system_prompt": "s", "system": "s", "question": "u", "chosen": "a", "rejected": "b"},
+        PreferencePair((S, U), "a", "b"),
+    ),
+    (
         "question-answer + label",
         {"question": "u", "answer": "a", "label": True},
         RatedAnswer((U,), "a", True),
@@ -187,6 +197,10 @@ BAD = [
     ("label is not true or false", {"prompt": "u", "completion": "a", "label": 1}),
     ("the judged turn is not the assistant's", {"messages": openai(U, A, U2), "label": True}),
     ("of no known chat format", {"text": "u"}),
+    (
+        "system and system_prompt differ",
+        {"system": "s", "system_prompt": "t", "question": "u", "answer": "a"},
+    ),
     ("messages is not a list of turns", {"messages": "u"}),
     ("messages is not a list of turns", {"messages": []}),
     ("messages is not a list of turns", {"messages": ["u", "a"]}),

@@ -108,7 +108,7 @@ def test_damaged_status_is_an_error_that_names_the_file(content, sweep):
     folder = epath.Path(trial.config.output)
     folder.mkdir(parents=True)
     (folder / "trial.json").write_text(content)
-    with pytest.raises(UserError, match=r"trial.json: is not the status of a trial .*delete it"):
+    with pytest.raises(UserError, match=r"trial.json: .*; delete it to train the trial again"):
         read_status(trial)
 
 
@@ -121,9 +121,20 @@ def test_damaged_metrics_of_a_trial_are_left_out(sweep):
     assert len(read(write_results(sweep, [small]))) == 4
 
 
-@pytest.mark.parametrize(
-    "lease", ["", "null", "[]", "{}", '{"worker": "a", "time": "x"}', DEEP, '{"worker": "a"}']
-)
+LARGE = " " * (16 << 20)
+LEASES = {
+    "empty": "",
+    "null": "null",
+    "list": "[]",
+    "no fields": "{}",
+    "time is text": '{"worker": "a", "time": "x"}',
+    "no time": '{"worker": "a"}',
+    "deep": DEEP,
+    "large": json.dumps({"worker": "a", "time": time.time() + 60}) + LARGE,
+}
+
+
+@pytest.mark.parametrize("lease", LEASES.values(), ids=LEASES.keys())
 def test_damaged_lease_is_free(lease, tmp_path):
     file = epath.Path(tmp_path / "lease.json")
     file.write_text(lease)

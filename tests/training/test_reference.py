@@ -133,7 +133,9 @@ def test_cache_depends_on_model_tokenizer_dtype_and_corpus(cached, mesh, field):
     assert other.made == 1 and other.scored == 3 and not np.allclose(found, array)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no_digest", "bad_digest", "another_shape"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "long", "flipped", "no_digest", "bad_digest", "another_shape"]
+)
 def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, caplog):
     array = columns(tmp_path, Counted(mesh))
     (file,) = tmp_path.glob("*/zh.npy")
@@ -148,12 +150,14 @@ def test_damaged_cache_is_recomputed(cached, mesh, tmp_path, damage, caplog):
         )
     else:
         damaged = {"cut": (file, bytes(content[:-8])), "flipped": (file, bytes(content))}
+        damaged["long"] = (file, bytes(content) + bytes(1 << 17))
         damaged["bad_digest"] = (digest, b"{")
         path, what = damaged.get(damage, (digest, None))
         path.unlink() if what is None else path.write_bytes(what)
     again = Counted(mesh)
     np.testing.assert_array_equal(columns(tmp_path, again), array)
     assert again.made == 1 and ("recomputing it" in caplog.text) == (damage != "no_digest")
+    assert ("zh.npy: has more than " in caplog.text) == (damage == "long")
     assert columns(tmp_path, again) is not None and again.made == 1
 
 

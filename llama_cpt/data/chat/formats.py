@@ -10,8 +10,8 @@
 
 A record with ``chosen`` and ``rejected`` instead of an answer is a preference pair. Each of the two
 fields is a string, a turn or a list of turns. A record with an answer and a boolean ``label`` is a
-rated answer. In every format, an optional field ``system`` is the first turn. A field that is null
-counts as absent, because tables store an absent field as null.
+rated answer. In every format, an optional field ``system`` or ``system_prompt`` is the first turn.
+A field that is null counts as absent, because tables store an absent field as null.
 
 A turn can state whether it counts in the loss: ``weight`` (0 or 1), ``train`` or ``loss`` (true or
 false). Content that cannot be rendered, such as ``tools``, is an error unless
@@ -42,6 +42,8 @@ ROLES: dict[str, Role] = {
 TURNS = ("messages", "conversations")
 # Field of the prompt -> field of the answer.
 ANSWERS = {"instruction": "output", "prompt": "completion", "question": "answer"}
+# Fields with the system message.
+SYSTEM = ("system", "system_prompt")
 FLAGS = ("weight", "train", "loss")
 # Types of content parts that are text, in two versions of OpenAI's format.
 TEXT_TYPES = (None, "text", "input_text", "output_text")
@@ -240,7 +242,11 @@ def _alpaca_prompt(record: dict[str, Any]) -> Turns:
 
 
 def _system(record: dict[str, Any]) -> Turns:
-    return (Message("system", _text(record, "system")),) if record.get("system") else ()
+    """Return the system message, which can be in either field of ``SYSTEM``, or no turns."""
+    texts = {_text(record, field) for field in SYSTEM if record.get(field)}
+    if len(texts) > 1:
+        raise InvalidRecordError(f"{' and '.join(SYSTEM)} differ", "keep one of the two fields")
+    return tuple(Message("system", text) for text in texts)
 
 
 def _turns_or_text(record: dict[str, Any], field: str, role: Role) -> Turns:

@@ -316,10 +316,10 @@ def find_chat_template(
 ) -> ChatTemplate | None:
     """Return the chat template that ``choice`` selects, for prompts.
 
-    With ``auto``, the template next to the vocabulary is selected or, if there is none, the
-    template of Llama 3. The result is None if the tokenizer lacks the tokens of Llama 3's template,
-    as the tokenizer of a base model does. Raises UserError if the template is not valid Jinja, or
-    if ``choice`` is ``llama3`` and the tokenizer lacks its tokens.
+    With ``auto``, the template next to the vocabulary is selected. If no template is next to the
+    vocabulary, the template of Llama 3 is selected. The result is None if the tokenizer lacks the
+    tokens of Llama 3's template, as the tokenizer of a base model does. Raises UserError if the
+    template is not valid Jinja, or if ``choice`` is ``llama3`` and the tokenizer lacks its tokens.
     """
     text = find_template(tokenizer.path) if choice == "auto" else None
     if text is not None:

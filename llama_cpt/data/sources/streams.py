@@ -121,7 +121,7 @@ class _Concatenated(io.RawIOBase):
         self._decoder = new_decoder()
         self._raw = b""
         self._begun = False
-        """Whether the decoder has received bytes of a stream that has not ended."""
+        """True if the decoder has received bytes of a stream, but not the end of the stream."""
 
     def readable(self) -> bool:
         return True

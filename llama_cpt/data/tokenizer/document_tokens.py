@@ -18,8 +18,8 @@ class DocumentTokens(NamedTuple):
     def for_heldout(self) -> "DocumentTokens":
         """The tokens for held-out documents, with exactly one token before each document.
 
-        The first token of a held-out document is predicted from this token: the last token before
-        the document or, if there is none, the token that follows a document.
+        The first token of a held-out document is predicted from this token. If ``begin`` is not
+        empty, the token is the last token of ``begin``. Otherwise, it is ``end``.
         """
         return DocumentTokens(self.begin[-1:] or (self.end,), self.end)
 
