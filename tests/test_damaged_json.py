@@ -13,6 +13,7 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.prepare.shards import finished_shards
 from llama_cpt.data.rows import read_manifest
+from llama_cpt.data.sources.files import describe_changes
 from llama_cpt.evaluation.comparison.compare import setting_differences, shots_of
 from llama_cpt.evaluation.learning_curves import read_curve
 from llama_cpt.evaluation.scores import read_task, start_task
@@ -20,6 +21,7 @@ from llama_cpt.pipelines.evaluation import read_cache
 from llama_cpt.runtime.errors import UserError, first_line
 
 VALUES: tuple[Any, ...] = (None, True, -1, 0, 1.5, 10**400, "", "\x1b[31m", [], {}, [[]], {"a": 1})
+VALUES += ("x" * 5000,)
 MANIFEST = {
     "corpus": "zh",
     "tokenizer": "f",
@@ -53,6 +55,15 @@ RUN = {"global_batch_size": 4, "data": {"sequence_length": 256}}
 SCORE = {"task": "t", "group": "", "id": "1", "metric": "acc", "score": 1.0, "detail": {"a": 1}}
 
 
+def manifest(file: Path) -> object:
+    """Read a manifest, and use its fields as ``prepare`` does."""
+    found = read_manifest(str(file.parent))
+    assert found is not None
+    now = [{"path": "a", "bytes": 1, "modified": "1"}]
+    assert found.rows >= 0 and found.fingerprint
+    return describe_changes(now, found.sources)
+
+
 def curve(file: Path) -> object:
     """Read the learning curve of the run with the config ``file``."""
     points = [{"step": step, "eval/zh/bits_per_byte": 2.0} for step in (0, 1)]
@@ -68,7 +79,7 @@ def settings(file: Path) -> object:
 
 
 READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
-    "manifest": ("manifest.json", MANIFEST, lambda file: read_manifest(str(file.parent))),
+    "manifest": ("manifest.json", MANIFEST, manifest),
     "summary": ("00000.json", SUMMARY, lambda file: finished_shards(epath.Path(file.parent))),
     "curve": ("config.json", RUN, curve),
     "settings": ("t.settings.json", {"shots": 5}, settings),

@@ -109,7 +109,8 @@ def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[Exa
     old = read_settings(file) if file.exists() else new
     changed = sorted(n for n in new | old if new.get(n) != old.get(n))
     if changed:
-        differences = ", ".join(f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in changed)
+        shown = {n: (repr(old.get(n))[:200], repr(new.get(n))[:200]) for n in changed}
+        differences = ", ".join(f"{n} was {was}, is {now}" for n, (was, now) in shown.items())
         raise UserError(
             f"{folder / task}{LINES} has scores with different settings: {differences}. Set "
             f"another output folder, or delete the file and {file.name}."

@@ -118,6 +118,26 @@ def test_special_file_next_to_the_checkpoints_is_ignored(kind, tmp_path, caplog)
     ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_file_without_a_committed_checkpoint_is_ignored(kind, tmp_path):
+    """Then the record of Orbax decides whether a folder is a checkpoint without a manifest."""
+    (tmp_path / "7").mkdir()
+    make_special_file(tmp_path / "7" / "_CHECKPOINT_METADATA", kind)
+    make_special_file(tmp_path / "²", kind)
+    folder = epath.Path(tmp_path)
+    assert manifest.unverifiable(folder) == ""
+    manifest.discard_uncommitted(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["²"]
+
+
+def test_link_to_a_folder_is_removed_and_its_target_is_kept(tmp_path):
+    target = make_checkpoint(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "3").symlink_to(target)
+    manifest.discard(epath.Path(tmp_path / "other"), 3)
+    assert not list((tmp_path / "other").iterdir()) and manifest.find_damage(target) is None
+
+
 @pytest.mark.parametrize("kind", ["file", "fifo", "device", "dangling"])
 def test_file_in_place_of_the_checkpoints_is_an_error(kind, tmp_path):
     folder = tmp_path / CHECKPOINTS_FOLDER

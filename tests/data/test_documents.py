@@ -156,9 +156,11 @@ def test_concatenated_streams(tmp_path, suffix):
     padding = bytes(512) if suffix == ".gz" else bytes(8) if suffix == ".xz" else b""
     path.write_bytes(whole + padding)
     assert texts(read(path, block_bytes=50)) == [f"{n} {k}" for k in "ab" for n in range(9)]
-    path.write_bytes(COMPRESS[suffix](first) + b"?" + COMPRESS[suffix](second))
-    with pytest.raises(UserError, match=rf"a.jsonl{suffix}: broken after line"):
-        read(path)
+    second = COMPRESS[suffix](second)
+    for damaged in (b"?" + second, second[:-9]):
+        path.write_bytes(COMPRESS[suffix](first) + damaged)
+        with pytest.raises(UserError, match=rf"a.jsonl{suffix}: broken after line"):
+            read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Arrays, compressed files and large documents are read in pieces."""
 
 import json
+import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,26 @@ def test_elements_are_those_of_the_parsed_array(values, size, indent, change):
             elements(damaged)
     else:
         assert elements(damaged) == expected
+
+
+@pytest.mark.parametrize("text", ["[1,]", "[,1]", "[1,,2]", "[1 2", "[1]]"])
+def test_array_with_a_missing_part_is_an_error(text):
+    with pytest.raises(UserError, match="p: not a JSON array"):
+        list(split_array("p", [text.encode()], 99))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_large_documents_are_not_kept_in_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(blocks, "MAX_DOCUMENT_BYTES", 1 << 16)
+    text = json.dumps({"text": "a" * (24 << 20)})
+    path = tmp_path / name
+    path.write_text(f"[{text}]" if name == "a.json" else text)
+    tracemalloc.start()
+    try:
+        assert texts_or_reasons(path, 1 << 16) == [LARGE]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llama_cpt.config.schema import CorpusConfig
+from llama_cpt.config.schema import CorpusConfig, DataConfig
+from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.sources import blocks
 from llama_cpt.data.sources.documents import (
     BadDocument,
@@ -31,11 +32,14 @@ def read(path, field="text"):
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.string_view(), pa.binary_view(), pa.large_binary(), pa.dictionary(pa.int8(), pa.binary())],
+    [pa.string_view(), pa.binary_view(), pa.large_binary(), pa.json_()]
+    + [pa.dictionary(pa.int8(), kind) for kind in (pa.binary(), pa.string())],
 )
 def test_column_of_any_string_type(tmp_path, kind):
     values = pa.array(["one", "中文", None, "one"], pa.string())
-    pq.write_table(pa.table({"text": values.cast(kind)}), tmp_path / "a.parquet")
+    is_extension = isinstance(kind, pa.BaseExtensionType)
+    cast = pa.ExtensionArray.from_storage(kind, values) if is_extension else values.cast(kind)
+    pq.write_table(pa.table({"text": cast}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == ["one", "中文", "text is not a string", "one"]
 
 
@@ -59,6 +63,19 @@ def test_files_without_checksums_are_listed(tmp_path, options):
     every = list(read_blocks(sources, "text", 1000))
     start = BlockStart(1, every[-1].first)
     assert list(read_blocks(sources, "text", 1000, start)) == every[-1:]
+
+
+def test_manifest_lists_files_without_checksums(tmp_path, vocabulary):
+    path = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, write_page_checksum=False)
+    config = DataConfig(
+        tokenizer=str(vocabulary),
+        prepared=str(tmp_path / "rows"),
+        sequence_length=16,
+        almr=1.0,
+        additional=(CorpusConfig("zh", str(path)),),
+    )
+    assert prepare(config, 1).rows["zh"].without_checksums == [str(path)]
 
 
 def test_flipped_bits_never_change_the_text(tmp_path):
@@ -136,7 +153,8 @@ def test_large_values_are_bad_and_bombs_are_errors(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": ["\0" * 5_000_000]}), path, compression="zstd")
     with pytest.raises(UserError, match=r"decompress to 5,000,\d+ or more"):
         read(path)
-    assert BadDocument("p", 3, "r", "a\x1b[31m" + "b" * 999).__str__().startswith("p:3: r (a\\x1b[")
+    shown = f"p:3: r (a\\x1b[31m{'b' * 294}...)"
+    assert str(BadDocument("p", 3, "r", "a\x1b[31m" + "b" * 999)) == shown
 
 
 def test_repeated_large_values_are_a_bomb(tmp_path, monkeypatch):

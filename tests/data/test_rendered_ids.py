@@ -108,6 +108,11 @@ def test_properties_of_added_tokens_in_the_config_take_precedence(tmp_path):
     assert [one.special_id("<think>") for one in ours] == [263, None, None]
     assert ours[2].encode("<think> b") == ours[1].encode("<think>b")
     assert len({one.fingerprint for one in ours}) == 3
+    # Tokens that are special in tokenizer.json can be ordinary text in the config.
+    decoder = {"260": {"content": "<|eot_id|>", "special": False}}
+    write_tokenizer(tmp_path / "d", config=BOS_EOS | {"added_tokens_decoder": decoder})
+    changed = load_tokenizer(str(tmp_path / "d"))
+    assert (changed.special_id("<|eot_id|>"), changed.encode("<|eot_id|>")) == (None, [260])
 
 
 def test_fingerprint_depends_on_tokens_that_only_the_config_adds(tmp_path):

@@ -116,6 +116,8 @@ def _replace_chain(count: int) -> dict[str, Any]:
             "not a tokenizer.json",
         ),
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "not a tokenizer.json"),
+        # The library panics.
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "not a token"),
     ],
 )
 def test_tokenizers_that_take_unbounded_time_are_errors(tmp_path, change, message):
@@ -128,8 +130,10 @@ def test_tokenizers_that_take_unbounded_time_are_errors(tmp_path, change, messag
 
 
 def test_fingerprint_depends_on_everything_that_decides_tokens(tmp_path):
-    def fingerprint(name: str, **settings: Any) -> str:
-        return load_tokenizer(str(write_tokenizer(tmp_path / name, **settings))).fingerprint
+    def fingerprint(name: str, change: dict[str, Any] | None = None, **settings: Any) -> str:
+        file = write_tokenizer(tmp_path / name, **settings) / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | (change or {})), "utf-8")
+        return load_tokenizer(str(file)).fingerprint
 
     found = [
         fingerprint("plain"),
@@ -138,6 +142,7 @@ def test_fingerprint_depends_on_everything_that_decides_tokens(tmp_path):
         fingerprint("no_bos", config=EOS_ONLY),
         fingerprint("processor", prefix=""),
         fingerprint("added", added=("<think>",)),
+        fingerprint("normalizer", {"normalizer": {"type": "Lowercase"}}),
     ]
     assert len(set(found)) == len(found)
     assert fingerprint("again") == found[0]

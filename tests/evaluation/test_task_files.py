@@ -78,6 +78,12 @@ def test_task_file_with_code_is_refused(tmp_path, monkeypatch, name, more, found
     assert not mark.exists()
 
 
+def test_task_file_without_code_is_accepted(tmp_path):
+    """Metrics of a group are names, and a merge key does not change the place of a metric."""
+    more = "class: null\naggregate_metric_list: [&m {metric: mine}, {<<: *m}]\n"
+    check_name(str(write_task(tmp_path, '"{{ q }}"', more)))
+
+
 def test_allowed_code_runs(tmp_path):
     mark = write_code(tmp_path)
     task = str(write_task(tmp_path, "!function code.f"))

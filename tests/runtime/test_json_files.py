@@ -50,6 +50,10 @@ def test_missing_files_folders_and_pipes_are_rejected(tmp_path: Path):
             read_json_object(str(tmp_path / name), "fix it")
     with pytest.raises(UserError, match="not a regular file"):
         read_json_object(str(tmp_path), "fix it")
+    (tmp_path / "long.json").write_text('{"a": 1}')
+    assert read_json_object(str(tmp_path / "long.json"), "fix it", max_bytes=8) == {"a": 1}
+    with pytest.raises(UserError, match="long.json: has more than 7 bytes; fix it"):
+        read_json_object(str(tmp_path / "long.json"), "fix it", max_bytes=7)
 
 
 def test_the_limit_of_depth_is_exact():

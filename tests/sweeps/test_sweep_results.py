@@ -16,6 +16,7 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.leases import hold_lease, lease_owner
 from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_results, write_status
 from llama_cpt.sweeps.trials import make_chains, tokens_per_step
+from tests.special_files import KINDS, make_special_file
 from tests.storage_server import bucket
 
 __all__ = ["bucket"]
@@ -141,6 +142,13 @@ def test_damaged_lease_is_free(lease, tmp_path):
     assert lease_owner(file) == ""
     with hold_lease(file, "worker") as held:
         assert held
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_file_in_place_of_a_lease_is_free(kind, tmp_path):
+    """A FIFO would block the reader."""
+    make_special_file(tmp_path / "lease.json", kind)
+    assert lease_owner(epath.Path(tmp_path / "lease.json")) == ""
 
 
 def test_lease_from_a_clock_that_is_ahead_expires(tmp_path):

@@ -247,4 +247,6 @@ def test_absent_end_tokens_are_accepted(eos, base, tmp_path):
     copy = shutil.copytree(base, tmp_path / "copy")
     file = copy / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": eos}))
-    assert prompt_format(open_source(str(copy))).stop_ids == (262, 257)
+    config = json.loads((copy / "config.json").read_text()) | {"eos_token_id": 270}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert prompt_format(open_source(str(copy))).stop_ids == (262, 257, 270)

@@ -48,7 +48,6 @@ def accept_former(
         tokenizer=spec.tokenizer,
         former_tokenizer=found.tokenizer,
         document_tokens=spec.document_tokens,
-        chat=found.chat and found.chat | {"drop_fields": ""},
     )
     if found.chat:
         logger.warning(
