@@ -170,6 +170,7 @@ def hf_folder(session_parts) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_chat_answers_lines_from_a_pipe(hf_folder, tmp_path, session):
     saved = tmp_path / "talk.json"
     lines = f"/system Be kind.\nhi\n/save {saved}\n/non\x1b[31msense\n/exit\nnever read\n"

@@ -319,6 +319,7 @@ def test_user_errors_write_nothing(arguments, message, source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_user_error_is_a_one_line_message(tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "-m", "llama_cpt.convert", "from-hf", str(tmp_path), output]

@@ -178,6 +178,7 @@ def test_invalid_options_are_rejected(fit, results, tmp_path, arguments, message
     assert not (tmp_path / "law").exists()
 
 
+@pytest.mark.slow
 def test_user_error_is_a_one_line_message(tmp_path):
     command = [sys.executable, "-m", "llama_cpt.fit_law", "nothing.csv", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)

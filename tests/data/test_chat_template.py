@@ -134,7 +134,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(TEXTS.filter(str.strip), min_size=2, max_size=5))
 @pytest.mark.parametrize("jinja", [False, True])
 def test_text_never_becomes_special(byte_folder, tmp_path_factory, jinja, texts):

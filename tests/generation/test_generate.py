@@ -55,8 +55,8 @@ def names() -> list:
         return []
     from tests.weights.test_hf_parity import VARIANTS
 
-    # These two cover grouped queries, a separate head size and scaled RoPE angles.
-    fast = {"head_dim", "llama3_rope_tied_gqa"}
+    # This one covers grouped queries and scaled RoPE angles.
+    fast = {"llama3_rope_tied_gqa"}
     slow = pytest.mark.slow
     return [pytest.param(name, marks=() if name in fast else slow) for name in VARIANTS]
 
@@ -117,7 +117,9 @@ def test_decode_logits_equal_the_full_forward(model, decoder):
         np.testing.assert_allclose(got, full[range(4), at], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(Sampling(), marks=pytest.mark.slow), WARM], ids=["greedy", "sampled"]
+)
 def test_rows_are_independent(decoder, sampling):
     first, second, *others = prompts(TINY.vocab_size)
     together = generate(decoder, [first, second, *others], max_new_tokens=20, sampling=sampling)

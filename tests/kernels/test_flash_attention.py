@@ -96,7 +96,6 @@ def segments(draw, case: Case) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
-        ("two kv heads per step", 4),
         ("padded", 4),
         *(pytest.param(name, 16, marks=pytest.mark.slow) for name in CASES),
     ],
@@ -117,9 +116,8 @@ def test_kernel_equals_reference_in_value_and_gradients(name, examples):
     check()
 
 
-@pytest.mark.parametrize(
-    "name", ["one pass", pytest.param("several passes", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one pass", "several passes"])
 def test_chunks_add_up_to_the_whole_row(name):
     """Two calls with chunks (0, 3) and (1, 2) give the values and gradients of the whole row."""
     keys = 1024 if name == "one pass" else 256

@@ -20,6 +20,7 @@ SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
 SET_UP = ["cp", "scp", "install"]
 
 
+@pytest.mark.slow
 def test_shellcheck():
     installed = Path(sys.executable).with_name("shellcheck")
     shellcheck = installed if installed.exists() else shutil.which("shellcheck")

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from llama_cpt.mixture_law import report as report_module
 from llama_cpt.mixture_law.analyze import analyze
 from llama_cpt.mixture_law.figure_style import amount, drawable, group_labels, percent, rate
 from llama_cpt.mixture_law.findings import as_config, as_options, conclusion, form_rows
@@ -140,7 +141,8 @@ def test_report_shows_its_figures(law, results, report):
     assert markdown_table(form_rows(law)) in report.text
 
 
-def test_names_in_the_report_are_escaped(law, results):
+def test_names_in_the_report_are_escaped(law, results, monkeypatch):
+    monkeypatch.setattr(report_module, "_pictures", lambda law, results: {})
     hostile = dataclasses.replace(
         results,
         corpora={"additional": ("<b>",), "original": ("en",)},
@@ -152,6 +154,7 @@ def test_names_in_the_report_are_escaped(law, results):
         assert part in text
 
 
+@pytest.mark.slow
 def test_report_of_weights(law, results, report):
     weighed = make_report(dataclasses.replace(law, objective=Weights(1.0, 2.0)), results)
     assert "1 * additional + 2 * original" in weighed.text

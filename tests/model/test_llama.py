@@ -172,7 +172,13 @@ def test_a_token_does_not_see_the_next():
 
 
 # On CPU, ``offload`` moves nothing: pinned host memory is the device's own memory.
-@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+@pytest.mark.parametrize(
+    "remat",
+    [
+        pytest.param(name, marks=() if name == "dots" else pytest.mark.slow)
+        for name in sorted(REMAT_POLICIES)
+    ],
+)
 def test_remat_leaves_gradients_unchanged(remat):
     batch = packed()
 

@@ -85,7 +85,7 @@ def loss(model: Llama) -> np.ndarray:
         return np.asarray(jax.jit(objective)(model, batch)[0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_new_adapters_leave_the_loss_unchanged_to_the_last_bit(dtype):
     model = model_of(dtype)
     new, drawn = (with_adapters(model, adapters_of(model, drawn=d)) for d in (False, True))

@@ -142,7 +142,8 @@ def loss_of(model: Llama) -> jax.Array:
 @pytest.mark.parametrize(
     ("precision", "remat"),
     [
-        ("int8", "none"),
+        # The products and their gradients are compared in the tests above.
+        pytest.param("int8", "none", marks=pytest.mark.slow),
         pytest.param("fp8", "full", marks=pytest.mark.slow),
         pytest.param("int8", "full", marks=pytest.mark.slow),
         pytest.param("fp8", "none", marks=pytest.mark.slow),

@@ -151,6 +151,7 @@ def of_equal_answers(pairs: list[Pair]) -> list[Pair]:
     return [Pair(p.prompt[:1], (p.chosen * 4)[:4], p.rejected) for p in pairs]
 
 
+@pytest.mark.slow
 def test_nll_term_equals_trl(models, dpo):
     pairs = of_equal_answers(PAIRS)
     settings = {"beta": 0.3, "loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}
@@ -175,6 +176,7 @@ def test_simpo_equals_trl(models):
     assert_gradient(gradient, theirs)
 
 
+@pytest.mark.slow
 def test_orpo_equals_trl(models):
     pairs, theirs = of_equal_answers(PAIRS), models.policy.theirs
     want, want_metrics = trl.run_odds(trl.ORPOTrainer, theirs, pairs, beta=0.3)

@@ -83,7 +83,7 @@ def metrics(stage) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow  # test_report_compares_scores_after_every_stage is fast and runs stages too.
+@pytest.mark.slow
 def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     assert run_pipeline(pipeline) is Outcome.FINISHED
     output = Path(pipeline.output)
@@ -125,6 +125,7 @@ def test_pipeline_runs_all_stages_and_resumes(pipeline, caplog):
     assert (output / "report.md").read_text() == report
 
 
+@pytest.mark.slow
 def test_report_compares_scores_after_every_stage(pipeline):
     heldout = pipeline.stages[0].data.heldout
     assert heldout

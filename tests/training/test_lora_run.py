@@ -55,7 +55,7 @@ def test_run_starts_with_the_loss_of_the_base(base, whole):
         assert lines[-1][key] < before[key] - 0.01
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_resumed_run_is_bit_exact(steps, whole, lora_config, tmp_path, monkeypatch):
     config = lora_config(tmp_path / "run")
     assert train_until(config, steps, monkeypatch, signal.SIGTERM) is Outcome.PREEMPTED

@@ -63,7 +63,7 @@ def whole() -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     [
         ("1x1", 4),
         pytest.param("8x1", 1, marks=pytest.mark.slow),
-        ("2x2x2", 4),
+        pytest.param("2x2x2", 4, marks=pytest.mark.slow),
         pytest.param("1x1", 2, marks=pytest.mark.slow),
         pytest.param("4x2", 2, marks=pytest.mark.slow),
     ],

@@ -87,7 +87,9 @@ def test_realized_ratio_is_within_a_row_of_the_target(whole, make_config):
             assert abs(line["mixture/almr_realized"] - target) * rows < 1
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_run_stopped_by_sigterm_resumes_bit_exactly(
     steps, whole, make_config, tmp_path, monkeypatch
 ):

@@ -94,7 +94,7 @@ def without_newest(run, tmp_path_factory) -> tuple[str, dict[str, Any]]:
     return str(source), read(str(source), load_config(str(source / "config.json")), folder)
 
 
-@pytest.mark.parametrize("harm", [cut, change_digit])
+@pytest.mark.parametrize("harm", [cut, pytest.param(change_digit, marks=pytest.mark.slow)])
 def test_every_consumer_reads_the_newest_verified_checkpoint(
     harm, run, without_newest, tmp_path, monkeypatch, capfd, caplog
 ):

@@ -35,7 +35,13 @@ def inputs(tokens: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.asarray(tokens), jnp.asarray(positions), jnp.ones(tokens.shape, jnp.int32)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# These cover grouped queries, a separate head size, scaled RoPE angles and tied embeddings.
+FAST = ("gqa", "head_dim", "llama3_rope_tied_gqa")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in VARIANTS]
+)
 def test_logits(name, tmp_path):
     fields = VARIANTS[name]
     path = save_llama(tmp_path, **fields)
@@ -49,7 +55,9 @@ def test_logits(name, tmp_path):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["gqa", "llama3_rope_tied_gqa"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gqa", marks=pytest.mark.slow), "llama3_rope_tied_gqa"]
+)
 def test_gradients(name, tmp_path):
     path = save_llama(tmp_path, **VARIANTS[name])
     tokens = token_rows(SMALL["vocab_size"], rows=2, length=64)
