@@ -1,6 +1,6 @@
 """A function that prints a command of this project as a user would type it, and runs it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import os
 import signal
 import subprocess
@@ -29,14 +29,20 @@ class CommandFailedError(UserError):
         self.status = status
 
 
-def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> int:
+def run_command(
+    name: str,
+    *arguments: str,
+    accepted: Collection[int] = (),
+    environment: Mapping[str, str] = ENVIRONMENT,
+) -> int:
     """Print ``python -m llama_cpt.NAME ARGUMENTS``, run it on the CPU, and return its exit status.
+
+    ``environment`` contains defaults of environment variables.
 
     Raises CommandFailedError if the status is neither 0 nor in ``accepted``. On Ctrl-C and SIGTERM,
     this process waits until the command ends, and then exits with the status of the command.
     """
     shown = command_line(name, *arguments)
-    environment = ENVIRONMENT | os.environ
     print(f"$ {shown}", flush=True)
     process: subprocess.Popen | None = None
 
@@ -47,9 +53,8 @@ def run_command(name: str, *arguments: str, accepted: Collection[int] = ()) -> i
 
     previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"llama_cpt.{name}", *arguments], env=environment
-        )
+        command = [sys.executable, "-m", f"llama_cpt.{name}", *arguments]
+        process = subprocess.Popen(command, env=dict(environment) | os.environ)
         status = process.wait()
     finally:
         for number, handler in previous.items():

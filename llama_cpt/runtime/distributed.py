@@ -326,17 +326,32 @@ def _watch_other_processes() -> None:
             time.sleep(_POLL_SECONDS)
 
 
+def end_processes(status: int, message: str) -> NoReturn:
+    """Print ``message`` and end all processes at once, without waiting for work in progress."""
+    try:
+        if process_count() > 1:
+            _announce_exit(status, message)
+        print(one_line(message), file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:
+        # The output can be a pipe whose reader has ended.
+        os._exit(status)
+
+
 def _announce_exit(status: int, message: str) -> NoReturn:
     """Announce the exit of this process and exit without waiting at JAX's shutdown barrier."""
-    print(one_line(message), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(one_line(message), file=sys.stderr)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         kv_put("exits", f"{status} {message}")
     _end(status)
 
 
 def _end(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # The output can be a pipe whose reader has ended.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     if is_primary():
         # The coordination service ends with this process; the others must read the message first.
         time.sleep(3 * _POLL_SECONDS)

@@ -11,12 +11,20 @@ _enabled = True
 imported without JAX and cannot look up the process index."""
 _line_shown = False
 """True while the last line of the terminal is a progress line."""
+_excluded = 0.0
+"""Number of seconds that ``exclude_seconds`` has left out of the rates."""
 
 
 def enable_progress(enabled: bool) -> None:
     """Show or hide the progress lines of this process; the default is to show them."""
     global _enabled
     _enabled = enabled
+
+
+def exclude_seconds(seconds: float) -> None:
+    """Leave ``seconds`` of the time that has just passed out of the rates, such as compilation."""
+    global _excluded
+    _excluded += seconds
 
 
 def clear_line() -> None:
@@ -32,7 +40,8 @@ class Progress:
 
     A terminal shows one line that is updated in place; a file gets a new line every ten seconds.
     ``total`` is the final amount in ``unit``. If ``total`` is 0, the final amount is unknown and
-    the line does not show the remaining time.
+    the line does not show the remaining time. The rate leaves out the time that
+    ``exclude_seconds`` excludes.
     """
 
     def __init__(self, label: str, total: float, unit: str) -> None:
@@ -40,6 +49,7 @@ class Progress:
         self.done = 0.0
         self._terminal = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
+        self._excluded, self._shown_amount = _excluded, -1.0
 
     def update(self, amount: float) -> None:
         """Add ``amount``, in ``unit``, to the amount done and show the line if it is due."""
@@ -52,7 +62,9 @@ class Progress:
     def _show(self, *, last: bool) -> None:
         """Write the line. On a terminal, the next line overwrites it unless ``last`` is True."""
         global _line_shown
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        self._shown_amount = self.done
+        excluded = _excluded - self._excluded
+        seconds = max(time.monotonic() - self._start - excluded, 1e-9)
         rate = self.done / seconds
         text = f"{self.label}: {_number(self.done)} {self.unit}, {_number(rate)} {self.unit}/s"
         if self.total:
@@ -80,7 +92,9 @@ class Progress:
             return
         # Do not report work of less than two seconds.
         if time.monotonic() - self._start > 2.0 and (self._terminal or kind is None):
-            self._show(last=True)
+            # A file already has the last line if it was due.
+            if self._terminal or self._shown_amount != self.done:
+                self._show(last=True)
         elif self._terminal:
             clear_line()
 

@@ -1,5 +1,6 @@
 """The text of a command as a user would type it."""
 
+import os
 from pathlib import Path
 import shlex
 import sys
@@ -12,6 +13,16 @@ def command_line(name: str, *arguments: str) -> str:
     directory.
     """
     return shlex.join((interpreter(), "-m", f"llama_cpt.{name}", *arguments))
+
+
+def new_shell() -> str:
+    """Return the command that prepares a new shell for the lines of ``command_line``.
+
+    The command changes to the working directory and sets ``PYTHONPATH`` if it is set now.
+    """
+    change = shlex.join(("cd", str(Path.cwd())))
+    path = os.environ.get("PYTHONPATH")
+    return f"{change} && export PYTHONPATH={shlex.quote(path)}" if path else change
 
 
 def interpreter() -> str:
