@@ -19,7 +19,15 @@ PAGE = ROOT / "docs" / "reference" / "config.md"
 METRICS_PAGE = ROOT / "docs" / "reference" / "metrics.md"
 METRICS = ROOT / "llama_cpt" / "runtime" / "metric_table.py"
 SECTION = "ConfigSection"
-SOURCES = ("schema.py", "chat.py", "objectives.py", "lora.py", "sweep.py", "pipeline.py")
+SOURCES = (
+    "schema.py",
+    "model.py",
+    "chat.py",
+    "objectives.py",
+    "lora.py",
+    "sweep.py",
+    "pipeline.py",
+)
 FIRST = ("TrainConfig", "ModelConfig")
 HEADER = """# Config reference
 

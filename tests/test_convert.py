@@ -22,13 +22,8 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config
-from llama_cpt.config.schema import (
-    CorpusConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import CorpusConfig, DataConfig, OptimizerConfig, TrainConfig
 from llama_cpt.convert import main
 from llama_cpt.runtime.errors import CHECK_FAILED, NEGATIVE_RESULT, USER_ERROR, UserError
 from llama_cpt.weights import verify
@@ -208,6 +203,14 @@ def test_damaged_config_of_a_run_is_one_error(content, source, tmp_path, caplog)
         find_origin(str(run))
 
 
+def test_export_in_a_narrower_type_verifies(source, tmp_path, capsys):
+    model = load_hf(save_llama(tmp_path / "wide", vocab_size=128))
+    run = run_folder(tmp_path / "run", model.config, model, str(source), str(source))
+    assert main(["to-hf", str(run), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert main(["verify", str(tmp_path / "out"), str(run)]) == 0
+    assert ": 0 differ after rounding" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("added", "status"), [(1e-4, 0), (2.45, 65), (np.nan, 65), (np.inf, 65)])
 def test_verify_fails_on_logits_beyond_the_tolerance(added, status, source, tmp_path, monkeypatch):
     checkpoint = str(tmp_path / "checkpoint")
@@ -319,6 +322,7 @@ def test_user_errors_write_nothing(arguments, message, source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_user_error_is_a_one_line_message(tmp_path):
     output = str(tmp_path / "out")

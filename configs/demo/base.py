@@ -1,12 +1,12 @@
 """The base model of the demo: a tiny Llama 3 trained on English text."""
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
     CorpusConfig,
     DataConfig,
     EvaluationConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )

@@ -27,7 +27,9 @@ def corpus(code: str, part: str) -> tuple[CorpusConfig, ...]:
 base = replace(
     demo,
     output=f"{FOLDER}/base",
-    model=replace(demo.model, embed_dim=64, mlp_dim=192, num_layers=2, num_heads=2, num_kv_heads=1),
+    model=replace(
+        demo.architecture, embed_dim=64, mlp_dim=192, num_layers=2, num_heads=2, num_kv_heads=1
+    ),
     data=replace(
         demo.data,
         tokenizer=f"{FOLDER}/tokenizer.model",

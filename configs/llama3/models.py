@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from llama_cpt.config.schema import ModelConfig, RopeScaling
+from llama_cpt.config.model import ModelConfig, RopeScaling
 
 LLAMA3_8B = ModelConfig(
     vocab_size=128256,

@@ -6,13 +6,13 @@ folder LLAMA_CPT_DATA (default: ../shared/data).
 
 import os
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
     CorpusConfig,
     DataConfig,
     EvaluationConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )

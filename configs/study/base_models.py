@@ -19,7 +19,7 @@ from llama_cpt.config.schema import (
 FOLDER = "runs/study"
 
 SMALL = replace(
-    real_text.model,
+    real_text.architecture,
     vocab_size=3072,
     embed_dim=48,
     mlp_dim=128,

@@ -1,5 +1,6 @@
 """Config classes for runs, sweeps and pipelines, for import in Python config files."""
 
+from llama_cpt.config.model import ModelConfig, RopeScaling
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import (
     ChatConfig,
@@ -10,11 +11,9 @@ from llama_cpt.config.schema import (
     EvaluationConfig,
     LoraConfig,
     MeshConfig,
-    ModelConfig,
     NextTokenConfig,
     OptimizerConfig,
     PreferenceConfig,
-    RopeScaling,
     TrainConfig,
 )
 from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig

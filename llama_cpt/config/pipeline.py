@@ -35,8 +35,7 @@ class PipelineConfig(ConfigSection):
     """Folder of benchmark files, as in ``evaluate --data``; if empty, benchmarks are downloaded
     from the Hugging Face hub."""
     task_examples: int = 0
-    """Maximum number of examples per part of a task, such as a subject of MMLU; 0 means all
-    examples."""
+    """Maximum number of examples per task, and of documents per corpus of ``bpb``; 0 means all."""
     max_new_tokens: int = 64
     """Maximum length of an answer in tokens."""
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -23,56 +23,9 @@ from llama_cpt.config.fields import (
     traits,
 )
 from llama_cpt.config.lora import LoraConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.objectives import NextTokenConfig, PreferenceConfig
 from llama_cpt.runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class RopeScaling(ConfigSection):
-    """RoPE frequency scaling of Llama 3.1 (``rope_type: llama3`` in a Hugging Face config)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context_length: int
-
-
-@dataclass(frozen=True)
-class ModelConfig(ConfigSection):
-    """The architecture of a Llama model, as in a Hugging Face ``config.json``.
-
-    Fields that determine the shapes of the weights cannot change when a run resumes, because a
-    checkpoint with different shapes cannot be restored.
-    """
-
-    vocab_size: int = field(metadata=traits(on_resume="never"))
-    embed_dim: int = field(metadata=traits(on_resume="never"))
-    mlp_dim: int = field(metadata=traits(on_resume="never"))
-    num_layers: int = field(metadata=traits(on_resume="never"))
-    num_heads: int = field(metadata=traits(on_resume="never"))
-    num_kv_heads: int = field(metadata=traits(on_resume="never"))
-    head_dim: int = field(metadata=traits(on_resume="never"))
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    norm_eps: float
-    tied_embeddings: bool = field(metadata=traits(on_resume="never"))
-    context_length: int
-    """Maximum number of tokens per row that the model supports (``max_position_embeddings``)."""
-
-    def __post_init__(self) -> None:
-        """Validate the sizes, their divisibility and the constants."""
-        super().__post_init__()
-        sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads")
-        require_at_least(1, self, "model", *sizes, "head_dim", "context_length")
-        require_above_zero("model.rope_theta", self.rope_theta)
-        require_above_zero("model.norm_eps", self.norm_eps)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"model.num_heads={self.num_heads} must be a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}."
-            )
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim={self.head_dim} must be even; RoPE rotates pairs.")
 
 
 @dataclass(frozen=True)
@@ -285,16 +238,18 @@ class EvaluationConfig(ConfigSection):
     early_evaluations: bool = option(True, former_name="dense", compiled=False, on_resume="warn")
     """True to also evaluate at steps 1, 2, 4, ... below ``every_steps``, because forgetting starts
     early."""
-    documents: int = option(256, compiled=False, on_resume="warn")
+    documents: int = option(0, compiled=False, on_resume="warn")
     """Number of evaluated documents per held-out corpus. These documents are evenly spaced within
-    the corpus."""
+    the corpus. 0 means at most 256, and so few that all evaluations together take at most 5 % of
+    the run's tokens; if necessary, some evaluations between the first and the last are left out."""
     batch_size: int = option(8, on_resume="warn")
     """Number of windows of ``data.sequence_length`` tokens per batch, over all devices."""
 
     def __post_init__(self) -> None:
-        """Validate that the counts are at least 1."""
+        """Validate that the counts are large enough."""
         super().__post_init__()
-        require_at_least(1, self, "evaluation", "every_steps", "documents", "batch_size")
+        require_at_least(1, self, "evaluation", "every_steps", "batch_size")
+        require_at_least(0, self, "evaluation", "documents")
 
 
 def _seed_in_step(config: "TrainConfig") -> int | None:
@@ -312,12 +267,13 @@ class TrainConfig(ConfigSection):
     output: str = field(metadata=traits(compiled=False, on_resume="ignore", is_path=True))
     """Folder for checkpoints, metrics and the resolved config. If the folder already contains a
     run, that run is resumed."""
-    model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     num_steps: int = field(metadata=traits(compiled=False))
     global_batch_size: int
     """Number of rows per step, over all devices and micro-batches."""
+    model: ModelConfig | None = None
+    """The architecture. If it is left out, it is the architecture of ``init_from``."""
     microbatch_size: int = 0
     """Number of rows per forward and backward pass, over all devices; 0 means the whole batch."""
     init_from: str = option("", compiled=False, on_resume="never", is_path=True)
@@ -332,6 +288,16 @@ class TrainConfig(ConfigSection):
     checkpoint: CheckpointConfig = option(CheckpointConfig)
     evaluation: EvaluationConfig = option(EvaluationConfig)
     log_every_steps: int = option(10, compiled=False, on_resume="warn")
+
+    @property
+    def architecture(self) -> ModelConfig:
+        """``model``; a command sets it once if the config leaves it out.
+
+        Raises UserError if it is not set.
+        """
+        if self.model is None:
+            raise UserError("model is not set; set it, or name the initial weights in init_from.")
+        return self.model
 
     @property
     def num_microbatches(self) -> int:
@@ -360,7 +326,7 @@ class TrainConfig(ConfigSection):
             )
         if self.lora and not self.init_from:
             raise UserError("lora needs trained weights; set init_from to their folder.")
-        if self.data.sequence_length > self.model.context_length:
+        if self.model and self.data.sequence_length > self.model.context_length:
             raise UserError(
                 f"data.sequence_length={self.data.sequence_length} must be at most "
                 f"model.context_length={self.model.context_length}."

@@ -14,7 +14,8 @@ from llama_cpt.config.fields import (
     require_nonempty,
     traits,
 )
-from llama_cpt.config.schema import ModelConfig, TrainConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.runtime.errors import UserError
 
@@ -68,8 +69,10 @@ class SizeConfig(ConfigSection):
     """A model size; the sweep trains every combination of axis values at each size."""
 
     name: str
-    model: ModelConfig
-    init_from: str = field(metadata=traits(is_path=True))
+    model: ModelConfig | None = None
+    """The architecture. If it is left out, it is the architecture of ``init_from``."""
+    init_from: str = option("", is_path=True)
+    """Hugging Face folder or run folder with the initial weights; empty for random weights."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from llama_cpt.config.schema import LoraConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import LoraConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.runtime.atomic import atomic_dir
 from llama_cpt.runtime.errors import UserError

@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.safetensors import ByteReader, StoredTensor, read_block, stored_tensors

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, with_shardings
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hf_config import read_config, require_same_architecture
+from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_names import (
     BY_OURS,
     TensorName,
@@ -58,7 +59,7 @@ def load_hf(
     loaded, if the folder is missing or damaged, or if it does not hold a supported model.
     """
     folder = resolve(path)
-    found = read_config(folder)
+    found = ModelConfig.from_hf(folder)
     if config is not None:
         require_same_architecture(config, found, folder)
     mesh = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
@@ -86,7 +87,7 @@ class HfWeights:
 
     def __init__(self, path: str) -> None:
         self._folder = resolve(path)
-        self.config = read_config(self._folder)
+        self.config = ModelConfig.from_hf(self._folder)
         self._mesh = make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
         self._shapes = parameters_by_path(with_shardings(abstract_llama(self.config), self._mesh))
         with byte_reader() as reader:

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from llama_cpt.checkpoint import state_dict
 from llama_cpt.checkpoint.orbax_handler import orbax_handler
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.model.lora import abstract_adapters, merge_matrix
 from llama_cpt.weights.hf_config import require_same_architecture

@@ -18,7 +18,8 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.manifest import manifest_digest, size_and_digest
 from llama_cpt.checkpoint.run_folder import is_run_folder, open_run
 from llama_cpt.config.fields import from_dict
-from llama_cpt.config.schema import DataConfig, ModelConfig, TrainConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import DataConfig, TrainConfig
 from llama_cpt.data.tokenizer.tokenizer import FILE_NAMES
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merge_adapters
@@ -28,7 +29,7 @@ from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import check_reachable
-from llama_cpt.weights.hf_config import read_config, require_same_architecture
+from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_names import checked_tensors
 from llama_cpt.weights.hf_weights import HfWeights, load_hf
 from llama_cpt.weights.hub import resolve
@@ -98,7 +99,7 @@ class HfFolder:
     @property
     def architecture(self) -> ModelConfig:
         """The architecture that ``config.json`` describes."""
-        return read_config(self.folder(weights=False))
+        return ModelConfig.from_hf(self.folder(weights=False))
 
     @property
     def tokenizer(self) -> str:
@@ -133,7 +134,7 @@ class HfFolder:
         Headers of a model on the hub are not checked, because this method downloads no weights.
         """
         folder = self.folder(weights=False)
-        require_same_architecture(config, read_config(folder), self.path)
+        require_same_architecture(config, ModelConfig.from_hf(folder), self.path)
         # The weights of a model on the hub have not been downloaded at this point.
         if epath.Path(self.path).expanduser().exists():
             with byte_reader() as reader:

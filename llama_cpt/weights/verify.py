@@ -1,5 +1,6 @@
 """Comparison of a checkpoint with a Hugging Face folder, by tensors and by logits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 import importlib.util
 import math
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.model.llama import Llama, abstract_llama
 from llama_cpt.runtime.errors import first_line
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.weights.hf_config import read_config, require_same_architecture
+from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_names import BY_OURS, checked_tensors, parameters_by_path, with_parameters
 from llama_cpt.weights.hf_weights import convert, physical_memory
 from llama_cpt.weights.parameter_reader import ParameterReader
@@ -66,7 +68,7 @@ def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDiffere
 
     Only one parameter is in memory at a time. Raises UserError if the architectures differ.
     """
-    config = read_config(folder)
+    config = ModelConfig.from_hf(folder)
     require_same_architecture(weights.config, config, folder)
     differences = []
     with byte_reader() as reader:
@@ -87,7 +89,9 @@ def compare_weights(folder: str, weights: ParameterReader) -> list[TensorDiffere
 def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | str:
     """Compare the logits of this package with those of transformers on equal random tokens.
 
-    Returns a string with the reason and a remedy if this machine cannot run the comparison.
+    Our weights are first rounded to the types in ``folder``, because an export can have a narrower
+    type than the checkpoint. ``compare_weights`` compares the weights themselves. Returns a string
+    with the reason and a remedy if this machine cannot run the comparison.
     """
     if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
         return (
@@ -117,7 +121,15 @@ def compare_logits(folder: str, weights: ParameterReader) -> LogitsDifference | 
             f"transformers cannot load {folder} ({first_line(error)}); correct the folder, or "
             "install another version of transformers"
         )
-    return logits_difference(theirs, _our_logits(weights, tokens))
+    return logits_difference(theirs, _our_logits(weights, tokens, _stored_types(folder, weights)))
+
+
+def _stored_types(folder: str, weights: ParameterReader) -> dict[str, np.dtype]:
+    """Return the type of each of our parameters in ``folder``, by path."""
+    with byte_reader() as reader:
+        tensors = checked_tensors(folder, weights.config, reader)
+    names = parameters_by_path(abstract_llama(weights.config))
+    return {name: tensors[BY_OURS[name].tensor(0)].dtype for name in names}
 
 
 def logits_difference(theirs: np.ndarray, ours: np.ndarray) -> LogitsDifference:
@@ -149,10 +161,15 @@ def _compare(tensor: StoredTensor, matrix: np.ndarray, reader: ByteReader) -> Te
     return TensorDifference(tensor.name, rows * width, differing, float(largest))
 
 
-def _our_logits(weights: ParameterReader, tokens: np.ndarray) -> np.ndarray:
+def _our_logits(
+    weights: ParameterReader, tokens: np.ndarray, types: Mapping[str, np.dtype]
+) -> np.ndarray:
     abstract: Llama = abstract_llama(weights.config)
-    names = parameters_by_path(abstract)
-    model = with_parameters(abstract, {name: weights.parameter(name) for name in names})
+    rounded = {
+        name: np.asarray(weights.parameter(name)).astype(dtype).astype(np.float32)
+        for name, dtype in types.items()
+    }
+    model = with_parameters(abstract, rounded)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     segments = jnp.ones(tokens.shape, jnp.int32)
     return np.asarray(jax.jit(Llama.__call__)(model, jnp.asarray(tokens), positions, segments))

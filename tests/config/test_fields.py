@@ -102,7 +102,7 @@ OTHER_STEP = [
     with_data(chat=ChatConfig()),
     replace(CONFIG, global_batch_size=2 * CONFIG.global_batch_size),
     replace(CONFIG, microbatch_size=CONFIG.global_batch_size // 2),
-    replace(CONFIG, model=replace(CONFIG.model, norm_eps=1e-6)),
+    replace(CONFIG, model=replace(CONFIG.architecture, norm_eps=1e-6)),
     replace(CONFIG, compute=replace(CONFIG.compute, remat="none")),
     replace(CONFIG, mesh=replace(CONFIG.mesh, tensor=2)),
     replace(CONFIG, objective=NextTokenConfig(z_loss=1e-4)),
@@ -154,7 +154,7 @@ def test_every_path_field_is_expanded(kind):
             train,
             "en+zh",
             axes=(AxisConfig(LEARNING_RATE_FIELD, (1.0, 2.0)),),
-            sizes=(SizeConfig("small", CONFIG.model, "~/small"),),
+            sizes=(SizeConfig("small", CONFIG.architecture, "~/small"),),
             law="~/l",
         ),
     }[kind]

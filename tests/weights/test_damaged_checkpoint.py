@@ -54,23 +54,25 @@ def read(source: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Return the result of each consumer of the run in ``source``. Outputs go to ``folder``."""
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     weights = open_source(source)
-    weights.check(config.model)
+    weights.check(config.architecture)
     with weights.reader() as reader:
         query = np.asarray(reader.parameter("layers/query"))
     next_run = replace(config, output=str(folder / "next"), init_from=source)
     to_hf(source, str(folder / "hf"), dtype="float32")
-    decoder = load_decoder(source, config.model, mesh, "float32")
+    decoder = load_decoder(source, config.architecture, mesh, "float32")
     return {
         "step": RunFolder(source).step,
         "architecture": weights.architecture,
         "tokenizer": weights.tokenizer,
         "fingerprint": weights.fingerprint(),
-        "weights": leaves(weights.load(abstract_llama(config.model), mesh)),
+        "weights": leaves(weights.load(abstract_llama(config.architecture), mesh)),
         "reader": query,
         "decoder": leaves(decoder),
         "training": leaves(run_of(next_run).start().trained),
-        "identity": model_identity(source, config.model, 0),
-        "evaluation": model_settings(ModelSpec(source, config.model, prompt_format(weights))),
+        "identity": model_identity(source, config.architecture, 0),
+        "evaluation": model_settings(
+            ModelSpec(source, config.architecture, prompt_format(weights))
+        ),
         "export": (folder / "hf" / "model.safetensors").read_bytes(),
         "verify": convert.verify(str(folder / "hf"), source),
     }

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.mixture_law.table import read_table
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.hf_config import read_config
 from llama_cpt.weights.provenance import find_origin
 from llama_cpt.weights.safetensors import byte_reader, file_header, stored_tensors
 from llama_cpt.weights.source import RunFolder
@@ -125,7 +125,7 @@ def read_run(folder: Path) -> None:
 
 
 READERS: dict[str, tuple[Callable[[Path], Any], int]] = {
-    "config.json": (lambda folder: read_config(str(folder)), 300),
+    "config.json": (lambda folder: ModelConfig.from_hf(str(folder)), 300),
     INDEX: (read_headers, 200),
     SHARD: (read_headers, 300),
     "origin.json": (lambda folder: find_origin(str(folder)), 200),

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import ModelConfig, RopeScaling
+from llama_cpt.config.model import ModelConfig, RopeScaling
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.weights.hf_config import config_json, read_config, require_same_architecture
+from llama_cpt.weights.hf_config import config_json, require_same_architecture
 
 # The published config.json of meta-llama/Llama-3.1-8B, with different whitespace.
 LLAMA31_8B = {
@@ -65,14 +65,14 @@ def write(folder, values):
 
 
 def test_published_config_is_read(tmp_path):
-    assert read_config(write(tmp_path, LLAMA31_8B)) == EXPECTED
+    assert ModelConfig.from_hf(write(tmp_path, LLAMA31_8B)) == EXPECTED
 
 
 def test_rope_parameters_are_read(tmp_path):
     values = {k: v for k, v in LLAMA31_8B.items() if not k.startswith("rope")}
     rope = {**LLAMA31_8B["rope_scaling"], "rope_theta": 500000.0}
     path = write(tmp_path, {**values, "rope_parameters": rope})
-    assert read_config(path) == EXPECTED
+    assert ModelConfig.from_hf(path) == EXPECTED
 
 
 def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
@@ -80,7 +80,7 @@ def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
     for name in ("num_key_value_heads", "tie_word_embeddings", "rope_scaling", "architectures"):
         del values[name]
     expected = replace(EXPECTED, num_kv_heads=32, rope_scaling=None)
-    assert read_config(write(tmp_path, values)) == expected
+    assert ModelConfig.from_hf(write(tmp_path, values)) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
 def test_written_config_reads_back(changes, tmp_path):
     config = replace(EXPECTED, **changes)
     values = config_json(config, "float16", {"bos_token_id": 1, "eos_token_id": [2, 3]})
-    assert read_config(write(tmp_path, values)) == config
+    assert ModelConfig.from_hf(write(tmp_path, values)) == config
     assert (values["torch_dtype"], values["eos_token_id"]) == ("float16", [2, 3])
 
 
@@ -132,7 +132,7 @@ def test_written_config_reads_back(changes, tmp_path):
 )
 def test_refused_by_name(changes, message, tmp_path):
     with pytest.raises(UserError) as error:
-        read_config(write(tmp_path, {**LLAMA31_8B, **changes}))
+        ModelConfig.from_hf(write(tmp_path, {**LLAMA31_8B, **changes}))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -149,7 +149,7 @@ def test_unreadable_config_is_rejected(text, message, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_config(str(tmp_path))
+        ModelConfig.from_hf(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_unreadable_config_is_rejected(text, message, tmp_path):
     ],
 )
 def test_fields_without_effect_are_accepted(changes, tmp_path):
-    assert read_config(write(tmp_path, {**LLAMA31_8B, **changes})) == EXPECTED
+    assert ModelConfig.from_hf(write(tmp_path, {**LLAMA31_8B, **changes})) == EXPECTED
 
 
 def test_default_rope_with_null_factors_has_no_scaling(tmp_path):
     nulls = dict.fromkeys(("factor", "low_freq_factor", "original_max_position_embeddings"))
     rope = {"rope_type": "default", "rope_theta": 500000.0, **nulls}
     values = {**LLAMA31_8B, "rope_scaling": None, "rope_parameters": rope}
-    assert read_config(write(tmp_path, values)) == replace(EXPECTED, rope_scaling=None)
+    assert ModelConfig.from_hf(write(tmp_path, values)) == replace(EXPECTED, rope_scaling=None)
 
 
 def test_dropout_and_the_default_rope_base_are_logged_once(tmp_path, caplog):
@@ -190,7 +190,7 @@ def test_dropout_and_the_default_rope_base_are_logged_once(tmp_path, caplog):
     del values["rope_theta"]
     expected = replace(EXPECTED, rope_scaling=None, rope_theta=10000.0)
     for _ in range(2):
-        assert read_config(write(tmp_path, values)) == expected
+        assert ModelConfig.from_hf(write(tmp_path, values)) == expected
     dropout, theta = (record.getMessage() for record in caplog.records)
     assert "attention_dropout=0.1 is ignored" in dropout
     assert "'rope_theta' is missing; 10000 is used" in theta
