@@ -70,6 +70,7 @@ class CheckpointManager:
                 "name; move the file away."
             )
         self.retention = Retention(self.folder, keep)
+        self._has_saved = False
         self._orbax = ocp.AsyncCheckpointer(orbax_handler(), timeout_secs=SAVE_TIMEOUT_SECONDS)
         self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -84,6 +85,9 @@ class CheckpointManager:
         infinity. These errors leave earlier checkpoints unchanged.
         """
         self.wait()
+        if self._has_saved:
+            # The last checkpoint can have been found healthy after its save ended.
+            self._prune()
         if broadcast_from_primary(int(step in self.steps()), "step already saved"):
             return
         arrays = state_dict.to_state_dict(state)
@@ -107,6 +111,7 @@ class CheckpointManager:
         except Exception as error:
             self._record_failure(step, error)
             self._raise_failure()
+        self._has_saved = True
         self._thread = threading.Thread(target=self._finish, args=(step,), name="commit checkpoint")
         self._thread.start()
 

@@ -1,6 +1,6 @@
 """Analytic counts of a model's weights and of its floating-point operations (FLOPs) per token."""
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 
 
 def model_flops_per_token(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from llama_cpt.config.schema import ModelConfig, RopeScaling
+from llama_cpt.config.model import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend
 from llama_cpt.model.embedding import lookup
 from llama_cpt.model.linear import Matrix, has_adapters, matmul

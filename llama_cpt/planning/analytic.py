@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import math
 
-from llama_cpt.config.schema import ModelConfig, TrainConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.chips import Chip
 from llama_cpt.model.flops import model_flops_per_token, non_embedding_parameters
 
@@ -62,7 +63,7 @@ def analytic_memory(config: TrainConfig, mesh: Mapping[str, int]) -> AnalyticMem
 
     ``mesh`` maps axis names to sizes; the size of a missing axis is 1.
     """
-    model, tensor = config.model, mesh.get("tensor", 1)
+    model, tensor = config.architecture, mesh.get("tensor", 1)
     shards = mesh.get("fsdp", 1) * mesh.get("context", 1) * tensor
     count, itemsize = parameters(model) / shards, 2 if config.compute.dtype == "bfloat16" else 4
     if config.lora:
@@ -93,7 +94,7 @@ def analytic_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -
 
     The estimate is accurate enough to order settings, but it does not predict the time of a step.
     """
-    model, tensor, context = config.model, mesh.get("tensor", 1), mesh.get("context", 1)
+    model, tensor, context = config.architecture, mesh.get("tensor", 1), mesh.get("context", 1)
     tokens = config.global_batch_size * config.data.sequence_length / math.prod(mesh.values())
     flops = tokens * model_flops_per_token(model, config.data.sequence_length)
     recomputed = RECOMPUTED_FORWARD[config.compute.remat]
@@ -117,7 +118,7 @@ def analytic_seconds(config: TrainConfig, mesh: Mapping[str, int], chip: Chip) -
 
 def _saved_bytes(config: TrainConfig, mesh: Mapping[str, int], itemsize: int) -> float:
     """Return the bytes of the activations that one device saves for the backward pass."""
-    model, tensor = config.model, mesh.get("tensor", 1)
+    model, tensor = config.architecture, mesh.get("tensor", 1)
     batch_shards = math.prod(size for axis, size in mesh.items() if axis != "tensor")
     rows = config.microbatch_rows
     # Bytes of one feature for all tokens of the device's part of a micro-batch in all layers.

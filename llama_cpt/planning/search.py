@@ -98,7 +98,7 @@ def explain_no_candidates(config: TrainConfig, topology: Topology) -> str:
             f"global_batch_size={config.global_batch_size} must be a multiple of the devices that "
             f"hold rows, here one of {counts}"
         )
-    model, chips = config.model, topology.devices // topology.slices
+    model, chips = config.architecture, topology.devices // topology.slices
     return (
         f"of {chips} devices of a slice, fsdp must divide model.embed_dim={model.embed_dim}, and "
         f"the rest, tensor ({', '.join(map(str, TENSORS))}), num_heads={model.num_heads}, "
@@ -253,7 +253,7 @@ def _settings(
 
 
 def _meshes(config: TrainConfig, topology: Topology) -> Iterator[dict[str, int]]:
-    model, slices = config.model, topology.slices
+    model, slices = config.architecture, topology.slices
     heads = (model.num_heads, model.num_kv_heads, model.mlp_dim, model.vocab_size)
     for tensor, context in itertools.product(TENSORS, _contexts(config)):
         fsdp, rest = divmod(topology.devices // slices, tensor * context)

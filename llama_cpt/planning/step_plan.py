@@ -204,7 +204,7 @@ def workload(config: TrainConfig, rows: int) -> Workload:
     length = config.data.sequence_length
     tokens = config.global_batch_size * length
     frozen = config.lora is not None
-    flops = model_flops_per_token(config.model, length, frozen=frozen)
+    flops = model_flops_per_token(config.architecture, length, frozen=frozen)
     return Workload(
         tokens_per_step=tokens,
         tokens=tokens * config.num_steps,
@@ -243,7 +243,7 @@ def make_plan(
         break_down_peak(
             program.live,
             state.trained,
-            layers=config.model.num_layers,
+            layers=config.architecture.num_layers,
             tokens=rows * work.sequence_length // mesh["context"],
         ),
         roofline(

@@ -1,16 +1,23 @@
 """The estimated cost of trials, as a number and as text, and the largest grid within a budget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 import itertools
 import math
 
 from llama_cpt.config.fields import require_above_zero
 from llama_cpt.config.sweep import ALMR_FIELD, LEARNING_RATE_FIELD, AxisConfig, SweepConfig
+from llama_cpt.data.prepare.corpora import open_heldout
 from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.sweeps.trials import Trial, make_chains
+from llama_cpt.sweeps.trials import Trial, make_chains, smallest_trial_tokens
+from llama_cpt.training.evaluation_plan import (
+    MAX_SHARE,
+    EvaluationPlan,
+    plan_evaluations,
+    run_tokens,
+)
 
 MIN_VALUES = 3
 """Minimum number of values of ALMR and of the learning rate in a grid.
@@ -23,7 +30,7 @@ def trial_flops(trial: Trial) -> float:
     """Return the number of model FLOPs for training on the trial's ``own_tokens``."""
     config = trial.config
     per_token = model_flops_per_token(
-        config.model, config.data.sequence_length, frozen=config.lora is not None
+        config.architecture, config.data.sequence_length, frozen=config.lora is not None
     )
     return per_token * trial.own_tokens
 
@@ -33,8 +40,12 @@ def chip_hours(sweep: SweepConfig, trials: Sequence[Trial]) -> float:
 
     The time for loading and evaluation is not included.
     """
+    return _hours(sweep, sum(map(trial_flops, trials)))
+
+
+def _hours(sweep: SweepConfig, flops: float) -> float:
     peak = next(chip.peak_flops for chip in CHIPS.values() if chip.name == sweep.chip)
-    return sum(map(trial_flops, trials)) / (peak * sweep.mfu * 3600)
+    return flops / (peak * sweep.mfu * 3600)
 
 
 def fit_to_budget(sweep: SweepConfig, budget: float) -> SweepConfig:
@@ -140,3 +151,32 @@ def _row(sweep: SweepConfig, name: str, trials: Sequence[Trial]) -> tuple[str, .
     steps = sum(trial.config.num_steps - trial.first_step for trial in trials)
     tokens = sum(trial.own_tokens for trial in trials)
     return name, f"{steps:,}", f"{tokens:,}", f"{chip_hours(sweep, trials):,.3g}"
+
+
+def heldout_cost(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
+    """Return a sentence with the tokens and chip-hours of the held-out evaluations of ``trials``.
+
+    The numbers are upper bounds, because trials that start from the same weights share the first
+    evaluation. If the held-out corpora are not prepared yet, the number of tokens is not known.
+    """
+    limit, trained = smallest_trial_tokens(trials), sum(trial.own_tokens for trial in trials)
+    plans: dict[tuple[Hashable, ...], EvaluationPlan] = {}
+    count, tokens, flops = 0, 0, 0.0
+    try:
+        for config in (trial.config for trial in trials):
+            key = config.data, config.evaluation, config.num_steps, run_tokens(config)
+            if key not in plans:
+                corpora = open_heldout(config.data)
+                plans[key] = plan_evaluations(config, corpora, limit_tokens=limit)
+            evaluated = len(plans[key].steps) * plans[key].tokens
+            # A forward pass takes a third of the FLOPs of a training step.
+            forward = model_flops_per_token(config.architecture, config.data.sequence_length) / 3
+            count, tokens = count + len(plans[key].steps), tokens + evaluated
+            flops += evaluated * forward
+    except UserError as error:
+        bound = "" if sweep.train.evaluation.documents else f"at most {MAX_SHARE:.0%} of the tokens"
+        return f"held-out evaluation: {bound or 'its cost is not known yet'} ({error})"
+    return (
+        f"held-out evaluation: at most {count:,} times, {tokens:,} tokens, {tokens / trained:.1%} "
+        f"of the tokens above, {_hours(sweep, flops):,.3g} chip-hours"
+    )

@@ -99,7 +99,7 @@ def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
     config = trial.config
     data, weights = config.data, config.init_from or f"random with seed {config.seed}"
     evaluation = data.tokenizer, data.heldout, data.sequence_length, config.evaluation.documents
-    return config.model, weights, *evaluation
+    return config.architecture, weights, *evaluation
 
 
 def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ def _rows(
         # The name starts with the sweep's name, because trial names are unique only within a sweep.
         "run": f"{sweep.output.rstrip('/').rsplit('/', 1)[-1]}/{trial.name}",
         "pair": sweep.pair,
-        "parameters": non_embedding_parameters(config.model),
+        "parameters": non_embedding_parameters(config.architecture),
         "almr": float(mean_almr(config)),
         "mixture_order": mixture_order(config),
         "learning_rate": config.optimizer.peak_learning_rate,

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+import json
 import logging
 import time
 import traceback
@@ -18,7 +19,9 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_writable
 from llama_cpt.sweeps.leases import hold_lease, lease_owner
 from llama_cpt.sweeps.results import (
@@ -31,7 +34,7 @@ from llama_cpt.sweeps.results import (
     write_status,
 )
 from llama_cpt.sweeps.status import SweepProgress
-from llama_cpt.sweeps.trials import BudgetChain, Trial, make_chains
+from llama_cpt.sweeps.trials import BudgetChain, Trial, make_chains, smallest_trial_tokens
 from llama_cpt.training.optimizer import SCHEDULE_VERSION, saved_schedule_version
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.resume import check_resume
@@ -41,6 +44,8 @@ from llama_cpt.training.trainer import BranchPoint, Evaluation, evaluate, fit
 
 logger = logging.getLogger(__name__)
 
+SAMPLE_FILE = "heldout_sample.json"
+"""Name of the file that stores which held-out documents all trials use."""
 WAIT_SECONDS = 20.0
 """Seconds between two checks of the leases of other workers."""
 
@@ -52,7 +57,9 @@ class SharedWork:
     programs: dict[Hashable, TrainProgram] = field(default_factory=dict)
     """Compiled training programs by ``compile_key``."""
     starts: dict[tuple[Hashable, ...], Evaluation] = field(default_factory=dict)
-    """Held-out results of the initial weights by ``initial_state_key``."""
+    """Held-out results of the initial weights by ``initial_state_key`` and sample."""
+    limit_tokens: int | None = None
+    """Number of tokens of the smallest trial, which limits the held-out sample of all trials."""
 
 
 def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
@@ -70,6 +77,7 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
         _check_unchanged(trial)
     _warn_of_earlier_schedule(sweep, progress.trials)
     name, shared = f"worker {worker}/{workers}", SharedWork()
+    shared.limit_tokens = _stored_limit(sweep, progress.trials)
     tried: set[str] = set()
     while left := [chain for chain in left if not _ended(chain, tried)]:
         own = [chain for chain in left if chains.index(chain) % workers == worker - 1]
@@ -89,6 +97,24 @@ def run_sweep(sweep: SweepConfig, worker: int = 1, workers: int = 1) -> Outcome:
     _check_compilations(shared)
     write_results(sweep, progress.trials)
     return Outcome.FINISHED
+
+
+def _stored_limit(sweep: SweepConfig, trials: Sequence[Trial]) -> int:
+    """Return the number of tokens that limits the held-out sample of all trials.
+
+    The number is that of the smallest trial. It is stored when the sweep starts, because the losses
+    of trials that are added later must be those of the same sample.
+    """
+    file = epath.Path(sweep.output) / SAMPLE_FILE
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"limit_tokens": smallest_trial_tokens(trials)}
+        write_atomic(file, json.dumps(content) + "\n")
+    remedy = "restore it from a copy, or set a different output for the sweep"
+    limit = read_json_object(str(file), remedy).get("limit_tokens")
+    if type(limit) is not int or limit < 1:
+        raise UserError(f"{file}: limit_tokens must be an integer above 0; {remedy}.")
+    return limit
 
 
 def _check_unchanged(trial: Trial) -> None:
@@ -168,7 +194,12 @@ def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Out
     key = compile_key(config)
     with progress.capture(trial):
         # An error in build_run is a mistake in the sweep's config, so it ends the sweep.
-        run = build_run(config, make_mesh(config.mesh), shared.programs.get(key))
+        run = build_run(
+            config,
+            make_mesh(config.mesh),
+            shared.programs.get(key),
+            limit_tokens=shared.limit_tokens,
+        )
         shared.programs[key] = run.program
         parent = trial.parent
         branch_point = BranchPoint(parent.config.output, trial.first_step) if parent else None
@@ -199,7 +230,7 @@ def _initial_losses(trial: Trial, run: Run, shared: SharedWork) -> Evaluation | 
     """
     if trial.parent or not run.heldout:
         return None
-    key = initial_state_key(trial)
+    key = (*initial_state_key(trial), run.evaluations.documents)
     if key not in shared.starts:
         with jax.set_mesh(run.program.mesh):
             shared.starts[key] = evaluate(run, run.start())

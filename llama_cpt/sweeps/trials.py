@@ -89,6 +89,11 @@ def tokens_per_step(config: TrainConfig) -> int:
     return config.global_batch_size * config.data.sequence_length
 
 
+def smallest_trial_tokens(trials: Sequence[Trial]) -> int:
+    """Return the number of training tokens of the smallest trial, including padding."""
+    return min(trial.config.num_steps * tokens_per_step(trial.config) for trial in trials)
+
+
 def mean_almr(config: TrainConfig) -> Fraction:
     """Return the target ALMR, averaged over all steps of the run.
 

@@ -7,19 +7,18 @@ run evaluate, save and log after the same steps.
 from llama_cpt.config.schema import EvaluationConfig, TrainConfig
 
 
-def is_evaluation_step(config: EvaluationConfig, steps_done: int, num_steps: int) -> bool:
-    """Return whether the held-out loss is measured after ``steps_done`` steps.
+def evaluation_steps(config: EvaluationConfig, num_steps: int) -> list[int]:
+    """Return the numbers of steps done after which the config schedules a held-out evaluation.
 
     The loss is measured before the first step, after every ``every_steps`` steps and after the
     last step. With ``early_evaluations``, it is also measured after 1, 2, 4, 8, ... steps, up to
     the largest power of two below ``every_steps``.
     """
-    power_of_two = steps_done & (steps_done - 1) == 0
-    return (
-        steps_done in (0, num_steps)
-        or steps_done % config.every_steps == 0
-        or (config.early_evaluations and power_of_two and steps_done < config.every_steps)
-    )
+    steps = {0, num_steps, *range(config.every_steps, num_steps, config.every_steps)}
+    if config.early_evaluations:
+        end = min(config.every_steps, num_steps)
+        steps |= {1 << power for power in range(end.bit_length()) if 1 << power < end}
+    return sorted(steps)
 
 
 def is_checkpoint_step(config: TrainConfig, steps_done: int) -> bool:

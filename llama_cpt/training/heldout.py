@@ -65,6 +65,14 @@ class Window(NamedTuple):
     """Index of the held-out corpus."""
 
 
+class Sample(NamedTuple):
+    """The windows of a sample of documents, and counts per held-out corpus."""
+
+    windows: list[Window]
+    bytes: list[int]
+    documents: list[int]
+
+
 def evaluate_heldout(
     score: Callable[[TokenBatch], np.ndarray],
     corpora: Mapping[str, Documents],
@@ -80,30 +88,40 @@ def evaluate_heldout(
     ``score`` have shape (batch_size, sequence_length). Losses are summed in float64. Raises
     UserError if the chosen documents of a corpus contain no text.
     """
-    windows: list[Window] = []
-    byte_counts, document_counts = [], []
+    sample = sample_windows(corpora, sequence_length, documents)
+    nll, tokens = _sums(score, sample.windows, len(corpora), sequence_length, batch_size)
+    return {
+        name: HeldoutResult(
+            loss=nll[corpus] / tokens[corpus],
+            bits_per_byte=nll[corpus] / math.log(2) / sample.bytes[corpus],
+            tokens=int(tokens[corpus]),
+            bytes=sample.bytes[corpus],
+            documents=sample.documents[corpus],
+        )
+        for corpus, name in enumerate(corpora)
+    }
+
+
+def sample_windows(
+    corpora: Mapping[str, Documents], sequence_length: int, documents: int
+) -> Sample:
+    """Return the windows of up to ``documents`` evenly spaced documents per corpus.
+
+    Raises UserError if the chosen documents of a corpus contain no text.
+    """
+    sample = Sample([], [], [])
     for corpus, (name, held) in enumerate(corpora.items()):
         chosen = held.read(np.array(evenly_spaced(len(held), documents), np.int64))
-        byte_counts.append(sum(int(byte_count) for _, byte_count in chosen))
-        document_counts.append(len(chosen))
-        if not byte_counts[-1]:
+        sample.bytes.append(sum(int(byte_count) for _, byte_count in chosen))
+        sample.documents.append(len(chosen))
+        if not sample.bytes[-1]:
             raise UserError(
                 f"held-out corpus {name!r}: the {len(chosen)} chosen documents hold no text; check "
                 "the source file."
             )
         for tokens, _ in chosen:
-            windows += rolling_windows(tokens, sequence_length, corpus=corpus)
-    nll, tokens = _sums(score, windows, len(corpora), sequence_length, batch_size)
-    return {
-        name: HeldoutResult(
-            loss=nll[corpus] / tokens[corpus],
-            bits_per_byte=nll[corpus] / math.log(2) / byte_counts[corpus],
-            tokens=int(tokens[corpus]),
-            bytes=byte_counts[corpus],
-            documents=document_counts[corpus],
-        )
-        for corpus, name in enumerate(corpora)
-    }
+            sample.windows.extend(rolling_windows(tokens, sequence_length, corpus=corpus))
+    return sample
 
 
 def evenly_spaced(available: int, wanted: int) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,17 @@ the compiled step.
 """
 
 
-def compiler_options(backend: str) -> dict[str, bool] | None:
-    """Return the compiler options for ``jax.jit`` on TPUs, or None for other backends."""
-    return TPU_OPTIONS if backend == "tpu" else None
+CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""XLA options with which ``train`` compiles the training step for CPUs.
+
+The default order of instructions lets more instructions run at the same time and needs more memory.
+The instructions themselves, and therefore the results, are the same.
+"""
+
+
+def compiler_options(backend: str) -> dict[str, Any] | None:
+    """Return the compiler options for ``jax.jit`` on ``backend``, or None for the defaults."""
+    return {"tpu": TPU_OPTIONS, "cpu": CPU_OPTIONS}.get(backend)
 
 
 @dataclass(frozen=True)
@@ -134,12 +143,12 @@ def _abstract_model(config: TrainConfig, mesh: Mesh, backend: str) -> Llama:
         compute.attention,
         backend,
         config.data.sequence_length,
-        config.model.head_dim,
+        config.architecture.head_dim,
         compute.dtype,
         mesh.shape["context"],
     )
     return abstract_llama(
-        config.model,
+        config.architecture,
         compute_dtype=compute.dtype,
         remat=compute.remat,
         attention=attention,
@@ -171,7 +180,7 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """
     slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     field = "microbatch_size" if config.microbatch_size else "global_batch_size"
-    model, context = config.model, mesh.shape["context"]
+    model, context = config.architecture, mesh.shape["context"]
     for name, size, axis, parts in (
         ("embed_dim", model.embed_dim, "fsdp x context", mesh.shape["fsdp"] * context),
         ("num_heads", model.num_heads, "tensor", mesh.shape["tensor"]),

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 import numpy as np
 
 from llama_cpt.config.fields import to_dict
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.data.batch import Batch, PreferenceBatch, TokenBatch, UnpairedBatch
 from llama_cpt.model.llama import Llama
 from llama_cpt.objectives.preference import segment_logprobs

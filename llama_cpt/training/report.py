@@ -45,7 +45,7 @@ class Reporter:
         chip = CHIPS.get(jax.devices()[0].device_kind)
         self.peak_flops = chip.peak_flops * run.program.mesh.size if chip else None
         self.flops_per_token = model_flops_per_token(
-            config.model, config.data.sequence_length, frozen=config.lora is not None
+            config.architecture, config.data.sequence_length, frozen=config.lora is not None
         )
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
@@ -143,7 +143,7 @@ class Reporter:
         """
         if self.retention is None:
             return
-        limit, problem = dead_loss(self.run.config.model.vocab_size), ""
+        limit, problem = dead_loss(self.run.config.architecture.vocab_size), ""
         if loss is not None and loss >= limit:
             problem = (
                 f"the loss after step {step} is {loss:.2f} nats per token, no better than guessing "

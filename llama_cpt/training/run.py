@@ -1,10 +1,11 @@
 """Construction of a run from a config: checks, token rows, mixture and jitted programs."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 import logging
+import math
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.loader import RowSource, batches
 from llama_cpt.data.mixture import Mixture, build_mixture
 from llama_cpt.data.packed_rows import PackedRows
-from llama_cpt.data.prepare.corpora import PreparedCorpora, open_rows, prepare
+from llama_cpt.data.prepare.corpora import PreparedCorpora, open_heldout, open_rows, prepare
 from llama_cpt.data.rows import HeldoutDocuments
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
@@ -25,10 +26,12 @@ from llama_cpt.model.attention import mask_bytes
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import Adapters, cast_model
 from llama_cpt.parallel.global_arrays import RowPlacement
+from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
 from llama_cpt.runtime.output_folder import check_shared, check_writable
+from llama_cpt.training.evaluation_plan import EvaluationPlan, plan_evaluations
 from llama_cpt.training.optimizer import (
     SCHEDULE_VERSION,
     check_schedule,
@@ -48,7 +51,7 @@ from llama_cpt.training.reference import (
     model_identity,
     reference_logprobs,
 )
-from llama_cpt.training.train_step import TrainState, init_state, state_from_model
+from llama_cpt.training.train_step import TrainState, donatable, init_state, state_from_model
 from llama_cpt.weights.prompt_format import generation_settings
 from llama_cpt.weights.source import open_source
 
@@ -72,6 +75,8 @@ class Run:
     fingerprints: dict[str, Any]
     """Fingerprints of the tokenizer and the corpora. A resumed run compares them with those in the
     checkpoint."""
+    evaluations: EvaluationPlan
+    """The held-out evaluations and their cost."""
     generation: dict[str, Any]
     """The content of ``generation_config.json`` of the base model; empty without a base model."""
     schedule_version: int = SCHEDULE_VERSION
@@ -80,9 +85,9 @@ class Run:
     def resumed(self, metadata: dict[str, Any]) -> "Run":
         """Return this run with the settings in a checkpoint's ``metadata``.
 
-        These settings are the generation settings of the base model and the version of the
-        learning-rate schedule. A run that an earlier version of this program started keeps its
-        schedule.
+        These settings are the generation settings of the base model, the version of the
+        learning-rate schedule, and the number of held-out documents if ``evaluation.documents`` is
+        0. A run that an earlier version of this program started keeps its schedule.
         """
         stored = (metadata.get("prompt_format") or {}).get("generation")
         version, schedule = saved_schedule_version(metadata), self.config.optimizer.schedule
@@ -94,9 +99,13 @@ class Run:
                 schedule,
                 version,
             )
+        documents = metadata.get("heldout_documents")
+        if documents is None:
+            documents = metadata.get("config", {}).get("evaluation", {}).get("documents", 0)
         return replace(
             self,
             schedule_version=version,
+            evaluations=_evaluations(self.config, self.heldout, self.program.mesh, documents),
             generation=self.generation if stored is None else stored,
         )
 
@@ -110,12 +119,12 @@ class Run:
         if lora := self.config.lora:
             frozen = program.state_shapes.frozen
             state = init_state(lambda: Adapters(lora, frozen, key), optimizer, mesh)
-            return replace(state, frozen=self.frozen())
+            return replace(state, frozen=donatable(self.frozen(), mesh))
         model = program.state_shapes.trained
         if self.config.init_from:
-            return state_from_model(
-                open_source(self.config.init_from).load(model, mesh), optimizer, mesh
-            )
+            source = open_source(self.config.init_from)
+            # No variable holds the loaded arrays, so that they are freed one at a time.
+            return state_from_model(donatable(source.load(model, mesh), mesh), optimizer, mesh)
         return init_state(lambda: _llama_like(model, key), optimizer, mesh)
 
     def frozen(self) -> Llama:
@@ -165,20 +174,27 @@ class Run:
                 yield placement.to_global(batch)
 
 
-def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = None) -> Run:
+def build_run(
+    config: TrainConfig,
+    mesh: Mesh,
+    program: TrainProgram | None = None,
+    *,
+    limit_tokens: int | None = None,
+) -> Run:
     """Check ``config`` and its inputs, prepare missing token rows, and return the run.
 
     This function does not compile the training step. If ``program`` is None, it is created.
-    Otherwise it must come from a config with the same ``compile_key``. Raises UserError if a check
-    fails: for example, if a folder cannot be written, or if the config does not match the initial
-    weights, the tokenizer or the corpora.
+    Otherwise it must come from a config with the same ``compile_key``. Runs that are compared with
+    each other need the same ``limit_tokens``, as in ``plan_evaluations``. Raises UserError if a
+    check fails: for example, if a folder cannot be written, or if the config does not match the
+    initial weights, the tokenizer or the corpora.
     """
     _check_folders(config)
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
     _check_initial_weights(config)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    tokenizer.require_size(config.model.vocab_size)
+    tokenizer.require_size(config.architecture.vocab_size)
     prepared = primary_first(
         partial(prepare, config.data, objective=config.objective),
         "token rows prepared",
@@ -197,9 +213,10 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
     chat = config.data.chat
     template = load_chat_template(tokenizer, chat.template).fingerprint if chat else None
     if needs_reference(config):
-        model = model_identity(config.init_from, config.model, config.seed)
+        model = model_identity(config.init_from, config.architecture, config.seed)
         fingerprints["data"] |= {"reference model": model}
         references = _references(config, program, prepared, tokenizer, model)
+    heldout = open_heldout(config.data)
     return Run(
         config,
         program,
@@ -207,9 +224,26 @@ def build_run(config: TrainConfig, mesh: Mesh, program: TrainProgram | None = No
         template,
         mixture,
         open_rows(prepared, references),
-        {c.name: HeldoutDocuments(prepared.heldout_folder(c.name)) for c in config.data.heldout},
+        heldout,
         fingerprints,
+        _evaluations(config, heldout, program.mesh, limit_tokens=limit_tokens),
         generation_settings(open_source(config.init_from)) if config.init_from else {},
+    )
+
+
+def _evaluations(
+    config: TrainConfig,
+    heldout: Mapping[str, HeldoutDocuments],
+    mesh: Mesh,
+    documents: int = 0,
+    limit_tokens: int | None = None,
+) -> EvaluationPlan:
+    return plan_evaluations(
+        config,
+        heldout,
+        limit_tokens=limit_tokens,
+        documents=documents,
+        row_multiple=math.prod(mesh.shape[axis] for axis in BATCH_AXES),
     )
 
 
@@ -226,7 +260,7 @@ def _check_folders(config: TrainConfig) -> None:
 def _check_initial_weights(config: TrainConfig) -> None:
     """Raise UserError if ``init_from`` does not fit ``model``, or is required but not set."""
     if config.init_from:
-        open_source(config.init_from).check(config.model)
+        open_source(config.init_from).check(config.architecture)
     elif isinstance(config.objective, PreferenceConfig) and needs_reference(config):
         raise UserError(
             f"objective.loss={config.objective.loss} needs init_from as its reference; set it."

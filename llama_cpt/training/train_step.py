@@ -77,6 +77,23 @@ def state_from_model(model: Any, optimizer: optax.GradientTransformation, mesh: 
     return TrainState(model, (), jax.jit(optimizer.init, out_shardings=placed)(model))
 
 
+def donatable(arrays: Any, mesh: Mesh) -> Any:
+    """Return the pytree ``arrays`` in memory that a step can donate.
+
+    On a CPU, arrays that were read from files are in the memory of NumPy. A step cannot write its
+    results to that memory and would need as much memory again. These arrays are copied one at a
+    time. If the caller keeps no reference to ``arrays``, the memory of each array is freed before
+    the next array is copied.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return arrays
+    leaves, structure = jax.tree.flatten(arrays)
+    del arrays
+    for number, leaf in enumerate(leaves):
+        leaves[number] = jax.block_until_ready(jnp.copy(leaf))
+    return jax.tree.unflatten(structure, leaves)
+
+
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]:
@@ -112,7 +129,7 @@ def make_train_step(
 
 
 def jit_train_step(
-    step: Callable[..., Any], placed: TrainState, options: dict[str, bool] | None = None
+    step: Callable[..., Any], placed: TrainState, options: dict[str, Any] | None = None
 ) -> jax.stages.Wrapped:
     """Return the jitted ``step``, which donates the state.
 

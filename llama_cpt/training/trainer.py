@@ -24,12 +24,15 @@ from llama_cpt.config.loading import save_config as save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch, TokenBatch
 from llama_cpt.parallel.global_arrays import from_replicated
+from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import is_primary, process_count
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.host_memory import release_after_compilations
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
-from llama_cpt.training.cadence import is_checkpoint_step, is_evaluation_step
+from llama_cpt.training.cadence import is_checkpoint_step
+from llama_cpt.training.evaluation_plan import seconds_per_evaluation
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
@@ -46,7 +49,7 @@ from llama_cpt.training.stop import (
 )
 from llama_cpt.training.trace import FOLDER as TRACES
 from llama_cpt.training.trace import NO_STEPS, Trace
-from llama_cpt.training.train_step import TrainState
+from llama_cpt.training.train_step import TrainState, donatable
 from llama_cpt.training.watchdog import Watchdog
 from llama_cpt.weights.lora_base_check import NOTED, checksums, read_lora_base
 
@@ -95,6 +98,7 @@ def fit(
     output = epath.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     clock, trace = Goodput(started), Trace(profile, str(output / TRACES))
+    release_after_compilations()
     with (
         StopSignals() as signals,
         PreemptionWatcher(),
@@ -107,9 +111,13 @@ def fit(
         run, state, first_step = _first_state(run, checkpoints, clock, allow_change, branch_point)
         if is_primary():
             trace.warn_if_unreachable(first_step, config.num_steps)
-            clock.continue_from(_earlier_lines(config, first_step, allow_change), first_step)
+            earlier = _earlier_lines(config, first_step, allow_change)
+            clock.continue_from(earlier, first_step)
             save_config(config, output / "config.json")
             logger.info("%s", run.describe())
+            logger.info("%s", run.evaluations.describe(seconds_per_evaluation(earlier)))
+            if run.evaluations.warning:
+                logger.warning("%s", run.evaluations.warning)
         with (
             Reporter(run, first_step, clock, checkpoints.retention) as report,
             contextlib.closing(trace),
@@ -222,10 +230,11 @@ def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainS
     For LoRA, the state includes the frozen base model, which is loaded from ``init_from``.
     Raises UserError if the base model differs from the model with which the adapters were trained.
     """
-    state = checkpoints.restore(step, run.program.state_shapes.checkpointed)
+    shapes, mesh = run.program.state_shapes.checkpointed, run.program.mesh
+    state = donatable(checkpoints.restore(step, shapes), mesh)
     if base := read_lora_base(checkpoints.metadata(step), run.config.output):
         with base.error_context(run.config.output):
-            state = replace(state, frozen=run.frozen())
+            state = replace(state, frozen=donatable(run.frozen(), mesh))
             base.require_all(state.frozen)
     return state
 
@@ -259,6 +268,7 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
         "schedule_version": run.schedule_version,
         "rows_consumed": steps_done * run.config.global_batch_size,
         "config": to_dict(run.config),
+        "heldout_documents": run.evaluations.documents,
         "fingerprints": run.fingerprints,
         "prompt_format": {
             "tokenizer": run.tokenizer.fingerprint,
@@ -301,7 +311,7 @@ def _loop(
             batch = next(batches)
         state = _train_step(run, state, batch, step, first_step, services)
         done = step + 1
-        if run.heldout and is_evaluation_step(config.evaluation, done, config.num_steps):
+        if done in run.evaluations.steps:
             _evaluate_and_report(run, state, report, done)
         if is_checkpoint_step(config, done):
             _save(run, state, done, services)
@@ -344,6 +354,9 @@ def _train_step(
 def _save(
     run: Run, state: TrainState, done: int, services: _LoopServices, *, wait: bool = False
 ) -> None:
+    # On a CPU, a save reads the buffers of the state. A step during the save could not write to
+    # these buffers and would need memory for a second state.
+    on_cpu = run.program.mesh.devices.flat[0].platform == "cpu"
     with services.report.pause("save"):
         # A run that resumes from this checkpoint does not write the metrics of earlier steps again,
         # so these metrics must be uploaded before the checkpoint.
@@ -353,7 +366,7 @@ def _save(
             done,
             state.checkpointed,
             checkpoint_metadata(run, state, done),
-            wait=wait,
+            wait=wait or on_cpu,
         )
 
 
@@ -372,8 +385,8 @@ def _evaluate_and_report(
 
 def evaluate(run: Run, state: TrainState) -> Evaluation:
     """Return the loss and the bits per byte of every held-out corpus for ``state``."""
-    config, mesh = run.config, run.program.mesh
-    rows = row_sharding(mesh)
+    exclude_compilation()
+    rows = row_sharding(run.program.mesh)
 
     def score(batch: TokenBatch) -> np.ndarray:
         return np.asarray(run.program.score(state.model, from_replicated(batch, rows)))
@@ -381,7 +394,7 @@ def evaluate(run: Run, state: TrainState) -> Evaluation:
     return evaluate_heldout(
         score,
         run.heldout,
-        sequence_length=config.data.sequence_length,
-        batch_size=config.evaluation.batch_size,
-        documents=config.evaluation.documents,
+        sequence_length=run.config.data.sequence_length,
+        batch_size=run.evaluations.batch_size,
+        documents=run.evaluations.documents,
     )

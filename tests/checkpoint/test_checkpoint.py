@@ -20,7 +20,8 @@ import pytest
 from llama_cpt.checkpoint import manifest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import open_run, save_weights
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.parallel.mesh import make_mesh, shardings, with_shardings
 from llama_cpt.runtime.errors import UserError

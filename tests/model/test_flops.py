@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 import pytest
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.model.llama import abstract_llama
 

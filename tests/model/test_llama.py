@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.llama3 import models
-from llama_cpt.config.schema import ModelConfig, RopeScaling
+from llama_cpt.config.model import ModelConfig, RopeScaling
 from llama_cpt.model.attention import attend, resolve_attention
 from llama_cpt.model.llama import Llama, inverse_frequencies, with_precision
 from llama_cpt.model.scan_layers import REMAT_POLICIES

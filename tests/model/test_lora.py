@@ -12,12 +12,12 @@ import pytest
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     CorpusConfig,
     DataConfig,
     LoraConfig,
     MeshConfig,
-    ModelConfig,
     NextTokenConfig,
     OptimizerConfig,
     TrainConfig,

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig, NextTokenConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig, NextTokenConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.loader import row_batch
 from llama_cpt.data.rows import DOCUMENT_START

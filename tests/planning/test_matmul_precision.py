@@ -34,7 +34,7 @@ def test_products_of_the_layers_are_narrow(topology, precision):
     compiled = compiling.compile_program(lower_program(config, program), program.mesh)
     assert isinstance(compiled, CompiledProgram)
     matrix = compiled.program.matrix
-    model, tokens = config.model, config.global_batch_size * config.data.sequence_length
+    model, tokens = config.architecture, config.global_batch_size * config.data.sequence_length
     norms = (2 * model.num_layers + 1) * model.embed_dim
     last = model.num_layers * model.mlp_dim * model.embed_dim
     narrow = (8 * (non_embedding_parameters(model) - norms) - 2 * last) * tokens / 8

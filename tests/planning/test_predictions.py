@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import pytest
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     ComputeConfig,
     CorpusConfig,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )

@@ -31,9 +31,9 @@ def shipped(name: str):
 def test_analytic_memory_of_70b():
     """On 128 chips: 6.6 GB of arguments, 2.2 GB of gradients and 21.5 GB of saved layer inputs."""
     config = shipped("cpt_70b")
-    assert parameters(config.model) == 70_553_706_496
+    assert parameters(config.architecture) == 70_553_706_496
     found = analytic_memory(config, {"fsdp": 128})
-    assert found.arguments == 12 * parameters(config.model) / 128
+    assert found.arguments == 12 * parameters(config.architecture) / 128
     assert found.gradients == found.arguments / 3
     assert found.saved == 80 * 2 * 8192 * 8192 * 2
     assert found.gathered == 8192 * 28672 * 2

@@ -94,7 +94,7 @@ def test_scores_equal_those_of_one_process_after_a_kill(model, tmp_path):
 def dpo(make_config, corpora, tmp_path) -> TrainConfig:
     """The config of a DPO run that starts from random weights."""
     plain = make_config(tmp_path / "run")
-    model = replace(plain.model, context_length=128)
+    model = replace(plain.architecture, context_length=128)
     about = {"step": 0, "rows_consumed": 0, "config": {"model": to_dict(model)}}
     save_weights(str(tmp_path / "start"), Llama(model, jax.random.key(1)), about)
     zh, en = (CorpusConfig(name, f"{corpora}/{name}.preferences.jsonl") for name in ("zh", "en"))

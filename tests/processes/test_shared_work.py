@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from llama_cpt import chat, convert
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import PreferenceBatch
 from llama_cpt.data.chat.conversations import Message
@@ -45,6 +46,8 @@ from llama_cpt.training.program import batch_sharding
 from llama_cpt.training.reference import AnswerBatch, ReferenceIdentity, reference_logprobs
 from llama_cpt.training.run import build_run
 from llama_cpt.training.trace import Trace
+from llama_cpt.weights.initial_model import with_model
+from llama_cpt.weights.source import HfFolder
 from tests.byte_tokenizer import write_byte_tokenizer
 from tests.objectives.preferences import preference_batch, random_pairs
 from tests.tiny_run import tiny_model
@@ -54,6 +57,23 @@ from tests.weights.hf_models import save_llama
 @pytest.fixture(autouse=True)
 def short_delay(monkeypatch):
     monkeypatch.setattr(output_folder, "VISIBILITY_SECONDS", 0.1)
+
+
+def test_primary_reads_the_model_that_a_config_leaves_out(
+    run_processes, make_config, tmp_path, monkeypatch
+):
+    folder, readers = save_llama(tmp_path / "llama"), []
+    read = HfFolder.architecture.fget
+    assert read is not None
+
+    def recorded(source: HfFolder) -> ModelConfig:
+        readers.append(process_index())
+        return read(source)
+
+    monkeypatch.setattr(HfFolder, "architecture", property(recorded))
+    config = make_config(tmp_path / "run", init_from=folder, model=None)
+    models = [found.model for found in run_processes(2, lambda _: with_model(config))]
+    assert readers == [0] and models == [ModelConfig.from_hf(folder)] * 2
 
 
 def test_run_rejects_an_output_folder_that_is_not_shared(run_processes, make_config, tmp_path):

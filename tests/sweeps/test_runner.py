@@ -15,15 +15,19 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import OptimizerConfig
+from llama_cpt.config.schema import EvaluationConfig, OptimizerConfig
 from llama_cpt.config.sweep import AxisConfig, SweepConfig
+from llama_cpt.data.prepare.corpora import open_heldout, prepare
+from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps import leases, runner
+from llama_cpt.sweeps.cost import chip_hours, heldout_cost, trial_flops
 from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_status
 from llama_cpt.sweeps.runner import SharedWork, run_sweep
-from llama_cpt.sweeps.trials import make_chains
+from llama_cpt.sweeps.trials import make_chains, smallest_trial_tokens
 from llama_cpt.training import trainer
+from llama_cpt.training.evaluation_plan import plan_evaluations
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
@@ -70,6 +74,22 @@ def steps_counted(monkeypatch):
     return counted
 
 
+def test_cost_of_evaluation_is_the_sum_over_trials(sweep, tmp_path):
+    unknown = replace(sweep.train.data, prepared=str(tmp_path / "prepared"))
+    train = replace(sweep.train, data=unknown, evaluation=EvaluationConfig())
+    automatic = replace(sweep, train=train)
+    assert "at most 5% of the tokens (" in heldout_cost(automatic, trials_of(automatic))
+    prepare(sweep.train.data)
+    trials = trials_of(sweep)
+    (plan,) = {plan_evaluations(trial.config, open_heldout(trial.config.data)) for trial in trials}
+    # Each of the four trials has 8 steps of 128 tokens, and is evaluated at 0, 1, 2, 4, 5 and 8.
+    assert f"at most 24 times, {24 * plan.tokens:,} tokens, " in heldout_cost(sweep, trials)
+    assert f" {24 * plan.tokens / 4096:.1%} of the tokens above" in heldout_cost(sweep, trials)
+    flops = 24 * plan.tokens * model_flops_per_token(sweep.train.model, 32) / 3
+    hours = chip_hours(sweep, trials) * flops / sum(map(trial_flops, trials))
+    assert heldout_cost(sweep, trials).endswith(f", {hours:,.3g} chip-hours")
+
+
 @pytest.mark.slow
 def test_trials_equal_separate_runs_on_one_compilation(sweep, monkeypatch):
     made = []
@@ -100,6 +120,16 @@ def test_finished_trials_are_not_run_again(sweep, monkeypatch):
     assert {rate for rate, _ in counted} == {3e-3} and len(counted) == 2 * 8
     assert {status_of(trial).schedule_version for trial in trials_of(wider)} == {2}
     assert len({row["run"] for row in rows_of(wider)}) == 6
+
+
+def test_extended_sweep_keeps_its_held_out_sample(sweep):
+    first = runner._stored_limit(sweep, trials_of(sweep))
+    extended = replace(sweep, axes=(*sweep.axes, AxisConfig("num_steps", (3, 8))))
+    assert smallest_trial_tokens(trials_of(extended)) < first
+    assert runner._stored_limit(extended, trials_of(extended)) == first
+    Path(sweep.output, runner.SAMPLE_FILE).write_text('{"limit_tokens": "many"}')
+    with pytest.raises(UserError, match="limit_tokens must be an integer above 0; restore"):
+        runner._stored_limit(sweep, trials_of(sweep))
 
 
 def test_trials_of_an_earlier_schedule_are_reported(sweep, caplog):

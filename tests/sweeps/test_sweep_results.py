@@ -26,7 +26,7 @@ __all__ = ["bucket"]
 def sweep(request, tmp_path, bucket):
     """A sweep of two sizes with one trial each."""
     folder = "gs://bucket/sweep" if request.param == "bucket" else str(tmp_path / "sweep")
-    large = replace(cpt.model, num_layers=6)
+    large = replace(cpt.architecture, num_layers=6)
     sizes = (SizeConfig("small", cpt.model, "bases/s"), SizeConfig("large", large, "bases/l"))
     return SweepConfig(folder, cpt, "en+zh", (AxisConfig("data.almr", (0.25,)),), sizes=sizes)
 
@@ -77,7 +77,7 @@ def test_results_have_a_row_per_run_evaluation_and_corpus(sweep):
     ]
     last = rows[-1]
     assert last["tokens"] == str(600 * tokens_per_step(cpt))
-    assert last["parameters"] == str(non_embedding_parameters(large.config.model))
+    assert last["parameters"] == str(non_embedding_parameters(large.config.architecture))
     assert (last["pair"], last["mixture_order"], last["tokenizer"]) == (
         "en+zh",
         "interleaved",

@@ -49,10 +49,10 @@ def test_cells_are_combined_with_other_axes():
 
 
 def test_sizes_have_their_own_weights():
-    small, large = (replace(cpt.model, num_layers=layers) for layers in (1, 3))
+    small, large = (replace(cpt.architecture, num_layers=layers) for layers in (1, 3))
     sizes = (SizeConfig("small", small, "bases/s"), SizeConfig("large", large, "bases/l"))
     trials = trials_of(replace(SWEEP, sizes=sizes))
-    assert [t.config.model.num_layers for t in trials] == [1] * 15 + [3] * 15
+    assert [t.config.architecture.num_layers for t in trials] == [1] * 15 + [3] * 15
     assert trials[-1].config.init_from == "bases/l" and trials[-1].name.startswith("large-almr_0.7")
 
 
@@ -125,7 +125,7 @@ def test_mixture_order_follows_from_the_stages():
 
 def test_chip_hours_are_flops_over_the_chips_rate():
     trials = trials_of(SWEEP)
-    flops = 15 * 600 * TOKENS * model_flops_per_token(cpt.model, cpt.data.sequence_length)
+    flops = 15 * 600 * TOKENS * model_flops_per_token(cpt.architecture, cpt.data.sequence_length)
     assert chip_hours(SWEEP, trials) == pytest.approx(flops / (459e12 * 0.4 * 3600))
     assert "15 trials" in trial_table(SWEEP, trials)
 

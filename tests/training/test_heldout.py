@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.model.llama import Llama
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.heldout import (

@@ -79,7 +79,7 @@ def test_run_below_any_name_stops_moves_resumes_and_converts(
 
 @pytest.mark.parametrize("name", ["m[1]", NAME])
 def test_model_identity_reads_weights_below_any_name(make_config, tmp_path, name):
-    model = make_config(tmp_path).model
+    model = make_config(tmp_path).architecture
     file = tmp_path / name / "model.safetensors"
     for folder in (tmp_path / "plain", file.parent):
         folder.mkdir()

@@ -139,7 +139,7 @@ def test_resume_rejects_other_frozen_weights(base, whole, lora_config, make_conf
         train(replace(config, num_steps=3))
     shutil.rmtree(moved)
     with pytest.raises(UserError, match=f"run holds adapters.*were at '{moved}'; restore them"):
-        open_source(config.output).check(config.model)
+        open_source(config.output).check(config.architecture)
     with pytest.raises(UserError, match=f"{moved}: no such folder"):
         run_of(replace(config, num_steps=3))
 

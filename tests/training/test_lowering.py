@@ -59,7 +59,9 @@ def test_attention_has_one_kernel_forward(tiny):
     """Rematerialization traces the layer again, but must not create a different kernel."""
     config = replace(
         tiny,
-        model=replace(tiny.model, num_layers=scan_layers.DEEP, head_dim=64, context_length=128),
+        model=replace(
+            tiny.architecture, num_layers=scan_layers.DEEP, head_dim=64, context_length=128
+        ),
         data=replace(tiny.data, sequence_length=128),
         compute=replace(tiny.compute, attention="pallas", remat="full"),
     )

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from llama_cpt.config.fields import to_dict
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
@@ -13,7 +14,6 @@ from llama_cpt.config.schema import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
@@ -36,6 +36,10 @@ CONFIG = TrainConfig(
     global_batch_size=8,
 )
 SAVED = json.loads(json.dumps(to_dict(CONFIG)))
+
+
+def with_model(**changes):
+    return replace(CONFIG, model=replace(CONFIG.architecture, **changes))
 
 
 def with_data(**changes):
@@ -92,7 +96,12 @@ def test_paths_may_differ_without_a_warning(changed):
         (replace(CONFIG, global_batch_size=16), "global_batch_size", "8", "16"),
         (replace(CONFIG, microbatch_size=4), "microbatch_size", "0", "4"),
         (replace(CONFIG, num_steps=50), "num_steps", "100", "50"),
-        (replace(CONFIG, model=replace(CONFIG.model, norm_eps=1e-6)), "model.norm_eps", "1e", "1e"),
+        (
+            with_model(norm_eps=1e-6),
+            "model.norm_eps",
+            "1e",
+            "1e",
+        ),
         (replace(CONFIG, compute=ComputeConfig("float32")), "compute.dtype", "bfloat16", "float32"),
         (with_data(almr=0.5), "data.almr", "0.33", "0.5"),
         (
@@ -145,7 +154,10 @@ def test_fewer_steps_than_done_are_rejected():
     ("changed", "message"),
     [
         (replace(CONFIG, init_from="other"), "init_from was '', is other, and cannot change"),
-        (replace(CONFIG, model=replace(CONFIG.model, mlp_dim=128)), "model.mlp_dim was 64, is 128"),
+        (
+            with_model(mlp_dim=128),
+            "model.mlp_dim was 64, is 128",
+        ),
     ],
 )
 def test_some_changes_are_rejected_with_any_flag(changed, message):

@@ -23,7 +23,7 @@ from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
-from llama_cpt.training.cadence import is_evaluation_step
+from llama_cpt.training.cadence import evaluation_steps
 from llama_cpt.training.optimizer import learning_rate, saved_schedule_version
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
@@ -63,7 +63,7 @@ def test_description_states_the_mask_of_cudnn_attention(make_config, tmp_path):
     run.program.state_shapes.trained.attention = "cudnn"
     config = replace(
         run.config,
-        model=replace(run.config.model, context_length=8192),
+        model=replace(run.config.architecture, context_length=8192),
         data=replace(run.config.data, sequence_length=8192),
     )
     message = replace(run, config=config).describe()
@@ -72,10 +72,10 @@ def test_description_states_the_mask_of_cudnn_attention(make_config, tmp_path):
 
 def test_evaluation_steps():
     config = EvaluationConfig(every_steps=10)
-    steps = [step for step in range(26) if is_evaluation_step(config, step, 25)]
-    assert steps == [0, 1, 2, 4, 8, 10, 20, 25]
+    assert evaluation_steps(config, 25) == [0, 1, 2, 4, 8, 10, 20, 25]
+    assert evaluation_steps(config, 3) == [0, 1, 2, 3]
     sparse = replace(config, early_evaluations=False)
-    assert [step for step in range(26) if is_evaluation_step(sparse, step, 25)] == [0, 10, 20, 25]
+    assert evaluation_steps(sparse, 25) == [0, 10, 20, 25]
 
 
 def test_realized_ratio_is_within_a_row_of_the_target(whole, make_config):
@@ -223,6 +223,33 @@ def test_weights_after_a_nan_gradient_are_not_saved(make_config, tmp_path, monke
     assert saved_steps(tmp_path / "run") == [3]
 
 
+def test_every_step_writes_to_the_memory_of_the_state(whole, make_config, tmp_path):
+    """Without donation, a step needs memory for a second state.
+
+    The first step of a new run, the step after a save and the first step of a resumed run are at
+    risk: their arrays can be in the memory of NumPy or in use by the save.
+    """
+    in_place = []
+
+    def train_and_record(config: TrainConfig) -> None:
+        run = run_of(config)
+        real = run.program.step
+
+        def step(state, batch, rate):
+            before = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+            state, metrics = real(state, batch, rate)
+            after = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+            in_place.append(before == after)
+            return state, metrics
+
+        fit(replace(run, program=replace(run.program, step=step)))
+
+    config = replace(make_config(tmp_path / "run"), init_from=str(whole), num_steps=4)
+    train_and_record(config)
+    train_and_record(replace(config, num_steps=6))
+    assert in_place == [True] * 6
+
+
 def test_second_process_in_a_folder_is_rejected(make_config, tmp_path):
     run = run_of(make_config(tmp_path / "run"))
     (tmp_path / "run").mkdir()
@@ -303,7 +330,7 @@ def test_only_the_first_process_warns(make_config, tmp_path, monkeypatch, caplog
 def test_tokenizer_with_more_tokens_than_the_model_is_rejected(make_config, tmp_path):
     config = make_config(tmp_path / "run")
     with pytest.raises(UserError, match="model.vocab_size"):
-        run_of(replace(config, model=replace(config.model, vocab_size=256)))
+        run_of(replace(config, model=replace(config.architecture, vocab_size=256)))
 
 
 def test_wrong_initial_weights_are_rejected_before_data_is_prepared(make_config, whole, tmp_path):
@@ -311,7 +338,7 @@ def test_wrong_initial_weights_are_rejected_before_data_is_prepared(make_config,
     config = replace(config, data=replace(config.data, prepared=str(tmp_path / "rows")))
     for changed, message in (
         (replace(config, init_from=str(tmp_path / "nothing")), "no such folder"),
-        (replace(config, model=replace(config.model, rope_theta=1.0)), "rope_theta"),
+        (replace(config, model=replace(config.architecture, rope_theta=1.0)), "rope_theta"),
         (replace(config, output=str(whole / "config.json")), "is a file"),
     ):
         with pytest.raises(UserError, match=message):

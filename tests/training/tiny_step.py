@@ -6,7 +6,8 @@ from flax import nnx
 import jax
 import numpy as np
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig, OptimizerConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig, OptimizerConfig
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.parallel.mesh import make_mesh
 

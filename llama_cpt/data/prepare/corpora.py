@@ -21,7 +21,14 @@ from llama_cpt.data.prepare.layout import PrepareJob, PrepareSpec, ShardLayout, 
 from llama_cpt.data.prepare.left_out import check_left_out
 from llama_cpt.data.prepare.shards import Encode, write_corpus
 from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
-from llama_cpt.data.rows import VERSION, Manifest, TokenRows, read_manifest, write_manifest
+from llama_cpt.data.rows import (
+    VERSION,
+    HeldoutDocuments,
+    Manifest,
+    TokenRows,
+    read_manifest,
+    write_manifest,
+)
 from llama_cpt.data.sources.files import (
     TFDS,
     describe_changes,
@@ -143,6 +150,15 @@ def open_rows(
         return tuple(TokenRows(folder) for folder in folders.values())
     known = [(references or {}).get(name) for name in folders]
     return open_packed_rows(list(folders.values()), known)
+
+
+def open_heldout(config: DataConfig) -> dict[str, HeldoutDocuments]:
+    """Return the prepared held-out documents of each corpus, by name.
+
+    Raises UserError if a corpus is not prepared.
+    """
+    names = (corpus.name for corpus in config.heldout)
+    return {name: HeldoutDocuments(str(_folder(config, name, heldout=True))) for name in names}
 
 
 class _EncoderPool:
