@@ -14,7 +14,7 @@ import yaml
 
 from llama_cpt.config.fields import did_you_mean
 from llama_cpt.evaluation.task_files import check_task_file
-from llama_cpt.evaluation.tasks.local_files import subjects
+from llama_cpt.evaluation.tasks.local_files import blimp_paradigms, subjects
 from llama_cpt.runtime.errors import UserError, first_line
 
 FOLDER, YAML = Path(__file__).with_name("tasks"), ".yaml"
@@ -113,6 +113,8 @@ def _local(name: str, data: str) -> Benchmark:
     config = _read(FOLDER / f"{name}{YAML}")
     split, ending = _SUBJECTS.get(name, ("", ""))
     parts = subjects(data, name, split, ending) if ending else [""]
+    if name == "blimp":
+        parts = blimp_paradigms(data)
     return Benchmark(name, {part: _task(config, name, data, part) for part in parts})
 
 

@@ -5,25 +5,25 @@ document. The task ``bpb_no_counterpart`` therefore includes only documents from
 user lists. The documents of these sources must have no translation in the training text.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
 import time
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
-from jaxtyping import Integer
 import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.data.sources.documents import BadDocument, parse_documents, read_blocks
 from llama_cpt.data.sources.files import Sources, find_sources
 from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.evaluation.rolling import rolling_loglikelihood
 from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
     LINES,
@@ -34,27 +34,19 @@ from llama_cpt.evaluation.scores import (
     write_task,
 )
 from llama_cpt.generation.decoder import Decoder
-from llama_cpt.generation.option_scoring import score_segments
-from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.text_files import text_lines
-from llama_cpt.training.heldout import (
-    Window,
-    evenly_spaced,
-    pack_windows,
-    rolling_windows,
-    window_batch,
-)
+from llama_cpt.training.heldout import evenly_spaced
+
+logger = logging.getLogger(__name__)
 
 TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
 """Number of tokens per device in a batch, including padding."""
 KEEP_SECONDS = 2.0
 """Interval in seconds at which new scores are appended to the file of scores."""
-LOGIT_TOKENS = 1024
-"""Number of tokens per device whose logits are in memory at the same time."""
 
 
 @dataclass(frozen=True)
@@ -115,26 +107,38 @@ def score_texts(
 ) -> None:
     """Score the documents that have no score in ``folder`` yet.
 
-    The first token of a document is predicted from the token ``context_id``, usually BOS.
-
-    New scores are appended to ``bpb.jsonl`` in ``folder`` every ``KEEP_SECONDS`` seconds.
+    ``settings`` contains the entries of ``text_settings``. The first token of a document is
+    predicted from the token ``context_id``, usually BOS. New scores are appended to ``bpb.jsonl``
+    in ``folder`` every ``KEEP_SECONDS`` seconds.
     """
+    window: int = settings["window"]
     keys = [(text.corpus, text.id) for text in texts]
     pending = [texts[number] for number in unscored(keys, folder, TASK, settings)]
     if not pending:
         return
     ids = tokenizer.encode_batch([one.text for one in pending])
     documents = [np.array([context_id, *one], np.int32) for one in ids]
-    nats = rolling_loglikelihood(decoder, documents, mesh=mesh, batch_tokens=BATCH_TOKENS)
+    total = sum(len(one) for one in ids)
+    if is_primary():
+        logger.info(
+            f"{folder.name} {TASK}: {len(pending):,} documents, {total:,} tokens, in windows of "
+            f"{window:,} tokens"
+        )
     waiting: list[ExampleScore] = []
     written = time.monotonic()
-    total = float(sum(len(one) for one in ids))
-    with Progress(f"{folder.name} {TASK}", total, "tokens") as progress:
+    with Progress(f"{folder.name} {TASK}", float(total), "tokens") as progress:
+        nats = rolling_loglikelihood(
+            decoder,
+            documents,
+            mesh=mesh,
+            window=window,
+            batch_tokens=BATCH_TOKENS,
+            on_scored=progress.update,
+        )
         try:
             for number, nll in nats:
                 if is_primary():
                     waiting.append(_score(pending[number], nll, len(ids[number])))
-                progress.update(float(len(ids[number])))
                 if time.monotonic() - written > KEEP_SECONDS:
                     append_scores(folder / f"{TASK}{LINES}", waiting)
                     waiting, written = [], time.monotonic()
@@ -182,6 +186,11 @@ def require_known(names: Collection[str], texts: Sequence[HeldoutText], file: st
         )
 
 
+def text_settings(texts: Sequence[HeldoutText], window: int) -> dict[str, Any]:
+    """Return the settings of scores of ``texts`` in windows of at most ``window`` tokens."""
+    return {"texts": text_fingerprint(texts), "window": window}
+
+
 def text_fingerprint(texts: Sequence[HeldoutText]) -> str:
     """Return a hash of all documents of the corpora, including documents that are not scored."""
     return _digest(sorted({f"{one.corpus} {one.corpus_digest}" for one in texts}))
@@ -221,42 +230,3 @@ def _digest(texts: Sequence[str]) -> str:
 
 def _are_lines(sources: Sources) -> bool:
     return not sources.dataset and all(".json" in Path(path).name for path in sources.files)
-
-
-def rolling_loglikelihood(
-    decoder: Decoder,
-    documents: Sequence[Integer[np.ndarray, "_"]],
-    *,
-    mesh: Mesh,
-    batch_tokens: int,
-) -> Iterator[tuple[int, float]]:
-    """Yield the index of each document and its negative log-likelihood in nats, in any order.
-
-    A document is yielded as soon as all its windows are scored. Documents must begin with a
-    token that is read but not scored, usually BOS, and must not end with EOS. ``batch_tokens`` is
-    the number of tokens per device in a batch.
-    """
-    length = decoder.ends.config.context_length
-    slices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    batch_size = max(batch_tokens // length, 1) * slices
-    windows: list[Window] = []
-    for number, tokens in enumerate(documents):
-        # rolling_windows does not score the last token, which is EOS in prepared rows. Append a
-        # token in place of EOS.
-        ended = np.append(tokens, tokens[:1])
-        windows += rolling_windows(ended, length, corpus=number)
-    nats, pending = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
-    np.add.at(pending, [window.corpus for window in windows], 1)
-    yield from ((int(number), 0.0) for number in np.flatnonzero(pending == 0))
-    rows = pack_windows(windows, length)
-    for start in range(0, len(rows), batch_size):
-        batch_rows = rows[start : start + batch_size]
-        batch = window_batch(batch_rows, batch_size, length)
-        with jax.set_mesh(mesh):
-            nll = score_segments(decoder, batch, chunk_tokens=LOGIT_TOKENS)
-        scored = batch.loss_mask > 0
-        np.add.at(nats, batch.corpus[scored], np.asarray(nll, np.float64)[scored])
-        scored_documents = np.array([window.corpus for row in batch_rows for window in row])
-        np.subtract.at(pending, scored_documents, 1)
-        done = (n for n in np.unique(scored_documents) if not pending[n])
-        yield from ((int(n), float(nats[n])) for n in done)

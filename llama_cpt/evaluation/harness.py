@@ -23,7 +23,6 @@ from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.formats import ROLES
 from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids
 from llama_cpt.data.tokenizer.base import Tokenizer
-from llama_cpt.evaluation.bits_per_byte import rolling_loglikelihood
 from llama_cpt.evaluation.question_rows import (
     Tokens,
     group_by_prefix,
@@ -32,6 +31,7 @@ from llama_cpt.evaluation.question_rows import (
     make_rows,
     merge_ungrouped,
 )
+from llama_cpt.evaluation.rolling import rolling_loglikelihood
 from llama_cpt.evaluation.written_answers import make_answer_spec, written_answers
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import pad_prompts
@@ -181,6 +181,7 @@ class HarnessModel(LM):
             self.decoder,
             documents,
             mesh=self.mesh,
+            window=self.context_length,
             batch_tokens=BATCH_TOKENS,
         )
         for number, nll in nats:

@@ -1,22 +1,22 @@
 """Models named on the command line. All models are checked before any weights are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import math
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
-from llama_cpt.generation.decoder import Decoder, load_decoder
-from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.generation.decoder import Decoder, decoder_mesh, load_decoder
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.reference import model_identity
 from llama_cpt.weights.prompt_format import PromptFormat, prompt_format
-from llama_cpt.weights.source import open_source
+from llama_cpt.weights.source import RunFolder, open_source
 
+MAX_WINDOW = 4096
+"""Maximum number of tokens per window in which documents are scored, if no model is a run."""
 RESERVED_NAMES = (JUDGE_FOLDER, "report.md", "report.html", "differences.png", "languages.png")
 """Names that a model cannot have, because they are names of other files in the output folder."""
 
@@ -40,6 +40,8 @@ class ModelSpec:
     source: str
     config: ModelConfig
     prompts: PromptFormat
+    sequence_length: int | None = None
+    """``data.sequence_length`` of the run; None if ``source`` is not the folder of a run."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +98,28 @@ def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
             f"{label} cannot answer conversations: its tokenizer has no chat template and no "
             "chat tokens; name a model that was trained on chats."
         )
-    return ModelSpec(source, config, prompts)
+    data = weights.data_config if isinstance(weights, RunFolder) else None
+    return ModelSpec(source, config, prompts, data.sequence_length if data else None)
+
+
+def scoring_window(specs: Mapping[str, ModelSpec]) -> int:
+    """Return the maximum number of tokens per window in which documents are scored.
+
+    The window is the same for all models, because a longer window lowers the bits per byte. If some
+    models are runs, the window is the smallest sequence length of these runs, with which their
+    training measures held-out text. Otherwise it is ``MAX_WINDOW``. It is never longer than the
+    context of a model.
+    """
+    runs = [spec.sequence_length for spec in specs.values() if spec.sequence_length]
+    contexts = (spec.config.context_length for spec in specs.values())
+    return min(min(runs, default=MAX_WINDOW), *contexts)
 
 
 def load_model(spec: ModelSpec, folder: Path) -> LoadedModel:
-    """Load the weights of a model onto all devices.
-
-    The size of the ``tensor`` axis is the greatest common divisor of the number of devices and the
-    number of key-value heads. The size of the ``fsdp`` axis is the number of devices divided by the
-    size of the ``tensor`` axis.
-    """
-    config = spec.config
-    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    """Load the weights of a model onto all devices."""
+    mesh = decoder_mesh(spec.config)
     identity = model_settings(spec)
-    decoder = load_decoder(spec.source, config, mesh, identity["dtype"])
+    decoder = load_decoder(spec.source, spec.config, mesh, identity["dtype"])
     return LoadedModel(folder, decoder, spec.prompts, mesh, identity)
 
 

@@ -11,13 +11,14 @@ Introduction to the Bootstrap, chapters 8 and 13).
 """
 
 from collections.abc import Iterator, Sequence
+import math
 from typing import Literal
 
 from jaxtyping import Float
 import numpy as np
 from scipy.stats import norm, t
 
-Finding = Literal["gained", "kept", "forgotten", "no significant difference"]
+Finding = Literal["gained", "kept", "forgotten", "no significant difference", "inconclusive"]
 LEVEL = 0.95
 DRAWS = 10_000
 # Number of resampling weights that are drawn at a time; they take 32 MB in float64.
@@ -71,8 +72,11 @@ def classify(low: float, high: float, margin: float) -> Finding:
     Positive changes are improvements. The finding is "kept" if the interval is within ``margin`` of
     zero (an equivalence test: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15). Otherwise, it is
     "gained" if the interval is above zero, "forgotten" if the interval is below zero, and "no
-    significant difference" if the interval contains zero.
+    significant difference" if the interval contains zero. An infinite interval, which one example
+    has, is "inconclusive".
     """
+    if math.isinf(high - low):
+        return "inconclusive"
     if -margin <= low and high <= margin:
         return "kept"
     if low > 0:

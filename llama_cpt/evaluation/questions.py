@@ -1,7 +1,7 @@
 """Benchmark questions: requests to a model, and scoring and storage of the answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 import json
 import logging
@@ -51,6 +51,8 @@ class Question:
     part: str
     task: Task
     instances: list[Instance]
+    fingerprint: str = ""
+    """Hash of the benchmark, as the function ``fingerprint`` returns it."""
     cut: bool = False
     """True if the question was longer than the model's context and was truncated on the left."""
 
@@ -75,16 +77,21 @@ def make_questions(
 ) -> list[Question]:
     """Return the questions of ``benchmark``, part by part.
 
-    The result contains up to ``limit`` questions per part, or all if ``limit`` is None. Prompts are
-    rendered with the chat template of the model ``chat``, or are plain text if ``chat`` is None.
+    The result contains up to ``limit`` questions, spread over the parts, or all if ``limit`` is
+    None. Prompts are rendered with the chat template of the model ``chat``, or are plain text if
+    ``chat`` is None.
     """
-    found = []
-    for part, task in benchmark.parts.items():
+    found: list[Question] = []
+    first: list[Question] = []
+    sizes = [len(task.eval_docs) for task in benchmark.parts.values()]
+    quotas = spread_limit(sizes, limit)
+    for (part, task), quota in zip(benchmark.parts.items(), quotas, strict=True):
         # Reset the seed, so that every model gets the same worked examples.
         task.set_fewshot_seed(SEED)
         try:
             task.build_all_requests(
-                limit=limit,
+                # The fingerprint needs a question of every part.
+                limit=max(quota, 1),
                 apply_chat_template=chat is not None,
                 fewshot_as_multiturn=chat is not None,
                 chat_template=chat.apply_chat_template if chat else None,
@@ -97,8 +104,25 @@ def make_questions(
             by_example.setdefault(instance.doc_id, []).append(instance)
         for instances in by_example.values():
             instances.sort(key=lambda instance: instance.idx)
-            found.append(Question(benchmark.name, part, task, instances))
-    return found
+        questions = [Question(benchmark.name, part, task, one) for one in by_example.values()]
+        first += questions[:1]
+        found += questions[:quota]
+    digest = fingerprint(first)
+    return [replace(question, fingerprint=digest) for question in found]
+
+
+def spread_limit(sizes: Sequence[int], limit: int | None) -> list[int]:
+    """Return the number of questions per part, whose sum is ``limit`` or all if that is less.
+
+    ``sizes`` contains the number of questions of each part. The parts take turns in a fixed random
+    order, so a higher limit adds questions and removes none.
+    """
+    if limit is None:
+        return list(sizes)
+    order = np.random.default_rng(SEED).permutation(len(sizes))
+    turns = sorted((turn, at) for at, part in enumerate(order) for turn in range(sizes[part]))
+    chosen = [int(order[at]) for _, at in turns[:limit]]
+    return [chosen.count(part) for part in range(len(sizes))]
 
 
 def answer_questions(
@@ -109,7 +133,7 @@ def answer_questions(
     New scores are appended to ``BENCHMARK.jsonl`` in ``folder`` every ``KEEP_SECONDS`` seconds.
     """
     name = questions[0].benchmark
-    settings = dict(settings) | {"shots": questions[0].shots, "questions": fingerprint(questions)}
+    settings = dict(settings) | {"shots": questions[0].shots, "questions": questions[0].fingerprint}
     numbers = unscored([question.key for question in questions], folder, name, settings)
     pending = [questions[number] for number in numbers]
     if not pending:

@@ -27,6 +27,10 @@ from llama_cpt.runtime.shown_command import command_line
 
 BITS_PER_BYTE = "bits_per_byte"
 """Name of the metric for held-out text; lower values are better."""
+RIGHT_LANGUAGE, RECALLED = "right_language", "recalled"
+"""Names of the metrics of the chat suite for the language of an answer and for long context."""
+ROW_PER_GROUP = (BITS_PER_BYTE, RIGHT_LANGUAGE, RECALLED)
+"""Metrics for which a comparison has a row for each group of a task."""
 JUDGE_FOLDER = "conversations"
 """Name of the folder of conversations and judgments, next to the folders of the models."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
@@ -186,6 +190,10 @@ def _to_json(score: ExampleScore) -> dict[str, Any]:
 def write_summary(folder: Path) -> dict[str, Any]:
     """Write ``summary.json`` for all scores in a model's ``folder``, and return the summary."""
     tasks = {name: summary_of(scores) for name, scores in read_scores(str(folder)).items()}
+    for name, values in tasks.items():
+        file = folder / f"{name}{SETTINGS}"
+        if window := read_settings(file).get("window") if file.exists() else None:
+            values["window"] = window
     summary = {"model": folder.name, "tasks": tasks}
     content = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_atomic(epath.Path(folder / SUMMARY), content.encode())
@@ -214,31 +222,6 @@ def summary_of(scores: Sequence[ExampleScore]) -> dict[str, Any]:
             for name, of in sorted(groups.items())
         }
     return summary
-
-
-def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a table of text cells, the header first, with a column per model.
-
-    A task has a row for its score, or a row per group if it has no overall score. Additional rows
-    contain the score of EQ-Bench as the authors of EQ-Bench define it, and the number of tokens per
-    character of held-out text.
-    """
-    rows = [("task", *(str(summary["model"]) for summary in summaries))]
-    lines: dict[tuple[str, str], dict[str, float | None]] = {}
-    for summary in summaries:
-        for task, values in summary["tasks"].items():
-            found = {"": values["score"]} if "score" in values else dict(values["groups"])
-            for name, count in values.get("tokens_per_character", {}).items():
-                found[f"{name} tokens per character"] = count
-            if "published_score" in values:
-                found["published"] = values["published_score"]
-            for group, score in found.items():
-                lines.setdefault((task, group), {})[summary["model"]] = score
-    for (task, group), by_model in lines.items():
-        scores = (by_model.get(str(summary["model"])) for summary in summaries)
-        cells = ("-" if score is None else f"{score:.4f}" for score in scores)
-        rows.append((f"{task} {group}".strip(), *cells))
-    return rows
 
 
 def _eq_bench(scores: Sequence[ExampleScore]) -> dict[str, Any]:

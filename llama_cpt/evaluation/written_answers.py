@@ -25,7 +25,12 @@ from llama_cpt.generation.sampling import Sampling
 from llama_cpt.parallel.mesh import BATCH_AXES
 
 ROWS = 16
-"""Number of prompts per device in a batch."""
+"""Maximum number of prompts per device in a batch."""
+BATCH_PAIRS = 1 << 26
+"""Maximum sum of squared padded lengths per device in a batch of several prompts.
+
+The limit bounds the memory of attention scores: prompts of 4,096 tokens are in batches of 4.
+"""
 NEW_TOKENS = 256
 """Default maximum number of new tokens, the same as in lm-evaluation-harness."""
 
@@ -73,14 +78,19 @@ def written_answers(
     stop_ids: Sequence[int],
 ) -> Iterator[tuple[int, str]]:
     """Yield the index and answer of each prompt, batch by batch, the longest prompts first."""
-    batch_size = ROWS * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     # The prompts of a batch have the same padded length, number of new tokens and sampling.
     groups: dict[tuple[int, int, Sampling], list[int]] = {}
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
         spec = specs[number]
         size = bucket_length(len(prompts[number]))
         groups.setdefault((size, spec.max_new_tokens, spec.sampling), []).append(number)
-    for numbers in groups.values():
+    for (size, *_), numbers in groups.items():
+        # All batches of a group have the same number of rows, so that one program is compiled. A
+        # small group needs fewer rows.
+        needed = 1 << (-(-len(numbers) // devices) - 1).bit_length()
+        rows = min(ROWS, needed, max(1, BATCH_PAIRS // size**2))
+        batch_size = rows * devices
         for first in range(0, len(numbers), batch_size):
             batch = numbers[first : first + batch_size]
             texts = _batch_answers(

@@ -12,6 +12,7 @@ time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+import math
 from typing import Any
 
 from flax import nnx
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from llama_cpt.config.schema import ModelConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.batch import Leaf
 from llama_cpt.model.attention import attend
 from llama_cpt.model.llama import Attention, Block, Llama, abstract_llama, rms_norm
-from llama_cpt.parallel.mesh import constrain, shardings
+from llama_cpt.parallel.mesh import constrain, make_mesh, shardings
 from llama_cpt.weights.source import open_source
 from pallas_kernels.flash_attention import refusal
 
@@ -202,6 +204,18 @@ def _in_cache(x: jax.Array, columns: int) -> jax.Array:
 
 def _placed(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "kv_heads", "length", None)
+
+
+def decoder_mesh(config: ModelConfig) -> Mesh:
+    """Return a mesh over all devices for a decoder of ``config``.
+
+    ``tensor`` is the largest size that divides the heads, the MLP and the vocabulary, and ``fsdp``
+    the largest remaining size that divides the embedding. The rest of the devices hold replicas.
+    """
+    devices = jax.device_count()
+    tensor = math.gcd(devices, config.num_kv_heads, config.mlp_dim, config.vocab_size)
+    fsdp = math.gcd(devices // tensor, config.embed_dim)
+    return make_mesh(MeshConfig(-1, fsdp, tensor))
 
 
 def load_decoder(source: str, config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:

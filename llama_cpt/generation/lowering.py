@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import MeshConfig
 from llama_cpt.generation.decoder import Cache, Decoder, decoder_from_model
 from llama_cpt.generation.generate import GREEDY, STOP_IDS, GenerationState, advance, start
 from llama_cpt.model.attention import resolve_attention

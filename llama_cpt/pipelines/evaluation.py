@@ -16,7 +16,7 @@ from llama_cpt.data.chat.template import ChatTemplate, load_chat_template
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import document_tokens
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
-from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_fingerprint
+from llama_cpt.evaluation.bits_per_byte import TASK, heldout_texts, score_texts, text_settings
 from llama_cpt.generation.decoder import load_decoder
 from llama_cpt.generation.generate import generate
 from llama_cpt.parallel.mesh import make_mesh
@@ -66,6 +66,8 @@ def run_benchmarks(
     folder = epath.Path(config.output) / "scores" / name
     status_file = folder.with_name(f"{name}.json")
     settings = {"model": model, "examples": config.task_examples, "dtype": stage.compute.dtype}
+    if TASK in config.tasks:
+        settings["window"] = _window(config)
     status = read_cache(status_file, "score the model again")
     if status.get("asked") != settings:
         if folder.exists():
@@ -87,15 +89,20 @@ def _score(
 ) -> None:
     tokenizer = load_tokenizer(stage.data.tokenizer)
     mesh = make_mesh(stage.mesh.without_context)
-    decoder = load_decoder(source, stage.model, mesh, stage.compute.dtype)
-    settings = {"model": model[:16], "tokenizer": tokenizer.fingerprint[:16]}
+    decoder = load_decoder(source, stage.architecture, mesh, stage.compute.dtype)
+    settings: dict[str, Any] = {"model": model[:16], "tokenizer": tokenizer.fingerprint[:16]}
     limit = config.task_examples or None
     if TASK in config.tasks:
         texts = heldout_texts(config.stages[0].data.heldout, limit)
-        bpb_settings: dict[str, Any] = settings | {"texts": text_fingerprint(texts)}
         around = document_tokens(tokenizer, stage.data.document_tokens).for_heldout
         score_texts(
-            texts, decoder, tokenizer, mesh, folder, bpb_settings, context_id=around.begin[0]
+            texts,
+            decoder,
+            tokenizer,
+            mesh,
+            folder,
+            settings | text_settings(texts, _window(config)),
+            context_id=around.begin[0],
         )
     if not (benchmarks := _benchmarks(config)):
         return
@@ -109,6 +116,11 @@ def _score(
         benchmark = load_benchmark(name, config.benchmarks, None)
         questions = make_questions(benchmark, chat=None, limit=limit)
         answer_questions(questions, harness_model, folder, settings)
+
+
+def _window(config: PipelineConfig) -> int:
+    """Return the maximum number of tokens per window: the smallest sequence length of a stage."""
+    return min(stage.data.sequence_length for stage in config.stages)
 
 
 def _benchmarks(config: PipelineConfig) -> list[str]:
@@ -129,11 +141,11 @@ def render_prompts(
     template = load_chat_template(tokenizer, chat.template)
     prompts = [template.prompt([Message("user", text)]) for text in questions]
     for text, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) + max_new_tokens > config.model.context_length:
+        if len(prompt) + max_new_tokens > config.architecture.context_length:
             raise UserError(
                 f"{text[:40]!r} takes {len(prompt)} tokens: with max_new_tokens={max_new_tokens}, "
-                f"it exceeds model.context_length={config.model.context_length}; shorten the "
-                "prompt, or set a lower max_new_tokens."
+                f"it exceeds model.context_length={config.architecture.context_length}; shorten "
+                "the prompt, or set a lower max_new_tokens."
             )
     return prompts, template, tokenizer
 
@@ -161,7 +173,7 @@ def sample_answers(
     if cached.get("fingerprint") == fingerprint and _are_texts(kept, len(prompts)):
         return kept
     mesh = make_mesh(config.mesh.without_context)
-    decoder = load_decoder(source, config.model, mesh, config.compute.dtype)
+    decoder = load_decoder(source, config.architecture, mesh, config.compute.dtype)
     answers: list[str] = []
     with Progress("answers", float(len(prompts)), "questions") as progress:
         for part in _batches(prompts):

@@ -25,6 +25,7 @@ from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_local
+from llama_cpt.training.evaluation_plan import run_tokens
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build_run
@@ -70,12 +71,13 @@ def run_pipeline(config: PipelineConfig) -> Outcome:
         name, stage = model.name, model.stage
         if name != BEFORE and not _is_done(stage):
             logger.info(f"pipeline: {name} ({stage.output})")
-            if (outcome := fit(build_run(stage, make_mesh(stage.mesh)))) is not Outcome.FINISHED:
+            run = build_run(stage, make_mesh(stage.mesh), limit_tokens=min(map(run_tokens, stages)))
+            if (outcome := fit(run)) is not Outcome.FINISHED:
                 return outcome
         answers[name] = []
         # Computing the identity reads all weights, so it is computed only if it is needed.
         if texts or config.tasks or model.source == stages[-1].output:
-            identity = model_identity(model.source, stage.model, stage.seed)
+            identity = model_identity(model.source, stage.architecture, stage.seed)
         if texts:
             answers[name] = sample_answers(
                 texts,

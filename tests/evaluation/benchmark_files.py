@@ -45,7 +45,7 @@ def save_model(folder: Path, **fields) -> str:
 
 
 def write_benchmarks(folder: Path) -> str:
-    """Write CMMLU with two subjects, XCOPA and GSM8K to ``folder``; return the path."""
+    """Write CMMLU and BLiMP with two parts each, XCOPA and GSM8K to ``folder``; return the path."""
     for subject in ("anatomy", "arts"):
         _csv(folder / f"cmmlu/dev/{subject}.csv", 5)
         _csv(folder / f"cmmlu/test/{subject}.csv", 3)
@@ -58,6 +58,12 @@ def write_benchmarks(folder: Path) -> str:
             "question": "cause",
         },
         [{"label": n % 2} for n in range(3)],
+    )
+    pairs = [{"UID": uid} for uid in ("anaphor", "island") for _ in range(3)]
+    _lines(
+        folder / "blimp/blimp.jsonl.gz",
+        {"sentence_good": "Cats sit.", "sentence_bad": "Cat sit."},
+        pairs,
     )
     for split, count in (("train", 6), ("test", 3)):
         rows = [{"question": f"{n} cats?", "answer": f"So.\n#### {n}"} for n in range(count)]

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from llama_cpt.evaluation.comparison.compare import compare
-from llama_cpt.evaluation.comparison.page import write_comparison
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, ExampleScore, append_scores
+from llama_cpt.evaluation.comparison.page import terminal_table, write_comparison
+from llama_cpt.evaluation.scores import (
+    BITS_PER_BYTE,
+    ExampleScore,
+    append_scores,
+    write_summary,
+)
 from llama_cpt.runtime.errors import UserError
 
 
@@ -208,3 +213,42 @@ def test_report_escapes_markdown_in_names(tmp_path):
     assert text.startswith("# Comparison of \\*a\\*, \\`b\\` \\[c\\](d)\n")
     assert "Each difference is a change from \\*a\\*, on the same examples" in text
     assert "[c](d)" not in text and "| quiz_en |" in text
+
+
+def test_one_example_is_inconclusive_and_has_no_interval(tmp_path):
+    for name, right, nats in (("a", 0, 5.0), ("b", 1, 9.0)):
+        write(tmp_path / name, "quiz", [[right]])
+        write_bits(tmp_path / name, "zh", [nats], [4])
+    found = write_comparison([str(tmp_path / name) for name in "ab"], str(tmp_path / "out"))
+    assert found.rows_with("b", "inconclusive") == ["bpb: zh", "quiz"]
+    assert [difference(row, 1).value for row in found.rows] == [pytest.approx(0.8), 100]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "100.0<br>+100.0<br>**inconclusive**" in report
+    assert "+80.0 %<br>**inconclusive**" in report and "inf" not in report
+
+
+def test_terminal_table_has_counts_and_one_unit_per_column(tmp_path):
+    for name, better in (("a", 0), ("b", 1)):
+        write(tmp_path / name, "quiz", [[0, better] * 20], chance=0.25)
+        write(tmp_path / name, "errors", [[4.0 - better, 6.0 - better] * 20], metric="wer")
+        write_bits(tmp_path / name, "zh", [5.0 - better] * 30, [4] * 30)
+    write(tmp_path / "a", "quiz", [[], [1]], groups=("", "more"), chance=0.25)
+    folders = [tmp_path / name for name in "ab"]
+    summaries = [write_summary(folder) for folder in folders]
+    table = terminal_table(compare([str(folder) for folder in folders]), summaries)
+    header, *lines = [re.split(r"  +", line) for line in table.splitlines()]
+    assert header == [
+        *("task", "model", "examples", "bits per byte", "change, %", "wer", "change in wer"),
+        *("score, 0 to 100", "change, points", "finding"),
+    ]
+    assert lines == [
+        ["bpb: zh", "a", "30", "1.8034"],
+        ["bpb: zh", "b", "30", "1.4427", "−20.0 % (−20.0 % to −20.0 %)", "gained"],
+        ["errors", "a", "40", "5.0"],
+        ["errors", "b", "40", "4.0", "−1.0 (−1.0 to −1.0)", "kept"],
+        ["quiz (chance 25)", "a", "40 of 41", "0.0"],
+        ["quiz (chance 25)", "b", "40 of 41", "50.0", lines[-1][-2], "gained"],
+    ]
+    alone = terminal_table(compare([str(folders[0])]), summaries[:1])
+    assert alone.splitlines()[0].split()[-4:] == ["score,", "0", "to", "100"]
+    assert alone.splitlines()[-1].split() == ["quiz", "(chance", "25)", "a", "41", "2.4"]

@@ -3,8 +3,10 @@
 import contextlib
 from dataclasses import replace
 import gzip
+import itertools
 import json
 from pathlib import Path
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -26,13 +28,19 @@ from llama_cpt.evaluation.scores import (
 from llama_cpt.evaluation.tasks.scoring import score_eq_bench
 from llama_cpt.evaluation.written_answers import make_answer_spec
 from llama_cpt.generation.sampling import Sampling
+from llama_cpt.parallel.mesh import BATCH_AXES
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.output_folder import file_lock
 from tests.evaluation.benchmark_files import save_model, write_benchmarks
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: [eval]")
 
-from llama_cpt.evaluation import benchmarks, bits_per_byte, questions  # noqa: E402
+from llama_cpt.evaluation import (  # noqa: E402
+    benchmarks,
+    bits_per_byte,
+    questions,
+    written_answers,
+)
 from llama_cpt.evaluation import harness as harness_model
 from llama_cpt.evaluation.benchmarks import load_benchmark  # noqa: E402
 from llama_cpt.evaluation.tasks import local_files  # noqa: E402
@@ -98,7 +106,7 @@ def test_evaluation_rejects_scores_of_another_model(data, tmp_path):
 
 
 def test_higher_limit_keeps_existing_scores(data, tmp_path):
-    for limit, asked in ((1, 2 * 4), (3, 4 * 4)):
+    for limit, asked in ((1, 1 * 4), (3, 2 * 4), (9, 3 * 4)):
         guesser, benchmark = Guesser(), load_benchmark("cmmlu", data, 0)
         questions.answer_questions(
             questions.make_questions(benchmark, chat=None, limit=limit), guesser, tmp_path, {}
@@ -149,6 +157,16 @@ def test_task_file_sets_direction_and_must_have_a_mean(
         assert [score.less_is_better for score in scores] == [not better] * 2
 
 
+def test_limit_is_spread_over_the_parts_and_a_higher_limit_removes_nothing():
+    sizes = [3, 1, 5]
+    found = [questions.spread_limit(sizes, limit) for limit in range(1, 12)]
+    assert [sum(quotas) for quotas in found] == [*range(1, 10), 9, 9]
+    for quotas, more in itertools.pairwise(found):
+        assert all(few <= many for few, many in zip(quotas, more, strict=True))
+    assert found[2] == [1, 1, 1] and found[6] == [3, 1, 3] and found[-1] == sizes
+    assert questions.spread_limit(sizes, None) == sizes
+
+
 def test_published_score_leaves_out_answers_that_do_not_parse():
     def scores(read):
         return [
@@ -166,6 +184,28 @@ def test_generation_options_are_read_as_in_the_harness():
     assert make_answer_spec({"temperature": 0.0}, 512).sampling == Sampling()
     assert make_answer_spec({"temperature": 0.5, "do_sample": False}, 512).sampling == Sampling()
     assert make_answer_spec({"max_gen_toks": 1024}, 512).max_new_tokens == 256
+
+
+def test_batches_of_long_prompts_have_few_rows(monkeypatch):
+    batches = []
+
+    def answer(decoder, tokenizer, mesh, prompts, specs, stop_ids, rows):
+        batches.append((len(prompts[0]), len(prompts), rows))
+        return ["" for _ in prompts]
+
+    monkeypatch.setattr(written_answers, "_batch_answers", answer)
+    mesh = SimpleNamespace(shape=dict.fromkeys(BATCH_AXES, 1))
+    lengths = [8192] * 2 + [4096] * 5 + [1024] * 17 + [100] * 3
+    prompts = [np.zeros(length, np.int32) for length in lengths]
+    specs = [make_answer_spec({}, 1 << 14)] * len(prompts)
+    found = written_answers.written_answers(None, None, mesh, prompts, specs, ())  # pyright: ignore[reportArgumentType]
+    assert sorted(number for number, _ in found) == list(range(len(prompts)))
+    assert batches == [
+        *[(8192, 1, 1)] * 2,
+        *[(4096, 4, 4), (4096, 1, 4)],
+        *[(1024, 16, 16), (1024, 1, 16)],
+        (100, 3, 4),
+    ]
 
 
 def test_option_longer_than_the_context_is_rejected():
@@ -198,7 +238,11 @@ def test_command_scores_text_and_questions_once(model, data, tmp_path, monkeypat
     assert summary["bpb"]["groups"]["both"] == pytest.approx(nats / 25 / 0.6931471805599453)
     assert summary["bpb"]["tokens_per_character"]["both"] > 0.5
     assert summary["cmmlu"]["examples"] == 6
-    assert "cmmlu" in capsys.readouterr().out
+    assert summary["bpb"]["window"] == 128
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    table = {line[0]: line[1:3] for line in lines}
+    assert table["bpb: both"] == ["tiny", "2"] and table["bpb_no_counterpart: both"][1] == "1"
+    assert table["cmmlu (chance 25)"] == ["tiny", "6"]
 
 
 def test_command_rejects_mistakes_with_a_remedy(model, data, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_single_unit_has_an_infinite_interval():
         (0.001, 0.01, "kept"),
         (-0.01, 0.05, "no significant difference"),
         (-0.09, 0.09, "no significant difference"),
-        (-np.inf, np.inf, "no significant difference"),
+        (-np.inf, np.inf, "inconclusive"),
     ],
 )
 def test_classify_follows_interval_and_margin(low, high, mark):

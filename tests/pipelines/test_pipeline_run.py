@@ -49,7 +49,7 @@ def pipeline(make_config, corpora, tmp_path, monkeypatch) -> PipelineConfig:
         return replace(config, data=data)
 
     # A question rendered with the chat template is longer than the rows of the corpora.
-    model = replace(make_config(tmp_path).model, context_length=128)
+    model = replace(make_config(tmp_path).architecture, context_length=128)
 
     def stage(name):
         return make_config(

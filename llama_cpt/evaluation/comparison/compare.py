@@ -19,6 +19,7 @@ from llama_cpt.evaluation.paired import (
 )
 from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
+    ROW_PER_GROUP,
     SETTINGS,
     ExampleScore,
     read_scores,
@@ -30,6 +31,8 @@ POINTS_MARGIN = 2.0
 """Smallest relevant difference between scores, in points on a scale from 0 to 100."""
 BITS_MARGIN = 0.01
 """Smallest relevant difference in bits per byte, as a fraction of the first model's value."""
+POINTS = "score, 0 to 100"
+"""Unit of scores in percent and of metrics in ``IN_POINTS``."""
 IN_POINTS = ("eqbench",)
 """Metrics on a scale from 0 to 100.
 
@@ -48,7 +51,10 @@ class Difference:
     value: float
     """Difference in points; for bits per byte, the relative difference as a fraction."""
     alone: tuple[float, float]
-    """The 95 % interval, without a correction for the number of differences."""
+    """The 95 % interval, without a correction for the number of differences.
+
+    Both intervals are infinite if there is only one example.
+    """
     interval: tuple[float, float]
     """Interval at a level that is corrected for the number of differences in the comparison.
 
@@ -72,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the comparison: one task, or the bits per byte of one corpus."""
+    """A row of the comparison: one task, or one group of a task, such as a corpus."""
 
     name: str
     metric: str
@@ -92,6 +98,9 @@ class Row:
     """Number of worked examples before each question; None if the task has no questions."""
     cells: tuple[Cell | None, ...]
     """One cell per model; None if the model has no scores for the task."""
+
+    unit: str
+    """Unit of ``Cell.score``: bits per byte, ``POINTS``, or the name of the metric."""
 
     @property
     def is_bits(self) -> bool:
@@ -175,13 +184,14 @@ def compare(folders: Sequence[str]) -> Comparison:
 def _rows_of(tasks: Mapping[str, Sequence[ExampleScore]]) -> dict[str, list[ExampleScore]]:
     """Group scores by row of the comparison.
 
-    The metric ``bits_per_byte`` has one row per corpus. All other metrics have one row per task.
+    A metric in ``ROW_PER_GROUP`` has one row per group, such as a corpus or a language. All other
+    metrics have one row per task.
     """
     rows: dict[str, list[ExampleScore]] = {}
     for task, scores in tasks.items():
         for score in scores:
-            corpus = score.group if score.metric == BITS_PER_BYTE else ""
-            rows.setdefault(f"{task}: {corpus}" if corpus else task, []).append(score)
+            group = score.group if score.metric in ROW_PER_GROUP else ""
+            rows.setdefault(f"{task}: {group}" if group else task, []).append(score)
     return rows
 
 
@@ -268,7 +278,14 @@ def _row(row: _Measured, models: int, level: float) -> Row:
         less_is_better=row.less_is_better,
         shots=row.shots,
         cells=tuple(cells),
+        unit=_unit(row),
     )
+
+
+def _unit(row: _Measured) -> str:
+    if row.metric == BITS_PER_BYTE:
+        return "bits per byte"
+    return POINTS if _are_shares(row) or row.metric in IN_POINTS else row.metric
 
 
 def _are_shares(row: _Measured) -> bool:
@@ -285,7 +302,7 @@ def _differences(
     over = np.broadcast_to(row.values[0] if is_bits else row.weights, change.shape)
     value = change.sum(1) / over.sum(1)
     changes, overs = _summed(change, clusters), _summed(over, clusters)
-    if _are_shares(row) and np.isin(row.values, (0, 1)).all():
+    if clusters.max() > 0 and _are_shares(row) and np.isin(row.values, (0, 1)).all():
         # If every answer is right or wrong, add one example that only the first model gets right
         # and one that only the compared model gets right. Without these two examples, the interval
         # of models that agree on all examples would have width zero, however few examples there
@@ -298,7 +315,7 @@ def _differences(
     intervals = ratio_intervals(changes, overs, [LEVEL, level])
     if is_bits:
         scale = 1.0
-    elif _are_shares(row):
+    elif _are_shares(row) and clusters.max() > 0:
         # The compared model's score is in [0, 1], which limits the difference.
         first = row.values[0].mean()
         intervals = np.clip(intervals, -first, 1 - first)

@@ -21,6 +21,7 @@ FINDING_COLORS = {
     "forgotten": VERMILION,
     "kept": DARK,
     "no significant difference": GREY,
+    "inconclusive": GREY,
 }
 
 
@@ -82,8 +83,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None
                 color, found = COLORS[number % len(COLORS)], cell.difference
                 # If less is better, the values are mirrored, so that improvements are to the right.
                 sign = -1 if row.less_is_better and not is_bits else 1
-                axes.plot(np.multiply(sign, found.interval), (y, y), color=color, linewidth=1)
-                axes.plot(np.multiply(sign, found.alone), (y, y), color=color, linewidth=2.6)
+                if found.finding != "inconclusive":
+                    axes.plot(np.multiply(sign, found.interval), (y, y), color=color, linewidth=1)
+                    axes.plot(np.multiply(sign, found.alone), (y, y), color=color, linewidth=2.6)
                 marker = MARKERS[number % len(MARKERS)]
                 axes.plot(sign * found.value, y, marker, color=color, markersize=4.5)
                 axes.annotate(

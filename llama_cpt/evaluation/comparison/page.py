@@ -3,13 +3,14 @@
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-import math
+from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
 
 from llama_cpt.evaluation.comparison.compare import (
     BITS_MARGIN,
+    POINTS,
     POINTS_MARGIN,
     Cell,
     Comparison,
@@ -23,7 +24,13 @@ from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.tables import Markdown, aligned_table, markdown_table
 from llama_cpt.runtime.untrusted_text import escape_markdown
 
-MARKS: tuple[Finding, ...] = ("gained", "forgotten", "kept", "no significant difference")
+MARKS: tuple[Finding, ...] = (
+    "gained",
+    "forgotten",
+    "kept",
+    "no significant difference",
+    "inconclusive",
+)
 PICTURES = {
     "differences.png": "Differences with intervals. A thick line is the 95 % interval of a single "
     "difference. A thin line is the interval after correction for the number of differences. The "
@@ -72,11 +79,10 @@ def cell_lines(row: Row, cell: Cell | None) -> list[str]:
     if cell.difference is None:
         return [score]
     low, high = cell.difference.interval
-    value = signed(row, cell.difference.value)
-    interval = f"({signed(row, low)} to {signed(row, high)})"
-    if math.isinf(low):
-        interval = "(no interval for one example)"
-    return [score, f"{value} {interval}", cell.difference.finding]
+    change = signed(row, cell.difference.value)
+    if cell.difference.finding != "inconclusive":
+        change += f" ({signed(row, low)} to {signed(row, high)})"
+    return [score, change, cell.difference.finding]
 
 
 def signed(row: Row, value: float) -> str:
@@ -94,7 +100,7 @@ def task_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         rows.append(
             (
                 row.name,
-                row.metric.replace("_", " ") + ("" if row.is_bits else ", 0 to 100"),
+                row.metric.replace("_", " ") + (", 0 to 100" if row.unit == POINTS else ""),
                 "" if row.shots is None else str(row.shots),
                 f"{row.examples:,}{left_out}",
                 f"{row.groups} groups" if row.groups else kind,
@@ -118,18 +124,49 @@ def how_to_read(comparison: Comparison) -> list[str]:
         "The finding is kept if the whole interval is within the margin. Otherwise, it is gained "
         "if the whole interval is better than zero, forgotten if the whole interval is worse than "
         "zero, and no significant difference if the interval contains zero. In the last case, the "
-        "examples are too few to show a difference or to rule out a difference above the margin.",
+        "examples are too few to show a difference or to rule out a difference above the margin. "
+        "One example is inconclusive: it has no interval.",
     ]
 
 
-def terminal_lines(comparison: Comparison) -> str:
-    """Return a table for a terminal, with one line per task and model."""
-    rows: list[Sequence[str]] = [("task", "model", "score", "difference", "")]
+def terminal_table(comparison: Comparison, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table for a terminal, with one line per task and model and one unit per column.
+
+    ``summaries`` contains the summary of each model, as ``write_summary`` returns it. The score of
+    EQ-Bench as its authors define it has a separate line.
+    """
+    units = list(dict.fromkeys(row.unit for row in comparison.rows))
+    changes = [_change_unit(unit) for unit in units]
+    pairs = zip(units, changes, strict=True)
+    header = ["task", "model", "examples", *(name for pair in pairs for name in pair)]
+    table = [[*header, "finding", "tokens per character"]]
     for row in comparison.rows:
-        for model, cell in zip(comparison.models, row.cells, strict=True):
+        count = f"{row.examples:,}"
+        if row.left_out:
+            count += f" of {row.examples + row.left_out:,}"
+        for summary, cell in zip(summaries, row.cells, strict=True):
+            if cell is None:
+                continue
+            line = dict.fromkeys(table[0], "")
+            line |= {"task": row_name(row), "model": str(summary["model"]), "examples": count}
             lines = cell_lines(row, cell)
-            rows.append((row_name(row), model, *lines, *[""] * (3 - len(lines))))
-    return aligned_table(rows, indent="")
+            line |= zip((row.unit, _change_unit(row.unit), "finding"), lines, strict=False)
+            task, _, corpus = row.name.partition(": ")
+            values = summary["tasks"][task]
+            if density := values.get("tokens_per_character", {}).get(corpus):
+                line["tokens per character"] = f"{density:.3f}"
+            table.append(list(line.values()))
+            if (published := values.get("published_score")) is not None:
+                parsed = round(values["parseable"] * values["examples"])
+                line |= dict.fromkeys((_change_unit(row.unit), "finding"), "")
+                line |= {"task": f"{row.name} published", "examples": f"{parsed:,}"}
+                line[row.unit] = f"{published:.1f}"
+                table.append(list(line.values()))
+    return "\n".join([aligned_table(table, indent=""), *comparison.remarks])
+
+
+def _change_unit(unit: str) -> str:
+    return {"bits per byte": "change, %", POINTS: "change, points"}.get(unit, f"change in {unit}")
 
 
 def write_comparison(folders: Sequence[str], output: str) -> Comparison:

@@ -5,6 +5,7 @@ The task files in this folder name the loaders.
 
 from collections.abc import Iterable, Sequence
 import csv
+from functools import lru_cache
 import gzip
 import io
 import json
@@ -78,6 +79,28 @@ def xcopa_zh(folder: str, part: str) -> dict[str, datasets.Dataset]:
 def xcopa_choices(row: dict[str, Any]) -> list[str]:
     """Return the two choices with a lower-case first letter, as in lm-evaluation-harness."""
     return [text[0].lower() + text[1:] for text in (row["choice1"], row["choice2"])]
+
+
+def blimp(folder: str, part: str) -> dict[str, datasets.Dataset]:
+    """Load a paradigm of nyu-mll/blimp from ``blimp/blimp.jsonl``."""
+    return {"test": _dataset(_blimp_pairs(folder)[part])}
+
+
+def blimp_paradigms(folder: str) -> list[str]:
+    """Return the names of the paradigms in ``blimp/blimp.jsonl``, such as ``adjunct_island``."""
+    return sorted(_blimp_pairs(folder))
+
+
+@lru_cache(maxsize=1)
+def _blimp_pairs(folder: str) -> dict[str, Rows]:
+    """Return the pairs of sentences by paradigm."""
+    columns = ("sentence_good", "sentence_bad", "UID")
+    pairs: dict[str, Rows] = {}
+    for row in _json_lines(file := _file(folder, "blimp/blimp.jsonl"), columns):
+        pairs.setdefault(str(row["UID"]), []).append({name: row[name] for name in columns})
+    if not pairs:
+        raise UserError(f"{file}: has no pairs of sentences; download it again.")
+    return pairs
 
 
 def humaneval(folder: str, part: str) -> dict[str, datasets.Dataset]:

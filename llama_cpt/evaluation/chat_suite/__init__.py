@@ -1,0 +1,1 @@
+"""Measurement of what a chat model loses: instructions, languages, refusals, long context."""
