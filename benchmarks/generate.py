@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from llama_cpt.config.schema import ModelConfig  # noqa: E402
+from llama_cpt.config.model import ModelConfig  # noqa: E402
 from llama_cpt.generation.decoder import make_decoder  # noqa: E402
 from llama_cpt.generation.generate import generate  # noqa: E402
 from llama_cpt.model.llama import Llama  # noqa: E402

@@ -70,7 +70,7 @@ print("RESULT" + json.dumps(values))
 def write_checkpoint(folder: Path, gigabytes: float) -> int:
     """Write a checkpoint of about ``gigabytes`` GB with random tensors, and return its bytes."""
     # The names, the shapes and the config are those that an export writes.
-    from llama_cpt.config.schema import ModelConfig
+    from llama_cpt.config.model import ModelConfig
     from llama_cpt.weights.hf_config import config_json
     from llama_cpt.weights.hf_names import tensor_shapes
     from llama_cpt.weights.safetensors import INDEX_FILE, file_header

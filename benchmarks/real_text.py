@@ -75,7 +75,7 @@ def make_vocabulary() -> Path:
     tokenizer = Path(config.data.tokenizer)
     if not tokenizer.exists():
         tokenizer.parent.mkdir(parents=True, exist_ok=True)
-        train_vocabulary(write_sample(tokenizer.parent), tokenizer, config.model.vocab_size)
+        train_vocabulary(write_sample(tokenizer.parent), tokenizer, config.architecture.vocab_size)
     return tokenizer
 
 

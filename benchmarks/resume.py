@@ -39,7 +39,7 @@ def make_config(folder: Path) -> TrainConfig:
     write_world(world, 0)
     texts = {language: world / f"{language}.train.jsonl" for language in ("en", "zh")}
     vocabulary = folder / "tokenizer.model"
-    train_vocabulary(list(texts.values()), vocabulary, base.model.vocab_size)
+    train_vocabulary(list(texts.values()), vocabulary, base.architecture.vocab_size)
     data = replace(
         base.data,
         tokenizer=str(vocabulary),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks.plan_table import Row, table
 from llama_cpt.config.loading import load_config
-from llama_cpt.config.schema import ModelConfig, TrainConfig
+from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import TrainConfig
 from llama_cpt.hardware.topologies import FAMILIES, Topology, shapes_of
 from llama_cpt.model.flops import model_flops_per_token
 from llama_cpt.planning.analytic import analytic_memory, parameters
@@ -51,13 +52,13 @@ class Point:
     @property
     def flops(self) -> float:
         """The FLOPs of matrix products per device and step."""
-        rate = model_flops_per_token(self.config.model, self.config.data.sequence_length)
+        rate = model_flops_per_token(self.config.architecture, self.config.data.sequence_length)
         return self.tokens * rate * 4 / 3 / self.topology.devices
 
     @property
     def links(self) -> float:
         """The bytes that a device receives from devices of its slice per step."""
-        model, mesh = self.config.model, self.mesh
+        model, mesh = self.config.architecture, self.mesh
         weights = parameters(model) / self.tensor * (1 - 1 / mesh["fsdp"])
         # The forward, recomputed forward and backward pass each sum two outputs per layer.
         share = 2 * (self.tensor - 1) / self.tensor
@@ -69,7 +70,7 @@ class Point:
     def network(self) -> float:
         """The bytes that a device receives from other slices per step."""
         slices = self.topology.slices
-        share = parameters(self.config.model) / self.tensor / self.mesh["fsdp"]
+        share = parameters(self.config.architecture) / self.tensor / self.mesh["fsdp"]
         return self.config.num_microbatches * 2 * 4 * share * (slices - 1) / slices
 
     @property
@@ -141,8 +142,8 @@ def main() -> None:
     )
     parser.add_argument("--chip", default="v5p", choices=list(FAMILIES))
     family = parser.parse_args().chip
-    large = load_config(CONFIG).model
-    small = load_config(CONFIG.replace("70b", "8b")).model
+    large = load_config(CONFIG).architecture
+    small = load_config(CONFIG.replace("70b", "8b")).architecture
     for name, model in (("8B", small), ("70B", large), ("405B", model_405b(large))):
         print(f"\n{name}, {parameters(model) / 1e9:.2f} billion parameters\n")
         for point in points(model, family):

@@ -46,7 +46,7 @@ def fit() -> None:
         tokenizer.parent.mkdir(parents=True, exist_ok=True)
         sample = write_sample(tokenizer.parent)
         # Rare Chinese characters are left out, because all of them would exceed the vocabulary.
-        train_vocabulary(sample, tokenizer, small.model.vocab_size, character_coverage=0.98)
+        train_vocabulary(sample, tokenizer, small.architecture.vocab_size, character_coverage=0.98)
     for size in SIZES:
         run_command("train", f"configs/study/base_models.py:{size}")
     for sweep in FITTED:
@@ -146,7 +146,7 @@ def _target() -> list[str]:
     last = read_lines(epath.Path(f"{FOLDER}/base_large/metrics.jsonl"), large.num_steps)[-1]
     corpora = {"additional": "zh", "original": "en"}
     bits = [f"{group}={last[f'eval/{code}/bits_per_byte']}" for group, code in corpora.items()]
-    size = non_embedding_parameters(large.model)
+    size = non_embedding_parameters(large.architecture)
     return ["--target-parameters", str(size), "--target-base", ",".join(bits)]
 
 

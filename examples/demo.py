@@ -130,7 +130,7 @@ def _prepare_text(base: TrainConfig, folder: Path) -> None:
     vocabulary = Path(base.data.tokenizer)
     if not vocabulary.exists():
         sources = [world / f"{language}.train.jsonl" for language in sorted(LANGUAGES)]
-        train_vocabulary(sources, vocabulary, base.model.vocab_size)
+        train_vocabulary(sources, vocabulary, base.architecture.vocab_size)
     for path in (*sorted(world.iterdir()), vocabulary):
         print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
 

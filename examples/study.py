@@ -91,7 +91,7 @@ def _prepare_text(base: TrainConfig) -> None:
     if not vocabulary.exists():
         write_documents(world, SEED, codes=LANGUAGES, documents=DOCUMENTS)
         sources = [world / f"{code}.train.jsonl" for code in LANGUAGES]
-        train_vocabulary(sources, vocabulary, base.model.vocab_size)
+        train_vocabulary(sources, vocabulary, base.architecture.vocab_size)
     for path in (*sorted(world.iterdir()), vocabulary):
         print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
 

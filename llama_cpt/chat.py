@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import math
 import os
 from pathlib import Path
 import sys
@@ -11,11 +10,10 @@ from typing import Any
 
 import jax
 
-from llama_cpt.config.schema import MeshConfig, ModelConfig
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.generation.chat_session import ChatSession
-from llama_cpt.generation.decoder import load_decoder
+from llama_cpt.generation.decoder import decoder_mesh, load_decoder
 from llama_cpt.generation.sampling import Sampling
-from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.distributed import (
     distributed_session,
     is_primary,
@@ -175,14 +173,9 @@ def _session(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> ChatSession:
-    """Load the weights and return a session without messages.
-
-    The size of the tensor axis is the greatest common divisor of the number of devices and the
-    number of key-value heads. The size of the fsdp axis is the number of devices divided by the
-    size of the tensor axis.
-    """
+    """Load the weights onto all devices and return a session without messages."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    mesh = make_mesh(MeshConfig(1, -1, math.gcd(jax.device_count(), config.num_kv_heads)))
+    mesh = decoder_mesh(config)
     decoder = load_decoder(source, config, mesh, dtype)
     return ChatSession(
         decoder,

@@ -16,8 +16,11 @@ from llama_cpt.config.fields import to_dict
 from llama_cpt.runtime.atomic import atomic_dir, check_new
 from llama_cpt.runtime.distributed import distributed_session, process_count, run_on_primary
 from llama_cpt.runtime.errors import CHECK_FAILED, NEGATIVE_RESULT, one_line_errors
+from llama_cpt.runtime.http_client import KEY_VARIABLE
 from llama_cpt.runtime.literal_paths import validate_run_folder
+from llama_cpt.runtime.tables import aligned_table
 from llama_cpt.runtime.untrusted_text import one_line
+from llama_cpt.serving.check import check_server
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
@@ -36,6 +39,7 @@ EXAMPLES = """examples:
   python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
   python -m llama_cpt.convert to-hf runs/lora exports/lora-adapters --adapters
   python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
+  python -m llama_cpt.convert check-server exports/cpt_1b http://localhost:8000
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
 the output of from-hf. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
@@ -98,6 +102,8 @@ def _convert(options: argparse.Namespace) -> int:
                 to_hf(options.checkpoint, options.output, shard_gb=options.shard_gb, **chosen)
         case "verify":
             return verify(options.source, options.checkpoint)
+        case "check-server":
+            return print_check(options.folder, options.url, options.model)
         case unknown:
             raise AssertionError(unknown)
     return 0
@@ -145,6 +151,27 @@ def verify(source: str, checkpoint: str) -> int:
         )
         return CHECK_FAILED
     return 0 if compared else NEGATIVE_RESULT
+
+
+def print_check(folder: str, url: str, model: str) -> int:
+    """Print how the server at ``url`` differs from the model in ``folder``; return the exit status.
+
+    The status is CHECK_FAILED if a finding is a difference. Ties and findings that could not be
+    compared do not change the status.
+    """
+    findings = check_server(folder, url, model)
+    rows = [(one.check, one.result, one.detail) for one in findings]
+    print(aligned_table([("check", "result", "details"), *rows]))
+    differing = [one.check for one in findings if one.result == "differs" and one.is_check]
+    if differing:
+        print(f"error: {url}: differs from {folder} in: {', '.join(differing)}.", file=sys.stderr)
+        return CHECK_FAILED
+    absent = [one.check for one in findings if one.result == "not compared"]
+    print(
+        f"verdict: no difference from {folder}"
+        + (f"; not compared: {', '.join(absent)}" if absent else "")
+    )
+    return 0
 
 
 def _print_logits(logits: LogitsDifference | str) -> None:
@@ -207,6 +234,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("source", metavar="SOURCE")
     check.add_argument("checkpoint", metavar="CHECKPOINT")
+    serve = commands.add_parser(
+        "check-server",
+        help="compare a running OpenAI-compatible server with the model that it serves; exit "
+        "status 65 if it differs",
+        description="Compare the prompts, the greedy answers and the settings of a running "
+        f"OpenAI-compatible server with those of the model in FOLDER (API key: ${KEY_VARIABLE}).",
+        epilog=EXAMPLES,
+        **raw,
+    )
+    serve.add_argument("folder", metavar="FOLDER", help="the Hugging Face folder that is served")
+    serve.add_argument("url", metavar="URL", help="for example http://localhost:8000")
+    help_text = "name of the model, if the server serves several"
+    serve.add_argument("--model", default="", metavar="NAME", help=help_text)
     return parser
 
 

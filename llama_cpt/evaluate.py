@@ -24,12 +24,12 @@ from llama_cpt.evaluation.bits_per_byte import (
     read_source_names,
     require_known,
     score_texts,
-    text_fingerprint,
+    text_settings,
     write_no_counterpart,
 )
-from llama_cpt.evaluation.comparison.page import terminal_lines, write_comparison
+from llama_cpt.evaluation.comparison.compare import compare
+from llama_cpt.evaluation.comparison.page import terminal_table, write_comparison
 from llama_cpt.evaluation.judge.answers import ChatModel, make_answerer
-from llama_cpt.evaluation.judge.judges import KEY_VARIABLE
 from llama_cpt.evaluation.judge.session import (
     PERSON,
     Candidate,
@@ -39,7 +39,8 @@ from llama_cpt.evaluation.judge.session import (
 )
 from llama_cpt.evaluation.named_models import LoadedModel, ModelOptions, ModelSpec
 from llama_cpt.evaluation.sandbox.sandbox import ENFORCED
-from llama_cpt.evaluation.scores import summary_table, write_summary
+from llama_cpt.evaluation.scores import write_summary
+from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import (
     distributed_session,
     is_primary,
@@ -47,9 +48,10 @@ from llama_cpt.runtime.distributed import (
     run_on_primary,
 )
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.http_client import KEY_VARIABLE
+from llama_cpt.runtime.interrupt import end_on_interrupt
 from llama_cpt.runtime.literal_paths import validate_path
 from llama_cpt.runtime.output_folder import check_local, check_writable, file_lock
-from llama_cpt.runtime.tables import aligned_table
 
 
 def main(arguments: list[str]) -> int:
@@ -57,6 +59,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     # Without this, lm-evaluation-harness shows a progress bar for each part of a benchmark.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    exclude_compilation()
     with distributed_session():
         _evaluate_all(options)
     return 0
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> int:
 def _evaluate_all(options: argparse.Namespace) -> None:
     check_local("--output", options.output)
     files = options.data, options.tokenizer, options.no_counterpart, options.conversations
-    for path in (*options.models, *files):
+    for path in (*options.models, *files, options.haystack):
         validate_path(path)
     if is_primary():
         check_writable(options.output)
@@ -84,14 +87,17 @@ def _evaluate_all(options: argparse.Namespace) -> None:
         for label, source in sources.items()
     }
     benchmarks = _benchmarks(options, [name for name in names if name != TASK])
+    suite = _suite(options)
     output = Path(options.output)
     candidates = (
         [_candidate(label, spec, output, judging) for label, spec in specs.items()]
         if judging
         else []
     )
-    if names:
-        _score_all(specs, texts, benchmarks, options)
+    if names or suite:
+        stopped = f"the scores so far are in {options.output}; run the same command to continue."
+        with end_on_interrupt(stopped):
+            _score_all(specs, texts, benchmarks, suite, options)
     if judging:
         judge_conversations((candidates[0], candidates[1]), output, judging)
 
@@ -111,16 +117,25 @@ def _score_all(
     specs: dict[str, ModelSpec],
     texts: list[HeldoutText],
     benchmarks: list[Any],
+    suite: Any,
     options: argparse.Namespace,
 ) -> None:
     """Score the models one at a time, and print the scores and a comparison of the models."""
-    summaries = []
+    summaries, window = [], named_models.scoring_window(specs)
     for label, spec in specs.items():
         folder = Path(options.output) / label
         with _locked(folder) if is_primary() else contextlib.nullcontext():
-            _evaluate(named_models.load_model(spec, folder), texts, benchmarks, options)
+            model = named_models.load_model(spec, folder)
+            if texts:
+                _score_texts(model, texts, window, options.no_counterpart)
+            if benchmarks:
+                _score_benchmarks(model, benchmarks, options)
+            if suite:
+                from llama_cpt.evaluation.chat_suite.suite import score_suite
+
+                score_suite(model, suite)
             summaries.append(run_on_primary(partial(write_summary, folder), "summary"))
-    run_on_primary(partial(_report, summaries, options.output), "report")
+    run_on_primary(partial(_report, summaries, options.output, suite=bool(suite)), "report")
 
 
 @contextlib.contextmanager
@@ -135,13 +150,21 @@ def _locked(folder: Path) -> Generator[None]:
         yield
 
 
-def _report(summaries: list[dict[str, Any]], output: str) -> None:
-    """Print a table of the scores; with several models, also write and print a comparison."""
-    rows = summary_table(summaries)
-    print(aligned_table(rows, indent=""))
-    if len(summaries) > 1:
-        folders = [str(Path(output) / summary["model"]) for summary in summaries]
-        print(f"\n{terminal_lines(write_comparison(folders, output))}")
+def _report(summaries: list[dict[str, Any]], output: str, *, suite: bool) -> None:
+    """Print a table of the scores; with several models, also write a report."""
+    folders = [str(Path(output) / summary["model"]) for summary in summaries]
+    several = len(summaries) > 1
+    others = True
+    if suite:
+        from llama_cpt.evaluation.chat_suite.table import has_other_tasks, suite_table
+
+        print(suite_table([Path(folder) for folder in folders]))
+        others = any(map(has_other_tasks, summaries))
+    comparison = write_comparison(folders, output) if several else compare(folders)
+    # For a single model, the table of the suite has the scores of the suite.
+    if several or others:
+        print(terminal_table(comparison, summaries))
+    if several:
         print(f"\n{Path(output) / 'report.html'}")
 
 
@@ -151,18 +174,20 @@ def _tasks(options: argparse.Namespace) -> list[str]:
     Raises UserError if a task cannot be run, and UsageError if an option is invalid.
     """
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
-    if not names and not options.conversations:
-        raise UsageError("nothing to do: set --tasks, or --conversations.")
+    if not names and not options.conversations and not options.suite:
+        raise UsageError("nothing to do: set --tasks, --suite, or --conversations.")
     for name, value, least in (("--limit", options.limit, 1), ("--shots", options.shots, 0)):
         if value is not None and value < least:
             raise UsageError(f"{name}={value} must be at least {least}.")
     if options.no_counterpart and TASK not in names:
         raise UsageError(f"--no-counterpart selects documents of {TASK}; add {TASK} to --tasks.")
     benchmarks = [name for name in names if name != TASK]
-    if not benchmarks:
+    if not benchmarks and not options.suite:
         return names
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("benchmarks need lm-evaluation-harness: pip install -e '.[eval]'.")
+        raise UserError(
+            "benchmarks and --suite need lm-evaluation-harness: pip install -e '.[eval]'."
+        )
     from llama_cpt.evaluation.benchmarks import check_name, runs_code
 
     for name in benchmarks:
@@ -203,6 +228,17 @@ def _benchmarks(options: argparse.Namespace, names: list[str]) -> list[Any]:
     return [load_benchmark(name, options.data, options.shots, allow_code=code) for name in names]
 
 
+def _suite(options: argparse.Namespace) -> Any:
+    """Return the prompts of ``--suite``, or None if the option is not set."""
+    if not options.suite:
+        return None
+    from llama_cpt.evaluation.chat_suite.suite import load_suite
+
+    return load_suite(
+        limit=options.limit, haystack=options.haystack, longest=options.haystack_tokens
+    )
+
+
 def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions) -> Candidate:
     """Return a Candidate that loads the model's weights when an answer must be generated."""
 
@@ -218,17 +254,10 @@ def _candidate(label: str, spec: ModelSpec, output: Path, options: JudgeOptions)
     return Candidate(label, model_id, make_answerer(load_chat_model, tokens))
 
 
-def _evaluate(
-    model: LoadedModel, texts: list[HeldoutText], benchmarks: list[Any], options: argparse.Namespace
+def _score_texts(
+    model: LoadedModel, texts: list[HeldoutText], window: int, no_counterpart: str
 ) -> None:
-    if texts:
-        _score_texts(model, texts, options.no_counterpart)
-    if benchmarks:
-        _score_benchmarks(model, benchmarks, options)
-
-
-def _score_texts(model: LoadedModel, texts: list[HeldoutText], no_counterpart: str) -> None:
-    settings = model.identity | {"texts": text_fingerprint(texts)}
+    settings = model.identity | text_settings(texts, window)
     score_texts(
         texts,
         model.decoder,
@@ -270,10 +299,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--tasks", default="", metavar="NAME,...", help=f"benchmarks, {TASK}, task files *.yaml")
     add("--output", required=True, metavar="DIR", help="scores are written to DIR/MODEL/TASK.jsonl")
     add("--tokenizer", default="", help="tokenizer for a MODEL that has none")
-    message = "maximum number of examples per part of a task"
+    message = "maximum number of examples per task; for bpb, of documents per corpus"
     add("--limit", type=int, metavar="N", help=message)
     _add_benchmark_arguments(parser)
     _add_text_arguments(parser)
+    _add_suite_arguments(parser)
     _add_conversation_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -298,6 +328,16 @@ def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
     add("--heldout-of", default="", metavar="CONFIG", help=message)
     message = f"sources of the documents of {NO_COUNTERPART}"
     add("--no-counterpart", default="", metavar="FILE", help=message)
+
+
+def _add_suite_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("chat suite").add_argument
+    message = "instructions, language of the answer, refusals, long-context recall"
+    add("--suite", default="", choices=["chat"], help=message)
+    message = "text in which the recall hides a number (default: a text of the package)"
+    add("--haystack", default="", metavar="FILE", help=message)
+    message = "longest prompt of the recall (default: the model's context)"
+    add("--haystack-tokens", type=int, metavar="N", help=message)
 
 
 def _add_conversation_arguments(parser: argparse.ArgumentParser) -> None:

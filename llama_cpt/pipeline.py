@@ -8,6 +8,7 @@ from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.pipelines.run import describe_stages, run_pipeline
 from llama_cpt.runtime.distributed import require_single_process
 from llama_cpt.runtime.errors import one_line_errors
+from llama_cpt.weights.initial_model import with_model
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     )
     options, overrides = parse_arguments(parser, arguments)
     require_single_process("pipeline")
-    config = load_config(options.config, overrides, PipelineConfig)
+    config = with_model(load_config(options.config, overrides, PipelineConfig))
     print(f"{config.output}: {len(config.stages)} stages\n{describe_stages(config)}", flush=True)
     return run_pipeline(config).value
 

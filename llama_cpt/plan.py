@@ -34,6 +34,7 @@ from llama_cpt.training.lowering import (
     topology_program,
 )
 from llama_cpt.training.program import TrainProgram, needs_reference
+from llama_cpt.weights.initial_model import with_model
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     # Without a TPU, JAX cannot load a TPU program from the compilation cache.
     jax.config.update("jax_enable_compilation_cache", False)
+    config = with_model(config)
     if options.search:
         return _search(config, topology, options.json)
     program = topology_program(config, topology.text, topology.slices)

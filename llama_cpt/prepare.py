@@ -6,6 +6,7 @@ from functools import partial
 import logging
 import sys
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -15,13 +16,22 @@ from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
 from llama_cpt.data.mixture import Mixture, build_mixture
-from llama_cpt.data.prepare.corpora import PreparedCorpora, WriteAll, open_rows, prepare
+from llama_cpt.data.prepare.corpora import (
+    PreparedCorpora,
+    WriteAll,
+    open_heldout,
+    open_rows,
+    prepare,
+)
 from llama_cpt.data.rows import DOCUMENT_START, Manifest
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import check_writable
 from llama_cpt.runtime.untrusted_text import one_line, printable
+from llama_cpt.training.evaluation_plan import plan_evaluations, seconds_per_evaluation
+from llama_cpt.weights.initial_model import with_model
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "prepare",
         description="Convert the config's documents or chats to token rows, on all cores. Finished "
         "parts are not repeated. Prints the sizes of the corpora and for how many steps they "
-        "suffice at the config's ALMR.",
+        "suffice at the config's ALMR, and the cost of held-out evaluation.",
         epilog="Every field of the config is an option; `CONFIG --help` lists them. Options after "
         "`--` are for Beam: `CONFIG --runner beam -- --runner DataflowRunner ...`.",
     )
@@ -66,10 +76,10 @@ def main(arguments: list[str]) -> None:
     arguments, beam_options = _split_at_dashes(arguments)
     options, overrides = parse_arguments(_parser(), arguments)
     write_missing = _write_missing(options, beam_options)
-    config = load_config(options.config, overrides)
+    config = with_model(load_config(options.config, overrides))
     check_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    tokenizer.require_size(config.model.vocab_size)
+    tokenizer.require_size(config.architecture.vocab_size)
     prepared = prepare(
         config.data, options.workers, objective=config.objective, write_missing=write_missing
     )
@@ -84,6 +94,7 @@ def main(arguments: list[str]) -> None:
         for manifest in manifests.values():
             print(corpus_report(group, manifest, tokenizer))
     print_duration(config, mixture)
+    print_evaluations(config)
     if options.inspect:
         inspect(prepared, mixture, tokenizer, options.inspect)
 
@@ -204,6 +215,18 @@ def print_duration(config: TrainConfig, mixture: Mixture) -> None:
             logger.warning(f"{line}, above data.max_epochs={bound:g}; train rejects this run")
         else:
             print(f"  {line}")
+
+
+def print_evaluations(config: TrainConfig) -> None:
+    """Print the cost of the run's held-out evaluations, and log a warning if it is high.
+
+    The duration is printed if an earlier attempt of the run has measured it.
+    """
+    plan = plan_evaluations(config, open_heldout(config.data))
+    earlier = read_lines(epath.Path(config.output) / FILE)
+    print(plan.describe(seconds_per_evaluation(earlier)))
+    if plan.warning:
+        logger.warning(plan.warning)
 
 
 def inspect(prepared: PreparedCorpora, mixture: Mixture, tokenizer: Tokenizer, count: int) -> None:

@@ -8,9 +8,16 @@ from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.distributed import require_single_process
 from llama_cpt.runtime.errors import UsageError, one_line_errors
-from llama_cpt.sweeps.cost import chip_hours, describe_sweep, fit_to_budget, trial_table
+from llama_cpt.sweeps.cost import (
+    chip_hours,
+    describe_sweep,
+    fit_to_budget,
+    heldout_cost,
+    trial_table,
+)
 from llama_cpt.sweeps.runner import run_sweep
 from llama_cpt.sweeps.trials import make_chains
+from llama_cpt.weights.initial_model import with_model
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +57,7 @@ def main(arguments: list[str]) -> int:
     """Run or describe the sweep of the config named in ``arguments`` and return the exit status."""
     options, overrides = parse_arguments(_parser(), arguments)
     require_single_process("sweep")
-    sweep = load_config(options.config, overrides, SweepConfig)
+    sweep = with_model(load_config(options.config, overrides, SweepConfig))
     worker, workers = _worker_share(options.worker)
     if options.budget is not None:
         sweep = fit_to_budget(sweep, options.budget)
@@ -58,6 +65,7 @@ def main(arguments: list[str]) -> int:
     trials = [trial for chain in make_chains(sweep) for trial in chain]
     if options.dry_run or options.budget is not None:
         print(trial_table(sweep, trials))
+        print(heldout_cost(sweep, trials))
         return 0
     hours = chip_hours(sweep, trials)
     print(f"{sweep.output}: {len(trials)} trials, {hours:.3g} chip-hours of {sweep.chip}")

@@ -1,16 +1,23 @@
 """The command that trains a model: ``python -m llama_cpt.train CONFIG [options]``."""
 
 import argparse
+import contextlib
 import sys
 import time
 
+from etils import epath
+
 from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.runtime.distributed import distributed_session
+from llama_cpt.runtime.distributed import distributed_session, is_primary
 from llama_cpt.runtime.errors import one_line_errors
+from llama_cpt.runtime.metrics import FILE, read_lines
+from llama_cpt.training.ending import describe_ending
 from llama_cpt.training.run import build_run
+from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trace import NO_STEPS, steps_to_trace
 from llama_cpt.training.trainer import fit
+from llama_cpt.weights.initial_model import with_model
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,8 +53,13 @@ def main(arguments: list[str]) -> int:
     profile = steps_to_trace(options.profile) if options.profile else NO_STEPS
     config = load_config(options.config, overrides)
     with distributed_session():
+        config = with_model(config)
         run = build_run(config, make_mesh(config.mesh))
         outcome = fit(run, options.allow_change, started=started, profile=profile)
+        if outcome is Outcome.FINISHED and is_primary():
+            # The run is complete, even if its summary cannot be read or printed.
+            with contextlib.suppress(OSError):
+                print(describe_ending(config, read_lines(epath.Path(config.output) / FILE)))
         return outcome.value
 
 

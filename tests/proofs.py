@@ -82,6 +82,12 @@ PROOFS = (
         {"LLAMA_CPT_KILLS": "20"},
     ),
     Proof("processes", (*PYTEST, "-m", "proof", "tests/processes")),
+    Proof(
+        "real-model-parity",
+        (*PYTEST, "-s", "-m", "proof", "tests/weights/test_real_model.py"),
+        result=r"\d[\d,]* chats have the same tokens|.* margin .*|\d+ (?:passed|failed|skipped)",
+    ),
+    Proof("real-model", ("benchmarks.real_model",), result=r"English after .*"),
 )
 
 

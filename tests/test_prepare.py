@@ -70,7 +70,21 @@ def test_report_has_corpora_and_mixture(config_path, capsys):
         "at ALMR 0.25: 8 steps of 4 rows without repeating a row, 17 within data.max_epochs=2",
         "  10 steps: 1.00 epochs of zh",
         "  10 steps: 1.15 epochs of en",
+        "held-out evaluation: 2 times 1 document per corpus, 30 tokens, 5.0% of the run's 600 "
+        "tokens; 4 more would exceed 5%",
     ]
+
+
+def test_cost_of_evaluation_has_a_duration_and_a_warning(config_path, tmp_path, capsys, caplog):
+    (tmp_path / "run").mkdir()
+    line = json.dumps({"step": 4, "perf/evaluation_seconds": 20.0})
+    (tmp_path / "run/metrics.jsonl").write_text(f"{line}\n")
+    main([config_path, "--output", str(tmp_path / "run"), "--evaluation.documents", "9"])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "held-out evaluation: 6 times up to 9 documents per corpus, 720 tokens, 120.0% of the "
+        "run's 600 tokens, about 2m00s"
+    )
+    assert "held-out evaluation takes 120% of the run's tokens" in caplog.text
 
 
 def test_overrides_apply_and_too_many_epochs_are_a_warning(config_path, capsys, caplog):
@@ -121,6 +135,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_user_error_is_a_one_line_message(config_path, tmp_path):
     (tmp_path / "en.jsonl").write_text('{"text": 1}')
     failed = run(config_path)
@@ -131,9 +146,11 @@ def test_user_error_is_a_one_line_message(config_path, tmp_path):
     )
 
 
-def test_help_is_printed_and_unknown_options_are_rejected(config_path):
-    assert "--inspect N" in run("--help").stdout
-    assert "--inspect N" in run().stdout
+def test_help_is_printed_and_unknown_options_are_rejected(config_path, capsys):
+    for arguments in (["--help"], []):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        assert "--inspect N" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean"):
         main([config_path, "--data.alrm", "0.5"])
     for value in ("0", "-1", "many"):

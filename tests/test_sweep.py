@@ -30,6 +30,8 @@ def test_dry_run_prints_the_cost_and_trains_nothing(capsys):
     printed = capsys.readouterr().out
     assert re.search(r"40 trials +44,000 +92,274,688,000 +2\.87e\+03", printed)
     assert "v6e at MFU 50%, which is assumed" in printed
+    assert "\nheld-out evaluation: its cost is not known yet (" in printed
+    assert "is not prepared; run `" in printed
     assert not Path("runs/sweep_8b").exists()
 
 

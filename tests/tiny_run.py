@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
     CheckpointConfig,
     ComputeConfig,
@@ -15,7 +16,6 @@ from llama_cpt.config.schema import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
