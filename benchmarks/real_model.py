@@ -85,7 +85,7 @@ def _after(name: str, before: str) -> StudyRun:
 
 RATE = "--optimizer.peak-learning-rate"
 LONG = (
-    *("--num-steps", str(LONG_STEPS), "--evaluation.every-steps", "25"),
+    *("--num-steps", str(LONG_STEPS), "--evaluation.every-steps", "50"),
     *("--checkpoint.every-steps", "150"),
 )
 RUNS = (

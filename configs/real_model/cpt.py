@@ -45,8 +45,7 @@ config = TrainConfig(
     microbatch_size=2,
     compute=ComputeConfig(dtype="float32", remat="minimal"),
     checkpoint=CheckpointConfig(every_steps=75, keep=1),
-    evaluation=EvaluationConfig(
-        every_steps=75, early_evaluations=False, documents=16, batch_size=4
-    ),
+    # The number of held-out documents is computed, so that they take at most 5 % of the tokens.
+    evaluation=EvaluationConfig(every_steps=75, early_evaluations=False, batch_size=4),
     log_every_steps=5,
 )
