@@ -13,7 +13,6 @@ import logging
 import math
 import os
 from pathlib import Path
-import time
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,7 +27,7 @@ from llama_cpt.evaluation.scores import (
     BITS_PER_BYTE,
     LINES,
     ExampleScore,
-    append_scores,
+    ScoreWriter,
     start_task,
     unscored,
     write_task,
@@ -45,8 +44,6 @@ logger = logging.getLogger(__name__)
 TASK, NO_COUNTERPART = "bpb", "bpb_no_counterpart"
 BATCH_TOKENS = 4096
 """Number of tokens per device in a batch, including padding."""
-KEEP_SECONDS = 2.0
-"""Interval in seconds at which new scores are appended to the file of scores."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +121,10 @@ def score_texts(
             f"{folder.name} {TASK}: {len(pending):,} documents, {total:,} tokens, in windows of "
             f"{window:,} tokens"
         )
-    waiting: list[ExampleScore] = []
-    written = time.monotonic()
-    with Progress(f"{folder.name} {TASK}", float(total), "tokens") as progress:
+    with (
+        Progress(f"{folder.name} {TASK}", float(total), "tokens") as progress,
+        ScoreWriter(folder / f"{TASK}{LINES}") as scores,
+    ):
         nats = rolling_loglikelihood(
             decoder,
             documents,
@@ -135,15 +133,9 @@ def score_texts(
             batch_tokens=BATCH_TOKENS,
             on_scored=progress.update,
         )
-        try:
-            for number, nll in nats:
-                if is_primary():
-                    waiting.append(_score(pending[number], nll, len(ids[number])))
-                if time.monotonic() - written > KEEP_SECONDS:
-                    append_scores(folder / f"{TASK}{LINES}", waiting)
-                    waiting, written = [], time.monotonic()
-        finally:
-            append_scores(folder / f"{TASK}{LINES}", waiting)
+        for number, nll in nats:
+            if is_primary():
+                scores.add(_score(pending[number], nll, len(ids[number])))
 
 
 def write_no_counterpart(

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-import time
 from typing import Any, Protocol, runtime_checkable
 
 from lm_eval.api.instance import Instance
@@ -16,7 +15,7 @@ import numpy as np
 
 from llama_cpt.evaluation.benchmarks import Benchmark, runs_code
 from llama_cpt.evaluation.harness import HarnessModel
-from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, append_scores, unscored
+from llama_cpt.evaluation.scores import BITS_PER_BYTE, LINES, ExampleScore, ScoreWriter, unscored
 from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.progress import Progress
@@ -25,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 SEED = 1234
 """Seed for drawing worked examples, the same as in lm-evaluation-harness."""
-KEEP_SECONDS = 2.0
-"""Interval in seconds at which new scores are appended to the file of scores."""
 
 
 @runtime_checkable
@@ -138,26 +135,20 @@ def answer_questions(
     pending = [questions[number] for number in numbers]
     if not pending:
         return
-    file = folder / f"{name}{LINES}"
-    waiting: list[ExampleScore] = []
-    written, cut = time.monotonic(), 0
-    with Progress(f"{folder.name} {name}", float(len(pending)), "examples") as progress:
-        try:
-            for question in _answered(pending, model):
-                cut += question.cut
-                if is_primary():
-                    waiting.append(score_question(question))
-                if runs_code(name):
-                    # Only the primary process runs the generated code, which can take minutes. The
-                    # other processes wait here; in a collective of the next batch they would time
-                    # out.
-                    allgather_strings("", "generated code")
-                progress.update(1.0)
-                if time.monotonic() - written > KEEP_SECONDS:
-                    append_scores(file, waiting)
-                    waiting, written = [], time.monotonic()
-        finally:
-            append_scores(file, waiting)
+    cut = 0
+    with (
+        Progress(f"{folder.name} {name}", float(len(pending)), "examples") as progress,
+        ScoreWriter(folder / f"{name}{LINES}") as scores,
+    ):
+        for question in _answered(pending, model):
+            cut += question.cut
+            if is_primary():
+                scores.add(score_question(question))
+            if runs_code(name):
+                # Only the primary process runs the generated code, which can take minutes. The
+                # other processes wait here; in a collective of the next batch they would time out.
+                allgather_strings("", "generated code")
+            progress.update(1.0)
     if cut and is_primary():
         remedy = "; set fewer --shots" if questions[0].shots else ""
         logger.warning(

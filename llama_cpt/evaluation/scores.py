@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+import time
 from typing import Any
 
 from etils import epath
@@ -33,6 +34,8 @@ ROW_PER_GROUP = (BITS_PER_BYTE, RIGHT_LANGUAGE, RECALLED)
 """Metrics for which a comparison has a row for each group of a task."""
 JUDGE_FOLDER = "conversations"
 """Name of the folder of conversations and judgments, next to the folders of the models."""
+KEEP_SECONDS = 2.0
+"""Interval in seconds at which new scores are appended to the file of scores."""
 LINES, SETTINGS = ".jsonl", ".settings.json"
 SUMMARY = "summary.json"
 PARSEABLE_METRICS = ("parseable", "percent_parseable")
@@ -99,6 +102,33 @@ def append_scores(file: Path, scores: Iterable[ExampleScore]) -> None:
     """Append ``scores`` to ``file`` and sync the file to disk; call ``start_task`` first."""
     if rows := [_to_json(score) for score in scores]:
         append_lines(file, rows)
+
+
+class ScoreWriter:
+    """Context manager that appends added scores to ``file``; call ``start_task`` first.
+
+    The scores are appended every ``KEEP_SECONDS`` seconds and when the context ends.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._waiting: list[ExampleScore] = []
+        self._written = time.monotonic()
+
+    def __enter__(self) -> "ScoreWriter":
+        """Return this object."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Append the remaining scores, also after an error."""
+        append_scores(self._file, self._waiting)
+
+    def add(self, score: ExampleScore) -> None:
+        """Add a score, and append all added scores if ``KEEP_SECONDS`` seconds have passed."""
+        self._waiting.append(score)
+        if time.monotonic() - self._written > KEEP_SECONDS:
+            append_scores(self._file, self._waiting)
+            self._waiting, self._written = [], time.monotonic()
 
 
 def start_task(folder: Path, task: str, settings: Mapping[str, Any]) -> list[ExampleScore]:

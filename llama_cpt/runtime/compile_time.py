@@ -6,10 +6,9 @@ import jax
 
 from llama_cpt.runtime.progress import exclude_seconds
 
-_EVENTS = (
-    "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "/jax/core/compile/backend_compile_duration",
-)
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""Name of the event that JAX records after XLA compiled a program."""
+_EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", COMPILED)
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import sys
 
 import jax
 
-# Event that JAX records after XLA compiled a program.
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+from llama_cpt.runtime.compile_time import COMPILED
+
 # Programs that compile faster than this leave little memory behind.
 _LONG_SECONDS = 1.0
 
@@ -24,6 +24,6 @@ def release_after_compilations() -> None:
 
 
 def _release(event: str, duration_secs: float, **_: str | int) -> None:
-    if event == _COMPILED and duration_secs >= _LONG_SECONDS and sys.platform == "linux":
+    if event == COMPILED and duration_secs >= _LONG_SECONDS and sys.platform == "linux":
         # Only glibc has this function.
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)

@@ -92,7 +92,7 @@ def answer_findings(
 def _first_token_difference(
     comparison: AnswerComparison, stop_ids: Sequence[int]
 ) -> Difference | None:
-    """Return the first difference that is not a tie or, if there is none, the first tie.
+    """Return the first difference that is not a tie, or the first tie if all are ties.
 
     Differences at the end of an answer are part of another finding.
     """

@@ -22,6 +22,7 @@ from llama_cpt.config.sweep import (
 from llama_cpt.mixture_law.law import OptimalRate
 from llama_cpt.mixture_law.law_file import load_law
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.training.evaluation_plan import run_tokens
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def tokens_per_step(config: TrainConfig) -> int:
 
 def smallest_trial_tokens(trials: Sequence[Trial]) -> int:
     """Return the number of training tokens of the smallest trial, including padding."""
-    return min(trial.config.num_steps * tokens_per_step(trial.config) for trial in trials)
+    return min(run_tokens(trial.config) for trial in trials)
 
 
 def mean_almr(config: TrainConfig) -> Fraction:

@@ -1,6 +1,5 @@
 """Chat templates: golden renderings, spans in real chats, comparison with ``transformers``."""
 
-import gzip
 import json
 from pathlib import Path
 import re
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 from examples.bilingual_world.vocabulary import train_vocabulary
-from llama_cpt.data.chat.conversations import Conversation, InvalidRecordError, Message
-from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.chat.conversations import InvalidRecordError, Message
 from llama_cpt.data.chat.template import LLAMA3_JINJA, find_template, load_chat_template
 from llama_cpt.data.tokenizer.tokenizer import LLAMA3_PATTERN, load_tokenizer
 from llama_cpt.runtime.errors import UserError
 from tests.byte_tokenizer import write_byte_tokenizer
+from tests.real_chats import real_chats
 
 # Llama 3's chat template, as in its tokenizer_config.json.
 MARKED_JINJA = (
@@ -104,28 +103,18 @@ def test_real_chats(llama3, shared_data, every, count):
     """The ids are tiktoken's for the rendered text; spans cover only answers and end tokens."""
     template, parsed = load_chat_template(llama3, "auto"), with_special_parsed(llama3)
     seen = 0
-    for path in sorted((shared_data / "sft").rglob("*.json*")):
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-        array = text.lstrip().startswith("[")
-        records = json.loads(text) if array else list(map(json.loads, text.splitlines()))
-        for record in records[::every]:
-            try:
-                chat = read_record(record)[1]
-            except InvalidRecordError:
-                continue
-            assert isinstance(chat, Conversation)
-            messages = chat.messages
-            rendering = template.render(messages)
-            answers = [m.content.strip() for m in messages if m.role == "assistant"]
-            spoken = [rendering.tokens[a:b].tolist() for a, b in rendering.assistant_spans]
-            assert spoken == [parsed(f"{answer}<|eot_id|>") for answer in answers]
-            turns = [
-                f"<|start_header_id|>{m.role}<|end_header_id|>\n\n{m.content.strip()}<|eot_id|>"
-                for m in messages
-            ]
-            assert rendering.tokens.tolist() == parsed("<|begin_of_text|>" + "".join(turns))
-            seen += 1
+    for chat in real_chats(shared_data, every):
+        messages = chat.messages
+        rendering = template.render(messages)
+        answers = [m.content.strip() for m in messages if m.role == "assistant"]
+        spoken = [rendering.tokens[a:b].tolist() for a, b in rendering.assistant_spans]
+        assert spoken == [parsed(f"{answer}<|eot_id|>") for answer in answers]
+        turns = [
+            f"<|start_header_id|>{m.role}<|end_header_id|>\n\n{m.content.strip()}<|eot_id|>"
+            for m in messages
+        ]
+        assert rendering.tokens.tolist() == parsed("<|begin_of_text|>" + "".join(turns))
+        seen += 1
     assert seen == count
 
 

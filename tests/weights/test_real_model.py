@@ -13,8 +13,7 @@ import torch
 import transformers
 
 from benchmarks.smollm2 import cached_model
-from llama_cpt.data.chat.conversations import Conversation, InvalidRecordError, Message
-from llama_cpt.data.chat.formats import read_record
+from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.template import ChatTemplate, load_chat_template
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.generation.decoder import make_decoder
@@ -22,6 +21,7 @@ from llama_cpt.generation.generate import generate
 from llama_cpt.model.llama import Llama
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.hf_weights import load_hf
+from tests.real_chats import real_chats
 
 pytestmark = pytest.mark.slow
 
@@ -113,20 +113,10 @@ def test_greedy_answers_equal_transformers(count, folder, template, shared_data)
 def test_chats_render_as_in_transformers(every, folder, template, shared_data):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     seen = 0
-    for path in sorted((shared_data / "sft").rglob("*.json*")):
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-        array = text.lstrip().startswith("[")
-        records = json.loads(text) if array else list(map(json.loads, text.splitlines()))
-        for record in records[::every]:
-            try:
-                chat = read_record(record)[1]
-            except InvalidRecordError:
-                continue
-            assert isinstance(chat, Conversation)
-            messages = [{"role": m.role, "content": m.content} for m in chat.messages]
-            expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-            assert template.render(chat.messages).tokens.tolist() == expected
-            seen += 1
+    for chat in real_chats(shared_data, every):
+        messages = [{"role": m.role, "content": m.content} for m in chat.messages]
+        expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+        assert template.render(chat.messages).tokens.tolist() == expected
+        seen += 1
     print(f"{seen:,} chats have the same tokens")
     assert seen > 200

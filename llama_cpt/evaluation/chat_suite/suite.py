@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import importlib.util
 import logging
 from pathlib import Path
-import time
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -30,12 +29,11 @@ from llama_cpt.evaluation.chat_suite.tasks import (
 from llama_cpt.evaluation.harness import HarnessModel
 from llama_cpt.evaluation.named_models import LoadedModel
 from llama_cpt.evaluation.questions import (
-    KEEP_SECONDS,
     AnswerModel,
     answer_questions,
     make_questions,
 )
-from llama_cpt.evaluation.scores import LINES, ExampleScore, append_scores, unscored
+from llama_cpt.evaluation.scores import LINES, ExampleScore, ScoreWriter, unscored
 from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UsageError, UserError
 from llama_cpt.runtime.progress import Progress
@@ -116,27 +114,21 @@ def score_task(
     numbers = unscored(keys, folder, task.name, dict(settings) | {"questions": task.digest})
     if not numbers:
         return
-    file = folder / f"{task.name}{LINES}"
     pending = [prompts[number] for number in numbers]
     # Without a temperature, answers are greedy.
     options = {"until": [], "max_gen_toks": task.answer_tokens}
     requests = [
         Instance("generate_until", {}, (render(prompt.text), options), 0) for prompt in pending
     ]
-    waiting: list[ExampleScore] = []
-    written = time.monotonic()
-    with Progress(f"{folder.name} {task.name}", float(len(pending)), "prompts") as progress:
-        try:
-            for number, answer in model.answers("generate_until", requests):
-                if is_primary():
-                    cut = number in model.cut
-                    waiting.append(score_answer(task, pending[number], str(answer), cut=cut))
-                progress.update(1.0)
-                if time.monotonic() - written > KEEP_SECONDS:
-                    append_scores(file, waiting)
-                    waiting, written = [], time.monotonic()
-        finally:
-            append_scores(file, waiting)
+    with (
+        Progress(f"{folder.name} {task.name}", float(len(pending)), "prompts") as progress,
+        ScoreWriter(folder / f"{task.name}{LINES}") as scores,
+    ):
+        for number, answer in model.answers("generate_until", requests):
+            if is_primary():
+                cut = number in model.cut
+                scores.add(score_answer(task, pending[number], str(answer), cut=cut))
+            progress.update(1.0)
 
 
 def score_answer(
