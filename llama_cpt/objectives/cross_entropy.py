@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_cpt.parallel.mesh import TOKEN_AXES, partition_spec
-from llama_cpt.parallel.vocab_parallel import VocabGroups, make_vocab_groups
+from llama_cpt.parallel.vocab_parallel import VocabGroups, make_vocab_groups, psum
 
 
 def _custom_vjp(*nondiff_argnums: int) -> Callable[[Callable[..., Any]], Any]:
@@ -149,7 +149,7 @@ def _losses(
     chunks = _chunks(hidden, targets, weights, chunk_tokens // groups.size)
     loss, nll = jax.lax.scan(chunk, jnp.float32(0), chunks)
     # Every device of a group has added the losses of all tokens of the group.
-    return jax.lax.psum(loss, TOKEN_AXES) / groups.size, _unchunked(nll, targets.shape)
+    return psum(loss, TOKEN_AXES) / groups.size, _unchunked(nll, targets.shape)
 
 
 def _losses_and_gradients(
@@ -188,7 +188,7 @@ def _losses_and_gradients(
     # unscattered gradient of the head would stay in memory during that backward pass.
     d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, groups.scatter_rows(d_head)))
     return (
-        jax.lax.psum(loss, TOKEN_AXES) / groups.size,
+        psum(loss, TOKEN_AXES) / groups.size,
         _unchunked(nll, targets.shape),
         _unchunked(d_hidden, hidden.shape),
         d_head,

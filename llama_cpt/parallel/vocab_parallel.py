@@ -20,6 +20,20 @@ from llama_cpt.parallel.mesh import partition_spec
 VOCAB_AXIS, EMBED_AXIS = partition_spec("vocab", "embed")
 
 
+def one_device() -> bool:
+    """Return whether the current mesh has one device, so that no collective is needed.
+
+    On a CPU, XLA copies the operand of a collective even on one device. For a model of 135 million
+    parameters, these copies took a tenth of the time of a training step.
+    """
+    return jax.sharding.get_abstract_mesh().size == 1
+
+
+def psum(x: Float[Array, "*dims"], axes: str | tuple[str, ...]) -> Float[Array, "*dims"]:
+    """Return the sum of ``x`` over the devices on the mesh axes ``axes``."""
+    return x if one_device() else jax.lax.psum(x, axes)
+
+
 @dataclass(frozen=True)
 class VocabGroups:
     """Collectives for groups of devices. The rows of a table are divided among a group's devices.
@@ -55,6 +69,8 @@ class VocabGroups:
         # all-to-all within a group leaves each device with its share of the rows and the embed
         # slices of its group. The all-gather across groups adds the remaining embed slices.
         x = table.astype(dtype)
+        if one_device():
+            return x
         x = jax.lax.all_to_all(
             x, EMBED_AXIS, 0, 1, axis_index_groups=self.within_groups, tiled=True
         )
@@ -69,6 +85,8 @@ class VocabGroups:
         the device's group. The result is summed over all tokens. This method is the transpose of
         ``gather_rows``.
         """
+        if one_device():
+            return gradient
         x = jax.lax.psum_scatter(
             gradient,
             EMBED_AXIS,
@@ -84,6 +102,8 @@ class VocabGroups:
 
     def gather_tokens(self, x: Shaped[Array, "own ..."]) -> Shaped[Array, "all ..."]:
         """Return the arrays ``x`` of all devices of the group, concatenated along dimension 0."""
+        if one_device():
+            return x
         return jax.lax.all_gather(x, EMBED_AXIS, axis_index_groups=self.within_groups, tiled=True)
 
     def scatter_tokens(self, x: Float[Array, "all ..."]) -> Float[Array, "own ..."]:
@@ -91,6 +111,8 @@ class VocabGroups:
 
         ``x`` is the contribution of this device's share to all tokens of the group.
         """
+        if one_device():
+            return x
         x = jax.lax.psum_scatter(x, EMBED_AXIS, axis_index_groups=self.within_groups, tiled=True)
         return jax.lax.psum(x, VOCAB_AXIS)
 
@@ -105,12 +127,16 @@ class VocabGroups:
 
     def sum(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         """Return the sum of ``x`` over the devices that together hold all rows of the table."""
+        if one_device():
+            return x
         return jax.lax.psum(
             jax.lax.psum(x, EMBED_AXIS, axis_index_groups=self.within_groups), VOCAB_AXIS
         )
 
     def max(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         """Return the maximum of ``x`` over the devices that together hold all rows of the table."""
+        if one_device():
+            return x
         return jax.lax.pmax(
             jax.lax.pmax(x, EMBED_AXIS, axis_index_groups=self.within_groups), VOCAB_AXIS
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import math
+import re
 from typing import Any
 
 from flax import nnx
@@ -48,6 +49,11 @@ class Setup:
         with jax.set_mesh(self.mesh):
             self.state, metrics = self.step(self.state, batch, np.float32(rate))
         return jax.device_get(metrics)
+
+    def lowered(self) -> str:
+        """Return the StableHLO text of the step."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(self.state, ragged_batch(1), np.float32(0)).as_text()
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +225,12 @@ def test_warmup_starts_from_the_initial_rate():
 def test_phases_that_do_not_fit_are_rejected(fields):
     with pytest.raises(UserError, match="optimizer"):
         rates(50, **fields)
+
+
+@pytest.mark.parametrize(("mesh_name", "exchanges"), [("1x1", False), ("4x2", True)])
+def test_step_of_one_device_has_no_collectives(mesh_name, exchanges):
+    """On a CPU, XLA copies the embedding and its gradient for a collective on one device."""
+    found = re.findall(
+        "stablehlo.(all_gather|all_reduce|all_to_all|reduce_scatter)", Setup(mesh_name).lowered()
+    )
+    assert bool(found) == exchanges
