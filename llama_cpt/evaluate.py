@@ -121,7 +121,8 @@ def _score_all(
     options: argparse.Namespace,
 ) -> None:
     """Score the models one at a time, and print the scores and a comparison of the models."""
-    summaries, window = [], named_models.scoring_window(specs)
+    heldout_of = load_config(options.heldout_of).data if options.heldout_of else None
+    summaries, window = [], named_models.scoring_window(specs, heldout_of)
     for label, spec in specs.items():
         folder = Path(options.output) / label
         with _locked(folder) if is_primary() else contextlib.nullcontext():

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.schema import DataConfig
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.generation.decoder import Decoder, decoder_mesh, load_decoder
 from llama_cpt.runtime.errors import UserError
@@ -102,15 +103,17 @@ def check_model(label: str, source: str, options: ModelOptions) -> ModelSpec:
     return ModelSpec(source, config, prompts, data.sequence_length if data else None)
 
 
-def scoring_window(specs: Mapping[str, ModelSpec]) -> int:
+def scoring_window(specs: Mapping[str, ModelSpec], heldout_of: DataConfig | None) -> int:
     """Return the maximum number of tokens per window in which documents are scored.
 
-    The window is the same for all models, because a longer window lowers the bits per byte. If some
-    models are runs, the window is the smallest sequence length of these runs, with which their
-    training measures held-out text. Otherwise it is ``MAX_WINDOW``. It is never longer than the
-    context of a model.
+    The window is the same for all models, because a longer window lowers the bits per byte. It is
+    the smallest sequence length of the models that are runs and of ``heldout_of``, the section
+    that names the documents. Training measures held-out text with the same windows. Without any of
+    them, the window is ``MAX_WINDOW``. It is never longer than the context of a model.
     """
     runs = [spec.sequence_length for spec in specs.values() if spec.sequence_length]
+    if heldout_of:
+        runs.append(heldout_of.sequence_length)
     contexts = (spec.config.context_length for spec in specs.values())
     return min(min(runs, default=MAX_WINDOW), *contexts)
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_cpt.config.schema import MeshConfig
+from llama_cpt.config.schema import CorpusConfig, DataConfig, MeshConfig
 from llama_cpt.evaluation import rolling
 from llama_cpt.evaluation.named_models import MAX_WINDOW, ModelSpec, scoring_window
 from llama_cpt.evaluation.rolling import make_batches, rolling_loglikelihood, row_length
@@ -72,18 +72,23 @@ def test_all_tokens_of_all_documents_are_scored_and_reported(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("runs", "contexts", "window"),
+    ("runs", "contexts", "heldout_of", "window"),
     [
-        ((None, None), (8192, 131072), MAX_WINDOW),
-        ((None, None), (8192, 512), 512),
-        ((None, 1024), (8192, 8192), 1024),
-        ((2048, 256), (8192, 8192), 256),
-        ((None, 1024), (512, 8192), 512),
+        ((None, None), (8192, 131072), None, MAX_WINDOW),
+        ((None, None), (8192, 512), None, 512),
+        ((None, 1024), (8192, 8192), None, 1024),
+        ((2048, 256), (8192, 8192), None, 256),
+        ((None, 1024), (512, 8192), None, 512),
+        ((None, None), (8192, 8192), 256, 256),
+        ((None, 256), (8192, 8192), 1024, 256),
     ],
 )
-def test_window_is_the_same_for_all_models(runs, contexts, window):
+def test_window_is_the_same_for_all_models(runs, contexts, heldout_of, window):
     specs = {
         str(number): ModelSpec("", tiny_model(8, context_length=context), None, run)  # pyright: ignore[reportArgumentType]
         for number, (run, context) in enumerate(zip(runs, contexts, strict=True))
     }
-    assert scoring_window(specs) == window
+    data = None
+    if heldout_of:
+        data = DataConfig("tokenizer", "rows", heldout_of, 0, original=(CorpusConfig("en", "a"),))
+    assert scoring_window(specs, data) == window
