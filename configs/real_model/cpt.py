@@ -40,12 +40,12 @@ config = TrainConfig(
         document_tokens=("", "<|endoftext|>"),
     ),
     optimizer=OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=8),
-    num_steps=75,
+    num_steps=50,
     global_batch_size=8,
     microbatch_size=2,
     compute=ComputeConfig(dtype="float32", remat="minimal"),
-    checkpoint=CheckpointConfig(every_steps=75, keep=1),
+    checkpoint=CheckpointConfig(every_steps=50, keep=1),
     # The number of held-out documents is computed, so that they take at most 5 % of the tokens.
-    evaluation=EvaluationConfig(every_steps=75, early_evaluations=False, batch_size=4),
+    evaluation=EvaluationConfig(every_steps=50, early_evaluations=False, batch_size=4),
     log_every_steps=5,
 )
