@@ -20,6 +20,10 @@ SHORTEST_PREFIX = 32
 """Minimum number of common tokens for which rows form a group."""
 SHORTEST_ROW = 32
 """Minimum padded length of a row in tokens."""
+MOST_OPTION_TOKENS = 256
+"""Maximum number of option tokens in a row with several options. Attention needs memory and time in
+proportion to the square of the length of a row, and in some tasks all requests have the same empty
+context. Rows with the same long context are cheap, because it is their common prefix."""
 FEW = 8
 """Ratio of the larger to the smaller of the two possible numbers of rows in a batch."""
 
@@ -60,8 +64,8 @@ def make_rows(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> li
 
     As in lm-evaluation-harness, a context is truncated on the left so that the context and the
     continuation without its last token fit into ``context_length`` tokens. Requests with the same
-    context are in the same row if the row has room for them. Raises UserError if a continuation is
-    longer than ``context_length``.
+    context share a row that has room for ``MOST_OPTION_TOKENS``. Raises UserError if a continuation
+    is longer than ``context_length``.
     """
     rows: list[QuestionRow] = []
     open_rows: dict[bytes, QuestionRow] = {}
@@ -73,7 +77,8 @@ def make_rows(pairs: Sequence[tuple[Tokens, Tokens]], context_length: int) -> li
             )
         kept = context[-(context_length + 1 - len(option)) :]
         row = open_rows.get(kept.tobytes())
-        if row is None or row.length(0) + len(option) - 1 > context_length:
+        most = min(len(kept) + MOST_OPTION_TOKENS, context_length)
+        if row is None or row.length(0) + len(option) - 1 > most:
             row = open_rows[kept.tobytes()] = QuestionRow(kept)
             rows.append(row)
         row.options.append((number, option))

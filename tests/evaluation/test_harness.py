@@ -8,6 +8,7 @@ import pytest
 from llama_cpt.config.schema import MeshConfig
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.evaluation.question_rows import (
+    MOST_OPTION_TOKENS,
     group_by_prefix,
     make_batches,
     make_rows,
@@ -151,3 +152,14 @@ def test_every_request_is_batched_once_with_its_shared_prefix():
             assert all(row.length(group.prefix) <= size for row in rows)
             numbers += [request for row in rows for request, _ in row.options]
     assert sorted(numbers) == list(range(len(pairs)))
+
+
+def test_rows_are_short_if_all_requests_have_the_same_context():
+    """Attention over one row of thousands of options needs gigabytes."""
+    context, option = np.array([1], np.int32), np.arange(10, dtype=np.int32)
+    rows = make_rows([(context, option)] * 700, 8192)
+    assert max(row.length(0) for row in rows) <= 1 + MOST_OPTION_TOKENS
+    assert [number for row in rows for number, _ in row.options] == list(range(700))
+    # A single option can be as long as the context of the model.
+    [row] = make_rows([(context, np.zeros(8192, np.int32))], 8192)
+    assert row.length(0) == 8192
