@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 import contextlib
+import difflib
 import re
 
 from etils import epath
@@ -64,6 +65,7 @@ def hub_errors(name: str, remedy: str) -> Generator[None]:
             "hub, run `hf auth login`."
         ) from None
     except errors.LocalEntryNotFoundError:
+        _raise_if_mistyped(name)
         raise UnreachableError(
             f"{name}: no such folder here, and the hub cannot be reached; check the network, or "
             "name a folder that holds the files."
@@ -71,6 +73,16 @@ def hub_errors(name: str, remedy: str) -> Generator[None]:
     except DOWNLOAD_ERRORS as error:
         kind = UnreachableError if _is_transient(error) else UserError
         raise kind(f"{name}: the download failed: {first_line(error)}. {remedy}") from None
+
+
+def _raise_if_mistyped(name: str) -> None:
+    """Raise UserError if ``name`` is probably a wrong path: its first part is a local folder."""
+    parent, _, last = name.partition("/")
+    if epath.Path(parent).is_dir():
+        folders = sorted(path.name for path in epath.Path(parent).iterdir() if path.is_dir())
+        similar = difflib.get_close_matches(last, folders, n=1)
+        remedy = f"did you mean {parent}/{similar[0]}?" if similar else "correct the path."
+        raise UserError(f"{name}: no such folder, and the hub cannot be reached; {remedy}")
 
 
 def _download(name: str, patterns: list[str]) -> str:

@@ -87,7 +87,11 @@ def call(endpoint: str, home: Path, *names: str) -> list[str]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", CALLS, *names], env=environment, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", CALLS, *names],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=home,
     )
     return done.stdout.decode().splitlines()
 
@@ -112,8 +116,14 @@ def test_download_without_weights(hub, tmp_path):
 
 
 def test_no_network(tmp_path):
-    [printed] = call("http://localhost:9", tmp_path, "org/model")
-    assert printed.startswith("75 org/model: no such folder here, and the hub cannot be reached")
+    (tmp_path / "weights" / "smollm2").mkdir(parents=True)
+    names = "org/model", "weights/smollm", "weights/other"
+    absent, similar, other = call("http://localhost:9", tmp_path, *names)
+    assert absent.startswith("75 org/model: no such folder here, and the hub cannot be reached")
+    # The folder ``weights`` exists, so the name is a wrong path, for which no retry helps.
+    assert similar.startswith("78 weights/smollm: no such folder")
+    assert similar.endswith("did you mean weights/smollm2?")
+    assert other.startswith("78 ") and other.endswith("correct the path.")
 
 
 def test_folders(tmp_path):
