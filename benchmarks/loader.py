@@ -88,7 +88,7 @@ def open_loader(folder: Path, batch_size: int, step: int) -> Generator[Any]:
     """Return the loader's iterator over batches of ``batch_size`` rows, starting at ``step``."""
     sources = [TokenRows(str(folder / name)) for name in CORPORA]
     members = [
-        MixtureCorpus(name, len(source), Fraction(1))
+        MixtureCorpus(name, len(source), ((0, Fraction(1)),))
         for name, source in zip(CORPORA, sources, strict=True)
     ]
     mixture = Mixture(((0, Fraction("0.33")),), tuple(members[:2]), tuple(members[2:]), seed=0)

@@ -1,6 +1,7 @@
 """Config classes for runs, sweeps and pipelines, for import in Python config files."""
 
 from llama_cpt.config.model import ModelConfig, RopeScaling
+from llama_cpt.config.monitors import ForgettingConfig, SpikeConfig
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import (
     ChatConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "EvaluationConfig",
+    "ForgettingConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "PreferenceConfig",
     "RopeScaling",
     "SizeConfig",
+    "SpikeConfig",
     "SweepConfig",
     "TrainConfig",
 ]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from etils import epath
 import tyro
 
+from llama_cpt.config.added_corpora import with_added_corpora
 from llama_cpt.config.fields import (
     ConfigSection,
     did_you_mean,
@@ -215,6 +216,7 @@ def _from_json(path: str, kind: type[Config]) -> Config:
 def _apply_overrides(config: Config, kind: type[Config], overrides: list[str]) -> Config:
     if not overrides:
         return config
+    config = with_added_corpora(config, overrides)
     # Without AvoidSubcommands, tyro would create subcommands for unions such as ``objective``.
     annotated: Any = Annotated[kind, tyro.conf.AvoidSubcommands]
     output = io.StringIO()

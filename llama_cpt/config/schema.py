@@ -7,12 +7,12 @@ declare whether the compiled step depends on a field and whether the field can c
 """
 
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
 
 from llama_cpt.config.chat import ChatConfig
+from llama_cpt.config.corpus import CorpusConfig
 from llama_cpt.config.fields import (
     ConfigSection,
     option,
@@ -24,7 +24,9 @@ from llama_cpt.config.fields import (
 )
 from llama_cpt.config.lora import LoraConfig
 from llama_cpt.config.model import ModelConfig
+from llama_cpt.config.monitors import ForgettingConfig, SpikeConfig
 from llama_cpt.config.objectives import NextTokenConfig, PreferenceConfig
+from llama_cpt.config.stages import Stages, check_weights, exact_stages
 from llama_cpt.runtime.errors import UserError
 
 
@@ -79,22 +81,6 @@ class MeshConfig(ConfigSection):
         return replace(self, fsdp=-1 if rest else self.fsdp * self.context, context=1)
 
 
-@dataclass(frozen=True)
-class CorpusConfig(ConfigSection):
-    """A corpus of documents or conversations from one source."""
-
-    name: str
-    source: str = field(metadata=traits(on_resume="ignore"))
-    """Path or glob (local or ``gs://``) of JSON Lines, Parquet or text files, which can be
-    compressed; or a TFDS dataset as ``tfds:NAME`` or ``tfds:NAME:SPLIT``. A path that exists is not
-    treated as a glob."""
-    weight: float = 1.0
-    """Weight in the group (``additional`` or ``original``): the corpus provides weight / (sum of
-    the group's weights) of the group's rows."""
-    text_field: str = "text"
-    """Name of the record field that contains the text."""
-
-
 def _num_corpora(data: "DataConfig") -> int:
     """Return the number of training corpora. The compiled step computes a loss per corpus."""
     return len(data.additional + data.original)
@@ -133,23 +119,26 @@ class DataConfig(ConfigSection):
     """Names of the tokens before and after each document; the first can be empty. None means the
     tokens that the tokenizer adds before a text, and EOS."""
     chat: ChatConfig | None = None
-    """If set, ``additional`` and ``original`` contain conversations, or preferences if the
-    objective is a preference loss. If None, they contain documents. ``heldout`` always contains
-    documents."""
+    """Options of conversations. If set, ``additional`` and ``original`` contain conversations,
+    except corpora with ``kind="documents"``; with a preference loss, they contain preferences. If
+    None, they contain documents. ``heldout`` always contains documents."""
 
-    def almr_stages(self) -> tuple[tuple[int, Fraction], ...]:
+    def kind_of(self, corpus: CorpusConfig) -> str:
+        """Return the kind of a training corpus: ``documents`` or ``conversations``."""
+        if corpus.kind == "auto":
+            return "conversations" if self.chat else "documents"
+        return corpus.kind
+
+    def corpora_of(self, kind: str) -> list[CorpusConfig]:
+        """Return the training corpora of ``kind``: ``documents`` or ``conversations``."""
+        return [one for one in self.additional + self.original if self.kind_of(one) == kind]
+
+    def almr_stages(self) -> Stages:
         """Return ``((from_step, almr), ...)`` with exact decimal ratios; the first step is 0.
 
         Raises UserError if the steps do not increase or a ratio is outside [0, 1].
         """
-        stages = self.almr if isinstance(self.almr, tuple) else ((0, self.almr),)
-        steps = [step for step, _ in stages]
-        if not stages or steps[0] != 0 or steps != sorted(set(steps)):
-            raise UserError(f"data.almr={self.almr}: its steps must start at 0 and increase.")
-        for _, almr in stages:
-            if not 0 <= almr <= 1:
-                raise UserError(f"data.almr={almr:g} must be in [0, 1]; set a share of tokens.")
-        return tuple((step, Fraction(str(almr))) for step, almr in stages)
+        return exact_stages("data.almr", self.almr, share=True)
 
     def __post_init__(self) -> None:
         """Validate the paths, the mixture ratio, the corpora and their names."""
@@ -172,11 +161,33 @@ class DataConfig(ConfigSection):
                 if names.count(name) > 1:
                     raise UserError(f"data: two corpora are named {name!r}; rename one of them.")
         for corpus in self.additional + self.original:
-            require_above_zero(f"data: weight of corpus {corpus.name!r}", corpus.weight)
             if corpus.name in ("additional", "original"):
                 raise UserError(
                     f"corpus name {corpus.name!r} is reserved for the metric "
                     f"train/{corpus.name}/loss; choose another."
+                )
+        self._check_weights()
+        self._check_kinds()
+
+    def _check_weights(self) -> None:
+        added = self.almr_stages()
+        kept = tuple((step, 1 - almr) for step, almr in added)
+        groups = (("additional", added, self.additional), ("original", kept, self.original))
+        for group, shares, corpora in groups:
+            check_weights(group, shares, {one.name: one.weight_stages() for one in corpora})
+
+    def _check_kinds(self) -> None:
+        chats = self.corpora_of("conversations")
+        if chats and self.chat is None:
+            raise UserError(
+                f"data: corpus {chats[0].name!r} has kind=conversations, but data.chat is not set; "
+                "set data.chat=ChatConfig()."
+            )
+        for corpus in self.heldout:
+            if corpus.kind == "conversations":
+                raise UserError(
+                    f"data.heldout: corpus {corpus.name!r} has kind=conversations, but held-out "
+                    "corpora contain documents; name a source of documents."
                 )
 
 
@@ -288,6 +299,8 @@ class TrainConfig(ConfigSection):
     checkpoint: CheckpointConfig = option(CheckpointConfig)
     evaluation: EvaluationConfig = option(EvaluationConfig)
     log_every_steps: int = option(10, compiled=False, on_resume="warn")
+    spikes: SpikeConfig = option(SpikeConfig)
+    forgetting: ForgettingConfig = option(ForgettingConfig)
 
     @property
     def architecture(self) -> ModelConfig:
@@ -298,6 +311,13 @@ class TrainConfig(ConfigSection):
         if self.model is None:
             raise UserError("model is not set; set it, or name the initial weights in init_from.")
         return self.model
+
+    @property
+    def watched_corpora(self) -> tuple[str, ...]:
+        """Names of the held-out corpora that the forgetting alarm watches."""
+        original = tuple(corpus.name for corpus in self.data.original)
+        heldout = tuple(corpus.name for corpus in self.data.heldout)
+        return self.forgetting.watched(original, heldout)
 
     @property
     def num_microbatches(self) -> int:
@@ -320,9 +340,16 @@ class TrainConfig(ConfigSection):
         require_nonempty("", output=self.output)
         require_at_least(1, self, "", "num_steps", "global_batch_size", "log_every_steps")
         self._check_sizes()
+        _ = self.watched_corpora  # Raises UserError if a corpus is missing.
         if isinstance(self.objective, PreferenceConfig) and self.data.chat is None:
             raise UserError(
                 f"objective.loss={self.objective.loss} needs preference data; set data.chat."
+            )
+        documents = self.data.corpora_of("documents")
+        if isinstance(self.objective, PreferenceConfig) and documents:
+            raise UserError(
+                f"objective.loss={self.objective.loss} needs preference data, but corpus "
+                f"{documents[0].name!r} has kind=documents; remove it, or set another objective."
             )
         if self.lora and not self.init_from:
             raise UserError("lora needs trained weights; set init_from to their folder.")

@@ -20,7 +20,7 @@ from llama_cpt.hardware.chips import CHIPS
 from llama_cpt.runtime.errors import UserError
 
 Value = bool | int | float | str | tuple[tuple[int, float], ...]
-"""Type of a swept value. A tuple is an ALMR that changes at given steps (``DataConfig.almr``)."""
+"""Type of a swept value. A tuple is an ALMR or weight that changes at given steps."""
 
 ALMR_FIELD, LEARNING_RATE_FIELD = "data.almr", "optimizer.peak_learning_rate"
 

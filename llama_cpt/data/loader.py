@@ -83,16 +83,22 @@ def read_batch(
     """
     flat = row_numbers.reshape(-1)
     corpus, index = mixture.locate(flat)
-    parts = [corpora[c].read(index[corpus == c]) for c in np.unique(corpus)]
+    parts = []
+    for c in np.unique(corpus):
+        mine = corpus == c
+        rows = corpora[c].read(index[mine])
+        if isinstance(rows, PackedBlock):
+            parts.append(packed_batch(rows, corpus[mine], flat[mine]))
+        else:
+            parts.append(row_batch(rows, corpus[mine], flat[mine]))
     # ``parts`` contains the rows sorted by corpus. The double argsort is the inverse of this stable
     # sort, so it restores the order of ``row_numbers``.
     inverse = np.argsort(np.argsort(corpus, kind="stable"), kind="stable")
-    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[inverse], *parts)
-    if isinstance(rows, PackedBlock):
-        batch: Batch = packed_batch(rows, corpus, flat)
-    else:
-        batch = row_batch(rows, corpus, flat)
-    return jax.tree.map(lambda x: x.reshape(*row_numbers.shape, -1), batch)
+
+    def joined(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate(arrays)[inverse].reshape(*row_numbers.shape, -1)
+
+    return jax.tree.map(joined, *parts)
 
 
 def row_batch(

@@ -55,6 +55,10 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self._records)
 
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the path of the file with the row at ``index``, and the row's index in it."""
+        return self._records.place(index)
+
     def read(self, indices: Integer[np.ndarray, " n"]) -> PackedBlock:
         """Return the rows at ``indices``; several threads can call this method at the same time."""
         names = record_fields(self._kind)
@@ -110,7 +114,7 @@ def open_packed_rows(
 
     ``references`` contains the reference log-probabilities of each corpus, as in ``PackedRows``.
     """
-    slots = max(PackedRows(folder).slots for folder in folders)
+    slots = max((PackedRows(folder).slots for folder in folders), default=0)
     opened = zip(folders, references, strict=True)
     return tuple(PackedRows(folder, slots=slots, reference=array) for folder, array in opened)
 

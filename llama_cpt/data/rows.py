@@ -108,6 +108,10 @@ class Manifest:
     """Fingerprint of the tokenizer in version 1 if the manifest was converted; otherwise empty."""
     dropped_fields: dict[str, int] = field(default_factory=dict)
     """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
+    dropped: str = ""
+    """Digest of the list of documents that are left out; empty if there are none."""
+    dropped_documents: dict[str, int] = field(default_factory=dict)
+    """Number of valid documents that are left out, by reason: overlap or duplicate."""
     without_checksums: list[str] = field(default_factory=list)
     """Paths of the Parquet source files whose pages have no checksums."""
 
@@ -261,6 +265,11 @@ class Records:
                 records[index] = record
         return records
 
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the path of the file with the record at ``index``, and its index in the file."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self._paths[shard], index - int(self._ends[shard - 1] if shard else 0)
+
     def _open(self) -> list[Any]:
         """Open all files and return their readers."""
         counts = np.diff(self._ends, prepend=0).tolist()
@@ -330,6 +339,10 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the path of the file with the row at ``index``, and the row's index in it."""
+        return self._records.place(index)
 
     def read(self, indices: Integer[np.ndarray, " n"]) -> UInt32[np.ndarray, "n row_tokens"]:
         """Return the rows at ``indices`` as uint32 (n, sequence_length + 1)."""

@@ -82,6 +82,15 @@ PREFERENCES = (
         "KTO's estimate of the KL divergence from the reference. Written only for `kto`.",
     ),
 )
+SPIKES = (
+    Metric(
+        "train/spikes",
+        "spikes",
+        "Number of spikes of the loss or the gradient norm so far, including those in steps that "
+        "were rolled back. Written only if `spikes.action` is not `none`. The step of a spike that "
+        "is not rolled back always has a line.",
+    ),
+)
 HELD_OUT = (
     Metric(
         "eval/NAME/loss",
@@ -95,7 +104,19 @@ HELD_OUT = (
         "Negative base-2 log-likelihood of all held-out documents, divided by the number of UTF-8 "
         "bytes in their text.",
     ),
-    Metric("perf/evaluation_seconds", "seconds", "Duration of the held-out evaluation."),
+    Metric(
+        "eval/NAME/forgetting",
+        "",
+        "`eval/NAME/bits_per_byte` divided by its value before the first step, minus 1. Written "
+        "only for the corpora that the forgetting alarm watches.",
+    ),
+    Metric(
+        "probe/TASK",
+        "as the metric of the benchmark",
+        "Mean score of benchmark `TASK` over the questions of the few-shot probe. Written only "
+        "with the option `--probe`.",
+    ),
+    Metric("perf/evaluation_seconds", "seconds", "Duration of the held-out evaluation and probe."),
 )
 MIXTURE = (
     Metric(
@@ -159,6 +180,7 @@ WALL_TIME = (
 SECTIONS = {
     "Training": TRAINING,
     "Preference losses": PREFERENCES,
+    "Spikes": SPIKES,
     "Held-out text": HELD_OUT,
     "Mixture": MIXTURE,
     "Speed and wall time": WALL_TIME,

@@ -88,7 +88,7 @@ class MetricsWriter:
         # JSON has no NaN: strict readers would reject the whole file.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         if self._lines is None:
-            _cut_back(self._target / FILE, self._local / FILE, self._last_step)
+            cut_back(self._target / FILE, self._local / FILE, self._last_step)
             self._lines = (self._local / FILE).open("a", encoding="utf-8")
         try:
             self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
@@ -208,7 +208,7 @@ def _present_key(key: str) -> str:
     return key
 
 
-def _cut_back(source: epath.Path, target: Path, last_step: int) -> None:
+def cut_back(source: epath.Path, target: Path | epath.Path, last_step: int) -> None:
     """Copy the lines of ``source`` up to step ``last_step`` to ``target``."""
     kept = [json.dumps(line) for line in read_lines(source, last_step)]
     write_atomic(target, "".join(f"{line}\n" for line in kept))

@@ -38,7 +38,7 @@ _PERMANENT_TYPES = (
 )
 # Packages with their own error types. The name of the package identifies its errors without an
 # import.
-_REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google"}
+_REMOTE_CLIENTS = {"gcsfs", "aiohttp", "google", "huggingface_hub", "httpx", "httpx2"}
 # Messages of the JAX runtime after a network or device failure, and of ArrayRecord after a failure
 # of a bucket or a mount. Neither the type nor an error number identifies these errors.
 _TRANSIENT_WORDS = (
@@ -56,14 +56,20 @@ Result = TypeVar("Result")
 
 def is_storage_error(error: Exception) -> bool:
     """Return whether ``error`` is an OSError or an error of a client of remote storage."""
-    client = type(error).__module__.split(".")[0]
-    return isinstance(error, OSError) or client in _REMOTE_CLIENTS
+    return isinstance(error, OSError) or is_client_error(error)
+
+
+def is_client_error(error: Exception) -> bool:
+    """Return whether ``error`` has a type of a client of remote storage."""
+    return type(error).__module__.split(".")[0] in _REMOTE_CLIENTS
 
 
 def is_permanent(error: Exception) -> bool:
     """Return whether a retry cannot fix ``error``, which a storage operation raised."""
     by_message = any(words in str(error) for words in _PERMANENT_WORDS)
-    by_status = str(getattr(error, "code", None)) not in _TRANSIENT_STATUSES
+    response = getattr(error, "response", None)
+    status = getattr(error, "code", None) or getattr(response, "status_code", None)
+    by_status = str(status) not in _TRANSIENT_STATUSES
     by_number = getattr(error, "errno", None) in _PERMANENT_NUMBERS
     return isinstance(error, _PERMANENT_TYPES) or by_number or by_message or by_status
 

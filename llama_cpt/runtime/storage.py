@@ -19,6 +19,10 @@ from llama_cpt.runtime.retry import describes_transient, is_transient
 
 TIMEOUT_SECONDS = 20.0
 """Timeout of a storage request in seconds."""
+HUB = "hf://"
+"""Prefix of the paths on the Hugging Face hub, such as ``hf://datasets/OWNER/NAME/FILE``."""
+HUB_ACCESS = "set HF_TOKEN to a token of an account that has access to it"
+"""The remedy for a private or gated data set on the hub."""
 
 Result = TypeVar("Result")
 
@@ -79,9 +83,14 @@ def _try(path: str, done: str, request: Callable[[fsspec.AbstractFileSystem, str
         if is_transient(error):
             raise UnreachableError(f"{path}: cannot be {done} now ({reason}).") from None
         raise UserError(
-            f"{path}: cannot be {done} ({reason}); name another path, or give this machine's "
-            "account access to it (`gcloud auth application-default login`)."
+            f"{path}: cannot be {done} ({reason}); name another path, or {_access(path)}."
         ) from None
+
+
+def _access(path: str) -> str:
+    if path.startswith(HUB):
+        return HUB_ACCESS
+    return "give this machine's account access to it (`gcloud auth application-default login`)"
 
 
 def call_with_timeout(path: str, request: Callable[[], Result]) -> Result:

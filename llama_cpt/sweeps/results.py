@@ -108,20 +108,20 @@ def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
     return [line for line in lines if any(key.startswith("eval/") for key in line)]
 
 
-def group_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
-    """Return the last held-out bits per byte of each group, averaged over the group's corpora.
+def heldout_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:
+    """Return the last held-out bits per byte of each corpus, in the order of the groups.
 
-    The dict is empty if the trial has not been evaluated.
+    The key is the group, followed by the corpus if the group has several held-out corpora. The dict
+    is empty if the trial has not been evaluated.
     """
     evaluations, groups = read_evaluations(trial), sweep.groups()
-    if not evaluations:
-        return {}
-    by_group: dict[str, list[float]] = {}
-    for corpus, group in groups.items():
+    found = {}
+    for corpus, group in sorted(groups.items(), key=lambda one: one[1]) if evaluations else ():
         value = evaluations[-1].get(f"eval/{corpus}/bits_per_byte")
         if value is not None:
-            by_group.setdefault(group, []).append(value)
-    return {group: sum(values) / len(values) for group, values in sorted(by_group.items())}
+            several = list(groups.values()).count(group) > 1
+            found[f"{group} {corpus}" if several else group] = value
+    return found
 
 
 def step_seconds(trial: Trial) -> float:

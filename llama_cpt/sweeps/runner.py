@@ -35,12 +35,14 @@ from llama_cpt.sweeps.results import (
 )
 from llama_cpt.sweeps.status import SweepProgress
 from llama_cpt.sweeps.trials import BudgetChain, Trial, make_chains, smallest_trial_tokens
+from llama_cpt.training.first_state import BranchPoint
+from llama_cpt.training.forgetting import ForgettingError
 from llama_cpt.training.optimizer import SCHEDULE_VERSION, saved_schedule_version
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Run, build_run
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import BranchPoint, Evaluation, evaluate, fit
+from llama_cpt.training.trainer import Evaluation, evaluate, fit
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +211,7 @@ def _run_trial(trial: Trial, shared: SharedWork, progress: SweepProgress) -> Out
             outcome = fit(
                 run, branch_point=branch_point, at_start=_initial_losses(trial, run, shared)
             )
-        except DivergedError as error:
+        except (DivergedError, ForgettingError) as error:
             status, reason, outcome = "diverged", str(error), Outcome.FINISHED
         except Exception as error:
             # A failed trial must not prevent the other trials from running.

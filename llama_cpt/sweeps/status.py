@@ -13,7 +13,7 @@ from etils import epath
 from llama_cpt.config.sweep import SweepConfig
 from llama_cpt.runtime.progress import duration
 from llama_cpt.sweeps.cost import trial_flops
-from llama_cpt.sweeps.results import group_losses, read_status, write_results
+from llama_cpt.sweeps.results import heldout_losses, read_status, write_results
 from llama_cpt.sweeps.trials import Trial
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class SweepProgress:
         status = read_status(trial)
         assert status is not None
         summary = "  ".join(
-            f"{group} {bits:.4f}" for group, bits in group_losses(self.sweep, trial).items()
+            f"{name} {bits:.4f}" for name, bits in heldout_losses(self.sweep, trial).items()
         )
         if status.status != "done":
             summary = f"{status.status}: {status.reason}"

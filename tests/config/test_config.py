@@ -14,7 +14,7 @@ import pytest
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import load_config, save_config
 from llama_cpt.config.pipeline import PipelineConfig
-from llama_cpt.config.schema import ChatConfig, PreferenceConfig, TrainConfig
+from llama_cpt.config.schema import ChatConfig, CorpusConfig, PreferenceConfig, TrainConfig
 from llama_cpt.runtime.errors import USAGE, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +73,68 @@ def test_overrides(shipped):
     assert changed.data.almr_stages() == ((0, Fraction(29, 100)),)
     staged = load_config("configs/llama3/cpt_8b.py", ["--data.almr", "0", "0.3", "100", "1.0"])
     assert staged.data.almr == ((0, 0.3), (100, 1.0))
+
+
+def test_weights_of_stages_and_kinds_are_options(shipped):
+    path, weight = "configs/llama3/cpt_8b.py", "--data.original.0.weight"
+    staged = load_config(path, [weight, "0", "1.0", "1000", "0.5"]).data.original[0]
+    assert staged == replace(shipped.data.original[0], weight=((0, 1.0), (1000, 0.5)))
+    assert staged.weight_stages() == ((0, Fraction(1)), (1000, Fraction(1, 2)))
+    assert load_config(path, [weight, "3"]).data.original[0].weight == 3.0
+    kind = load_config(path, ["--data.original.0.kind", "documents"]).data.original[0].kind
+    assert kind == "documents"
+    assert "WEIGHT|STEP WEIGHT ..., in numbers" in load_error(path, weight, "0", "1.0", "9")
+
+
+def test_options_add_corpora(shipped, tmp_path):
+    size = len(shipped.data.additional)
+    option = f"--data.additional.{size}"
+    config = load_config(
+        "configs/llama3/cpt_8b.py",
+        [
+            f"{option}.source=ja.jsonl",
+            f"{option}.name",
+            "ja",
+            f"{option}.weight",
+            "0",
+            "0",
+            "9",
+            "2.0",
+        ]
+        + [f"--data.additional.{size + 1}.{name}={name}2" for name in ("name", "source")],
+    )
+    added = CorpusConfig("ja", "ja.jsonl", ((0, 0.0), (9, 2.0))), CorpusConfig("name2", "source2")
+    assert config.data.additional == (*shipped.data.additional, *added)
+    save_config(config, tmp_path / "config.json")
+    again = load_config(str(tmp_path / "config.json"), [f"{option}.weight", "1.5"])
+    assert again.data.additional[size] == replace(added[0], weight=1.5)
+    stage = [f"--stages.1.data.heldout.2.{name}=x" for name in ("name", "source")]
+    pipeline = load_config("configs/demo/pipeline.py", stage, PipelineConfig)
+    assert [len(stage.data.heldout) for stage in pipeline.stages][:2] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--data.additional.1.name", "ja"], "set --data.additional.1.source too"),
+        (["--data.additional.1.weight", "2"], "set --data.additional.1.name too"),
+        (["--data.additional.2.name", "ja"], "so the next one is --data.additional.1;"),
+        (
+            ["--data.additional.1.name=zh", "--data.additional.1.source=x"],
+            "two corpora are named 'zh'",
+        ),
+        (
+            [
+                "--data.additional.1.name=a",
+                "--data.additional.1.source=x",
+                "--data.additional.1.k=1",
+            ],
+            "unknown field 'data.additional.1.k'",
+        ),
+    ],
+)
+def test_incomplete_corpora_name_the_remedy(overrides, expected):
+    assert expected in load_error("configs/llama3/cpt_8b.py", *overrides)
 
 
 @pytest.mark.parametrize("almr", ["1.5", "-0.1"])

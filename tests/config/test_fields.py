@@ -52,6 +52,9 @@ def test_rules_on_resume():
         *(f"compute.{n}" for n in ("attention", "remat", "loss_chunk_tokens")),
         "data.max_epochs",
         "objective.chosen_logp_drop_warning",
+        *(f"spikes.{n}" for n in ("action", "loss_threshold", "grad_norm_threshold", "window")),
+        *(f"spikes.{n}" for n in ("rollback_steps", "max_actions")),
+        *(f"forgetting.{n}" for n in ("action", "limit", "corpora")),
     }
     assert names_with(on_resume="never") == {
         *(f"model.{n}" for n in ("vocab_size", "embed_dim", "mlp_dim", "num_layers")),
@@ -64,7 +67,11 @@ def test_rules_on_resume():
         "output",
         "data.tokenizer",
         "data.prepared",
-        *(f"data.{group}.source" for group in ("additional", "original", "heldout")),
+        *(
+            f"data.{group}.{name}"
+            for group in ("additional", "original", "heldout")
+            for name in ("source", "kind")
+        ),
     }
 
 

@@ -21,6 +21,7 @@ from llama_cpt.config.schema import ChatConfig, CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare import layout as prepare_layout
 from llama_cpt.data.prepare.corpora import prepare
+from llama_cpt.data.prepare.dropped import DroppedDocuments, DroppedLists, write_dropped
 from llama_cpt.data.prepare.layout import (
     PrepareSpec,
     ShardLayout,
@@ -28,7 +29,7 @@ from llama_cpt.data.prepare.layout import (
     iter_spans,
     split_into_parts,
 )
-from llama_cpt.data.sources.files import find_sources
+from llama_cpt.data.sources.files import find_sources, with_digests
 from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 from llama_cpt.prepare import main
 from llama_cpt.runtime.errors import UserError
@@ -136,6 +137,25 @@ def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, 
     manifests = (found.rows["zh"], found.heldout["zh"])
     documents = sum(manifest.documents for manifest in manifests)
     assert f"{documents:,} documents, " in caplog.text
+
+
+def test_dropped_documents_are_left_out_of_all_formats(by_beam, config, small, tmp_path):
+    """The listed documents of JSON Lines, Parquet and text files are in no row."""
+    files = {0: {3: "overlap"}, 1: {60: "duplicate"}, 4: {1: "overlap"}}
+    files[5] = {8: "overlap", 60: "overlap"}
+    [corpus] = config.additional
+    stats = with_digests("zh", find_sources(corpus).stats())
+    digests = {"zh": [one["digest"] for one in stats]}
+    dropped = {"zh": DroppedDocuments(files | {6: {0: "overlap"}})}
+    lists = DroppedLists(("overlap",), "", dropped, digests)
+    local = replace(config, prepared=str(tmp_path / "local"))
+    for one in (config, local):
+        write_dropped(one.prepared, lists)
+    manifest = prepare(local, 1).rows["zh"]
+    assert manifest.documents == 60 + 60 + 30 + 30 + 30 + 60 + 1 - 6
+    assert manifest.dropped_documents == {"duplicate": 1, "overlap": 5}
+    by_beam(config)
+    assert contents(config.prepared) == contents(local.prepared)
 
 
 def test_bad_document_is_one_line_and_finished_work_is_kept(

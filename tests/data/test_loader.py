@@ -56,7 +56,11 @@ CORPORA = [ArrayRows(random_rows(size, seed)) for seed, size in enumerate(SIZES)
 
 
 def make_mixture(seed=0):
-    members = [MixtureCorpus(f"c{i}", size, Fraction(i + 1)) for i, size in enumerate(SIZES)]
+    weights = [((0, Fraction(i + 1)), (30, Fraction(2 * i))) for i in range(len(SIZES))]
+    members = [
+        MixtureCorpus(f"c{i}", size, stages)
+        for i, (size, stages) in enumerate(zip(SIZES, weights, strict=True))
+    ]
     stages = ((0, Fraction("0.335")), (40, Fraction("0.8")))
     return Mixture(stages, tuple(members[:2]), tuple(members[2:]), seed)
 

@@ -1,6 +1,8 @@
 """The mixture: equality with a loop over rows, bounds after any number of rows, shuffles."""
 
+from dataclasses import replace
 from fractions import Fraction
+import hashlib
 import math
 
 from hypothesis import given, settings
@@ -18,8 +20,11 @@ SPAN = 2000
 
 
 def corpora(prefix, weights, rows=1000):
+    """Return corpora with the given weights; a weight is a number or a list of stages."""
+    staged = [w if isinstance(w, list) else [(0, w)] for w in weights]
     return tuple(
-        MixtureCorpus(f"{prefix}{i}", rows + i, Fraction(w)) for i, w in enumerate(weights)
+        MixtureCorpus(f"{prefix}{i}", rows + i, tuple((at, Fraction(w)) for at, w in stages))
+        for i, stages in enumerate(staged)
     )
 
 
@@ -28,20 +33,24 @@ def make_mixture(stages, additional=("1",), original=("1",), rows=1000, seed=0):
     return Mixture(stages, corpora("zh", additional, rows), corpora("en", original, rows), seed)
 
 
+def weights_at(group, row):
+    """Return the weights of the corpora of ``group`` at row ``row`` of the run."""
+    return [[w for start, w in corpus.weights if start <= row][-1] for corpus in group]
+
+
 class RowByRow:
     """The mixture computed row by row with counters, without a closed form."""
 
     def __init__(self, mixture):
         self.mixture = mixture
         self.target = Fraction(0)
-        # Per corpus: number of rows that earlier corpora left, number of rows that it took.
-        self.seen = {}
+        # Sum of the shares of each corpus over the rows that earlier corpora left.
+        self.sums = {}
 
     def take(self, name, share):
-        seen, kept = self.seen.get(name, (0, 0))
-        mine = math.floor(share * (seen + 1)) > kept
-        self.seen[name] = seen + 1, kept + mine
-        return mine
+        before = self.sums.get(name, Fraction(0))
+        self.sums[name] = before + share
+        return math.floor(before + share) > math.floor(before)
 
     def next(self, row):
         almr = [almr for start, almr in self.mixture.stages if start <= row][-1]
@@ -49,9 +58,9 @@ class RowByRow:
         self.target += almr
         group = self.mixture.additional if added else self.mixture.original
         first = 0 if added else len(self.mixture.additional)
-        for k, corpus in enumerate(group):
-            share = corpus.weight / sum(c.weight for c in group[k:])
-            if self.take((added, k), share):
+        weights = weights_at(group, row)
+        for k in range(len(group)):
+            if self.take((added, k), weights[k] / sum(weights[k:])):
                 return first + k
         raise AssertionError("no corpus takes the row")
 
@@ -79,8 +88,19 @@ stage_lists = st.lists(st.tuples(st.integers(1, 90), almrs), max_size=3).flatmap
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(stage_lists, weights, weights)
+@st.composite
+def staged_weights(draw):
+    """Return one to four corpora with weights that change at common steps and can be 0."""
+    size, count = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    starts = [0, *sorted(draw(st.sets(st.integers(1, 200), min_size=count - 1, max_size=count)))]
+    one = st.sampled_from(["0", "1", "2", "0.333333333", "7e-7"])
+    rows = [draw(st.lists(one, min_size=size, max_size=size)) for _ in starts]
+    rows = [row if set(row) != {"0"} else [*row[1:], "1"] for row in rows]
+    return [list(zip(starts, column, strict=True)) for column in zip(*rows, strict=True)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(stage_lists, weights | staged_weights(), weights | staged_weights())
 def test_closed_form_equals_counting_row_by_row(stage_list, additional, original):
     first, later = stage_list
     starts = np.cumsum([length for length, _ in later]).tolist()
@@ -99,7 +119,7 @@ def assert_bounds(mixture, span=SPAN):
     """Assert the bounds of the module ``mixture`` after each of ``span`` rows, exactly."""
     corpus, _ = mixture.positions(np.arange(span))
     target, almr, group_rows = Fraction(0), mixture.stages[0][1], [0, 0]
-    counts = [0] * len(mixture.corpora)
+    counts, exact = ([0] * len(mixture.corpora) for _ in range(2))
     groups = mixture.additional, mixture.original
     stages = dict(mixture.stages)
     for row in range(span):
@@ -108,10 +128,20 @@ def assert_bounds(mixture, span=SPAN):
         counts[corpus[row]] += 1
         group_rows[0 if corpus[row] < len(groups[0]) else 1] += 1
         assert abs(group_rows[0] - target) < 1
-        for number, (group, rows) in enumerate(zip(groups, group_rows, strict=True)):
-            for k, member in enumerate(group):
-                share = rows * member.weight / sum(c.weight for c in group)
-                assert abs(counts[number * len(groups[0]) + k] - share) < max(1, k)
+        added = corpus[row] < len(groups[0])
+        weights = weights_at(groups[not added], row)
+        for k, weight in enumerate(weights):
+            number = k if added else len(groups[0]) + k
+            exact[number] += weight / sum(weights)
+            # A corpus with weight 0 receives no row.
+            assert weight or number != corpus[row]
+        changes = len({at for member in groups[not added] for at, _ in member.weights if at <= row})
+        for k in range(len(weights)):
+            number = k if added else len(groups[0]) + k
+            bound = max(1, k)
+            if changes > 1 and k and len(weights) > 2:
+                bound = 1 + changes * k
+            assert abs(counts[number] - exact[number]) < bound
 
 
 @pytest.mark.parametrize("almr", ALMRS)
@@ -131,7 +161,7 @@ def test_stages_of_one_language_after_the_other():
 
 
 @settings(deadline=None, max_examples=15)
-@given(stage_lists, weights, weights)
+@given(stage_lists, weights | staged_weights(), weights | staged_weights())
 def test_bounds_hold_for_any_stages_and_weights(stage_list, additional, original):
     first, later = stage_list
     starts = np.cumsum([length for length, _ in later]).tolist()
@@ -146,9 +176,56 @@ def test_split_of_three_corpora_stays_exact():
     assert_bounds(mixture)
 
 
+def test_weights_change_at_their_rows():
+    """A corpus for annealing provides rows only from its row on, and then its share of them."""
+    mixture = make_mixture(
+        [(0, "0.5")], ["1"], [[(0, "1"), (400, "0.25")], "1", [(0, "0"), (400, "0.75")]]
+    )
+    assert_bounds(mixture, span=800)
+    assert mixture.row_counts(400) == (200, 100, 100, 0)
+    assert mixture.row_counts(800) == (400, 125, 200, 75)
+    assert mixture.epochs(800)[3] == Fraction(75, mixture.corpora[3].rows)
+    longest = mixture.max_rows(0.15)
+    assert max(mixture.epochs(longest)) <= Fraction(15, 100) < max(mixture.epochs(longest + 1))
+    late = make_mixture([(0, "0")], [], ["1", [(0, "0"), (400, "9")]], rows=500)
+    longest = late.max_rows(1.0)
+    assert late.row_counts(longest) == (455, 501)
+    with pytest.raises(UserError, match="epochs over corpus 'en1'"):
+        late.check_epochs(longest + 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("case", "digest"),
+    [
+        ((0.29, [1.0], [1.0]), "dbbc13c3385f37ea"),
+        (
+            (((0, 0.1), (70, 0.335), (200, 0.0)), [0.5, 0.25, 0.25], [1.0, 7e-7, 3.3]),
+            "d8592ff80a1f6834",
+        ),
+        ((0.123456789012, [0.3, 0.7], [1.0, 2.0, 3.0, 4.0]), "29d95c8e1344a767"),
+    ],
+)
+def test_map_of_constant_weights_never_changes(case, digest):
+    """The digests were computed before weights could change during a run."""
+    almr, *groups = case
+    additional, original = (
+        tuple(CorpusConfig(f"{prefix}{i}", "", weight) for i, weight in enumerate(weights))
+        for prefix, weights in zip(("zh", "en"), groups, strict=True)
+    )
+    config = replace(config_of(0.5), almr=almr, additional=additional, original=original)
+    rows = {corpus.name: 1000 + i for i, corpus in enumerate(additional + original)}
+    mixture = build_mixture(config, rows, seed=3, global_batch_size=16)
+    found = hashlib.sha256()
+    for first, count in ((0, 6000), (10**13, 3000)):
+        for part in mixture.locate(np.arange(first, first + count)):
+            found.update(part.tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
 def test_far_rows_are_exact():
     """Rows are exact even if their products exceed int64 and the precision of floats."""
-    mixture = make_mixture([(0, "0.123456789012"), (10**12 + 7, "0.335")], ["0.3", "0.7"])
+    changing = [(0, "0.3"), (10**11, "0.9")]
+    mixture = make_mixture([(0, "0.123456789012"), (10**12 + 7, "0.335")], [changing, "0.7"])
     far = 10**15
     counts = np.array(mixture.row_counts(far))
     corpus, index = mixture.positions(np.arange(far, far + 500))
@@ -254,8 +331,34 @@ def test_config_steps_become_rows_and_decimals_stay_exact():
     mixture = build_mixture(config, {"zh": 5, "en": 6, "code": 7}, seed=3, global_batch_size=16)
     assert mixture.stages == ((0, Fraction(29, 100)), (160, Fraction(335, 1000)))
     assert [c.name for c in mixture.corpora] == ["zh", "en", "code"]
-    assert mixture.original[1] == MixtureCorpus("code", 7, Fraction(1, 10))
+    assert mixture.original[1] == MixtureCorpus("code", 7, ((0, Fraction(1, 10)),))
     assert mixture.seed == 3
+    staged = config_of(0.5, weights=[("en", ((0, 0.1), (10, 2.0)))])
+    mixture = build_mixture(staged, {"zh": 5, "en": 6}, seed=3, global_batch_size=16)
+    assert mixture.original[0].weights == ((0, Fraction(1, 10)), (160, Fraction(2)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"en": ((0, 1.0), (0, 2.0))}, r"weight of corpus 'en'=.* must start at 0 and increase"),
+        ({"en": -1.0}, "weight of corpus 'en'=-1 must be a finite number, at least 0"),
+        (
+            {"en": ((0, 0.0), (9, 0.0))},
+            "'en' must be a finite number above 0 in at least one stage",
+        ),
+        (
+            {"en": ((0, 1.0), (9, 0.0)), "code": ((0, 0.0), (20, 1.0))},
+            "from step 9 on, the weights of all original corpora are 0",
+        ),
+    ],
+)
+def test_invalid_weights_are_errors(weights, expected):
+    with pytest.raises(UserError, match=expected):
+        config_of(((0, 1.0), (5, 0.5)), original=("en", "code"), weights=weights)
+    # Weights can be 0 while the ALMR gives the group no rows.
+    idle = {"en": ((0, 0.0), (5, 1.0)), "code": ((0, 0.0), (20, 1.0))}
+    config_of(((0, 1.0), (5, 0.5)), original=("en", "code"), weights=idle)
 
 
 def test_corpus_without_rows_is_an_error():

@@ -134,7 +134,7 @@ def test_stale_corpus_or_other_kind_is_an_error(tmp_path, vocabulary):
         ({"chat": ChatConfig(loss_on="last")}, DPO, "chat.loss_on was 'assistant', is 'last'"),
         ({}, KTO, "chat.kind was 'preferences', is 'unpaired'"),
         ({}, replace(DPO, mask_format_tokens=True), "chat.mask_format_tokens was False, is True"),
-        ({"chat": None}, NextTokenConfig(), "chat.kind was 'preferences', is None"),
+        ({"chat": None}, NextTokenConfig(), "kind was 'preferences', is 'documents'"),
     ):
         with pytest.raises(UserError, match=complaint):
             prepare(replace(config, **change), objective=objective)
@@ -165,7 +165,7 @@ def test_loss_on_selects_the_learned_turns(tmp_path, vocabulary, loss_on, expect
     prepared = prepare(replace(config, additional=(one,), original=(), almr=1.0, heldout=()))
     tokenizer = load_tokenizer(config.tokenizer)
     batch = read_batch(
-        Mixture(((0, Fraction(1)),), (MixtureCorpus("one", 1, Fraction(1)),), (), 0),
+        Mixture(((0, Fraction(1)),), (MixtureCorpus("one", 1, ((0, Fraction(1)),)),), (), 0),
         open_rows(prepared),
         np.zeros((1, 1), np.int64),
     )

@@ -14,7 +14,14 @@ from llama_cpt.config.sweep import AxisConfig, SizeConfig, SweepConfig
 from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.sweeps.leases import hold_lease, lease_owner
-from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_results, write_status
+from llama_cpt.sweeps.results import (
+    COLUMNS,
+    TrialStatus,
+    heldout_losses,
+    read_status,
+    write_results,
+    write_status,
+)
 from llama_cpt.sweeps.trials import make_chains, tokens_per_step
 from tests.special_files import KINDS, make_special_file
 from tests.storage_server import bucket
@@ -83,6 +90,25 @@ def test_results_have_a_row_per_run_evaluation_and_corpus(sweep):
         "interleaved",
         "abc",
     )
+
+
+def test_summary_has_the_loss_of_each_corpus(tmp_path):
+    """A second additional corpus is not averaged into the group."""
+    data = cpt.data
+    heldout = (*data.heldout, replace(data.heldout[0], name="ja"))
+    train = replace(cpt, data=replace(data, heldout=heldout))
+    axes = (AxisConfig("data.almr", (0.25,)),)
+    sweep = SweepConfig(str(tmp_path), train, "en+zh", axes, heldout_groups=(("ja", "additional"),))
+    (trial,) = trials_of(sweep)
+    assert heldout_losses(sweep, trial) == {}
+    write_metrics(trial, [(0, 8.0, 2.0), (600, 4.0, 3.0)])
+    file = epath.Path(trial.config.output) / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"eval/zh/loss"', '"eval/ja/bits_per_byte"'))
+    assert list(heldout_losses(sweep, trial).items()) == [
+        ("additional zh", 2.0),
+        ("additional ja", 4.0),
+        ("original", 1.5),
+    ]
 
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -24,8 +24,8 @@ from llama_cpt.data.chat.conversations import (
 )
 from llama_cpt.data.chat.formats import drop_fields, read_record
 from llama_cpt.data.chat.template import ChatTemplate
-from llama_cpt.data.sources.documents import BadDocument, Block
-from llama_cpt.data.sources.json_records import Record, parse_records
+from llama_cpt.data.sources.documents import BadDocument
+from llama_cpt.data.sources.json_records import Record
 from llama_cpt.runtime.errors import UserError
 
 Kind = Literal["conversations", "preferences", "unpaired"]
@@ -102,15 +102,19 @@ def make_chat_spec(
 
 
 def encode_chats(
-    template: ChatTemplate, blocks: Iterable[Block], spec: ChatSpec, *, skip_bad: bool
+    template: ChatTemplate,
+    records: Iterable[Record | BadDocument],
+    spec: ChatSpec,
+    *,
+    skip_bad: bool,
 ) -> EncodedChats:
-    """Return the records of ``blocks`` as tokenized examples.
+    """Return ``records`` as tokenized examples.
 
     Bad records are counted by reason. If ``skip_bad`` is False, encoding stops at the first bad
     record, and ``failure`` describes that record.
     """
     done = EncodedChats()
-    for record in (record for block in blocks for record in parse_records(block)):
+    for record in records:
         bad = record if isinstance(record, BadDocument) else _add(done, template, record, spec)
         if bad:
             done.skipped[bad.reason] += 1

@@ -277,7 +277,7 @@ def _encode(element: tuple[str, ShardPart], call: str) -> Iterator[tuple[tuple[s
     with record_failure(folder, f"1-{part.shard:05}-{part.number:05}"):
         if not file.exists():
             content = io.BytesIO()
-            for span in iter_spans(job.sources, job.spec, job.layout, part):
+            for span in iter_spans(job.sources, job.spec, job.layout, part, job.dropped):
                 encoded = encode_span(_tokenizer(vocabulary, call), span)
                 pickle.dump(encoded, content, protocol=5)
                 _count(

@@ -14,13 +14,15 @@ import numpy as np
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig, NextTokenConfig, PreferenceConfig
 from llama_cpt.data.chat.examples import ChatSpec, make_chat_spec
-from llama_cpt.data.chat.template import find_chat_template, load_chat_template
+from llama_cpt.data.chat.template import load_chat_template
 from llama_cpt.data.packed_rows import PackedRows, open_packed_rows
+from llama_cpt.data.prepare.dropped import NOTHING_DROPPED, DroppedLists, read_dropped
 from llama_cpt.data.prepare.former_rows import accept_former
 from llama_cpt.data.prepare.layout import PrepareJob, PrepareSpec, ShardLayout, make_layout
 from llama_cpt.data.prepare.left_out import check_left_out
 from llama_cpt.data.prepare.shards import Encode, write_corpus
 from llama_cpt.data.prepare.tokenize_pool import TokenizePool, encode_span
+from llama_cpt.data.prepare.turn_markers import warn_of_turn_markers
 from llama_cpt.data.rows import (
     VERSION,
     HeldoutDocuments,
@@ -36,7 +38,7 @@ from llama_cpt.data.sources.files import (
     was_matched,
     with_digests,
 )
-from llama_cpt.data.tokenizer.base import USUAL_EOS, Tokenizer
+from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import document_tokens
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.distributed import is_primary
@@ -114,13 +116,14 @@ def prepare(
     check_reachable(config.prepared)
     tokenizer = load_tokenizer(config.tokenizer)
     chat = None
-    if config.chat:
+    if config.chat and config.corpora_of("conversations"):
         template = load_chat_template(tokenizer, config.chat.template)
         chat = make_chat_spec(config.chat, template, objective or NextTokenConfig())
-    elif config.document_tokens is None and is_primary():
-        _warn_of_turn_markers(tokenizer)
+    if config.corpora_of("documents") and config.document_tokens is None and is_primary():
+        warn_of_turn_markers(tokenizer)
+    lists = read_dropped(config.prepared)
     if write_missing:
-        _write_missing(config, tokenizer, chat, write_missing)
+        _write_missing(config, tokenizer, chat, write_missing, lists)
     with contextlib.ExitStack() as stack:
         encoders = _EncoderPool(stack, tokenizer, workers)
 
@@ -129,8 +132,9 @@ def prepare(
         ) -> dict[str, Manifest]:
             return {corpus.name: make(config, corpus, encoders) for corpus in corpora}
 
-        rows = manifests(config.additional + config.original, partial(_corpus, chat=chat))
-        heldout = manifests(config.heldout, partial(_corpus, heldout=True))
+        make = partial(_corpus, lists=lists)
+        rows = manifests(config.additional + config.original, partial(make, chat=chat))
+        heldout = manifests(config.heldout, partial(make, heldout=True))
         prepared = PreparedCorpora(config, rows, heldout)
     _warn_of_overlap(prepared)
     check_left_out(prepared.rows, prepared.heldout, config.chat, warn=is_primary())
@@ -139,17 +143,20 @@ def prepare(
 
 def open_rows(
     prepared: PreparedCorpora, references: Mapping[str, np.ndarray] | None = None
-) -> tuple[TokenRows, ...] | tuple[PackedRows, ...]:
+) -> tuple[TokenRows | PackedRows, ...]:
     """Return the rows of the training corpora in the order of their indices.
 
     ``references`` maps names of corpora to log-probabilities of the answers under the reference
     model, as in ``PackedRows``. Corpora that are not in ``references`` get zeros.
     """
-    folders = {name: prepared.folder(name) for name in prepared.rows}
-    if prepared.config.chat is None:
-        return tuple(TokenRows(folder) for folder in folders.values())
-    known = [(references or {}).get(name) for name in folders]
-    return open_packed_rows(list(folders.values()), known)
+    chats = [name for name, manifest in prepared.rows.items() if manifest.chat]
+    known = [(references or {}).get(name) for name in chats]
+    packed = open_packed_rows([prepared.folder(name) for name in chats], known)
+    opened = dict(zip(chats, packed, strict=True))
+    return tuple(
+        opened[name] if name in opened else TokenRows(prepared.folder(name))
+        for name in prepared.rows
+    )
 
 
 def open_heldout(config: DataConfig) -> dict[str, HeldoutDocuments]:
@@ -189,19 +196,20 @@ def _corpus(
     corpus: CorpusConfig,
     encoders: _EncoderPool,
     *,
+    lists: DroppedLists,
     chat: ChatSpec | None = None,
     heldout: bool = False,
 ) -> Manifest:
     """Return the manifest of ``corpus``, and prepare the corpus if it has no manifest yet."""
     folder = _folder(config, corpus.name, heldout=heldout)
-    spec = _make_spec(config, corpus, encoders.tokenizer, chat, heldout=heldout)
+    spec = _make_spec(config, corpus, encoders.tokenizer, chat, lists, heldout=heldout)
     found = read_manifest(str(folder))
     if found is None:
         with _locked(folder):
             # Another process may have prepared the corpus while this process waited for the lock.
             found = read_manifest(str(folder))
             if found is None:
-                job = _make_job(folder, corpus, spec)
+                job = _make_job(folder, corpus, spec, lists)
                 return write_corpus(job, encoders.for_size(job.megabytes * 1e6))
     if found.version < VERSION:
         with _locked(folder):
@@ -211,15 +219,19 @@ def _corpus(
 
 
 def _write_missing(
-    config: DataConfig, tokenizer: Tokenizer, chat: ChatSpec | None, write: WriteAll
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    chat: ChatSpec | None,
+    write: WriteAll,
+    lists: DroppedLists,
 ) -> None:
     """Prepare all corpora that are not prepared yet with one call of ``write``."""
     required = {}
     for corpus in config.additional + config.original:
-        spec = _make_spec(config, corpus, tokenizer, chat, heldout=False)
+        spec = _make_spec(config, corpus, tokenizer, chat, lists, heldout=False)
         required[_folder(config, corpus.name, heldout=False)] = corpus, spec
     for corpus in config.heldout:
-        spec = _make_spec(config, corpus, tokenizer, None, heldout=True)
+        spec = _make_spec(config, corpus, tokenizer, None, lists, heldout=True)
         required[_folder(config, corpus.name, heldout=True)] = corpus, spec
     jobs = []
     with contextlib.ExitStack() as stack:
@@ -227,7 +239,8 @@ def _write_missing(
             if read_manifest(str(folder)) is None:
                 stack.enter_context(_locked(folder))
                 if read_manifest(str(folder)) is None:
-                    jobs.append(_make_job(folder, *required[folder]))
+                    corpus, spec = required[folder]
+                    jobs.append(_make_job(folder, corpus, spec, lists))
         if jobs:
             write(jobs, tokenizer)
 
@@ -237,10 +250,15 @@ def _make_spec(
     corpus: CorpusConfig,
     tokenizer: Tokenizer,
     chat: ChatSpec | None,
+    lists: DroppedLists,
     *,
     heldout: bool,
 ) -> PrepareSpec:
-    """Return the settings on which the rows of ``corpus`` depend."""
+    """Return the settings on which the rows of ``corpus`` depend.
+
+    ``chat`` applies only if ``corpus`` contains conversations.
+    """
+    chat = chat if config.kind_of(corpus) == "conversations" else None
     around = document_tokens(tokenizer, config.document_tokens)
     return PrepareSpec(
         corpus=corpus.name,
@@ -251,6 +269,7 @@ def _make_spec(
         dataset=corpus.source if corpus.source.startswith(TFDS) else "",
         document_tokens=None if chat else around.for_heldout if heldout else around,
         chat=chat,
+        dropped="" if heldout else lists.of(corpus.name).digest,
     )
 
 
@@ -261,17 +280,22 @@ def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
     return file_lock(folder.parent / f".{folder.name}.lock", message, wait=True)
 
 
-def _make_job(folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec) -> PrepareJob:
+def _make_job(
+    folder: epath.Path, corpus: CorpusConfig, spec: PrepareSpec, lists: DroppedLists
+) -> PrepareJob:
     """Find and hash the sources of ``corpus``; return the job that prepares it in ``folder``."""
     sources = find_sources(corpus)
     digests = with_digests(corpus.name, sources.stats())
+    if spec.sequence_length:
+        lists.check_sources(corpus.name, [source["digest"] for source in digests])
     source_bytes = sum(source["bytes"] for source in digests)
     layout = make_layout(source_bytes, spec.sequence_length)
     if spec.chat and spec.chat.kind == "unpaired":
         # KTO needs a single shard: mismatched completions combine a prompt with the next answer in
         # the corpus, and the last prompt with the first answer.
         layout = ShardLayout(layout.span_bytes, 1 << 62)
-    return PrepareJob(folder, sources, spec, digests, layout)
+    dropped = lists.of(corpus.name) if spec.dropped else NOTHING_DROPPED
+    return PrepareJob(folder, sources, spec, digests, layout, dropped)
 
 
 def _check_current(
@@ -289,6 +313,9 @@ def _check_current(
         # If no document was skipped, the rows do not depend on bad_documents.
         and (field != "bad_documents" or found.skipped)
     ]
+    if bool(found.chat) != bool(spec.chat):
+        kinds = [found.chat and found.chat["kind"], spec.chat and spec.chat.kind]
+        changed = ["kind was {!r}, is {!r}".format(*(kind or "documents" for kind in kinds))]
     if not changed:
         try:
             sources = find_sources(corpus)
@@ -338,27 +365,6 @@ def _warn_of_overlap(prepared: PreparedCorpora) -> None:
                     f"held-out corpus {name!r} and corpus {trained_on[source['digest']]!r} share "
                     f"{source['path']}; the held-out loss does not measure the loss on new text."
                 )
-
-
-def _warn_of_turn_markers(tokenizer: Tokenizer) -> None:
-    """Log a warning if tokens at the borders of documents mark turns in the template."""
-    try:
-        template = find_chat_template(tokenizer)
-        markers = template.turn_markers if template else frozenset()
-    except UserError:
-        return  # Documents do not need a chat template.
-    begin, end = document_tokens(tokenizer, None)
-    around = markers & {*begin, end}
-    used = [name for name, one in tokenizer.special_tokens.items() if one in around]
-    usual = [name for name in USUAL_EOS if tokenizer.special_id(name) is not None]
-    # In some models, such as Llama 2, EOS ends both documents and turns.
-    if used and usual and tokenizer.special_id(usual[0]) not in around:
-        example = ("", usual[0])
-        logger.warning(
-            f"documents begin or end with {' and '.join(used)}, which mark turns in the chat "
-            f"template of {tokenizer.path}; set data.document_tokens to the tokens before "
-            f"and after documents in pretraining, such as {example}"
-        )
 
 
 def _check_names(config: DataConfig) -> None:

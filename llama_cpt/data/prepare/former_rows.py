@@ -24,10 +24,11 @@ def accept_former(
     """Convert the manifest ``found`` of version 1, write the new manifest, and return it.
 
     Version 1 identified a tokenizer by its vocabulary file, and wrote BOS before and EOS after each
-    document. If ``found`` belongs to a different vocabulary file, it is returned unchanged. Raises
-    UserError if this version would write different tokens.
+    document. If ``found`` belongs to a different vocabulary file, or contains records of another
+    kind than ``spec``, it is returned unchanged. Raises UserError if this version would write
+    different tokens.
     """
-    if found.tokenizer != tokenizer.content_digest:
+    if found.tokenizer != tokenizer.content_digest or bool(found.chat) != bool(spec.chat):
         return found
     problem = ""
     if tokenizer.has_added_text:

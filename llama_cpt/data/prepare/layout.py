@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from llama_cpt.data.chat.examples import ChatSpec
+from llama_cpt.data.prepare.dropped import NOTHING_DROPPED, DroppedDocuments, dropped_in
 from llama_cpt.data.prepare.tokenize_pool import Span
 from llama_cpt.data.sources.documents import FIRST_BLOCK, Block, BlockStart, read_blocks
 from llama_cpt.data.sources.files import Sources
@@ -42,6 +43,8 @@ class PrepareSpec:
     """The tokens before and after each document; None for chat data."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
+    dropped: str = ""
+    """Digest of the list of documents that are left out; empty if there are none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class PrepareJob:
     digests: list[dict[str, Any]]
     """Path, size in bytes, modification time and digest of each source file."""
     layout: ShardLayout
+    dropped: DroppedDocuments = NOTHING_DROPPED
+    """The documents that are left out of the rows."""
 
     @property
     def partial_folder(self) -> epath.Path:
@@ -105,15 +110,32 @@ def make_layout(source_bytes: int, sequence_length: int) -> ShardLayout:
 
 
 def iter_spans(
-    sources: Sources, spec: PrepareSpec, layout: ShardLayout, part: ShardPart | None = None
+    sources: Sources,
+    spec: PrepareSpec,
+    layout: ShardLayout,
+    part: ShardPart | None = None,
+    dropped: DroppedDocuments = NOTHING_DROPPED,
 ) -> Iterator[Span]:
-    """Yield the spans of the whole corpus, or of one ``part``, in order."""
+    """Yield the spans of the whole corpus, or of one ``part``, in order.
+
+    ``dropped`` lists the documents that are left out when a span is encoded.
+    """
     blocks = _iter_blocks(sources, spec, layout, part.start if part else FIRST_BLOCK)
     if part:
         blocks = itertools.islice(blocks, part.blocks)
     skip_bad = spec.bad_documents == "skip"
+    by_path = dropped.by_path(sources)
     for shard, span in _group_into_spans(blocks, layout, part.shard if part else 0):
-        yield Span(shard, tuple(span), spec.text_field, skip_bad, spec.document_tokens, spec.chat)
+        left_out = tuple(dropped_in(block, by_path) for block in span)
+        yield Span(
+            shard,
+            tuple(span),
+            spec.text_field,
+            skip_bad,
+            spec.document_tokens,
+            spec.chat,
+            left_out if any(left_out) else (),
+        )
 
 
 def block_offsets(

@@ -67,10 +67,12 @@ class ShardSummary:
     """Counts of truncation and packing; CHAT_COUNTS lists their names."""
     dropped_fields: dict[str, int] = field(default_factory=dict)
     """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
+    dropped_documents: dict[str, int] = field(default_factory=dict)
+    """Number of valid documents that are left out, by reason."""
 
 
 # Fields of ShardSummary and Manifest that contain counts by name.
-COUNTERS = ("skipped", "formats", "chat_counts", "dropped_fields")
+COUNTERS = ("skipped", "formats", "chat_counts", "dropped_fields", "dropped_documents")
 # Names of counts in manifests. They never change, because existing manifests contain them.
 CHAT_COUNTS = (
     "places",
@@ -95,7 +97,7 @@ def write_corpus(job: PrepareJob, encode: Encode) -> Manifest:
     with Progress(f"prepare {spec.corpus}", job.megabytes, "MB") as progress:
 
         def missing() -> Iterator[Span]:
-            for span in iter_spans(job.sources, spec, job.layout):
+            for span in iter_spans(job.sources, spec, job.layout, dropped=job.dropped):
                 if span.shard not in finished:
                     yield span
                 else:
@@ -129,7 +131,8 @@ def write_shard(
     skipped: Counter[str] = Counter()
     formats: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    counted = _count_spans(spans, counts, skipped, formats, dropped)
+    left_out: Counter[str] = Counter()
+    counted = _count_spans(spans, counts, skipped, formats, dropped, left_out)
     digest = hashlib.sha256()
     with record_writer(str(partial / f"{shard:05}.array_record")) as writer:
         for record in _records(counted, spec, counts):
@@ -144,6 +147,7 @@ def write_shard(
         formats=dict(sorted(formats.items())),
         chat_counts={name: counts[name] for name in CHAT_COUNTS} if spec.chat else {},
         dropped_fields=dict(sorted(dropped.items())),
+        dropped_documents=dict(sorted(left_out.items())),
     )
     write_atomic(partial / f"{shard:05}.json", json.dumps(asdict(summary)).encode())
     return summary
@@ -155,6 +159,7 @@ def _count_spans(
     skipped: Counter[str],
     formats: Counter[str],
     dropped: Counter[str],
+    left_out: Counter[str],
 ) -> Iterator[EncodedSpan]:
     """Yield ``spans`` and add their counts to the counters.
 
@@ -177,6 +182,7 @@ def _count_spans(
         skipped.update(span.skipped)
         formats.update(span.formats)
         dropped.update(span.dropped_fields)
+        left_out.update(span.dropped_documents)
         yield span
 
 

@@ -7,9 +7,11 @@ that ``multiprocessing`` forks inherits the locks of JAX's threads and can deadl
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
 import os
 import pickle
 from queue import SimpleQueue
@@ -18,18 +20,21 @@ import subprocess
 import sys
 import traceback
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llama_cpt.data.chat.examples import ChatExample, ChatSpec, encode_chats
 from llama_cpt.data.chat.template import template_by_fingerprint
 from llama_cpt.data.rows import DOCUMENT_START
-from llama_cpt.data.sources.documents import BadDocument, Block, parse_documents
+from llama_cpt.data.sources.documents import BadDocument, Block, Document, parse_documents
+from llama_cpt.data.sources.json_records import Record, parse_records
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import DocumentTokens
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
+
+Parsed = TypeVar("Parsed", Document | BadDocument, Record | BadDocument)
 
 # Number of spans per worker that are read and encoded ahead of the next result. While one worker
 # encodes a large document, the other workers encode spans after it; the number bounds the memory.
@@ -55,6 +60,19 @@ class Span:
     """The tokens before and after each document; None for chat data."""
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
+    dropped: tuple[Mapping[int, str], ...] = ()
+    """Reasons of the documents that are left out, by number, for each block; or empty."""
+
+    def documents(
+        self, parse: Callable[[Block], Iterator[Parsed]], dropped: Counter[str]
+    ) -> Iterator[Parsed]:
+        """Yield the parsed documents that are not left out; add the others to ``dropped``."""
+        for block, reasons in zip(self.blocks, self.dropped or repeat({}), strict=False):
+            for document in parse(block):
+                if document.number in reasons:
+                    dropped[reasons[document.number]] += 1
+                else:
+                    yield document
 
     @property
     def disk_bytes(self) -> float:
@@ -87,6 +105,8 @@ class EncodedSpan:
     """Number of chats by format."""
     dropped_fields: Counter[str] = field(default_factory=Counter)
     """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
+    dropped_documents: Counter[str] = field(default_factory=Counter)
+    """Number of documents that are left out although they are valid, by reason."""
 
 
 def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
@@ -102,7 +122,8 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
     arrays, lengths, sizes = [], [], []
     # A tiktoken vocabulary contains every byte and has no normalizer, so it is never lossy.
     to_check = 0 if tokenizer.kind == "tiktoken" else CHECKED_DOCUMENTS
-    for document in (d for block in span.blocks for d in parse_documents(block, span.text_field)):
+    dropped: Counter[str] = Counter()
+    for document in span.documents(partial(parse_documents, text_field=span.text_field), dropped):
         if isinstance(document, BadDocument):
             skipped[document.reason] += 1
             if span.skip_bad:
@@ -129,13 +150,16 @@ def encode_span(tokenizer: Tokenizer, span: Span) -> EncodedSpan:
         min(len(sizes), to_check),
         counts["lossy"],
         failure,
+        dropped_documents=dropped,
     )
 
 
 def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSpan:
     """Return the chats of ``span`` as tokenized examples."""
     template = template_by_fingerprint(tokenizer, spec.template)
-    done = encode_chats(template, span.blocks, spec, skip_bad=span.skip_bad)
+    dropped: Counter[str] = Counter()
+    records = span.documents(parse_records, dropped)
+    done = encode_chats(template, records, spec, skip_bad=span.skip_bad)
     return EncodedSpan(
         span.shard,
         span.disk_bytes,
@@ -150,6 +174,7 @@ def _encode_chats(tokenizer: Tokenizer, span: Span, spec: ChatSpec) -> EncodedSp
         done.examples,
         done.formats,
         done.dropped_fields,
+        dropped,
     )
 
 

@@ -32,8 +32,8 @@ class Block:
     first: int
     """Line, row or array element of the first document, from 1; 0 if the file is one document."""
     raw: bytes | list[Any]
-    """Whole lines of JSON Lines, or a list of values, which are bytes or str if they are valid. A
-    value that is too large is a ``TooLarge``."""
+    """Whole lines of JSON Lines, or a list of values, which are bytes or str if they are valid, or
+    tuples of such values for a template. A value that is too large is a ``TooLarge``."""
     size: int
     """Size of ``raw`` in bytes."""
     disk_bytes: float
@@ -151,7 +151,8 @@ def value_blocks(
     held, size = [], 0
     for value in values:
         held.append(bounded(value))
-        size += len(value) if isinstance(value, bytes | str) else 0
+        parts = value if isinstance(value, tuple) else (value,)
+        size += sum(len(part) for part in parts if isinstance(part, bytes | str))
         if size >= block_bytes:
             yield Block(path, first, held, size, disk_bytes * len(held))
             first, held, size = first + len(held), [], 0

@@ -4,7 +4,7 @@
 ``parse_documents`` parses a block and can run in a different process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import json
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from llama_cpt.data.sources.blocks import (
 from llama_cpt.data.sources.files import Sources, open_dataset, storage_errors_as_user_errors
 from llama_cpt.data.sources.parquet import PARQUET, has_checksums, parquet_blocks
 from llama_cpt.data.sources.streams import DECOMPRESSORS, open_stream, read, split_compression
+from llama_cpt.data.sources.text_fields import Template, find_template, find_value, has_field
 from llama_cpt.runtime.errors import UserError
 
 LINES = (".jsonl", ".json", ".ndjson")
@@ -33,6 +34,7 @@ LINES = (".jsonl", ".json", ".ndjson")
 ARRAYS = (".json",)
 TEXT = (".txt", ".md")
 TFDS_RECORDS = 256
+EMPTY = "empty text"
 MAX_DETAIL_CHARACTERS = 300
 _READ_BYTES = 4 << 20
 # The byte order marks of encodings other than UTF-8. UTF-32 comes first, because its mark begins
@@ -81,8 +83,9 @@ def read_blocks(
     """Yield the documents of ``sources`` in blocks of about ``block_bytes``, starting at ``start``.
 
     A block ends with the document that reaches ``block_bytes``. The blocks are the same on every
-    machine. Raises UserError for a file of an unknown format, a truncated file, or a Parquet file
-    without the column ``text_field``.
+    machine. ``text_field`` is a name or a template. A value in a block is a tuple of the values of
+    the template's fields if the files have columns. Raises UserError for a file of an unknown
+    format, a truncated file, or a Parquet file without a column of ``text_field``.
     """
     if sources.dataset:
         with storage_errors_as_user_errors(sources.dataset):
@@ -125,9 +128,13 @@ def parse_documents(block: Block, text_field: str) -> Iterator[Document | BadDoc
     if isinstance(block.raw, bytes) or block.is_json:
         for number, raw in json_texts(block):
             yield _from_json(block.path, number, raw, text_field)
-    else:
-        for offset, value in enumerate(block.raw):
-            number = block.first + offset if block.first else 0
+        return
+    template = find_template(text_field)
+    for offset, value in enumerate(block.raw):
+        number = block.first + offset if block.first else 0
+        if template and isinstance(value, tuple) and not isinstance(value, TooLarge):
+            yield _from_template(block.path, number, template, value)
+        else:
             yield _from_value(block.path, number, value)
 
 
@@ -183,14 +190,40 @@ def _too_large(path: str, number: int, found: TooLarge) -> BadDocument:
 
 
 def _from_json(path: str, number: int, raw: bytes | TooLarge, field: str) -> Document | BadDocument:
-    """Return the document in the field ``field`` of a JSON object."""
+    """Return the document that ``field``, a name or a template, selects in a JSON object."""
     values = json_object(path, number, raw, expected="expected one object per line, not a")
     if isinstance(values, BadDocument):
         return values
-    if field not in values:
-        fields = ", ".join(values) or "none"
-        return BadDocument(path, number, f"no field {field!r}", f"its fields: {fields}")
-    return _from_value(path, number, values[field])
+    template = None if field in values else find_template(field)
+    found = []
+    for name in template.names if template else (field,):
+        try:
+            found.append(find_value(values, name))
+        except KeyError:
+            fields = ", ".join(values) or "none"
+            return BadDocument(path, number, f"no field {name!r}", f"its fields: {fields}")
+    if template:
+        return _from_template(path, number, template, found)
+    return _from_value(path, number, found[0])
+
+
+def _from_template(
+    path: str, number: int, template: Template, values: Iterable[Any]
+) -> Document | BadDocument:
+    """Return the document that ``template`` forms from ``values``, one of which must have text."""
+    texts = []
+    for name, value in zip(template.names, values, strict=True):
+        found = _from_value(path, number, value)
+        if isinstance(found, Document):
+            texts.append(found.text)
+        elif found.reason == EMPTY:
+            texts.append(value.decode() if isinstance(value, bytes) else value)
+        else:
+            detail = f"field {name!r}" + (f": {found.detail}" if found.detail else "")
+            return found._replace(detail=detail)
+    if not "".join(texts).strip():
+        return BadDocument(path, number, EMPTY, "in all fields of the template")
+    return _from_value(path, number, bounded(template.fill(texts)))
 
 
 def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
@@ -211,7 +244,7 @@ def _from_value(path: str, number: int, value: Any) -> Document | BadDocument:
     except UnicodeEncodeError:
         return BadDocument(path, number, "not UTF-8", "a lone surrogate")
     if not text or text.isspace():
-        return BadDocument(path, number, "empty text", "")
+        return BadDocument(path, number, EMPTY, "")
     return Document(path, number, text, source_bytes)
 
 
@@ -234,15 +267,19 @@ def _text_block(path: str, decompress: Any) -> Iterator[Block]:
 def _dataset_blocks(sources: Sources, field: str, block_bytes: int, first: int) -> Iterator[Block]:
     """Yield the values of ``field`` in a TFDS dataset in blocks, starting at row ``first``."""
     builder, split = open_dataset(sources.dataset)
-    fields = list(builder.info.features)
-    if field not in fields:
-        raise UserError(
-            f"{sources.dataset}: no field {field!r}; its fields: {', '.join(fields)}. Set "
-            "text_field to one of them."
-        )
+    fields = builder.info.features
+    template = None if field in fields else find_template(field)
+    names = template.names if template else (field,)
+    for name in names:
+        if not has_field(fields, name):
+            raise UserError(
+                f"{sources.dataset}: no field {name!r}; its fields: {', '.join(fields)}. Set "
+                "text_field to one of them."
+            )
     data = builder.as_data_source(split=split)
     starts = range(first - 1, len(data), TFDS_RECORDS)
     records = (data.__getitems__(range(s, min(s + TFDS_RECORDS, len(data)))) for s in starts)
-    values = (record[field] for batch in records for record in batch)
+    rows = (tuple(find_value(one, name) for name in names) for batch in records for one in batch)
+    values = rows if template else (row[0] for row in rows)
     share = sum(stat["bytes"] for stat in sources.stats()) / max(len(data), 1)
     yield from value_blocks(sources.dataset, values, block_bytes, share, first)

@@ -11,19 +11,19 @@ import os
 from pathlib import Path
 import re
 import shlex
-from typing import Any
+from typing import Any, cast
 
 from llama_cpt.config.schema import CorpusConfig
 from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.literal_paths import open_for_reading, remote_storage
 from llama_cpt.runtime.progress import Progress
-from llama_cpt.runtime.retry import is_transient
-from llama_cpt.runtime.storage import UnreachableError, check_reachable
+from llama_cpt.runtime.retry import is_storage_error, is_transient
+from llama_cpt.runtime.storage import HUB, HUB_ACCESS, UnreachableError, check_reachable
 
 TFDS = "tfds:"
 BLOCK_BYTES = 4 << 20
 # Keys of content digests in the metadata of object stores, the strongest digest first.
-STORED_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag")
+STORED_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag", "blob_id")
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,29 @@ def storage_errors_as_user_errors(path: str) -> Generator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ImportError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except Exception as error:  # Each storage client has its own exception types.
+        if not isinstance(error, ImportError | ValueError) and not is_storage_error(error):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
         if is_transient(error):
             raise UnreachableError(f"{path}: cannot be read now ({reason}).") from None
-        raise UserError(f"{path}: cannot be read ({reason}).") from None
+        remedy = f"; name another path, or {HUB_ACCESS}" if path.startswith(HUB) else ""
+        raise UserError(f"{path}: cannot be read ({reason}){remedy}.") from None
 
 
 def _matches(source: str) -> list[str]:
     """Return the file at ``source`` or, if it does not exist, the files that match the pattern."""
     if "://" in source:
         system, path = remote_storage(source)
+        if source.startswith(HUB):
+            # A data set that does not exist or is private would look like a pattern without files.
+            cast(Any, system).resolve_path(path)
         if system.isfile(path):
             return [system.unstrip_protocol(path)]
-        found: Any = system.glob(path, detail=True)
+        try:
+            found: Any = system.glob(path, detail=True)
+        except FileNotFoundError:  # Some file systems raise it for a folder that does not exist.
+            return []
         return [system.unstrip_protocol(n) for n, info in found.items() if info["type"] == "file"]
     source = os.path.expanduser(source)
     if os.path.isdir(source):
@@ -213,5 +222,7 @@ def _stat(path: str) -> dict[str, Any]:
             return {"path": path, "bytes": stat.st_size, "modified": str(stat.st_mtime_ns)}
         system, name = remote_storage(path)
         info = system.info(name)
-        modified = info.get("mtime") or info.get("updated") or info.get("created") or ""
+        # The hub stores a digest, but no time.
+        keys = ("mtime", "updated", "created", "blob_id")
+        modified = next(filter(None, map(info.get, keys)), "")
         return {"path": path, "bytes": info["size"], "modified": str(modified)}

@@ -1,12 +1,14 @@
 """Columns of strings in Parquet files, with verified page checksums and row counts."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+import contextlib
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from llama_cpt.data.sources.blocks import MAX_DOCUMENT_BYTES, Block, TooLarge, value_blocks
 from llama_cpt.data.sources.parquet_pages import Page, read_pages
 from llama_cpt.data.sources.streams import check_expansion, decoding_errors
+from llama_cpt.data.sources.text_fields import Template, find_template
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import open_for_reading
 
@@ -16,26 +18,32 @@ BATCH_ROWS = 256
 BATCH_BYTES = 16 << 20
 
 
-def parquet_blocks(path: str, field: str, block_bytes: int, first: int) -> Iterator[Block]:
-    """Yield the values of column ``field`` in blocks, starting at row ``first``.
+def parquet_blocks(path: str, text_field: str, block_bytes: int, first: int) -> Iterator[Block]:
+    """Yield the values of the column ``text_field`` in blocks, starting at row ``first``.
 
-    The values are bytes. Raises UserError if ``field`` is not one column of strings, or if the file
-    is damaged: if a page does not match its checksum, or the pages have more or fewer rows than the
-    footer states. Files without checksums are read as well (``has_checksums``).
+    The values are bytes. For a template, a value is a tuple of the values of the template's
+    columns. Raises UserError if a column is not one column of strings, or if the file is damaged:
+    if a page does not match its checksum, or the pages have more or fewer rows than the footer
+    states. Files without checksums are read as well (``has_checksums``).
     """
     import pyarrow  # Imported here, because the import is slow and only Parquet needs it.
 
-    with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
-        table, column = _open_column(path, file, field)
-        rows = table.metadata.num_rows
-        groups = [table.metadata.row_group(n) for n in range(table.num_row_groups)]
+    with (
+        _open_columns(path, text_field) as files,
+        decoding_errors(path, "", pyarrow.ArrowException),
+    ):
+        template, columns = _find_columns(path, files, text_field)
+        metadata, file = columns[0].table.metadata, columns[0].file
+        rows = metadata.num_rows
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
         file_bytes = file.seek(0, os.SEEK_END)
         share = file_bytes / max(rows, 1)
         check_expansion(path, file_bytes, sum(group.total_byte_size for group in groups))
         if sum(group.num_rows for group in groups) != rows:
             raise _wrong_rows(path, f"the footer states {rows:,} rows, its row groups do not")
-        values = _bounded(path, file_bytes, _values(path, file, table, column, first))
-        yield from value_blocks(path, values, block_bytes, share, first)
+        values = [_bounded(path, file_bytes, _values(path, column, first)) for column in columns]
+        records = zip(*values, strict=True) if template else values[0]
+        yield from value_blocks(path, records, block_bytes, share, first)
 
 
 def _bounded(path: str, file_bytes: int, values: Iterator[Any]) -> Iterator[Any]:
@@ -51,47 +59,92 @@ def _bounded(path: str, file_bytes: int, values: Iterator[Any]) -> Iterator[Any]
         yield value
 
 
-def has_checksums(path: str, field: str) -> bool:
-    """Return whether the pages of column ``field`` have checksums, judging by the first page.
+def has_checksums(path: str, text_field: str) -> bool:
+    """Return whether the pages of the columns of ``text_field`` have checksums.
 
-    A file without rows counts as a file with checksums.
+    Only the first page of a column is examined. A file without rows counts as a file with
+    checksums.
     """
     import pyarrow
 
-    with open_for_reading(path) as file, decoding_errors(path, "", pyarrow.ArrowException):
-        table, column = _open_column(path, file, field)
-        groups = range(table.num_row_groups)
-        # A group without rows need not have a data page.
-        group = next((n for n in groups if table.metadata.row_group(n).num_rows), None)
-        if group is None:
-            return True
-        pages = read_pages(path, file, _column_chunk(table, group, column))
-        return next((page.has_checksum for page in pages), True)
+    with (
+        _open_columns(path, text_field) as files,
+        decoding_errors(path, "", pyarrow.ArrowException),
+    ):
+        _, columns = _find_columns(path, files, text_field)
+        return all(_has_checksums(path, column) for column in columns)
 
 
-def _open_column(path: str, file: BinaryIO, field: str) -> tuple[Any, int]:
-    """Return the open Parquet file, and the index of the column ``field``."""
+def _has_checksums(path: str, column: "_Column") -> bool:
+    table = column.table
+    groups = range(table.num_row_groups)
+    # A group without rows need not have a data page.
+    group = next((n for n in groups if table.metadata.row_group(n).num_rows), None)
+    if group is None:
+        return True
+    pages = read_pages(path, column.file, _column_chunk(column, group))
+    return next((page.has_checksum for page in pages), True)
+
+
+class _Column(NamedTuple):
+    """A column of strings in an open file."""
+
+    file: BinaryIO
+    table: Any
+    """The file as a ``pyarrow.parquet.ParquetFile``."""
+    parts: tuple[str, ...]
+    """The name of the column, followed by the names of nested fields."""
+    index: int
+    """Index of the column among all columns without nested fields."""
+
+    @property
+    def name(self) -> str:
+        """The name by which pyarrow selects the column."""
+        return ".".join(self.parts)
+
+
+@contextlib.contextmanager
+def _open_columns(path: str, text_field: str) -> Generator[list[BinaryIO]]:
+    """Context manager that opens the file once per column, because columns are read in turns."""
+    template = find_template(text_field)
+    with contextlib.ExitStack() as opened:
+        names = template.names if template else (text_field,)
+        yield [opened.enter_context(open_for_reading(path)) for _ in names]
+
+
+def _find_columns(
+    path: str, files: list[BinaryIO], text_field: str
+) -> tuple[Template | None, list[_Column]]:
+    """Return the template ``text_field``, or None, and the columns of its fields."""
+    first = _open_table(path, files[0])
+    template = None
+    if text_field not in first.schema_arrow.names:
+        template = find_template(text_field)
+    if template is None:
+        return None, [_find_column(path, files[0], first, text_field)]
+    tables = [first, *(_open_table(path, file) for file in files[1:])]
+    opened = zip(files, tables, template.names, strict=True)
+    return template, [_find_column(path, *one) for one in opened]
+
+
+def _open_table(path: str, file: BinaryIO) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        schema = table.schema_arrow
+        _ = table.schema_arrow
     except pyarrow.ArrowInvalid as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a Parquet file ({reason}); is it complete?") from None
-    count = schema.names.count(field)
-    if not count:
-        columns = ", ".join(schema.names)
-        raise UserError(
-            f"{path}: no column {field!r}; its columns: {columns}. Set text_field to one of them."
-        )
-    if count > 1:
-        raise UserError(
-            f"{path}: {count} columns are named {field!r}; rename all but one of them, or set "
-            "text_field to a different column."
-        )
-    kind = _storage_type(schema.field(field).type)
+    return table
+
+
+def _find_column(path: str, file: BinaryIO, table: Any, field: str) -> _Column:
+    """Return the column ``field``; dots in ``field`` can separate the names of nested fields."""
+    schema = table.schema_arrow
+    parts = (field,) if field in schema.names else tuple(field.split("."))
+    kind = _nested_type(path, schema, parts, field)
     if not _is_text(kind):
         raise UserError(
             f"{path}: column {field!r} holds {kind}, not strings; set text_field to a column of "
@@ -104,7 +157,33 @@ def _open_column(path: str, file: BinaryIO, field: str) -> tuple[Any, int]:
         raise UserError(
             f"{path}: column {field!r} and a field of another column share a name; rename one."
         )
-    return table, found[0]
+    return _Column(file, table, parts, found[0])
+
+
+def _nested_type(path: str, schema: Any, parts: tuple[str, ...], field: str) -> Any:
+    """Return the type of the values of a column or a nested field.
+
+    Raises UserError if the column does not exist or if several columns have its name.
+    """
+    import pyarrow
+
+    kind, names = schema, schema.names
+    for part in parts:
+        if not (count := names.count(part)):
+            columns = ", ".join(schema.names)
+            raise UserError(
+                f"{path}: no column {field!r}; its columns: {columns}. Set text_field to one of "
+                "them."
+            )
+        if count > 1:
+            raise UserError(
+                f"{path}: {count} columns are named {field!r}; rename all but one of them, or set "
+                "text_field to a different column."
+            )
+        kind = _storage_type(kind.field(part).type)
+        is_struct = pyarrow.types.is_struct(kind)
+        names = [kind.field(n).name for n in range(kind.num_fields)] if is_struct else []
+    return kind
 
 
 def _storage_type(kind: Any) -> Any:
@@ -137,20 +216,20 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _values(path: str, file: BinaryIO, table: Any, column: int, first: int) -> Iterator[Any]:
+def _values(path: str, column: _Column, first: int) -> Iterator[Any]:
     """Yield the values of a column as bytes or None, starting at row ``first``."""
-    skipped = first - 1
+    table, skipped = column.table, first - 1
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
         if skipped >= group.num_rows:
             skipped -= group.num_rows
             continue
-        chunk = _column_chunk(table, number, column)
+        chunk = _column_chunk(column, number)
         check_expansion(path, chunk.total_compressed_size, chunk.total_uncompressed_size)
-        largest = _check_pages(path, file, chunk, group.num_rows)
+        largest = _check_pages(path, column.file, chunk, group.num_rows)
         batch_rows = min(BATCH_ROWS, max(1, BATCH_BYTES // largest))
         count = 0
-        for count, value in enumerate(_group_values(table, number, column, batch_rows), 1):
+        for count, value in enumerate(_group_values(column, number, batch_rows), 1):
             if count > skipped:
                 yield value
         if count != group.num_rows:
@@ -158,13 +237,12 @@ def _values(path: str, file: BinaryIO, table: Any, column: int, first: int) -> I
         skipped = 0
 
 
-def _column_chunk(table: Any, group: int, column: int) -> Any:
+def _column_chunk(column: _Column, group: int) -> Any:
     """Return the metadata of a column in a row group."""
     # If the metadata is damaged, RowGroupMetaData.column can abort the process. The reader raises
     # an error in this case, so one row is read first.
-    name = table.schema.column(column).name
-    next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
-    return table.metadata.row_group(group).column(column)
+    next(column.table.iter_batches(1, row_groups=[group], columns=[column.name]), None)
+    return column.table.metadata.row_group(group).column(column.index)
 
 
 def _check_pages(path: str, file: BinaryIO, chunk: Any, rows: int) -> int:
@@ -195,14 +273,17 @@ def _wrong_rows(path: str, detail: str) -> UserError:
     return UserError(f"{path}: broken, {detail}; write or download the file again.")
 
 
-def _group_values(table: Any, group: int, column: int, batch_rows: int) -> Iterator[Any]:
+def _group_values(column: _Column, group: int, batch_rows: int) -> Iterator[Any]:
     """Yield the values of a column in a row group as bytes or None."""
     import pyarrow
     import pyarrow.compute
 
-    name = table.schema.column(column).name
-    for batch in table.iter_batches(batch_rows, row_groups=[group], columns=[name]):
-        array = batch.column(batch.schema.get_field_index(name))
+    batches = column.table.iter_batches(batch_rows, row_groups=[group], columns=[column.name])
+    for batch in batches:
+        array = batch.column(batch.schema.get_field_index(column.parts[0]))
+        for part in column.parts[1:]:
+            # A value is null if the struct that contains it is null.
+            array = cast(Any, pyarrow.compute).struct_field(array, [part])
         if isinstance(array, pyarrow.ExtensionArray):
             array = array.storage
         if isinstance(array, pyarrow.DictionaryArray):

@@ -11,7 +11,7 @@ import zlib
 
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import open_for_reading
-from llama_cpt.runtime.retry import is_transient
+from llama_cpt.runtime.retry import is_client_error, is_transient
 from llama_cpt.runtime.storage import UnreachableError
 
 SKIP_BYTES = 4 << 20
@@ -97,11 +97,14 @@ def decoding_errors(path: str, after: str = "", *also: type[Exception]) -> Gener
 
     Raises UserError if the file is damaged, with the position ``after`` in the message, and
     UnreachableError if the storage has a transient failure. ``also`` lists further exception types
-    that a damaged file causes.
+    that a damaged file causes. Errors of a client of remote storage are not changed, because
+    ``storage_errors_as_user_errors`` converts them.
     """
     try:
         yield
     except (EOFError, OSError, zlib.error, lzma.LZMAError, *also) as error:
+        if is_client_error(error):
+            raise
         reason = " ".join(str(error).split())
         # Errors of the storage have an errno; errors of a decoder do not.
         if getattr(error, "errno", None) and is_transient(error):
