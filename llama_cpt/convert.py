@@ -24,6 +24,7 @@ from llama_cpt.serving.check import check_server
 from llama_cpt.weights.export import to_hf, to_peft
 from llama_cpt.weights.hf_export import EXPORT_DTYPES
 from llama_cpt.weights.hf_weights import load_hf
+from llama_cpt.weights.merge import merge, parse_terms
 from llama_cpt.weights.provenance import LICENSE_FILES, TOKENIZER_FILES, copy_files, write_origin
 from llama_cpt.weights.source import HfFolder, RunFolder
 from llama_cpt.weights.verify import (
@@ -33,13 +34,16 @@ from llama_cpt.weights.verify import (
     compare_weights,
 )
 
-DESCRIPTION = "Convert weights between Hugging Face's format and checkpoints, and compare them."
+DESCRIPTION = (
+    "Convert weights between Hugging Face's format and checkpoints, compare them, and merge models."
+)
 EXAMPLES = """examples:
   python -m llama_cpt.convert from-hf meta-llama/Llama-3.2-1B weights/llama-3.2-1b
   python -m llama_cpt.convert to-hf runs/cpt_1b exports/cpt_1b --dtype bfloat16
   python -m llama_cpt.convert to-hf runs/lora exports/lora-adapters --adapters
   python -m llama_cpt.convert verify meta-llama/Llama-3.2-1B weights/llama-3.2-1b
   python -m llama_cpt.convert check-server exports/cpt_1b http://localhost:8000
+  python -m llama_cpt.convert merge exports/average runs/cpt_a=0.5 runs/cpt_b=0.5
 
 SOURCE is a Hugging Face folder, a gs:// URL or a name on the hub; CHECKPOINT is a run's folder or
 the output of from-hf. Folders may be gs:// URLs. No accelerator is used. Training accepts SOURCE in
@@ -104,6 +108,14 @@ def _convert(options: argparse.Namespace) -> int:
             return verify(options.source, options.checkpoint)
         case "check-server":
             return print_check(options.folder, options.url, options.model)
+        case "merge":
+            merge(
+                parse_terms(options.terms),
+                options.output,
+                dtype=options.dtype,
+                shard_gb=options.shard_gb,
+                tokenizer_source=options.tokenizer_source,
+            )
         case unknown:
             raise AssertionError(unknown)
     return 0
@@ -220,9 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--dtype", choices=list(EXPORT_DTYPES), help=help_text)
     help_text = "write only the adapters of a LoRA run, in PEFT's format, instead of a merged model"
     out.add_argument("--adapters", action="store_true", help=help_text)
-    out.add_argument(
-        "--shard-gb", type=float, default=5.0, help="maximum size of a file in GB (default 5)"
-    )
+    shard_gb: dict[str, Any] = {"type": float, "default": 5.0}
+    shard_gb["help"] = "maximum size of a file in GB (default 5)"
+    out.add_argument("--shard-gb", **shard_gb)
     out.add_argument("--base", help="folder of the base model, if it was moved")
     out.add_argument("--tokenizer", help="path of the tokenizer, if it was moved")
     check = commands.add_parser(
@@ -247,7 +259,32 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("url", metavar="URL", help="for example http://localhost:8000")
     help_text = "name of the model, if the server serves several"
     serve.add_argument("--model", default="", metavar="NAME", help=help_text)
+    _add_merge(commands, shard_gb, raw)
     return parser
+
+
+def _add_merge(commands: Any, shard_gb: dict[str, Any], raw: dict[str, Any]) -> None:
+    """Add the subcommand ``merge`` to ``commands``."""
+    description = """Write the weighted sum of models of one architecture as a Hugging Face folder.
+
+  average of checkpoints          merge OUTPUT A=1/3 B=1/3 C=1/3
+  chat vector, A + S * (B - C)    merge OUTPUT A=1 B=S C=-S --tokenizer-source B
+
+The weights must sum to 1. The sum is computed in float32, one parameter at a time."""
+    help_text = "weighted sum of models -> Hugging Face"
+    merging = commands.add_parser("merge", help=help_text, description=description, **raw)
+    merging.add_argument("output", metavar="OUTPUT", help="a new folder")
+    help_text = "SOURCE or CHECKPOINT, and its weight, for example 0.5, -0.5 or 1/3"
+    merging.add_argument("terms", nargs="+", metavar="MODEL=WEIGHT", help=help_text)
+    help_text = "type of the weights (default bfloat16)"
+    choices = list(EXPORT_DTYPES)
+    merging.add_argument("--dtype", choices=choices, default="bfloat16", help=help_text)
+    merging.add_argument("--shard-gb", **shard_gb)
+    help_text = (
+        "the merged model whose tokenizer, chat template and generation settings are written "
+        "(default: the first model)"
+    )
+    merging.add_argument("--tokenizer-source", metavar="MODEL", help=help_text)
 
 
 if __name__ == "__main__":

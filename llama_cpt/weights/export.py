@@ -1,25 +1,16 @@
 """Export of a run, with tokenizer and model card, to a folder for transformers or peft."""
 
 from functools import partial
-import json
 import logging
-from pathlib import Path
-import tempfile
-from typing import Any
 
 from etils import epath
 
 from llama_cpt.checkpoint.run_folder import is_run_folder
 from llama_cpt.config.fields import from_dict, require_above_zero
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.chat.template import TEMPLATE_FILE, find_template
-from llama_cpt.data.tokenizer.export import export_tokenizer
-from llama_cpt.data.tokenizer.settings import CONFIG_FILE
-from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.model.llama import abstract_llama
 from llama_cpt.runtime.atomic import INCOMPLETE, check_new
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import read_lines
 from llama_cpt.weights.hf_config import require_same_architecture
 from llama_cpt.weights.hf_export import EXPORT_DTYPES, ExportOptions, export_hf, export_peft
@@ -27,19 +18,8 @@ from llama_cpt.weights.hf_names import parameters_by_path
 from llama_cpt.weights.hub import HUB_NAME
 from llama_cpt.weights.model_card import model_card, training_sections
 from llama_cpt.weights.parameter_reader import CheckpointReader
-from llama_cpt.weights.prompt_format import (
-    GENERATION_FILE,
-    PromptFormat,
-    eos_ids,
-    prompt_format,
-)
-from llama_cpt.weights.provenance import (
-    LICENSE_FILES,
-    TOKENIZER_FILES,
-    Origin,
-    copy_files,
-    find_origin,
-)
+from llama_cpt.weights.prompt_files import PromptFiles, run_prompt_files
+from llama_cpt.weights.provenance import LICENSE_FILES, Origin, copy_files, find_origin
 from llama_cpt.weights.source import RunFolder, open_source
 
 logger = logging.getLogger(__name__)
@@ -66,18 +46,14 @@ def to_hf(
     check_new(output)
     run = RunFolder(checkpoint)
     with run.reader() as weights:
-        config = _train_config(run)
-        origin = _origin(config, checkpoint) if base is None else find_origin(base)
-        base_config = origin.config()
-        if base_config.get("vocab_size") != weights.config.vocab_size:
-            base_config = {}
-        path = tokenizer or _find_tokenizer(run)
-        prompts = _format_of(run, path)
+        config = train_config(run)
+        origin = find_origin_or_warn(config, checkpoint) if base is None else find_origin(base)
+        prompt_files = run_prompt_files(run, origin, tokenizer)
         export = ExportOptions(
             dtype,
             int(shard_gb * 1e9),
-            token_ids=_token_ids(base_config, prompts, chats=_trained_on_chats(config)),
-            write_others=partial(_write_others, run, config, origin, path, prompts, "transformers"),
+            token_ids=prompt_files.token_ids,
+            write_others=partial(_write_others, run, config, origin, prompt_files, "transformers"),
         )
         export_hf(weights.parameter, weights.config, output, export)
     print(f"{output}: step {run.step} of {checkpoint} in {dtype}")
@@ -105,8 +81,8 @@ def to_peft(
         if weights.lora_base is None:
             raise UserError(f"{checkpoint} holds a whole model and no adapters; drop --adapters.")
         config = from_dict(TrainConfig, run.metadata["config"], checkpoint)
-        origin = _origin(config, checkpoint) if base is None else find_origin(base)
-        path = tokenizer or _find_tokenizer(run)
+        origin = find_origin_or_warn(config, checkpoint) if base is None else find_origin(base)
+        prompt_files = run_prompt_files(run, origin, tokenizer)
         export_peft(
             weights.stored_array,
             weights.lora_base.lora,
@@ -114,9 +90,7 @@ def to_peft(
             num_layers=weights.config.num_layers,
             dtype=EXPORT_DTYPES[dtype],
             base=_peft_base(weights, origin, base),
-            write_others=partial(
-                _write_others, run, config, origin, path, _format_of(run, path), "peft"
-            ),
+            write_others=partial(_write_others, run, config, origin, prompt_files, "peft"),
         )
     print(f"{output}: adapters of step {run.step} of {checkpoint} in {dtype}")
 
@@ -153,13 +127,13 @@ def _peft_base(weights: CheckpointReader, origin: Origin, base: str | None) -> s
     return base
 
 
-def _train_config(run: RunFolder) -> TrainConfig | None:
+def train_config(run: RunFolder) -> TrainConfig | None:
     """Return the config of a run; None for a folder that ``convert from-hf`` wrote."""
     config = run.metadata["config"]
     return from_dict(TrainConfig, config, run.path) if "init_from" in config else None
 
 
-def _origin(config: TrainConfig | None, source: str) -> Origin:
+def find_origin_or_warn(config: TrainConfig | None, source: str) -> Origin:
     """Return the origin of ``source``.
 
     If the base model cannot be found, log a warning and return an origin without a folder.
@@ -176,71 +150,17 @@ def _origin(config: TrainConfig | None, source: str) -> Origin:
         return Origin(base, None)
 
 
-def _find_tokenizer(run: RunFolder) -> str | None:
-    """Return the path of the run's tokenizer.
-
-    If the tokenizer is missing, log a warning and return None.
-    """
-    try:
-        return run.tokenizer
-    except UserError as error:
-        logger.warning("no tokenizer is written: %s", error)
-        return None
-
-
-def _format_of(run: RunFolder, tokenizer: str | None) -> PromptFormat | None:
-    """Return the prompt format of ``run``; None if no tokenizer was found."""
-    return prompt_format(run, tokenizer) if tokenizer else None
-
-
-def _trained_on_chats(config: TrainConfig | None) -> bool:
-    return config is not None and config.data.chat is not None
-
-
-def _token_ids(
-    base_config: dict[str, Any], prompts: PromptFormat | None, *, chats: bool
-) -> dict[str, int | list[int] | None]:
-    """Return ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the exported model.
-
-    The ids of the base model are kept. For a model that was trained on chats, the ids that end an
-    answer are added to ``eos_token_id``.
-    """
-    found = {name: base_config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    if prompts is not None:
-        tokenizer = prompts.tokenizer
-        if "bos_token_id" not in base_config:
-            found["bos"] = tokenizer.bos_id
-        if "pad_token_id" not in base_config:
-            found["pad"] = tokenizer.special_tokens.get(tokenizer.names.get("pad_token", ""))
-        ends = eos_ids(base_config) or [tokenizer.eos_id]
-        if chats:
-            ends = list(dict.fromkeys((*ends, *prompts.stop_ids)))
-        found["eos"] = ends[0] if len(ends) == 1 else ends
-    return {f"{name}_token_id": value for name, value in found.items()}
-
-
 def _write_others(
     run: RunFolder,
     config: TrainConfig | None,
     origin: Origin,
-    tokenizer: str | None,
-    prompts: PromptFormat | None,
+    prompt_files: PromptFiles,
     library: str,
     folder: epath.Path,
 ) -> None:
     """Write the tokenizer, license, generation settings and model card into ``folder``."""
     licenses = copy_files(origin.folder, folder, LICENSE_FILES) if origin.folder else []
-    chats = _trained_on_chats(config)
-    same_vocab = origin.config().get("vocab_size") == run.architecture.vocab_size
-    if origin.folder and same_vocab:
-        copy_files(origin.folder, folder, (GENERATION_FILE,))
-    if prompts and prompts.generation and (chats or not (origin.folder and same_vocab)):
-        ends = dict.fromkeys((*eos_ids(prompts.generation), *(prompts.stop_ids if chats else ())))
-        values = prompts.generation | {"eos_token_id": list(ends)}
-        (folder / GENERATION_FILE).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-    if tokenizer is not None and prompts is not None:
-        _write_tokenizer(tokenizer, folder)
-        _write_template(prompts, folder, chats=chats)
+    prompt_files.write(folder)
     sections = []
     if config is not None:
         metrics = read_lines(epath.Path(run.path) / "metrics.jsonl", run.step)
@@ -249,39 +169,3 @@ def _write_others(
     (folder / "README.md").write_text(
         model_card(name, origin, licenses, sections, library), encoding="utf-8"
     )
-
-
-def _write_template(prompts: PromptFormat, folder: epath.Path, *, chats: bool) -> None:
-    """Write the chat template into ``folder``, unless the tokenizer's files contain it.
-
-    A model that was not trained on chats gets a template only if one is next to its tokenizer.
-    """
-    template = prompts.template
-    if template is None or not (chats or find_template(prompts.tokenizer.path)):
-        return
-    if find_template(str(folder / "tokenizer.json")) == template.source:
-        return
-    (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
-    config_file = folder / CONFIG_FILE
-    if config_file.exists():
-        values = read_json_object(str(config_file), "export the tokenizer again")
-        if values.pop("chat_template", None):
-            config_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(source: str, folder: epath.Path) -> None:
-    """Write the tokenizer ``source`` into ``folder`` in Hugging Face's format.
-
-    If the tokenizer cannot be converted, log a warning and copy the tokenizer unchanged.
-    """
-    path = epath.Path(source)
-    if (path / "tokenizer.json").exists() and (path / "tokenizer_config.json").exists():
-        copy_files(source, folder, TOKENIZER_FILES)
-    else:
-        with tempfile.TemporaryDirectory() as converted:
-            try:
-                export_tokenizer(source, converted)
-            except UserError as error:
-                logger.warning("%s The tokenizer is copied unchanged.", error)
-                epath.Path(load_tokenizer(source).path).copy(Path(converted) / "tokenizer.model")
-            copy_files(converted, folder, ("*",))

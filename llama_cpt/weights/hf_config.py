@@ -41,10 +41,16 @@ def config_json(
     }
 
 
-def require_same_architecture(expected: ModelConfig, found: ModelConfig, where: str) -> None:
+LEAVE_OUT = "both must be equal; to use the latter, leave model out of the config"
+"""The remedy if the first of two architectures is that of a config."""
+
+
+def require_same_architecture(
+    expected: ModelConfig, found: ModelConfig, where: str, remedy: str = "both must be equal"
+) -> None:
     """Raise UserError if the architectures differ. The message names all differing fields.
 
-    The message also names ``where``, which is the file or folder of ``found``. Constants are
+    The message also names ``where``, the file or folder of ``found``, and ``remedy``. Constants are
     compared as float32, the type in which they are used: some programs write a ``rms_norm_eps`` of
     1e-5 as 9.999999747378752e-06.
     """
@@ -56,4 +62,4 @@ def require_same_architecture(expected: ModelConfig, found: ModelConfig, where: 
     if differing:
         name, value, other = differing[0]
         more = "".join(f", and model.{n}={v}, but it has {o}" for n, v, o in differing[1:])
-        raise UserError(f"model.{name}={value}, but {where} has {other}{more}; both must be equal.")
+        raise UserError(f"model.{name}={value}, but {where} has {other}{more}; {remedy}.")

@@ -1,6 +1,7 @@
 """The README of an exported model: base model, training, data and evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 import json
 from typing import Any
@@ -52,19 +53,65 @@ def model_card(
     header = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if HUB_NAME.fullmatch(origin.base):
         header.append(f"base_model: {origin.base}")
-    license_file = next((file for file in licenses if file.startswith("LICENSE")), None)
-    if license_file:
-        header += ["license: other", f"license_link: {quote(license_file)}"]
+    header += _license_header(licenses)
     started = f"Started from {code_span(origin.base) if origin.base else 'random weights'}"
     started += "".join(f", then run {code_span(run)}" for run in origin.runs) + "."
     if licenses:
-        links = ", ".join(f"[{escape_markdown(file)}]({quote(file)})" for file in licenses)
-        started += f" The terms of the base model apply: {links}."
+        started += f" The terms of the base model apply: {_links(licenses)}."
+    return _card(name, header, [started, *sections], library)
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model in a weighted sum of models."""
+
+    name: str
+    weight: Fraction
+    origin: Origin
+    digests: Sequence[tuple[str, str]]
+    """The name and the SHA-256 digest of each file of weights."""
+
+
+def merged_model_card(name: str, models: Sequence[MergedModel], licenses: Sequence[str]) -> str:
+    """Return the model card of the model ``name``, which is a weighted sum of ``models``.
+
+    The parameter ``licenses`` is the same as in ``model_card``.
+    """
+    header = ["library_name: transformers", "pipeline_tag: text-generation"]
+    bases = [model.origin.base for model in models if HUB_NAME.fullmatch(model.origin.base)]
+    if bases:
+        header += ["base_model:", *(f"- {base}" for base in dict.fromkeys(bases))]
+        header.append("base_model_relation: merge")
+    header += ["tags:", "- merge", *_license_header(licenses)]
+    text = "The weights are a weighted sum of the weights of these models, computed in float32."
+    if licenses:
+        text += f" The terms of the models apply: {_links(licenses)}."
+    rows = [("weight", "model", "started from")]
+    digests = [("model", "file", "SHA-256")]
+    for model in models:
+        base = model.origin.base or "random weights"
+        chain = (base, *model.origin.runs) if model.name != base else ()
+        rows.append((str(model.weight), model.name, ", then ".join(chain)))
+        digests += [(model.name, file, digest) for file, digest in model.digests]
+    sections = [f"## Models\n\n{text}\n\n" + markdown_table(rows)]
+    sections.append("## Digests\n\n" + markdown_table(digests))
+    return _card(name, header, sections, "transformers")
+
+
+def _card(name: str, header: Sequence[str], sections: Sequence[str], library: str) -> str:
     # A JSON string is a Python string on one line.
     literal = json.dumps(name, ensure_ascii=False)
-    title = f"# {escape_markdown(name)}"
-    body = [title, started, *sections, USES[library].format(name=literal)]
+    body = [f"# {escape_markdown(name)}", *sections, USES[library].format(name=literal)]
     return "\n".join(["---", *header, "---", ""]) + "\n" + "\n\n".join(body)
+
+
+def _license_header(licenses: Sequence[str]) -> list[str]:
+    file = next((file for file in licenses if file.startswith("LICENSE")), None)
+    return ["license: other", f"license_link: {quote(file)}"] if file else []
+
+
+def _links(files: Sequence[str]) -> str:
+    return ", ".join(f"[{escape_markdown(file)}]({quote(file)})" for file in files)
 
 
 def training_sections(

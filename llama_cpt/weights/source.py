@@ -29,7 +29,7 @@ from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.literal_paths import matching
 from llama_cpt.runtime.progress import Progress
 from llama_cpt.runtime.storage import check_reachable
-from llama_cpt.weights.hf_config import require_same_architecture
+from llama_cpt.weights.hf_config import LEAVE_OUT, require_same_architecture
 from llama_cpt.weights.hf_names import checked_tensors
 from llama_cpt.weights.hf_weights import HfWeights, load_hf
 from llama_cpt.weights.hub import resolve
@@ -134,7 +134,7 @@ class HfFolder:
         Headers of a model on the hub are not checked, because this method downloads no weights.
         """
         folder = self.folder(weights=False)
-        require_same_architecture(config, ModelConfig.from_hf(folder), self.path)
+        require_same_architecture(config, ModelConfig.from_hf(folder), self.path, LEAVE_OUT)
         # The weights of a model on the hub have not been downloaded at this point.
         if epath.Path(self.path).expanduser().exists():
             with byte_reader() as reader:
@@ -234,7 +234,7 @@ class RunFolder:
 
         The base weights of a LoRA run are checked as well.
         """
-        require_same_architecture(config, self.architecture, self.path)
+        require_same_architecture(config, self.architecture, self.path, LEAVE_OUT)
         if self.lora_base:
             with self.lora_base.error_context(self.path):
                 open_source(self.lora_base.source).check(config)

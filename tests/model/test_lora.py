@@ -9,18 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_cpt.checkpoint.checkpoint import CheckpointManager
-from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
-from llama_cpt.config.fields import to_dict
 from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import (
-    CorpusConfig,
-    DataConfig,
     LoraConfig,
     MeshConfig,
     NextTokenConfig,
-    OptimizerConfig,
-    TrainConfig,
 )
 from llama_cpt.convert import main
 from llama_cpt.data.batch import TokenBatch
@@ -30,7 +23,8 @@ from llama_cpt.objectives.next_token import make_objective
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.export import to_hf
-from llama_cpt.weights.lora_base_check import NOTED, checksum, checksums
+from llama_cpt.weights.lora_base_check import checksum
+from tests.model.lora_runs import LORA, adapters_of, lora_run
 
 CONFIG = ModelConfig(
     vocab_size=128,
@@ -46,21 +40,11 @@ CONFIG = ModelConfig(
     tied_embeddings=False,
     context_length=256,
 )
-LORA = LoraConfig(rank=4, alpha=6.0)
 SHAPE = (2, 24)
 
 
 def model_of(dtype: str = "float32") -> Llama:
     return Llama(CONFIG, jax.random.key(0), compute_dtype=dtype)
-
-
-def adapters_of(model: Llama, lora: LoraConfig = LORA, *, drawn: bool) -> Adapters:
-    """Return new adapters for ``model``; if ``drawn``, B is random instead of 0."""
-    adapters = Adapters(lora, model, jax.random.key(1))
-    for number, target in enumerate(lora.targets if drawn else ()):
-        b = getattr(adapters, target).b
-        b[...] = 0.2 * jax.random.normal(jax.random.key(number), b.shape)
-    return adapters
 
 
 def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -126,30 +110,6 @@ def test_checksum_depends_on_every_value_and_its_position():
     mesh = make_mesh(MeshConfig(1, 4, 2), jax.devices())
     cut = jax.device_put(array, jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor")))
     assert int(checksum(cut, "float32")) == int(checksum(array, "float32"))
-
-
-def lora_run(folder: Path, base: str, model: Llama, adapters: Adapters) -> Path:
-    """Write a LoRA run like one of ``train`` and return its folder.
-
-    ``base`` is the path of the base model's weights and ``model`` has the same weights.
-    """
-    config = TrainConfig(
-        output=str(folder),
-        model=model.config,
-        data=DataConfig("/gone", "rows", 16, 1.0, additional=(CorpusConfig("zh", "zh.jsonl"),)),
-        optimizer=OptimizerConfig(1e-3),
-        num_steps=9,
-        global_batch_size=8,
-        init_from=base,
-        lora=LoraConfig(LORA.rank, LORA.alpha, adapters.targets),
-    )
-    about = {"step": 4, "rows_consumed": 32, "config": to_dict(config)}
-    about[NOTED] = checksums(cast_model(jax.tree.map(jnp.copy, model), config.compute.dtype))
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    with CheckpointManager(str(folder / CHECKPOINTS_FOLDER)) as checkpoints:
-        checkpoints.save(4, {"trained": adapters, "opt_state": {}}, about)
-    return folder
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def test_load_rejects_another_constant(run: Path):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=r"model\.rope_theta=500000.0, but .* has 10000.0"):
         open_source(str(run)).load(other, mesh)
+    with pytest.raises(UserError, match="to use the latter, leave model out of the config"):
+        open_source(str(run)).check(other.config)
 
 
 def test_home_folder_is_expanded(run: Path, monkeypatch: pytest.MonkeyPatch):
