@@ -128,6 +128,13 @@ class CheckpointManager:
             self._prune()
             allgather_strings("", "old checkpoints removed")
 
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps than ``step``. No save may be in progress."""
+        if is_primary():
+            manifest.discard_after(self.folder, step)
+        allgather_strings("", "later checkpoints removed")
+        self.retention.forget_after(step)
+
     @property
     def failed(self) -> bool:
         """True if the save in the background failed on this process.

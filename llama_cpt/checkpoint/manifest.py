@@ -166,6 +166,16 @@ def discard(folder: epath.Path, step: int) -> None:
         _remove(folder / name)
 
 
+def discard_after(folder: epath.Path, step: int) -> None:
+    """Remove the committed checkpoints of later steps than ``step``, the newest one first.
+
+    If the process is killed meanwhile, the run resumes from the newest remaining checkpoint.
+    """
+    for later in reversed(committed_steps(folder)):
+        if later > step:
+            discard(folder, later)
+
+
 def discard_uncommitted(folder: epath.Path) -> None:
     """Remove the files of interrupted saves: uncommitted checkpoints and temporary files.
 

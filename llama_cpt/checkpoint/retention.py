@@ -5,6 +5,7 @@ checkpoint among the older checkpoints is kept as well. A diverged run therefore
 last healthy checkpoint.
 """
 
+from collections.abc import Callable, Iterable
 import contextlib
 import logging
 
@@ -30,6 +31,14 @@ class Retention:
         self._unproven: set[int] = set()
         self._judged: dict[int, str] = {}
         self._warned = False
+        self.also_kept: list[Callable[[list[int]], Iterable[int]]] = []
+        """Functions that return the steps of additional checkpoints to keep. The argument contains
+        the steps of all checkpoints in ascending order."""
+
+    def forget_after(self, step: int) -> None:
+        """Forget the health of the checkpoints of later steps than ``step``, which were removed."""
+        self._unproven = {found for found in self._unproven if found <= step}
+        self._judged = {s: problem for s, problem in self._judged.items() if s <= step}
 
     def expect(self, step: int) -> None:
         """Make the checkpoint of ``step`` unproven, unless ``judge`` was called for it already."""
@@ -66,6 +75,10 @@ class Retention:
 
         ``steps`` contains the steps of all checkpoints in ascending order.
         """
+        more = {step for choose in self.also_kept if steps for step in choose(steps)}
+        return sorted({*self._newest_and_healthy(steps), *more})
+
+    def _newest_and_healthy(self, steps: list[int]) -> list[int]:
         newest, older = steps[-self.keep :], steps[: -self.keep]
         if not older:
             return newest

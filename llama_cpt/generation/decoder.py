@@ -218,13 +218,18 @@ def decoder_mesh(config: ModelConfig) -> Mesh:
     return make_mesh(MeshConfig(-1, fsdp, tensor))
 
 
+def decoder_attention(head_dim: int) -> str:
+    """Return the implementation of attention with which prompts are read."""
+    # Prompts are padded to buckets. A kernel that supports the smallest bucket supports all others.
+    supported = jax.default_backend() == "tpu" and not refusal(MIN_BUCKET, head_dim)
+    return "pallas" if supported else "reference"
+
+
 def load_decoder(source: str, config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:
     """Load a model onto ``mesh`` as a decoder that computes in ``dtype``.
 
     ``source`` is a path or name that ``open_source`` accepts.
     """
-    # Prompts are padded to buckets. A kernel that supports the smallest bucket supports all others.
-    supported = jax.default_backend() == "tpu" and not refusal(MIN_BUCKET, config.head_dim)
-    attention = "pallas" if supported else "reference"
+    attention = decoder_attention(config.head_dim)
     abstract = abstract_llama(config, compute_dtype=dtype, attention=attention)
     return make_decoder(open_source(source).load(abstract, mesh), mesh)

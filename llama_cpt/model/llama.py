@@ -283,6 +283,13 @@ def with_precision(model: Llama, precision: str) -> Llama:
     return copy
 
 
+def with_attention(model: Llama, attention: str) -> Llama:
+    """Return a copy of ``model`` with a different ``attention`` and shared parameters."""
+    copy = shallow_copy(model)
+    copy.attention = attention
+    return copy
+
+
 def _normal(
     key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], spread: float = 0.02
 ) -> nnx.Param[jax.Array]:

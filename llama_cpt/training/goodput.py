@@ -94,6 +94,13 @@ class Goodput:
         self._before["repeated"] += max(seconds[-1] - trained, 0.0)
         self._before["stopped"] += self._seconds_since(last[_CLOCK])
 
+    def count_as_repeated(self, share: float) -> None:
+        """Attribute ``share`` of the time of training steps to ``repeated`` after a rollback."""
+        self.switch_to(self.part)
+        lost = share * self._total_seconds()[STEP]
+        self._before[STEP] -= lost
+        self._before["repeated"] += lost
+
     def _seconds_since(self, end: float) -> float:
         """Return the seconds from ``end``, a Unix time, to the start of this clock.
 

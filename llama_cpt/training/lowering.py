@@ -20,6 +20,7 @@ from llama_cpt.parallel.mesh import topology_mesh
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.program import TrainProgram, batch_sharding, make_program
 from llama_cpt.training.reference import row_sharding, scorer_program
+from llama_cpt.training.train_step import Limits
 
 ROW_TOKENS_PER_PAIR = 1024
 """Assumed number of tokens per preference pair in the result of ``abstract_batch``.
@@ -54,8 +55,10 @@ def topology_program(config: TrainConfig, topology: str, slices: int = 1) -> Tra
 def lower_program(config: TrainConfig, program: TrainProgram) -> jax.stages.Lowered:
     """Lower the training step of ``program`` with ShapeDtypeStructs as arguments."""
     with jax.set_mesh(program.mesh):
-        rate = jax.ShapeDtypeStruct((), jnp.float32)
-        return program.step.lower(program.state_shapes, abstract_batch(config, program.mesh), rate)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        limits = (Limits(scalar, scalar),) if config.spikes.action == "skip" else ()
+        batch = abstract_batch(config, program.mesh)
+        return program.step.lower(program.state_shapes, batch, scalar, *limits)
 
 
 def require_compiler() -> None:

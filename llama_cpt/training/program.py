@@ -81,7 +81,8 @@ class TrainProgram:
     """The training state as ShapeDtypeStructs with shardings."""
     optimizer: optax.GradientTransformation
     step: jax.stages.Wrapped
-    """Jitted ``step(state, batch, learning_rate) -> (state, metrics)``. It donates ``state``."""
+    """Jitted ``step`` of ``make_train_step``. It donates ``state``. ``limits`` is an argument if
+    ``spikes.action`` is ``skip``."""
     score: jax.stages.Wrapped
     """Jitted ``score(model, batch)``, which returns the NLL in nats of each target, float32 (batch,
     length)."""

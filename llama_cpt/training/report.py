@@ -1,6 +1,6 @@
 """The reports of a run (log lines, metrics.jsonl, TensorBoard) and the check for divergence."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 import contextlib
 import logging
 import math
@@ -21,8 +21,11 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter
 from llama_cpt.runtime.progress import duration
 from llama_cpt.training.cadence import is_report_step
+from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.run import Run
+from llama_cpt.training.spikes import SpikeMonitor
+from llama_cpt.training.train_step import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +38,18 @@ class Reporter:
     """
 
     def __init__(
-        self, run: Run, first_step: int, clock: Goodput, retention: Retention | None = None
+        self,
+        run: Run,
+        first_step: int,
+        clock: Goodput,
+        retention: Retention | None = None,
+        spikes: SpikeMonitor | None = None,
+        alarm: ForgettingAlarm | None = None,
     ) -> None:
         self.run, self.clock, self.retention = run, clock, retention
         config = run.config
+        self.spikes = spikes or SpikeMonitor(config.spikes, config.global_batch_size)
+        self.alarm = alarm or ForgettingAlarm(config)
         self.writer = MetricsWriter(config.output, first_step or None, enabled=is_primary())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
@@ -67,7 +78,7 @@ class Reporter:
         """Record that step number ``done`` was dispatched, and report the previous step.
 
         ``done`` counts from 1, ``metrics`` contains the metrics that the step returned, and
-        ``rate`` is the learning rate of the step. Raises DivergedError as ``flush`` does.
+        ``rate`` is the learning rate of the step. Raises the errors of ``flush``.
         """
         self.flush()
         self._pending = done, metrics, rate
@@ -76,7 +87,7 @@ class Reporter:
         """Report the last dispatched step, unless it has already been reported.
 
         Waits until the step has finished. Its metrics are written only if ``is_report_step``
-        selects the step. Raises DivergedError if the loss or the gradient norm is not finite.
+        selects the step or if the step is a spike. Raises the errors of ``SpikeMonitor.observe``.
         """
         if self._pending is None:
             return
@@ -84,15 +95,15 @@ class Reporter:
         # Every step is checked, even if its metrics are not written, because a diverged model must
         # not be saved. The loss belongs to the weights before the update. The gradient norm shows
         # whether the weights after the update are finite.
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(value := float(metrics[name])):
-                raise DivergedError(f"{name} of step {done} is {value}.")
-        if self.retention is not None and self.retention.awaits(done - 1):
+        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        is_spike = self.spikes.observe(done, loss, grad_norm)
+        # The loss of an unusual batch says little about the weights.
+        if not is_spike and self.retention is not None and self.retention.awaits(done - 1):
             self._judge(done - 1, per_token_loss(metrics["sums"]))
         config = self.run.config
         # The choice of steps depends only on their numbers, so that a resumed run writes the same
         # metrics as an uninterrupted run.
-        due = is_report_step(config, done)
+        due = is_report_step(config, done) or is_spike
         if due or self._timed_step < 0:
             self._update_throughput(done)
         if not due:
@@ -103,6 +114,14 @@ class Reporter:
         self.writer.write(done, values)
         self._print_step(done, values, [name for name in means if name != "train/nll"])
         self._warn_of_unlearning(done, values)
+
+    def step_limits(self, done: int) -> tuple[Limits, ...]:
+        """Return the argument ``limits`` of step number ``done``, if the step has this argument."""
+        return (self.spikes.limits(done),) if self.run.config.spikes.action == "skip" else ()
+
+    def monitors(self) -> dict[str, Any]:
+        """Return the values of the monitors that a checkpoint stores."""
+        return self.spikes.metadata() | self.alarm.metadata()
 
     @contextlib.contextmanager
     def pause(self, part: str) -> Generator[None]:
@@ -117,23 +136,33 @@ class Reporter:
             yield
         self._timed_at += time.monotonic() - start
 
-    def evaluation(self, done: int, results: dict[str, Any], seconds: float) -> None:
-        """Report the held-out results after ``done`` steps.
+    def evaluation(
+        self,
+        done: int,
+        results: dict[str, Any],
+        seconds: float,
+        probed: Mapping[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Report the held-out results after ``done`` steps, and return ``ForgettingAlarm.observe``.
 
         ``results`` maps a corpus name to a HeldoutResult. ``seconds`` is the duration of the
-        evaluation. If a loss is not finite, raises UserError if ``done`` is 0 and DivergedError
-        otherwise.
+        evaluation. ``probed`` contains the results of the probe. If a loss is not finite, raises
+        UserError if ``done`` is 0 and DivergedError otherwise.
         """
         for name, result in results.items():
             _require_finite(name, result.loss, done)
         self._judge(done, min(result.loss for result in results.values()))
-        values = {"perf/evaluation_seconds": seconds}
+        values = {"perf/evaluation_seconds": seconds, **(probed or {})}
         for name, result in results.items():
             values[f"eval/{name}/loss"] = result.loss
             values[f"eval/{name}/bits_per_byte"] = result.bits_per_byte
+        changes = self.alarm.observe(done, {n: r.bits_per_byte for n, r in results.items()})
+        values |= {f"eval/{name}/forgetting": change for name, change in changes.items()}
         self.writer.write(done, values | self.clock.values())
         bits = "  ".join(f"{name} {result.bits_per_byte:.4f}" for name, result in results.items())
-        _log(f"step {done:>6}  held-out bits per byte: {bits}")
+        shown = "".join(f"  {name} {value:.4g}" for name, value in (probed or {}).items())
+        _log(f"step {done:>6}  held-out bits per byte: {bits}{shown}")
+        return changes
 
     def _judge(self, step: int, loss: float | None) -> None:
         """Record whether the weights after ``step`` are healthy.
@@ -159,7 +188,7 @@ class Reporter:
 
     def _train_values(self, done: int, metrics: dict[str, Any], rate: float) -> dict[str, float]:
         """Return the metrics of step number ``done`` by name."""
-        mixture, rows = self.run.mixture, done * self.run.config.global_batch_size
+        mixture, rows = self.run.mixture, self.spikes.rows_before(done)
         values = {
             "train/loss": float(metrics["loss"]),
             "train/grad_norm": float(metrics["grad_norm"]),
@@ -177,6 +206,8 @@ class Reporter:
                 values[f"train/{name}/loss"] = sums[members].sum() / weights[members].sum()
         for name, epochs in zip(self.names, mixture.epochs(rows), strict=True):
             values[f"mixture/{name}/epochs"] = float(epochs)
+        if self.run.config.spikes.action != "none":
+            values["train/spikes"] = self.spikes.count
         if self._seconds_per_step:
             speed = self.tokens_per_step / self._seconds_per_step
             values["perf/tokens_per_second"] = speed
@@ -187,9 +218,15 @@ class Reporter:
     def _print_step(self, done: int, values: dict[str, float], also: list[str]) -> None:
         num_steps = self.run.config.num_steps
         parts = [f"step {done:>6}/{num_steps}", f"loss {values['train/loss']:.4f}"]
-        for group in ("additional", "original"):
-            if (key := f"train/{group}/loss") in values:
-                parts.append(f"{group} {values[key]:.4f}")
+        added = len(self.run.config.data.additional)
+        for group, names in (
+            ("additional", self.names[:added]),
+            ("original", self.names[added:]),
+        ):
+            # The mean of a group would hide which of its corpora the model learns or forgets.
+            shown = names if len(names) > 1 else [group]
+            means = {name: values.get(f"train/{name}/loss") for name in shown}
+            parts += [f"{name} {loss:.4f}" for name, loss in means.items() if loss is not None]
         parts += [f"{name} {values[name]:.4g}" for name in also]
         parts.append(f"lr {values['train/learning_rate']:.2e}")
         parts.append(f"grad {values['train/grad_norm']:.2f}")

@@ -2,8 +2,8 @@
 
 ``FieldTraits.on_resume`` declares per field whether a change is ignored, logged, rejected unless
 ``--allow-change`` names the field, or always rejected. Even with ``--allow-change``, a resumed run
-cannot change the batch size or the ALMR of past steps, or decrease ``num_steps`` below the number
-of steps done.
+cannot change the batch size, or the ALMR and the weights of past steps, or decrease ``num_steps``
+below the number of steps done.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,13 @@ def check_resume(
     config: TrainConfig,
     allow: Sequence[str] = (),
     steps_done: int = 0,
+    batches_used: int = 0,
 ) -> list[str]:
     """Return a warning for each permitted change from ``saved_config`` to ``config``.
 
     ``saved_config`` is the config in the checkpoint, and ``steps_done`` is the checkpoint's step.
+    ``batches_used`` is the number of batches of rows used so far, if rollbacks have passed over
+    rows. The stages of the mixture count these batches.
     ``allow`` contains the fields (``optimizer.beta2``) or sections (``optimizer``) that the user
     named with ``--allow-change``. Raises UserError if a change is not permitted; the message
     contains the field and the values before and after. Raises UsageError if ``allow`` contains an
@@ -61,7 +64,7 @@ def check_resume(
             raise UsageError(
                 f"--allow-change {name}: the config has no such field or section; check its name."
             )
-    _check_rows_before(before, config, steps_done)
+    _check_rows_before(before, now, config.output, max(steps_done, batches_used))
     warnings, refused = [], {}
     for name in names:
         old, new = (
@@ -141,34 +144,44 @@ def _is_reported_elsewhere(checkpoints: epath.Path, step: int) -> bool:
     return (checkpoints / str(step)).exists() or step in marked(checkpoints, SAVING)
 
 
-def _check_rows_before(before: dict[str, Any], config: TrainConfig, steps_done: int) -> None:
-    """Raise UserError if ``config`` changes the batch size or ``data.almr`` of past steps.
+def _check_rows_before(
+    before: dict[str, Any], now: dict[str, Any], output: str, steps_done: int
+) -> None:
+    """Raise UserError if the batch size, or the ALMR or a weight of past steps, has changed.
 
-    The mixture selects each row by the row's number in the run, and a resumed run starts at row
-    ``steps_done * global_batch_size``. With a different batch size, or a different ``data.almr`` in
-    past steps, the resumed run would repeat or skip rows.
+    ``before`` and ``now`` are flat configs. The mixture selects each row by the row's number in the
+    run, and a resumed run starts at row ``steps_done * global_batch_size``. With a different batch
+    size, ALMR or weight in past steps, the resumed run would repeat or skip rows.
     """
     batch_size = before["global_batch_size"]
-    if steps_done and config.global_batch_size != batch_size:
+    if steps_done and now["global_batch_size"] != batch_size:
         raise UserError(
-            f"global_batch_size was {batch_size}, is {config.global_batch_size}; it cannot change "
+            f"global_batch_size was {batch_size}, is {now['global_batch_size']}; it cannot change "
             "after the first step, because the number of consumed rows depends on it. Start a new "
-            f"run from this one: --init-from {shlex.quote(config.output)} with a different output."
+            f"run from this one: --init-from {shlex.quote(output)} with a different output."
         )
-    saved = before["data.almr"]
-    saved = saved if isinstance(saved, list) else [[0, saved]]
-    done = [[step, share] for step, share in saved if step < steps_done]
-    stages = [
-        [step, float(share)] for step, share in config.data.almr_stages() if step < steps_done
-    ]
-    if stages != done:
-        kept = ", ".join(f"({step}, {share:g})" for step, share in done)
-        raise UserError(
-            f"data.almr was {before['data.almr']}, is {config.data.almr}, but {steps_done} steps "
-            "are done already with the old value. Keep the old stages and add the new one: "
-            f"({kept}, ({steps_done}, ...)), and pass --allow-change data.almr; or set a different "
-            "output folder."
-        )
+    weights = (
+        name for name in before if re.fullmatch(r"data\.(additional|original)\[\d+\]\.weight", name)
+    )
+    for name in ("data.almr", *weights):
+        corpus = name.removesuffix("weight") + "name"
+        if name not in now or before.get(corpus) != now.get(corpus):
+            continue  # The corpus was removed or replaced.
+        done = _past_stages(before[name], steps_done)
+        if _past_stages(now[name], steps_done) != done:
+            kept = ", ".join(f"({step}, {value:g})" for step, value in done)
+            raise UserError(
+                f"{name} was {before[name]}, is {now[name]}, but {steps_done} steps are done "
+                "already with the old value. Keep the old stages and add the new one: "
+                f"({kept}, ({steps_done}, ...)), and pass {_flag(name)}; or set a different output "
+                "folder."
+            )
+
+
+def _past_stages(value: Any, steps_done: int) -> list[list[float]]:
+    """Return the stages, ``[[from_step, value], ...]``, that start before step ``steps_done``."""
+    stages = value if isinstance(value, list) else [[0, value]]
+    return [[step, float(one)] for step, one in stages if step < steps_done]
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:

@@ -15,11 +15,11 @@ import numpy as np
 from llama_cpt.config.schema import PreferenceConfig, TrainConfig
 from llama_cpt.data.batch import Batch
 from llama_cpt.data.chat.template import load_chat_template
-from llama_cpt.data.loader import RowSource, batches
+from llama_cpt.data.loader import batches
 from llama_cpt.data.mixture import Mixture, build_mixture
 from llama_cpt.data.packed_rows import PackedRows
 from llama_cpt.data.prepare.corpora import PreparedCorpora, open_heldout, open_rows, prepare
-from llama_cpt.data.rows import HeldoutDocuments
+from llama_cpt.data.rows import HeldoutDocuments, TokenRows
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.model.attention import mask_bytes
@@ -52,6 +52,7 @@ from llama_cpt.training.reference import (
     reference_logprobs,
 )
 from llama_cpt.training.train_step import TrainState, donatable, init_state, state_from_model
+from llama_cpt.training.untrained_tokens import warn_of_untrained_tokens
 from llama_cpt.weights.prompt_format import generation_settings
 from llama_cpt.weights.source import open_source
 
@@ -66,9 +67,9 @@ class Run:
     program: TrainProgram
     tokenizer: Tokenizer
     template: str | None
-    """Fingerprint of the chat template; None if the corpora contain documents."""
+    """Fingerprint of the chat template; None if all corpora contain documents."""
     mixture: Mixture
-    rows: tuple[RowSource, ...]
+    rows: tuple[TokenRows | PackedRows, ...]
     """Token rows of each corpus, in the order of the mixture."""
     heldout: dict[str, HeldoutDocuments]
     """Held-out documents by corpus name."""
@@ -112,8 +113,17 @@ class Run:
     def start(self) -> TrainState:
         """Return the state before the first step.
 
-        The weights are loaded from ``init_from``. Without ``init_from`` they are random.
+        The weights are loaded from ``init_from``. Without ``init_from`` they are random. If the
+        model is untrained on the tokens of the chat template, a warning is logged.
         """
+        state, chat = self._initial_state(), self.config.data.chat
+        if chat and self.config.data.corpora_of("conversations") and self.config.init_from:
+            template = load_chat_template(self.tokenizer, chat.template)
+            lora = self.config.lora is not None
+            warn_of_untrained_tokens(state.model, template, self.tokenizer, lora=lora)
+        return state
+
+    def _initial_state(self) -> TrainState:
         program, key = self.program, jax.random.key(self.config.seed)
         optimizer, mesh = program.optimizer, program.mesh
         if lora := self.config.lora:
@@ -152,10 +162,10 @@ class Run:
             f"remat {abstract.model.remat}, compute {describe_precision(self.config.compute)}"
         )
 
-    def batches(self, first_step: int) -> Generator[Batch]:
+    def batches(self, first_row: int) -> Generator[Batch]:
         """Yield the global batches of successive steps, without end.
 
-        The first batch is for step number ``first_step``, counted from 0. Every process reads only
+        The first batch starts with row number ``first_row`` of the run. Every process reads only
         the rows of its own devices. The content of a row depends only on the row's number in the
         run, so a resumed run reads the same rows as an uninterrupted run.
         """
@@ -166,7 +176,7 @@ class Run:
             self.rows,
             global_batch_size=config.global_batch_size,
             num_microbatches=config.num_microbatches,
-            start_row=first_step * config.global_batch_size,
+            start_row=first_row,
             rows_here=placement.local_rows,
         )
         with contextlib.closing(source):
@@ -211,7 +221,9 @@ def build_run(
     mixture.check_epochs(config.num_steps * config.global_batch_size, config.data.max_epochs)
     fingerprints, references = prepared.fingerprints(), {}
     chat = config.data.chat
-    template = load_chat_template(tokenizer, chat.template).fingerprint if chat else None
+    template = None
+    if chat and config.data.corpora_of("conversations"):
+        template = load_chat_template(tokenizer, chat.template).fingerprint
     if needs_reference(config):
         model = model_identity(config.init_from, config.architecture, config.seed)
         fingerprints["data"] |= {"reference model": model}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,21 +94,30 @@ def donatable(arrays: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
+class Limits(NamedTuple):
+    """The largest loss and gradient norm that are not a spike, as finite float32 scalars."""
+
+    loss: Any
+    grad_norm: Any
+
+
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]:
-    """Return the function ``step(state, batch, learning_rate) -> (state, metrics)``.
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """Return the function ``step(state, batch, learning_rate, limits=None) -> (state, metrics)``.
 
     The fields of ``batch`` have a leading micro-batch dimension. Gradients and losses are summed
     over micro-batches in float32 and divided once by the weight of the whole batch, so the result
     is the gradient of the whole batch even if micro-batches have different weights.
     ``learning_rate`` is a float32 scalar argument, so one compilation serves every schedule.
     ``metrics`` contains ``loss``, ``grad_norm`` and ``sums``. ``sums`` maps the name of each metric
-    of the objective to the sum of its values and the sum of their weights.
+    of the objective to the sum of its values and the sum of their weights. If ``limits`` is given,
+    and the loss or the gradient norm exceeds its limit or is NaN, the returned state equals
+    ``state``.
     """
 
     def step(
-        state: TrainState, batch: Batch, learning_rate: jax.Array
+        state: TrainState, batch: Batch, learning_rate: jax.Array, limits: Limits | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
         gradients, loss_sum, weight, sums = _accumulate(objective, state, batch)
         # A batch without target tokens has weight 0. Its gradients are 0, and a division by 0 would
@@ -123,6 +132,15 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "sums": sums,
         }
+        if limits is not None:
+            # The comparisons are False for NaN. Each selection is fused with the update of its
+            # array and writes to the memory of the old array, so no second state is stored.
+            within = metrics["loss"] <= limits.loss
+            within &= metrics["grad_norm"] <= limits.grad_norm
+            old = state.trained, state.opt_state
+            trained, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(within, new, old), (trained, opt_state), old
+            )
         return TrainState(trained, state.frozen, opt_state), metrics
 
     return step

@@ -5,9 +5,10 @@ the whole state. Learning rates depend only on the step number, and rows and ran
 only on the row number. A run stops only between two steps. Evaluation does not change the state.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 import logging
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.batch import Batch, TokenBatch
+from llama_cpt.model.llama import Llama
 from llama_cpt.parallel.global_arrays import from_replicated
 from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import is_primary, process_count
@@ -33,13 +35,18 @@ from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
 from llama_cpt.training.cadence import is_checkpoint_step
 from llama_cpt.training.evaluation_plan import seconds_per_evaluation
+from llama_cpt.training.first_state import BranchPoint, FirstState, first_state
+from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.goodput import STEP, Goodput
 from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
 from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
-from llama_cpt.training.resume import check_fingerprints, check_resume, missing_save
+from llama_cpt.training.resume import check_resume, missing_save
+from llama_cpt.training.rollback import needed_checkpoints, roll_back
 from llama_cpt.training.run import Run
+from llama_cpt.training.spike_report import describe_spikes
+from llama_cpt.training.spikes import METADATA, RollbackRequest, SpikeMonitor
 from llama_cpt.training.stop import (
     SAVE_FAILED,
     Outcome,
@@ -49,29 +56,17 @@ from llama_cpt.training.stop import (
 )
 from llama_cpt.training.trace import FOLDER as TRACES
 from llama_cpt.training.trace import NO_STEPS, Trace
-from llama_cpt.training.train_step import TrainState, donatable
+from llama_cpt.training.train_step import TrainState
 from llama_cpt.training.watchdog import Watchdog
-from llama_cpt.weights.lora_base_check import NOTED, checksums, read_lora_base
+from llama_cpt.weights.lora_base_check import NOTED, checksums
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BranchPoint:
-    """A checkpoint from which a new run continues, saved by a different run.
-
-    The configs of the two runs may differ only in ``num_steps``, ``optimizer.decay_steps`` and the
-    fields that may change when a run resumes.
-    """
-
-    output: str
-    """Output folder of the run that saved the checkpoint."""
-    step: int
-    """Step of the checkpoint. The learning rate must not have decayed before this step."""
-
-
 Evaluation = dict[str, HeldoutResult]
 """Held-out results by corpus name."""
+Probe = Callable[[Llama], dict[str, float]]
+"""A function that measures a model and returns values by the name of the metric."""
 
 
 def fit(
@@ -82,6 +77,7 @@ def fit(
     at_start: Evaluation | None = None,
     started: float | None = None,
     profile: tuple[int, int] = NO_STEPS,
+    probe: Probe | None = None,
 ) -> Outcome:
     """Train ``run`` until all steps are done or a stop signal arrives, and return the outcome.
 
@@ -90,9 +86,11 @@ def fit(
     initial weights. ``allow_change`` contains the names of the config fields that may change when
     the run resumes. ``at_start`` contains the held-out results before the first step. If it is
     None, they are measured. ``started`` is the monotonic time at which the command was launched, by
-    default the current time. ``profile`` contains the first and the last step to trace. Raises
+    default the current time. ``profile`` contains the first and the last step to trace. ``probe``
+    is called at each held-out evaluation, and its results are logged. Raises
     UserError if the run cannot be resumed with this config, and DivergedError if a loss or a
-    gradient is not finite.
+    gradient is not finite and ``spikes.action`` does not permit it, and ForgettingError if the
+    forgetting alarm stops the run.
     """
     config = run.config
     output = epath.Path(config.output)
@@ -108,32 +106,72 @@ def fit(
         _with_remedy(checkpoints),
         jax.set_mesh(run.program.mesh),
     ):
-        run, state, first_step = _first_state(run, checkpoints, clock, allow_change, branch_point)
+        with clock.measure("restore"):
+            start = first_state(run, checkpoints, allow_change, branch_point)
         if is_primary():
-            trace.warn_if_unreachable(first_step, config.num_steps)
-            earlier = _earlier_lines(config, first_step, allow_change)
-            clock.continue_from(earlier, first_step)
-            save_config(config, output / "config.json")
-            logger.info("%s", run.describe())
-            logger.info("%s", run.evaluations.describe(seconds_per_evaluation(earlier)))
-            if run.evaluations.warning:
-                logger.warning("%s", run.evaluations.warning)
-        with (
-            Reporter(run, first_step, clock, checkpoints.retention) as report,
-            contextlib.closing(trace),
-            contextlib.closing(run.batches(first_step)) as batches,
-        ):
-            if first_step == 0 and run.heldout:
-                _evaluate_and_report(run, state, report, 0, at_start)
-            services = _LoopServices(checkpoints, report, signals, watchdog, trace)
-            state, last, outcome = _loop(run, state, batches, first_step, services)
-            report.flush()
-            if last > first_step:
-                _save(run, state, last, services, wait=True)
-            # The process must not exit while a save is running in the background.
-            with clock.measure("save"):
-                checkpoints.wait()
-        return outcome
+            _announce(start, clock, trace, allow_change)
+        monitor = SpikeMonitor(config.spikes, config.global_batch_size, start.saved.get(METADATA))
+        services = _LoopServices(checkpoints, clock, signals, watchdog, trace, probe)
+        with contextlib.closing(trace):
+            while True:
+                try:
+                    return _attempt(start, monitor, services, at_start)
+                except RollbackRequest as request:
+                    spike = request.spike
+                # The frames of the attempt, which contain its state, no longer exist.
+                with clock.measure("restore"):
+                    restart = lambda: first_state(run, checkpoints, None, branch_point)
+                    origin = branch_point.step if branch_point else 0
+                    start, monitor = roll_back(
+                        config, spike, monitor, checkpoints, clock, restart, origin
+                    )
+
+
+def _announce(start: FirstState, clock: Goodput, trace: Trace, allow_change: Sequence[str]) -> None:
+    """Save the config, add the time of earlier attempts to ``clock``, and describe the run."""
+    run, config = start.run, start.run.config
+    if message := missing_save(config.output, start.step):
+        logger.warning("%s", message)
+    trace.warn_if_unreachable(start.step, config.num_steps)
+    earlier = _earlier_lines(config, start.step, allow_change)
+    clock.continue_from(earlier, start.step)
+    save_config(config, epath.Path(config.output) / "config.json")
+    logger.info("%s", run.describe())
+    logger.info("%s", run.evaluations.describe(seconds_per_evaluation(earlier)))
+    if run.evaluations.warning:
+        logger.warning("%s", run.evaluations.warning)
+
+
+def _attempt(
+    start: FirstState,
+    monitor: SpikeMonitor,
+    services: "_LoopServices",
+    at_start: Evaluation | None,
+) -> Outcome:
+    """Train from ``start`` to the end or a stop signal, and return the outcome.
+
+    Raises RollbackRequest if the run has to return to an earlier checkpoint.
+    """
+    run, state, first_step, _ = start
+    checkpoints, clock = services.checkpoints, services.clock
+    alarm = ForgettingAlarm(run.config, start.saved)
+    checkpoints.retention.also_kept = [alarm.newest_within]
+    if run.config.spikes.action == "rollback":
+        checkpoints.retention.also_kept.append(partial(needed_checkpoints, run.config))
+    with (
+        Reporter(run, first_step, clock, checkpoints.retention, monitor, alarm) as report,
+        contextlib.closing(run.batches(monitor.rows_before(first_step))) as batches,
+    ):
+        if first_step == 0 and run.heldout:
+            _evaluate_and_report(run, state, report, services, 0, at_start)
+        state, last, outcome = _loop(run, state, batches, first_step, services, report)
+        report.flush()
+        if last > first_step:
+            _save(run, state, last, services, report, wait=True)
+        # The process must not exit while a save is running in the background.
+        with clock.measure("save"):
+            checkpoints.wait()
+    return outcome
 
 
 def _run_lock(output: epath.Path) -> contextlib.AbstractContextManager[None]:
@@ -145,30 +183,6 @@ def _run_lock(output: epath.Path) -> contextlib.AbstractContextManager[None]:
         "output folder."
     )
     return file_lock(output / ".lock", busy, wait=False)
-
-
-def _first_state(
-    run: Run,
-    checkpoints: CheckpointManager,
-    clock: Goodput,
-    allow_change: Sequence[str],
-    branch_point: BranchPoint | None,
-) -> tuple[Run, TrainState, int]:
-    """Return the run with its schedule, the state in which it starts, and the steps done.
-
-    The state is restored from the run's newest checkpoint. Without a checkpoint, the state is
-    restored from ``branch_point`` if given, and is otherwise new.
-    """
-    with clock.measure("restore"):
-        step = find_resume_step(run, checkpoints, allow_change)
-        if is_primary() and (message := missing_save(run.config.output, step)):
-            logger.warning("%s", message)
-        if step:
-            run = run.resumed(checkpoints.metadata(step))
-            return run, restore_state(run, checkpoints, step), step
-    if branch_point:
-        return run, _restore_branch_point(run, branch_point), branch_point.step
-    return run, run.start(), 0
 
 
 @contextlib.contextmanager
@@ -201,67 +215,13 @@ def _earlier_lines(
     return read_lines(output / FILE)
 
 
-def find_resume_step(run: Run, checkpoints: CheckpointManager, allow_change: Sequence[str]) -> int:
-    """Return the step of the newest undamaged checkpoint, or 0 if there is no checkpoint.
+def checkpoint_metadata(
+    run: Run, state: TrainState, steps_done: int, monitors: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON metadata that is stored in the checkpoint after ``steps_done`` steps.
 
-    Raises UserError if the checkpoint's config or data differ from those of ``run`` in a way that
-    neither ``FieldTraits.on_resume`` nor ``allow_change`` permits.
+    ``monitors`` contains the values of the monitors.
     """
-    step = checkpoints.latest_verified()
-    if step is None:
-        return 0
-    saved = checkpoints.metadata(step)
-    for warning in check_resume(saved["config"], run.config, allow_change, step):
-        if is_primary():
-            logger.warning("resume: %s", warning)
-    check_fingerprints(saved["fingerprints"], run.fingerprints, allow_change)
-    done = step == run.config.num_steps
-    message = f"all {step} steps are done; increase num_steps to continue"
-    if is_primary():
-        resuming = f"resuming after step {step}"
-        logger.info("%s: %s", run.config.output, message if done else resuming)
-    checkpoints.retention.expect(step)
-    return step
-
-
-def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainState:
-    """Return the state in the checkpoint of ``step``.
-
-    For LoRA, the state includes the frozen base model, which is loaded from ``init_from``.
-    Raises UserError if the base model differs from the model with which the adapters were trained.
-    """
-    shapes, mesh = run.program.state_shapes.checkpointed, run.program.mesh
-    state = donatable(checkpoints.restore(step, shapes), mesh)
-    if base := read_lora_base(checkpoints.metadata(step), run.config.output):
-        with base.error_context(run.config.output):
-            state = replace(state, frozen=donatable(run.frozen(), mesh))
-            base.require_all(state.frozen)
-    return state
-
-
-def _restore_branch_point(run: Run, branch_point: BranchPoint) -> TrainState:
-    """Return the state in the checkpoint ``branch_point``.
-
-    Raises UserError if the checkpoint is missing or damaged, or if its config or data do not allow
-    ``run`` to continue from it.
-    """
-    step = branch_point.step
-    with CheckpointManager(
-        str(epath.Path(branch_point.output) / CHECKPOINTS_FOLDER)
-    ) as checkpoints:
-        if step not in checkpoints.steps() or not checkpoints.is_verified(step):
-            raise UserError(
-                f"{branch_point.output} has no undamaged checkpoint of step {step}; delete that "
-                "folder to train the run again."
-            )
-        saved = checkpoints.metadata(step)
-        check_resume(saved["config"], run.config, ("optimizer.decay_steps",), step)
-        check_fingerprints(saved["fingerprints"], run.fingerprints)
-        return restore_state(run, checkpoints, step)
-
-
-def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[str, Any]:
-    """Return the JSON metadata that is stored in the checkpoint after ``steps_done`` steps."""
     return {
         NOTED: checksums(state.frozen),
         "step": steps_done,
@@ -275,28 +235,35 @@ def checkpoint_metadata(run: Run, state: TrainState, steps_done: int) -> dict[st
             "template": run.template,
             "generation": run.generation,
         },
+        **(monitors or {}),
     }
 
 
 @dataclass(frozen=True)
 class _LoopServices:
-    """The objects that the training loop uses to save, report, stop and trace."""
+    """The objects that all attempts of ``fit`` use to save, measure time, stop and trace."""
 
     checkpoints: CheckpointManager
-    report: Reporter
+    clock: Goodput
     signals: StopSignals
     watchdog: Watchdog
     trace: Trace
+    probe: Probe | None
 
 
-def _loop(
-    run: Run, state: TrainState, batches: Iterator[Batch], first_step: int, services: _LoopServices
+def _loop(  # noqa: PLR0913 - the state and where it comes from, services and reports
+    run: Run,
+    state: TrainState,
+    batches: Iterator[Batch],
+    first_step: int,
+    services: _LoopServices,
+    report: Reporter,
 ) -> tuple[TrainState, int, Outcome]:
     """Train from ``first_step`` until all steps are done or any process receives a signal.
 
     Returns the state, the number of steps done and the outcome.
     """
-    config, consensus, report = run.config, StopConsensus(run.program.mesh), services.report
+    config, consensus = run.config, StopConsensus(run.program.mesh)
     report.clock.switch_to(STEP)
     for step in range(first_step, config.num_steps):
         stop, failed = services.signals.outcome.value, services.checkpoints.failed
@@ -304,17 +271,17 @@ def _loop(
         if vote > SAVE_FAILED:
             return state, step, Outcome(vote)
         if vote == SAVE_FAILED:
-            _save(run, state, step, services)
+            _save(run, state, step, services, report)
             # Pending votes refer to the failed save, which has now been repeated.
             consensus.reset()
         with report.clock.measure("data"):
             batch = next(batches)
-        state = _train_step(run, state, batch, step, first_step, services)
+        state = _train_step(run, state, batch, step, first_step, services, report)
         done = step + 1
         if done in run.evaluations.steps:
-            _evaluate_and_report(run, state, report, done)
+            _evaluate_and_report(run, state, report, services, done)
         if is_checkpoint_step(config, done):
-            _save(run, state, done, services)
+            _save(run, state, done, services, report)
     # Several processes cannot agree on a signal that arrives during the last step, and all of them
     # must exit with the same status, so they ignore the signal. A single process reports it.
     return (
@@ -324,16 +291,21 @@ def _loop(
     )
 
 
-def _train_step(
-    run: Run, state: TrainState, batch: Batch, step: int, first_step: int, services: _LoopServices
+def _train_step(  # noqa: PLR0913 - the state and where it comes from, services and reports
+    run: Run,
+    state: TrainState,
+    batch: Batch,
+    step: int,
+    first_step: int,
+    services: _LoopServices,
+    report: Reporter,
 ) -> TrainState:
     """Dispatch step number ``step``, counted from 0, and return the new state.
 
     Also reports the previous step, and starts or stops the profiler trace at its first or last
     step.
     """
-    report, trace = services.report, services.trace
-    done, config = step + 1, run.config
+    trace, done, config = services.trace, step + 1, run.config
     rate = learning_rate(config.optimizer, step, config.num_steps, run.schedule_version)
     if trace.begins_at(done):
         with report.pause("trace"):
@@ -341,9 +313,12 @@ def _train_step(
     with report.clock.measure("compile" if step == first_step else STEP):
         with jax.profiler.StepTraceAnnotation("step", step_num=done):
             # The call returns when the step is dispatched. It donates the buffers of the old state.
-            state, metrics = run.program.step(state, batch, np.float32(rate))
+            state, metrics = run.program.step(
+                state, batch, np.float32(rate), *report.step_limits(done)
+            )
     services.watchdog.steps_done = step - first_step
     report.step(done, metrics, rate)
+    describe_spikes(run, state.model, report.spikes)
     if trace.ends_at(done):
         # ``pause`` fetches the metrics of the step, so the step ends before the trace does.
         with report.pause("trace"):
@@ -352,35 +327,50 @@ def _train_step(
 
 
 def _save(
-    run: Run, state: TrainState, done: int, services: _LoopServices, *, wait: bool = False
+    run: Run,
+    state: TrainState,
+    done: int,
+    services: _LoopServices,
+    report: Reporter,
+    *,
+    wait: bool = False,
 ) -> None:
     # On a CPU, a save reads the buffers of the state. A step during the save could not write to
     # these buffers and would need memory for a second state.
     on_cpu = run.program.mesh.devices.flat[0].platform == "cpu"
-    with services.report.pause("save"):
+    with report.pause("save"):
+        describe_spikes(run, state.model, report.spikes)
         # A run that resumes from this checkpoint does not write the metrics of earlier steps again,
         # so these metrics must be uploaded before the checkpoint.
-        services.report.writer.upload()
+        report.writer.upload()
         save_with_retries(
             services.checkpoints,
             done,
             state.checkpointed,
-            checkpoint_metadata(run, state, done),
+            checkpoint_metadata(run, state, done, report.monitors()),
             wait=wait or on_cpu,
         )
 
 
 def _evaluate_and_report(
-    run: Run, state: TrainState, report: Reporter, done: int, known: Evaluation | None = None
+    run: Run,
+    state: TrainState,
+    report: Reporter,
+    services: _LoopServices,
+    done: int,
+    known: Evaluation | None = None,
 ) -> None:
     """Report the held-out results after ``done`` steps.
 
-    The results are ``known`` if given. Otherwise they are measured.
+    The results are ``known`` if given. Otherwise they are measured. Raises ForgettingError if the
+    forgetting alarm stops the run.
     """
     with report.pause("evaluation"):
         start = time.monotonic()
         results = known or evaluate(run, state)
-        report.evaluation(done, results, time.monotonic() - start)
+        probed = services.probe(state.model) if services.probe else {}
+        changes = report.evaluation(done, results, time.monotonic() - start, probed)
+        report.alarm.act(done, changes, services.checkpoints.steps)
 
 
 def evaluate(run: Run, state: TrainState) -> Evaluation:

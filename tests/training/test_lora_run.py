@@ -14,9 +14,9 @@ from llama_cpt.config.schema import ComputeConfig, LoraConfig, TrainConfig
 from llama_cpt.model.lora import merge_adapters
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.training.first_state import restore_state
 from llama_cpt.training.program import make_program
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import restore_state
 from llama_cpt.weights.source import open_source
 from tests.runs import learnt, run_of, saved_steps, train, train_until
 

@@ -185,6 +185,29 @@ def test_ratio_of_past_steps_cannot_change():
         check_resume(staged, CONFIG, ["data.almr"], steps_done=90)
 
 
+def test_weight_of_past_steps_cannot_change():
+    def with_weight(weight):
+        return with_data(original=(replace(CONFIG.data.original[0], weight=weight),))
+
+    allow = {"allow": ["data.original[0].weight"], "steps_done": 60}
+    with pytest.raises(
+        UserError, match=r"\(\(0, 1\), \(60, ...\)\), and pass --allow-change 'data"
+    ):
+        check_resume(SAVED, with_weight(0.5), **allow)
+    later = with_weight(((0, 1.0), (60, 0.5)))
+    assert len(check_resume(SAVED, later, **allow)) == 1
+    with pytest.raises(UserError, match=r"weight was 1.0, is \[\[0, 1.0\], \[60, 0.5\]\]"):
+        check_resume(SAVED, later, steps_done=60)
+    with pytest.raises(UserError, match=r"\(0, 1\), \(60, 0.5\), \(90, ...\)"):
+        check_resume(to_dict(later), CONFIG, ["data.original[0].weight"], steps_done=90)
+
+
+def test_kind_may_be_stated_on_resume():
+    """The fingerprints of the rows show whether the kind of the records has changed."""
+    stated = with_data(original=(replace(CONFIG.data.original[0], kind="documents"),))
+    assert check_resume(SAVED, stated, steps_done=60) == []
+
+
 def test_corpus_may_be_dropped_with_a_flag():
     both = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
     assert check_resume(to_dict(both), CONFIG, ["data.additional[1]"])
