@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from functools import partial
+from importlib.util import find_spec
 import logging
 import sys
 
@@ -23,12 +24,14 @@ from llama_cpt.data.prepare.corpora import (
     open_rows,
     prepare,
 )
+from llama_cpt.data.prepare.dropped import DUPLICATE, OVERLAP, check_no_dropped
 from llama_cpt.data.rows import DOCUMENT_START, Manifest
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import check_writable
+from llama_cpt.runtime.tables import aligned_table
 from llama_cpt.runtime.untrusted_text import one_line, printable
 from llama_cpt.training.evaluation_plan import plan_evaluations, seconds_per_evaluation
 from llama_cpt.weights.initial_model import with_model
@@ -68,6 +71,29 @@ def _parser() -> argparse.ArgumentParser:
         default="local",
         help="this machine, or Apache Beam: Dataflow, Flink, Spark (default: local)",
     )
+    report = parser.add_argument_group("report on the corpora")
+    report.add_argument(
+        "--report",
+        action="store_true",
+        help="write a page on the corpora to the folder data.prepared, and prepare nothing",
+    )
+    report.add_argument(
+        "--eval-data",
+        default="",
+        metavar="FOLDER",
+        help="also compare the corpora with the benchmarks in this folder, which is the folder of "
+        "evaluate --data",
+    )
+    report.add_argument(
+        "--drop-overlap",
+        action="store_true",
+        help="leave out documents that contain held-out text or a question of the benchmarks",
+    )
+    report.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out documents with the same text as an earlier document of any corpus",
+    )
     return parser
 
 
@@ -76,10 +102,22 @@ def main(arguments: list[str]) -> None:
     arguments, beam_options = _split_at_dashes(arguments)
     options, overrides = parse_arguments(_parser(), arguments)
     write_missing = _write_missing(options, beam_options)
+    reasons = _check_report_options(options)
     config = with_model(load_config(options.config, overrides))
     check_writable(config.data.prepared)
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokenizer.require_size(config.architecture.vocab_size)
+    if options.report:
+        report(config, options.eval_data, tokenizer)
+        return
+    if reasons:
+        _require_report_packages()
+        # Imported here, because the packages are optional.
+        from llama_cpt.corpus_report.drops import select_dropped
+
+        select_dropped(config, reasons, options.eval_data)
+    else:
+        check_no_dropped(config.data.prepared)
     prepared = prepare(
         config.data, options.workers, objective=config.objective, write_missing=write_missing
     )
@@ -97,6 +135,20 @@ def main(arguments: list[str]) -> None:
     print_evaluations(config)
     if options.inspect:
         inspect(prepared, mixture, tokenizer, options.inspect)
+
+
+def _check_report_options(options: argparse.Namespace) -> list[str]:
+    """Return the reasons for which documents are left out.
+
+    Raises UsageError if two options cannot be combined.
+    """
+    drops = {OVERLAP: options.drop_overlap, DUPLICATE: options.drop_duplicates}
+    reasons = [reason for reason, is_set in drops.items() if is_set]
+    if options.report and reasons:
+        raise UsageError("--report prepares nothing; set --drop-* in a second call without it.")
+    if options.eval_data and not (options.report or options.drop_overlap):
+        raise UsageError("--eval-data is only for --report and --drop-overlap.")
+    return reasons
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -132,6 +184,29 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> None:
+    """Write the report on the corpora, and print its table of sizes and its warnings."""
+    _require_report_packages()
+    # Imported here, because the packages are optional.
+    from llama_cpt.corpus_report.page import summary_rows, write_report
+    from llama_cpt.corpus_report.report import make_report
+
+    made = make_report(config, eval_data, tokenizer)
+    path = write_report(made)
+    print(aligned_table(summary_rows(made), indent=""))
+    for warning in made.warnings:
+        logger.warning(warning)
+    print(f"report: {path}")
+
+
+def _require_report_packages() -> None:
+    missing = [name for name in ("datasketch", "py3langid") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the report on the corpora needs {' and '.join(missing)}: pip install -e '.[report]'."
+        )
+
+
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
     """Return a line with the sizes of a prepared corpus, followed by lines with remarks.
 
@@ -156,6 +231,12 @@ def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         skipped = sum(manifest.skipped.values())
         lines.append(f"  {skipped:,} {_NOUNS[kind]} skipped: {reasons}")
+    if manifest.dropped_documents:
+        reasons = ", ".join(
+            f"{n:,} {reason}" for reason, n in sorted(manifest.dropped_documents.items())
+        )
+        left_out = sum(manifest.dropped_documents.values())
+        lines.append(f"  {left_out:,} {_NOUNS[kind]} left out: {reasons}")
     if names := manifest.without_checksums:
         shown = ", ".join(map(one_line, names[:3]))
         shown += f" and {len(names) - 3:,} more" * (len(names) > 3)

@@ -25,6 +25,10 @@ _INDEX = dict(zip("ABCD", "0123", strict=True))
 _SUBJECTS = json.loads(Path(__file__).with_name("subjects.json").read_text("utf-8"))
 
 
+class MissingFileError(UserError):
+    """The files of a benchmark do not exist."""
+
+
 def cmmlu(folder: str, part: str) -> dict[str, datasets.Dataset]:
     """Load a subject of haonan-li/CMMLU from ``cmmlu/{dev,test}/SUBJECT.csv``."""
     columns = ("Question", "A", "B", "C", "D", "Answer")
@@ -168,7 +172,7 @@ def subjects(folder: str, name: str, split: str, ending: str) -> list[str]:
     names = {file.name.removesuffix(".gz") for file in path.glob("*")}
     found = sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
     if not found:
-        raise UserError(
+        raise MissingFileError(
             f"{path} has no files *{ending}; set --data to a folder with the layout of "
             "docs/guide/evaluation.md."
         )
@@ -249,7 +253,7 @@ def _file(folder: str, name: str) -> Path:
     for file in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if file.is_file():
             return file
-    raise UserError(
+    raise MissingFileError(
         f"{Path(folder) / name} (or .gz) does not exist; set --data to a folder with the layout of "
         "docs/guide/evaluation.md."
     )
