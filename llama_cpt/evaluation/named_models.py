@@ -12,6 +12,7 @@ from llama_cpt.config.schema import DataConfig
 from llama_cpt.evaluation.scores import JUDGE_FOLDER
 from llama_cpt.generation.decoder import Decoder, decoder_mesh, load_decoder
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.named_folders import named_folders
 from llama_cpt.training.reference import model_identity
 from llama_cpt.weights.prompt_format import PromptFormat, prompt_format
 from llama_cpt.weights.source import RunFolder, open_source
@@ -65,21 +66,14 @@ def parse_model_names(arguments: Sequence[str]) -> dict[str, str]:
     of the path. Raises UserError if two models have the same name, or if a name cannot be the name
     of a folder of scores.
     """
-    sources: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, source = argument.partition("=")
-        # A path can contain an equals sign.
-        if not equals or "/" in name or Path(argument).exists():
-            name, source = Path(argument).resolve().name, argument
-        if not (name and source) or name.startswith(".") or name in RESERVED_NAMES:
+    sources = named_folders(arguments)
+    for name in sources:
+        if name.startswith(".") or name in RESERVED_NAMES:
             raise UserError(
-                f"{argument}: the model name {name!r} cannot be a folder in --output; set another "
-                "name with NAME=FOLDER. A name must not be empty, start with a dot, or be "
+                f"the model name {name!r} cannot be a folder in --output; set another name with "
+                "NAME=FOLDER. A name must not start with a dot, or be "
                 f"{' or '.join(RESERVED_NAMES)}."
             )
-        if name in sources:
-            raise UserError(f"two models are named {name}: set another name with NAME={source}.")
-        sources[name] = source
     return sources
 
 

@@ -140,7 +140,7 @@ def answer_questions(
         Progress(f"{folder.name} {name}", float(len(pending)), "examples") as progress,
         ScoreWriter(folder / f"{name}{LINES}") as scores,
     ):
-        for question in _answered(pending, model):
+        for question in answered(pending, model):
             cut += question.cut
             if is_primary():
                 scores.add(score_question(question))
@@ -250,7 +250,8 @@ def fingerprint(questions: list[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _answered(questions: list[Question], model: AnswerModel) -> Iterator[Question]:
+def answered(questions: list[Question], model: AnswerModel) -> Iterator[Question]:
+    """Yield each question as soon as ``model`` has answered all its requests, in any order."""
     by_kind: dict[str, list[tuple[Question, Instance]]] = {}
     for question in questions:
         for instance in question.instances:

@@ -262,7 +262,7 @@ def test_command_rejects_mistakes_with_a_remedy(model, data, tmp_path, monkeypat
     fails(tasks="humaneval", match="--run-generated-code")
     fails(tasks="bpb", match="--heldout NAME=GLOB")
     fails("--chat-template", match="no chat template")
-    fails(model, match="two models are named tiny: set another name with NAME=")
+    fails(model, match="two folders are named tiny: set another name with NAME=")
     file = tmp_path / "changed/cmmlu/test/arts.csv"
     for split in ("dev", "test"):
         (tmp_path / "changed/cmmlu" / split).mkdir(parents=True)
@@ -272,7 +272,7 @@ def test_command_rejects_mistakes_with_a_remedy(model, data, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["..", "", "report.md", "conversations"])
 def test_names_that_cannot_be_folders_are_rejected(name, tmp_path):
-    with pytest.raises(UserError, match="cannot be a folder in --output"):
+    with pytest.raises(UserError, match="cannot be a folder in --output|must be NAME=FOLDER"):
         main([f"{name}=folder", "--tasks", "bpb", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -218,6 +218,15 @@ def markdown_of(comparison: Comparison, folder: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of text cells as HTML; the first row is the header."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
 def _figures(comparison: Comparison) -> dict[str, Callable[[Comparison], Figure]]:
     figures = {}
     if comparison.differences:
@@ -246,19 +255,31 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         + "</tr>"
         for row in comparison.rows
     )
-    figures = "".join(
-        f'<figure><img alt="{escape(PICTURES[name])}" src="data:image/png;base64,'
-        f'{base64.b64encode(content).decode()}"><figcaption>{escape(PICTURES[name])}</figcaption>'
-        "</figure>"
-        for name, content in pictures.items()
-    )
+    figures = "".join(html_figure(picture, PICTURES[name]) for name, picture in pictures.items())
     method = "".join(f"<p>{escape(sentence)}</p>" for sentence in how_to_read(comparison))
-    title = escape(_title(comparison))
+    return html_page(
+        _title(comparison),
+        f"<ul>{items}</ul>\n"
+        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>\n{figures}\n'
+        f"<h2>Method</h2>\n{method}\n{html_table(task_rows(comparison))}",
+    )
+
+
+def html_page(title: str, body: str) -> str:
+    """Return a self-contained page with a heading; ``body`` is HTML."""
+    title = escape(title)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{CSS}</style></head><body>\n<h1>{title}</h1>\n<ul>{items}</ul>\n"
-        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>\n{figures}\n'
-        f"<h2>Method</h2>\n{method}\n{_html_table(task_rows(comparison))}\n</body></html>\n"
+        f"<style>{CSS}</style></head><body>\n<h1>{title}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def html_figure(picture: bytes, caption: str) -> str:
+    """Return a PNG file as a figure that is contained in the page."""
+    content, text = base64.b64encode(picture).decode(), escape(caption)
+    return (
+        f'<figure><img alt="{text}" src="data:image/png;base64,{content}">'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 
@@ -277,11 +298,3 @@ def _html_cell(lines: Sequence[str]) -> str:
     # A finding of several words has no CSS class.
     kind = mark if " " not in mark else "open"
     return f'<td class="{kind}">{score}<br><b>{mark}</b><br><small>{difference}</small></td>'
-
-
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
