@@ -1,0 +1,1 @@
+"""Replay text that a model writes itself, for training without its original data."""
