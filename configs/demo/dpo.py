@@ -13,6 +13,7 @@ config = replace(
     data=replace(
         sft.data,
         prepared=f"{FOLDER}/prepared_dpo",
+        almr=0.6,
         additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.preferences.jsonl"),),
         original=(CorpusConfig("en", f"{FOLDER}/world/en.preferences.jsonl"),),
     ),

@@ -1,4 +1,8 @@
-"""The SFT stage of the demo, on Chinese and English conversations about the generated world."""
+"""The SFT stage of the demo, on Chinese and English conversations about the generated world.
+
+Documents of both languages are in the mixture, so that the model keeps its ordinary text. English
+needs more of them than Chinese (docs/guide/pipeline.md).
+"""
 
 from dataclasses import replace
 
@@ -14,11 +18,17 @@ config = replace(
         cpt.data,
         chat=ChatConfig(),
         prepared=f"{FOLDER}/prepared_sft",
-        almr=0.6,
-        additional=(CorpusConfig("zh", f"{FOLDER}/world/zh.chats.jsonl"),),
-        original=(CorpusConfig("en", f"{FOLDER}/world/en.chats.jsonl"),),
+        almr=0.5,
+        additional=(
+            CorpusConfig("zh", f"{FOLDER}/world/zh.chats.jsonl"),
+            replace(cpt.data.additional[0], name="zh_text", kind="documents", weight=0.15),
+        ),
+        original=(
+            CorpusConfig("en", f"{FOLDER}/world/en.chats.jsonl"),
+            replace(cpt.data.original[0], name="en_text", kind="documents", weight=0.75),
+        ),
     ),
     optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=20),
-    num_steps=600,
+    num_steps=1200,
     seed=2,
 )
