@@ -83,7 +83,7 @@ def _after(name: str, before: str) -> StudyRun:
 RATE = "--optimizer.peak-learning-rate"
 LONG = (
     *("--num-steps", str(LONG_STEPS), "--evaluation.every-steps", "50"),
-    *("--checkpoint.every-steps", "150"),
+    *("--checkpoint.every-steps", "25"),
 )
 RUNS = (
     *(_almr(value) for value in ("0.33", "1.0", "0", "0.25", "0.40", "0.67")),

@@ -44,7 +44,7 @@ config = TrainConfig(
     global_batch_size=8,
     microbatch_size=2,
     compute=ComputeConfig(dtype="float32", remat="minimal"),
-    checkpoint=CheckpointConfig(every_steps=50, keep=1),
+    checkpoint=CheckpointConfig(every_steps=10, keep=1),
     # The number of held-out documents is computed, so that they take at most 5 % of the tokens.
     evaluation=EvaluationConfig(every_steps=50, early_evaluations=False, batch_size=4),
     log_every_steps=5,
