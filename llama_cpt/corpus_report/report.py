@@ -52,7 +52,7 @@ class Report:
     config: TrainConfig
     corpora: list[CorpusReport]
     index: OverlapIndex | None
-    """The evaluation texts; None if there are none."""
+    """The evaluation texts, or None if no held-out corpus and no benchmark was given."""
     duplicates: Duplicates
     near: dict[tuple[int, int], tuple[int, int]]
     """Near-duplicates by pair of corpora, as ``near_duplicates`` returns them."""

@@ -109,7 +109,7 @@ class Manifest:
     dropped_fields: dict[str, int] = field(default_factory=dict)
     """Number of chats in which a field of ``data.chat.drop_fields`` had content, by field."""
     dropped: str = ""
-    """Digest of the list of documents that are left out; empty if there are none."""
+    """Digest of the list of documents that are left out; empty if none is left out."""
     dropped_documents: dict[str, int] = field(default_factory=dict)
     """Number of valid documents that are left out, by reason: overlap or duplicate."""
     without_checksums: list[str] = field(default_factory=list)

@@ -85,9 +85,10 @@ class Writer:
         path = folder / f"replay-{options.part:05}-of-{options.parts:05}.json"
         manifest = _resume(path, settings)
         shards, empty = manifest["shards"], 0
+        written = sum(shard["tokens"] for shard in shards)
         with Progress("replay", float(target), "tokens") as progress:
-            progress.update(float(_tokens(shards)))
-            while _tokens(shards) < target:
+            progress.update(float(written))
+            while written < target:
                 texts, counts = self._shard(len(shards))
                 empty = 0 if texts else empty + options.rows
                 if empty >= MOST_EMPTY:
@@ -103,6 +104,7 @@ class Writer:
                 if is_primary():
                     write_atomic(folder / name, content)
                     write_atomic(path, json.dumps(manifest, indent=1) + "\n")
+                written += counts["tokens"]
                 progress.update(float(counts["tokens"]))
         return manifest
 
@@ -183,10 +185,6 @@ def _is_shard(value: Any) -> bool:
         and all(isinstance(value.get(name), int) for name in COUNTS)
         and all(isinstance(value.get(name), str) for name in ("file", "sha256"))
     )
-
-
-def _tokens(shards: Sequence[Mapping[str, Any]]) -> int:
-    return sum(shard["tokens"] for shard in shards)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -68,7 +68,7 @@ def roll_back(
 def verified_target(
     config: TrainConfig, checkpoints: CheckpointManager, spike_step: int, first_step: int
 ) -> int:
-    """Return the step to return to, whose checkpoint was verified, or -1 if there is none.
+    """Return the step to return to, whose checkpoint was verified, or -1 without one.
 
     Every process must call this function, because all processes verify a checkpoint together.
     """

@@ -44,7 +44,7 @@ class PrepareSpec:
     chat: ChatSpec | None = None
     """The settings for chat data; None for documents."""
     dropped: str = ""
-    """Digest of the list of documents that are left out; empty if there are none."""
+    """Digest of the list of documents that are left out; empty if none is left out."""
 
 
 @dataclass(frozen=True)

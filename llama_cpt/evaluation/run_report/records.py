@@ -65,7 +65,7 @@ class RunRecord:
         return Series(steps, values)
 
     def last(self, metric: str) -> float | None:
-        """Return the last finite value of ``metric``, or None if there is none."""
+        """Return the last finite value of ``metric``, or None if the run has no such value."""
         values = self.series(metric).values
         return float(values[-1]) if len(values) else None
 
