@@ -34,6 +34,8 @@ HEARTBEAT_VARIABLE = "LLAMA_CPT_HEARTBEAT_SECONDS"
 """Environment variable that sets the result of ``heartbeat_seconds``."""
 WAIT_SECONDS = 600
 """Default number of seconds that ``allgather_strings`` waits for the other processes."""
+WATCH_THREAD = "watch processes"
+"""Name of the thread that waits for the exit of another process."""
 
 _POLL_SECONDS = 1.0
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -78,7 +80,7 @@ def distributed_session() -> Generator[None]:
 @contextlib.contextmanager
 def _end_together() -> Generator[None]:
     """Context manager that makes all other processes exit if this process exits with an error."""
-    threading.Thread(target=_watch_other_processes, name="watch processes", daemon=True).start()
+    threading.Thread(target=_watch_other_processes, name=WATCH_THREAD, daemon=True).start()
     try:
         yield
     except LostProcessError as error:

@@ -54,6 +54,8 @@ class Process:
         self.call_counts: dict[str, int] = {}
         self.exited = threading.Event()
         self.status, self.finished = 0, False
+        self.watchers: list[threading.Thread] = []
+        """The threads that can end this process because another one has ended."""
 
     def exit(self, status: int) -> None:
         """End the calling thread; the other threads of this process end at their next message."""
@@ -222,6 +224,8 @@ def run_processes(monkeypatch: pytest.MonkeyPatch) -> RunProcesses:
         if process := _current():
             _by_thread[thread] = process
             thread.run = _without_exit(thread.run)
+            if thread.name == distributed.WATCH_THREAD:
+                process.watchers.append(thread)
         real_start(thread)
 
     ends = SimpleNamespace(environ=os.environ, _exit=_exit, abort=lambda: _exit(ABORTED))
@@ -269,7 +273,11 @@ def _run(
         run(processes[in_main_thread])
     for thread in threads:
         thread.join(seconds)
-    late = [thread.name for thread in threads if thread.is_alive()]
+    # A watcher that is about to exit would end the test itself after the test has restored ``os``.
+    watchers = [watcher for process in processes for watcher in process.watchers]
+    for watcher in watchers:
+        watcher.join(seconds)
+    late = [thread.name for thread in (*threads, *watchers) if thread.is_alive()]
     assert not late, f"still running after {seconds} s: {', '.join(late)}"
     for process in processes:
         if process.exited.is_set():
