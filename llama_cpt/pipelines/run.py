@@ -25,7 +25,7 @@ from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_local
-from llama_cpt.training.evaluation_plan import run_tokens
+from llama_cpt.training.evaluation_plan import lacks_evaluation, run_tokens
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build_run
@@ -167,7 +167,7 @@ def _saved_step(stage: TrainConfig) -> int:
 
 
 def _is_done(stage: TrainConfig) -> bool:
-    """Return whether the stage has an intact checkpoint at its last step.
+    """Return whether the stage has an intact, evaluated checkpoint at its last step.
 
     Raises UserError if the stage was trained with an incompatible config.
     """
@@ -176,6 +176,8 @@ def _is_done(stage: TrainConfig) -> bool:
     with CheckpointManager(str(epath.Path(stage.output) / CHECKPOINTS_FOLDER)) as checkpoints:
         step = checkpoints.latest_verified()
         if step is None or step < stage.num_steps:
+            return False
+        if stage.data.heldout and lacks_evaluation(stage.output, step):
             return False
         saved = checkpoints.metadata(step)["config"]
     for warning in check_resume(saved, stage, steps_done=step):

@@ -41,8 +41,9 @@ from llama_cpt.training.optimizer import SCHEDULE_VERSION, saved_schedule_versio
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Run, build_run
+from llama_cpt.training.state_evaluation import Evaluation, evaluate
 from llama_cpt.training.stop import Outcome
-from llama_cpt.training.trainer import Evaluation, evaluate, fit
+from llama_cpt.training.trainer import fit
 
 logger = logging.getLogger(__name__)
 

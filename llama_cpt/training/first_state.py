@@ -9,8 +9,9 @@ from etils import epath
 
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
-from llama_cpt.runtime.distributed import is_primary
+from llama_cpt.runtime.distributed import is_primary, run_on_primary
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.training.evaluation_plan import lacks_evaluation
 from llama_cpt.training.resume import check_fingerprints, check_resume
 from llama_cpt.training.run import Run
 from llama_cpt.training.spikes import METADATA, SpikeMonitor
@@ -44,6 +45,8 @@ class FirstState(NamedTuple):
     """Number of steps done."""
     saved: dict[str, Any]
     """Metadata of the checkpoint; empty for a new state."""
+    unevaluated: bool = False
+    """Whether the state is due for an evaluation, which has not run or was ended by a signal."""
 
 
 def first_state(
@@ -63,10 +66,13 @@ def first_state(
     if step := find_resume_step(run, checkpoints, allow_change):
         saved = checkpoints.metadata(step)
         run = run.resumed(saved)
-        return FirstState(run, restore_state(run, checkpoints, step), step, saved)
+        unevaluated = step in run.evaluations.steps and run_on_primary(
+            lambda: lacks_evaluation(run.config.output, step), "look for the evaluation"
+        )
+        return FirstState(run, restore_state(run, checkpoints, step), step, saved, unevaluated)
     if branch_point:
         return _restore_branch_point(run, branch_point)
-    return FirstState(run, run.start(), 0, {})
+    return FirstState(run, run.start(), 0, {}, unevaluated=True)
 
 
 def find_resume_step(

@@ -2,7 +2,8 @@
 
 A resumed run equals an uninterrupted run bit for bit, for four reasons. A checkpoint contains
 the whole state. Learning rates depend only on the step number, and rows and random draws depend
-only on the row number. A run stops only between two steps. Evaluation does not change the state.
+only on the row number. A run stops only between two steps or during an evaluation, which does not
+change the state.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,10 +24,8 @@ from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER, save_with_retrie
 from llama_cpt.config.fields import to_dict
 from llama_cpt.config.loading import save_config as save_config
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.data.batch import Batch, TokenBatch
+from llama_cpt.data.batch import Batch
 from llama_cpt.model.llama import Llama
-from llama_cpt.parallel.global_arrays import from_replicated
-from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import is_primary, process_count
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.host_memory import release_after_compilations
@@ -38,15 +37,14 @@ from llama_cpt.training.evaluation_plan import seconds_per_evaluation
 from llama_cpt.training.first_state import BranchPoint, FirstState, first_state
 from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.goodput import STEP, Goodput
-from llama_cpt.training.heldout import HeldoutResult, evaluate_heldout
 from llama_cpt.training.optimizer import learning_rate
-from llama_cpt.training.reference import row_sharding
 from llama_cpt.training.report import Reporter
 from llama_cpt.training.resume import check_resume, missing_save
 from llama_cpt.training.rollback import needed_checkpoints, roll_back
 from llama_cpt.training.run import Run
 from llama_cpt.training.spike_report import describe_spikes
 from llama_cpt.training.spikes import METADATA, RollbackRequest, SpikeMonitor
+from llama_cpt.training.state_evaluation import Evaluation, EvaluationStoppedError, evaluate
 from llama_cpt.training.stop import (
     SAVE_FAILED,
     Outcome,
@@ -62,9 +60,6 @@ from llama_cpt.weights.lora_base_check import NOTED, checksums
 
 logger = logging.getLogger(__name__)
 
-
-Evaluation = dict[str, HeldoutResult]
-"""Held-out results by corpus name."""
 Probe = Callable[[Llama], dict[str, float]]
 """A function that measures a model and returns values by the name of the metric."""
 
@@ -111,7 +106,8 @@ def fit(
         if is_primary():
             _announce(start, clock, trace, allow_change)
         monitor = SpikeMonitor(config.spikes, config.global_batch_size, start.saved.get(METADATA))
-        services = _LoopServices(checkpoints, clock, signals, watchdog, trace, probe)
+        consensus = StopConsensus(run.program.mesh)
+        services = _LoopServices(checkpoints, clock, signals, consensus, watchdog, trace, probe)
         with contextlib.closing(trace):
             while True:
                 try:
@@ -152,7 +148,7 @@ def _attempt(
 
     Raises RollbackRequest if the run has to return to an earlier checkpoint.
     """
-    run, state, first_step, _ = start
+    run, state, first_step = start.run, start.state, start.step
     checkpoints, clock = services.checkpoints, services.clock
     alarm = ForgettingAlarm(run.config, start.saved)
     checkpoints.retention.also_kept = [alarm.newest_within]
@@ -162,9 +158,12 @@ def _attempt(
         Reporter(run, first_step, clock, checkpoints.retention, monitor, alarm) as report,
         contextlib.closing(run.batches(monitor.rows_before(first_step))) as batches,
     ):
-        if first_step == 0 and run.heldout:
-            _evaluate_and_report(run, state, report, services, 0, at_start)
-        state, last, outcome = _loop(run, state, batches, first_step, services, report)
+        last, outcome = first_step, Outcome.FINISHED
+        if run.heldout and start.unevaluated:
+            known = None if first_step else at_start
+            outcome = _evaluate_and_report(run, state, report, services, first_step, known)
+        if outcome is Outcome.FINISHED:
+            state, last, outcome = _loop(run, state, batches, first_step, services, report)
         report.flush()
         if last > first_step:
             _save(run, state, last, services, report, wait=True)
@@ -246,9 +245,14 @@ class _LoopServices:
     checkpoints: CheckpointManager
     clock: Goodput
     signals: StopSignals
+    consensus: StopConsensus
     watchdog: Watchdog
     trace: Trace
     probe: Probe | None
+
+    def poll(self) -> int:
+        """Vote to stop, or to save again, and return the maximum of the votes of all processes."""
+        return self.consensus.poll(self.signals.outcome.value or int(self.checkpoints.failed))
 
 
 def _loop(  # noqa: PLR0913 - the state and where it comes from, services and reports
@@ -263,23 +267,24 @@ def _loop(  # noqa: PLR0913 - the state and where it comes from, services and re
 
     Returns the state, the number of steps done and the outcome.
     """
-    config, consensus = run.config, StopConsensus(run.program.mesh)
+    config = run.config
     report.clock.switch_to(STEP)
     for step in range(first_step, config.num_steps):
-        stop, failed = services.signals.outcome.value, services.checkpoints.failed
-        vote = consensus.poll(stop or int(failed))
+        vote = services.poll()
         if vote > SAVE_FAILED:
             return state, step, Outcome(vote)
         if vote == SAVE_FAILED:
             _save(run, state, step, services, report)
             # Pending votes refer to the failed save, which has now been repeated.
-            consensus.reset()
+            services.consensus.reset()
         with report.clock.measure("data"):
             batch = next(batches)
         state = _train_step(run, state, batch, step, first_step, services, report)
         done = step + 1
         if done in run.evaluations.steps:
-            _evaluate_and_report(run, state, report, services, done)
+            outcome = _evaluate_and_report(run, state, report, services, done)
+            if outcome is not Outcome.FINISHED:
+                return state, done, outcome
         if is_checkpoint_step(config, done):
             _save(run, state, done, services, report)
     # Several processes cannot agree on a signal that arrives during the last step, and all of them
@@ -359,32 +364,20 @@ def _evaluate_and_report(
     services: _LoopServices,
     done: int,
     known: Evaluation | None = None,
-) -> None:
+) -> Outcome:
     """Report the held-out results after ``done`` steps.
 
-    The results are ``known`` if given. Otherwise they are measured. Raises ForgettingError if the
-    forgetting alarm stops the run.
+    The results are ``known`` if given. Otherwise they are measured. If a signal arrives meanwhile,
+    the evaluation ends without results, and the outcome for the signal is returned. The resumed run
+    then starts with this evaluation. Raises ForgettingError if the forgetting alarm stops the run.
     """
     with report.pause("evaluation"):
         start = time.monotonic()
-        results = known or evaluate(run, state)
+        try:
+            results = known or evaluate(run, state, services.poll)
+        except EvaluationStoppedError as stopped:
+            return stopped.outcome
         probed = services.probe(state.model) if services.probe else {}
         changes = report.evaluation(done, results, time.monotonic() - start, probed)
         report.alarm.act(done, changes, services.checkpoints.steps)
-
-
-def evaluate(run: Run, state: TrainState) -> Evaluation:
-    """Return the loss and the bits per byte of every held-out corpus for ``state``."""
-    exclude_compilation()
-    rows = row_sharding(run.program.mesh)
-
-    def score(batch: TokenBatch) -> np.ndarray:
-        return np.asarray(run.program.score(state.model, from_replicated(batch, rows)))
-
-    return evaluate_heldout(
-        score,
-        run.heldout,
-        sequence_length=run.config.data.sequence_length,
-        batch_size=run.evaluations.batch_size,
-        documents=run.evaluations.documents,
-    )
+    return Outcome.FINISHED

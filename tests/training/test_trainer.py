@@ -4,6 +4,7 @@ from dataclasses import replace
 import fcntl
 import json
 import logging
+import os
 from pathlib import Path
 import signal
 
@@ -22,7 +23,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training import trainer
+from llama_cpt.training import state_evaluation, trainer
 from llama_cpt.training.cadence import evaluation_steps
 from llama_cpt.training.optimizer import learning_rate, saved_schedule_version
 from llama_cpt.training.run import build_run
@@ -97,6 +98,35 @@ def test_run_stopped_by_sigterm_resumes_bit_exactly(
     outcome = train_until(config, steps, monkeypatch, signal.SIGTERM)
     assert outcome is Outcome.PREEMPTED and outcome.value == 75
     assert saved_steps(tmp_path / "run")[-1] == steps
+    assert train(config) is Outcome.FINISHED
+    assert learnt(tmp_path / "run") == learnt(whole)
+
+
+@pytest.mark.parametrize("step", [0, pytest.param(4, marks=pytest.mark.slow), 8])
+def test_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(
+    step, whole, make_config, tmp_path, monkeypatch
+):
+    config, real, scored = make_config(tmp_path / "run"), state_evaluation.evaluate_heldout, []
+    before = sorted(run_of(config).evaluations.steps).index(step)
+
+    def evaluate_heldout(score, *arguments, **options):
+        scored.append(0)
+
+        def score_with_signal(batch):
+            scored[-1] += 1
+            if (len(scored), scored[-1]) == (before + 1, 2):
+                os.kill(os.getpid(), signal.SIGINT)
+            return score(batch)
+
+        return real(score_with_signal, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_evaluation, "evaluate_heldout", evaluate_heldout)
+        assert train(config) is Outcome.INTERRUPTED
+        assert scored[before:] == [2]
+        assert train(config) is Outcome.FINISHED
+    assert scored[-1] > 2
+    assert learnt(tmp_path / "run") == learnt(whole)
     assert train(config) is Outcome.FINISHED
     assert learnt(tmp_path / "run") == learnt(whole)
 
