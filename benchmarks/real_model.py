@@ -3,9 +3,10 @@
     python -m benchmarks.real_model [--only NAME ...]
 
 The command trains the runs in RUNS, exports each of them, and scores the exported models: bits per
-byte, BLiMP (English), XCOPA and CMMLU (Chinese). It prints the table of scores with intervals,
-draws the curves of the long run, and fits the forgetting of English to its first 20 %. If it is
-interrupted, start it again to resume. The text and the benchmarks are in the folder
+byte, BLiMP (English), XCOPA and CMMLU (Chinese). The runs ``replay_self`` replay English text that
+the model itself wrote, instead of public English text. The command prints the table of scores with
+intervals, draws the curves of the long run, and fits the forgetting of English to its first 20 %.
+If it is interrupted, start it again to resume. The text and the benchmarks are in the folder
 ``LLAMA_CPT_DATA`` (default ``../shared/data``). Everything takes several hours on two CPU cores;
 ``--only`` selects runs. The checkpoints of an exported run are removed, because each takes 1.6 GB.
 """
@@ -31,6 +32,10 @@ from llama_cpt.runtime.errors import one_line_errors
 FOLDER = Path("runs/real_model")
 CPU = {"JAX_PLATFORMS": "cpu"}
 """The environment of ``train``. The default malloc settings need the least memory."""
+REPLAY = FOLDER / "replay"
+"""Folder of the text that the model writes."""
+REPLAY_TOKENS = 40_000
+"""Number of tokens of this text, more than the English tokens of a run."""
 LONG_STEPS = 500
 """Number of steps of the long run, ten times the number of the other runs."""
 FITTED_SHARE = 0.2
@@ -74,6 +79,13 @@ def _language(name: str) -> StudyRun:
     )
 
 
+def _replay_self(*options: str, suffix: str = "") -> StudyRun:
+    """Return a run at ALMR 0.33 whose English text was written by the model."""
+    prepared = ("--data.prepared", f"{FOLDER}/prepared_replay")
+    source = ("--data.original.0.source", f"{REPLAY}/*.jsonl")
+    return StudyRun(f"replay_self{suffix}", (*source, *prepared, *options))
+
+
 def _after(name: str, before: str) -> StudyRun:
     return StudyRun(
         f"long_{name}", ("--init-from", str(FOLDER / before)), f"configs/real_model/{name}.py"
@@ -85,10 +97,14 @@ LONG = (
     *("--num-steps", str(LONG_STEPS), "--evaluation.every-steps", "50"),
     *("--checkpoint.every-steps", "25"),
 )
+SEED_1 = ("--seed", "1")
 RUNS = (
-    *(_almr(value) for value in ("0.33", "1.0", "0", "0.25", "0.40", "0.67")),
+    *(_almr(value) for value in ("0.33", "1.0")),
+    *(_almr(value, *SEED_1, suffix="-seed_1") for value in ("0.33", "1.0")),
+    _replay_self(),
+    _replay_self(*SEED_1, suffix="-seed_1"),
+    *(_almr(value) for value in ("0", "0.25", "0.40", "0.67")),
     *(_almr("0.33", RATE, rate, suffix=f"-rate_{rate}") for rate in ("1e-4", "1e-3")),
-    *(_almr(value, "--seed", "1", suffix="-seed_1") for value in ("0.33", "1.0")),
     _language("es"),
     _language("ar"),
     StudyRun("long", LONG),
@@ -99,11 +115,21 @@ KEPT = ("long", "long_sft")
 """Runs whose checkpoints later runs read."""
 
 
+def write_replay() -> None:
+    """Write the English text of the runs ``replay_self``, unless this is done."""
+    tokens = ("--tokens", str(REPLAY_TOKENS), "--language", "en")
+    # SmolLM2 was pre-trained with this token between documents.
+    start = ("--start-token", "<|endoftext|>")
+    run_command("make_replay", MODEL, *tokens, *start, "--output", str(REPLAY), environment=CPU)
+
+
 def train_and_export(run: StudyRun) -> str:
     """Train a run and export its model, unless this is done; return the folder of the model."""
     exported = FOLDER / "exported" / run.name
     if not (exported / "config.json").exists():
         output = FOLDER / run.name
+        if run.name.startswith("replay_self"):
+            write_replay()
         run_command("train", run.config, *run.options, "--output", str(output), environment=CPU)
         run_command("convert", "to-hf", str(output), str(exported), "--dtype", "float32")
         if run.name not in KEPT:

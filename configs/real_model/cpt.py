@@ -41,7 +41,7 @@ config = TrainConfig(
     ),
     optimizer=OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=8),
     num_steps=50,
-    global_batch_size=8,
+    global_batch_size=4,
     microbatch_size=2,
     compute=ComputeConfig(dtype="float32", remat="minimal"),
     checkpoint=CheckpointConfig(every_steps=10, keep=1),
