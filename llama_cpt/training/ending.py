@@ -55,7 +55,9 @@ def next_commands(config: TrainConfig) -> str:
         text = ("--heldout-of", f"{output}/config.json", "--output", scores)
         models = (*base, f"after={output}", *_tokenizer(config))
         evaluation = command_line("evaluate", *models, "--tasks", "bpb", *text)
-        commands.insert(0, ("Evaluate on all held-out documents", evaluation))
+        commands.insert(
+            0, ("Evaluate on all held-out documents, or with --limit N on N per corpus", evaluation)
+        )
     steps = "\n".join(f"{purpose}:\n  {command}" for purpose, command in commands)
     return f"Next steps, in a new shell:\n  {new_shell()}\n{steps}"
 
