@@ -2,8 +2,8 @@
 
 ``FieldTraits.on_resume`` declares per field whether a change is ignored, logged, rejected unless
 ``--allow-change`` names the field, or always rejected. Even with ``--allow-change``, a resumed run
-cannot change the batch size, or the ALMR and the weights of past steps, or decrease ``num_steps``
-below the number of steps done.
+cannot change the batch size, or the ALMR, the corpora, their order and their weights in past steps,
+or decrease ``num_steps`` below the number of steps done.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from etils import epath
 
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.checkpoint.step_marks import SAVING, marked
+from llama_cpt.config.corpus import CorpusConfig
 from llama_cpt.config.fields import (
     FieldTraits,
     from_dict,
@@ -23,6 +24,7 @@ from llama_cpt.config.fields import (
     traits_by_name,
 )
 from llama_cpt.config.schema import TrainConfig
+from llama_cpt.config.stages import StagedValue
 from llama_cpt.runtime.errors import UsageError, UserError
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE as METRICS
@@ -54,8 +56,8 @@ def check_resume(
             "num_steps or set a different output folder."
         )
     # from_dict adds defaults, so a field that is missing in an older config has its default.
-    before = _flat(to_dict(from_dict(TrainConfig, saved_config, "the checkpoint's config")))
-    now = _flat(to_dict(config))
+    saved = from_dict(TrainConfig, saved_config, "the checkpoint's config")
+    before, now = _flat(to_dict(saved)), _flat(to_dict(config))
     names = sorted(before.keys() | now.keys())
     for name in allow:
         if renamed := renamed_path(config, name.split(".")):
@@ -64,7 +66,7 @@ def check_resume(
             raise UsageError(
                 f"--allow-change {name}: the config has no such field or section; check its name."
             )
-    _check_rows_before(before, now, config.output, max(steps_done, batches_used))
+    _check_rows_before(saved, config, max(steps_done, batches_used))
     warnings, refused = [], {}
     for name in names:
         old, new = (
@@ -144,44 +146,92 @@ def _is_reported_elsewhere(checkpoints: epath.Path, step: int) -> bool:
     return (checkpoints / str(step)).exists() or step in marked(checkpoints, SAVING)
 
 
-def _check_rows_before(
-    before: dict[str, Any], now: dict[str, Any], output: str, steps_done: int
-) -> None:
-    """Raise UserError if the batch size, or the ALMR or a weight of past steps, has changed.
+def _check_rows_before(saved: TrainConfig, config: TrainConfig, steps_done: int) -> None:
+    """Raise UserError if ``config`` selects other rows for past steps than ``saved`` did.
 
-    ``before`` and ``now`` are flat configs. The mixture selects each row by the row's number in the
-    run, and a resumed run starts at row ``steps_done * global_batch_size``. With a different batch
-    size, ALMR or weight in past steps, the resumed run would repeat or skip rows.
+    The mixture selects each row by the row's number in the run, and a resumed run starts at row
+    ``steps_done * global_batch_size``. With a different batch size, ALMR, order of corpora or
+    weight in past steps, the resumed run would repeat or skip rows.
     """
-    batch_size = before["global_batch_size"]
-    if steps_done and now["global_batch_size"] != batch_size:
+    batch_size = saved.global_batch_size
+    if steps_done and config.global_batch_size != batch_size:
         raise UserError(
-            f"global_batch_size was {batch_size}, is {now['global_batch_size']}; it cannot change "
+            f"global_batch_size was {batch_size}, is {config.global_batch_size}; it cannot change "
             "after the first step, because the number of consumed rows depends on it. Start a new "
-            f"run from this one: --init-from {shlex.quote(output)} with a different output."
+            f"run from this one: --init-from {shlex.quote(config.output)} with a different output."
         )
-    weights = (
-        name for name in before if re.fullmatch(r"data\.(additional|original)\[\d+\]\.weight", name)
-    )
-    for name in ("data.almr", *weights):
-        corpus = name.removesuffix("weight") + "name"
-        if name not in now or before.get(corpus) != now.get(corpus):
-            continue  # The corpus was removed or replaced.
-        done = _past_stages(before[name], steps_done)
-        if _past_stages(now[name], steps_done) != done:
-            kept = ", ".join(f"({step}, {value:g})" for step, value in done)
+    _check_stages("data.almr", saved.data.almr, config.data.almr, steps_done)
+    for group in ("additional", "original"):
+        _check_group(
+            f"data.{group}", getattr(saved.data, group), getattr(config.data, group), steps_done
+        )
+
+
+def _check_group(
+    group: str, before: Sequence[CorpusConfig], now: Sequence[CorpusConfig], steps_done: int
+) -> None:
+    """Raise UserError if the corpora of a group give other rows to past steps than before.
+
+    A corpus whose weight was 0 in all past steps had no rows, so it can be added, removed and
+    moved. All other corpora need the same weights in past steps and the same order.
+    """
+    old, new = ({corpus.name: corpus for corpus in corpora} for corpora in (before, now))
+    for i, corpus in enumerate(now):
+        if corpus.name in old:
+            field = f"{group}[{i}].weight"
+            _check_stages(field, old[corpus.name].weight, corpus.weight, steps_done)
+        elif _had_rows(corpus, steps_done):
+            stages = f"((0, 0), ({steps_done}, {_present_weight(corpus):g}))"
             raise UserError(
-                f"{name} was {before[name]}, is {now[name]}, but {steps_done} steps are done "
-                "already with the old value. Keep the old stages and add the new one: "
-                f"({kept}, ({steps_done}, ...)), and pass {_flag(name)}; or set a different output "
-                "folder."
+                f"{group}[{i}]: corpus {corpus.name!r} is new, but its weight is above 0 in the "
+                f"{steps_done} steps that are done. Set its weight to {stages}, and pass "
+                f"{_flag('data')}; or set a different output folder."
             )
+    for corpus in before:
+        if corpus.name not in new and _had_rows(corpus, steps_done):
+            kept = _shown(_past_stages(corpus.weight, steps_done))
+            raise UserError(
+                f"{group}: corpus {corpus.name!r} was removed, but the {steps_done} steps that are "
+                f"done used it. Keep it with weight ({kept}, ({steps_done}, 0)), and pass "
+                f"{_flag('data')}; or set a different output folder."
+            )
+    orders = [[c.name for c in corpora if _had_rows(c, steps_done)] for corpora in (before, now)]
+    if orders[0] != orders[1]:
+        raise UserError(
+            f"{group}: the order of the corpora was {', '.join(orders[0])}, is "
+            f"{', '.join(orders[1])}, and determines the rows of the {steps_done} steps that are "
+            "done. Restore the order, or set a different output folder."
+        )
 
 
-def _past_stages(value: Any, steps_done: int) -> list[list[float]]:
-    """Return the stages, ``[[from_step, value], ...]``, that start before step ``steps_done``."""
-    stages = value if isinstance(value, list) else [[0, value]]
-    return [[step, float(one)] for step, one in stages if step < steps_done]
+def _check_stages(name: str, before: StagedValue, now: StagedValue, steps_done: int) -> None:
+    """Raise UserError if the field ``name`` has another value in a past step than before."""
+    done = _past_stages(before, steps_done)
+    if _past_stages(now, steps_done) != done:
+        raise UserError(
+            f"{name} was {before}, is {now}, but {steps_done} steps are done already with the old "
+            f"value. Keep the old stages and add the new one: ({_shown(done)}, ({steps_done}, "
+            f"...)), and pass {_flag(name)}; or set a different output folder."
+        )
+
+
+def _past_stages(value: StagedValue, steps_done: int) -> list[tuple[int, float]]:
+    """Return the stages, ``[(from_step, value), ...]``, that start before step ``steps_done``."""
+    stages = value if isinstance(value, tuple) else ((0, value),)
+    return [(step, float(one)) for step, one in stages if step < steps_done]
+
+
+def _had_rows(corpus: CorpusConfig, steps_done: int) -> bool:
+    return any(weight for _, weight in _past_stages(corpus.weight, steps_done))
+
+
+def _present_weight(corpus: CorpusConfig) -> float:
+    """Return the last weight of ``corpus`` that is above 0."""
+    return next(float(weight) for _, weight in reversed(corpus.weight_stages()) if weight)
+
+
+def _shown(stages: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"({step}, {value:g})" for step, value in stages)
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:

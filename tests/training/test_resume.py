@@ -3,6 +3,9 @@
 from dataclasses import replace
 import json
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from llama_cpt.config.fields import to_dict
@@ -17,6 +20,7 @@ from llama_cpt.config.schema import (
     OptimizerConfig,
     TrainConfig,
 )
+from llama_cpt.data.mixture import build_mixture
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.resume import check_fingerprints, check_resume
 
@@ -200,6 +204,94 @@ def test_weight_of_past_steps_cannot_change():
         check_resume(SAVED, later, steps_done=60)
     with pytest.raises(UserError, match=r"\(0, 1\), \(60, 0.5\), \(90, ...\)"):
         check_resume(to_dict(later), CONFIG, ["data.original[0].weight"], steps_done=90)
+
+
+def with_weights(weights):
+    """Return CONFIG with the additional corpora ``weights``, a dict from name to weight."""
+    corpora = (CorpusConfig(name, f"{name}.jsonl", weight) for name, weight in weights.items())
+    return with_data(additional=tuple(corpora))
+
+
+def rows_of(config, steps):
+    """Return the corpus and the row of this corpus of each row in the first ``steps`` steps."""
+    corpora = config.data.additional + config.data.original
+    sizes = {corpus.name: 50 for corpus in corpora}
+    mixture = build_mixture(config.data, sizes, seed=0, global_batch_size=config.global_batch_size)
+    corpus, row = mixture.locate(np.arange(steps * config.global_batch_size))
+    return [(corpora[c].name, int(r)) for c, r in zip(corpus, row, strict=True)]
+
+
+TWO = {"zh": 2.0, "ja": 1.0}
+LATER = ((0, 0.0), (60, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"ja": 1.0, "zh": 2.0},
+            "data.additional: the order of the corpora was zh, ja, is ja, zh, and determines the "
+            "rows of the 60 steps that are done. Restore the order",
+        ),
+        (
+            {"ko": 3.0, **TWO},
+            "data.additional[0]: corpus 'ko' is new, but its weight is above 0 in the 60 steps "
+            "that are done. Set its weight to ((0, 0), (60, 3)), and pass --allow-change data;",
+        ),
+        (
+            {"ko": ((0, 0.0), (40, 1.0)), **TWO},
+            "'ko' is new, but its weight is above 0 in the 60 steps",
+        ),
+        (
+            {"ja": 1.0},
+            "data.additional: corpus 'zh' was removed, but the 60 steps that are done used it. "
+            "Keep it with weight ((0, 2), (60, 0)), and pass",
+        ),
+        ({"zh": 1.0, "ja": 2.0}, "data.additional[0].weight was 2.0, is 1.0, but 60 steps"),
+        # The first corpus is new, so that the index of the second one changes.
+        ({"ko": LATER, "zh": 1.0, "ja": 1.0}, "data.additional[1].weight was 2.0, is 1.0"),
+        ({"ko": LATER, **TWO}, None),
+        ({"zh": 2.0, "ko": LATER, "ja": ((0, 1.0), (60, 0.0))}, None),
+        ({"zh": ((0, 2.0), (60, 0.0)), "ja": 1.0}, None),
+    ],
+)
+def test_rows_of_past_steps_stay_equal_or_the_corpus_is_named(weights, message):
+    saved, changed = with_weights(TWO), with_weights(weights)
+    assert (rows_of(changed, 60) == rows_of(saved, 60)) == (message is None)
+    if message is None:
+        assert check_resume(to_dict(saved), changed, ["data"], steps_done=60)
+        return
+    with pytest.raises(UserError) as caught:
+        check_resume(to_dict(saved), changed, ["data"], steps_done=60)
+    assert message in str(caught.value)
+    assert check_resume(to_dict(saved), changed, ["data"], steps_done=0)
+
+
+def test_corpus_without_past_rows_may_move():
+    unused = ((0, 0.0), (90, 1.0))
+    saved, moved = with_weights({"ko": unused, **TWO}), with_weights({**TWO, "ko": unused})
+    assert rows_of(saved, 60) == rows_of(moved, 60)
+    assert check_resume(to_dict(saved), moved, ["data"], steps_done=60)
+    assert check_resume(to_dict(saved), with_weights(TWO), ["data"], steps_done=60)
+
+
+STAGED = st.sampled_from([1.0, 2.0, ((0, 0.0), (3, 1.0)), ((0, 1.0), (5, 0.0)), ((0, 1.0), (5, 2))])
+GROUPS = st.permutations(["zh", "ja", "ko"]).flatmap(
+    lambda names: st.integers(1, 3).flatmap(
+        lambda count: st.fixed_dictionaries({name: STAGED for name in names[:count]})
+    )
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(GROUPS, GROUPS)
+def test_accepted_corpora_select_the_same_past_rows(before, now):
+    try:
+        saved, changed = with_weights(before), with_weights(now)
+        check_resume(to_dict(saved), changed, ["data"], steps_done=5)
+    except UserError:
+        return
+    assert rows_of(saved, 5) == rows_of(changed, 5)
 
 
 def test_kind_may_be_stated_on_resume():
