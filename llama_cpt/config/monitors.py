@@ -62,8 +62,9 @@ class SpikeConfig(ConfigSection):
 class ForgettingConfig(ConfigSection):
     """Options of the forgetting alarm, which watches the held-out bits per byte of corpora.
 
-    The alarm is raised if the bits per byte of a corpus exceed (1 + ``limit``) times their value
-    before the first step.
+    The alarm is raised if the bits per byte of a corpus exceed (1 + ``limit``) times their
+    reference. The reference is the value before the first step. For a held-out corpus with the name
+    of a corpus in ``data.additional``, it is the lowest value of the run so far.
     """
 
     action: Literal["none", "warn", "stop"] = option("none", compiled=False, on_resume="warn")
@@ -72,8 +73,8 @@ class ForgettingConfig(ConfigSection):
     limit: float = option(0.1, compiled=False, on_resume="warn")
     """Maximum relative increase of the bits per byte."""
     corpora: tuple[str, ...] = option((), compiled=False, on_resume="warn")
-    """Names of the held-out corpora to watch. Empty means the held-out corpus with the name of each
-    corpus in ``data.original``."""
+    """Names of the held-out corpora to watch. Empty means all corpora in ``data.heldout``; each
+    corpus in ``data.original`` then needs a held-out corpus with its name."""
 
     def __post_init__(self) -> None:
         """Validate the limit."""
@@ -84,22 +85,21 @@ class ForgettingConfig(ConfigSection):
         """Return the names of the watched held-out corpora; empty if ``action`` is ``none``.
 
         ``original`` and ``heldout`` contain the names of the corpora in ``data.original`` and
-        ``data.heldout``. Raises UserError if a watched corpus is not in ``data.heldout``, or if no
-        corpus is watched.
+        ``data.heldout``. Raises UserError if a corpus that must be watched is not in
+        ``data.heldout``, or if no corpus is watched.
         """
         if self.action == "none":
             return ()
-        names = self.corpora or original
-        for name in names:
+        for name in self.corpora or original:
             if name not in heldout:
                 known = ", ".join(heldout) or "none"
                 raise UserError(
                     f"forgetting.action={self.action}: no held-out corpus is named {name!r} "
                     f"(data.heldout: {known}); add it to data.heldout, or set forgetting.corpora."
                 )
-        if not names:
+        if not heldout:
             raise UserError(
-                f"forgetting.action={self.action}: data.original is empty, so no corpus is "
-                "watched; set forgetting.corpora."
+                f"forgetting.action={self.action}: data.heldout is empty, so no corpus is watched; "
+                "add held-out corpora."
             )
-        return names
+        return self.corpora or heldout

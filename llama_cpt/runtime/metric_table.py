@@ -107,8 +107,9 @@ HELD_OUT = (
     Metric(
         "eval/NAME/forgetting",
         "",
-        "`eval/NAME/bits_per_byte` divided by its value before the first step, minus 1. Written "
-        "only for the corpora that the forgetting alarm watches.",
+        "`eval/NAME/bits_per_byte` divided by its reference, minus 1: the value before the first "
+        "step, or, for a corpus in `data.additional`, the lowest value so far. Written only for "
+        "the corpora that the forgetting alarm watches.",
     ),
     Metric(
         "probe/TASK",

@@ -35,13 +35,13 @@ from llama_cpt.sweeps.results import (
 )
 from llama_cpt.sweeps.status import SweepProgress
 from llama_cpt.sweeps.trials import BudgetChain, Trial, make_chains, smallest_trial_tokens
+from llama_cpt.training.evaluation import Evaluation, evaluate
 from llama_cpt.training.first_state import BranchPoint
 from llama_cpt.training.forgetting import ForgettingError
 from llama_cpt.training.optimizer import SCHEDULE_VERSION, saved_schedule_version
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import Run, build_run
-from llama_cpt.training.state_evaluation import Evaluation, evaluate
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
 

@@ -11,7 +11,9 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.runtime.distributed import is_primary, run_on_primary
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.training.evaluation import evaluate
 from llama_cpt.training.evaluation_plan import lacks_evaluation
+from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.resume import check_fingerprints, check_resume
 from llama_cpt.training.run import Run
 from llama_cpt.training.spikes import METADATA, SpikeMonitor
@@ -64,8 +66,8 @@ def first_state(
     restored from ``branch_point`` if given, and is otherwise new.
     """
     if step := find_resume_step(run, checkpoints, allow_change):
-        saved = checkpoints.metadata(step)
-        run = run.resumed(saved)
+        run = run.resumed(checkpoints.metadata(step))
+        saved = _with_comparable_base(run, checkpoints.metadata(step))
         unevaluated = step in run.evaluations.steps and run_on_primary(
             lambda: lacks_evaluation(run.config.output, step), "look for the evaluation"
         )
@@ -125,6 +127,27 @@ def restore_state(run: Run, checkpoints: CheckpointManager, step: int) -> TrainS
     return state
 
 
+def _with_comparable_base(run: Run, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata ``saved`` with a base of the forgetting alarm for the present samples.
+
+    If the evaluated documents of a watched corpus have changed, its values before the first step
+    are measured again with the initial weights.
+    """
+    alarm = ForgettingAlarm(run.config, run.heldout_samples, saved)
+    if not alarm.without_base:
+        return saved
+    if is_primary():
+        logger.warning(
+            "forgetting: the run has no bits per byte before the first step for the present "
+            "held-out documents of %s; they are measured now with the initial weights.",
+            ", ".join(alarm.without_base),
+        )
+    # Nothing holds the initial state, so that its memory is free when the state is restored.
+    results = evaluate(run, run.start())
+    alarm.measure_again({name: result.bits_per_byte for name, result in results.items()})
+    return saved | alarm.metadata()
+
+
 def _restore_branch_point(run: Run, branch_point: BranchPoint) -> FirstState:
     """Return the state in the checkpoint ``branch_point``.
 
@@ -144,4 +167,5 @@ def _restore_branch_point(run: Run, branch_point: BranchPoint) -> FirstState:
         batches = _batches_used(run, saved, step)
         check_resume(saved["config"], run.config, ("optimizer.decay_steps",), step, batches)
         check_fingerprints(saved["fingerprints"], run.fingerprints)
+        saved = _with_comparable_base(run, saved)
         return FirstState(run, restore_state(run, checkpoints, step), step, saved)

@@ -49,7 +49,7 @@ class Reporter:
         self.run, self.clock, self.retention = run, clock, retention
         config = run.config
         self.spikes = spikes or SpikeMonitor(config.spikes, config.global_batch_size)
-        self.alarm = alarm or ForgettingAlarm(config)
+        self.alarm = alarm or ForgettingAlarm(config, run.heldout_samples)
         self.writer = MetricsWriter(config.output, first_step or None, enabled=is_primary())
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length

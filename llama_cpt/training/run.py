@@ -83,6 +83,16 @@ class Run:
     schedule_version: int = SCHEDULE_VERSION
     """Version of the learning-rate schedule with which the run started."""
 
+    @property
+    def heldout_samples(self) -> dict[str, str]:
+        """A string per held-out corpus that changes if the evaluated text or its windows change."""
+        length = self.config.data.sequence_length
+        return {
+            name: f"{min(self.evaluations.documents, len(held))} documents of "
+            f"{self.fingerprints['heldout'][name]}, windows of {length}"
+            for name, held in self.heldout.items()
+        }
+
     def resumed(self, metadata: dict[str, Any]) -> "Run":
         """Return this run with the settings in a checkpoint's ``metadata``.
 

@@ -33,6 +33,7 @@ from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
 from llama_cpt.training.cadence import is_checkpoint_step
+from llama_cpt.training.evaluation import Evaluation, EvaluationStoppedError, evaluate
 from llama_cpt.training.evaluation_plan import seconds_per_evaluation
 from llama_cpt.training.first_state import BranchPoint, FirstState, first_state
 from llama_cpt.training.forgetting import ForgettingAlarm
@@ -44,7 +45,6 @@ from llama_cpt.training.rollback import needed_checkpoints, roll_back
 from llama_cpt.training.run import Run
 from llama_cpt.training.spike_report import describe_spikes
 from llama_cpt.training.spikes import METADATA, RollbackRequest, SpikeMonitor
-from llama_cpt.training.state_evaluation import Evaluation, EvaluationStoppedError, evaluate
 from llama_cpt.training.stop import (
     SAVE_FAILED,
     Outcome,
@@ -150,7 +150,7 @@ def _attempt(
     """
     run, state, first_step = start.run, start.state, start.step
     checkpoints, clock = services.checkpoints, services.clock
-    alarm = ForgettingAlarm(run.config, start.saved)
+    alarm = ForgettingAlarm(run.config, run.heldout_samples, start.saved)
     checkpoints.retention.also_kept = [alarm.newest_within]
     if run.config.spikes.action == "rollback":
         checkpoints.retention.also_kept.append(partial(needed_checkpoints, run.config))

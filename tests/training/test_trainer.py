@@ -23,7 +23,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training import state_evaluation, trainer
+from llama_cpt.training import evaluation, trainer
 from llama_cpt.training.cadence import evaluation_steps
 from llama_cpt.training.optimizer import learning_rate, saved_schedule_version
 from llama_cpt.training.run import build_run
@@ -106,7 +106,7 @@ def test_run_stopped_by_sigterm_resumes_bit_exactly(
 def test_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(
     step, whole, make_config, tmp_path, monkeypatch
 ):
-    config, real, scored = make_config(tmp_path / "run"), state_evaluation.evaluate_heldout, []
+    config, real, scored = make_config(tmp_path / "run"), evaluation.evaluate_heldout, []
     before = sorted(run_of(config).evaluations.steps).index(step)
 
     def evaluate_heldout(score, *arguments, **options):
@@ -121,7 +121,7 @@ def test_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(
         return real(score_with_signal, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state_evaluation, "evaluate_heldout", evaluate_heldout)
+        patch.setattr(evaluation, "evaluate_heldout", evaluate_heldout)
         assert train(config) is Outcome.INTERRUPTED
         assert scored[before:] == [2]
         assert train(config) is Outcome.FINISHED
