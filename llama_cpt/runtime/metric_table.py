@@ -51,7 +51,12 @@ TRAINING = (
     ),
     Metric("train/grad_norm", "", "Global norm of the gradient before clipping."),
     Metric("train/learning_rate", "", "Learning rate of the step."),
-    Metric("train/tokens", "tokens", "Number of tokens in all rows consumed since step 0."),
+    Metric(
+        "train/tokens",
+        "tokens",
+        "Number of tokens in the rows of all steps so far. Rows that rollbacks passed over do not "
+        "count.",
+    ),
 )
 PREFERENCES = (
     Metric(
@@ -123,9 +128,10 @@ MIXTURE = (
     Metric(
         "mixture/almr_target",
         "share, 0 to 1",
-        "Target ALMR of the config, averaged over all rows so far.",
+        "Target ALMR of the config, averaged over all rows consumed so far: the rows of all steps "
+        "and the rows that rollbacks passed over.",
     ),
-    Metric("mixture/almr_realized", "share, 0 to 1", "Actual ALMR of all rows so far."),
+    Metric("mixture/almr_realized", "share, 0 to 1", "Actual ALMR of all rows consumed so far."),
     Metric(
         "mixture/NAME/epochs",
         "epochs",
@@ -136,8 +142,8 @@ WALL_TIME = (
     Metric(
         "perf/tokens_per_second",
         "tokens per second",
-        "Number of tokens in the rows consumed since the previous line, divided by the seconds "
-        "since then. The seconds do not include evaluation, saving and the first step of a "
+        "Number of tokens in the rows of the steps since the previous line, divided by the "
+        "seconds since then. The seconds do not include evaluation, saving and the first step of a "
         "process, because this step includes compilation.",
     ),
     Metric(

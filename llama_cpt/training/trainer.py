@@ -221,11 +221,14 @@ def checkpoint_metadata(
 
     ``monitors`` contains the values of the monitors.
     """
+    saved_spikes = (monitors or {}).get(METADATA)
+    spikes = SpikeMonitor(run.config.spikes, run.config.global_batch_size, saved_spikes)
     return {
         NOTED: checksums(state.frozen),
         "step": steps_done,
         "schedule_version": run.schedule_version,
-        "rows_consumed": steps_done * run.config.global_batch_size,
+        # The rows of all steps and the rows that rollbacks passed over.
+        "rows_consumed": spikes.rows_before(steps_done),
         "config": to_dict(run.config),
         "heldout_documents": run.evaluations.documents,
         "fingerprints": run.fingerprints,

@@ -164,7 +164,7 @@ def _write_others(
     sections = []
     if config is not None:
         metrics = read_lines(epath.Path(run.path) / "metrics.jsonl", run.step)
-        sections = training_sections(config, run.metadata["rows_consumed"], metrics)
+        sections = training_sections(config, run.metadata, metrics)
     name = folder.name.removesuffix(INCOMPLETE)
     (folder / "README.md").write_text(
         model_card(name, origin, licenses, sections, library), encoding="utf-8"

@@ -1,11 +1,13 @@
 """The README of an exported model: base model, training, data and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 import json
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
 
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.data.mixture import build_mixture
@@ -115,22 +117,24 @@ def _links(files: Sequence[str]) -> str:
 
 
 def training_sections(
-    config: TrainConfig, rows_consumed: int, metrics: Sequence[dict[str, Any]]
+    config: TrainConfig, metadata: Mapping[str, Any], metrics: Sequence[dict[str, Any]]
 ) -> list[str]:
     """Return the sections on a run's training, data and evaluation, as Markdown.
 
-    ``metrics`` are the records of ``metrics.jsonl``.
+    ``metadata`` is the metadata of the checkpoint, and ``metrics`` are the records of
+    ``metrics.jsonl``.
     """
-    sections = [_training(config, rows_consumed)]
+    sections = [_training(config, metadata)]
     if config.data.additional or config.data.original:
-        sections.append(_data(config, rows_consumed))
+        sections.append(_data(config, metadata))
     evaluation = _evaluation(metrics)
     return [*sections, evaluation] if evaluation else sections
 
 
-def _training(config: TrainConfig, rows: int) -> str:
+def _training(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
     optimizer, length = config.optimizer, config.data.sequence_length
-    steps = rows // config.global_batch_size
+    steps = metadata["step"]
+    rows = steps * config.global_batch_size
     cells = [
         ("steps", f"{steps:,} of {config.num_steps:,}"),
         ("tokens", f"{rows * length:,} ({rows:,} rows of {length:,})"),
@@ -141,28 +145,35 @@ def _training(config: TrainConfig, rows: int) -> str:
         ("compute type", config.compute.dtype),
         ("seed", str(config.seed)),
     ]
+    if passed_over := metadata["rows_consumed"] - rows:
+        cells.append(("rows that rollbacks passed over", f"{passed_over:,}"))
     if lora := config.lora:
         targets = ", ".join(lora.targets)
         cells.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, of {targets}"))
     return "## Training\n\n" + markdown_table([("", ""), *cells])
 
 
-def _data(config: TrainConfig, rows: int) -> str:
-    data = config.data
+def _data(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
+    data, consumed = config.data, metadata["rows_consumed"]
+    passed_over = metadata.get("spikes", {}).get("skipped_rows", [])
     groups = (("additional", data.additional), ("original", data.original))
     counts: dict[str, int] = {}
     text = ""
-    if rows:
+    if consumed:
         # The number of rows read per corpus does not depend on the size of the corpus.
         sizes = {corpus.name: 1 for _, corpora in groups for corpus in corpora}
         batch = config.global_batch_size
         mixture = build_mixture(data, sizes, seed=config.seed, global_batch_size=batch)
-        counts = dict(zip(sizes, mixture.row_counts(rows), strict=True))
+        trained = np.array(mixture.row_counts(consumed))
+        for first, end in passed_over:
+            trained -= np.subtract(mixture.row_counts(end), mixture.row_counts(first))
+        counts = dict(zip(sizes, trained.tolist(), strict=True))
         text = (
             "Additional-language mixture ratio (ALMR), the share of additional tokens in training: "
-            f"target {_share(mixture.target_almr(rows))}, realized "
-            f"{_share(mixture.realized_almr(rows))}.\n\n"
+            f"target {_share(mixture.target_almr(consumed))}, realized "
+            f"{_share(mixture.realized_almr(consumed))}"
         )
+        text += ", with the rows that rollbacks passed over.\n\n" if passed_over else ".\n\n"
     cells = [
         (group, corpus.name, f"{counts.get(corpus.name, 0) * data.sequence_length:,}")
         for group, corpora in groups

@@ -1,8 +1,17 @@
-"""The README of an exported model: names cannot change its structure."""
+"""The README of an exported model: its structure, and the numbers of rows and tokens."""
 
 from fractions import Fraction
+import re
 
-from llama_cpt.weights.model_card import MergedModel, merged_model_card, model_card
+import numpy as np
+
+from llama_cpt.data.mixture import build_mixture
+from llama_cpt.weights.model_card import (
+    MergedModel,
+    merged_model_card,
+    model_card,
+    training_sections,
+)
 from llama_cpt.weights.provenance import Origin
 
 
@@ -41,3 +50,24 @@ def test_card_of_a_merge_names_all_models():
         "| org/chat | a.safetensors | bb |",
     ):
         assert row in card, row
+
+
+def test_tokens_exclude_rows_that_rollbacks_passed_over(make_config, tmp_path):
+    config = make_config(tmp_path / "run", num_steps=16)
+    sizes = {"zh": 1000, "en": 1000}
+    mixture = build_mixture(config.data, sizes, seed=config.seed, global_batch_size=4)
+    # Step 7 to step 10 were taken back, and then step 13.
+    passed_over = [[24, 40], [64, 68]]
+    rows = [*range(24), *range(40, 64), *range(68, 84)]
+    assert len(rows) == 16 * 4
+    corpus = mixture.locate(np.array(rows))[0]
+    metadata = {"step": 16, "rows_consumed": 84, "spikes": {"skipped_rows": passed_over}}
+    training, data = training_sections(config, metadata, [])
+    assert "| tokens | 2,048 (64 rows of 32) |" in training
+    assert "| rows that rollbacks passed over | 20 |" in training
+    for index, (group, name) in enumerate((("additional", "zh"), ("original", "en"))):
+        assert f"| {group} | {name} | {32 * np.count_nonzero(corpus == index):,} |" in data
+    realized = re.search(r"realized (\S+), with the rows that rollbacks", data)
+    assert realized and float(realized[1]) == float(f"{float(mixture.realized_almr(84)):.6g}")
+    plain = training_sections(config, {"step": 16, "rows_consumed": 64}, [])
+    assert "rollbacks" not in "".join(plain)
