@@ -20,10 +20,17 @@ from scipy import stats
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
-from llama_cpt.config.monitors import SpikeConfig
-from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
+from llama_cpt.config.monitors import ForgettingConfig, SpikeConfig
+from llama_cpt.config.schema import (
+    CheckpointConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.runtime.errors import UserError
 from llama_cpt.training import trainer
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.rollback import needed_checkpoints, verified_target
@@ -90,7 +97,10 @@ def make_run(make_config, corpora, tmp_path_factory) -> Make:
 def saved_monitor(output: Path) -> dict[str, Any]:
     """Return the monitor's values in the last checkpoint, without the descriptions of spikes."""
     with CheckpointManager(str(output / CHECKPOINTS_FOLDER), 9) as checkpoints:
-        saved = checkpoints.metadata(16)["spikes"]
+        metadata = checkpoints.metadata(16)
+    saved = metadata["spikes"]
+    passed_over = sum(end - first for first, end in saved["skipped_rows"])
+    assert metadata["rows_consumed"] == 16 * 4 + passed_over
     return {name: value for name, value in saved.items() if name != "records"}
 
 
@@ -157,6 +167,58 @@ def test_killed_and_stopped_runs_repeat_the_decision(action, make_run, tmp_path)
     assert fit(make_run(broken, action=action)) is Outcome.FINISHED
     assert learnt(broken) == learnt(whole)
     assert saved_monitor(broken) == saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        (
+            {"spikes": SpikeConfig("rollback", window=8, rollback_steps=2, max_actions=2)},
+            r"spike at step 1\d: .*, after spikes.max_actions=2 spikes with action rollback; .*"
+            r" Lower optimizer.peak_learning_rate",
+        ),
+        (
+            {"forgetting": ForgettingConfig("stop", limit=0.5)},
+            r"forgetting: after step 15, .*: zh \+.*, en \+.*checkpoints/12\. .*"
+            r"Lower optimizer.peak_learning_rate",
+        ),
+    ],
+    ids=["spikes", "forgetting"],
+)
+def test_rate_ten_times_too_high_ends_and_the_right_rate_continues(
+    monitor, message, make_run, make_config, tmp_path
+):
+    trained = make_run(tmp_path / "unused")
+    right = replace(RATE, peak_learning_rate=0.02, warmup_steps=8)
+    base = make_config(
+        tmp_path / "whole",
+        init_from=trained.config.init_from,
+        num_steps=16,
+        optimizer=right,
+        checkpoint=CheckpointConfig(every_steps=3, keep=1),
+        evaluation=EvaluationConfig(3, early_evaluations=False, documents=4, batch_size=2),
+        **monitor,
+    )
+    assert compile_key(base) == compile_key(trained.config)
+
+    def train(**fields) -> Outcome:
+        run = build_run(replace(base, **fields), trained.program.mesh, trained.program)
+        return fit(run, ["optimizer.peak_learning_rate"])
+
+    assert train() is Outcome.FINISHED
+    assert not (tmp_path / "whole" / "spikes.json").exists()
+    broken = {"output": str(tmp_path / "broken")}
+    assert train(**broken, num_steps=12) is Outcome.FINISHED
+    too_high = {"optimizer": replace(right, peak_learning_rate=0.2)}
+    ends = []
+    for _ in range(2):
+        with pytest.raises(UserError, match=message) as caught:
+            train(**broken, **too_high)
+        ends.append((str(caught.value), learnt(tmp_path / "broken")))
+    assert ends[0] == ends[1]
+    assert train(**broken) is Outcome.FINISHED
+    assert learnt(tmp_path / "broken") == learnt(tmp_path / "whole")
 
 
 def with_nan(run: Run, monkeypatch) -> Run:
