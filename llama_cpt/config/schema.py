@@ -299,6 +299,8 @@ class TrainConfig(ConfigSection):
     checkpoint: CheckpointConfig = option(CheckpointConfig)
     evaluation: EvaluationConfig = option(EvaluationConfig)
     log_every_steps: int = option(10, compiled=False, on_resume="warn")
+    wandb_project: str = option("", compiled=False, on_resume="warn")
+    """Project of Weights & Biases to which the metrics are also sent; empty to send nothing."""
     spikes: SpikeConfig = option(SpikeConfig)
     forgetting: ForgettingConfig = option(ForgettingConfig)
 

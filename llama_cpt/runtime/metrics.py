@@ -25,6 +25,7 @@ from llama_cpt.runtime.literal_paths import require_regular_file
 from llama_cpt.runtime.logs import warn_once
 from llama_cpt.runtime.metric_table import FORMER_KEYS
 from llama_cpt.runtime.retry import is_storage_error, is_transient, with_retries
+from llama_cpt.runtime.wandb_run import WandbRun
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,18 @@ class MetricsWriter:
     ``resume_step`` is None, the run is new and keeps no earlier lines. Lines are removed only when
     the first new line is written, so that a process that exits earlier loses nothing. With
     ``enabled`` False, the writer does nothing; ``enabled`` is True only in the primary process.
+    Values are also sent to ``wandb_run`` if it is given.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], resume_step: int | None, *, enabled: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        resume_step: int | None,
+        *,
+        enabled: bool = True,
+        wandb_run: WandbRun | None = None,
     ) -> None:
-        self._enabled = enabled
+        self._enabled, self._wandb_run = enabled, wandb_run
         if not enabled:
             return
         self._target = epath.Path(folder)
@@ -104,6 +111,9 @@ class MetricsWriter:
                 f"{self._local}: metrics cannot be written: {error.strerror}. Free space and start "
                 "the run again; it resumes from its last checkpoint."
             ) from error
+        if self._wandb_run is not None:
+            known = {key: value for key, value in finite.items() if value is not None}
+            self._wandb_run.write(step, known)
         if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.upload()
 

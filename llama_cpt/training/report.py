@@ -20,6 +20,7 @@ from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.metrics import MetricsWriter
 from llama_cpt.runtime.progress import duration
+from llama_cpt.runtime.wandb_run import WandbRun
 from llama_cpt.training.cadence import is_report_step
 from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.goodput import Goodput
@@ -45,12 +46,15 @@ class Reporter:
         retention: Retention | None = None,
         spikes: SpikeMonitor | None = None,
         alarm: ForgettingAlarm | None = None,
+        wandb_run: WandbRun | None = None,
     ) -> None:
         self.run, self.clock, self.retention = run, clock, retention
         config = run.config
         self.spikes = spikes or SpikeMonitor(config.spikes, config.global_batch_size)
         self.alarm = alarm or ForgettingAlarm(config, run.heldout_samples)
-        self.writer = MetricsWriter(config.output, first_step or None, enabled=is_primary())
+        self.writer = MetricsWriter(
+            config.output, first_step or None, enabled=is_primary(), wandb_run=wandb_run
+        )
         self.names = [corpus.name for corpus in config.data.additional + config.data.original]
         self.tokens_per_step = config.global_batch_size * config.data.sequence_length
         chip = CHIPS.get(jax.devices()[0].device_kind)

@@ -31,6 +31,7 @@ from llama_cpt.runtime.distributed import is_primary, primary_first
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.literal_paths import validate_run_folder
 from llama_cpt.runtime.output_folder import check_shared, check_writable
+from llama_cpt.runtime.wandb_run import check_wandb
 from llama_cpt.training.evaluation_plan import EvaluationPlan, plan_evaluations
 from llama_cpt.training.optimizer import (
     SCHEDULE_VERSION,
@@ -210,6 +211,8 @@ def build_run(
     initial weights, the tokenizer or the corpora.
     """
     _check_folders(config)
+    if is_primary():
+        check_wandb(config.wandb_project)
     check_schedule(config.optimizer, config.num_steps)
     program = program or make_program(config, mesh, jax.default_backend())
     _check_initial_weights(config)

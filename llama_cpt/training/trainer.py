@@ -32,6 +32,7 @@ from llama_cpt.runtime.host_memory import release_after_compilations
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import file_lock
+from llama_cpt.runtime.wandb_run import WandbRun
 from llama_cpt.training.cadence import is_checkpoint_step
 from llama_cpt.training.evaluation import Evaluation, EvaluationStoppedError, evaluate
 from llama_cpt.training.evaluation_plan import seconds_per_evaluation
@@ -107,8 +108,14 @@ def fit(
             _announce(start, clock, trace, allow_change)
         monitor = SpikeMonitor(config.spikes, config.global_batch_size, start.saved.get(METADATA))
         consensus = StopConsensus(run.program.mesh)
-        services = _LoopServices(checkpoints, clock, signals, consensus, watchdog, trace, probe)
-        with contextlib.closing(trace):
+        project = config.wandb_project if is_primary() else ""
+        with (
+            contextlib.closing(trace),
+            WandbRun(project, config.output, to_dict(config)) as wandb_run,
+        ):
+            services = _LoopServices(
+                checkpoints, clock, signals, consensus, watchdog, trace, probe, wandb_run
+            )
             while True:
                 try:
                     return _attempt(start, monitor, services, at_start)
@@ -155,7 +162,9 @@ def _attempt(
     if run.config.spikes.action == "rollback":
         checkpoints.retention.also_kept.append(partial(needed_checkpoints, run.config))
     with (
-        Reporter(run, first_step, clock, checkpoints.retention, monitor, alarm) as report,
+        Reporter(
+            run, first_step, clock, checkpoints.retention, monitor, alarm, services.wandb_run
+        ) as report,
         contextlib.closing(run.batches(monitor.rows_before(first_step))) as batches,
     ):
         last, outcome = first_step, Outcome.FINISHED
@@ -252,6 +261,7 @@ class _LoopServices:
     watchdog: Watchdog
     trace: Trace
     probe: Probe | None
+    wandb_run: WandbRun
 
     def poll(self) -> int:
         """Vote to stop, or to save again, and return the maximum of the votes of all processes."""
