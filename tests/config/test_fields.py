@@ -45,6 +45,7 @@ def test_rules_on_resume():
     assert names_with(on_resume="warn") == {
         *(f"mesh.{axis}" for axis in ("replica", "fsdp", "tensor", "context")),
         "log_every_steps",
+        "wandb_project",
         *(f"evaluation.{n}" for n in ("every_steps", "early_evaluations")),
         *(f"evaluation.{n}" for n in ("documents", "batch_size")),
         "checkpoint.every_steps",
