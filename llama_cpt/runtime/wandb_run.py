@@ -74,14 +74,14 @@ class WandbRun:
 
 
 def _lacks_key() -> bool:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     online = wandb.setup().settings.mode in ("online", "shared")
     return online and not wandb.login(prompt=False, verify=False)
 
 
 def _start(project: str, output: epath.Path, config: Mapping[str, Any]) -> Any:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     file = output / ID_FILE
     if not file.exists():

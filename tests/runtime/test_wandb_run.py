@@ -56,7 +56,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("FAILS", "")
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     yield wandb
     sys.modules.pop("wandb", None)
