@@ -29,8 +29,8 @@ from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, OptimizerConfig, TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
+from llama_cpt.training.attempt import checkpoint_metadata
 from llama_cpt.training.run import build_run
-from llama_cpt.training.trainer import checkpoint_metadata
 
 
 def make_config(folder: Path) -> TrainConfig:

@@ -13,11 +13,12 @@ from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.distributed import distributed_session, is_primary
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
 from llama_cpt.runtime.metrics import FILE, read_lines
+from llama_cpt.training.attempt import Probe
 from llama_cpt.training.ending import describe_ending
 from llama_cpt.training.run import Run, build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trace import NO_STEPS, steps_to_trace
-from llama_cpt.training.trainer import Probe, fit
+from llama_cpt.training.trainer import fit
 from llama_cpt.weights.initial_model import with_model
 
 

@@ -11,7 +11,7 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.parallel.mesh import make_mesh
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt
 from llama_cpt.training.run import Run, build_run
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
@@ -30,7 +30,7 @@ def train(config: TrainConfig, **options: Any) -> Outcome:
 def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) -> Outcome:
     """Train and send signal ``number`` to this process during step ``steps``; return the
     outcome."""
-    real = trainer.learning_rate
+    real = attempt.learning_rate
 
     def with_signal(optimizer, step: int, num_steps: int, version: int) -> float:
         if step == steps - 1:
@@ -38,7 +38,7 @@ def train_until(config: TrainConfig, steps: int, monkeypatch: Any, number: int) 
         return real(optimizer, step, num_steps, version)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "learning_rate", with_signal)
+        patch.setattr(attempt, "learning_rate", with_signal)
         return train(config)
 
 

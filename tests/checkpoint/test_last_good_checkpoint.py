@@ -19,7 +19,7 @@ from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import CheckpointConfig, MeshConfig
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt
 from llama_cpt.training.stop import Outcome
 from llama_cpt.weights.source import open_source
 from tests.checkpoint.test_checkpoint import make_model, make_state, save_small, small
@@ -48,9 +48,9 @@ def manifest_of(output: Path, step: int) -> Path:
 
 def spoil(monkeypatch, step: int, rate: float) -> None:
     """Set the learning rate of step number ``step``, counted from 1, to ``rate``."""
-    real = trainer.learning_rate
+    real = attempt.learning_rate
     spoiled = lambda config, at, *rest: rate if at == step - 1 else real(config, at, *rest)
-    monkeypatch.setattr(trainer, "learning_rate", spoiled)
+    monkeypatch.setattr(attempt, "learning_rate", spoiled)
 
 
 @pytest.mark.parametrize("where", ["trained", "moments"])

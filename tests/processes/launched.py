@@ -22,9 +22,9 @@ RESTARTS = {75, -signal.SIGABRT}
 """Exit statuses on which the launch scripts restart a run."""
 SLOW_STEPS = """
 import time
-from llama_cpt.training import trainer
-rate = trainer.learning_rate
-trainer.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
+from llama_cpt.training import attempt
+rate = attempt.learning_rate
+attempt.learning_rate = lambda *arguments: (time.sleep(0.5), rate(*arguments))[1]
 """
 """Code for ``program`` that slows the steps, so that a signal arrives before the run ends."""
 

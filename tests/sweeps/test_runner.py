@@ -26,7 +26,7 @@ from llama_cpt.sweeps.cost import chip_hours, heldout_cost, trial_flops
 from llama_cpt.sweeps.results import COLUMNS, TrialStatus, read_status, write_status
 from llama_cpt.sweeps.runner import SharedWork, run_sweep
 from llama_cpt.sweeps.trials import make_chains, smallest_trial_tokens
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt, trainer
 from llama_cpt.training.evaluation_plan import plan_evaluations
 from llama_cpt.training.run import build_run
 from llama_cpt.training.stop import Outcome
@@ -64,13 +64,13 @@ def rows_of(sweep):
 
 def steps_counted(monkeypatch):
     """Return a list to which every training step appends (peak learning rate, step)."""
-    counted, real = [], trainer.learning_rate
+    counted, real = [], attempt.learning_rate
 
     def count(optimizer, step, *rest):
         counted.append((optimizer.peak_learning_rate, step))
         return real(optimizer, step, *rest)
 
-    monkeypatch.setattr(trainer, "learning_rate", count)
+    monkeypatch.setattr(attempt, "learning_rate", count)
     return counted
 
 

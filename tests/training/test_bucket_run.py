@@ -11,7 +11,7 @@ import gcsfs.retry
 import pytest
 
 from llama_cpt.config.schema import CheckpointConfig
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt
 from tests.runs import learnt, train
 from tests.storage_server import bucket
 
@@ -41,7 +41,7 @@ def test_run_in_a_bucket_survives_kill_and_storage_errors(
     fields = {"num_steps": STEPS, "checkpoint": CheckpointConfig(every_steps=2, keep=1)}
     config = make_config("gs://bucket/run", **fields)
     train(replace(config, output=str(tmp_path / "whole")))
-    learning_rate = trainer.learning_rate
+    learning_rate = attempt.learning_rate
 
     def killed(optimizer: Any, step: int, num_steps: int, version: int) -> float:
         if step == 3:
@@ -52,7 +52,7 @@ def test_run_in_a_bucket_survives_kill_and_storage_errors(
         return f"run/checkpoints/{step}.manifest-00000-of-00001.json" in bucket.objects
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trainer, "learning_rate", killed)
+        patch.setattr(attempt, "learning_rate", killed)
         train(config)
     assert committed(2) and not committed(4)
 

@@ -13,7 +13,7 @@ from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.monitors import ForgettingConfig
 from llama_cpt.config.schema import CheckpointConfig, CorpusConfig, EvaluationConfig, TrainConfig
 from llama_cpt.runtime.errors import USER_ERROR, UserError
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt
 from llama_cpt.training.forgetting import METADATA, ForgettingAlarm, ForgettingError
 from llama_cpt.training.stop import Outcome
 from llama_cpt.training.trainer import fit
@@ -34,9 +34,9 @@ def forgetful(make_config, tmp_path) -> TrainConfig:
 def test_alarm_stops_or_warns_and_names_the_checkpoint_to_return_to(
     forgetful, tmp_path, monkeypatch, caplog
 ):
-    real = trainer.learning_rate
+    real = attempt.learning_rate
     # Step 5 destroys the model.
-    monkeypatch.setattr(trainer, "learning_rate", lambda *a: 100.0 if a[1] == 4 else real(*a))
+    monkeypatch.setattr(attempt, "learning_rate", lambda *a: 100.0 if a[1] == 4 else real(*a))
     output, run = tmp_path / "run", run_of(forgetful)
     message = (
         r"after step 6, .*: zh \+\d+\.\d% from its lowest value, en \+\d+\.\d% from before the "

@@ -31,7 +31,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training import trainer
+from llama_cpt.training import attempt
 from llama_cpt.training.program import TrainProgram, compile_key
 from llama_cpt.training.rollback import needed_checkpoints, verified_target
 from llama_cpt.training.run import Run, build_run
@@ -107,7 +107,7 @@ def saved_monitor(output: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def at_step_call(number: int, act: Callable[[], Any]) -> Generator[None]:
     """Context manager that calls ``act`` before step call ``number`` of a process, from 1."""
-    real, calls = trainer.learning_rate, itertools.count(1)
+    real, calls = attempt.learning_rate, itertools.count(1)
 
     def rate(*arguments):
         if next(calls) == number:
@@ -115,7 +115,7 @@ def at_step_call(number: int, act: Callable[[], Any]) -> Generator[None]:
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "learning_rate", rate)
+        patch.setattr(attempt, "learning_rate", rate)
         yield
 
 

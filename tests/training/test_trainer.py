@@ -23,7 +23,7 @@ from llama_cpt.config.schema import (
 from llama_cpt.parallel.mesh import make_mesh
 from llama_cpt.runtime import distributed
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training import evaluation, trainer
+from llama_cpt.training import attempt, evaluation
 from llama_cpt.training.cadence import evaluation_steps
 from llama_cpt.training.optimizer import learning_rate, saved_schedule_version
 from llama_cpt.training.run import build_run
@@ -158,7 +158,7 @@ def test_starts_before_the_first_save_count_as_repeated(make_config, tmp_path, m
             return 1e-3
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="is lost"):
-            patch.setattr(trainer, "learning_rate", rate)
+            patch.setattr(attempt, "learning_rate", rate)
             train(config)
 
     lost_at(2)
@@ -190,11 +190,11 @@ def rates_of(output: Path) -> list[float]:
 @pytest.mark.slow
 def test_run_of_an_earlier_version_keeps_its_schedule(make_config, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "llama_cpt")
-    config, real = make_config(tmp_path / "run", evaluation=NEVER), trainer.checkpoint_metadata
+    config, real = make_config(tmp_path / "run", evaluation=NEVER), attempt.checkpoint_metadata
     with monkeypatch.context() as patch:
         # The metadata of version 0.1 do not contain the version of the schedule.
         patch.setattr(
-            trainer,
+            attempt,
             "checkpoint_metadata",
             lambda *a: {k: v for k, v in real(*a).items() if k != "schedule_version"},
         )
@@ -221,10 +221,10 @@ def test_schedule_of_a_later_version_is_rejected():
 
 def test_nan_loss_stops_the_run_and_keeps_checkpoints(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path / "run", log_every_steps=100)
-    real = trainer.learning_rate
+    real = attempt.learning_rate
     # The update of step 4 is infinite, so the loss of step 5 is NaN. Step 6 would be saved.
     spoiled = lambda *a: float("inf") if a[1] == 3 else real(*a)
-    monkeypatch.setattr(trainer, "learning_rate", spoiled)
+    monkeypatch.setattr(attempt, "learning_rate", spoiled)
     with pytest.raises(DivergedError, match="held-out loss of zh after step 4 is nan"):
         train(config)
     blind = replace(config, data=replace(config.data, heldout=()), output=str(tmp_path / "blind"))
@@ -232,7 +232,7 @@ def test_nan_loss_stops_the_run_and_keeps_checkpoints(make_config, tmp_path, mon
     with pytest.raises(DivergedError, match=message):
         train(blind)
     assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "blind") == [3]
-    monkeypatch.setattr(trainer, "learning_rate", real)
+    monkeypatch.setattr(attempt, "learning_rate", real)
     assert train(config) is Outcome.FINISHED
 
 

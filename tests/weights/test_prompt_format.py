@@ -27,7 +27,7 @@ from llama_cpt.data.chat.conversations import Message
 from llama_cpt.data.chat.template import LLAMA3_JINJA, load_chat_template
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.training.trainer import checkpoint_metadata
+from llama_cpt.training.attempt import checkpoint_metadata
 from llama_cpt.weights.export import to_hf
 from llama_cpt.weights.hf_weights import load_hf
 from llama_cpt.weights.prompt_format import prompt_format
