@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="leave out documents with the same text as an earlier document of any corpus",
+        help="leave out documents with the same text as an earlier document of any corpus, and "
+        "chats with the same turns and label",
     )
     return parser
 

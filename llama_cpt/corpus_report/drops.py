@@ -24,6 +24,9 @@ from llama_cpt.data.rows import read_manifest
 from llama_cpt.data.sources.files import find_sources, with_digests
 from llama_cpt.runtime.errors import UserError
 
+_RULES = 2
+"""Version of the rules by which documents are left out. A new version selects them again."""
+
 
 def select_dropped(config: TrainConfig, reasons: Sequence[str], eval_data: str) -> None:
     """Write the lists of documents that are left out for ``reasons`` to ``data.prepared``.
@@ -86,6 +89,7 @@ def _key(data: DataConfig, reasons: Sequence[str], eval_data: str) -> str:
         stats = [(file, os.stat(file)) for file in files]
         benchmarks = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     content = {
+        "rules": _RULES,
         "reasons": sorted(reasons),
         "sizes": (WORDS, CHARACTERS, SHORT_WORDS, SHORT_CHARACTERS),
         "chat": sorted(data.chat.drop_fields) if data.chat else None,

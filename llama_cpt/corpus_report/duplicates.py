@@ -11,16 +11,16 @@ from llama_cpt.corpus_report.scan import DIGEST_BYTES, CorpusScan
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Documents with the same text as other documents, in the order of the corpora."""
+    """Documents that are equal to other documents, in the order of the corpora."""
 
     first: Int64[np.ndarray, " documents"]
-    """Index of the first document with the same text, for the documents of all corpora."""
+    """Index of the first equal document, for the documents of all corpora."""
     ends: tuple[int, ...]
     """Index after the last document of each corpus."""
     inside: tuple[int, ...]
     """Number of documents of each corpus that repeat an earlier document of the same corpus."""
     between: dict[tuple[int, int], int]
-    """Number of different texts that occur in both corpora, for each pair of corpora."""
+    """Number of different documents that occur in both corpora, for each pair of corpora."""
 
     def repeated(self, corpus: int) -> Int64[np.ndarray, " n"]:
         """Return the indices in ``corpus`` of the documents that repeat an earlier document."""

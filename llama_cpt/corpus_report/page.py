@@ -260,8 +260,9 @@ def _method(report: Report) -> list[str]:
         "and punctuation. A question that is shorter is compared as a whole if it has at least "
         f"{SHORT_WORDS} words or {SHORT_CHARACTERS} characters; shorter questions are too short to "
         "be compared. All text is normalized: Unicode NFKC, folded case, no punctuation.",
-        "Exact duplicates have the same text. The first document in the order of the corpora in "
-        "the config is not counted as repeated.",
+        "Exact duplicates have the same text. Conversations are exact duplicates if also the roles "
+        "of the turns, their flags for the loss, and the label are the same. The first document in "
+        "the order of the corpora in the config is not counted as repeated.",
         f"Languages and near-duplicates are those of a sample of at most {SAMPLE_DOCUMENTS:,} "
         f"different documents per corpus ({sampled}). The language is that of the first "
         f"{LANGUAGE_CHARACTERS:,} characters, by py3langid. Near-duplicates have an estimated "

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from llama_cpt.config.schema import CorpusConfig, DataConfig
 from llama_cpt.corpus_report.characters import normalize, script_counts
-from llama_cpt.corpus_report.documents import read_documents
+from llama_cpt.corpus_report.documents import ScannedDocument, read_documents
 from llama_cpt.corpus_report.grams import words_and_characters
 from llama_cpt.corpus_report.overlap import BATCH_CHARACTERS, OverlapIndex
 from llama_cpt.corpus_report.sample import Sample, sample_keys
-from llama_cpt.data.sources.documents import BadDocument, Document
+from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import Sources, find_sources
 from llama_cpt.runtime.progress import Progress
 
@@ -65,7 +65,7 @@ class CorpusScan:
     scripts: Counter[str] = field(default_factory=Counter)
     """Number of letters by script."""
     digests: bytearray = field(default_factory=bytearray)
-    """Digests of the texts, DIGEST_BYTES each."""
+    """Digests of the identities of the documents, DIGEST_BYTES each."""
     files: "array[int]" = field(default_factory=lambda: array("i"))
     """Index of the source file of each document."""
     numbers: "array[int]" = field(default_factory=lambda: array("q"))
@@ -90,7 +90,7 @@ class CorpusScan:
         return len({hit.document for hit in self.overlaps})
 
     def digest(self, document: int) -> bytes:
-        """Return the digest of the text of a document."""
+        """Return the digest of the identity of a document."""
         return bytes(self.digests[document * DIGEST_BYTES : (document + 1) * DIGEST_BYTES])
 
     def place(self, document: int) -> str:
@@ -145,12 +145,11 @@ def _batches(scan: CorpusScan, config: DataConfig, progress: Progress) -> Iterat
         yield held
 
 
-def _count(scan: CorpusScan, document: Document, file: int) -> None:
-    content = document.text.encode()
-    scan.source_bytes += len(content)
+def _count(scan: CorpusScan, document: ScannedDocument, file: int) -> None:
+    scan.source_bytes += len(document.text.encode())
     scan.characters += len(document.text)
     scan.lengths[len(document.text).bit_length()] += 1
-    scan.digests += hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+    scan.digests += hashlib.blake2b(document.identity, digest_size=DIGEST_BYTES).digest()
     scan.files.append(file)
     scan.numbers.append(document.number)
 

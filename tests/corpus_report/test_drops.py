@@ -161,3 +161,40 @@ def test_repeated_chats_are_left_out_next_to_documents(planted, tmp_path):
     rows = prepare(data, 1).rows
     assert (rows["zh"].documents, rows["zh"].dropped_documents) == (5, {"duplicate": 2})
     assert rows["en"].documents > 0
+
+
+def test_chats_are_equal_only_if_training_reads_the_same(planted, tmp_path):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    rated = {"prompt": "a", "completion": "b"}
+    records = [
+        {"messages": turns},
+        {"system": "a", "prompt": "b", "completion": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "c", "rejected": "b"},
+        rated,
+        rated | {"label": True},
+        rated | {"label": False},
+        {"messages": [turns[0], turns[1] | {"weight": 0}, turns[2], turns[1]]},
+        {"messages": [*turns, turns[1]]},
+        # Equal to earlier records, two of them in another format.
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        rated | {"label": False, "note": "x"},
+        {"messages": turns[:2], "label": True},
+    ]
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, records)))
+    write_lines(tmp_path / "en.jsonl", ["a\nb\nc", "a\nb"])
+    config = load_config(planted)
+    corpora = config.data.additional + config.data.original
+    zh, en = (
+        replace(corpus, kind=kind)
+        for corpus, kind in zip(corpora, ("conversations", "documents"), strict=True)
+    )
+    data = replace(config.data, additional=(zh,), original=(en,), chat=ChatConfig())
+    select_dropped(replace(config, data=data), ["duplicate"], "")
+    lists = read_dropped(data.prepared)
+    assert lists.of("zh").files == {0: dict.fromkeys((10, 11, 12), "duplicate")}
+    assert lists.of("en").files == {}
