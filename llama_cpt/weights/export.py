@@ -47,7 +47,7 @@ def to_hf(
     run = RunFolder(checkpoint)
     with run.reader() as weights:
         config = train_config(run)
-        origin = find_origin_or_warn(config, checkpoint) if base is None else find_origin(base)
+        origin = _find_origin(config, checkpoint, base)
         prompt_files = run_prompt_files(run, origin, tokenizer)
         export = ExportOptions(
             dtype,
@@ -81,7 +81,7 @@ def to_peft(
         if weights.lora_base is None:
             raise UserError(f"{checkpoint} holds a whole model and no adapters; drop --adapters.")
         config = from_dict(TrainConfig, run.metadata["config"], checkpoint)
-        origin = find_origin_or_warn(config, checkpoint) if base is None else find_origin(base)
+        origin = _find_origin(config, checkpoint, base)
         prompt_files = run_prompt_files(run, origin, tokenizer)
         export_peft(
             weights.stored_array,
@@ -133,19 +133,28 @@ def train_config(run: RunFolder) -> TrainConfig | None:
     return from_dict(TrainConfig, config, run.path) if "init_from" in config else None
 
 
-def find_origin_or_warn(config: TrainConfig | None, source: str) -> Origin:
+def _find_origin(config: TrainConfig | None, checkpoint: str, base: str | None) -> Origin:
+    """Return the origin of the base model that the user named, or else of ``checkpoint``."""
+    if base is not None:
+        return find_origin(base)
+    remedy = "Name the base model's folder with --base."
+    return find_origin_or_warn(config, checkpoint, remedy)
+
+
+def find_origin_or_warn(config: TrainConfig | None, source: str, remedy: str) -> Origin:
     """Return the origin of ``source``.
 
-    If the base model cannot be found, log a warning and return an origin without a folder.
+    If the base model cannot be found, log a warning, which ends with ``remedy``, and return an
+    origin without a folder.
     """
     try:
         return find_origin(source)
     except UserError as error:
         base = config.init_from if config else ""
         logger.warning(
-            "the base model's license and settings are not copied: %s Name the base model's folder "
-            "with --base.",
+            "the base model's license and settings are not copied: %s %s",
             error,
+            remedy,
         )
         return Origin(base, None)
 

@@ -168,7 +168,8 @@ def _vocabulary_difference(expected: Tokenizer, found: Tokenizer) -> str | None:
 
 def _origin(source: HfFolder | RunFolder) -> Origin:
     if isinstance(source, RunFolder):
-        return find_origin_or_warn(train_config(source), source.path)
+        remedy = "Restore the base model's folder, or add its license to the merged model."
+        return find_origin_or_warn(train_config(source), source.path, remedy)
     return find_origin(source.path)
 
 

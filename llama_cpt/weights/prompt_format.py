@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from llama_cpt.data.chat.template import ChatTemplate, answer_end_ids, find_chat_template
-from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.base import TOKENIZER_OPTION, Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import DocumentTokens, document_tokens
 from llama_cpt.data.tokenizer.settings import REMEDY
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
@@ -73,7 +73,8 @@ def prompt_format(source: HfFolder | RunFolder, tokenizer: str = "") -> PromptFo
     if known not in (None, loaded.fingerprint, loaded.content_digest):
         raise UserError(
             f"{loaded.path} is not the tokenizer with which {source.path} was trained: its "
-            "vocabulary or its special tokens differ; name the run's tokenizer with --tokenizer."
+            "vocabulary or its special tokens differ; restore the run's tokenizer, or name it "
+            f"{TOKENIZER_OPTION}."
         )
     choice = data.chat.template if data and data.chat else "auto"
     template = find_chat_template(loaded, choice)
@@ -81,7 +82,8 @@ def prompt_format(source: HfFolder | RunFolder, tokenizer: str = "") -> PromptFo
     if trained and (template is None or template.fingerprint != trained):
         raise UserError(
             f"the chat template of {loaded.path} is not the template with which {source.path} was "
-            "trained; restore the template, or name the run's tokenizer with --tokenizer."
+            "trained; restore the template, or name the run's tokenizer "
+            f"{TOKENIZER_OPTION}."
         )
     around = document_tokens(loaded, data.document_tokens if data else None)
     return PromptFormat(loaded, template, around, generation_settings(source))

@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.*",
 )
-CONFIG_REMEDY = "restore it from a copy, or name the base model's folder with --base"
+CONFIG_REMEDY = "restore it from a copy, or name the base model's folder (in convert to-hf: --base)"
 ORIGIN_FILE = "origin.json"
 """The name of a file that ``convert from-hf`` writes next to its checkpoint. The file contains
 ``{"base": NAME}``, with the name of the converted model."""

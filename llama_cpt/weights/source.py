@@ -20,6 +20,7 @@ from llama_cpt.checkpoint.run_folder import is_run_folder, open_run
 from llama_cpt.config.fields import from_dict
 from llama_cpt.config.model import ModelConfig
 from llama_cpt.config.schema import DataConfig, TrainConfig
+from llama_cpt.data.tokenizer.base import TOKENIZER_OPTION
 from llama_cpt.data.tokenizer.tokenizer import FILE_NAMES
 from llama_cpt.model.llama import Llama
 from llama_cpt.model.lora import abstract_adapters, merge_adapters
@@ -221,7 +222,8 @@ class RunFolder:
             return str(file) if file.exists() else resolve(path, weights=False)
         except UserError as error:
             raise UserError(
-                f"{self.path}: data.tokenizer={error} Name the run's tokenizer with --tokenizer."
+                f"{self.path}: data.tokenizer={error} Restore the run's tokenizer, or name it "
+                f"{TOKENIZER_OPTION}."
             ) from error
 
     def fingerprint(self) -> str:
@@ -283,7 +285,8 @@ def _read_config(folder: str) -> Any:
     path = epath.Path(folder) / "config.json"
     if not path.exists():
         return None
-    return read_json_object(str(path), "restore it from a copy, or name the --tokenizer")
+    remedy = f"restore it from a copy, or name the run's tokenizer {TOKENIZER_OPTION}"
+    return read_json_object(str(path), remedy)
 
 
 def _configured_tokenizer(config: Any) -> str:
@@ -292,11 +295,14 @@ def _configured_tokenizer(config: Any) -> str:
     tokenizer = (data.get("tokenizer") or "") if isinstance(data, dict) else ""
     if not isinstance(tokenizer, str):
         raise UserError(
-            f"data.tokenizer={repr(tokenizer)[:80]} of the run must be a string; name the run's "
-            "tokenizer with --tokenizer."
+            f"data.tokenizer={repr(tokenizer)[:80]} of the run must be a string; correct it in the "
+            f"run's config.json, or name the run's tokenizer {TOKENIZER_OPTION}."
         )
     return tokenizer
 
 
 def _no_tokenizer(path: str) -> UserError:
-    return UserError(f"{path} holds no tokenizer; name the model's tokenizer with --tokenizer.")
+    return UserError(
+        f"{path} holds no tokenizer; copy the model's tokenizer to it, or name the tokenizer "
+        f"{TOKENIZER_OPTION}."
+    )

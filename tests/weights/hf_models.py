@@ -1,9 +1,11 @@
 """Tiny random Hugging Face models, with which tests compare ours."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
@@ -27,6 +29,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+NAMES = ["<|begin_of_text|>", "<|end_of_text|>"]
 
 
 def random_llama(seed: int = 0, **fields: Any) -> transformers.LlamaForCausalLM:
@@ -52,3 +55,16 @@ def save_llama(
 def token_rows(vocab_size: int, rows: int, length: int) -> np.ndarray:
     """Return random int32 tokens of shape (rows, length)."""
     return np.random.default_rng(1).integers(0, vocab_size, (rows, length), dtype=np.int32)
+
+
+def add_tokenizer(folder: Path, first: int = 0, template: str = "") -> None:
+    """Write a tokenizer of 126 bytes, beginning with byte ``first``, and a chat template."""
+    vocabulary = {f"<0x{first + number:02X}>": number for number in range(126)}
+    model = tokenizers.models.BPE(vocabulary, [], byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(NAMES)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    values = dict(zip(("bos_token", "eos_token"), NAMES, strict=True))
+    values |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    values |= {"chat_template": template} if template else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))

@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-import tokenizers
 import torch
 import transformers
 
@@ -16,23 +15,9 @@ from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.export import to_hf
 from llama_cpt.weights.hf_weights import load_hf
 from tests.model.lora_runs import LORA, adapters_of, lora_run
-from tests.weights.hf_models import save_llama
+from tests.weights.hf_models import add_tokenizer, save_llama
 
-NAMES = ["<|begin_of_text|>", "<|end_of_text|>"]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-
-
-def add_tokenizer(folder: Path, first: int = 0, template: str = "") -> None:
-    """Write a tokenizer of 126 bytes, beginning with byte ``first``, and a chat template."""
-    vocabulary = {f"<0x{first + number:02X}>": number for number in range(126)}
-    model = tokenizers.models.BPE(vocabulary, [], byte_fallback=True)
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.add_special_tokens(NAMES)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    values = dict(zip(("bos_token", "eos_token"), NAMES, strict=True))
-    values |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    values |= {"chat_template": template} if template else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps(values))
 
 
 @pytest.fixture

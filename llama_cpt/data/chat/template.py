@@ -17,7 +17,7 @@ import numpy as np
 
 from llama_cpt.data.chat.conversations import MARKS, InvalidRecordError, Message
 from llama_cpt.data.chat.jinja import JinjaTemplate
-from llama_cpt.data.tokenizer.base import Tokenizer
+from llama_cpt.data.tokenizer.base import TOKENIZER_OPTION, Tokenizer
 from llama_cpt.data.tokenizer.settings import CONFIG_FILE, REMEDY
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.json_files import read_bounded, read_json_object
@@ -211,8 +211,7 @@ class ChatTemplate:
             if not known and len(self._tokenizer.encode(name)) > 1:
                 raise UserError(
                     f"{self._tokenizer.path} has no token {name}, which the chat template writes; "
-                    "set data.tokenizer (in chat and evaluate: --tokenizer) to the model's own "
-                    "tokenizer."
+                    f"set data.tokenizer {TOKENIZER_OPTION} to the model's own tokenizer."
                 )
 
     def _mark(self, messages: Sequence[Message]) -> list[Message]:

@@ -19,6 +19,8 @@ USUAL_EOS = (EOS, "</s>", "<eos>", "<|endoftext|>")
 # Texts that ``encode_after`` puts before a text to encode it as a continuation.
 CONTEXTS = ("\n", "\x01", ".")
 CONTEXT_CHARACTERS = 16
+TOKENIZER_OPTION = "(in chat, evaluate, make_replay and convert to-hf: --tokenizer)"
+"""The option that names a tokenizer and the commands that have it, for error messages."""
 
 
 class Tokenizer:
@@ -131,8 +133,7 @@ class Tokenizer:
         if self.vocab_size > vocab_size:
             raise UserError(
                 f"{self.path} has {self.vocab_size} tokens, but model.vocab_size is {vocab_size}; "
-                "set data.tokenizer (in chat, evaluate and convert: --tokenizer) to the model's "
-                "own tokenizer."
+                f"set data.tokenizer {TOKENIZER_OPTION} to the model's own tokenizer."
             )
 
     def _configure(

@@ -16,7 +16,13 @@ import numpy as np
 import sentencepiece
 import tiktoken
 
-from llama_cpt.data.tokenizer.base import BOS, EOS, Tokenizer, without_surrogates
+from llama_cpt.data.tokenizer.base import (
+    BOS,
+    EOS,
+    TOKENIZER_OPTION,
+    Tokenizer,
+    without_surrogates,
+)
 from llama_cpt.data.tokenizer.json_tokenizer import JsonTokenizer
 from llama_cpt.data.tokenizer.settings import REMEDY, read_settings
 from llama_cpt.runtime.errors import UserError
@@ -182,8 +188,8 @@ def find_vocabulary(path: str) -> epath.Path:
             return file
     problem = f"contains no {' or '.join(FILE_NAMES)}" if location.is_dir() else "does not exist"
     raise UserError(
-        f"tokenizer {path} {problem}; set data.tokenizer (in chat, evaluate and convert: "
-        "--tokenizer) to the model's own tokenizer."
+        f"tokenizer {path} {problem}; set data.tokenizer {TOKENIZER_OPTION} to the model's own "
+        "tokenizer."
     )
 
 
