@@ -22,6 +22,10 @@ class ScannedDocument(NamedTuple):
     """Line, row or element of the document, with the same values as ``Document.number``."""
     text: str
     """The text; for a chat, the texts of the turns, joined by line feeds."""
+    source_bytes: int
+    """UTF-8 bytes of the text or of all turns, as in the manifest of prepared rows."""
+    characters: int
+    """Characters of the text or of all turns."""
     identity: bytes
     """Equal for exact duplicates only: the text; for a chat, everything that training reads, which
     is the role, text and flag of each turn, and the label of a rated answer."""
@@ -53,8 +57,7 @@ def _texts(block: Block, text_field: str) -> Iterator[ScannedDocument | BadDocum
         if isinstance(document, BadDocument):
             yield document
         else:
-            path, number, text, _ = document
-            yield ScannedDocument(path, number, text, text.encode())
+            yield ScannedDocument(*document, len(document.text), document.text.encode())
 
 
 def _chats(block: Block, chat: ChatConfig) -> Iterator[ScannedDocument | BadDocument]:
@@ -69,5 +72,12 @@ def _chats(block: Block, chat: ChatConfig) -> Iterator[ScannedDocument | BadDocu
         except InvalidRecordError as error:
             yield BadDocument(record.path, record.number, error.reason, error.detail)
             continue
-        text = "\n".join(all_text(found))
-        yield ScannedDocument(record.path, record.number, text, repr(found).encode())
+        texts = all_text(found)
+        yield ScannedDocument(
+            record.path,
+            record.number,
+            "\n".join(texts),
+            sum(len(text.encode()) for text in texts),
+            sum(map(len, texts)),
+            repr(found).encode(),
+        )

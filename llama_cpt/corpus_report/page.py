@@ -53,7 +53,7 @@ def summary_rows(report: Report) -> Rows:
     header = ("corpus", "group", "documents", "bytes", "tokens", "characters per token", "passes")
     rows: Rows = [(*header, "repeated documents", "overlapping documents")]
     for number, one in enumerate(report.corpora):
-        scan, about = one.scan, "" if one.is_counted else "about "
+        scan, about = one.scan, "" if one.manifest else "about "
         rows.append(
             (
                 scan.name,
@@ -61,7 +61,7 @@ def summary_rows(report: Report) -> Rows:
                 f"{scan.documents:,}",
                 f"{scan.source_bytes:,}",
                 f"{about}{one.tokens:,}",
-                f"{about}{scan.characters / max(one.tokens, 1):.2f}",
+                f"{about}{one.characters / max(one.tokens, 1):.2f}",
                 f"{about}{one.epochs:.2f}",
                 f"{len(report.duplicates.repeated(number)):,}",
                 f"{scan.overlapping:,}" if report.index else "not checked",
@@ -115,7 +115,25 @@ def _sizes(report: Report) -> str:
             f"{escape(str(config.data.almr))}. Numbers with &quot;about&quot; are estimated from "
             "sampled documents, because no rows are prepared from these sources.</p>"
         )
+        + "".join(f"<p>{escape(remark)}</p>" for remark in _size_remarks(report))
     )
+
+
+def _size_remarks(report: Report) -> Iterator[str]:
+    """Yield a sentence for each corpus whose tokens are not those of all valid documents."""
+    for one in report.corpora:
+        name, manifest = one.scan.name, one.manifest
+        if manifest and manifest.documents != one.scan.documents:
+            yield (
+                f"{name}: tokens, characters per token and passes are those of the "
+                f"{manifest.documents:,} documents in the prepared rows."
+            )
+        if not manifest and report.config.data.kind_of(one.scan.corpus) == "conversations":
+            yield (
+                f"{name}: the estimates are those of the texts of the turns. They do not include "
+                "the tokens of the chat template, the padding of the rows, and the maximum length "
+                "of a conversation; prepare the rows to count them."
+            )
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -17,6 +17,7 @@ from llama_cpt.corpus_report.sample import NO_LANGUAGE, languages, near_duplicat
 from llama_cpt.corpus_report.scan import CorpusScan, scan_corpora
 from llama_cpt.data.mixture import build_mixture
 from llama_cpt.data.rows import Manifest, read_manifest
+from llama_cpt.data.sources.files import describe_changes
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.document_tokens import document_tokens
 from llama_cpt.runtime.atomic import write_atomic
@@ -33,16 +34,23 @@ class CorpusReport:
     """The measurements of a corpus."""
 
     scan: CorpusScan
+    manifest: Manifest | None
+    """The manifest of the prepared rows; None if no rows are prepared from the same sources."""
     tokens: int
-    is_counted: bool
-    """True if the tokens were counted in prepared rows; False if they are estimated."""
+    """Number of tokens in ``manifest``; an estimate from the sampled documents without it."""
     rows: int
+    """Number of rows in ``manifest``; an estimate from ``tokens`` without it."""
     epochs: float
     """Number of passes over the corpus in the run of the config."""
     languages: Counter[str]
     """Number of sampled documents by language."""
     overlaps: Counter[str]
     """Number of documents that overlap, by benchmark or held-out corpus."""
+
+    @property
+    def characters(self) -> int:
+        """Number of characters of the text that has ``tokens``."""
+        return self.manifest.characters if self.manifest else self.scan.characters
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,15 @@ def make_report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> Re
     """Read all corpora and return their measurements."""
     index = make_index(config, eval_data)
     scans = scan_corpora(config.data, index, sample=True)
-    sizes = [_tokens(config, scan, tokenizer) for scan in scans]
-    rows = [manifest.rows if manifest else _rows(config, n) for n, manifest in sizes]
+    manifests = [_manifest(config, scan, tokenizer) for scan in scans]
+    tokens = [
+        manifest.tokens if manifest else _estimated_tokens(config, scan, tokenizer)
+        for scan, manifest in zip(scans, manifests, strict=True)
+    ]
+    rows = [
+        manifest.rows if manifest else count // (config.data.sequence_length + 1)
+        for count, manifest in zip(tokens, manifests, strict=True)
+    ]
     mixture = build_mixture(
         config.data,
         {scan.name: max(count, 1) for scan, count in zip(scans, rows, strict=True)},
@@ -105,14 +120,16 @@ def make_report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> Re
     corpora = [
         CorpusReport(
             scan,
-            tokens,
-            manifest is not None,
-            count,
-            float(passes),
-            languages(scan.sample),
-            Counter(hit.source for hit in scan.overlaps),
+            manifest,
+            tokens=count,
+            rows=size,
+            epochs=float(passes),
+            languages=languages(scan.sample),
+            overlaps=Counter(hit.source for hit in scan.overlaps),
         )
-        for scan, (tokens, manifest), count, passes in zip(scans, sizes, rows, epochs, strict=True)
+        for scan, manifest, count, size, passes in zip(
+            scans, manifests, tokens, rows, epochs, strict=True
+        )
     ]
     near = near_duplicates([scan.sample for scan in scans])
     return Report(config, corpora, index, find_duplicates(scans), near)
@@ -132,32 +149,36 @@ def write_hits(report: Report, folder: epath.Path) -> None:
     write_atomic(folder / HITS, content.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _tokens(
-    config: TrainConfig, scan: CorpusScan, tokenizer: Tokenizer
-) -> tuple[int, Manifest | None]:
-    """Return the tokens of a corpus, and its manifest if they were counted in prepared rows.
-
-    Without prepared rows, the tokens are estimated from the sampled documents.
-    """
-    folder = epath.Path(config.data.prepared) / scan.name
-    manifest = read_manifest(str(folder))
-    length = config.data.sequence_length
-    same = manifest and (manifest.tokenizer, manifest.sequence_length) == (
-        tokenizer.fingerprint,
-        length,
+def _manifest(config: TrainConfig, scan: CorpusScan, tokenizer: Tokenizer) -> Manifest | None:
+    """Return the manifest of the rows that were prepared from the sources of ``scan``, or None."""
+    data = config.data
+    manifest = read_manifest(str(epath.Path(data.prepared) / scan.name))
+    if manifest is None:
+        return None
+    is_chat = data.kind_of(scan.corpus) == "conversations"
+    settings = (tokenizer.fingerprint, data.sequence_length, is_chat, scan.corpus.text_field)
+    same = settings == (
+        manifest.tokenizer,
+        manifest.sequence_length,
+        manifest.chat is not None,
+        manifest.text_field,
     )
-    if manifest and same and manifest.source_bytes == scan.source_bytes:
-        return manifest.tokens, manifest
+    changed = not same or describe_changes(scan.sources.stats(), manifest.sources)
+    return None if changed else manifest
+
+
+def _estimated_tokens(config: TrainConfig, scan: CorpusScan, tokenizer: Tokenizer) -> int:
+    """Return an estimate of the tokens of a corpus from the sampled documents.
+
+    The tokens of a chat are those of the texts of its turns, without those of the chat template.
+    """
     texts = scan.sample.texts[:_TOKENIZED_DOCUMENTS]
     count = sum(len(tokenizer.encode_array(text)) for text in texts)
-    share = count / max(sum(map(len, texts)), 1)
+    tokens = round(count / max(sum(map(len, texts)), 1) * scan.characters)
+    if config.data.kind_of(scan.corpus) == "conversations":
+        return tokens
     around = document_tokens(tokenizer, config.data.document_tokens)
-    borders = scan.documents * (len(around.begin) + 1)
-    return round(share * scan.characters) + borders, None
-
-
-def _rows(config: TrainConfig, tokens: int) -> int:
-    return tokens // (config.data.sequence_length + 1)
+    return tokens + scan.documents * (len(around.begin) + 1)
 
 
 def _language_warnings(corpora: Sequence[CorpusReport]) -> list[str]:

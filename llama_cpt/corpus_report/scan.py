@@ -146,9 +146,9 @@ def _batches(scan: CorpusScan, config: DataConfig, progress: Progress) -> Iterat
 
 
 def _count(scan: CorpusScan, document: ScannedDocument, file: int) -> None:
-    scan.source_bytes += len(document.text.encode())
-    scan.characters += len(document.text)
-    scan.lengths[len(document.text).bit_length()] += 1
+    scan.source_bytes += document.source_bytes
+    scan.characters += document.characters
+    scan.lengths[document.characters.bit_length()] += 1
     scan.digests += hashlib.blake2b(document.identity, digest_size=DIGEST_BYTES).digest()
     scan.files.append(file)
     scan.numbers.append(document.number)

@@ -1,10 +1,18 @@
 """The report contains the sizes, duplicates, overlaps and languages of planted corpora."""
 
 import csv
+from dataclasses import replace
+import json
 from pathlib import Path
 import re
 
+from llama_cpt.config.loading import load_config
+from llama_cpt.config.schema import ChatConfig
+from llama_cpt.corpus_report.page import summary_rows, write_report
+from llama_cpt.corpus_report.report import make_report
 from llama_cpt.corpus_report.sample import Sample, near_duplicates
+from llama_cpt.data.prepare.corpora import prepare
+from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.prepare import main
 from tests.corpus_report.planted import EN, ZH_PLANTED, planted, texts, write_lines
 
@@ -55,6 +63,55 @@ def test_counted_tokens_and_passes_come_from_prepared_rows(planted, capsys):
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("zh"))
     assert re.split("  +", line)[4] == tokens
     assert re.split("  +", line)[6] == f"{10 / int(rows):.2f}"
+
+
+def test_rows_without_left_out_documents_are_described(planted):
+    main([planted, "--drop-duplicates"])
+    main([planted, "--report"])
+    page = (Path(planted).parent / "prepared/report.html").read_text(encoding="utf-8")
+    assert (
+        "zh: tokens, characters per token and passes are those of the 41 documents in the prepared "
+        "rows."
+    ) in page
+    assert not any("about" in cell for row in cells(page) for cell in row)
+
+
+def test_conversations_are_counted_if_their_rows_are_prepared(planted, tmp_path):
+    chats = [{"prompt": f"问题 {number}", "completion": "yes, yes"} for number in range(50)]
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    config = load_config(planted)
+    assert config.model
+    data = replace(
+        config.data,
+        sequence_length=127,
+        original=(replace(config.data.original[0], kind="documents"),),
+        chat=ChatConfig(),
+    )
+    config = replace(
+        config, data=data, model=replace(config.model, context_length=128), num_steps=40
+    )
+    tokenizer = load_tokenizer(data.tokenizer)
+    size = sum(len((one["prompt"] + one["completion"]).encode()) for one in chats)
+    characters = sum(len(one["prompt"] + one["completion"]) for one in chats)
+    report = make_report(config, "", tokenizer)
+    # A byte is a token; the sample has the line feeds between the turns as well.
+    tokens = round((size + 50) / (characters + 50) * characters)
+    row = summary_rows(report)[1]
+    assert row[:5] == ("zh", "additional", "50", f"{size:,}", f"about {tokens:,}")
+    page = Path(write_report(report)).read_text(encoding="utf-8")
+    assert "zh: the estimates are those of the texts of the turns." in page
+    manifest = prepare(data, 1).rows["zh"]
+    assert manifest.source_bytes == size and manifest.tokens > tokens
+    report = make_report(config, "", tokenizer)
+    assert summary_rows(report)[1][:7] == (
+        "zh", "additional", "50", f"{size:,}", f"{manifest.tokens:,}",
+        f"{characters / manifest.tokens:.2f}", f"{40 / manifest.rows:.2f}",
+    )  # fmt: skip
+    page = Path(write_report(report)).read_text(encoding="utf-8")
+    assert "about" not in "".join(summary_rows(report)[1]) and "zh: the estimates" not in page
+    # Rows of other files are not counted.
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, chats[1:])))
+    assert summary_rows(make_report(config, "", tokenizer))[1][4].startswith("about ")
 
 
 def test_warning_if_the_additional_corpus_is_partly_the_original_language(planted, caplog):
