@@ -55,12 +55,12 @@ def select_dropped(config: TrainConfig, reasons: Sequence[str], eval_data: str) 
                 "the deleted rows cannot resume."
             )
     kept = {name: one for name, one in stored.corpora.items() if name not in lists}
-    digests = {name: one for name, one in stored.digests.items() if name in kept}
+    sources = {name: one for name, one in stored.sources.items() if name in kept}
     for scan in scans:
-        found = with_digests(scan.name, scan.sources.stats())
-        digests[scan.name] = [source["digest"] for source in found]
+        known = stored.sources.get(scan.name, ())
+        sources[scan.name] = with_digests(scan.name, scan.sources.stats(), known)
     options = tuple(sorted(reasons))
-    write_dropped(config.data.prepared, DroppedLists(options, key, kept | lists, digests))
+    write_dropped(config.data.prepared, DroppedLists(options, key, kept | lists, sources))
 
 
 def _lists(scans: Sequence[CorpusScan], *, duplicates: bool) -> dict[str, DroppedDocuments]:

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 import json
+import os
 from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from llama_cpt.data.prepare.corpora import prepare
 from llama_cpt.data.prepare.dropped import DROPPED_FILE, read_dropped
 from llama_cpt.data.prepare.layout import ShardLayout
 from llama_cpt.data.rows import TOKEN_BITS, TokenRows, require_manifest
+from llama_cpt.data.sources import files
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.prepare import main
 from llama_cpt.runtime.errors import UsageError, UserError
@@ -100,6 +103,22 @@ def test_rows_without_dropped_documents_are_the_rows_of_no_option(planted, tmp_p
     second = prepared_files(config.data)
     assert json.loads(second.pop(DROPPED_FILE))["corpora"] == {"zh": {}, "en": {}}
     assert second == first
+
+
+def test_sources_are_digested_once(planted, tmp_path, monkeypatch):
+    digested, digest = [], files.file_digest
+    monkeypatch.setattr(files, "file_digest", lambda path: digested.append(path) or digest(path))
+    config = load_config(planted)
+    select_dropped(config, ["duplicate"], "")
+    prepare(config.data)
+    names = sorted(Path(path).name for path in digested)
+    assert names == ["en.jsonl", "held.jsonl", "zh.jsonl"]
+    # A file of the same size with another time is read again, and belongs to another list.
+    shutil.rmtree(Path(config.data.prepared) / "zh")
+    (tmp_path / "zh.jsonl").write_text((tmp_path / "zh.jsonl").read_text().replace("a", "b"))
+    os.utime(tmp_path / "zh.jsonl", ns=(1, 1))
+    with pytest.raises(UserError, match="was written for other source files; run prepare with --"):
+        prepare(config.data)
 
 
 @pytest.mark.parametrize(

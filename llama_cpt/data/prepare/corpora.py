@@ -285,9 +285,11 @@ def _make_job(
 ) -> PrepareJob:
     """Find and hash the sources of ``corpus``; return the job that prepares it in ``folder``."""
     sources = find_sources(corpus)
-    digests = with_digests(corpus.name, sources.stats())
+    # The files were read for the list of documents that are left out.
+    known = lists.sources.get(corpus.name, ()) if spec.sequence_length else ()
+    digests = with_digests(corpus.name, sources.stats(), known)
     if spec.sequence_length:
-        lists.check_sources(corpus.name, [source["digest"] for source in digests])
+        lists.check_sources(corpus.name, digests)
     source_bytes = sum(source["bytes"] for source in digests)
     layout = make_layout(source_bytes, spec.sequence_length)
     if spec.chat and spec.chat.kind == "unpaired":

@@ -62,12 +62,13 @@ class DroppedLists:
     key: str
     """Digest of everything on which the lists depend."""
     corpora: Mapping[str, DroppedDocuments]
-    digests: Mapping[str, list[str]]
-    """Digests of the source files of each corpus, in the order of the files."""
+    sources: Mapping[str, list[dict[str, Any]]]
+    """Source files of each corpus with their sizes, times and digests, as in a manifest."""
 
-    def check_sources(self, corpus: str, digests: list[str]) -> None:
+    def check_sources(self, corpus: str, sources: list[dict[str, Any]]) -> None:
         """Raise UserError if the list of ``corpus`` is absent or belongs to other source files."""
-        if self.options and self.digests.get(corpus) != digests:
+        listed = [source["digest"] for source in self.sources.get(corpus, ())]
+        if self.options and listed != [source["digest"] for source in sources]:
             flags = " ".join(f"--drop-{_FLAGS[reason]}" for reason in self.options)
             raise UserError(
                 f"corpus {corpus!r}: {DROPPED_FILE} was written for other source files; run "
@@ -102,9 +103,13 @@ def read_dropped(prepared: str) -> DroppedLists:
     values = read_json_object(str(path), remedy, max_bytes=MAX_MANIFEST_BYTES)
     try:
         corpora = {name: _documents(files) for name, files in values["corpora"].items()}
-        digests = {name: list(map(str, one)) for name, one in values["digests"].items()}
+        keys = ("path", "bytes", "modified", "digest")
+        sources = {
+            name: [{key: one[key] for key in keys} for one in files]
+            for name, files in values["sources"].items()
+        }
         options = tuple(map(str, values["options"]))
-        return DroppedLists(options, str(values["key"]), corpora, digests)
+        return DroppedLists(options, str(values["key"]), corpora, sources)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: not a list of dropped documents; {remedy}.") from None
 
@@ -125,7 +130,7 @@ def write_dropped(prepared: str, lists: DroppedLists) -> None:
         "options": lists.options,
         "key": lists.key,
         "corpora": {name: one.files for name, one in lists.corpora.items()},
-        "digests": dict(lists.digests),
+        "sources": dict(lists.sources),
     }
     content = json.dumps(values).encode()
     if len(content) > MAX_MANIFEST_BYTES:

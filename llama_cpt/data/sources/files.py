@@ -1,6 +1,6 @@
 """Source files of a corpus: search by pattern, digests, and detection of changes."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 from dataclasses import dataclass
@@ -57,18 +57,30 @@ def find_sources(corpus: CorpusConfig) -> Sources:
     return Sources(corpus.name, tuple(sorted(found)))
 
 
-def with_digests(corpus: str, stats: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ``stats`` with the key ``digest`` added: a digest of each file's content."""
+def with_digests(
+    corpus: str, stats: list[dict[str, Any]], known: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Return ``stats`` with the key ``digest`` added: a digest of each file's content.
+
+    ``known`` is the result of an earlier call. A file with the same path, size and time as in
+    ``known`` is not read again.
+    """
+    before = {(one["path"], one["bytes"], one["modified"]): one["digest"] for one in known}
+
+    def digest(stat: dict[str, Any]) -> str:
+        # Some stores have no times.
+        found = before.get((stat["path"], stat["bytes"], stat["modified"] or None))
+        return found or file_digest(stat["path"])
+
     megabytes = sum(stat["bytes"] for stat in stats) / 1e6
     done = []
     with (
         Progress(f"digest of the sources of {corpus}", megabytes, "MB") as progress,
         ThreadPoolExecutor(8) as pool,
     ):
-        digests = pool.map(lambda stat: file_digest(stat["path"]), stats)
-        for stat, digest in zip(stats, digests, strict=True):
+        for stat, found in zip(stats, pool.map(digest, stats), strict=True):
             progress.update(stat["bytes"] / 1e6)
-            done.append(stat | {"digest": digest})
+            done.append(stat | {"digest": found})
     return done
 
 
