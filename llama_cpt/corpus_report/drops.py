@@ -6,6 +6,7 @@ import json
 import os
 
 from etils import epath
+import numpy as np
 
 from llama_cpt.config.schema import DataConfig, TrainConfig
 from llama_cpt.corpus_report.duplicates import find_duplicates
@@ -15,8 +16,10 @@ from llama_cpt.corpus_report.scan import CorpusScan, scan_corpora
 from llama_cpt.data.prepare.dropped import (
     DUPLICATE,
     OVERLAP,
+    REASONS,
     DroppedDocuments,
     DroppedLists,
+    dropped_documents,
     read_dropped,
     write_dropped,
 )
@@ -68,13 +71,13 @@ def _lists(scans: Sequence[CorpusScan], *, duplicates: bool) -> dict[str, Droppe
     repeated = find_duplicates(scans) if duplicates else None
     lists = {}
     for number, scan in enumerate(scans):
-        files: dict[int, dict[int, str]] = {}
-        reasons = dict.fromkeys(repeated.repeated(number).tolist(), DUPLICATE) if repeated else {}
-        reasons |= {hit.document: OVERLAP for hit in scan.overlaps}
-        for document in sorted(reasons):
-            numbers = files.setdefault(scan.files[document], {})
-            numbers[scan.numbers[document]] = reasons[document]
-        lists[scan.name] = DroppedDocuments(files)
+        reasons = np.full(scan.documents, -1)
+        if repeated:
+            reasons[repeated.repeated(number)] = REASONS.index(DUPLICATE)
+        reasons[[hit.document for hit in scan.overlaps]] = REASONS.index(OVERLAP)
+        at = np.flatnonzero(reasons >= 0)
+        files, numbers = (np.array(one, np.int64)[at] for one in (scan.files, scan.numbers))
+        lists[scan.name] = dropped_documents(files, numbers, reasons[at])
     return lists
 
 
