@@ -14,7 +14,7 @@ from etils import epath
 from llama_cpt.evaluation.named_models import ModelOptions, check_model, load_model
 from llama_cpt.generation.sampling import Sampling
 from llama_cpt.replay.prefixes import read_prefixes
-from llama_cpt.replay.writer import COUNTS, ReplayOptions, Writer, settings_of
+from llama_cpt.replay.writer import ReplayOptions, Writer, settings_of
 from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import distributed_session, is_primary
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
@@ -77,9 +77,8 @@ def _write(options: argparse.Namespace, replay: ReplayOptions) -> None:
         in_language,
         replay,
     )
-    manifest = writer.write(epath.Path(options.output), settings)
+    total = writer.write(epath.Path(options.output), settings)
     if is_primary():
-        total = {name: sum(shard[name] for shard in manifest["shards"]) for name in COUNTS}
         print(
             f"{total['documents']:,} documents, {total['tokens']:,} tokens in {options.output}; "
             f"left out: {total['short']:,} short, {total['other_language']:,} in another language"

@@ -1,16 +1,15 @@
-"""Generation of replay documents in shards, with a manifest from which it resumes.
+"""Generation of replay documents in batches, which resumes after an interruption.
 
-A part is the share of one process. Each shard contains the documents of one batch. Its random
-numbers depend only on the seed and the number of the shard, so a shard that is generated again is
-the same. The manifest of a part records the settings, the identity of the model, and the counts and
-the digest of each shard.
+A part is the share of one process. The random numbers of a batch depend only on the seed and the
+number of the batch, so a batch that is generated again is the same. The manifest of a part records
+the settings and the identity of the model; the summary of each shard records the counts and the
+digest of its documents.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -22,19 +21,17 @@ from llama_cpt.data.tokenizer.tokenizer import Tokenizer
 from llama_cpt.generation.decoder import Decoder
 from llama_cpt.generation.generate import generate
 from llama_cpt.generation.sampling import Sampling
+from llama_cpt.replay.shards import COUNTS, REMEDY, Shard, read_shards
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
-from llama_cpt.runtime.json_files import read_bounded, read_json_object
+from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 MOST_EMPTY = 1000
 """Minimum number of consecutive documents that are all left out before generation ends with an
 error."""
-MAX_SHARD_BYTES = 1 << 30
-COUNTS: tuple[str, ...] = ("tokens", "documents", "short", "other_language")
-"""Counts of each shard: written tokens and documents, and documents that were left out."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +70,40 @@ class Writer:
     in_language: Callable[[str], bool]
     options: ReplayOptions
 
-    def write(self, folder: epath.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Write shards until the part is complete, and return the manifest of the part.
+    def write(self, folder: epath.Path, settings: Mapping[str, Any]) -> Counter[str]:
+        """Write batches until the part is complete, and return the counts of the part.
 
         Resumes if ``folder`` contains shards of this part. ``settings`` must be equal to the
         settings of the existing shards. Raises UserError if they differ, if a shard is damaged, or
-        if the filters leave out all documents of many shards.
+        if the filters leave out all documents of many batches.
         """
         options = self.options
         target = -(-options.tokens // options.parts)
-        path = folder / f"replay-{options.part:05}-of-{options.parts:05}.json"
-        manifest = _resume(path, settings)
-        shards, empty = manifest["shards"], 0
-        written = sum(shard["tokens"] for shard in shards)
+        part = f"replay-{options.part:05}-of-{options.parts:05}"
+        _check_settings(folder / f"{part}.json", settings)
+        shard, total, empty = Shard(), Counter(dict.fromkeys(COUNTS, 0)), 0
+        for shard in read_shards(folder, part):
+            total.update(shard.counts)
         with Progress("replay", float(target), "tokens") as progress:
-            progress.update(float(written))
-            while written < target:
-                texts, counts = self._shard(len(shards))
+            progress.update(float(total["tokens"]))
+            while total["tokens"] < target:
+                shard = shard.next()
+                texts, counts = self._batch(shard.end)
                 empty = 0 if texts else empty + options.rows
                 if empty >= MOST_EMPTY:
                     raise UserError(
                         f"the last {empty} documents were all left out "
                         f"({_reasons(counts)}); change --language, --min-tokens or --temperature."
                     )
-                lines = (json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in texts)
-                content = "".join(lines).encode()
-                name = f"{path.stem}-{len(shards):05}.jsonl"
-                digest = hashlib.sha256(content).hexdigest()
-                shards.append({"file": name, "sha256": digest, **counts})
+                shard = shard.add(texts, counts)
                 if is_primary():
-                    write_atomic(folder / name, content)
-                    write_atomic(path, json.dumps(manifest, indent=1) + "\n")
-                written += counts["tokens"]
+                    shard.save(folder, part)
+                total.update(counts)
                 progress.update(float(counts["tokens"]))
-        return manifest
+        return total
 
-    def _shard(self, number: int) -> tuple[list[str], dict[str, int]]:
-        """Return the documents of a shard, and counts of tokens, documents and omissions."""
+    def _batch(self, number: int) -> tuple[list[str], dict[str, int]]:
+        """Return the documents of a batch, and counts of tokens, documents and omissions."""
         options = self.options
         place = number * options.parts + options.part
         [seed] = np.random.SeedSequence([options.seed, place]).generate_state(1)
@@ -148,48 +142,29 @@ class Writer:
         return sorted({self.tokenizer.eos_id, *self.tokenizer.special_tokens.values()})
 
 
-def _resume(path: epath.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of a part after a check of its shards, or a new manifest."""
-    new = {"format": FORMAT, "settings": dict(settings), "shards": []}
+def _check_settings(path: epath.Path, settings: Mapping[str, Any]) -> None:
+    """Compare ``settings`` with those in the manifest of a part, or write a new manifest."""
     if not path.exists():
-        return new
-    remedy = "set another --output, or delete the folder to start again"
-    manifest = read_json_object(str(path), remedy, max_bytes=MAX_SHARD_BYTES)
-    before, shards = manifest.get("settings"), manifest.get("shards")
-    if (
-        manifest.get("format") != FORMAT
-        or not isinstance(before, dict)
-        or not isinstance(shards, list)
-        or not all(map(_is_shard, shards))
-    ):
-        raise UserError(f"{path}: not the manifest of a replay part; {remedy}.")
+        if is_primary():
+            values = {"format": FORMAT, "settings": dict(settings)}
+            write_atomic(path, json.dumps(values, indent=1) + "\n")
+        return
+    manifest = read_json_object(str(path), REMEDY)
+    before = manifest.get("settings")
+    if manifest.get("format") != FORMAT or not isinstance(before, dict):
+        raise UserError(f"{path}: not the manifest of a replay part; {REMEDY}.")
     different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
     if different:
         key = different[0]
         raise UserError(
             f"{path}: was written with other settings ({', '.join(different)}; {key} was "
-            f"{before.get(key)!r} and is {settings.get(key)!r} now); {remedy}."
+            f"{before.get(key)!r} and is {settings.get(key)!r} now); {REMEDY}."
         )
-    for shard in shards:
-        file = path.parent / Path(shard["file"]).name
-        content = read_bounded(str(file), remedy, max_bytes=MAX_SHARD_BYTES)
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-            raise UserError(f"{file}: was changed after it was written; {remedy}.")
-    return manifest
-
-
-def _is_shard(value: Any) -> bool:
-    """Return whether ``value`` has the fields of a shard in a manifest."""
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(name), int) for name in COUNTS)
-        and all(isinstance(value.get(name), str) for name in ("file", "sha256"))
-    )
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
     short, other = counts["short"], counts["other_language"]
-    return f"{short} too short, {other} in another language in the last shard"
+    return f"{short} too short, {other} in another language in the last batch"
 
 
 def settings_of(options: ReplayOptions, identity: Mapping[str, str], **more: Any) -> dict[str, Any]:

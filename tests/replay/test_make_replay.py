@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_cpt.make_replay import main
-from llama_cpt.replay import writer
+from llama_cpt.replay import shards, writer
 from llama_cpt.replay.prefixes import read_prefixes
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.weights.prompt_format import prompt_format
@@ -40,35 +40,62 @@ def texts(folder):
     return [json.loads(line)["text"] for line in lines]
 
 
-def test_stopped_command_continues_with_the_same_documents(write, tmp_path, capsys):
+def summaries(folder, part="00000-of-00001"):
+    return [json.loads(p.read_text()) for p in sorted(folder.glob(f"replay-{part}-*.json"))]
+
+
+def test_stopped_command_continues_with_the_same_documents(write, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BATCHES", 2)
     whole, part = tmp_path / "whole", tmp_path / "part"
-    write(whole, 200)
-    manifest = json.loads((whole / "replay-00000-of-00001.json").read_text())
-    counts = [shard["tokens"] for shard in manifest["shards"]]
-    assert sum(counts) >= 200 > sum(counts[:-1]) and len(counts) > 2
-    write(part, 1)
-    # A kill between the writing of a shard and of the manifest leaves a shard without an entry.
-    before = (part / "replay-00000-of-00001.json").read_bytes()
-    write(part, 1 + counts[0])
-    (part / "replay-00000-of-00001.json").write_bytes(before)
-    write(part, 200)
+    write(whole, 260)
+    counts = summaries(whole)
+    total = sum(one["tokens"] for one in counts)
+    assert total >= 260 and len(counts) > 1 and counts[0]["batches"] == 2
+    # The command is stopped within a shard and between two shards.
+    for tokens in (1, 65, 130):
+        # A kill between the writing of a shard and of its summary leaves the former summary.
+        before = {path: path.read_bytes() for path in part.glob("*-of-*-*.json")}
+        write(part, tokens)
+        for path, content in before.items():
+            path.write_bytes(content)
+    write(part, 260)
     assert files(part) == files(whole)
     # A complete part is not changed.
-    write(whole, 200)
+    write(whole, 260)
     assert files(part) == files(whole)
-    assert f"{sum(counts):,} tokens" in capsys.readouterr().out
+    assert f"{total:,} tokens" in capsys.readouterr().out
     assert len(set(texts(whole))) == len(texts(whole))
+    # The documents do not depend on the size of the shards.
+    monkeypatch.undo()
+    write(tmp_path / "one", 260)
+    assert texts(tmp_path / "one") == texts(whole) and len(summaries(tmp_path / "one")) == 1
+
+
+def test_shard_of_long_documents_is_complete_earlier():
+    counts = dict.fromkeys(shards.COUNTS, 1)
+    shard = shards.Shard().add(["a"], counts)
+    assert shard.next() == shard
+    shard = shard.add(["a" * shards.SHARD_BYTES], counts)
+    assert shard.next() == shards.Shard(1, first=2)
+    assert shard.counts == dict.fromkeys(shards.COUNTS, 2)
+
+
+def test_a_batch_replaces_only_the_last_shard(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BATCHES", 2)
+    write(tmp_path, 200)
+    before = {path: path.stat().st_ino for path in tmp_path.glob("replay*")}
+    last = f"replay-00000-of-00001-{len(summaries(tmp_path)) - 1:05}"
+    write(tmp_path, 201 + summaries(tmp_path)[-1]["tokens"])
+    replaced = {path.stem for path, inode in before.items() if path.stat().st_ino != inode}
+    assert replaced <= {last} and len(files(tmp_path)) > len(before)
 
 
 def test_parts_are_different_documents(write, tmp_path):
     for part in ("1/2", "2/2"):
         write(tmp_path, 160, "--part", part)
-    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
-    for manifest in found:
-        assert 80 <= sum(shard["tokens"] for shard in manifest["shards"])
-    assert len({shard["file"] for manifest in found for shard in manifest["shards"]}) == len(
-        list(tmp_path.glob("*.jsonl"))
-    )
+    for part in ("00000-of-00002", "00001-of-00002"):
+        assert 80 <= sum(one["tokens"] for one in summaries(tmp_path, part))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
     assert len(set(texts(tmp_path))) == len(texts(tmp_path))
 
 
@@ -125,11 +152,24 @@ def test_filters_that_leave_out_everything_are_an_error(write, tmp_path, monkeyp
     assert texts(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "settings": {}}', "[]"])
+@pytest.mark.parametrize("content", ['{"format": 1, "settings": {}}', '{"format": 2}', "[]"])
 def test_damaged_manifest_is_an_error(content, write, tmp_path):
     write(tmp_path, 1)
     file = tmp_path / "replay-00000-of-00001.json"
     settings = json.loads(file.read_text())["settings"]
     file.write_text(content.replace("{}", json.dumps(settings)))
     with pytest.raises(UserError, match="replay-00000-of-00001.json: .*delete the folder"):
+        write(tmp_path, 100)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"batches": 0}, {"batches": True}, {"bytes": -1}, {"tokens": "3"}, {"sha256": None}],
+    ids=str,
+)
+def test_damaged_summary_is_an_error(values, write, tmp_path):
+    write(tmp_path, 1)
+    file = tmp_path / "replay-00000-of-00001-00000.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(UserError, match="00000.json: not the summary of a replay shard; set ano"):
         write(tmp_path, 100)
