@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 import re
@@ -18,6 +17,7 @@ from llama_cpt.replay.writer import ReplayOptions, Writer, settings_of
 from llama_cpt.runtime.compile_time import exclude_compilation
 from llama_cpt.runtime.distributed import distributed_session, is_primary
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.extras import require_packages
 from llama_cpt.runtime.interrupt import end_on_interrupt
 from llama_cpt.runtime.output_folder import check_writable
 from llama_cpt.weights.prompt_format import PromptFormat
@@ -103,8 +103,7 @@ def _language_filter(language: str) -> Callable[[str], bool]:
     """Return whether a text is in ``language``; if it is empty, every text is."""
     if not language:
         return lambda text: True
-    if importlib.util.find_spec("py3langid") is None:
-        raise UserError("--language needs py3langid: pip install -e '.[eval]'.")
+    require_packages("--language", "py3langid", extra="eval")
     from llama_cpt.evaluation.chat_suite.languages import KNOWN, is_language
 
     if language not in KNOWN:

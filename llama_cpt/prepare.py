@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from functools import partial
-from importlib.util import find_spec
 import logging
 import sys
 
@@ -29,6 +28,7 @@ from llama_cpt.data.rows import DOCUMENT_START, Manifest
 from llama_cpt.data.tokenizer.base import Tokenizer
 from llama_cpt.data.tokenizer.tokenizer import load_tokenizer
 from llama_cpt.runtime.errors import UsageError, UserError, one_line_errors
+from llama_cpt.runtime.extras import require_packages
 from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.output_folder import check_writable
 from llama_cpt.runtime.tables import aligned_table
@@ -201,11 +201,7 @@ def report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> None:
 
 
 def _require_report_packages() -> None:
-    missing = [name for name in ("datasketch", "py3langid") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"the report on the corpora needs {' and '.join(missing)}: pip install -e '.[report]'."
-        )
+    require_packages("the report on the corpora", "datasketch", "py3langid", extra="report")
 
 
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:

@@ -1,7 +1,6 @@
 """The texts of benchmarks and held-out corpora, which must not be in the training data."""
 
 from collections.abc import Iterator, Sequence
-import importlib.util
 import re
 from typing import Any
 
@@ -11,6 +10,7 @@ from llama_cpt.corpus_report.overlap import EvaluationText
 from llama_cpt.data.sources.documents import BadDocument
 from llama_cpt.data.sources.files import find_sources
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.extras import require_packages
 
 _CHOICE = re.compile(r"[A-D]|choice\d")
 
@@ -31,8 +31,7 @@ def benchmark_texts(folder: str) -> list[EvaluationText]:
     Raises UserError if lm-evaluation-harness is not installed, if a file is damaged, or if the
     folder contains no benchmark.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("--eval-data needs lm-eval: pip install -e '.[eval]'.")
+    require_packages("--eval-data", "lm_eval", extra="eval")
     # Imported here, because the import takes several seconds.
     from llama_cpt.evaluation.benchmarks import LOCAL, load_benchmark
     from llama_cpt.evaluation.tasks.local_files import MissingFileError

@@ -155,7 +155,7 @@ def test_options_that_cannot_be_combined(planted, options, message):
 def test_errors_of_a_user(planted, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="contains no benchmark"):
         main([planted, "--drop-overlap", "--eval-data", str(tmp_path)])
-    monkeypatch.setattr("llama_cpt.prepare.find_spec", lambda name: None)
+    monkeypatch.setattr("llama_cpt.runtime.extras.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs datasketch and py3langid: pip install -e '.\[report"
     ):

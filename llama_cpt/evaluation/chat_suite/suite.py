@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from llama_cpt.evaluation.questions import (
 from llama_cpt.evaluation.scores import LINES, ExampleScore, ScoreWriter, unscored
 from llama_cpt.runtime.distributed import allgather_strings, is_primary
 from llama_cpt.runtime.errors import UsageError, UserError
+from llama_cpt.runtime.extras import require_packages
 from llama_cpt.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,7 @@ def load_suite(*, limit: int | None, haystack: str, longest: int | None) -> Suit
     """
     if longest is not None and longest < SHORTEST:
         raise UsageError(f"--haystack-tokens={longest} must be at least {SHORTEST}.")
-    if importlib.util.find_spec("py3langid") is None:
-        raise UserError("--suite chat needs py3langid: pip install -e '.[eval]'.")
+    require_packages("--suite chat", "py3langid", extra="eval")
     text = read_haystack(haystack)
     ifeval = _load_ifeval()
     tasks = [task for task in fixed_tasks() if not (ifeval and task.name == INSTRUCTIONS)]
