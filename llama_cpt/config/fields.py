@@ -202,6 +202,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def flat_fields(values: Any, name: str = "") -> dict[str, Any]:
+    """Return the values of the fields in ``values``, which is from ``to_dict``, by dotted name.
+
+    The names are those of command-line options, such as ``data.original.0.name``. A list without
+    sections, such as the stages of a weight, is one value.
+    """
+    if isinstance(values, dict):
+        inner = values.items()
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        inner = enumerate(values)
+    else:
+        return {name: values}
+    return {
+        field: leaf
+        for key, value in inner
+        for field, leaf in flat_fields(value, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
 def from_dict(kind: Any, values: Any, where: str = "config") -> Any:
     """Convert JSON ``values`` to type ``kind``, for example a dictionary to a dataclass.
 
@@ -237,7 +256,7 @@ def _scalar_or_collection(kind: Any, values: Any, where: str) -> Any:
     """Return ``values`` as a number, a string, or a list or dict with entries of one type."""
     kinds = typing.get_args(kind)
     if typing.get_origin(kind) is list:
-        return [from_dict(kinds[0], v, f"{where}[{i}]") for i, v in enumerate(_list(values, where))]
+        return [from_dict(kinds[0], v, f"{where}.{i}") for i, v in enumerate(_list(values, where))]
     if typing.get_origin(kind) is dict and isinstance(values, dict):
         return {name: from_dict(kinds[1], v, f"{where}.{name}") for name, v in values.items()}
     return _scalar(typing.get_origin(kind) or kind, values, where)
@@ -313,5 +332,5 @@ def _tuple_from_list(kind: Any, values: Any, where: str) -> tuple[Any, ...]:
     if len(kinds) != len(values):
         raise UserError(f"{where}={_shown(values)} must have {len(kinds)} entries.")
     return tuple(
-        from_dict(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, values, strict=True))
+        from_dict(k, v, f"{where}.{i}") for i, (k, v) in enumerate(zip(kinds, values, strict=True))
     )

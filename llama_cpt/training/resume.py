@@ -18,6 +18,7 @@ from llama_cpt.checkpoint.step_marks import SAVING, marked
 from llama_cpt.config.corpus import CorpusConfig
 from llama_cpt.config.fields import (
     FieldTraits,
+    flat_fields,
     from_dict,
     renamed_path,
     to_dict,
@@ -57,7 +58,7 @@ def check_resume(
         )
     # from_dict adds defaults, so a field that is missing in an older config has its default.
     saved = from_dict(TrainConfig, saved_config, "the checkpoint's config")
-    before, now = _flat(to_dict(saved)), _flat(to_dict(config))
+    before, now = flat_fields(to_dict(saved)), flat_fields(to_dict(config))
     names = sorted(before.keys() | now.keys())
     for name in allow:
         if renamed := renamed_path(config, name.split(".")):
@@ -104,7 +105,7 @@ def check_fingerprints(
     of this run. Both are nested dicts of strings. Changes in the config sections that ``allow``
     contains (``data`` or ``data.heldout``) are permitted.
     """
-    before, after = _flat(saved), _flat(now)
+    before, after = flat_fields(saved), flat_fields(now)
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name) != after.get(name)]
     refused = [name for name in changed if not _covers(allow, _section(name))]
@@ -178,12 +179,12 @@ def _check_group(
     old, new = ({corpus.name: corpus for corpus in corpora} for corpora in (before, now))
     for i, corpus in enumerate(now):
         if corpus.name in old:
-            field = f"{group}[{i}].weight"
+            field = f"{group}.{i}.weight"
             _check_stages(field, old[corpus.name].weight, corpus.weight, steps_done)
         elif _had_rows(corpus, steps_done):
             stages = f"((0, 0), ({steps_done}, {_present_weight(corpus):g}))"
             raise UserError(
-                f"{group}[{i}]: corpus {corpus.name!r} is new, but its weight is above 0 in the "
+                f"{group}.{i}: corpus {corpus.name!r} is new, but its weight is above 0 in the "
                 f"{steps_done} steps that are done. Set its weight to {stages}, and pass "
                 f"{_flag('data')}; or set a different output folder."
             )
@@ -234,19 +235,8 @@ def _shown(stages: Sequence[tuple[int, float]]) -> str:
     return ", ".join(f"({step}, {value:g})" for step, value in stages)
 
 
-def _flat(values: Any, name: str = "") -> dict[str, Any]:
-    """Flatten nested dicts and lists into a dict such as ``{"data.original[0].name": "en"}``."""
-    if isinstance(values, dict):
-        inner = [(f"{name}.{key}" if name else key, value) for key, value in values.items()]
-    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        inner = [(f"{name}[{i}]", value) for i, value in enumerate(values)]
-    else:
-        return {name: values}
-    return {path: leaf for key, value in inner for path, leaf in _flat(value, key).items()}
-
-
 def _covers(names: Sequence[str], field: str) -> bool:
-    return any(field == name or field.startswith((f"{name}.", f"{name}[")) for name in names)
+    return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def _flag(name: str) -> str:
@@ -259,8 +249,8 @@ def _section(fingerprint: str) -> str:
 
 
 def _rule(name: str) -> str:
-    """Return ``FieldTraits.on_resume`` of a field; ``name`` is like ``data.original[0].name``."""
-    return _TRAITS.get(re.sub(r"\[\d+\]", "", name), FieldTraits()).on_resume
+    """Return ``FieldTraits.on_resume`` of a field; ``name`` is like ``data.original.0.name``."""
+    return _TRAITS.get(re.sub(r"\.\d+(?=\.|$)", "", name), FieldTraits()).on_resume
 
 
 def _consequence(name: str, config: TrainConfig) -> str:

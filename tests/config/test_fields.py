@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llama_cpt.config.fields import compiled_values, map_paths, option, traits_by_name
+from llama_cpt.config.fields import (
+    compiled_values,
+    flat_fields,
+    map_paths,
+    option,
+    traits_by_name,
+)
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.pipeline import PipelineConfig
 from llama_cpt.config.schema import (
@@ -192,3 +198,12 @@ def test_a_path_field_without_a_list_entry_is_expanded(monkeypatch):
 
     monkeypatch.setenv("HOME", "/home/me")
     assert map_paths(Section(), os.path.expanduser) == Section("/home/me/a", "~/a")
+
+
+def test_flat_fields_have_the_names_of_options():
+    values = {"data": {"almr": [[0, 0.5], [9, 1.0]], "original": [{"name": "en"}, {"name": "es"}]}}
+    assert flat_fields(values) == {
+        "data.almr": [[0, 0.5], [9, 1.0]],
+        "data.original.0.name": "en",
+        "data.original.1.name": "es",
+    }

@@ -116,7 +116,7 @@ def test_paths_may_differ_without_a_warning(changed):
         ),
         (
             with_data(original=(CorpusConfig("en", "en.jsonl", weight=2.0),)),
-            "data.original[0].weight",
+            "data.original.0.weight",
             "1.0",
             "2.0",
         ),
@@ -193,9 +193,9 @@ def test_weight_of_past_steps_cannot_change():
     def with_weight(weight):
         return with_data(original=(replace(CONFIG.data.original[0], weight=weight),))
 
-    allow = {"allow": ["data.original[0].weight"], "steps_done": 60}
+    allow = {"allow": ["data.original.0.weight"], "steps_done": 60}
     with pytest.raises(
-        UserError, match=r"\(\(0, 1\), \(60, ...\)\), and pass --allow-change 'data"
+        UserError, match=r"\(\(0, 1\), \(60, ...\)\), and pass --allow-change data.original.0"
     ):
         check_resume(SAVED, with_weight(0.5), **allow)
     later = with_weight(((0, 1.0), (60, 0.5)))
@@ -203,7 +203,7 @@ def test_weight_of_past_steps_cannot_change():
     with pytest.raises(UserError, match=r"weight was 1.0, is \[\[0, 1.0\], \[60, 0.5\]\]"):
         check_resume(SAVED, later, steps_done=60)
     with pytest.raises(UserError, match=r"\(0, 1\), \(60, 0.5\), \(90, ...\)"):
-        check_resume(to_dict(later), CONFIG, ["data.original[0].weight"], steps_done=90)
+        check_resume(to_dict(later), CONFIG, ["data.original.0.weight"], steps_done=90)
 
 
 def with_weights(weights):
@@ -235,7 +235,7 @@ LATER = ((0, 0.0), (60, 1.0))
         ),
         (
             {"ko": 3.0, **TWO},
-            "data.additional[0]: corpus 'ko' is new, but its weight is above 0 in the 60 steps "
+            "data.additional.0: corpus 'ko' is new, but its weight is above 0 in the 60 steps "
             "that are done. Set its weight to ((0, 0), (60, 3)), and pass --allow-change data;",
         ),
         (
@@ -247,9 +247,9 @@ LATER = ((0, 0.0), (60, 1.0))
             "data.additional: corpus 'zh' was removed, but the 60 steps that are done used it. "
             "Keep it with weight ((0, 2), (60, 0)), and pass",
         ),
-        ({"zh": 1.0, "ja": 2.0}, "data.additional[0].weight was 2.0, is 1.0, but 60 steps"),
+        ({"zh": 1.0, "ja": 2.0}, "data.additional.0.weight was 2.0, is 1.0, but 60 steps"),
         # The first corpus is new, so that the index of the second one changes.
-        ({"ko": LATER, "zh": 1.0, "ja": 1.0}, "data.additional[1].weight was 2.0, is 1.0"),
+        ({"ko": LATER, "zh": 1.0, "ja": 1.0}, "data.additional.1.weight was 2.0, is 1.0"),
         ({"ko": LATER, **TWO}, None),
         ({"zh": 2.0, "ko": LATER, "ja": ((0, 1.0), (60, 0.0))}, None),
         ({"zh": ((0, 2.0), (60, 0.0)), "ja": 1.0}, None),
@@ -302,12 +302,12 @@ def test_kind_may_be_stated_on_resume():
 
 def test_corpus_may_be_dropped_with_a_flag():
     both = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
-    assert check_resume(to_dict(both), CONFIG, ["data.additional[1]"])
+    assert check_resume(to_dict(both), CONFIG, ["data.additional.1"])
 
 
 def test_corpus_may_be_added_with_a_flag():
     more = with_data(additional=(*CONFIG.data.additional, CorpusConfig("ja", "ja.jsonl")))
-    with pytest.raises(UserError, match=r"data.additional\[1\].name was absent, is ja"):
+    with pytest.raises(UserError, match=r"data.additional.1.name was absent, is ja"):
         check_resume(SAVED, more)
     assert check_resume(SAVED, more, ["data.additional"])
 

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Float
 import numpy as np
 
-from llama_cpt.config.fields import to_dict
+from llama_cpt.config.fields import flat_fields, to_dict
 from llama_cpt.config.loading import load_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.model.flops import model_flops_per_token
@@ -120,22 +120,15 @@ def config_differences(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
 
     A field that a config does not have is empty in its column. ``output`` is left out.
     """
-    flat = [_flat(to_dict(run.config)) for run in runs]
+    flat = [flat_fields(to_dict(run.config)) for run in runs]
     fields = dict.fromkeys(field for values in flat for field in values if field != "output")
     rows = [("field", *(run.name for run in runs))]
     for field in fields:
-        values = [one.get(field, "") for one in flat]
+        values = [_as_text(one.get(field, "")) for one in flat]
         if len(set(values)) > 1:
             rows.append((field, *values))
     return rows
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Return the fields of a nested config by dotted name, as text."""
-    if isinstance(value, dict | list | tuple) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        flat: dict[str, str] = {}
-        for key, one in items:
-            flat |= _flat(one, f"{name}.{key}" if name else str(key))
-        return flat
-    return {name: value if isinstance(value, str) else json.dumps(value)}
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
