@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
 import logging
+import pickle
 import threading
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -163,11 +164,18 @@ def test_token_is_read_from_the_environment_and_not_logged(hub, config, monkeypa
     assert caught.value.status == USER_ERROR
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     HfFileSystem.clear_instance_cache()
+    # The job of a Beam pipeline contains the sources.
+    assert TOKEN.encode() not in pickle.dumps(find_sources(sources[0]))
     with caplog.at_level(logging.DEBUG):
         assert prepare(config, 1).rows["zh"].rows > 0
         hub.file_status = 403
         with pytest.raises(UserError, match="403.* set HF_TOKEN") as caught:
             read("texts/zh/*.parquet")
+        # Another host without the token uses the rows as they were prepared.
+        monkeypatch.delenv("HF_TOKEN")
+        HfFileSystem.clear_instance_cache()
+        assert prepare(config, 1).rows["zh"].rows > 0
+    assert "The rows in " in caplog.text and " are used as they were prepared." in caplog.text
     assert TOKEN not in caplog.text and TOKEN not in str(caught.value)
     assert TOKEN not in str(prepared_files(config))
 
