@@ -12,6 +12,7 @@ import numpy as np
 
 from llama_cpt.config.loading import config_parser, load_config, parse_arguments
 from llama_cpt.config.schema import TrainConfig
+from llama_cpt.corpus_report.drops import select_dropped
 from llama_cpt.data.batch import TokenBatch
 from llama_cpt.data.inspect_rows import packed_row_as_text, row_as_text
 from llama_cpt.data.loader import read_batch
@@ -112,10 +113,6 @@ def main(arguments: list[str]) -> None:
         report(config, options.eval_data, tokenizer)
         return
     if reasons:
-        _require_report_packages()
-        # Imported here, because the packages are optional.
-        from llama_cpt.corpus_report.drops import select_dropped
-
         select_dropped(config, reasons, options.eval_data)
     else:
         check_no_dropped(config.data.prepared)
@@ -187,8 +184,8 @@ def _count(text: str) -> int:
 
 def report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> None:
     """Write the report on the corpora, and print its table of sizes and its warnings."""
-    _require_report_packages()
-    # Imported here, because the packages are optional.
+    require_packages("the report on the corpora", "datasketch", "py3langid", extra="report")
+    # Imported here, because the page needs Matplotlib, whose import takes a second.
     from llama_cpt.corpus_report.page import summary_rows, write_report
     from llama_cpt.corpus_report.report import make_report
 
@@ -198,10 +195,6 @@ def report(config: TrainConfig, eval_data: str, tokenizer: Tokenizer) -> None:
     for warning in made.warnings:
         logger.warning(warning)
     print(f"report: {path}")
-
-
-def _require_report_packages() -> None:
-    require_packages("the report on the corpora", "datasketch", "py3langid", extra="report")
 
 
 def corpus_report(group: str, manifest: Manifest, tokenizer: Tokenizer) -> str:

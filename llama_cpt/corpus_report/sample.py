@@ -13,10 +13,8 @@ import heapq
 import re
 from typing import Any
 
-from datasketch import MinHash, MinHashLSH
 from jaxtyping import UInt64
 import numpy as np
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from llama_cpt.corpus_report.characters import SPACE, is_unspaced, normalize
 from llama_cpt.corpus_report.grams import Items, mix
@@ -121,6 +119,9 @@ def near_duplicates(samples: Sequence[Sample]) -> dict[tuple[int, int], tuple[in
     sample b, and the number of documents of sample a that were compared. Only documents with keys
     that can be in both samples are compared.
     """
+    # Imported here, because the package is optional.
+    from datasketch import MinHash, MinHashLSH
+
     hashed = [MinHash.bulk(map(_shingles, one.texts), num_perm=_PERMUTATIONS) for one in samples]
     keys = [sample.keys for sample in samples]
     rates = {}
@@ -154,5 +155,8 @@ def _shingles(text: str) -> list[bytes]:
 
 
 @cache
-def _identifier() -> LanguageIdentifier:
+def _identifier() -> Any:
+    # Imported here, because the package is optional.
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -68,12 +68,12 @@ def test_copies_are_left_out_for_any_number_of_workers(planted, tmp_path, monkey
     monkeypatch.setattr(corpora, "make_layout", lambda *_: ShardLayout(300, 3000))
     write_lines(tmp_path / "held.jsonl", [HELDOUT, QUESTION])
     found = []
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         prepared = str(tmp_path / f"by{workers}")
         main([planted, *DROPS, "--data.prepared", prepared, "--workers", str(workers)])
         config = load_config(planted, ["--data.prepared", prepared])
         found.append(prepared_files(config.data))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert "  2 documents left out: 1 duplicate, 1 overlap" in capsys.readouterr().out
     lists = read_dropped(prepared)
     assert left_out(lists, "zh") == {0: {6: "overlap", 42: "duplicate"}}

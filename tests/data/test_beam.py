@@ -13,6 +13,7 @@ import sys
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -21,7 +22,12 @@ from llama_cpt.config.schema import ChatConfig, CorpusConfig, DataConfig
 from llama_cpt.data.prepare import corpora
 from llama_cpt.data.prepare import layout as prepare_layout
 from llama_cpt.data.prepare.corpora import prepare
-from llama_cpt.data.prepare.dropped import DroppedDocuments, DroppedLists, write_dropped
+from llama_cpt.data.prepare.dropped import (
+    DROPPED_FILE,
+    DroppedLists,
+    dropped_documents,
+    write_dropped,
+)
 from llama_cpt.data.prepare.layout import (
     PrepareSpec,
     ShardLayout,
@@ -35,9 +41,10 @@ from llama_cpt.prepare import main
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.storage import UnreachableError
 from tests.byte_tokenizer import write_byte_tokenizer
+from tests.corpus_report.planted import planted
 from tests.storage_server import bucket
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "planted"]
 
 SMALL = ShardLayout(span_bytes=300, shard_bytes=3000)
 
@@ -141,13 +148,11 @@ def test_beam_writes_the_bytes_of_one_machine(by_beam, config, small, tmp_path, 
 
 def test_dropped_documents_are_left_out_of_all_formats(by_beam, config, small, tmp_path):
     """The listed documents of JSON Lines, Parquet and text files are in no row."""
-    files = {0: {3: "overlap"}, 1: {60: "duplicate"}, 4: {1: "overlap"}}
-    files[5] = {8: "overlap", 60: "overlap"}
+    listed = [(0, 3, 1), (1, 60, 0), (4, 1, 1), (5, 8, 1), (5, 60, 1), (6, 0, 1)]
     [corpus] = config.additional
-    stats = with_digests("zh", find_sources(corpus).stats())
-    digests = {"zh": [one["digest"] for one in stats]}
-    dropped = {"zh": DroppedDocuments(files | {6: {0: "overlap"}})}
-    lists = DroppedLists(("overlap",), "", dropped, digests)
+    sources = {"zh": with_digests("zh", find_sources(corpus).stats())}
+    dropped = {"zh": dropped_documents(*np.array(listed).T)}
+    lists = DroppedLists(("overlap",), "", dropped, sources)
     local = replace(config, prepared=str(tmp_path / "local"))
     for one in (config, local):
         write_dropped(one.prepared, lists)
@@ -156,6 +161,20 @@ def test_dropped_documents_are_left_out_of_all_formats(by_beam, config, small, t
     assert manifest.dropped_documents == {"duplicate": 1, "overlap": 5}
     by_beam(config)
     assert contents(config.prepared) == contents(local.prepared)
+
+
+def test_beam_and_workers_leave_out_the_same_documents(planted, small, tmp_path):
+    """The lists and the rows are the same byte for byte."""
+    pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
+    found = []
+    for options in (["--workers", "1"], ["--workers", "4"], ["--runner", "beam"]):
+        prepared = str(tmp_path / options[1])
+        drops = ["--drop-overlap", "--drop-duplicates", "--data.prepared", prepared]
+        main([planted, *drops, *options])
+        found.append(contents(prepared))
+    assert found[0] == found[1] == found[2] and DROPPED_FILE in found[0]
+    manifest = json.loads(found[0]["zh/manifest.json"])
+    assert len(manifest["shards"]) > 3 and manifest["dropped_documents"] == {"duplicate": 1}
 
 
 def test_bad_document_is_one_line_and_finished_work_is_kept(
