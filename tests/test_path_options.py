@@ -104,5 +104,5 @@ def test_prepared_folder_is_literal(tmp_path: Path, make_config):
 
 
 def test_tokenizer_error_names_the_option_of_every_command(tmp_path):
-    with pytest.raises(UserError, match=r"set data\.tokenizer \(in chat, evaluate and convert: "):
+    with pytest.raises(UserError, match=r"set data\.tokenizer \(in chat, evaluate, make_repl"):
         load_tokenizer(str(tmp_path))
