@@ -101,6 +101,7 @@ def test_generated_text_equals_the_harness(ours, theirs):
     assert len(found[0]) <= 5
 
 
+@pytest.mark.slow
 def test_benchmark_scores_equal_the_harness(ours, theirs, tmp_path):
     data = write_benchmarks(tmp_path / "data")
     for name in ("cmmlu", "blimp", "xcopa_zh", "gsm8k"):

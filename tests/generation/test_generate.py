@@ -117,9 +117,8 @@ def test_decode_logits_equal_the_full_forward(model, decoder):
         np.testing.assert_allclose(got, full[range(4), at], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "sampling", [pytest.param(Sampling(), marks=pytest.mark.slow), WARM], ids=["greedy", "sampled"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
 def test_rows_are_independent(decoder, sampling):
     first, second, *others = prompts(TINY.vocab_size)
     together = generate(decoder, [first, second, *others], max_new_tokens=20, sampling=sampling)

@@ -83,6 +83,7 @@ def matrix_flops_by_hand(devices: int) -> float:
     return ROWS * LENGTH * (8 * layers - 2 * last + 6 * head + attention) / devices
 
 
+@pytest.mark.slow
 def test_plan_equals_the_memory_of_a_run():
     config, program, compiled = compiled_on((1, 4, 2))
     state, batch = program.state_shapes, abstract_batch(config, program.mesh)

@@ -42,6 +42,7 @@ def damage_row_of(run: Run, step: int) -> Path:
     raise AssertionError(f"row {bad} is not damaged")
 
 
+@pytest.mark.slow
 def test_run_ends_at_a_damaged_row_and_resumes_after_the_remedy(make_config, tmp_path):
     def config(name: str) -> TrainConfig:
         given = make_config(tmp_path / name, checkpoint=CheckpointConfig(every_steps=2))

@@ -116,6 +116,7 @@ def base_in(output: Path) -> dict[str, float]:
         return checkpoints.metadata(8)[METADATA]["base"]
 
 
+@pytest.mark.slow
 def test_values_before_training_are_measured_again_for_another_sample(
     forgetful, tmp_path, monkeypatch, caplog
 ):

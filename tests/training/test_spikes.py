@@ -127,14 +127,8 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        "rollback",
-        pytest.param("log", marks=pytest.mark.slow),
-        pytest.param("skip", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["rollback", "log", "skip"])
 def test_killed_and_stopped_runs_repeat_the_decision(action, make_run, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(make_run(whole, action=action)) is Outcome.FINISHED

@@ -102,6 +102,7 @@ def test_average_of_tied_models_is_rounded_once(tmp_path):
     assert np.mean(np.concatenate([one.ravel() for one in exact])) > 0.9
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_before_the_sum(tmp_path, caplog):
     base, other = save_llama(tmp_path / "base"), save_llama(tmp_path / "other", seed=1)
     model = load_hf(base)
