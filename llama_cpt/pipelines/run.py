@@ -25,7 +25,8 @@ from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.runtime.json_files import read_json_object
 from llama_cpt.runtime.output_folder import check_local
-from llama_cpt.training.evaluation_plan import lacks_evaluation, run_tokens
+from llama_cpt.training.evaluation_plan import run_tokens
+from llama_cpt.training.first_state import EVALUATION_PENDING
 from llama_cpt.training.reference import model_identity
 from llama_cpt.training.resume import check_resume
 from llama_cpt.training.run import build_run
@@ -177,10 +178,10 @@ def _is_done(stage: TrainConfig) -> bool:
         step = checkpoints.latest_verified()
         if step is None or step < stage.num_steps:
             return False
-        if stage.data.heldout and lacks_evaluation(stage.output, step):
-            return False
-        saved = checkpoints.metadata(step)["config"]
-    for warning in check_resume(saved, stage, steps_done=step):
+        saved = checkpoints.metadata(step)
+    if EVALUATION_PENDING in saved:
+        return False
+    for warning in check_resume(saved["config"], stage, steps_done=step):
         logger.warning(f"{stage.output}: {warning}")
     return True
 

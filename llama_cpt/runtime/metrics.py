@@ -218,7 +218,15 @@ def _present_key(key: str) -> str:
     return key
 
 
-def cut_back(source: epath.Path, target: Path | epath.Path, last_step: int) -> None:
-    """Copy the lines of ``source`` up to step ``last_step`` to ``target``."""
-    kept = [json.dumps(line) for line in read_lines(source, last_step)]
-    write_atomic(target, "".join(f"{line}\n" for line in kept))
+def cut_back(
+    source: epath.Path, target: Path | epath.Path, last_step: int, *, evaluated: bool = True
+) -> None:
+    """Copy the lines of ``source`` up to step ``last_step`` to ``target``.
+
+    If ``evaluated`` is False, the held-out results after step ``last_step`` are left out.
+    """
+    kept = read_lines(source, last_step)
+    if not evaluated:
+        is_result = lambda line: any(key.startswith("eval/") for key in line)
+        kept = [line for line in kept if line["step"] < last_step or not is_result(line)]
+    write_atomic(target, "".join(f"{json.dumps(line)}\n" for line in kept))

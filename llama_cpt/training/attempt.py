@@ -7,6 +7,7 @@ from functools import partial
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -15,7 +16,8 @@ from llama_cpt.checkpoint.run_folder import save_with_retries
 from llama_cpt.config.fields import to_dict
 from llama_cpt.data.batch import Batch
 from llama_cpt.model.llama import Llama
-from llama_cpt.runtime.distributed import process_count
+from llama_cpt.runtime.distributed import is_primary, process_count
+from llama_cpt.runtime.metrics import FILE, cut_back
 from llama_cpt.runtime.wandb_run import WandbRun
 from llama_cpt.training.cadence import is_checkpoint_step
 from llama_cpt.training.evaluation import Evaluation, EvaluationStoppedError, evaluate
@@ -77,6 +79,10 @@ def run_attempt(
     checkpoints.retention.also_kept = [alarm.newest_within]
     if run.config.spikes.action == "rollback":
         checkpoints.retention.also_kept.append(partial(needed_checkpoints, run.config))
+    if start.unevaluated and first_step and is_primary():
+        # An earlier attempt can have written results that no checkpoint contains.
+        metrics = epath.Path(run.config.output) / FILE
+        cut_back(metrics, metrics, first_step, evaluated=False)
     with (
         Reporter(
             run, first_step, clock, checkpoints.retention, monitor, alarm, services.wandb_run
@@ -204,6 +210,7 @@ class Attempt:
             try:
                 results = known or evaluate(self.run, state, self.services.poll)
             except EvaluationStoppedError as stopped:
+                self.report.evaluation_pending = True
                 return stopped.outcome
             probed = self.services.probe(state.model) if self.services.probe else {}
             changes = self.report.evaluation(done, results, time.monotonic() - start, probed)

@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from llama_cpt.config.schema import TrainConfig
-from llama_cpt.runtime.metrics import FILE, read_lines
 from llama_cpt.runtime.progress import duration
 from llama_cpt.training.cadence import evaluation_steps
 from llama_cpt.training.heldout import Documents, evenly_spaced, pack_windows, sample_windows
@@ -127,14 +124,6 @@ def seconds_per_evaluation(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """
     found = [line.get("perf/evaluation_seconds") for line in lines if line["step"] > 0]
     return min((seconds for seconds in found if seconds), default=None)
-
-
-def lacks_evaluation(output: str, step: int) -> bool:
-    """Return whether the metrics in the folder ``output`` have no held-out loss after ``step``."""
-    lines = read_lines(epath.Path(output) / FILE, step)
-    return not any(
-        key.startswith("eval/") for line in lines if line["step"] == step for key in line
-    )
 
 
 def _largest_sample(

@@ -9,16 +9,18 @@ from etils import epath
 
 from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
-from llama_cpt.runtime.distributed import is_primary, run_on_primary
+from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
 from llama_cpt.training.evaluation import evaluate
-from llama_cpt.training.evaluation_plan import lacks_evaluation
 from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.resume import check_fingerprints, check_resume
 from llama_cpt.training.run import Run
 from llama_cpt.training.spikes import METADATA, SpikeMonitor
 from llama_cpt.training.train_step import TrainState, donatable
 from llama_cpt.weights.lora_base_check import read_lora_base
+
+EVALUATION_PENDING = "evaluation_pending"
+"""Key in the metadata of a checkpoint whose evaluation was ended by a signal."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +70,7 @@ def first_state(
     if step := find_resume_step(run, checkpoints, allow_change):
         run = run.resumed(checkpoints.metadata(step))
         saved = _with_comparable_base(run, checkpoints.metadata(step))
-        unevaluated = step in run.evaluations.steps and run_on_primary(
-            lambda: lacks_evaluation(run.config.output, step), "look for the evaluation"
-        )
+        unevaluated = EVALUATION_PENDING in saved and step in run.evaluations.steps
         return FirstState(run, restore_state(run, checkpoints, step), step, saved, unevaluated)
     if branch_point:
         return _restore_branch_point(run, branch_point)
@@ -143,7 +143,10 @@ def _with_comparable_base(run: Run, saved: dict[str, Any]) -> dict[str, Any]:
             ", ".join(alarm.without_base),
         )
     # Nothing holds the initial state, so that its memory is free when the state is restored.
-    results = evaluate(run, run.start())
+    try:
+        results = evaluate(run, run.start())
+    except UserError as error:
+        raise UserError(f"{error} Or set forgetting.action to none.") from error
     alarm.measure_again({name: result.bits_per_byte for name, result in results.items()})
     return saved | alarm.metadata()
 

@@ -22,6 +22,7 @@ from llama_cpt.runtime.metrics import MetricsWriter
 from llama_cpt.runtime.progress import duration
 from llama_cpt.runtime.wandb_run import WandbRun
 from llama_cpt.training.cadence import is_report_step
+from llama_cpt.training.first_state import EVALUATION_PENDING
 from llama_cpt.training.forgetting import ForgettingAlarm
 from llama_cpt.training.goodput import Goodput
 from llama_cpt.training.run import Run
@@ -62,6 +63,8 @@ class Reporter:
         self.flops_per_token = model_flops_per_token(
             config.architecture, config.data.sequence_length, frozen=config.lora is not None
         )
+        self.evaluation_pending = False
+        """Whether a signal ended the last evaluation before it had results."""
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
         # The first step is excluded from the throughput, because it includes the compilation.
@@ -125,7 +128,8 @@ class Reporter:
 
     def monitors(self) -> dict[str, Any]:
         """Return the values of the monitors that a checkpoint stores."""
-        return self.spikes.metadata() | self.alarm.metadata()
+        pending = {EVALUATION_PENDING: True} if self.evaluation_pending else {}
+        return self.spikes.metadata() | self.alarm.metadata() | pending
 
     @contextlib.contextmanager
     def pause(self, part: str) -> Generator[None]:

@@ -129,6 +129,8 @@ def _attempts(
             start, monitor = roll_back(
                 config, spike, monitor, services.checkpoints, clock, restart, origin
             )
+        # Pending votes refer to the ended attempt.
+        services.consensus.reset()
 
 
 def _announce(start: FirstState, clock: Goodput, trace: Trace, allow_change: Sequence[str]) -> None:

@@ -145,7 +145,7 @@ def _training(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
         ("compute type", config.compute.dtype),
         ("seed", str(config.seed)),
     ]
-    if passed_over := metadata["rows_consumed"] - rows:
+    if passed_over := _passed_over(metadata):
         cells.append(("rows that rollbacks passed over", f"{passed_over:,}"))
     if lora := config.lora:
         targets = ", ".join(lora.targets)
@@ -153,9 +153,19 @@ def _training(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
     return "## Training\n\n" + markdown_table([("", ""), *cells])
 
 
+def _skipped_rows(metadata: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the first row and the row after the last one of each range without training."""
+    return metadata.get("spikes", {}).get("skipped_rows", [])
+
+
+def _passed_over(metadata: Mapping[str, Any]) -> int:
+    """Return the number of rows that rollbacks passed over."""
+    return sum(end - first for first, end in _skipped_rows(metadata))
+
+
 def _data(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
-    data, consumed = config.data, metadata["rows_consumed"]
-    passed_over = metadata.get("spikes", {}).get("skipped_rows", [])
+    data = config.data
+    consumed = metadata["step"] * config.global_batch_size + _passed_over(metadata)
     groups = (("additional", data.additional), ("original", data.original))
     counts: dict[str, int] = {}
     text = ""
@@ -165,7 +175,7 @@ def _data(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
         batch = config.global_batch_size
         mixture = build_mixture(data, sizes, seed=config.seed, global_batch_size=batch)
         trained = np.array(mixture.row_counts(consumed))
-        for first, end in passed_over:
+        for first, end in _skipped_rows(metadata):
             trained -= np.subtract(mixture.row_counts(end), mixture.row_counts(first))
         counts = dict(zip(sizes, trained.tolist(), strict=True))
         text = (
@@ -173,7 +183,9 @@ def _data(config: TrainConfig, metadata: Mapping[str, Any]) -> str:
             f"target {_share(mixture.target_almr(consumed))}, realized "
             f"{_share(mixture.realized_almr(consumed))}"
         )
-        text += ", with the rows that rollbacks passed over.\n\n" if passed_over else ".\n\n"
+        text += (
+            ", with the rows that rollbacks passed over.\n\n" if _passed_over(metadata) else ".\n\n"
+        )
     cells = [
         (group, corpus.name, f"{counts.get(corpus.name, 0) * data.sequence_length:,}")
         for group, corpora in groups

@@ -109,3 +109,9 @@ def check_error(folder: Path) -> None:
     """Check that the file causes an error that names it."""
     with pytest.raises(UserError, match=rf"{DROPPED_FILE}: not a list of dropped documents; dele"):
         read_dropped(str(folder))
+
+
+def test_list_of_an_earlier_version_is_an_error(tmp_path):
+    (tmp_path / "dropped.json").write_text("{}")
+    with pytest.raises(UserError, match="an earlier version wrote this list"):
+        read_dropped(str(tmp_path))

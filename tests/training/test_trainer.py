@@ -124,6 +124,13 @@ def test_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(
         patch.setattr(evaluation, "evaluate_heldout", evaluate_heldout)
         assert train(config) is Outcome.INTERRUPTED
         assert scored[before:] == [2]
+        if step == 4:
+            # A process that ends before its next checkpoint leaves results in the metrics that the
+            # monitors of no checkpoint contain, so the evaluation is repeated again.
+            with monkeypatch.context() as lost, pytest.raises(ZeroDivisionError):
+                lost.setattr(attempt, "learning_rate", lambda *_: 1 / 0)
+                train(config)
+            assert len(scored) == before + 2
         assert train(config) is Outcome.FINISHED
     assert scored[-1] > 2
     assert learnt(tmp_path / "run") == learnt(whole)

@@ -138,10 +138,15 @@ NO_LISTS = DroppedLists((), "", {}, {})
 def read_dropped(prepared: str) -> DroppedLists:
     """Return the lists in the folder ``prepared``, which are empty if there is no file.
 
-    Raises UserError if the file is not valid.
+    Raises UserError if the file is not valid or has the format of an earlier version.
     """
     path = epath.Path(prepared) / DROPPED_FILE
     if not path.exists():
+        if (former := path.with_name("dropped.json")).exists():
+            raise UserError(
+                f"{former}: an earlier version wrote this list of dropped documents; delete the "
+                "folder to prepare the corpora again."
+            )
         return NO_LISTS
     try:
         with path.open("rb") as compressed, gzip.open(compressed) as file:
