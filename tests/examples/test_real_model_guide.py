@@ -20,7 +20,8 @@ GUIDE = ROOT / "docs" / "guide" / "real_model.md"
 MODULES = {"prepare": prepare, "train": train, "evaluate": evaluate, "chat": chat}
 SMALL = [
     *("--num-steps", "2", "--optimizer.warmup-steps", "1", "--data.sequence-length", "32"),
-    *("--evaluation.documents", "2", "--microbatch-size", "4", "--evaluation.batch-size", "8"),
+    *("--evaluation.documents", "2", "--global-batch-size", "8", "--microbatch-size", "8"),
+    *("--evaluation.batch-size", "8"),
 ]
 """Options that make the runs of the guide small."""
 TEMPLATE = (
