@@ -40,7 +40,7 @@ class Shard:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the next batch belongs to the next shard."""
+        """True if the shard is full, so that the next batch belongs to the next shard."""
         return self.batches >= SHARD_BATCHES or len(self.content) >= SHARD_BYTES
 
     @property

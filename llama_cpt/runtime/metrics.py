@@ -183,6 +183,11 @@ def read_lines(source: epath.Path, last_step: int | None = None) -> list[dict[st
     return [line for line in lines if last_step is None or line["step"] <= last_step]
 
 
+def has_evaluation(line: Mapping[str, Any]) -> bool:
+    """Return whether a line of ``metrics.jsonl`` contains held-out results."""
+    return any(key.startswith("eval/") for key in line)
+
+
 def _parse_line(text: bytes) -> dict[str, Any] | None:
     """Return the metrics of one line, or None if the line is not an object of numbers."""
     try:
@@ -227,6 +232,5 @@ def cut_back(
     """
     kept = read_lines(source, last_step)
     if not evaluated:
-        is_result = lambda line: any(key.startswith("eval/") for key in line)
-        kept = [line for line in kept if line["step"] < last_step or not is_result(line)]
+        kept = [line for line in kept if line["step"] < last_step or not has_evaluation(line)]
     write_atomic(target, "".join(f"{json.dumps(line)}\n" for line in kept))

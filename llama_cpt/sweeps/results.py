@@ -14,7 +14,7 @@ from llama_cpt.model.flops import non_embedding_parameters
 from llama_cpt.runtime.atomic import write_atomic
 from llama_cpt.runtime.errors import UserError, first_line
 from llama_cpt.runtime.json_files import read_json_object
-from llama_cpt.runtime.metrics import FILE, read_lines
+from llama_cpt.runtime.metrics import FILE, has_evaluation, read_lines
 from llama_cpt.sweeps.trials import Trial, mean_almr, mixture_order, tokens_per_step
 
 COLUMNS = (
@@ -104,8 +104,7 @@ def initial_state_key(trial: Trial) -> tuple[Hashable, ...]:
 
 def read_evaluations(trial: Trial) -> list[dict[str, Any]]:
     """Return the lines with held-out losses in the trial's ``metrics.jsonl``, in order of steps."""
-    lines = _metrics(trial)
-    return [line for line in lines if any(key.startswith("eval/") for key in line)]
+    return [line for line in _metrics(trial) if has_evaluation(line)]
 
 
 def heldout_losses(sweep: SweepConfig, trial: Trial) -> dict[str, float]:

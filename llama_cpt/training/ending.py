@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.errors import UserError
+from llama_cpt.runtime.metrics import has_evaluation
 from llama_cpt.runtime.shown_command import command_line, new_shell
 from llama_cpt.runtime.tables import aligned_table
 from llama_cpt.weights.source import HfFolder, open_source
@@ -18,7 +19,7 @@ def describe_ending(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> 
 
 def heldout_changes(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of the held-out bits per byte before and after training, per corpus."""
-    evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
+    evaluated = [line for line in lines if has_evaluation(line)]
     if not evaluated:
         return (
             f"{config.output}: no held-out text, so what the model forgot is not known; set "

@@ -50,7 +50,7 @@ class FirstState(NamedTuple):
     saved: dict[str, Any]
     """Metadata of the checkpoint; empty for a new state."""
     unevaluated: bool = False
-    """Whether the state is due for an evaluation, which has not run or was ended by a signal."""
+    """True for a new state, and if a signal ended the evaluation of the state before its end."""
 
 
 def first_state(
@@ -68,8 +68,9 @@ def first_state(
     restored from ``branch_point`` if given, and is otherwise new.
     """
     if step := find_resume_step(run, checkpoints, allow_change):
-        run = run.resumed(checkpoints.metadata(step))
-        saved = _with_comparable_base(run, checkpoints.metadata(step))
+        saved = checkpoints.metadata(step)
+        run = run.resumed(saved)
+        saved = _with_comparable_base(run, saved)
         unevaluated = EVALUATION_PENDING in saved and step in run.evaluations.steps
         return FirstState(run, restore_state(run, checkpoints, step), step, saved, unevaluated)
     if branch_point:

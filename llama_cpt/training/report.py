@@ -64,7 +64,7 @@ class Reporter:
             config.architecture, config.data.sequence_length, frozen=config.lora is not None
         )
         self.evaluation_pending = False
-        """Whether a signal ended the last evaluation before it had results."""
+        """True if a signal ended the last evaluation before it had results."""
         self._warned = False
         self._pending: tuple[int, dict[str, Any], float] | None = None
         # The first step is excluded from the throughput, because it includes the compilation.

@@ -19,7 +19,7 @@ from llama_cpt.checkpoint.checkpoint import CheckpointManager
 from llama_cpt.checkpoint.health import DivergedError
 from llama_cpt.checkpoint.run_folder import CHECKPOINTS_FOLDER
 from llama_cpt.config.fields import to_dict
-from llama_cpt.config.loading import save_config as save_config
+from llama_cpt.config.loading import save_config
 from llama_cpt.config.schema import TrainConfig
 from llama_cpt.runtime.distributed import is_primary
 from llama_cpt.runtime.errors import UserError
